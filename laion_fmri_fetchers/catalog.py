@@ -1,0 +1,140 @@
+"""What is known of the dataset: listings of the bucket, fresh or saved, and the disk.
+
+Fetchers and discovery look here. Online the bucket is listed, and what it lists is
+kept; offline, or when the bucket does not answer, the listings kept tell the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from . import bucket, cache
+from .bucket import UnreachableError
+from .exceptions import BucketError
+from .layout import clean_key, record
+
+Wanted = tuple[str, str]
+"""A prefix of keys, and the delimiter: "" for all below it, "/" for one level."""
+
+
+class Catalog(NamedTuple):
+    """What is known of some prefixes: see `look`."""
+
+    objects: dict[str, list]
+    folders: set[str]
+    on_disk: set[str]
+    unlisted: list[str]
+    error: UnreachableError | None
+
+
+def look(
+    wanted: Iterable[Wanted],
+    data_dir: str,
+    *,
+    offline: bool = False,
+    n_connections: int = 32,
+    timeout: float = 30.0,
+) -> Catalog:
+    """Look at the bucket, or at listings saved earlier, and at the disk.
+
+    Parameters
+    ----------
+    wanted : iterable of (prefix, delimiter)
+        What to list; a prefix ends in ``/`` or is empty.
+    data_dir : str
+        The data directory.
+    offline : bool, default=False
+        Use saved listings, and open no socket.
+    n_connections : int, default=32
+        Requests at once.
+    timeout : float, default=30.0
+        Seconds without an answer.
+
+    Returns
+    -------
+    Catalog
+        ``objects``: id -> ``[key, size, etag, last_modified]``; ``folders``: those
+        found by looking at one level, ending in ``/`` (offline, of the disk too); ``on_disk``: ids of files on disk;
+        ``unlisted``: prefixes of which no listing is known (offline); ``error``: why
+        saved listings were used although the bucket was asked.
+
+    Raises
+    ------
+    BucketError
+        If the bucket denies listing, gives none, or lists two keys for one path.
+    UnsafeKeyError
+        If a key would leave the data directory.
+    """
+    wanted = list(wanted)
+    prefixes = [prefix for prefix, _ in wanted]
+    error = None
+    listings: list[dict[str, Any]] | None = None
+    if not offline:
+        try:
+            listings = bucket.list_many(
+                wanted, n_connections=n_connections, timeout=timeout
+            )
+        except UnreachableError as unreachable:
+            error = unreachable
+    on_disk, local_folders = cache.scan(data_dir, wanted)
+    if listings is None:
+        listings = cache.saved_listings(data_dir, prefixes)
+        unlisted = [w[0] for w in wanted if not any(_covers(g, w) for g in listings)]
+        objects, folders = _merge(listings)
+        folders |= local_folders
+    else:
+        unlisted = []
+        objects, folders = _merge(listings)
+        for listing in listings:
+            cache.save_listing(data_dir, listing)
+    return Catalog(objects, folders, on_disk, unlisted, error)
+
+
+def records(catalog: Catalog, ids: Iterable[str], data_dir: str) -> list[dict]:
+    """Return the records of some ids of a catalog, sorted by subject and session."""
+    found = []
+    for one in ids:
+        rec = record(*catalog.objects.get(one, [one]))
+        rec["absolute_path"] = cache.local_path(data_dir, one)
+        found.append(rec)
+    found.sort(key=lambda r: (r["subject"] or "", r["session"] or "", r["id"]))
+    return found
+
+
+def _covers(listing: dict[str, Any], wanted: Wanted) -> bool:
+    """Tell whether a listing says all that another would."""
+    prefix, delimiter = wanted
+    if listing["delimiter"]:
+        return bool(delimiter) and listing["prefix"] == prefix
+    return prefix.startswith(listing["prefix"])
+
+
+def _merge(listings: list[dict[str, Any]]) -> tuple[dict[str, list], set[str]]:
+    """Lay listings over each other, oldest first; each replaces what it covers."""
+    objects: dict[str, list] = {}
+    levels: dict[str, set[str]] = {}
+    for listing in listings:
+        prefix, below = listing["prefix"], set(listing["prefixes"])
+        shallow = bool(listing["delimiter"])
+        for one in [i for i in objects if i.startswith(prefix)]:
+            folder, inner, _ = one[len(prefix) :].partition("/")
+            if not (shallow and inner and f"{prefix}{folder}/" in below):
+                del objects[one]
+        levels = {p: f for p, f in levels.items() if not p.startswith(prefix)}
+        if shallow:
+            levels[prefix] = below
+        objects.update(_by_id(listing["objects"]))
+    return objects, set().union(*levels.values())
+
+
+def _by_id(objects: list[list]) -> dict[str, list]:
+    by_id: dict[str, list] = {}
+    for one in objects:
+        other = by_id.setdefault(clean_key(one[0]), one)
+        if other is not one:
+            raise BucketError(
+                f"The bucket holds two keys for one file, {other[0]!r} and {one[0]!r}. "
+                "Ask its owner to remove one of them."
+            )
+    return by_id

@@ -1,0 +1,249 @@
+"""The command line: ``laion-fmri-fetchers`` and ``python -m laion_fmri_fetchers``.
+
+Results go to stdout, all else to stderr. Exit codes: 0 done, 1 failed, 2 usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from .exceptions import InvalidQueryError, LaionFmriError
+
+if TYPE_CHECKING:
+    from .filters import ResultFilter
+
+_TERM = re.compile(r"\s*(\w+)\s*(>=|<=|!=|==|=|>|<|~|\bin\b)\s*(.*?)\s*", re.DOTALL)
+_NUMBERS = frozenset({"n_reps", "beta_index", "run", "size"})
+_TERM_HELP = "FIELD OP VALUE; OP is = != >= <= > < ~ (regular expression) in (a,b,c)"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Parameters
+    ----------
+    arguments : sequence of str, optional
+        The words behind the program's name; None: those it was started with.
+
+    Returns
+    -------
+    int
+        0: done, 1: failed, 2: usage.
+    """
+    options = _parser().parse_args(arguments)
+    warnings.showwarning = _show_warning
+    try:
+        options.run(options)
+        sys.stdout.flush()
+    except InvalidQueryError as error:
+        return _fail(error, 2)
+    except (LaionFmriError, OSError, ImportError, MemoryError) as error:
+        if isinstance(error, BrokenPipeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+        return _fail(error, 1)
+    except KeyboardInterrupt:
+        return _fail("Stopped. What arrived stays; the same command goes on.", 130)
+    return 0
+
+
+def _fail(message: object, code: int) -> int:
+    print(f"laion-fmri-fetchers: {message}", file=sys.stderr)
+    return code
+
+
+def _show_warning(message: Any, *_: Any, **__: Any) -> None:
+    print(f"Warning: {message}", file=sys.stderr)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="laion-fmri-fetchers",
+        description="Fetch LAION-fMRI, a 7T fMRI dataset on natural images.",
+    )
+    parser.add_argument("--version", action=_Version, nargs=0)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    config = _command(commands, "config", _config, "show or set the data directory")
+    config.add_argument("folder", nargs="?", help="the data directory from now on")
+
+    _command(commands, "accept-license", _accept, "accept the CC0 terms of the data")
+    _command(commands, "info", _info, "what the dataset holds")
+
+    rois = _command(commands, "rois", _rois, "names of ROIs")
+    rois.add_argument("--subject", help="such as sub-01; by default of any")
+    rois.add_argument("--category", help="such as face; by default of any")
+
+    fetch = _command(commands, "fetch", _fetch, "fetch images and masks")
+    fetch.add_argument("--subjects", nargs="+", default=["sub-01"], metavar="SUB")
+    fetch.add_argument("--rois", nargs="*", default=["all"], metavar="ROI")
+    fetch.add_argument("--sessions", nargs="+", default=["all"], metavar="SES")
+    fetch.add_argument(
+        "--mode", default="download_new", help="download_new, overwrite or offline"
+    )
+    fetch.add_argument(
+        "--where", action="append", default=[], metavar="TERM", help=_TERM_HELP
+    )
+    fetch.add_argument(
+        "--image-where", action="append", default=[], metavar="TERM", help=_TERM_HELP
+    )
+    fetch.add_argument("--max-images", type=int, metavar="N")
+    fetch.add_argument("--n-connections", type=int, default=32, metavar="N")
+    fetch.add_argument("--timeout", type=float, default=30.0, metavar="SECONDS")
+    fetch.add_argument("--allow-missing", action="store_true")
+    fetch.add_argument("--dry-run", action="store_true", help="list, download nothing")
+    fetch.add_argument("-v", "--verbose", action="count", default=1)
+    fetch.add_argument("-q", "--quiet", action="store_true")
+
+    demo = _command(commands, "demo", _demo, "see it work on synthetic data")
+    demo.add_argument("--output", metavar="FOLDER", help="where to keep data and figure")
+    return parser
+
+
+def _command(commands: Any, name: str, run: Any, text: str) -> argparse.ArgumentParser:
+    command = commands.add_parser(name, help=text, description=f"{text.capitalize()}.")
+    command.add_argument(
+        "--data-dir", metavar="FOLDER", help="instead of the data directory in force"
+    )
+    command.set_defaults(run=run)
+    return command
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from . import __version__
+
+        print(f"laion-fmri-fetchers {__version__}")
+        parser.exit()
+
+
+def _config(options: argparse.Namespace) -> None:
+    from .cache import dataset_initialize, get_data_dir
+
+    if options.folder:
+        print(dataset_initialize(options.folder))
+    else:
+        print(get_data_dir(options.data_dir))
+
+
+def _accept(options: argparse.Namespace) -> None:
+    from .cache import get_data_dir
+    from .licenses import accept_license
+
+    accept_license(options.data_dir)
+    print(f"The CC0 terms are accepted for {get_data_dir(options.data_dir)}")
+
+
+def _info(options: argparse.Namespace) -> None:
+    from .discovery import describe
+
+    describe(data_dir=options.data_dir)
+
+
+def _rois(options: argparse.Namespace) -> None:
+    from .discovery import get_rois
+
+    rois = get_rois(options.subject, options.category, data_dir=options.data_dir)
+    print("\n".join(rois))
+
+
+def _fetch(options: argparse.Namespace) -> None:
+    from .fmri import fetch_laion_fmri
+
+    data = fetch_laion_fmri(
+        options.subjects,
+        None if options.rois in ([], ["none"]) else options.rois,
+        options.sessions,
+        trial_filter=parse_terms(options.where),
+        image_filter=parse_terms(options.image_where),
+        max_images=options.max_images,
+        mode=options.mode,
+        data_dir=options.data_dir,
+        dry_run=options.dry_run,
+        allow_missing=options.allow_missing,
+        n_connections=options.n_connections,
+        timeout=options.timeout,
+        verbose=0 if options.quiet else options.verbose,
+    )
+    if options.dry_run:
+        for row in data.plan.itertuples():
+            print(f"{row.size}\t{row.reason}\t{row.id}")
+    else:
+        for path in [*data.images, *data.rois]:
+            print(path)
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from .demo.walkthrough import run_demo
+
+    run_demo(options.output)
+
+
+def parse_terms(terms: Sequence[str]) -> ResultFilter | None:
+    """Return the filter that passes what fulfils all terms, written as on a shell.
+
+    Parameters
+    ----------
+    terms : sequence of str
+        Such as ``"n_reps>=12"``, ``"label~shared.*"`` or ``"session in ses-01,ses-02"``.
+
+    Returns
+    -------
+    ResultFilter or None
+        None where there is no term.
+
+    Raises
+    ------
+    InvalidQueryError
+        If a term is no term.
+
+    Examples
+    --------
+    >>> parse_terms(["n_reps>=4", "n_reps<12"])({"n_reps": 4})
+    True
+    """
+    from . import filters
+
+    parsed = None
+    for term in terms:
+        match = _TERM.fullmatch(term)
+        if not match:
+            raise InvalidQueryError(f"{term!r} is no term; write {_TERM_HELP}")
+        field, operator, text = match.groups()
+        values = [_value(field, v) for v in re.split(r"\s*,\s*", text.strip("()"))]
+        special = {
+            ">=": filters.GreaterOrEqual,
+            "<=": filters.LessOrEqual,
+            ">": filters.GreaterThan,
+            "<": filters.LessThan,
+            "!=": filters.NotEqual,
+            "~": filters.Pattern,
+        }.get(operator)
+        if operator == "in":
+            value: Any = filters.IsIn(*values)
+        elif special is filters.Pattern:
+            value = filters.Pattern(text)
+        else:
+            value = special(_value(field, text)) if special else _value(field, text)
+        one = filters.ResultFilter({field: value})
+        parsed = one if parsed is None else parsed & one
+    return parsed
+
+
+def _value(field: str, text: str) -> str | int | float | None:
+    text = text.strip().strip("'\"")
+    if text.lower() in ("null", "none"):
+        return None
+    if field in _NUMBERS:
+        for kind in (int, float):
+            try:
+                return kind(text)
+            except ValueError:
+                continue
+    return text

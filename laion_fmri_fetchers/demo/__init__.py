@@ -1,0 +1,14 @@
+"""A small synthetic LAION-fMRI in the real layout, and a local S3 that serves it.
+
+`build_bucket` writes the dataset, `serve_bucket` offers it over HTTP:
+
+>>> from laion_fmri_fetchers.demo import build_bucket, serve_bucket
+>>> with serve_bucket(build_bucket("demo_bucket")) as server:  # doctest: +SKIP
+...     print(server.url)
+http://127.0.0.1:40123/laion-fmri
+"""
+
+from .bucket import CONTENT, build_bucket, content_category
+from .server import Server, serve_bucket
+
+__all__ = ["CONTENT", "Server", "build_bucket", "content_category", "serve_bucket"]

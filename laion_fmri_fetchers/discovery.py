@@ -1,0 +1,216 @@
+"""What the dataset holds, without downloading any of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+from . import layout
+from .bucket import bucket_url
+from .cache import get_data_dir
+from .catalog import Catalog, Wanted, look
+from .exceptions import BucketError, InvalidQueryError, did_you_mean
+from .messages import readable_size, warn
+
+
+def get_subjects(
+    *, data_dir: str | os.PathLike | None = None, timeout: float = 30.0
+) -> list[str]:
+    """Return the subjects that the bucket holds.
+
+    Parameters
+    ----------
+    data_dir : str or path, optional
+        The data directory, where listings are kept; see `get_data_dir`.
+    timeout : float, default=30.0
+        Seconds without an answer.
+
+    Returns
+    -------
+    list of str
+        Such as ``["sub-01", "sub-03"]``, sorted.
+
+    Raises
+    ------
+    BucketError
+        If the bucket cannot be listed and no listing was saved.
+
+    Examples
+    --------
+    Needs the bucket or a saved listing::
+
+        >>> get_subjects()  # doctest: +SKIP
+        ['sub-01', 'sub-03', 'sub-05', 'sub-06', 'sub-07']
+    """
+    found = _look([(layout.GLM, "/")], get_data_dir(data_dir), timeout)
+    return list(layout.subjects_among(found.folders))
+
+
+def get_rois(
+    subject: str | int | None = None,
+    category: str | None = None,
+    *,
+    data_dir: str | os.PathLike | None = None,
+    timeout: float = 30.0,
+) -> list[str]:
+    """Return the names of the ROIs that the bucket holds.
+
+    Parameters
+    ----------
+    subject : str or int, optional
+        Such as ``"sub-01"``; None: those of any subject.
+    category : str, optional
+        Such as ``"face"``; None: those of any category.
+    data_dir : str or path, optional
+        The data directory, where listings are kept; see `get_data_dir`.
+    timeout : float, default=30.0
+        Seconds without an answer.
+
+    Returns
+    -------
+    list of str
+        ROI names without hyphens, sorted.
+
+    Raises
+    ------
+    InvalidQueryError
+        If there is no such subject or category.
+    BucketError
+        If the bucket cannot be listed and no listing was saved.
+
+    Examples
+    --------
+    Needs the bucket or a saved listing::
+
+        >>> get_rois("sub-01", "place")  # doctest: +SKIP
+        ['MPA', 'OPA', 'PPA']
+    """
+    folder = get_data_dir(data_dir)
+    name = None if subject is None else layout.clean_subject(subject)
+    found = _look([(layout.ROIS, "/")] if name is None else [], folder, timeout)
+    names = [name] if name else [f[len(layout.ROIS) : -1] for f in found.folders]
+    found = _look([(f"{layout.ROIS}{one}/", "") for one in names], folder, timeout)
+    rois: dict[str, set[str]] = {}
+    for one in found.objects:
+        rec = layout.record(one)
+        if rec["roi"]:
+            rois.setdefault(rec["roi_category"], set()).add(rec["roi"])
+    if subject is not None and not rois:
+        hint = did_you_mean(subject, get_subjects(data_dir=folder, timeout=timeout))
+        raise InvalidQueryError(f"There are no ROIs of a subject {subject!r}; {hint}")
+    if category is not None and category not in rois:
+        hint = did_you_mean(category, rois)
+        raise InvalidQueryError(f"There is no ROI category {category!r}; {hint}")
+    return sorted(set().union(*(v for c, v in rois.items() if category in (None, c))))
+
+
+def describe(
+    *, data_dir: str | os.PathLike | None = None, timeout: float = 30.0
+) -> None:
+    """Print what the dataset holds: sessions and ROIs of each subject.
+
+    Parameters
+    ----------
+    data_dir : str or path, optional
+        The data directory, where listings are kept; see `get_data_dir`.
+    timeout : float, default=30.0
+        Seconds without an answer.
+
+    Raises
+    ------
+    BucketError
+        If the bucket cannot be listed and no listing was saved.
+
+    Examples
+    --------
+    Needs the bucket or a saved listing::
+
+        >>> describe()  # doctest: +SKIP
+    """
+    folder = get_data_dir(data_dir)
+    print(f"LAION-fMRI in {bucket_url()}")
+    print(f"Data directory: {folder}\n")
+    subjects = get_subjects(data_dir=folder, timeout=timeout)
+    wanted = [w for subject in subjects for w in layout.listings_of(subject)]
+    found = _look(wanted, folder, timeout)
+    recs = [layout.record(one) for one in found.objects]
+    print("subject  sessions  held out    betas      ROIs  on disk")
+    for subject in subjects:
+        own = [rec for rec in recs if rec["subject"] == subject]
+        sessions = {rec["session"] for rec in own if layout.is_of_session(rec)}
+        held_out = sessions & layout.HELD_OUT
+        size = sum(
+            found.objects[rec["id"]][1]
+            for rec in own
+            if rec["image_type"] == "betas" and rec["session"] not in held_out
+        )
+        n_rois = len({rec["roi"] for rec in own} - {None})
+        n_disk = sum(rec["id"] in found.on_disk for rec in own)
+        print(
+            f"{subject:<8} {len(sessions - held_out):>8} {len(held_out):>9}  "
+            f"{readable_size(size):>9} {n_rois:>8}  {n_disk} of {len(own)} files"
+        )
+    by_category: dict[str, set[str]] = {}
+    for rec in recs:
+        if rec["roi"]:
+            by_category.setdefault(rec["roi_category"], set()).add(rec["roi"])
+    print("\nROIs by category")
+    for category, names in sorted(by_category.items()):
+        print(f"  {category:<12} {' '.join(sorted(names))}")
+
+
+def inspect_bucket(
+    prefix: str = "",
+    *,
+    data_dir: str | os.PathLike | None = None,
+    timeout: float = 30.0,
+) -> None:
+    """Print the folders and files of one level of the bucket.
+
+    Parameters
+    ----------
+    prefix : str, default=""
+        A folder, such as ``"derivatives/rois/sub-01/"``.
+    data_dir : str or path, optional
+        The data directory, where listings are kept; see `get_data_dir`.
+    timeout : float, default=30.0
+        Seconds without an answer.
+
+    Raises
+    ------
+    InvalidQueryError
+        If there is nothing of that name.
+    BucketError
+        If the bucket cannot be listed and no listing was saved.
+
+    Examples
+    --------
+    Needs the bucket or a saved listing::
+
+        >>> inspect_bucket("derivatives/")  # doctest: +SKIP
+    """
+    prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
+    found = _look([(prefix, "/")], get_data_dir(data_dir), timeout)
+    folders = sorted(f for f in found.folders if f.startswith(prefix))
+    if not folders and not found.objects:
+        raise InvalidQueryError(
+            f"There is nothing in {prefix!r} of {bucket_url()}; begin with "
+            "inspect_bucket()."
+        )
+    print(f"{bucket_url()}/{prefix}")
+    for one in folders:
+        print(f"  {'folder':>10}  {one[len(prefix) :]}")
+    for key, size, *_ in sorted(found.objects.values()):
+        print(f"  {readable_size(size):>10}  {key[len(prefix) :]}")
+
+
+def _look(wanted: Iterable[Wanted], data_dir: str, timeout: float) -> Catalog:
+    """Look at the bucket, with saved listings where it cannot be reached."""
+    found = look(wanted, data_dir, timeout=timeout)
+    if found.error and found.unlisted:
+        raise BucketError(
+            f"{found.error} And no listing was saved earlier."
+        )
+    if found.error:
+        warn(f"{found.error} This is by a listing saved earlier.")
+    return found

@@ -1,0 +1,159 @@
+"""Every error a user can meet.
+
+All derive from `LaionFmriError` and from the builtin that fits, so that both
+``except LaionFmriError`` and ``except FileNotFoundError`` do what they say.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class LaionFmriError(Exception):
+    """Base of all errors of this package."""
+
+
+class InvalidQueryError(LaionFmriError, ValueError):
+    """An argument, a filter term or a field name is not valid."""
+
+
+class HeldOutSessionError(LaionFmriError, PermissionError):
+    """A session held out for evaluation was named; the bucket denies it."""
+
+
+class NotCachedError(LaionFmriError, FileNotFoundError):
+    """Offline, and something that was named is not on disk."""
+
+
+class BucketError(LaionFmriError, ConnectionError):
+    """The bucket cannot be reached, denies listing or gives no listing."""
+
+
+class UnsafeKeyError(BucketError):
+    """A key or file name would lead out of the data directory."""
+
+
+class DownloadError(LaionFmriError, ConnectionError):
+    """Files failed to download after all retries.
+
+    Attributes
+    ----------
+    failed : list of dict
+        One dict a file, with its ``id`` and the ``reason``.
+    """
+
+    def __init__(self, message: str, failed: Iterable[dict] = ()):
+        super().__init__(message)
+        self.failed = list(failed)
+
+
+class DiskSpaceError(LaionFmriError, OSError):
+    """The disk is too small for what was asked, or became full."""
+
+
+class LicenseNotAcceptedError(LaionFmriError, PermissionError):
+    """The CC0 terms of the fMRI data were declined or not yet accepted."""
+
+
+class StimulusAccessError(LaionFmriError, RuntimeError):
+    """Base of the errors on access to the gated stimulus images."""
+
+
+class AccessRequiredError(StimulusAccessError):
+    """No ``request_id`` is cached."""
+
+
+class AccessPendingError(StimulusAccessError):
+    """The access request is not approved yet."""
+
+
+class TermsOutdatedError(StimulusAccessError):
+    """The terms of the Data Use Agreement changed since they were accepted.
+
+    Attributes
+    ----------
+    accept_url : str or None
+        Where to accept the current terms in a browser.
+    terms_version : str or None
+        The version to accept.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        accept_url: str | None = None,
+        terms_version: str | None = None,
+    ):
+        super().__init__(message)
+        self.accept_url = accept_url
+        self.terms_version = terms_version
+
+
+class AccessRevokedError(StimulusAccessError):
+    """The ``request_id`` was withdrawn."""
+
+
+class AccessNotFoundError(StimulusAccessError):
+    """The access service does not know the ``request_id``."""
+
+
+class AccessRateLimitedError(StimulusAccessError):
+    """Too many requests to the access service.
+
+    Attributes
+    ----------
+    retry_after : float or None
+        Seconds after which to try again, where the service says so.
+    """
+
+    def __init__(self, message: str, retry_after: float | None = None):
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class AccessFormError(StimulusAccessError):
+    """A field of the access request is missing or refused.
+
+    Attributes
+    ----------
+    fields : dict
+        Field name -> what is wrong with it.
+    """
+
+    def __init__(self, message: str, fields: dict[str, str] | None = None):
+        super().__init__(message)
+        self.fields = dict(fields or {})
+
+
+class AccessServiceError(StimulusAccessError):
+    """The access service cannot be reached or answers what it should not."""
+
+
+class CorruptImageError(LaionFmriError, ValueError):
+    """An image cannot be read, or disagrees with its trial table."""
+
+
+def did_you_mean(name: object, known: Iterable[str]) -> str:
+    """Return a hint with the nearest known names, to end a message with.
+
+    Examples
+    --------
+    >>> did_you_mean("FA1", ["FFA1", "FFA2", "PPA"])
+    "did you mean 'FFA1'?"
+    >>> did_you_mean("zzz", ["FFA1", "PPA"])
+    'known are FFA1, PPA'
+    """
+    known = sorted({str(k) for k in known})
+    by_folded = {k.casefold(): k for k in known}
+    close = difflib.get_close_matches(
+        str(name).casefold(), list(by_folded), n=3, cutoff=0.5
+    )
+    if close and (str(name).casefold() == close[0] or len(known) > 1):
+        best = [by_folded[close[0]]]
+        best += [by_folded[c] for c in close[1:] if by_folded[c] != best[0]][:1]
+        first = difflib.SequenceMatcher(None, str(name).casefold(), close[0])
+        if first.ratio() > 0.8 or len(best) == 1:
+            return f"did you mean {best[0]!r}?"
+        return f"did you mean {best[0]!r} or {best[1]!r}?"
+    return f"known are {', '.join(known)}" if known else "none are known"

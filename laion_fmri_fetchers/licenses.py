@@ -1,0 +1,94 @@
+"""Acceptance of the terms of the fMRI data, CC0 1.0, once a data directory."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import resources
+
+from .cache import get_data_dir, license_marker, write_atomically
+from .exceptions import LicenseNotAcceptedError
+
+AGREEMENT = "I AGREE"
+
+
+def license_text() -> str:
+    """Return the terms that `accept_license` shows.
+
+    Returns
+    -------
+    str
+        The terms of the fMRI data, several lines.
+
+    Examples
+    --------
+    >>> "CC0 1.0" in license_text()
+    True
+    """
+    return resources.files(__package__).joinpath("descriptions/license.rst").read_text()
+
+
+def accept_license(data_dir: str | os.PathLike | None = None) -> None:
+    """Show the CC0 terms of the fMRI data and ask to accept them.
+
+    Acceptance is remembered in the data directory, in a file that the dataset's own
+    package knows too. With the environment variable ``LAION_FMRI_LICENSE`` set to
+    ``I AGREE``, the terms are accepted without a prompt, as a batch job needs it.
+
+    Parameters
+    ----------
+    data_dir : str or path, optional
+        The data directory; by default the one in force, see `get_data_dir`.
+
+    Raises
+    ------
+    LicenseNotAcceptedError
+        If the terms are declined, or there is no terminal to ask at.
+    OSError
+        If the acceptance cannot be written down.
+
+    See Also
+    --------
+    license_text : The terms.
+
+    Examples
+    --------
+    >>> import os, tempfile
+    >>> os.environ["LAION_FMRI_LICENSE"] = "I AGREE"
+    >>> accept_license(tempfile.mkdtemp())
+    """
+    marker = license_marker(get_data_dir(data_dir))
+    if not marker.exists():
+        _agree_or_raise(str(marker.parent.parent))
+        write_atomically(marker, b"")
+
+
+def _agree_or_raise(data_dir: str) -> None:
+    if os.environ.get("LAION_FMRI_LICENSE", "").strip() == AGREEMENT:
+        return
+    if not can_ask():
+        raise LicenseNotAcceptedError(
+            f"The CC0 terms of the fMRI data are not accepted yet for {data_dir}, and "
+            "there is no terminal to ask at. Read them with license_text(), then run "
+            "'laion-fmri-fetchers accept-license' or call accept_license() once, or "
+            f"set LAION_FMRI_LICENSE='{AGREEMENT}' in a batch job."
+        )
+    print(license_text())
+    try:
+        answer = input(f"Type {AGREEMENT} to accept these terms: ")
+    except EOFError:
+        answer = ""
+    if answer.strip().strip("'\"").upper() != AGREEMENT:
+        raise LicenseNotAcceptedError(
+            "The CC0 terms were declined; no data were downloaded. Call "
+            f"accept_license() and type {AGREEMENT} to accept them."
+        )
+
+
+def can_ask() -> bool:
+    """Tell whether a person can answer: a terminal, or a notebook that takes input."""
+    ipython = sys.modules.get("IPython")
+    kernel = getattr(ipython.get_ipython(), "kernel", None) if ipython else None
+    if kernel is not None:
+        return bool(getattr(kernel, "_allow_stdin", False))
+    return sys.stdin is not None and not sys.stdin.closed and sys.stdin.isatty()

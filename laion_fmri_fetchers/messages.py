@@ -1,0 +1,50 @@
+"""What is said to the user: lines on stderr, warnings, readable sizes."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+
+_PACKAGE = os.path.dirname(__file__) + os.sep
+
+
+def tell(message: str, verbose: int, level: int = 1) -> None:
+    """Print a line on stderr where ``verbose`` is at least ``level``."""
+    if verbose >= level:
+        print(message, file=sys.stderr, flush=True)
+
+
+def warn(message: str) -> None:
+    """Warn such that the line shown is the caller's, outside this package."""
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back and frame.f_code.co_filename.startswith(_PACKAGE):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, stacklevel=level)
+
+
+def readable_size(n_bytes: float) -> str:
+    """Return a number of bytes as people write it.
+
+    Examples
+    --------
+    >>> readable_size(0), readable_size(1500), readable_size(3_200_000_000)
+    ('0 B', '1.5 kB', '3.2 GB')
+    """
+    for unit in ("B", "kB", "MB", "GB"):
+        if n_bytes < 999.5:
+            return f"{n_bytes:.3g} {unit}"
+        n_bytes /= 1000
+    return f"{n_bytes:,.3g} TB"
+
+
+def listed(names: list[str], most: int = 5) -> str:
+    """Return names as a list in a sentence, the first ones of many.
+
+    Examples
+    --------
+    >>> listed(["FFA1", "PPA"]), listed(list("abcd"), most=2)
+    ('FFA1, PPA', 'a, b and 2 more')
+    """
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,267 @@
+"""What is asked of a fetcher: arguments in all their forms, checked and frozen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from .exceptions import InvalidQueryError, did_you_mean
+from .filters import IsIn, NotEqual, ResultFilter, as_filter, fields
+from .layout import (
+    IMAGE_TYPES,
+    RECORD_FIELDS,
+    TRIAL_FIELDS,
+    clean_roi,
+    clean_session,
+    clean_subject,
+    is_of_session,
+)
+
+MODES = ("download_new", "overwrite", "offline")
+_ARGUMENT_FOR = {"subject": "subjects", "session": "sessions", "roi": "rois"}
+
+
+def basic_image_terms() -> dict[str, Any]:
+    """Return the terms on images that apply by default.
+
+    A term of your own on the same field replaces them.
+
+    Returns
+    -------
+    dict
+        Field name -> value.
+
+    Examples
+    --------
+    >>> basic_image_terms()
+    {'image_type': 'betas'}
+    """
+    return {"image_type": "betas"}
+
+
+def basic_roi_terms() -> dict[str, Any]:
+    """Return the terms on ROI masks that apply by default.
+
+    A term of your own on the same field replaces them.
+
+    Returns
+    -------
+    dict
+        Field name -> value.
+
+    Examples
+    --------
+    >>> basic_roi_terms()
+    {'space': 'T1w', 'extension': 'nii.gz'}
+    """
+    return {"space": "T1w", "extension": "nii.gz"}
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What is asked; None for subjects, sessions and ROIs means all."""
+
+    subjects: tuple[str, ...] | None
+    sessions: tuple[str, ...] | None
+    rois: tuple[str, ...] | None
+    subject_filter: ResultFilter
+    image_filter: ResultFilter
+    roi_filter: ResultFilter
+    trial_filter: ResultFilter
+    max_images: int | None = None
+
+    def as_query(self) -> dict[str, Any]:
+        """Return what is asked as plain, readable values."""
+        return {
+            "subjects": "all" if self.subjects is None else list(self.subjects),
+            "sessions": "all" if self.sessions is None else list(self.sessions),
+            "rois": "all" if self.rois is None else list(self.rois),
+            **{
+                name: None if is_empty(given) else repr(given)
+                for name, given in (
+                    ("subject_filter", self.subject_filter),
+                    ("image_filter", self.image_filter),
+                    ("roi_filter", self.roi_filter),
+                    ("trial_filter", self.trial_filter),
+                )
+            },
+            "max_images": self.max_images,
+        }
+
+
+def select(
+    subjects: object,
+    rois: object,
+    sessions: object,
+    subject_filter: object,
+    image_filter: object,
+    roi_filter: object,
+    trial_filter: object,
+    max_images: object,
+    image_terms: dict[str, Any],
+    arguments: Iterable[str],
+) -> Selection:
+    """Check the arguments of a fetcher and bring them to one form.
+
+    Raises
+    ------
+    InvalidQueryError
+        If one is not valid; the message names it.
+    """
+    for name in image_terms:
+        if name in _ARGUMENT_FOR:
+            raise InvalidQueryError(
+                f"{name}= is no term on images; use the argument "
+                f"{_ARGUMENT_FOR[name]}= instead."
+            )
+        if name not in RECORD_FIELDS:
+            hint = did_you_mean(name, [*RECORD_FIELDS, *arguments])
+            raise InvalidQueryError(
+                f"{name!r} is neither an argument nor a field of an image; {hint}"
+            )
+    images = _with_defaults(
+        image_filter, "image_filter", {**basic_image_terms()}, image_terms
+    )
+    selected_rois = _names(rois, "rois", _clean_roi_name, "a name such as 'FFA1'")
+    return Selection(
+        subjects=_required(
+            _names(subjects, "subjects", clean_subject, "'sub-01', '01' or 1"),
+            "subjects",
+        ),
+        sessions=_required(
+            _names(sessions, "sessions", clean_session, "'ses-01', '01' or 1"),
+            "sessions",
+        ),
+        rois=selected_rois,
+        subject_filter=as_filter(subject_filter, "subject_filter"),
+        image_filter=images,
+        roi_filter=_with_defaults(roi_filter, "roi_filter", basic_roi_terms(), {}),
+        trial_filter=_checked(
+            as_filter(trial_filter, "trial_filter"),
+            "trial_filter",
+            [name for name in TRIAL_FIELDS if name != "image_index"],
+        ),
+        max_images=_limit(max_images),
+    )
+
+
+def select_ids(records: Iterable[dict[str, Any]]) -> Selection:
+    """Return the selection under which the named files are found."""
+    records = list(records)
+    everything = ResultFilter()
+    return Selection(
+        subjects=tuple(sorted({r["subject"] for r in records if r["subject"]})),
+        sessions=tuple(sorted({r["session"] for r in records if is_of_session(r)})),
+        rois=(),
+        subject_filter=everything,
+        image_filter=ResultFilter(image_type=NotEqual("freesurfer")),
+        roi_filter=everything,
+        trial_filter=everything,
+    )
+
+
+def check_mode(mode: object) -> str:
+    """Return a mode in lower case; InvalidQueryError for what is none."""
+    if not isinstance(mode, str) or mode.lower() not in MODES:
+        raise InvalidQueryError(
+            f"mode is {mode!r}; {did_you_mean(mode, MODES)} Modes are "
+            f"{', '.join(MODES)}."
+        )
+    return mode.lower()
+
+
+def check_positive(value: Any, name: str, whole: bool = False) -> None:
+    """Raise InvalidQueryError for what is no positive number."""
+    kind = int if whole else (int, float)
+    number = hasattr(value, "__index__") or (not whole and hasattr(value, "__float__"))
+    if isinstance(value, (bool, str)) or not number or not value > 0:
+        raise InvalidQueryError(
+            f"{name} is {value!r}; it must be a positive "
+            f"{'whole ' if kind is int else ''}number"
+        )
+
+
+def check_fields(given: ResultFilter, name: str, known: Iterable[str]) -> None:
+    """Raise InvalidQueryError for a term on a field that nothing has."""
+    known = list(known)
+    for field in sorted(fields(given) - set(known)):
+        raise InvalidQueryError(
+            f"{name} has a term on {field!r}, a field that does not exist; "
+            f"{did_you_mean(field, known)}"
+        )
+
+
+def _checked(given: ResultFilter, name: str, known: Iterable[str]) -> ResultFilter:
+    check_fields(given, name, known)
+    return given
+
+
+def _with_defaults(
+    given: object, name: str, defaults: dict[str, Any], terms: dict[str, Any]
+) -> ResultFilter:
+    """Return a filter with the default terms on fields it says nothing about."""
+    filt = _checked(as_filter(given, name), name, RECORD_FIELDS)
+    own = fields(filt) | set(terms)
+    all_terms = {f: v for f, v in defaults.items() if f not in own} | terms
+    for chosen in (all_terms, filt.query_terms_):
+        _check_image_type(chosen.get("image_type"))
+    if not all_terms:
+        return filt
+    base = ResultFilter(all_terms)
+    return base if is_empty(filt) else base & filt
+
+
+def _check_image_type(value: object) -> None:
+    """Raise InvalidQueryError for a mistyped image type; other terms pass."""
+    value = as_filter({"image_type": value}, "image_filter")["image_type"]
+    for name in value.accepted_ if isinstance(value, IsIn) else [value]:
+        if isinstance(name, str) and name not in IMAGE_TYPES:
+            raise InvalidQueryError(
+                f"There is no image_type {name!r}; {did_you_mean(name, IMAGE_TYPES)}"
+            )
+
+
+def is_empty(given: ResultFilter) -> bool:
+    return given == ResultFilter()
+
+
+def _names(
+    value: object, argument: str, clean: Callable[[Any], str | None], example: str
+) -> tuple[str, ...] | None:
+    """Return names in one form, each once; None for "all"."""
+    if value is None and argument == "rois":
+        return ()
+    single = isinstance(value, (str, bytes)) or not isinstance(value, Iterable)
+    values = [value] if single else list(value)  # type: ignore[call-overload]
+    if any(isinstance(v, str) and v.lower() == "all" for v in values):
+        return None
+    names = []
+    for one in values:
+        name = clean(one)
+        if name is None:
+            raise InvalidQueryError(
+                f"{argument} holds {one!r}; give {example}, several of them, or 'all'"
+            )
+        names.append(name)
+    return tuple(dict.fromkeys(names))
+
+
+def _required(names: tuple[str, ...] | None, argument: str) -> tuple[str, ...] | None:
+    if names == ():
+        raise InvalidQueryError(f"{argument} is empty; name at least one, or 'all'")
+    return names
+
+
+def _clean_roi_name(value: object) -> str | None:
+    return clean_roi(value) if isinstance(value, str) and value.strip() else None
+
+
+def _limit(max_images: Any) -> int | None:
+    if max_images is None:
+        return None
+    if isinstance(max_images, bool) or not hasattr(max_images, "__index__"):
+        raise InvalidQueryError(
+            f"max_images is {max_images!r}; give a whole number, or None for all"
+        )
+    return None if max_images < 0 else int(max_images)

@@ -1,0 +1,281 @@
+"""The dataset's small tables: of trials and of participants.
+
+Trial tables are checked, joined with what labels tell, and kept parsed. Parsing 150
+small text files takes longer than all else of an offline call, so the tables of a
+subject are kept together, as codes into distinct values. A table whose size or time of
+change differs is parsed again.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from .cache import local_path, save_arrays, saved_arrays
+from .exceptions import CorruptImageError
+from .layout import LABEL_FIELDS, TRIAL_FIELDS, label_values, none_if_null, record
+
+
+class _Tables(NamedTuple):
+    """Trial tables of a subject, one below the other."""
+
+    spans: dict[str, list[int]]
+    """id -> size in bytes, time of change in ns, first row, number of rows."""
+    rows: np.ndarray
+    """A row a trial: ``beta_index``, code into ``runs``, code into ``labels``."""
+    runs: np.ndarray
+    labels: np.ndarray
+    fields: list[np.ndarray]
+    """For each of `LABEL_FIELDS`, its values, one a label; ``n_reps`` 0 is null."""
+
+
+def read_trials(data_dir: str, ids: list[str]) -> pd.DataFrame:
+    """Read trial tables that are on disk.
+
+    Parameters
+    ----------
+    data_dir : str
+        The data directory.
+    ids : list of str
+        The tables' ids.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row a trial, in the order of ``ids`` and of volumes within a session. The
+        columns are `TRIAL_FIELDS`; ``image_index`` is the position of the table in
+        ``ids``.
+
+    Raises
+    ------
+    CorruptImageError
+        If a table cannot be read.
+    """
+    records = [record(one) for one in ids]
+    of_subject: dict[str, list[str]] = {}
+    for rec in records:
+        of_subject.setdefault(rec["subject"], []).append(rec["id"])
+    parts = [_tables(data_dir, *one) for one in of_subject.items()]
+
+    spans, n_rows = {}, 0
+    for part in parts:
+        for one, (_, _, first, count) in part.spans.items():
+            spans[one] = range(n_rows + first, n_rows + first + count)
+        n_rows += len(part.rows)
+    take = _join([np.arange(spans[o].start, spans[o].stop) for o in ids], np.intp)
+    table = np.repeat(np.arange(len(ids)), [len(spans[one]) for one in ids])
+
+    before = np.cumsum([0, *(len(part.labels) for part in parts)])
+    label = _join([p.rows[:, 2] + b for p, b in zip(parts, before, strict=False)], int)
+    label = label[take]
+    columns: dict[str, Any] = {
+        "run": _join([p.runs[p.rows[:, 1]] for p in parts])[take],
+        "beta_index": _join([p.rows[:, 0] for p in parts], int)[take].astype(np.int64),
+        "label": _join([p.labels for p in parts])[label],
+        "image_index": table,
+    }
+    for name in ("subject", "session"):
+        columns[name] = np.array([rec[name] for rec in records], dtype=object)[table]
+    for i, name in enumerate(LABEL_FIELDS):
+        columns[name] = _join([p.fields[i] for p in parts])[label]
+    n_reps = columns["n_reps"].astype(np.int64)
+    columns["n_reps"] = pd.arrays.IntegerArray(n_reps, n_reps == 0)
+    return pd.DataFrame(
+        {
+            name: pd.Series(columns[name], dtype=columns[name].dtype, copy=False)
+            for name in TRIAL_FIELDS
+        },
+        copy=False,
+    )
+
+
+def _join(parts: list[np.ndarray], dtype: type = object) -> np.ndarray:
+    return np.concatenate(parts) if parts else np.empty(0, dtype=dtype)
+
+
+def read_participants(file: str) -> dict[str, dict[str, Any]]:
+    """Read the table of participants.
+
+    Parameters
+    ----------
+    file : str
+        Path of ``participants.tsv``.
+
+    Returns
+    -------
+    dict
+        ``"sub-01"`` -> its columns; numbers are numbers and nulls are None.
+
+    Raises
+    ------
+    CorruptImageError
+        If it cannot be read.
+    """
+    try:
+        frame = pd.read_csv(
+            file, sep="\t", dtype=object, keep_default_na=False, encoding="utf-8"
+        )
+        rows = frame.set_index("participant_id").to_dict("index")
+    except (KeyError, ValueError) as error:
+        raise CorruptImageError(
+            f"The table {file} is broken ({error}). Delete it to fetch it again."
+        ) from error
+    return {
+        str(subject): {str(name): _value(text) for name, text in row.items()}
+        for subject, row in rows.items()
+    }
+
+
+def _value(text: str) -> str | int | float | None:
+    """Return what a cell of a table says."""
+    if none_if_null(text) is None:
+        return None
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    return text
+
+
+def _tables(data_dir: str, subject: str, ids: list[str]) -> _Tables:
+    """Return tables of a subject, from those kept parsed where they still hold."""
+    file = f"trials/{subject}.npz"
+    kept = _unpack(saved_arrays(data_dir, file))
+    stats = {one: os.stat(local_path(data_dir, one)) for one in ids}
+    signatures = {one: [s.st_size, s.st_mtime_ns] for one, s in stats.items()}
+    stale = [o for o in ids if kept.spans.get(o, [])[:2] != signatures[o]]
+    if not stale:
+        return kept
+    frames = {one: _frame(kept, one) for one in kept.spans if one not in stale}
+    signatures |= {one: kept.spans[one][:2] for one in frames}
+    frames |= dict(zip(stale, _parse(data_dir, stale), strict=True))
+    tables = _encode(frames, signatures)
+    save_arrays(data_dir, file, _pack(tables))
+    return tables
+
+
+def _parse(data_dir: str, ids: list[str]) -> list[pd.DataFrame]:
+    """Parse tables, all in one go where they are as they should be."""
+    files = [Path(local_path(data_dir, one)) for one in ids]
+    try:
+        texts = [file.read_bytes().strip().partition(b"\n") for file in files]
+        counts = [body.count(b"\n") + 1 for _, _, body in texts]
+        header = texts[0][0]
+        if any(text[0] != header for text in texts):
+            raise ValueError("the columns differ")
+        whole = b"\n".join([header, *(body for _, _, body in texts)])
+        frame = pd.read_csv(
+            io.BytesIO(whole),
+            sep="\t",
+            usecols=["run", "beta_index", "label"],
+            dtype={"label": object},
+            na_filter=False,
+        )
+        if len(frame) != sum(counts):
+            raise ValueError(f"{len(frame)} trials in {sum(counts)} lines")
+        if frame["beta_index"].dtype.kind != "i":
+            raise ValueError("a beta_index is no whole number")
+        stops = np.cumsum(counts)
+        return [
+            _in_order(frame.iloc[stop - count : stop])
+            for stop, count in zip(stops, counts, strict=True)
+        ]
+    except ValueError as error:
+        if len(ids) > 1:
+            return [frame for one in ids for frame in _parse(data_dir, [one])]
+        raise CorruptImageError(
+            f"The trial table {files[0]} is broken ({error}). Fetch it again with "
+            "mode='overwrite', or delete it."
+        ) from error
+
+
+def _in_order(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return a table's rows in the order of volumes."""
+    index = frame["beta_index"].to_numpy()
+    if (index == np.arange(len(index))).all():
+        return frame
+    frame = frame.iloc[np.argsort(index, kind="stable")]
+    index = frame["beta_index"].to_numpy()
+    if index[0] < 0 or (np.diff(index) == 0).any():
+        raise ValueError("its beta_index is not one number a volume, from 0")
+    return frame
+
+
+def _encode(
+    frames: dict[str, pd.DataFrame], signatures: dict[str, list[int]]
+) -> _Tables:
+    """Return parsed tables as codes into distinct values."""
+    whole = pd.concat(frames.values(), ignore_index=True)
+    runs, distinct_runs = pd.factorize(whole["run"].to_numpy())
+    codes, labels = pd.factorize(whole["label"].to_numpy())
+    stops = np.cumsum([len(frame) for frame in frames.values()]).tolist()
+    values = list(zip(*map(label_values, labels), strict=True))
+    return _Tables(
+        {
+            one: [*signatures[one], stop - len(frame), len(frame)]
+            for (one, frame), stop in zip(frames.items(), stops, strict=True)
+        },
+        np.column_stack([whole["beta_index"], runs, codes]).astype(np.int32),
+        distinct_runs,
+        labels,
+        [
+            _array([v or 0 for v in values[i]] if name == "n_reps" else list(values[i]))
+            for i, name in enumerate(LABEL_FIELDS)
+        ],
+    )
+
+
+def _frame(tables: _Tables, one: str) -> pd.DataFrame:
+    """Return a table as it was parsed."""
+    first, count = tables.spans[one][2:]
+    index, runs, labels = tables.rows[first : first + count].T
+    label = pd.Series(tables.labels[labels], dtype=object)
+    return pd.DataFrame(
+        {"run": tables.runs[runs], "beta_index": index, "label": label}
+    )
+
+
+def _array(values: list) -> np.ndarray:
+    numbers = bool(values) and isinstance(values[0], int)
+    return np.array(values, dtype=np.int64 if numbers else object)
+
+
+def _pack(tables: _Tables) -> dict[str, np.ndarray]:
+    """Return tables as arrays that can be saved; fields as codes."""
+    factorized = [pd.factorize(values) for values in tables.fields]
+    about = {
+        "spans": tables.spans,
+        "runs": tables.runs.tolist(),
+        "labels": tables.labels.tolist(),
+        "values": [distinct.tolist() for _, distinct in factorized],
+    }
+    return {
+        "about": np.frombuffer(json.dumps(about).encode(), dtype=np.uint8),
+        "rows": tables.rows,
+        "fields": np.array([codes for codes, _ in factorized], dtype=np.int8),
+    }
+
+
+def _unpack(arrays: dict[str, np.ndarray]) -> _Tables:
+    """Return the tables of `_pack`; none where the arrays are not of this format."""
+    if set(arrays) != {"about", "rows", "fields"}:
+        nothing = np.empty(0, dtype=object)
+        return _Tables({}, np.empty((0, 3), dtype=np.int32), nothing, nothing, [])
+    about = json.loads(arrays["about"].tobytes())
+    return _Tables(
+        about["spans"],
+        arrays["rows"],
+        _array(about["runs"]),
+        _array(about["labels"]),
+        [
+            _array(values if codes.min() >= 0 else [*values, None])[codes]
+            for values, codes in zip(about["values"], arrays["fields"], strict=True)
+        ],
+    )

@@ -1,0 +1,91 @@
+"""The demo bucket over HTTP, and an environment of its own for each test."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import pytest
+
+from laion_fmri_fetchers.demo import build_bucket, serve_bucket
+
+SUBJECTS = ("sub-01", "sub-03")
+
+
+@pytest.fixture(scope="session")
+def bucket_folder(tmp_path_factory):
+    """The files of the demo bucket; tests must not change them."""
+    return build_bucket(tmp_path_factory.mktemp("bucket"), subjects=SUBJECTS)
+
+
+@pytest.fixture(scope="session")
+def shared_server(bucket_folder):
+    with serve_bucket(bucket_folder) as server:
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch, tmp_path_factory):
+    """Keep tests apart from the user's settings and from the real dataset."""
+    for name in [n for n in os.environ if n.startswith(("LAION_FMRI", "NILEARN_"))]:
+        monkeypatch.delenv(name)
+    home = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(home / "config"))
+    monkeypatch.setenv("LAION_FMRI_BUCKET_URL", "http://127.0.0.1:9/no-bucket")
+    monkeypatch.setenv("LAION_FMRI_ACCESS_URL", "http://127.0.0.1:9")
+    return home
+
+
+@pytest.fixture
+def server(shared_server, monkeypatch):
+    """The demo bucket, as it was built; what was asked of it so far is forgotten."""
+    monkeypatch.setenv("LAION_FMRI_BUCKET_URL", shared_server.url)
+    shared_server.reset()
+    shared_server.faults.clear()
+    shared_server.deny_listing = False
+    yield shared_server
+    shared_server.faults.clear()
+    shared_server.deny_listing = False
+
+
+@pytest.fixture
+def data_dir(tmp_path, monkeypatch):
+    """An empty data directory for which the CC0 terms are accepted."""
+    folder = tmp_path / "laion_fmri"
+    monkeypatch.setenv("LAION_FMRI_DATA_DIR", str(folder))
+    monkeypatch.setenv("LAION_FMRI_LICENSE", "I AGREE")
+    return folder
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    """Let every attempt to open a socket fail the test."""
+    import socket
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("a socket was opened")
+
+    monkeypatch.setattr(socket, "socket", refuse)
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+@pytest.fixture(scope="session")
+def cached_folder(shared_server, tmp_path_factory):
+    """A data directory with all of the demo bucket's betas and masks."""
+    from laion_fmri_fetchers import fetch_laion_fmri
+
+    folder = tmp_path_factory.mktemp("cached") / "laion_fmri"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LAION_FMRI_BUCKET_URL", shared_server.url)
+        patch.setenv("LAION_FMRI_LICENSE", "I AGREE")
+        fetch_laion_fmri("all", data_dir=folder, verbose=0)
+    return folder
+
+
+@pytest.fixture
+def cached(cached_folder, data_dir):
+    """A copy of `cached_folder` as the data directory in force."""
+    shutil.copytree(cached_folder, data_dir)
+    return data_dir

@@ -1,0 +1,778 @@
+"""fetch_laion_fmri on the demo bucket: what comes, what is asked for, what is said."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+import time
+import warnings
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+from nilearn.maskers import NiftiMasker
+
+from laion_fmri_fetchers import (
+    BucketError,
+    CorruptImageError,
+    DiskSpaceError,
+    DownloadError,
+    GreaterThan,
+    HeldOutSessionError,
+    InvalidQueryError,
+    IsIn,
+    LicenseNotAcceptedError,
+    NotCachedError,
+    NotNull,
+    ResultFilter,
+    UnsafeKeyError,
+    fetch_laion_fmri,
+    fetch_laion_fmri_ids,
+)
+from laion_fmri_fetchers.demo import serve_bucket
+from laion_fmri_fetchers.layout import TRIAL_FIELDS, record, stimulus_fields
+
+KEYS = {
+    "images",
+    "images_meta",
+    "rois",
+    "rois_meta",
+    "brain_masks",
+    "noise_ceilings",
+    "trials",
+    "sample_masks",
+    "subjects_meta",
+    "failed",
+    "data_dir",
+    "query",
+    "description",
+}
+LISTING = b"""<?xml version="1.0" encoding="UTF-8"?>
+<ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">
+<IsTruncated>false</IsTruncated>%s</ListBucketResult>"""
+
+
+def fetch(*args, **kwargs):
+    return fetch_laion_fmri(*args, **{"verbose": 0, **kwargs})
+
+
+def assert_same(one, other):
+    assert set(one) == set(other)
+    for key in one:
+        if key == "trials":
+            pd.testing.assert_frame_equal(one[key], other[key])
+        elif key == "sample_masks":
+            assert len(one[key]) == len(other[key])
+            for a, b in zip(one[key], other[key], strict=True):
+                np.testing.assert_array_equal(a, b)
+        else:
+            assert one[key] == other[key], key
+
+
+def gets(server):
+    """The keys of objects that were asked for."""
+    return [key for method, key, _ in server.requests if method == "GET" and key]
+
+
+def listings(server):
+    return [query for _, key, query in server.requests if not key]
+
+
+def tables(folder, subject):
+    """The trial tables of the main sessions, read by pandas alone."""
+    glm = folder / "derivatives/glmsingle-tedana" / subject
+    return {
+        file.parts[-3]: pd.read_csv(file, sep="\t")
+        for file in sorted(glm.glob("ses-*/func/*_trials.tsv"))
+        if file.parts[-3] < "ses-31"
+    }
+
+
+def sessions_with_12rep(folder, subject):
+    return [
+        session
+        for session, table in tables(folder, subject).items()
+        if table["label"].str.startswith("shared_12rep").any()
+    ]
+
+
+# ---------------------------------------------------------------- what comes
+
+
+def test_the_main_job(server, data_dir, bucket_folder):
+    data = fetch("all", rois=["face", "PPA"], trial_filter={"n_reps": 12})
+
+    expected = [
+        (subject, session)
+        for subject in ("sub-01", "sub-03")
+        for session in sessions_with_12rep(bucket_folder, subject)
+    ]
+    n_sessions = sum(len(tables(bucket_folder, s)) for s in ("sub-01", "sub-03"))
+    assert 0 < len(expected) < n_sessions
+    assert set(data) == KEYS
+    assert [(m["subject"], m["session"]) for m in data.images_meta] == expected
+    assert {m["image_type"] for m in data.images_meta} == {"betas"}
+    for image, mask, (subject, session) in zip(
+        data.images, data.sample_masks, expected, strict=True
+    ):
+        labels = tables(bucket_folder, subject)[session]["label"]
+        wanted = np.flatnonzero(labels.str.startswith("shared_12rep"))
+        np.testing.assert_array_equal(mask, wanted)
+        assert nib.load(image).shape[3] == len(labels)
+    rois = {
+        path.relative_to(bucket_folder).as_posix().replace("-1_mask", "1_mask")
+        for path in (bucket_folder / "derivatives/rois").glob("*/*/*res-1pt8*.nii.gz")
+        if path.parent.name == "face" or "label-PPA" in path.name
+    }
+    assert len(data.rois) == len(rois)
+    assert {m["roi"] for m in data.rois_meta if m["roi_category"] != "face"} == {"PPA"}
+    assert data.failed == []
+    keys = gets(server)
+    assert len(keys) == len(set(keys))
+    betas = {k for k in keys if k.endswith("desc-SingletrialBetas_statmap.nii.gz")}
+    assert betas == {m["key"] for m in data.images_meta}
+    for meta in [*data.images_meta, *data.rois_meta]:
+        source = bucket_folder / meta["key"]
+        assert Path(meta["absolute_path"]).read_bytes() == source.read_bytes()
+
+
+def test_trials_say_what_the_tables_say(cached, bucket_folder):
+    data = fetch("all", rois=None, mode="offline")
+
+    assert tuple(data.trials.columns) == TRIAL_FIELDS
+    at = 0
+    for i, meta in enumerate(data.images_meta):
+        table = tables(bucket_folder, meta["subject"])[meta["session"]]
+        rows = data.trials.iloc[at : at + len(table)]
+        at += len(table)
+        for column in ("run", "beta_index", "label"):
+            assert rows[column].tolist() == table[column].tolist()
+        assert (rows["image_index"] == i).all()
+        assert (rows["subject"] == meta["subject"]).all()
+        assert (rows["session"] == meta["session"]).all()
+    assert at == len(data.trials)
+    for row in data.trials.sample(50, random_state=0).to_dict("records"):
+        for name, value in stimulus_fields(row["label"]).items():
+            assert row[name] == value or (value is None and pd.isna(row[name]))
+    odd = data.trials[data.trials["unique_or_shared"].isna()]
+    assert len(odd) == 1
+    assert odd["n_reps"].isna().all()
+    assert str(data.trials["n_reps"].dtype) == "Int64"
+
+
+def test_goes_into_a_masker(cached):
+    data = fetch("sub-01", trial_filter={"n_reps": 12}, mode="offline")
+
+    for i, image in enumerate(data.images):
+        masker = NiftiMasker(mask_img=data.brain_masks["sub-01"]).fit()
+        betas = masker.transform(image, sample_mask=data.sample_masks[i])
+        assert betas.shape[0] == (data.trials["image_index"] == i).sum() > 0
+
+
+def test_bunch_survives_pickling(cached):
+    data = fetch(mode="offline")
+
+    assert_same(pickle.loads(pickle.dumps(data)), data)
+
+
+def test_subject_files(cached):
+    data = fetch("all", mode="offline")
+
+    assert list(data.brain_masks) == ["sub-01", "sub-03"]
+    for subject, ceilings in data.noise_ceilings.items():
+        assert sorted(ceilings) == ["12rep", "4rep", "Allrep"]
+        grid = nib.load(data.brain_masks[subject])
+        for path in ceilings.values():
+            assert nib.load(path).shape == grid.shape
+    first, second = data.subjects_meta
+    assert first["sessions"] == ["ses-01", "ses-02", "ses-03", "ses-04"]
+    assert "FFA1" in first["rois"]
+    assert isinstance(first["age"], int)
+    assert second["handedness"] is None
+
+
+@pytest.mark.parametrize(
+    "subjects", ["sub-03", "03", 3, np.int64(3), [3], ("sub-03", "3"), {"03"}]
+)
+def test_forms_of_subjects(cached, subjects):
+    assert list(fetch(subjects, mode="offline").brain_masks) == ["sub-03"]
+
+
+@pytest.mark.parametrize(
+    "sessions", [["ses-01", "ses-02"], range(1, 3), "1 2".split(), np.array([1, 2])]
+)
+def test_forms_of_sessions(cached, sessions):
+    data = fetch(sessions=sessions, mode="offline")
+    assert [m["session"] for m in data.images_meta] == ["ses-01", "ses-02"]
+
+
+@pytest.mark.parametrize(
+    ("rois", "expected"),
+    [
+        ("FFA1", {"FFA1"}),
+        ("FFA-1", {"FFA1"}),
+        (["pSTS-faces", "PPA"], {"pSTSfaces", "PPA"}),
+        ("place", {"MPA", "OPA", "PPA"}),
+        (["place", "PPA", "MT"], {"MPA", "OPA", "PPA", "MT"}),
+        (None, set()),
+        ([], set()),
+    ],
+)
+def test_forms_of_rois(cached, rois, expected):
+    data = fetch(rois=rois, mode="offline")
+    assert {m["roi"] for m in data.rois_meta} == expected
+    assert len(data.rois) == len(expected)
+
+
+def test_all_rois(cached):
+    data = fetch(mode="offline")
+    assert {m["roi"] for m in data.rois_meta} == set(data.subjects_meta[0]["rois"])
+    assert {m["space"] for m in data.rois_meta} == {"T1w"}
+
+
+# ---------------------------------------------------------------- filters
+
+
+def test_image_terms_replace_the_default_on_their_field(server, data_dir):
+    data = fetch(rois=None, image_type="rsquare")
+    assert {m["image_type"] for m in data.images_meta} == {"rsquare"}
+    assert data.sample_masks == [None] * 4
+    assert data.trials.empty
+    assert tuple(data.trials.columns) == TRIAL_FIELDS
+    assert not [key for key in gets(server) if key.endswith("trials.tsv")]
+
+
+def test_not_null_lifts_the_default(server, data_dir):
+    data = fetch(
+        rois=None, sessions=1, image_type=NotNull(), extension="json", dry_run=True
+    )
+    kinds = {m["image_type"] for m in data.images_meta}
+    assert {"sidecar", "summary", "subject_summary"} <= kinds
+    assert {m["session"] for m in data.images_meta} == {"ses-01", None}
+
+
+def test_image_filter_takes_dict_filter_and_function(cached):
+    by = {"session": IsIn("ses-01", "ses-03")}
+    ways = [by, ResultFilter(by), lambda r: r["session"] in ("ses-01", "ses-03")]
+    for way in ways:
+        data = fetch(image_filter=way, mode="offline")
+        assert [m["session"] for m in data.images_meta] == ["ses-01", "ses-03"]
+        assert {m["image_type"] for m in data.images_meta} == {"betas"}
+
+
+def test_roi_filter_replaces_defaults(server, data_dir):
+    data = fetch(
+        rois="FFA1",
+        roi_filter={"space": "fsnative", "extension": "func.gii"},
+        sessions=1,
+        dry_run=True,
+    )
+    assert [m["hemi"] for m in data.rois_meta] == ["L", "R"]
+
+
+def test_subject_filter(server, data_dir):
+    data = fetch("all", subject_filter={"age": GreaterThan(25)}, dry_run=True)
+    assert [m["subject"] for m in data.subjects_meta] == ["sub-03"]
+    assert {m["subject"] for m in data.images_meta} == {"sub-03"}
+    by_function = fetch(
+        "all", subject_filter=lambda s: "ses-03" in s["sessions"], dry_run=True
+    )
+    assert len(by_function.subjects_meta) == 2
+
+
+def test_trial_filter_as_function_sees_plain_dicts(cached):
+    seen = []
+
+    def passes(trial):
+        seen.append(trial)
+        return trial["n_reps"] is None
+
+    data = fetch("sub-01", trial_filter=passes, mode="offline")
+    assert len(data.trials) == 1
+    assert type(seen[0]) is dict
+    assert set(TRIAL_FIELDS) - {"image_index"} <= set(seen[0])
+
+
+def test_a_trial_filter_that_nothing_passes(cached):
+    data = fetch(trial_filter={"label": "no such"}, mode="offline")
+    assert (data.images, data.sample_masks, len(data.trials)) == ([], [], 0)
+
+
+def test_trial_filter_chooses_among_other_files_of_a_session(cached, server):
+    data = fetch(rois=None, trial_filter={"n_reps": 12}, image_type="rsquare")
+    betas = fetch(rois=None, trial_filter={"n_reps": 12})
+    sessions = [m["session"] for m in betas.images_meta]
+    assert [m["session"] for m in data.images_meta] == sessions
+    assert data.trials.empty
+
+
+def test_max_images_counts_over_cache_and_bucket(server, data_dir):
+    fetch(rois=None, sessions=2)
+    data = fetch("all", rois=None, max_images=3)
+    expected = ["ses-01", "ses-02", "ses-03"]
+    assert [m["session"] for m in data.images_meta] == expected
+    assert len(list(data_dir.rglob("*Betas_statmap.nii.gz"))) == 3
+    assert fetch(rois=None, max_images=0).images == []
+    assert len(fetch(rois=None, max_images=-1, dry_run=True).images) == 4
+
+
+def test_named_sessions_become_prefixes(server, data_dir):
+    fetch(sessions=[1, 2], rois=None)
+    prefixes = [q for q in listings(server) if "glmsingle" in q]
+    assert sum("ses-01" in q for q in prefixes) == 1
+    assert sum("ses-02" in q for q in prefixes) == 1
+    assert len(prefixes) == 3
+
+
+# ---------------------------------------------------------------- modes
+
+
+def test_offline_and_stopped_server_give_the_same(bucket_folder, data_dir, monkeypatch):
+    query = {"rois": ["face", "PPA"], "trial_filter": {"n_reps": 12}}
+    with serve_bucket(bucket_folder) as server:
+        monkeypatch.setenv("LAION_FMRI_BUCKET_URL", server.url)
+        first = fetch("all", **query)
+        again = fetch("all", **query)
+    assert_same(again, first)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert_same(fetch("all", mode="offline", **query), first)
+    with pytest.warns(UserWarning, match="went on offline") as caught:
+        assert_same(fetch("all", **query), first)
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+    with pytest.raises(BucketError, match=r"ses-02.*mode='offline'") as error:
+        fetch("all", rois=None)
+    assert isinstance(error.value, ConnectionError)
+
+
+def test_second_call_gets_nothing(cached, server):
+    fetch("all")
+    assert gets(server) == []
+    queries = listings(server)
+    assert len(queries) == len(set(queries))
+
+
+def test_offline_opens_no_socket(cached, no_network):
+    assert len(fetch("all", mode="OFFLINE").images) == 8
+
+
+def test_offline_without_listings(cached):
+    online = fetch("all", mode="offline")
+    shutil.rmtree(cached / ".laion_fmri")
+    data = fetch("all", mode="offline")
+    assert data.images == online.images
+    assert data.rois == online.rois
+    assert [m["size"] for m in data.images_meta] == [
+        m["size"] for m in online.images_meta
+    ]
+    assert {m["etag"] for m in data.images_meta} == {None}
+
+
+def test_offline_all_returns_what_is_there(server, data_dir):
+    fetch("sub-01", sessions=[1, 2], rois="FFA1")
+    data = fetch("all", mode="offline")
+    assert [m["session"] for m in data.images_meta] == ["ses-01", "ses-02"]
+    assert [m["roi"] for m in data.rois_meta] == ["FFA1"]
+    assert [m["subject"] for m in data.subjects_meta] == ["sub-01"]
+
+
+@pytest.mark.parametrize(
+    ("query", "name"),
+    [
+        ({"subjects": "sub-03"}, "sub-03"),
+        ({"subjects": ["sub-01", "sub-99"]}, "sub-99"),
+        ({"sessions": 3}, "ses-03"),
+        ({"sessions": 99}, "ses-99"),
+        ({"sessions": 3, "trial_filter": {"n_reps": 12}}, "ses-03"),
+        ({"rois": "PPA"}, "PPA"),
+        ({"rois": "FA1"}, "FFA1"),
+    ],
+)
+def test_offline_what_was_named_and_is_not_there(server, data_dir, query, name):
+    fetch("sub-01", sessions=[1, 2], rois="FFA1")
+    with pytest.raises(NotCachedError, match=name) as error:
+        fetch(mode="offline", **query)
+    assert isinstance(error.value, FileNotFoundError)
+
+
+def test_offline_in_an_empty_directory(tmp_path):
+    with pytest.raises(NotCachedError, match="sub-01"):
+        fetch(mode="offline", data_dir=tmp_path)
+    assert fetch("all", mode="offline", data_dir=tmp_path).images == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_download_new_keeps_what_is_on_disk(cached, server):
+    image = Path(fetch(rois=None, sessions=1).images[0])
+    image.write_bytes(b"x" * image.stat().st_size)
+    server.reset()
+    fetch(rois=None, sessions=1)
+    assert gets(server) == []
+    assert image.read_bytes().startswith(b"xxx")
+
+
+def test_overwrite_fetches_what_is_selected_again(cached, server, bucket_folder):
+    image = Path(fetch(rois=None, sessions=1).images[0])
+    image.write_bytes(b"damaged")
+    data = fetch(rois="FFA1", sessions=1, mode="overwrite")
+    source = bucket_folder / data.images_meta[0]["key"]
+    assert image.read_bytes() == source.read_bytes()
+    assert {data.images_meta[0]["key"], data.rois_meta[0]["key"]} <= set(gets(server))
+    assert not [key for key in gets(server) if "ses-02" in key]
+
+
+def test_overwrite_with_a_date_updates_what_is_newer(
+    bucket_folder, data_dir, monkeypatch
+):
+    with serve_bucket(bucket_folder) as server:
+        monkeypatch.setenv("LAION_FMRI_BUCKET_URL", server.url)
+        data = fetch("sub-01")
+        newest = max(m["last_modified"] for m in [*data.images_meta, *data.rois_meta])
+        changed = data.images_meta[1]
+        content = (bucket_folder / data.images_meta[0]["key"]).read_bytes()
+        time.sleep(1.1)
+        server.put(changed["key"], content)
+        server.reset()
+        updated = fetch(
+            "sub-01", mode="overwrite", last_modified=GreaterThan(newest)
+        )
+        assert gets(server) == [changed["key"]]
+    assert updated.images == [data.images[1]]
+    assert Path(updated.images[0]).read_bytes() == content
+    assert updated.images_meta[0]["last_modified"] > newest
+    assert len(updated.rois) == len(data.rois)
+
+
+def test_moved_directory(cached, tmp_path):
+    before = fetch("all", mode="offline")
+    moved = tmp_path / "elsewhere" / "data"
+    moved.parent.mkdir()
+    shutil.move(cached, moved)
+    after = fetch("all", mode="offline", data_dir=moved)
+    assert all(Path(path).is_relative_to(moved) for path in after.images)
+    pd.testing.assert_frame_equal(after.trials, before.trials)
+    for one, other in zip(before.images_meta, after.images_meta, strict=True):
+        assert {**one, "absolute_path": None} == {**other, "absolute_path": None}
+    for file in (moved / ".laion_fmri").rglob("*.json"):
+        assert str(cached) not in file.read_text()
+
+
+def test_read_only_directory(cached, monkeypatch):
+    before = fetch("all", mode="offline")
+    shutil.rmtree(cached / ".laion_fmri" / "trials")
+    files = [*cached.rglob("*"), cached]
+    for path in files:
+        path.chmod(path.stat().st_mode & ~0o222)
+    if os.geteuid() == 0:
+        monkeypatch.setattr(os, "access", lambda path, mode: not mode & os.W_OK)
+
+        def refuse(*args, **kwargs):
+            raise PermissionError("read-only")
+
+        monkeypatch.setattr(os, "open", refuse)
+    try:
+        with pytest.warns(UserWarning, match="cannot be written"):
+            assert_same(fetch("all"), before)
+        assert_same(fetch("all", mode="offline"), before)
+    finally:
+        for path in reversed(files):
+            path.chmod(path.stat().st_mode | 0o700)
+
+
+def test_data_of_the_datasets_own_package(cached, bucket_folder):
+    """It stores files under the same clean names, and an empty licence marker."""
+    shutil.rmtree(cached / ".laion_fmri")
+    (cached / ".laion_fmri").mkdir()
+    (cached / ".laion_fmri" / "license_accepted").touch()
+    aside = cached / "derivatives/rois/sub-01/face"
+    shutil.copy(
+        aside / "sub-01_space-T1w_res-1pt8_label-FFA1_mask.nii.gz",
+        aside / "sub-01_space-T1w_res-1pt8_label-FFA-1_mask.nii.gz",
+    )
+    data = fetch(rois="face", mode="offline")
+    assert [m["roi"] for m in data.rois_meta].count("FFA1") == 1
+
+
+# ---------------------------------------------------------------- dry run, ids
+
+
+def test_dry_run(server, data_dir, monkeypatch):
+    monkeypatch.delenv("LAION_FMRI_LICENSE")
+    data = fetch("all", rois="PPA", trial_filter={"n_reps": 12}, dry_run=True)
+    assert all(key.endswith("_trials.tsv") for key in gets(server))
+    assert set(data) == KEYS | {"plan", "plan_size"}
+    assert list(data.plan.columns) == ["id", "size", "reason"]
+    assert {m["id"] for m in [*data.images_meta, *data.rois_meta]} <= {*data.plan["id"]}
+    assert data.plan_size == data.plan["size"].sum() > 0
+    assert set(data.plan["reason"]) == {"missing"}
+    assert not [p for p in data_dir.rglob("*.nii.gz")]
+
+
+def test_dry_run_of_what_is_there(cached, server):
+    assert fetch("all", dry_run=True).plan.empty
+    data = fetch(sessions=1, rois=None, mode="overwrite", dry_run=True)
+    assert set(data.plan["reason"]) == {"overwrite"}
+    assert [key for key in gets(server) if not key.endswith("_trials.tsv")] == []
+
+
+def test_ids_reproduce_a_selection(server, data_dir, tmp_path):
+    data = fetch(rois="FFA1", sessions=[1, 3])
+    ids = [m["id"] for m in [*data.images_meta, *data.rois_meta]]
+    elsewhere = tmp_path / "elsewhere"
+    again = fetch_laion_fmri_ids(ids, data_dir=elsewhere, verbose=0)
+    assert {m["id"] for m in again.images_meta} == set(ids)
+    assert again.rois == []
+    assert set(again) == set(data)
+    pd.testing.assert_frame_equal(
+        again.trials.drop(columns="image_index"),
+        data.trials.drop(columns="image_index"),
+    )
+    assert list(again.brain_masks) == ["sub-01"]
+    assert_same(
+        fetch_laion_fmri_ids(ids, data_dir=elsewhere, verbose=0, mode="offline"), again
+    )
+
+
+def test_ids_fetch_exactly_the_named(server, data_dir, bucket_folder):
+    rois = bucket_folder / "derivatives/rois/sub-01/face"
+    key = next(rois.glob("*res-1pt8_label-FFA-1_mask.nii.gz"))
+    key = key.relative_to(bucket_folder).as_posix()
+    surface = "derivatives/freesurfer/sub-01/surf/lh.white"
+    data = fetch_laion_fmri_ids([key, surface, "README"], verbose=0)
+    assert {m["id"] for m in data.images_meta} == {record(key)["id"], surface, "README"}
+    assert set(gets(server)) - {"participants.tsv"} == {key, surface, "README"}
+    assert data.sample_masks == [None] * 3
+
+
+def test_ids_that_are_none(server, data_dir):
+    roi = "derivatives/rois/sub-01/face/sub-01_space-T1w_res-1pt8_label-FA1_mask.nii.gz"
+    with pytest.raises(InvalidQueryError, match="label-FFA1_mask"):
+        fetch_laion_fmri_ids(roi, verbose=0)
+    with pytest.raises(InvalidQueryError, match="fetch_laion_stimuli"):
+        fetch_laion_fmri_ids("stimuli/task-images_stimuli.h5", verbose=0)
+    with pytest.raises(InvalidQueryError, match="image_ids"):
+        fetch_laion_fmri_ids([3], verbose=0)
+    with pytest.raises(UnsafeKeyError):
+        fetch_laion_fmri_ids("../etc/passwd", verbose=0)
+    with pytest.raises(NotCachedError):
+        fetch_laion_fmri_ids("README", mode="offline", verbose=0)
+    assert fetch_laion_fmri_ids([], verbose=0).images == []
+
+
+# ---------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("query", "words"),
+    [
+        ({"subjects": "sub-02"}, "sub-02.*sub-01, sub-03"),
+        ({"subjects": "bob"}, "subjects.*bob"),
+        ({"subjects": []}, "subjects"),
+        ({"subjects": 1.5}, "1.5"),
+        ({"rois": "FA1"}, "FA1.*did you mean 'FFA1'"),
+        ({"rois": "fases"}, "did you mean 'face'"),
+        ({"rois": 7}, "rois.*7"),
+        ({"sessions": 77}, "ses-77"),
+        ({"sessions": "one"}, "sessions.*one"),
+        ({"mode": "ofline"}, "did you mean 'offline'"),
+        ({"mode": None}, "mode"),
+        ({"image_filter": 3}, "image_filter"),
+        ({"trial_filter": "n_reps=12"}, "trial_filter"),
+        ({"trial_filter": {"nreps": 12}}, "did you mean 'n_reps'"),
+        ({"roi_filter": {"rio": 1}}, "did you mean 'roi'"),
+        ({"subject_filter": {"agee": 1}}, "did you mean 'age'"),
+        ({"image_filter": {"sesion": 1}}, "did you mean 'session'"),
+        ({"image_typ": "betas"}, "did you mean 'image_type'"),
+        ({"trial_filer": {"n_reps": 1}}, "did you mean 'trial_filter'"),
+        ({"image_type": "beta"}, "did you mean 'betas'"),
+        ({"image_filter": {"image_type": ["beta"]}}, "did you mean 'betas'"),
+        ({"subject": "sub-01"}, "subjects="),
+        ({"session": "ses-01"}, "sessions="),
+        ({"roi": "FFA1"}, "rois="),
+        ({"max_images": "3"}, "max_images"),
+        ({"n_connections": 0}, "n_connections"),
+        ({"timeout": -1}, "timeout"),
+        ({"data_dir": 3}, "data_dir"),
+    ],
+)
+def test_bad_arguments(server, data_dir, query, words):
+    with pytest.raises(InvalidQueryError, match=words) as error:
+        fetch(**query)
+    assert isinstance(error.value, ValueError)
+    assert not [key for key in gets(server) if not key.endswith(".tsv")]
+
+
+def test_names_that_some_subjects_lack(server, data_dir):
+    with pytest.warns(UserWarning, match="sub-03"):
+        data = fetch("all", rois=["FFA1", LACKED_BY_SUB_03], dry_run=True)
+    assert [m["subject"] for m in data.rois_meta].count("sub-03") == 1
+
+
+LACKED_BY_SUB_03 = "VWFA2"
+
+
+def test_held_out_session(server, data_dir):
+    with pytest.raises(HeldOutSessionError, match="held out") as error:
+        fetch(sessions=31)
+    assert isinstance(error.value, PermissionError)
+    assert "ses-31" in str(error.value)
+    assert not list((data_dir / "derivatives").rglob("*ses-31_*"))
+    with pytest.warns(UserWarning, match="ses-31"):
+        data = fetch(sessions=[1, 31], rois=None, allow_missing=True)
+    assert [m["session"] for m in data.images_meta] == ["ses-01"]
+    assert {f["session"] for f in data.failed} == {"ses-31"}
+    assert all("reason" in f and "id" in f for f in data.failed)
+
+
+def test_bucket_that_denies_listing(server, data_dir):
+    server.deny_listing = True
+    with pytest.raises(BucketError, match="denies"):
+        fetch()
+
+
+def test_xml_that_is_no_listing(server, data_dir):
+    for body in (b"<html>login</html>", b"not xml", b""):
+        server.faults[""] = (200, {"Content-Type": "text/html"}, body)
+        with pytest.raises(BucketError, match="no listing"):
+            fetch()
+
+
+@pytest.mark.parametrize(
+    "key", ["derivatives/../../evil", "/etc/evil", "derivatives/rois/sub-01/../../../x"]
+)
+def test_hostile_key(server, data_dir, tmp_path, key):
+    body = LISTING % (
+        b"<Contents><Key>%s</Key><Size>3</Size><ETag>x</ETag></Contents>" % key.encode()
+    )
+    server.faults[""] = (200, {"Content-Type": "application/xml"}, body)
+    before = {p for p in tmp_path.rglob("*") if data_dir not in (p, *p.parents)}
+    with pytest.raises(UnsafeKeyError, match="evil|x") as error:
+        fetch()
+    assert isinstance(error.value, BucketError)
+    after = {p for p in tmp_path.rglob("*") if data_dir not in (p, *p.parents)}
+    assert after == before
+    assert gets(server) == []
+
+
+def test_two_keys_for_one_file(bucket_folder, data_dir, monkeypatch):
+    with serve_bucket(bucket_folder) as server:
+        monkeypatch.setenv("LAION_FMRI_BUCKET_URL", server.url)
+        rois = "derivatives/rois/sub-01/face/sub-01_space-T1w_res-1pt8"
+        server.put(f"{rois}_label-FFA1_mask.nii.gz", b"x")
+        with pytest.raises(BucketError, match="FFA-1.*FFA1|FFA1.*FFA-1"):
+            fetch()
+
+
+def test_disk_too_small(server, data_dir, monkeypatch):
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    with pytest.raises(DiskSpaceError) as error:
+        fetch(rois=None, sessions=1)
+    assert isinstance(error.value, OSError)
+    assert not list(data_dir.rglob("*.nii.gz"))
+    assert not [key for key in gets(server) if key.endswith(".nii.gz")]
+
+
+def test_file_that_is_gone(server, data_dir):
+    key = fetch(sessions=1, rois=None, dry_run=True).images_meta[0]["key"]
+    server.faults[key] = (404, {}, b"")
+    with pytest.raises(DownloadError, match="ses-01") as error:
+        fetch(sessions=[1, 2], rois=None)
+    assert [f["key"] for f in error.value.failed] == [key]
+    assert len(list(data_dir.rglob("*Betas_statmap.nii.gz"))) == 1
+    with pytest.warns(UserWarning, match="left out"):
+        data = fetch(sessions=[1, 2], rois=None, allow_missing=True)
+    assert [m["session"] for m in data.images_meta] == ["ses-02"]
+    assert (data.trials["image_index"] == 0).all()
+    assert (data.trials["session"] == "ses-02").all()
+    server.faults.clear()
+    assert len(fetch(sessions=[1, 2], rois=None).images) == 2
+
+
+def test_broken_trial_table(cached):
+    table = next(cached.rglob("sub-01_ses-02*_trials.tsv"))
+    good = table.read_text()
+    for bad in (
+        "",
+        "session\trun\tlabel\nses-02\t1\tx",
+        good.replace("\t5\t", "\tfive\t"),
+        good.replace("\t5\t", "\t4\t"),
+        good + "a\tb\n",
+    ):
+        table.write_text(bad)
+        with pytest.raises(CorruptImageError, match="sub-01_ses-02"):
+            fetch(mode="offline")
+    table.write_text(good)
+    assert len(fetch(mode="offline").images) == 4
+
+
+def test_trial_table_that_is_missing(cached):
+    next(cached.rglob("sub-01_ses-02*_trials.tsv")).unlink()
+    with pytest.warns(UserWarning, match=r"no trial table.*ses-02.*without trials"):
+        data = fetch(mode="offline")
+    assert data.sample_masks[1] is None
+    assert 1 not in set(data.trials["image_index"])
+    with pytest.warns(UserWarning, match=r"no trial table.*ses-02.*left out"):
+        data = fetch(mode="offline", trial_filter={"n_reps": 4})
+    assert "ses-02" not in [m["session"] for m in data.images_meta]
+
+
+def test_brain_mask_is_derived_where_the_bucket_has_none(
+    bucket_folder, data_dir, monkeypatch
+):
+    with serve_bucket(bucket_folder) as server:
+        monkeypatch.setenv("LAION_FMRI_BUCKET_URL", server.url)
+        anatomy = bucket_folder / "derivatives/anatomical/sub-01"
+        for mask in anatomy.rglob("*res-1pt8_desc-brain_mask.nii.gz"):
+            server.delete(mask.relative_to(bucket_folder).as_posix())
+        with pytest.warns(UserWarning, match="derived"):
+            data = fetch(rois=None, sessions=1)
+    mask = nib.load(data.brain_masks["sub-01"])
+    (r2,) = data_dir.rglob("*desc-R2mean_statmap.nii.gz")
+    np.testing.assert_array_equal(mask.get_fdata() > 0, nib.load(r2).get_fdata() > 0)
+    assert ".laion_fmri" in data.brain_masks["sub-01"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert_same(fetch(rois=None, sessions=1, mode="offline"), data)
+
+
+def test_license_is_asked_for_data_only(server, data_dir, monkeypatch):
+    monkeypatch.delenv("LAION_FMRI_LICENSE")
+    with pytest.raises(LicenseNotAcceptedError, match="LAION_FMRI_LICENSE"):
+        fetch(sessions=1)
+    assert all(key.endswith(".tsv") for key in gets(server))
+    (data_dir / ".laion_fmri").mkdir(exist_ok=True)
+    (data_dir / ".laion_fmri" / "license_accepted").touch()
+    assert len(fetch(sessions=1, rois=None).images) == 1
+
+
+# ---------------------------------------------------------------- what is said
+
+
+def test_what_is_said(server, data_dir, capsys):
+    fetch(sessions=1, rois="FFA1", verbose=1)
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "Fetching" in said.err
+    assert str(data_dir) in said.err
+    assert "MB" in said.err or "kB" in said.err
+    fetch(sessions=1, rois="FFA1", verbose=0)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_query_is_readable_and_without_settings(cached):
+    data = fetch([1], sessions=range(1, 3), rois="FFA-1", mode="offline")
+    assert data.query == {
+        "subjects": ["sub-01"],
+        "sessions": ["ses-01", "ses-02"],
+        "rois": ["FFA1"],
+        "subject_filter": None,
+        "image_filter": "ResultFilter(image_type='betas')",
+        "roi_filter": "ResultFilter(space='T1w', extension='nii.gz')",
+        "trial_filter": None,
+        "max_images": None,
+    }

@@ -1,0 +1,209 @@
+"""Keys to records, labels to fields; by the facts published on the dataset."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from laion_fmri_fetchers import layout
+from laion_fmri_fetchers.exceptions import UnsafeKeyError
+
+GLM = "derivatives/glmsingle-tedana/sub-01/"
+FUNC = f"{GLM}ses-02/func/sub-01_ses-02_task-images_"
+ANAT = "derivatives/anatomical/sub-01/ses-PrismaAnat/anat/sub-01_ses-PrismaAnat_"
+ROI = "derivatives/rois/sub-01/face/sub-01_"
+
+
+@pytest.mark.parametrize(
+    ("key", "image_type"),
+    [
+        (f"{FUNC}space-T1w_stat-effect_desc-SingletrialBetas_statmap.nii.gz", "betas"),
+        (f"{FUNC}desc-SingletrialBetas_trials.tsv", "trials"),
+        (f"{FUNC}desc-SingletrialBetas_trials.json", "sidecar"),
+        (f"{FUNC}space-T1w_desc-Noiseceiling_statmap.nii.gz", "noise_ceiling"),
+        (f"{FUNC}space-T1w_desc-Noiseceiling_statmap.json", "sidecar"),
+        (f"{FUNC}space-T1w_stat-rsquare_desc-R2_statmap.nii.gz", "rsquare"),
+        (f"{FUNC}space-T1w_desc-HRFindex_dseg.nii.gz", "hrf_index"),
+        (f"{FUNC}space-T1w_desc-Fracridge_statmap.nii.gz", "fracridge"),
+        (f"{FUNC}space-T1w_desc-GLMsingle_model.h5", "model"),
+        (f"{FUNC}space-T1w_desc-GLMsingle_model.json", "sidecar"),
+        (f"{FUNC}desc-GLMsingle_summary.json", "summary"),
+        (f"{GLM}ses-02/func/figures/a plot.png", "figure"),
+        (
+            f"{GLM}sub-01_task-images_space-T1w_stat-rsquare_desc-R2mean_statmap.nii.gz",
+            "mean_rsquare",
+        ),
+        (
+            f"{GLM}sub-01_task-images_space-T1w_desc-Noiseceiling12rep_statmap.nii.gz",
+            "subject_noise_ceiling",
+        ),
+        (
+            f"{GLM}sub-01_task-images_space-T1w_desc-Noiseceiling12rep_statmap.json",
+            "sidecar",
+        ),
+        (f"{GLM}sub-01_task-images_desc-GLMsingle_summary.json", "subject_summary"),
+        (f"{ANAT}space-T1w_res-1pt8_desc-brain_mask.nii.gz", "brain_mask"),
+        (f"{ANAT}space-T1w_desc-brain_mask.nii.gz", "brain_mask"),
+        (f"{ANAT}space-T1w_T2w.nii.gz", "anatomical"),
+        (f"{ROI}space-T1w_res-1pt8_label-FFA-1_mask.nii.gz", "roi"),
+        (f"{ROI}hemi-L_space-fsnative_label-FFA-1_mask.func.gii", "roi"),
+        (f"{ROI}hemi-R_space-fsnative_label-FFA-1_mask.label", "roi"),
+        ("derivatives/freesurfer/sub-01/surf/lh.white", "freesurfer"),
+        ("derivatives/freesurfer/sub-01/label/lh.label-x_mask.label", "freesurfer"),
+        ("derivatives/newpipeline/sub-01/ses-01/func/odd name.bin", "other"),
+        ("stimuli/task-images_desc-captions.csv", "other"),
+        ("README", "other"),
+    ],
+)
+def test_every_kind_of_key(key, image_type):
+    record = layout.record(key, 5, "abc", "2026-01-01T00:00:00.000Z")
+
+    assert record["image_type"] == image_type
+    assert tuple(record) == layout.RECORD_FIELDS
+    assert record["key"] == key
+    assert record["size"] == 5
+    assert record["etag"] == "abc"
+    assert record["last_modified"] == "2026-01-01T00:00:00.000Z"
+    assert record["absolute_path"] is None
+
+
+def test_entities_of_an_image():
+    record = layout.record(
+        f"{FUNC}space-T1w_stat-effect_desc-SingletrialBetas_statmap.nii.gz"
+    )
+
+    expected = {
+        "subject": "sub-01",
+        "session": "ses-02",
+        "task": "images",
+        "space": "T1w",
+        "res": None,
+        "hemi": None,
+        "stat": "effect",
+        "desc": "SingletrialBetas",
+        "suffix": "statmap",
+        "extension": "nii.gz",
+        "roi": None,
+        "roi_category": None,
+        "size": None,
+    }
+    assert {name: record[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("label", "roi"),
+    [
+        ("FFA-1", "FFA1"),
+        ("pSTS-faces", "pSTSfaces"),
+        ("laion-dorsal", "laiondorsal"),
+        ("a-b-c", "abc"),
+        ("hV4", "hV4"),
+    ],
+)
+def test_hyphens_of_a_label_go_and_nothing_else(label, roi):
+    key = f"{ROI}hemi-L_space-fsnative_label-{label}_mask.func.gii"
+
+    record = layout.record(key)
+
+    assert record["id"] == f"{ROI}hemi-L_space-fsnative_label-{roi}_mask.func.gii"
+    assert record["relative_path"] == record["id"]
+    assert record["key"] == key
+    assert (record["roi"], record["roi_category"]) == (roi, "face")
+    assert (record["hemi"], record["space"]) == ("L", "fsnative")
+    assert record["extension"] == "func.gii"
+
+
+def test_freesurfer_has_fewer_fields():
+    record = layout.record("derivatives/freesurfer/sub-01/mri/brain.mgz")
+
+    assert (record["subject"], record["extension"]) == ("sub-01", "mgz")
+    assert record["session"] is record["suffix"] is record["roi"] is None
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("", "/etc/passwd", "../x", "a/../../x", "a/./b", "a//b", "a/", "C:/x"),
+        *("a\\b", "a\nb", "a\x00b", ".laion_fmri/auth.json", ".LAION_fmri/x", ".."),
+    ],
+)
+def test_unsafe_keys(key):
+    with pytest.raises(UnsafeKeyError) as error:
+        layout.record(key)
+    assert repr(key) in str(error.value)
+
+
+@given(st.text())
+def test_any_key_gives_a_record_or_is_unsafe(key):
+    try:
+        record = layout.record(key)
+    except UnsafeKeyError:
+        return
+    assert record["image_type"] in layout.IMAGE_TYPES
+    assert ".." not in record["id"].split("/")
+
+
+OOD = (
+    "cropped gabor gaudy illusion-classic illusion-natural relations selfmade shape "
+    "unusual"
+).split()
+
+
+@pytest.mark.parametrize(
+    ("label", "fields"),
+    [
+        (
+            "shared_12rep_LAION_cluster_1003_i0.jpg",
+            ("shared", 12, "LAION", None, None),
+        ),
+        (
+            "shared_12rep_THINGS+_kmeans_211_bracelet2.jpg",
+            ("shared", 12, "THINGS+", None, None),
+        ),
+        ("shared_4rep_NSD_special1000_100.jpg", ("shared", 4, "NSD", None, None)),
+        (
+            "shared_4rep_OOD_unusual_Screenshot 2024-05-06 at 14.45.09.jpg",
+            ("shared", 4, "OOD", "unusual", None),
+        ),
+        (
+            "shared_4rep_OOD_shape_blob_round-01.png",
+            ("shared", 4, "OOD", "shape", None),
+        ),
+        *((f"shared_4rep_OOD_{t}_x.png", ("shared", 4, "OOD", t, None)) for t in OOD),
+        ("shared_4rep_OOD_novel_x.png", ("shared", 4, "OOD", None, None)),
+        (
+            "unique_LAION_initial_cluster_1122_i1_p05.jpg",
+            ("unique", 4, "LAION", None, "sub-05"),
+        ),
+        ("unique_THINGS_air_pump_p03.jpg", ("unique", 4, "THINGS", None, "sub-03")),
+        ("unique_THINGS+_a+b_p07.jpg", ("unique", 4, "THINGS+", None, "sub-07")),
+        ("shared_7rep_LAION_x.jpg", (None,) * 5),
+        ("unique_THINGS_air_pump.jpg", (None,) * 5),
+        ("blank", (None,) * 5),
+        ("", (None,) * 5),
+    ],
+)
+def test_labels(label, fields):
+    assert tuple(layout.stimulus_fields(label).values()) == fields
+    assert tuple(layout.stimulus_fields(label)) == layout.LABEL_FIELDS
+
+
+@pytest.mark.parametrize("value", ["sub-01", "01", "1", 1, "sub-1", " 01 "])
+def test_forms_of_a_subject(value):
+    assert layout.clean_subject(value) == "sub-01"
+
+
+@pytest.mark.parametrize("value", ["sub", "", "bob", None, True, 1.0, -1, "ses-01"])
+def test_no_subject(value):
+    assert layout.clean_subject(value) is None
+
+
+@pytest.mark.parametrize("text", ["n/a", "N/A", "na", "None", "null", "", "  ", "NULL"])
+def test_null_strings(text):
+    assert layout.none_if_null(text) is None
+
+
+@pytest.mark.parametrize("value", ["Nancy", "nullify", 0, 0.0, False, "none of these"])
+def test_what_is_no_null_string(value):
+    assert layout.none_if_null(value) == value
