@@ -7,7 +7,12 @@ author = "The laion_fmri_fetchers developers"
 copyright = f"2026, {author}"
 version = release = laion_fmri_fetchers.__version__
 
-extensions = ["sphinx.ext.autodoc", "sphinx.ext.autosummary", "numpydoc", "sphinx_copybutton"]
+extensions = [
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "numpydoc",
+    "sphinx_copybutton",
+]
 autosummary_generate = True
 numpydoc_show_class_members = False
 numpydoc_xref_param_type = False

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import quote, unquote_plus
-from xml.etree import ElementTree
+from xml.etree import ElementTree as ET
 
 import requests
 from urllib3.util import Retry
@@ -145,9 +145,7 @@ def list_many(
             raise
 
 
-def _pages(
-    prefix: str, delimiter: str, timeout: float
-) -> Iterator[ElementTree.Element]:
+def _pages(prefix: str, delimiter: str, timeout: float) -> Iterator[ET.Element]:
     """Yield the pages of a listing."""
     query = {"list-type": "2", "prefix": prefix, "encoding-type": "url"}
     if delimiter:
@@ -243,10 +241,10 @@ def _raise_for_status(response: requests.Response, what: str) -> None:
     raise BucketError(f"Status {status} for {what}. {_ADVICE}")
 
 
-def _parse(content: bytes, what: str) -> ElementTree.Element:
+def _parse(content: bytes, what: str) -> ET.Element:
     try:
-        page = ElementTree.fromstring(content)
-    except ElementTree.ParseError as error:
+        page = ET.fromstring(content)
+    except ET.ParseError as error:
         raise BucketError(
             f"What the server answers to {what} is no listing: {error}. {_ADVICE}"
         ) from error
@@ -258,7 +256,7 @@ def _parse(content: bytes, what: str) -> ElementTree.Element:
     return page
 
 
-def _object(element: ElementTree.Element, decode: Any) -> list[Any]:
+def _object(element: ET.Element, decode: Any) -> list[Any]:
     """Return ``[key, size, etag, last_modified]`` of a ``Contents``."""
     key, size = _text(element, "Key"), _text(element, "Size")
     if not key or size is None or not size.isdecimal():
@@ -270,5 +268,5 @@ def _object(element: ElementTree.Element, decode: Any) -> list[Any]:
     return [decode(key), int(size), etag, _text(element, "LastModified")]
 
 
-def _text(element: ElementTree.Element, name: str) -> str | None:
+def _text(element: ET.Element, name: str) -> str | None:
     return element.findtext("{*}" + name)

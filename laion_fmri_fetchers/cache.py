@@ -163,9 +163,7 @@ def local_path(data_dir: str, relative_path: str) -> str:
     return path if os.sep == "/" else path.replace("/", os.sep)
 
 
-def scan(
-    data_dir: str, wanted: Iterable[tuple[str, str]]
-) -> tuple[set[str], set[str]]:
+def scan(data_dir: str, wanted: Iterable[tuple[str, str]]) -> tuple[set[str], set[str]]:
     """Return what is on disk below some folders.
 
     Parameters
@@ -311,7 +309,7 @@ def saved_arrays(data_dir: str, name: str) -> dict[str, np.ndarray]:
     import numpy as np
 
     try:
-        with np.load(state_path(data_dir, name), allow_pickle=False) as arrays:
-            return dict(arrays)
+        with open(state_path(data_dir, name), "rb") as stream:
+            return dict(np.load(stream, allow_pickle=False))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return {}

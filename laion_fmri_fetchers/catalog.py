@@ -19,7 +19,7 @@ Wanted = tuple[str, str]
 
 
 class Catalog(NamedTuple):
-    """What is known of some prefixes: see `look`."""
+    """What is known of some prefixes, see `look`."""
 
     objects: dict[str, list]
     folders: set[str]
@@ -55,9 +55,10 @@ def look(
     -------
     Catalog
         ``objects``: id -> ``[key, size, etag, last_modified]``; ``folders``: those
-        found by looking at one level, ending in ``/`` (offline, of the disk too); ``on_disk``: ids of files on disk;
-        ``unlisted``: prefixes of which no listing is known (offline); ``error``: why
-        saved listings were used although the bucket was asked.
+        found by looking at one level, ending in ``/`` (offline, of the disk too);
+        ``on_disk``: ids of files on disk; ``unlisted``: prefixes of which no listing
+        is known (offline); ``error``: why saved listings were used although the
+        bucket was asked.
 
     Raises
     ------

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .filters import ResultFilter
 
 _TERM = re.compile(r"\s*(\w+)\s*(>=|<=|!=|==|=|>|<|~|\bin\b)\s*(.*?)\s*", re.DOTALL)
+_FLOAT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _NUMBERS = frozenset({"n_reps", "beta_index", "run", "size"})
 _TERM_HELP = "FIELD OP VALUE; OP is = != >= <= > < ~ (regular expression) in (a,b,c)"
 
@@ -101,8 +102,11 @@ def _parser() -> argparse.ArgumentParser:
     fetch.add_argument("-v", "--verbose", action="count", default=1)
     fetch.add_argument("-q", "--quiet", action="store_true")
 
-    demo = _command(commands, "demo", _demo, "see it work on synthetic data")
-    demo.add_argument("--output", metavar="FOLDER", help="where to keep data and figure")
+    demo = commands.add_parser("demo", help="see it work on synthetic data")
+    demo.set_defaults(run=_demo)
+    demo.add_argument(
+        "--output", metavar="FOLDER", help="where to keep data and figure"
+    )
     return parser
 
 
@@ -191,7 +195,7 @@ def parse_terms(terms: Sequence[str]) -> ResultFilter | None:
     Parameters
     ----------
     terms : sequence of str
-        Such as ``"n_reps>=12"``, ``"label~shared.*"`` or ``"session in ses-01,ses-02"``.
+        Such as ``"n_reps>=12"``, ``"label~shared"`` or ``"session in ses-01,ses-02"``.
 
     Returns
     -------
@@ -240,10 +244,9 @@ def _value(field: str, text: str) -> str | int | float | None:
     text = text.strip().strip("'\"")
     if text.lower() in ("null", "none"):
         return None
-    if field in _NUMBERS:
-        for kind in (int, float):
-            try:
-                return kind(text)
-            except ValueError:
-                continue
-    return text
+    if field not in _NUMBERS:
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        return float(text) if _FLOAT.fullmatch(text) else text

@@ -10,7 +10,7 @@ from .bucket import bucket_url
 from .cache import get_data_dir
 from .catalog import Catalog, Wanted, look
 from .exceptions import BucketError, InvalidQueryError, did_you_mean
-from .messages import readable_size, warn
+from .messages import listed, readable_size, warn
 
 
 def get_subjects(
@@ -86,18 +86,22 @@ def get_rois(
         ['MPA', 'OPA', 'PPA']
     """
     folder = get_data_dir(data_dir)
-    name = None if subject is None else layout.clean_subject(subject)
-    found = _look([(layout.ROIS, "/")] if name is None else [], folder, timeout)
-    names = [name] if name else [f[len(layout.ROIS) : -1] for f in found.folders]
-    found = _look([(f"{layout.ROIS}{one}/", "") for one in names], folder, timeout)
+    if subject is None:
+        found = _look([(layout.ROIS, "/")], folder, timeout)
+        prefixes = sorted(found.folders)
+    else:
+        prefixes = [f"{layout.ROIS}{layout.clean_subject(subject)}/"]
+    found = _look([(prefix, "") for prefix in prefixes], folder, timeout)
     rois: dict[str, set[str]] = {}
     for one in found.objects:
         rec = layout.record(one)
         if rec["roi"]:
             rois.setdefault(rec["roi_category"], set()).add(rec["roi"])
     if subject is not None and not rois:
-        hint = did_you_mean(subject, get_subjects(data_dir=folder, timeout=timeout))
-        raise InvalidQueryError(f"There are no ROIs of a subject {subject!r}; {hint}")
+        there = get_subjects(data_dir=folder, timeout=timeout)
+        raise InvalidQueryError(
+            f"There are no ROIs of a subject {subject!r}; there are {listed(there)}."
+        )
     if category is not None and category not in rois:
         hint = did_you_mean(category, rois)
         raise InvalidQueryError(f"There is no ROI category {category!r}; {hint}")
@@ -208,9 +212,7 @@ def _look(wanted: Iterable[Wanted], data_dir: str, timeout: float) -> Catalog:
     """Look at the bucket, with saved listings where it cannot be reached."""
     found = look(wanted, data_dir, timeout=timeout)
     if found.error and found.unlisted:
-        raise BucketError(
-            f"{found.error} And no listing was saved earlier."
-        )
+        raise BucketError(f"{found.error} And no listing was saved earlier.")
     if found.error:
         warn(f"{found.error} This is by a listing saved earlier.")
     return found

@@ -8,8 +8,8 @@ their combinations are tests too). It is asked in two ways, with one answer::
                   └─ .mask ──▶ a DataFrame ─▶ _Rows ─┬─ terms, by column ─┬──▶ array
                                                      └─ functions, by row ┘
 
-A column is matched by numpy where numpy decides as Python does (`_match_numbers`), by
-whole strings or distinct values (`_match_strings`), and else value by value.
+A term is matched with a whole column by numpy where numpy decides as Python does, else
+with the column's distinct values, and where those may differ in type, with each value.
 """
 
 from __future__ import annotations
@@ -17,7 +17,15 @@ from __future__ import annotations
 import keyword
 import operator
 import re
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Set
+from collections.abc import (
+    Callable,
+    Container,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+    Set,
+)
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass
@@ -33,7 +41,7 @@ if TYPE_CHECKING:
 Test = Callable[[dict], bool]
 
 _PLAIN = frozenset({str, int, float, bool, type(None)})
-_PANDAS_NULLS = frozenset({"NAType", "NaTType", "datetime64"})
+_NEVER_NA = _PLAIN - {float}
 _NUMERIC = re.compile(r"u?int(8|16|32|64)|float64|bool(ean)?", re.IGNORECASE)
 _OF_ONE_TYPE = frozenset({"string", "integer", "boolean"})
 _RESERVED = frozenset({"self", "query_terms", "callable_filter"})
@@ -41,9 +49,12 @@ _RESERVED = frozenset({"self", "query_terms", "callable_filter"})
 
 def _is_na(value: Any) -> bool:
     """Tell whether a value is None, NaN, NaT or pandas.NA."""
-    if value is None or isinstance(value, (str, int)):
-        return value is None
-    may_be = isinstance(value, Number) or type(value).__name__ in _PANDAS_NULLS
+    kind = type(value)
+    if kind in _PLAIN:
+        return value is None or value != value
+    if kind.__name__ in ("NAType", "NaTType"):
+        return True
+    may_be = isinstance(value, Number) or kind.__name__ == "datetime64"
     return may_be and not _same(value, value)
 
 
@@ -86,6 +97,9 @@ class _SpecialValue:
     _negated = False
     """Whether it stands for all values but those that it accepts."""
 
+    def _accepts(self, value: Any) -> bool:
+        raise NotImplementedError
+
     def _arguments(self) -> tuple:
         return tuple(getattr(self, name) for name in self._names)
 
@@ -110,6 +124,7 @@ class _Nullness(_SpecialValue):
 
 class _OrderComparison(_SpecialValue):
     _names = ("bound_",)
+    _compare: Callable[[Any, Any], Any]
 
     def __init__(self, bound: Any):
         self.bound_ = bound
@@ -261,7 +276,7 @@ class Contains(_Several):
 
     def _accepts(self, value: Any) -> bool:
         return isinstance(value, Container) and all(
-            _holds(value, item) for item in self.must_be_contained_
+            _holds(value, item) for item in self._arguments()
         )
 
 
@@ -278,7 +293,7 @@ class NotContains(_Several):
 
     def _accepts(self, value: Any) -> bool:
         return isinstance(value, Container) and not any(
-            _holds(value, item) for item in self.must_not_be_contained_
+            _holds(value, item) for item in self._arguments()
         )
 
 
@@ -414,15 +429,15 @@ class ResultFilter:
         """Tell which rows pass: terms first, then filters, functions last."""
         keep = rows.all()
         for name, term in self.query_terms_.items():
-            keep[keep] = rows.only(keep).match(name, term)
+            keep = _narrowed(keep, rows.only(keep).match(name, term))
         functions = []
         for test in self.callable_filters_:
             if isinstance(test, (ResultFilter, _Combination)):
-                keep[keep] = test._mask(rows.only(keep))
+                keep = _narrowed(keep, test._mask(rows.only(keep)))
             else:
                 functions.append(test)
         if functions:
-            keep[keep] = rows.only(keep).passing(functions)
+            keep = _narrowed(keep, rows.only(keep).passing(functions))
         return keep
 
     def AND(self, other_filter: Any) -> ResultFilter:  # noqa: N802
@@ -485,8 +500,7 @@ class ResultFilter:
         return type(self).__name__
 
     def __repr__(self) -> str:
-        text = _source(self)
-        return text[1:-1] if text.startswith("(") else text
+        return _source(self)
 
 
 @dataclass(frozen=True)
@@ -509,7 +523,7 @@ class _Combination:
     def _mask(self, rows: _Rows) -> np.ndarray:
         keep, last = self.operands[0]._mask(rows), self.operands[-1]
         if self.symbol == "&":
-            keep[keep] = last._mask(rows.only(keep))
+            keep = _narrowed(keep, last._mask(rows.only(keep)))
         elif self.symbol == "|":
             keep[~keep] = last._mask(rows.only(~keep))
         elif self.symbol == "^":
@@ -541,21 +555,31 @@ def _all_among(some: list, others: list) -> bool:
     return all(any(_alike(one, other) for other in others) for one in some)
 
 
-def _source(node: Any) -> str:
-    """Return a filter or test as source, in parentheses if it is of several parts."""
-    symbol = "&"
+def _source(node: Any, chain: str | None = None) -> str:
+    """Return a filter or a test as source.
+
+    In parentheses if it is of several parts, but not if it is all there is or if it
+    stands first in a ``chain`` of operands that its own symbol joins.
+    """
+    parts: list[str] = []
+    operands: Sequence[Test]
     if isinstance(node, _Combination):
-        symbol, parts = node.symbol, [_source(operand) for operand in node.operands]
+        symbol, operands = node.symbol, node.operands
         if symbol == "~":
-            return f"~{parts[0]}"
+            return f"~{_source(operands[0], symbol)}"
     elif isinstance(node, ResultFilter):
-        terms, tests = node.query_terms_, node.callable_filters_
-        parts = [f"ResultFilter({_arguments_source(terms)})"] * bool(terms or not tests)
-        parts += [_source(test) for test in tests]
+        symbol, operands = "&", node.callable_filters_
+        if node.query_terms_ or not operands:
+            parts = [f"ResultFilter({_arguments_source(node.query_terms_)})"]
+        elif len(operands) == 1:
+            return _source(operands[0], chain)
     else:
         name = getattr(node, "__name__", None) or repr(node)
         return f"ResultFilter(callable_filter={name})"
-    return f"({f' {symbol} '.join(parts)})" if len(parts) > 1 else parts[0]
+    for operand in operands:
+        parts.append(_source(operand, "" if parts else symbol))
+    text = f" {symbol} ".join(parts)
+    return text if len(parts) == 1 or chain in (None, symbol) else f"({text})"
 
 
 def _arguments_source(terms: dict) -> str:
@@ -570,15 +594,15 @@ def _ours(value: Any) -> Any:
     kind = type(value)
     twin = globals().get(kind.__name__) if kind.__module__.startswith("nilearn.") else 0
     if twin is ResultFilter:
-        ours = ResultFilter(value.query_terms_)
+        filt = ResultFilter(value.query_terms_)
         for test in value.callable_filters_:
             if getattr(test, "__name__", None) != "_empty_filter":
-                ours.add_filter(test)
-        return ours
+                filt.add_filter(test)
+        return filt
     if isinstance(twin, type) and issubclass(twin, _SpecialValue):
-        ours = twin.__new__(twin)
-        vars(ours).update(vars(value))
-        return twin(*ours._arguments())
+        special = twin.__new__(twin)
+        vars(special).update(vars(value))
+        return twin(*special._arguments())
     return value
 
 
@@ -635,7 +659,7 @@ def as_filter(value: Any, name: str = "filter") -> ResultFilter:
     )
 
 
-def fields(filt: ResultFilter) -> set[str]:
+def fields(filt: Test) -> set[str]:
     """Return the names of all fields in a filter's terms; not what functions look at.
 
     Examples
@@ -650,7 +674,7 @@ def fields(filt: ResultFilter) -> set[str]:
     return set()
 
 
-def admits(filt: ResultFilter, field: str, value: Any) -> bool:
+def admits(filt: Test, field: str, value: Any) -> bool:
     """Return False if it is certain that no record with this value of a field passes.
 
     Examples
@@ -695,11 +719,18 @@ class _Rows:
         if name not in self._df:
             return self.all() & _same(term, None)
         values = self._column(name)
-        for match in (_match_numbers, _match_strings):
-            found = match(term, values)
-            if found is not None:
-                return found
-        return _filled(_same(term, value) for value in _elements(values))
+        if type(term).__module__ not in ("builtins", __name__):
+            return _match_distinct(term, values)  # a user's own kind of value
+        found = None
+        if (wanted := _membership(term)) is not None:
+            found = _match_numbers(wanted, values)
+            if found is None:
+                found = _match_strings(wanted, values)
+            if found is not None and getattr(term, "_negated", False):
+                found = ~found
+        elif isinstance(term, _OrderComparison):
+            found = _match_bound(term, values)
+        return _match_distinct(term, values) if found is None else found
 
     def passing(self, functions: list[Test]) -> np.ndarray:
         """Tell which rows pass all functions."""
@@ -717,10 +748,18 @@ class _Rows:
 
         column = self._df[name]
         if column.ndim == 2:  # columns of one name: the last, as in a dict
-            column = column.iloc[:, -1]
+            column = self._df.iloc[:, (self._df.columns == name).nonzero()[0][-1]]
         has_numpy = isinstance(column.dtype, np.dtype) and column.dtype.kind not in "mM"
         values = column.to_numpy() if has_numpy else column.array
         return values if self._chosen is None else values.take(self._chosen)
+
+
+def _narrowed(keep: np.ndarray, found: np.ndarray) -> np.ndarray:
+    """Return which of the rows kept so far are also found among these."""
+    if len(found) == len(keep):
+        return found
+    keep[keep] = found
+    return keep
 
 
 def _filled(hits: Iterable[bool]) -> np.ndarray:
@@ -731,64 +770,71 @@ def _filled(hits: Iterable[bool]) -> np.ndarray:
 
 def _elements(values: Any) -> list:
     """Return a column as `DataFrame.to_dict` does, but with None for any null."""
-    never_null = _PLAIN - {float}
+    import numpy as np
+
     return [
-        v if type(v) in never_null else _null_as_none(_native(v))
+        v
+        if type(v) in _NEVER_NA
+        else _null_as_none(_native(v) if isinstance(v, np.generic) else v)
         for v in values.tolist()
     ]
 
 
-def _native(value: Any) -> Any:
-    import numpy as np
+def _native(value: np.generic) -> Any:
     import pandas as pd
 
-    if not isinstance(value, np.generic):
-        return value
     casts = {"b": bool, "i": int, "u": int, "f": float}
     casts |= {"M": pd.Timestamp, "m": pd.Timedelta}
-    return casts.get(value.dtype.kind, _null_as_none)(value)
+    cast = casts.get(value.dtype.kind)
+    return cast(value) if cast else value
 
 
-def _membership(term: Any) -> tuple[tuple | None, bool]:
-    """Return the plain values that a term asks for, and whether it asks for all others.
+def _membership(term: Any) -> tuple | None:
+    """Return the values that a term asks for, or asks not for if it is negated.
 
-    None instead of values if it asks for something else.
+    None if it asks for something else, or if the values are not all plain.
     """
     if not isinstance(term, _SpecialValue):
-        wanted = (term,)
+        wanted: tuple = (term,)
     elif isinstance(term, (_Membership, NotEqual)):
         wanted = term._arguments()
     elif isinstance(term, _Nullness):
         wanted = (0, "", None)  # all that is null among numbers and strings
     else:
-        return None, False
-    negated = isinstance(term, _SpecialValue) and term._negated
-    return (wanted if _PLAIN.issuperset(map(type, wanted)) else None), negated
+        return None
+    return wanted if _PLAIN.issuperset(map(type, wanted)) else None
 
 
-def _match_numbers(term: Any, values: Any) -> np.ndarray | None:
-    """Match a column of numbers; None where numpy would not decide as Python does."""
+def _match_numbers(wanted: tuple, values: Any) -> np.ndarray | None:
+    """Find values in a column of numbers; None if it is not one."""
     import numpy as np
 
     if not _NUMERIC.fullmatch(str(values.dtype)):
         return None
-    wanted, negated = _membership(term)
-    bound = term.bound_ if isinstance(term, _OrderComparison) else None
+    numbers, null = _numbers(values)
+    hits = null if None in wanted else np.zeros(len(values), dtype=bool)
+    for number in (_exact(value, numbers) for value in wanted):
+        if number is not None:
+            hits = hits | np.asarray((numbers == number) & ~null, dtype=bool)
+    return hits
+
+
+def _match_bound(term: _OrderComparison, values: Any) -> np.ndarray | None:
+    """Compare numbers with a bound; None where numpy would not do as Python does."""
+    import numpy as np
+
+    bound = term.bound_
+    if type(bound) not in (int, float) or not _NUMERIC.fullmatch(str(values.dtype)):
+        return None
     numbers, null = _numbers(values, as_float=type(bound) is float)
-    if wanted is not None:
-        hits = null if None in wanted else np.zeros(len(values), dtype=bool)
-        for number in (_exact(value, numbers) for value in wanted):
-            if number is not None:
-                hits = hits | np.asarray((numbers == number) & ~null, dtype=bool)
-        return ~hits if negated else hits
-    if type(bound) not in (int, float) or _exact(bound, numbers) is None:
+    if _exact(bound, numbers) is None:
         return None
     if type(bound) is int and numbers.dtype.kind == "f":
         numbers, null = np.trunc(numbers), ~np.isfinite(numbers)
     return np.asarray(term._compare(numbers, bound) & ~null, dtype=bool)
 
 
-def _numbers(values: Any, as_float: bool) -> tuple[Any, np.ndarray]:
+def _numbers(values: Any, as_float: bool = False) -> tuple[Any, np.ndarray]:
     """Return a column's floats, or integers, and where it is null."""
     import numpy as np
 
@@ -804,7 +850,7 @@ def _numbers(values: Any, as_float: bool) -> tuple[Any, np.ndarray]:
 
 
 def _exact(value: Any, numbers: Any) -> int | float | None:
-    """Return a plain value as a number to compare with; None if none there equals it."""
+    """Return a value as one of the column's numbers; None if none can equal it."""
     import numpy as np
 
     is_float = numbers.dtype.kind == "f"
@@ -812,7 +858,7 @@ def _exact(value: Any, numbers: Any) -> int | float | None:
         number = float(value) if is_float else int(value)
     except (TypeError, ValueError, OverflowError):
         return None
-    if type(value) is str or number != value:
+    if number != value:
         return None
     if is_float:
         return number
@@ -820,33 +866,35 @@ def _exact(value: Any, numbers: Any) -> int | float | None:
     return number if limits.min <= number <= limits.max else None
 
 
-def _match_strings(term: Any, values: Any) -> np.ndarray | None:
-    """Match a column that repeats few strings or categories; None if it is not one."""
+def _match_strings(wanted: tuple, values: Any) -> np.ndarray | None:
+    """Find strings in a column; None if these are not, or it has other than strings."""
     import numpy as np
     import pandas as pd
 
-    is_text = isinstance(values.dtype, pd.StringDtype)
-    if is_text and values.dtype.storage == "python":
-        values = np.asarray(values)
-    wanted, negated = _membership(term)
-    if wanted is not None and (is_text or values.dtype == object):
-        if all(type(value) is str for value in wanted):
-            with suppress(Exception):  # an element that cannot be compared or hashed
-                hits = _is_among(wanted, values)
-                return ~hits if negated else hits
-    if values.dtype == object:
-        is_text = pd.api.types.infer_dtype(values, skipna=True) in _OF_ONE_TYPE
-    if not is_text and not isinstance(values.dtype, pd.CategoricalDtype):
+    if not all(type(value) is str for value in wanted):
         return None
+    if isinstance(values.dtype, pd.StringDtype):
+        if values.dtype.storage != "python":
+            return values.isin(wanted)
+        values = np.asarray(values)
+    if values.dtype != object:
+        return None
+    with suppress(Exception):  # pandas.NA and arrays have no truth value
+        if len(wanted) == 1:
+            return np.equal(values, wanted[0])
+    with suppress(TypeError):  # lists have no hash
+        return _filled(map(frozenset(wanted).__contains__, values.tolist()))
+    return None
+
+
+def _match_distinct(term: Any, values: Any) -> np.ndarray:
+    """Match a column's distinct values, or each if they may not be of one type."""
+    import pandas as pd
+
+    few = isinstance(values.dtype, (pd.StringDtype, pd.CategoricalDtype))
+    if values.dtype == object:
+        few = pd.api.types.infer_dtype(values, skipna=True) in _OF_ONE_TYPE
+    if not few:
+        return _filled(_same(term, value) for value in _elements(values))
     codes, distinct = pd.factorize(values, use_na_sentinel=False)
     return _filled(_same(term, value) for value in _elements(distinct))[codes]
-
-
-def _is_among(texts: tuple, values: Any) -> np.ndarray:
-    import numpy as np
-
-    if not isinstance(values, np.ndarray):
-        return values.isin(texts)
-    if len(texts) == 1:
-        return np.equal(values, texts[0])
-    return _filled(map(frozenset(texts).__contains__, values.tolist()))

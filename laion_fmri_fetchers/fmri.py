@@ -57,7 +57,6 @@ from .selection import (
 from .tables import read_participants, read_trials
 from .transfer import Download, download_files
 
-
 Record = dict[str, Any]
 
 
@@ -260,8 +259,21 @@ def fetch_laion_fmri_ids(
     image_ids : str or iterable of str
         The ``id`` of records, or keys of the bucket. Betas bring their trial tables
         and, for each subject, brain mask and noise ceilings; other files come alone.
-    mode, data_dir, dry_run, allow_missing, n_connections, timeout, verbose
-        As in `fetch_laion_fmri`.
+    mode : {"download_new", "overwrite", "offline"}, default="download_new"
+        ``"download_new"`` fetches what is not on disk, ``"overwrite"`` all that is
+        named, ``"offline"`` opens no socket.
+    data_dir : str or path, optional
+        The data directory, see `get_data_dir`.
+    dry_run : bool, default=False
+        Plan only: nothing but listings and trial tables is fetched.
+    allow_missing : bool, default=False
+        Warn about files that could not be fetched, instead of raising.
+    n_connections : int, default=32
+        HTTP connections at once.
+    timeout : float, default=30.0
+        Seconds without progress after which a connection is given up.
+    verbose : int, default=1
+        0: silent, 1: summary and progress bar, 2: a line a file, 3: debug.
 
     Returns
     -------
@@ -342,7 +354,7 @@ def _prepare(
 
 def _look(selection: Selection, call: _Call, beside: Sequence[Wanted] = ()) -> _Known:
     """Look at the bucket and the disk, only where the selection may lead."""
-    how = {"n_connections": call.n_connections, "timeout": call.timeout}
+    how: Any = {"n_connections": call.n_connections, "timeout": call.timeout}
     offline, error = call.mode == "offline", None
     subjects = selection.subjects
     if subjects is None:
@@ -370,8 +382,8 @@ def _look(selection: Selection, call: _Call, beside: Sequence[Wanted] = ()) -> _
 def _refuse_unlisted(found: Catalog) -> None:
     if found.error and found.unlisted:
         raise BucketError(
-            f"{found.error} No listing of {listed(found.unlisted)} was saved earlier, so "
-            "it cannot be told what is missing. mode='offline' returns what is on disk."
+            f"{found.error} No listing of {listed(found.unlisted)} was saved earlier, "
+            "so what is missing cannot be told. mode='offline' returns what is there."
         )
 
 
@@ -518,9 +530,7 @@ def _choose_rois(selection: Selection, call: _Call, known: _Known) -> list[Recor
     ]
 
 
-def _check_named(
-    what: str, name: str, there: dict[str, set[str]], call: _Call
-) -> None:
+def _check_named(what: str, name: str, there: dict[str, set[str]], call: _Call) -> None:
     """Warn of a name that some subjects lack; raise for one that all lack."""
     lacking = [subject for subject, names in there.items() if name not in names]
     if not lacking:
@@ -569,7 +579,9 @@ def _named_records(image_ids: str | Iterable[str]) -> list[Record]:
     ids = [image_ids] if isinstance(image_ids, str) else list(image_ids)
     for one in ids:
         if not isinstance(one, str):
-            raise InvalidQueryError(f"image_ids holds {one!r}; give ids or keys, as str")
+            raise InvalidQueryError(
+                f"image_ids holds {one!r}; give ids or keys, as str"
+            )
     named = {rec["id"]: rec for rec in map(layout.record, ids)}
     for gated in layout.GATED & set(named):
         raise InvalidQueryError(
@@ -583,7 +595,8 @@ def _folders_beside(named: list[Record]) -> list[Wanted]:
     folders = {
         rec["id"].rpartition("/")[0]
         for rec in named
-        if layout.place(rec["id"])[0] not in (layout.GLM, layout.ROIS, layout.ANATOMICAL)
+        if layout.place(rec["id"])[0]
+        not in (layout.GLM, layout.ROIS, layout.ANATOMICAL)
     }
     return [(f"{folder}/", "/") for folder in sorted(folders) if folder]
 
@@ -658,9 +671,7 @@ def _trials(
     _download(_missing(tables, selection, call, known), call, known)
     failed = {rec["id"] for rec in known.failed}
     on_disk = [o for o in ids if o in known.catalog.on_disk and o not in failed]
-    return _Trials(
-        read_trials(call.data_dir, on_disk), [ids[one] for one in on_disk]
-    )
+    return _Trials(read_trials(call.data_dir, on_disk), [ids[one] for one in on_disk])
 
 
 def _without_table(
@@ -832,8 +843,8 @@ def _fetch(
         _download(missing, call, known, quiet=False)
     if known.catalog.error:
         warn(
-            f"{known.catalog.error} By a listing saved earlier, all of the selection is "
-            "on disk: this call went on offline."
+            f"{known.catalog.error} By a listing saved earlier, all of the selection "
+            "is on disk: this call went on offline."
         )
     bunch = _bunch(call, known, query, subjects_meta, chosen, trials)
     if call.dry_run:
@@ -947,7 +958,7 @@ def _derive_brain_mask(mean_rsquare: str, target: Path) -> None:
     """Write the mask of the voxels whose mean R2 is above 0."""
     import nibabel as nib
 
-    image = nib.load(mean_rsquare)
+    image: Any = nib.load(mean_rsquare)
     mask = np.asanyarray(image.dataobj) > 0
     content = nib.Nifti1Image(mask.astype(np.uint8), image.affine).to_bytes()
     try:

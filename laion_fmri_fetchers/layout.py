@@ -22,7 +22,9 @@ FREESURFER = "derivatives/freesurfer/"
 TREES = (GLM, ROIS, ANATOMICAL, FREESURFER)
 STIMULI = "stimuli/"
 PARTICIPANTS = "participants.tsv"
-GATED = frozenset({"stimuli/task-images_stimuli.h5", "stimuli/task-images_metadata.csv"})
+GATED = frozenset(
+    {"stimuli/task-images_stimuli.h5", "stimuli/task-images_metadata.csv"}
+)
 
 HELD_OUT = frozenset(f"ses-{n}" for n in range(31, 35))
 
@@ -91,12 +93,17 @@ _SUBJECT_FOLDER = re.compile(r"sub-[A-Za-z0-9]+")
 _SESSION_FOLDER = re.compile(r"ses-[A-Za-z0-9]+")
 _MAIN_SESSION = re.compile(r"ses-\d+")
 _BIDS_NAME = re.compile(r"((?:[A-Za-z0-9]+-[^_.]+_)+)([A-Za-z0-9]+)((?:\.[^./]+)*)")
-_SHARED = re.compile(r"shared_(12|4)rep_(LAION|NSD|THINGS\+|OOD)_(.+)\.(?:jpg|png)")
-_UNIQUE = re.compile(r"unique_(LAION|THINGS\+?)_.+_p(\d\d)\.jpg")
-_OOD_TYPE = re.compile(
-    r"(cropped|gabor|gaudy|illusion-classic|illusion-natural|relations|selfmade|shape"
-    r"|unusual)_."
+_PARTICIPANT = re.compile(r"[0-9][0-9]")
+
+OOD_TYPES = frozenset(
+    (
+        *("cropped", "gabor", "gaudy", "illusion-classic", "illusion-natural"),
+        *("relations", "selfmade", "shape", "unusual"),
+    )
 )
+_N_REPS = {"12rep": 12, "4rep": 4}
+_SHARED_SOURCES = frozenset({"LAION", "NSD", "THINGS+", "OOD"})
+_UNIQUE_SOURCES = frozenset({"LAION", "THINGS", "THINGS+"})
 
 
 @lru_cache(maxsize=2**15)
@@ -190,7 +197,7 @@ def record(
     prefix = f"{subject}_" if subject else ""
     if session and name.startswith(f"{prefix}{session}_"):
         prefix += f"{session}_"
-    tail = name[len(prefix) :] if name.startswith(prefix) else name
+    tail = name.removeprefix(prefix)
     entities = _entities(tree, kind, session, tail)
     return {
         "id": path,
@@ -239,6 +246,28 @@ def _entities(
     return {n: found.get(n) or None for n in (*names, "suffix", "extension", "roi")}
 
 
+_BY_EXTENSION: dict[tuple, str] = {
+    (GLM, True, "trials", "tsv"): "trials",
+    (GLM, True, "model", "h5"): "model",
+    (GLM, True, "summary", "json"): "summary",
+    (GLM, False, "summary", "json"): "subject_summary",
+}
+_MAPS: dict[tuple, str] = {
+    (GLM, True, "statmap", "effect", "SingletrialBetas"): "betas",
+    (GLM, True, "statmap", "rsquare", "R2"): "rsquare",
+    (GLM, True, "statmap", None, "Noiseceiling"): "noise_ceiling",
+    (GLM, True, "statmap", None, "Fracridge"): "fracridge",
+    (GLM, True, "dseg", None, "HRFindex"): "hrf_index",
+    (GLM, False, "statmap", "rsquare", "R2mean"): "mean_rsquare",
+    (GLM, False, "statmap", None, "Noiseceiling4rep"): "subject_noise_ceiling",
+    (GLM, False, "statmap", None, "Noiseceiling12rep"): "subject_noise_ceiling",
+    (GLM, False, "statmap", None, "NoiseceilingAllrep"): "subject_noise_ceiling",
+    (ANATOMICAL, True, "mask", None, "brain"): "brain_mask",
+    (ANATOMICAL, True, "T1w", None, None): "anatomical",
+    (ANATOMICAL, True, "T2w", None, None): "anatomical",
+}
+
+
 def _image_type(
     tree: str | None, kind: str | None, session: str | None, entities: dict[str, str]
 ) -> str:
@@ -247,40 +276,18 @@ def _image_type(
         return "freesurfer"
     if tree == GLM and kind == "figures":
         return "figure"
-    suffix, desc = entities.get("suffix"), entities.get("desc")
-    extension, stat = entities.get("extension"), entities.get("stat")
-    of_session = session is not None
-    if tree == GLM and suffix == "summary" and extension == "json":
-        return "summary" if of_session else "subject_summary"
+    of_session, suffix = session is not None, entities.get("suffix")
+    extension = entities.get("extension")
+    if found := _BY_EXTENSION.get((tree, of_session, suffix, extension)):
+        return found
     if extension == "json":
         return "sidecar"
-    if tree == GLM and of_session and (suffix, extension) == ("trials", "tsv"):
-        return "trials"
-    if tree == GLM and of_session and (suffix, extension) == ("model", "h5"):
-        return "model"
     if tree == ROIS and suffix == "mask" and "label" in entities:
         return "roi"
+    stat, desc = entities.get("stat"), entities.get("desc")
     if extension in ("nii.gz", "nii"):
-        if tree == ANATOMICAL:
-            if suffix == "mask" and desc == "brain":
-                return "brain_mask"
-            return "anatomical" if suffix in ("T1w", "T2w") else "other"
-        if tree == GLM and of_session:
-            return _SESSION_MAPS.get((suffix, stat, desc), "other")
-        if tree == GLM and suffix == "statmap":
-            if desc in ("Noiseceiling4rep", "Noiseceiling12rep", "NoiseceilingAllrep"):
-                return "subject_noise_ceiling"
-            return "mean_rsquare" if (stat, desc) == ("rsquare", "R2mean") else "other"
+        return _MAPS.get((tree, of_session, suffix, stat, desc), "other")
     return "other"
-
-
-_SESSION_MAPS: dict[tuple[str | None, str | None, str | None], str] = {
-    ("statmap", "effect", "SingletrialBetas"): "betas",
-    ("statmap", "rsquare", "R2"): "rsquare",
-    ("statmap", None, "Noiseceiling"): "noise_ceiling",
-    ("statmap", None, "Fracridge"): "fracridge",
-    ("dseg", None, "HRFindex"): "hrf_index",
-}
 
 
 def place(path: str) -> tuple[str, str]:
@@ -453,10 +460,17 @@ def stimulus_fields(label: str) -> dict[str, Any]:
 @lru_cache(maxsize=2**16)
 def label_values(label: str) -> tuple[str | int | None, ...]:
     """Return the values of `stimulus_fields` alone, in the order of `LABEL_FIELDS`."""
-    if shared := _SHARED.fullmatch(label):
-        dataset = shared[2]
-        ood = _OOD_TYPE.match(shared[3]) if dataset == "OOD" else None
-        return "shared", int(shared[1]), dataset, ood[1] if ood else None, None
-    if unique := _UNIQUE.fullmatch(label):
-        return "unique", 4, unique[1], None, f"sub-{unique[2]}"
+    kind, _, rest = label.partition("_")
+    stem, _, extension = rest.rpartition(".")
+    first, _, rest = stem.partition("_")
+    if kind == "shared" and extension in ("jpg", "png"):
+        source, _, name = rest.partition("_")
+        if first in _N_REPS and source in _SHARED_SOURCES and name:
+            ood_type, _, name = name.partition("_")
+            is_ood = source == "OOD" and ood_type in OOD_TYPES and name
+            return kind, _N_REPS[first], source, ood_type if is_ood else None, None
+    elif kind == "unique" and extension == "jpg":
+        name, _, number = rest.rpartition("_p")
+        if first in _UNIQUE_SOURCES and name and _PARTICIPANT.fullmatch(number):
+            return kind, 4, first, None, f"sub-{number}"
     return (None,) * len(LABEL_FIELDS)

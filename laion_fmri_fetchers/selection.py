@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .exceptions import InvalidQueryError, did_you_mean
-from .filters import IsIn, NotEqual, ResultFilter, as_filter, fields
+from .filters import NotEqual, ResultFilter, as_filter, fields
 from .layout import (
     IMAGE_TYPES,
     RECORD_FIELDS,
@@ -214,8 +214,8 @@ def _with_defaults(
 
 def _check_image_type(value: object) -> None:
     """Raise InvalidQueryError for a mistyped image type; other terms pass."""
-    value = as_filter({"image_type": value}, "image_filter")["image_type"]
-    for name in value.accepted_ if isinstance(value, IsIn) else [value]:
+    value = ResultFilter(image_type=value)["image_type"]
+    for name in getattr(value, "accepted_", [value]):
         if isinstance(name, str) and name not in IMAGE_TYPES:
             raise InvalidQueryError(
                 f"There is no image_type {name!r}; {did_you_mean(name, IMAGE_TYPES)}"
@@ -223,6 +223,7 @@ def _check_image_type(value: object) -> None:
 
 
 def is_empty(given: ResultFilter) -> bool:
+    """Tell whether a filter passes everything."""
     return given == ResultFilter()
 
 

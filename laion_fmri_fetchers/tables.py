@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +21,14 @@ import pandas as pd
 from .cache import local_path, save_arrays, saved_arrays
 from .exceptions import CorruptImageError
 from .layout import LABEL_FIELDS, TRIAL_FIELDS, label_values, none_if_null, record
+
+
+class _Table(NamedTuple):
+    """The columns of a trial table, in the order of volumes."""
+
+    beta_index: np.ndarray
+    run: np.ndarray
+    label: np.ndarray
 
 
 class _Tables(NamedTuple):
@@ -136,11 +145,10 @@ def _value(text: str) -> str | int | float | None:
     """Return what a cell of a table says."""
     if none_if_null(text) is None:
         return None
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            pass
+    if re.fullmatch(r"[+-]?\d+", text):
+        return int(text)
+    if re.fullmatch(r"[+-]?(\d+\.\d*|\.\d+)([eE][+-]?\d+)?", text):
+        return float(text)
     return text
 
 
@@ -153,15 +161,15 @@ def _tables(data_dir: str, subject: str, ids: list[str]) -> _Tables:
     stale = [o for o in ids if kept.spans.get(o, [])[:2] != signatures[o]]
     if not stale:
         return kept
-    frames = {one: _frame(kept, one) for one in kept.spans if one not in stale}
-    signatures |= {one: kept.spans[one][:2] for one in frames}
-    frames |= dict(zip(stale, _parse(data_dir, stale), strict=True))
-    tables = _encode(frames, signatures)
+    known = {one: _decode(kept, one) for one in kept.spans if one not in stale}
+    signatures |= {one: kept.spans[one][:2] for one in known}
+    known |= dict(zip(stale, _parse(data_dir, stale), strict=True))
+    tables = _encode(known, signatures)
     save_arrays(data_dir, file, _pack(tables))
     return tables
 
 
-def _parse(data_dir: str, ids: list[str]) -> list[pd.DataFrame]:
+def _parse(data_dir: str, ids: list[str]) -> list[_Table]:
     """Parse tables, all in one go where they are as they should be."""
     files = [Path(local_path(data_dir, one)) for one in ids]
     try:
@@ -182,64 +190,58 @@ def _parse(data_dir: str, ids: list[str]) -> list[pd.DataFrame]:
             raise ValueError(f"{len(frame)} trials in {sum(counts)} lines")
         if frame["beta_index"].dtype.kind != "i":
             raise ValueError("a beta_index is no whole number")
-        stops = np.cumsum(counts)
+        columns = [frame[name].to_numpy() for name in _Table._fields]
         return [
-            _in_order(frame.iloc[stop - count : stop])
-            for stop, count in zip(stops, counts, strict=True)
+            _in_order(_Table(*(column[stop - count : stop] for column in columns)))
+            for stop, count in zip(np.cumsum(counts), counts, strict=True)
         ]
     except ValueError as error:
         if len(ids) > 1:
-            return [frame for one in ids for frame in _parse(data_dir, [one])]
+            return [table for one in ids for table in _parse(data_dir, [one])]
         raise CorruptImageError(
             f"The trial table {files[0]} is broken ({error}). Fetch it again with "
             "mode='overwrite', or delete it."
         ) from error
 
 
-def _in_order(frame: pd.DataFrame) -> pd.DataFrame:
+def _in_order(table: _Table) -> _Table:
     """Return a table's rows in the order of volumes."""
-    index = frame["beta_index"].to_numpy()
+    index = table.beta_index
     if (index == np.arange(len(index))).all():
-        return frame
-    frame = frame.iloc[np.argsort(index, kind="stable")]
-    index = frame["beta_index"].to_numpy()
-    if index[0] < 0 or (np.diff(index) == 0).any():
+        return table
+    order = np.argsort(index, kind="stable")
+    if index[order[0]] < 0 or (np.diff(index[order]) == 0).any():
         raise ValueError("its beta_index is not one number a volume, from 0")
-    return frame
+    return _Table(*(column[order] for column in table))
 
 
-def _encode(
-    frames: dict[str, pd.DataFrame], signatures: dict[str, list[int]]
-) -> _Tables:
-    """Return parsed tables as codes into distinct values."""
-    whole = pd.concat(frames.values(), ignore_index=True)
-    runs, distinct_runs = pd.factorize(whole["run"].to_numpy())
-    codes, labels = pd.factorize(whole["label"].to_numpy())
-    stops = np.cumsum([len(frame) for frame in frames.values()]).tolist()
-    values = list(zip(*map(label_values, labels), strict=True))
+def _encode(tables: dict[str, _Table], signatures: dict[str, list[int]]) -> _Tables:
+    """Return tables as codes into distinct values, with what labels tell."""
+    index, run, label = map(np.concatenate, zip(*tables.values(), strict=True))
+    runs, distinct_runs = pd.factorize(run)
+    codes, labels = pd.factorize(label)
+    fields = [list(v) for v in zip(*map(label_values, labels), strict=True)]
+    at = LABEL_FIELDS.index("n_reps")
+    fields[at] = [n_reps or 0 for n_reps in fields[at]]
+    sizes = [len(table.label) for table in tables.values()]
+    starts = np.cumsum([0, *sizes]).tolist()
     return _Tables(
         {
-            one: [*signatures[one], stop - len(frame), len(frame)]
-            for (one, frame), stop in zip(frames.items(), stops, strict=True)
+            one: [*signatures[one], start, size]
+            for one, start, size in zip(tables, starts, sizes, strict=False)
         },
-        np.column_stack([whole["beta_index"], runs, codes]).astype(np.int32),
+        np.column_stack([index, runs, codes]).astype(np.int32),
         distinct_runs,
         labels,
-        [
-            _array([v or 0 for v in values[i]] if name == "n_reps" else list(values[i]))
-            for i, name in enumerate(LABEL_FIELDS)
-        ],
+        [_array(values) for values in fields],
     )
 
 
-def _frame(tables: _Tables, one: str) -> pd.DataFrame:
+def _decode(tables: _Tables, one: str) -> _Table:
     """Return a table as it was parsed."""
     first, count = tables.spans[one][2:]
     index, runs, labels = tables.rows[first : first + count].T
-    label = pd.Series(tables.labels[labels], dtype=object)
-    return pd.DataFrame(
-        {"run": tables.runs[runs], "beta_index": index, "label": label}
-    )
+    return _Table(index, tables.runs[runs], tables.labels[labels])
 
 
 def _array(values: list) -> np.ndarray:

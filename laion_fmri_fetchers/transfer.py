@@ -67,6 +67,7 @@ _FIRST_WAIT = 0.25
 _LONGEST_WAIT = 30.0
 _CONNECT_TIMEOUT = 10.0
 _LEAST_PROGRESS = 2**14
+_SMALL = 2**20
 _RESTARTS = {"changed": 3, "whole": 3, "lost": 2, "mismatch": 1}
 
 _POLL = 0.05
@@ -542,8 +543,8 @@ class _File:
         if download.etag:
             self.etag = _bare(download.etag)
         self.relative = os.path.relpath(self.path, os.path.abspath(partial_dir))
-        self.stem = hashlib.sha256(self.relative.encode()).hexdigest()[:24]
-        self.lock = _lock_file(partial_dir / f"{self.stem}.lock")
+        self.stem = _stem(self.relative)
+        self.locked: str | None = None
         self.partial_dir = partial_dir
         self.url_lock = threading.Lock()
         self.renewed = self.worked = False
@@ -551,7 +552,7 @@ class _File:
         self.signs: Any = None
         self.polls = 0
         self.restarts: list[str] = []
-        self.locked = self.ignores_ranges = False
+        self.ignores_ranges = False
         self.descriptor: int | None = None
         self.reset()
 
@@ -631,20 +632,20 @@ class _File:
         descriptor, self.descriptor = self.descriptor, None
         try:
             os.close(descriptor)
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(self.part, self.path)
+            try:
+                os.replace(self.part, self.path)
+            except FileNotFoundError:
+                os.makedirs(self.path.parent, exist_ok=True)
+                os.replace(self.part, self.path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                self.part.unlink()
+            raise
         finally:
             if self.journal is not None:
                 os.close(self.journal)
-            for path in (self.part, self.journal_path):
-                with contextlib.suppress(OSError):
-                    path.unlink()
+                self.journal_path.unlink(missing_ok=True)
             _active.discard(self.owner)
-
-    def unlock(self) -> None:
-        if self.locked:
-            self.locked = False
-            _unlock(self.lock)
 
 
 if hasattr(os, "pwrite"):
@@ -661,6 +662,10 @@ else:
         with _seek_lock:
             os.lseek(descriptor, offset, os.SEEK_SET)
             return os.write(descriptor, chunk)
+
+
+def _stem(relative: str) -> str:
+    return hashlib.sha256(os.fsencode(relative)).hexdigest()[:24]
 
 
 def _bare(etag: str) -> str:
@@ -891,6 +896,7 @@ class _Run:
         self.lines: deque[str] = deque()
         self.fatal: BaseException | None = None
         self.leftovers: dict[str, list[_Leftover]] = {}
+        self.locks: dict[str | None, tuple[FileLock, set[_File]]] = {}
         self.reusing = threading.Lock()
 
         self.lock = threading.Condition()
@@ -963,7 +969,7 @@ class _Run:
         self.connections.close()
         for file in self.files:
             file.close(keep=True)
-            file.unlock()
+            self._unlock(file)
 
     def got(self) -> int:
         return self.settled + sum(list(self.live.values()))
@@ -1036,13 +1042,10 @@ class _Run:
         if self.hopeless:
             self._fail(file, self.hopeless)
             return
-        if not file.locked and not self._lock(file):
-            return
         first = not file.restarts
-        there = file.size is not None and _is_whole(file.path, file.size)
-        if there and first and not self.overwrite:
-            self.settled += file.size or 0
-            self._finish(file, "another process fetched it")
+        if not (file.locked or self._lock(file)):
+            return
+        if first and not self.overwrite and self._is_there(file):
             return
         file.began = file.began or time.monotonic()
         file.users = 1
@@ -1062,9 +1065,17 @@ class _Run:
 
         A holder that shows no sign of life for long is not waited for.
         """
-        if _try_lock(file.lock):
-            file.locked = True
-            return True
+        small = file.size is not None and file.size <= min(_SMALL, self.step)
+        name = _stem(os.path.dirname(file.relative)) if small else file.stem
+        with self.lock:
+            if name not in self.locks:
+                lock = _lock_file(self.partial_dir / f"{name}.lock")
+                if _try_lock(lock):
+                    self.locks[name] = (lock, set())
+            if name in self.locks:
+                self.locks[name][1].add(file)
+                file.locked = name
+                return True
         now, signs = time.monotonic(), None
         with contextlib.suppress(OSError):
             signs = [
@@ -1075,13 +1086,31 @@ class _Run:
         if signs != file.signs:
             file.signs, file.signs_at = signs, now
         elif now - file.signs_at > max(_LOCK_PATIENCE, 4 * self.timeout):
-            file.locked = True
+            file.locked = "broken"
             return True
         wait = min(_POLL * 1.5**file.polls, _LONGEST_POLL) * random.uniform(0.5, 1.5)
         file.polls += 1
         with self.lock:
             self._put_off(file, wait)
         return False
+
+    def _unlock(self, file: _File) -> None:
+        with self.lock:
+            name, file.locked = file.locked, None
+            if name in self.locks:
+                lock, users = self.locks[name]
+                users.discard(file)
+                if not users:
+                    del self.locks[name]
+                    _unlock(lock)
+
+    def _is_there(self, file: _File) -> bool:
+        """Tell whether another process has fetched a file; then it is finished."""
+        if file.size is None or not _is_whole(file.path, file.size):
+            return False
+        self.settled += file.size
+        self._finish(file, "another process fetched it")
+        return True
 
     def _reuse(self, file: _File) -> None:
         """Copy the finished ranges of unfinished files that others left."""
@@ -1288,6 +1317,8 @@ class _Run:
                 if held and (held >= _CHUNK or got == length or fault):
                     yield b"".join(pieces)
                     pieces, held = [], 0
+            if not length:
+                response.drain_conn()
         finally:
             if got == length and response.length_remaining == 0:
                 response.release_conn()
@@ -1435,8 +1466,6 @@ class _Run:
     def _verify(self, file: _File) -> _Fault | None:
         """Return what is wrong with a file of which all has arrived."""
         self._catch_up(file)
-        if self.stopped or os.fstat(file.descriptor).st_size != file.size:
-            return _Fault("its partial file was cut", remedy="lost")
         wrong = _mismatch(file.chains, file.etag, file.sha256)
         if wrong and not file.sha256:
             wrong = check_file(file.part, etag=file.etag)
@@ -1457,7 +1486,7 @@ class _Run:
             self._hire()
 
     def _finish(self, file: _File, line: str) -> None:
-        file.unlock()
+        self._unlock(file)
         self._say(2, f"{file.id}: {line}")
         if "changed" in file.restarts:
             self.notes.append(
@@ -1468,7 +1497,7 @@ class _Run:
 
     def _fail(self, file: _File, fault: _Fault) -> None:
         file.close(keep=fault.remedy not in ("mismatch", "changed"))
-        file.unlock()
+        self._unlock(file)
         self._say(2, f"{file.id}: failed, {fault.reason}")
         with self.lock:
             failure = {"id": file.id, "reason": fault.reason, "status": fault.status}

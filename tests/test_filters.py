@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
+import importlib.util
 import pickle
 import re
 from datetime import date, datetime
@@ -259,9 +259,7 @@ COLUMNS = [
 ]
 if pd.__version__ >= "3":
     COLUMNS += [("str", maybe_texts)]
-with contextlib.suppress(ImportError):
-    import pyarrow  # noqa: F401
-
+if importlib.util.find_spec("pyarrow"):
     COLUMNS += [("string[pyarrow]", maybe_texts), ("int64[pyarrow]", st.none() | small)]
     COLUMNS += [("double[pyarrow]", st.none() | floats)]
 
@@ -300,13 +298,13 @@ def assert_mask_agrees(filt, df):
 # Special values
 
 
-@quick(max_examples=1500)
+@quick(max_examples=800)
 @given(specials, anything)
 def test_special_values_mean_what_nilearns_mean(drawn, candidate):
     ours = build_special(filters, drawn)
     theirs = build_special(neurovault, drawn)
     assert repr(ours) == repr(theirs)
-    assert (ours == candidate) is (not ours != candidate)
+    assert (ours != candidate) is not (ours == candidate)
     assert (candidate == ours) is (ours == candidate) or isinstance(
         candidate, (np.generic, np.ndarray, pd.Series, pd.DataFrame, type(pd.NA))
     )
@@ -351,15 +349,14 @@ def test_arrays_are_not_null():
         (3.0, np.array([1, 2])),
         (3, "x"),
         (3, None),
-    ]
-    + [(Decimal(3), "x"), (None, 3), (10**400, 1.0), (1.0, 10**400)],
+        (1.0, 10**400),
+        (Decimal(3), "x"),
+        (None, 3),
+    ],
 )
 def test_what_cannot_be_cast_or_compared_does_not_match(order, bound, candidate):
-    special = getattr(filters, order)(bound)
-    if bound == 10**400:  # that can be compared
-        assert (special == candidate) is order.startswith("Less")
-    else:
-        assert special != candidate
+    assert getattr(filters, order)(bound) != candidate
+    assert not ResultFilter(x=getattr(filters, order)(bound))({"x": candidate})
 
 
 def test_an_item_that_cannot_be_in_a_container_is_not_in_it():
@@ -368,12 +365,11 @@ def test_an_item_that_cannot_be_in_a_container_is_not_in_it():
     assert NotContains(1, "a") != "abc"
 
 
-@quick(max_examples=400)
+@quick(max_examples=150)
 @given(plain_specials, plain_specials)
 def test_special_values_are_equal_if_built_alike(one, other):
     first = build_special(filters, one)
     assert first == build_special(filters, one)
-    assert not first != build_special(filters, one)
     alike = repr(first) == repr(build_special(filters, other))
     assert (first == build_special(filters, other)) is alike
 
@@ -404,7 +400,8 @@ def test_special_values_of_nan_are_equal():
 
 
 @pytest.mark.parametrize(
-    "arguments", [("(",), (b"a",), (3,), (None,), ("a", "i"), (re.compile("a"), re.I)]
+    "arguments",
+    [("(",), (b"a",), (3,), (None,), ("a", "i"), (re.compile("a"), re.IGNORECASE)],
 )
 def test_pattern_refuses_what_is_no_pattern(arguments):
     with pytest.raises(InvalidQueryError, match="is not a regular expression"):
@@ -421,7 +418,7 @@ def test_pattern_takes_a_compiled_one():
 # Filters
 
 
-@quick(max_examples=400)
+@quick(max_examples=150)
 @given(plans, records)
 def test_filters_mean_what_nilearns_mean(plan, records):
     ours, theirs = build_filter(filters, plan), build_filter(neurovault, plan)
@@ -433,7 +430,7 @@ def test_filters_mean_what_nilearns_mean(plan, records):
         assert ours(record) is expected
 
 
-@quick(max_examples=400)
+@quick(max_examples=150)
 @given(plans, records)
 def test_nilearns_filters_are_accepted(plan, records):
     theirs = build_filter(neurovault, plan)
@@ -453,7 +450,7 @@ def test_nilearns_filters_are_accepted(plan, records):
         assert [filt(record) for filt in accepted] == [ours(record)] * len(accepted)
 
 
-@quick(max_examples=400)
+@quick(max_examples=150)
 @given(plans_of_ours)
 def test_round_trips(plan):
     filt = build_filter(filters, plan)
@@ -467,10 +464,9 @@ def test_round_trips(plan):
     ]
     for other in others:
         assert other == filt
-        assert not other != filt
 
 
-@quick(max_examples=200)
+@quick(max_examples=60)
 @given(plans, frames())
 def test_pickled_filters_give_the_same(plan, df):
     filt = build_filter(filters, plan)
@@ -488,6 +484,10 @@ def test_repr_and_str():
         "~ResultFilter(label=Pattern(pattern='x', flags=0)))"
     )
     assert str(filt) == "ResultFilter"
+    a, b, c = (ResultFilter({name: 1}) for name in "abc")
+    assert repr(a & b & c).count("(") == 3
+    assert repr(a | (b | c)) == f"{a!r} | ({b!r} | {c!r})"
+    assert repr(~(a ^ b) ^ c) == f"~({a!r} ^ {b!r}) ^ {c!r}"
     assert repr(ResultFilter()) == "ResultFilter()"
     assert (
         repr(ResultFilter(callable_filter=len)) == "ResultFilter(callable_filter=len)"
@@ -616,6 +616,21 @@ def test_a_users_own_special_value_is_a_term():
     assert_mask_agrees(filt, df)
 
 
+class Near(LessThan):
+    """A user's own special value, after ours."""
+
+    def __eq__(self, other):
+        return other is not None and abs(other - self.bound_) < 2
+
+    __hash__ = None
+
+
+def test_a_users_subclass_is_asked_itself():
+    df = pd.DataFrame({"a": [1, 4, 7]})
+    assert ResultFilter(a=Near(5)).mask(df).tolist() == [False, True, False]
+    assert_mask_agrees(ResultFilter(a=Near(5)), df)
+
+
 def test_operands_are_copied():
     a, b, terms = ResultFilter(a=1), neurovault.ResultFilter(b=1), {"c": 1}
     combined = (a & b).AND(terms)
@@ -732,13 +747,13 @@ def test_what_passes_is_admitted(plan, record):
 # Masks
 
 
-@quick(max_examples=600)
+@quick(max_examples=300)
 @given(plans, frames())
 def test_mask_is_the_filter_row_by_row(plan, df):
     assert_mask_agrees(build_filter(filters, plan), df)
 
 
-@quick(max_examples=1200)
+@quick(max_examples=800)
 @given(specials | st.tuples(st.just("plain"), anything), columns)
 def test_mask_of_a_term_is_the_term_row_by_row(drawn, column):
     term = drawn[1] if drawn[0] == "plain" else build_special(filters, drawn)

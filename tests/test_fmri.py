@@ -437,9 +437,7 @@ def test_overwrite_with_a_date_updates_what_is_newer(
         time.sleep(1.1)
         server.put(changed["key"], content)
         server.reset()
-        updated = fetch(
-            "sub-01", mode="overwrite", last_modified=GreaterThan(newest)
-        )
+        updated = fetch("sub-01", mode="overwrite", last_modified=GreaterThan(newest))
         assert gets(server) == [changed["key"]]
     assert updated.images == [data.images[1]]
     assert Path(updated.images[0]).read_bytes() == content
@@ -509,7 +507,7 @@ def test_dry_run(server, data_dir, monkeypatch):
     assert {m["id"] for m in [*data.images_meta, *data.rois_meta]} <= {*data.plan["id"]}
     assert data.plan_size == data.plan["size"].sum() > 0
     assert set(data.plan["reason"]) == {"missing"}
-    assert not [p for p in data_dir.rglob("*.nii.gz")]
+    assert not list(data_dir.rglob("*.nii.gz"))
 
 
 def test_dry_run_of_what_is_there(cached, server):

@@ -195,7 +195,8 @@ class Server:
         connection.offset = connection.stop = 0
         if not key:
             body = self.listing(parse_qs(url.query)).encode()
-            connection.head = respond(200, len(body), "application/xml") + body
+            connection.head = respond(200, len(body), "application/xml")
+            connection.head += body if method == "GET" else b""
             return
         found = self.objects.get(key)
         if found is None:

@@ -1,0 +1,206 @@
+"""The main job on synthetic data, step by step: ``laion-fmri-fetchers demo``."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from laion_fmri_fetchers.discovery import get_rois, get_subjects
+from laion_fmri_fetchers.exceptions import LaionFmriError
+from laion_fmri_fetchers.fmri import fetch_laion_fmri
+from laion_fmri_fetchers.messages import readable_size
+
+_COLOURS = {
+    "face": "#d55e00",
+    "place": "#009e73",
+    "body": "#cc79a7",
+    "character": "#e69f00",
+    "motion": "#f0e442",
+    "object": "#56b4e9",
+    "retinotopy": "#0072b2",
+}
+"""Colours of ROI categories; told apart by colour-blind people too (Okabe and Ito)."""
+
+
+def run_demo(output: str | os.PathLike | None = None) -> Path:
+    """Walk through the main job on a synthetic LAION-fMRI, served by a local S3.
+
+    Needs neither the network nor a terminal. The terms of the real data are not
+    touched: what is fetched is made up.
+
+    Parameters
+    ----------
+    output : str or path, optional
+        Folder for the fetched data and the figure; a new temporary one by default.
+
+    Returns
+    -------
+    Path
+        The figure, a PNG of ROIs on the brain.
+
+    Raises
+    ------
+    ImportError
+        If the extra ``demo`` is not installed.
+    LaionFmriError
+        If a step does not give what it should.
+    """
+    from . import build_bucket, serve_bucket
+
+    folder = Path(output or tempfile.mkdtemp(prefix="laion_fmri_demo_")).absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as temporary, contextlib.ExitStack() as stack:
+        with _step("Build a synthetic LAION-fMRI") as say:
+            bucket = build_bucket(Path(temporary) / "bucket")
+            files = [path for path in bucket.rglob("*") if path.is_file()]
+            size = sum(path.stat().st_size for path in files)
+            say(f"{len(files)} files, {readable_size(size)}")
+        with _step("Serve it by a local S3") as say:
+            server = stack.enter_context(serve_bucket(bucket))
+            say(server.url)
+        stack.enter_context(_environment(server.url, folder / "data"))
+        data = _fetch_and_reload(server)
+        figure = folder / "rois.png"
+        _decode_and_draw(data, figure)
+    print(f"\nData: {folder / 'data'}\nFigure: {figure}")
+    return figure
+
+
+def _fetch_and_reload(server: Any) -> Any:
+    with _step("Discover subjects and ROIs") as say:
+        say(f"{', '.join(get_subjects())}; place: {', '.join(get_rois(1, 'place'))}")
+    query: dict[str, Any] = {
+        "subjects": "all",
+        "rois": list(_COLOURS),
+        "trial_filter": {"n_reps": 12},
+    }
+    call = 'fetch_laion_fmri("all", rois=[…], trial_filter={"n_reps": 12})'
+    with _step(call) as say:
+        server.requests.clear()
+        data = fetch_laion_fmri(**query)
+        n_gets = sum(bool(key) for _, key, _ in server.requests)
+        say(
+            f"{len(data.images)} sessions with {len(data.trials)} trials of images "
+            f"shown 12 times, {len(data.rois)} ROI masks; {n_gets} files fetched"
+        )
+    with _step('The same, offline: mode="offline"') as say:
+        again = fetch_laion_fmri(**query, mode="offline", verbose=0)
+        if again.images != data.images or not again.trials.equals(data.trials):
+            raise LaionFmriError("The offline reload differs from what was fetched.")
+        say("the same Bunch, without the bucket")
+    return data
+
+
+def _decode_and_draw(data: Any, figure: Path) -> None:
+    from nilearn.maskers import NiftiMasker
+
+    from . import content_category
+
+    subject = data.images_meta[0]["subject"]
+    with _step("NiftiMasker on the first session, its sample mask and FFA1") as say:
+        face = next(
+            path
+            for path, meta in zip(data.rois, data.rois_meta, strict=True)
+            if (meta["subject"], meta["roi"]) == (subject, "FFA1")
+        )
+        masker = NiftiMasker(mask_img=face, standardize=None).fit()
+        betas = masker.transform(data.images[0], sample_mask=data.sample_masks[0])
+        trials = data.trials[data.trials["image_index"] == 0]
+        faces = (trials["label"].map(content_category) == "face").to_numpy()
+        say(
+            f"{betas.shape[0]} trials x {betas.shape[1]} voxels; mean beta "
+            f"{betas[faces].mean():.2f} for faces, {betas[~faces].mean():.2f} for "
+            "others"
+        )
+    with _step("Draw the ROIs on the brain") as say:
+        plot_rois(data, subject, figure)
+        say(str(figure))
+
+
+def plot_rois(data: Any, subject: str, figure: Path) -> None:
+    """Draw the outlines of a subject's ROIs, a colour a category, on its anatomy.
+
+    Parameters
+    ----------
+    data : Bunch
+        From `fetch_laion_fmri`.
+    subject : str
+        Such as ``"sub-01"``.
+    figure : Path
+        The PNG to write.
+    """
+    import matplotlib as mpl
+    import numpy as np
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+    from nilearn import image, plotting
+
+    background = fetch_laion_fmri(
+        subject, rois=None, image_type="anatomical", res=None, suffix="T1w", verbose=0
+    ).images[0]
+    with mpl.rc_context({"savefig.dpi": 150}):
+        canvas = Figure(figsize=(12, 4.6), facecolor="black")
+        display = plotting.plot_anat(
+            background,
+            figure=canvas,
+            axes=canvas.add_axes((0, 0.1, 1, 0.8)),
+            display_mode="z",
+            cut_coords=[-20, -12, -4, 6, 18, 40],
+            draw_cross=False,
+            colorbar=False,
+        )
+        for category, colour in _COLOURS.items():
+            masks = [
+                path
+                for path, meta in zip(data.rois, data.rois_meta, strict=True)
+                if (meta["subject"], meta["roi_category"]) == (subject, category)
+            ]
+            if masks:
+                union = sum(image.load_img(path).get_fdata() > 0 for path in masks) > 0
+                mask = image.new_img_like(masks[0], np.asarray(union, dtype=np.uint8))
+                display.add_contours(mask, levels=[0.5], colors=colour, linewidths=1.5)
+        canvas.legend(
+            [Line2D([], [], color=colour) for colour in _COLOURS.values()],
+            list(_COLOURS),
+            loc="lower center",
+            ncols=len(_COLOURS),
+            frameon=False,
+            labelcolor="white",
+        )
+        canvas.suptitle(f"Category-selective regions of {subject}", color="white")
+        canvas.savefig(figure)
+
+
+@contextlib.contextmanager
+def _step(what: str) -> Iterator[Any]:
+    """Say what is done, what came of it and how long it took."""
+    found: list[str] = []
+    print(f"\n{what}", flush=True)
+    start = time.perf_counter()
+    yield found.append
+    print(f"  {' '.join(found)}  ({time.perf_counter() - start:.2f} s)", flush=True)
+
+
+@contextlib.contextmanager
+def _environment(bucket_url: str, data_dir: Path) -> Iterator[None]:
+    """Let calls go to the demo bucket and its own data directory, for a while."""
+    settings = {
+        "LAION_FMRI_BUCKET_URL": bucket_url,
+        "LAION_FMRI_DATA_DIR": str(data_dir),
+        "LAION_FMRI_LICENSE": "I AGREE",
+    }
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

@@ -1,0 +1,170 @@
+"""The data directory: which one, what is in it, files that appear whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from laion_fmri_fetchers import InvalidQueryError, dataset_initialize, get_data_dir
+from laion_fmri_fetchers import cache as cache_module
+
+
+def test_precedence(tmp_path, monkeypatch, environment):
+    home = str(environment)
+    assert get_data_dir() == f"{home}/nilearn_data/laion_fmri"
+    monkeypatch.setenv("NILEARN_DATA", str(tmp_path / "nilearn"))
+    assert get_data_dir() == str(tmp_path / "nilearn" / "laion_fmri")
+    saved = dataset_initialize(tmp_path / "saved")
+    assert get_data_dir() == saved == str(tmp_path / "saved")
+    assert Path(saved).is_dir()
+    monkeypatch.setenv("LAION_FMRI_DATA_DIR", str(tmp_path / "variable"))
+    assert get_data_dir() == str(tmp_path / "variable")
+    assert get_data_dir(tmp_path / "argument") == str(tmp_path / "argument")
+
+
+def test_paths_are_absolute_and_may_begin_at_home(tmp_path, monkeypatch, environment):
+    monkeypatch.chdir(tmp_path)
+    assert get_data_dir("data") == str(tmp_path / "data")
+    assert get_data_dir("~/data") == str(environment / "data")
+
+
+def test_configuration_is_shared_with_the_datasets_own_package(environment, tmp_path):
+    file = environment / "config" / "laion_fmri" / "config.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps({"data_dir": str(tmp_path), "other": 1}))
+    assert get_data_dir() == str(tmp_path)
+    dataset_initialize(tmp_path / "new")
+    assert json.loads(file.read_text()) == {
+        "data_dir": str(tmp_path / "new"),
+        "other": 1,
+    }
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"data_dir": 3}', "\x00"])
+def test_broken_configuration(environment, tmp_path, text):
+    file = environment / "config" / "laion_fmri" / "config.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(text)
+    with pytest.raises(InvalidQueryError, match=r"config\.json"):
+        get_data_dir()
+    assert get_data_dir(tmp_path) == str(tmp_path)
+
+
+def test_a_file_is_no_data_directory(tmp_path):
+    (tmp_path / "file").touch()
+    for function in (get_data_dir, dataset_initialize):
+        with pytest.raises(InvalidQueryError, match="is a file"):
+            function(tmp_path / "file")
+    with pytest.raises(InvalidQueryError, match="empty"):
+        dataset_initialize("")
+
+
+def test_scan_leaves_out_what_is_none_of_ours(tmp_path):
+    face = tmp_path / "derivatives/rois/sub-01/face"
+    face.mkdir(parents=True)
+    for name in (
+        "sub-01_label-FFA1_mask.nii.gz",
+        "sub-01_label-FFA-2_mask.nii.gz",
+        ".hidden",
+        "odd\nname",
+    ):
+        (face / name).touch()
+    (face / "broken.nii.gz").symlink_to(tmp_path / "nowhere")
+    (face / "link.nii.gz").symlink_to(face / ".hidden")
+    (tmp_path / "README").touch()
+    (tmp_path / ".laion_fmri").mkdir()
+    (tmp_path / ".laion_fmri" / "auth.json").touch()
+
+    files, folders = cache_module.scan(str(tmp_path), [("derivatives/", ""), ("", "/")])
+
+    assert files == {
+        "derivatives/rois/sub-01/face/sub-01_label-FFA1_mask.nii.gz",
+        "derivatives/rois/sub-01/face/link.nii.gz",
+        "README",
+    }
+    assert folders == {"derivatives/"}
+
+
+def test_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    file = tmp_path / "folder" / "file.json"
+    cache_module.write_atomically(file, b"first")
+    assert stat.S_IMODE(file.stat().st_mode) & 0o600 == 0o600
+
+    def fail(*args):
+        raise OSError("no")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="no"):
+        cache_module.write_atomically(file, b"second")
+    assert file.read_bytes() == b"first"
+    assert list(file.parent.iterdir()) == [file]
+
+
+def test_umask_and_mode(tmp_path):
+    before = os.umask(0o027)
+    try:
+        cache_module.write_atomically(tmp_path / "a", b"")
+        cache_module.write_atomically(tmp_path / "b", b"", mode=0o600)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o640
+    assert stat.S_IMODE((tmp_path / "b").stat().st_mode) == 0o600
+
+
+def _write_listings(folder, number):
+    for i in range(50):
+        listing = {
+            "prefix": "derivatives/",
+            "delimiter": "",
+            "listed_at": float(i),
+            "objects": [[f"{number}", 1, None, None]] * 200,
+            "prefixes": [],
+        }
+        cache_module.save_listing(folder, listing)
+
+
+def test_listings_of_many_writers_are_never_torn(tmp_path):
+    context = get_context("spawn")
+    writers = [
+        context.Process(target=_write_listings, args=(str(tmp_path), n))
+        for n in range(4)
+    ]
+    for writer in writers:
+        writer.start()
+    seen = 0
+    while any(writer.is_alive() for writer in writers):
+        for file in (tmp_path / ".laion_fmri" / "listings").glob("*.json"):
+            listing = json.loads(file.read_bytes())
+            assert len({key for key, *_ in listing["objects"]}) == 1
+            seen += 1
+    assert [writer.exitcode for writer in writers] == [0] * 4
+    assert seen > 0
+    assert len(list((tmp_path / ".laion_fmri" / "listings").iterdir())) == 1
+
+
+def test_saved_listings_are_those_around_and_below(tmp_path):
+    for at, prefix in enumerate(["a/b/", "a/", "a/b/c/", "x/", ""]):
+        listing = {"prefix": prefix, "delimiter": "", "listed_at": -at}
+        cache_module.save_listing(str(tmp_path), listing)
+    (tmp_path / ".laion_fmri/listings/a%2Fbroken.json").write_text("{")
+    found = cache_module.saved_listings(str(tmp_path), ["a/b/"])
+    assert [listing["prefix"] for listing in found] == ["a/b/c/", "a/", "a/b/"]
+
+
+def test_arrays_kept_and_damaged(tmp_path):
+    arrays = {"a": np.arange(3), "b": np.zeros((2, 2))}
+    cache_module.save_arrays(str(tmp_path), "trials/x.npz", arrays)
+    again = cache_module.saved_arrays(str(tmp_path), "trials/x.npz")
+    assert set(again) == {"a", "b"}
+    np.testing.assert_array_equal(again["a"], arrays["a"])
+    file = tmp_path / ".laion_fmri/trials/x.npz"
+    for content in (b"", b"PK\x03\x04 no zip", file.read_bytes()[:100]):
+        file.write_bytes(content)
+        assert cache_module.saved_arrays(str(tmp_path), "trials/x.npz") == {}
+    assert cache_module.saved_arrays(str(tmp_path), "none.npz") == {}

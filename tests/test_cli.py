@@ -1,0 +1,180 @@
+"""The command line: results on stdout, exit codes, terms written on a shell."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from laion_fmri_fetchers import __version__
+from laion_fmri_fetchers.cli import main, parse_terms
+from laion_fmri_fetchers.exceptions import InvalidQueryError
+
+
+@pytest.fixture(autouse=True)
+def warnings_as_before(monkeypatch):
+    import warnings
+
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+
+
+def run(command):
+    """Run a command; return its exit code, also where argparse exits."""
+    try:
+        return main(command)
+    except SystemExit as stop:
+        return stop.code
+
+
+def test_fetch_prints_paths(server, data_dir, capsys):
+    assert main(["fetch", "--sessions", "1", "2", "--rois", "PPA", "-q"]) == 0
+    out, err = capsys.readouterr()
+    paths = [Path(line) for line in out.splitlines()]
+    assert len(paths) == 3
+    assert all(path.is_file() for path in paths)
+    assert err == ""
+
+
+def test_fetch_with_terms(server, data_dir, capsys):
+    command = ["fetch", "--subjects", "all", "--rois", "none", "--where", "n_reps>=12"]
+    assert main([*command, "--image-where", "session in ses-01,ses-02"]) == 0
+    names = [line.rpartition("/")[2] for line in capsys.readouterr().out.splitlines()]
+    assert [name[:13] for name in names] == ["sub-01_ses-01", "sub-03_ses-02"]
+
+
+def test_dry_run(server, data_dir, capsys):
+    assert main(["fetch", "--sessions", "1", "--rois", "PPA", "--dry-run", "-q"]) == 0
+    rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert all(size.isdecimal() and reason == "missing" for size, reason, _ in rows)
+    assert not list(data_dir.rglob("*.nii.gz"))
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "words"),
+    [
+        ([], 2, "COMMAND"),
+        (["fech"], 2, "fech"),
+        (["fetch", "--max-images", "x"], 2, "max-images"),
+        (["fetch", "--rois", "FA1"], 2, "did you mean 'FFA1'"),
+        (["fetch", "--where", "n_reps"], 2, "no term"),
+        (["fetch", "--where", "nreps=12"], 2, "n_reps"),
+        (["fetch", "--mode", "ofline"], 2, "offline"),
+        (["fetch", "--sessions", "31"], 1, "held out"),
+        (["fetch", "--mode", "offline"], 1, "sub-01"),
+    ],
+)
+def test_exit_codes(server, data_dir, capsys, command, code, words):
+    assert run(command) == code
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert words in err
+    assert "Traceback" not in err
+
+
+def test_no_server(data_dir, capsys):
+    assert main(["info"]) == 1
+    assert "LAION_FMRI_BUCKET_URL" in capsys.readouterr().err
+
+
+def test_warnings_are_a_line(cached, capsys):
+    next(cached.rglob("sub-01_ses-02*_trials.tsv")).unlink()
+    assert main(["fetch", "--mode", "offline", "-q"]) == 0
+    err = capsys.readouterr().err
+    assert err.startswith("Warning: There is no trial table")
+    assert len(err.splitlines()) == 1
+
+
+def test_config(tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("LAION_FMRI_DATA_DIR", raising=False)
+    assert main(["config", str(tmp_path / "new")]) == 0
+    assert main(["config"]) == 0
+    assert capsys.readouterr().out.splitlines() == [str(tmp_path / "new")] * 2
+
+
+def test_rois_info_license(server, data_dir, capsys):
+    assert main(["rois", "--subject", "1", "--category", "place"]) == 0
+    assert capsys.readouterr().out.split() == ["MPA", "OPA", "PPA"]
+    assert main(["info"]) == 0
+    assert "sub-03" in capsys.readouterr().out
+    assert main(["accept-license"]) == 0
+    assert (data_dir / ".laion_fmri" / "license_accepted").exists()
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert stop.value.code == 0
+    assert __version__ in capsys.readouterr().out
+
+
+def test_module_and_closed_pipe(server, data_dir):
+    command = f"{sys.executable} -m laion_fmri_fetchers rois | head -n 1"
+    done = subprocess.run(
+        ["bash", "-c", command],
+        capture_output=True,
+        text=True,
+        env=os.environ,
+        check=True,
+    )
+    assert done.stdout == "EBA\n"
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("term", "passes", "fails"),
+    [
+        ("n_reps>=12", {"n_reps": 12}, {"n_reps": 4}),
+        ("n_reps <= 4", {"n_reps": 4}, {"n_reps": 12}),
+        ("n_reps>4", {"n_reps": 12}, {"n_reps": 4}),
+        ("n_reps<12", {"n_reps": 4}, {"n_reps": 12}),
+        ("n_reps=12", {"n_reps": 12}, {"n_reps": None}),
+        ("n_reps==12", {"n_reps": 12}, {"n_reps": 4}),
+        ("n_reps!=12", {"n_reps": 4}, {"n_reps": 12}),
+        ("dataset=THINGS+", {"dataset": "THINGS+"}, {"dataset": "THINGS"}),
+        ("dataset != null", {"dataset": "NSD"}, {"dataset": None}),
+        ("label~unique_.*_p01", {"label": "unique_x_p01"}, {"label": "x"}),
+        ("session in ses-01, ses-02", {"session": "ses-02"}, {"session": "ses-03"}),
+        ("session in (ses-01)", {"session": "ses-01"}, {"session": "ses-03"}),
+        ("label='a = b'", {"label": "a = b"}, {"label": "a"}),
+        ("size>1.5e3", {"size": 2000}, {"size": 1000}),
+    ],
+)
+def test_terms(term, passes, fails):
+    parsed = parse_terms([term])
+    assert parsed(passes)
+    assert not parsed(fails)
+
+
+@pytest.mark.parametrize("term", ["", "n_reps", ">=3", "n reps>3", "a ? b"])
+def test_what_is_no_term(term):
+    with pytest.raises(InvalidQueryError, match="no term"):
+        parse_terms([term])
+
+
+def test_no_terms():
+    assert parse_terms([]) is None
+
+
+def test_demo(tmp_path):
+    env = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("LAION_FMRI")
+    }
+    command = [sys.executable, "-m", "laion_fmri_fetchers", "demo"]
+    done = subprocess.run(
+        [*command, "--output", str(tmp_path / "demo")],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        env=env,
+        check=True,
+    )
+    figure = tmp_path / "demo" / "rois.png"
+    assert figure.read_bytes().startswith(b"\x89PNG")
+    assert str(figure) in done.stdout
+    assert "offline" in done.stdout
+    assert "Warning" not in done.stderr

@@ -1,0 +1,143 @@
+"""Discovery of subjects and ROIs, and the catalog behind it."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+
+from laion_fmri_fetchers import (
+    BucketError,
+    InvalidQueryError,
+    describe,
+    get_rois,
+    get_subjects,
+    inspect_bucket,
+)
+from laion_fmri_fetchers.cache import save_listing
+from laion_fmri_fetchers.catalog import look, records
+from laion_fmri_fetchers.demo import serve_bucket
+from laion_fmri_fetchers.layout import ROI_CATEGORIES
+
+
+def test_subjects(server, data_dir):
+    assert get_subjects() == ["sub-01", "sub-03"]
+    assert not list(data_dir.rglob("*.nii.gz"))
+
+
+def test_rois(server, data_dir):
+    assert get_rois("sub-01", "place") == ["MPA", "OPA", "PPA"]
+    assert get_rois(1, "place") == get_rois("01", "place")
+    published = {name for names in ROI_CATEGORIES.values() for name in names}
+    assert set(get_rois("sub-01")) == published
+    union = set(get_rois("sub-01")) | set(get_rois("sub-03"))
+    assert get_rois() == sorted(union)
+    assert set(get_rois("sub-01")) < union
+    assert [key for _, key, _ in server.requests if key] == []
+
+
+@pytest.mark.parametrize(
+    ("query", "words"),
+    [
+        ({"subject": "sub-09"}, "sub-09.*sub-01"),
+        ({"subject": "bob"}, "bob.*sub-01"),
+        ({"category": "faces"}, "faces.*did you mean 'face'"),
+        ({"subject": 1, "category": "plaice"}, "did you mean 'place'"),
+    ],
+)
+def test_mistyped(server, data_dir, query, words):
+    with pytest.raises(InvalidQueryError, match=words):
+        get_rois(**query)
+
+
+def test_without_the_bucket(bucket_folder, data_dir, monkeypatch):
+    with serve_bucket(bucket_folder) as server:
+        monkeypatch.setenv("LAION_FMRI_BUCKET_URL", server.url)
+        subjects, rois = get_subjects(), get_rois(1)
+    with pytest.warns(UserWarning, match="saved earlier") as caught:
+        assert get_subjects() == subjects
+    assert [w.filename for w in caught] == [__file__]
+    with pytest.warns(UserWarning, match="saved earlier"):
+        assert get_rois(1) == rois
+    with pytest.raises(BucketError, match="no listing was saved"):
+        inspect_bucket("derivatives/anatomical")
+
+
+def test_describe(server, data_dir, capsys):
+    describe()
+    text = capsys.readouterr().out
+    for word in ("sub-01", "sub-03", "place", "FFA1", str(data_dir)):
+        assert word in text
+    (row,) = [line for line in text.splitlines() if line.startswith("sub-01 ")]
+    assert row.split()[1:3] == ["4", "2"]
+
+
+def test_inspect_bucket(server, data_dir, capsys):
+    inspect_bucket()
+    text = capsys.readouterr().out
+    assert "derivatives/" in text
+    assert "participants.tsv" in text
+    inspect_bucket("/derivatives/rois/sub-01")
+    assert "face/" in capsys.readouterr().out
+    with pytest.raises(InvalidQueryError, match="nowhere"):
+        inspect_bucket("nowhere")
+
+
+def listing(prefix, at, *names, delimiter="", prefixes=()):
+    return {
+        "prefix": prefix,
+        "delimiter": delimiter,
+        "listed_at": float(at),
+        "objects": [[f"{prefix}{name}", at, f"etag{at}", None] for name in names],
+        "prefixes": [f"{prefix}{name}" for name in prefixes],
+    }
+
+
+@pytest.mark.parametrize(
+    ("listings", "expected"),
+    [
+        ([listing("a/", 1, "x", "s1/y", "s2/z")], {"x": 1, "s1/y": 1, "s2/z": 1}),
+        (
+            [listing("a/", 1, "x", "s1/y", "s1/v"), listing("a/s1/", 2, "y")],
+            {"x": 1, "s1/y": 2},
+        ),
+        (
+            [listing("a/s1/", 1, "y"), listing("a/", 2, "x", "s1/w")],
+            {"x": 2, "s1/w": 2},
+        ),
+        (
+            [
+                listing("a/", 1, "x", "s1/y", "s2/z"),
+                listing("a/", 2, "w", delimiter="/", prefixes=["s2/"]),
+            ],
+            {"w": 2, "s2/z": 1},
+        ),
+    ],
+)
+def test_newer_listings_replace_what_they_cover(tmp_path, listings, expected):
+    for one in listings:
+        save_listing(str(tmp_path), one)
+    found = look([("a/", "")], str(tmp_path), offline=True)
+    assert {
+        name[2:]: size for name, (_, size, _, _) in found.objects.items()
+    } == expected
+    assert found.error is None
+
+
+def test_what_no_listing_covers(tmp_path):
+    save_listing(str(tmp_path), listing("a/", 1, "x", delimiter="/"))
+    wanted = [("a/", "/"), ("a/", ""), ("a/b/", ""), ("c/", "")]
+    found = look(wanted, str(tmp_path), offline=True)
+    assert found.unlisted == ["a/", "a/b/", "c/"]
+
+
+def test_records_of_what_is_only_on_disk(tmp_path):
+    folder = tmp_path / "derivatives/rois/sub-01/face"
+    folder.mkdir(parents=True)
+    (folder / "sub-01_space-T1w_res-1pt8_label-FFA1_mask.nii.gz").write_bytes(b"1")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = look([("derivatives/rois/", "")], str(tmp_path), offline=True)
+    (record,) = records(found, found.on_disk, str(tmp_path))
+    assert (record["roi"], record["size"], record["etag"]) == ("FFA1", None, None)
+    assert record["absolute_path"].startswith(str(folder))
