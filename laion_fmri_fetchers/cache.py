@@ -4,6 +4,7 @@ Data files mirror the bucket below the data directory. Beside them, the state
 folder ``.laion_fmri`` keeps::
 
     license_accepted      marker of the accepted CC0 terms
+    auth.json             request_id of the stimulus access service, mode 0600
     listings/*.json       what the bucket held when a prefix was last listed
     trials/sub-XX.npz     trial tables of a subject, parsed
     brain_masks/          brain masks derived where the bucket has none
@@ -236,6 +237,16 @@ def state_path(data_dir: str, *parts: str) -> Path:
 def license_marker(data_dir: str) -> Path:
     """Return the file that marks the CC0 terms as accepted."""
     return state_path(data_dir, "license_accepted")
+
+
+def auth_file(data_dir: str) -> Path:
+    """Return the file that keeps the ``request_id`` of the access service."""
+    return state_path(data_dir, "auth.json")
+
+
+def official_auth_file() -> Path:
+    """Return the file in which the dataset's own package keeps its ``request_id``."""
+    return Path.home() / ".cache" / "laion-fmri" / "auth.json"
 
 
 def partial_dir(data_dir: str) -> Path:

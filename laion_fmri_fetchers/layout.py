@@ -22,9 +22,14 @@ FREESURFER = "derivatives/freesurfer/"
 TREES = (GLM, ROIS, ANATOMICAL, FREESURFER)
 STIMULI = "stimuli/"
 PARTICIPANTS = "participants.tsv"
-GATED = frozenset(
-    {"stimuli/task-images_stimuli.h5", "stimuli/task-images_metadata.csv"}
-)
+ARCHIVE = "stimuli/task-images_stimuli.h5"
+STIMULUS_TABLE = "stimuli/task-images_metadata.csv"
+GATED = frozenset({ARCHIVE, STIMULUS_TABLE})
+STIMULUS_IMAGES = "stimuli/images/"
+CAPTIONS = "stimuli/task-images_desc-captions.csv"
+SEGMENTATIONS = "stimuli/task-images_desc-segmentations.h5"
+SEGMENTATIONS_TABLE = "stimuli/task-images_desc-segmentations_metadata.csv"
+EMBEDDING_MODELS = ("CLIP", "DINOv2", "PEcore", "SigLIP2")
 
 HELD_OUT = frozenset(f"ses-{n}" for n in range(31, 35))
 
@@ -457,7 +462,6 @@ def stimulus_fields(label: str) -> dict[str, Any]:
     return dict(zip(LABEL_FIELDS, label_values(label), strict=True))
 
 
-@lru_cache(maxsize=2**16)
 def label_values(label: str) -> tuple[str | int | None, ...]:
     """Return the values of `stimulus_fields` alone, in the order of `LABEL_FIELDS`."""
     kind, _, rest = label.partition("_")
@@ -474,3 +478,65 @@ def label_values(label: str) -> tuple[str | int | None, ...]:
         if first in _UNIQUE_SOURCES and name and _PARTICIPANT.fullmatch(number):
             return kind, 4, first, None, f"sub-{number}"
     return (None,) * len(LABEL_FIELDS)
+
+
+def embeddings_id(model: str) -> str:
+    """Return the ``id`` of the embeddings of a model.
+
+    Examples
+    --------
+    >>> embeddings_id("CLIP")
+    'stimuli/task-images_desc-CLIP_embeddings.h5'
+    """
+    return f"{STIMULI}task-images_desc-{model}_embeddings.h5"
+
+
+def stimulus_image(name: str) -> str:
+    """Return the path, below the data directory, of an extracted stimulus image.
+
+    Parameters
+    ----------
+    name : str
+        ``image_name``, the label of trial tables.
+
+    Returns
+    -------
+    str
+        The path; spaces, ``+`` and dots of the name are kept.
+
+    Raises
+    ------
+    UnsafeKeyError
+        If the name would leave the folder of images.
+
+    Examples
+    --------
+    >>> stimulus_image("shared_4rep_OOD_unusual_Screenshot 2024.jpg")
+    'stimuli/images/shared_4rep_OOD_unusual_Screenshot 2024.jpg'
+    """
+    if name in _UNSAFE_FOLDERS or "/" in name or name[1:2] == ":":
+        safe = False
+    else:
+        safe = not _UNSAFE.search(name)
+    if not safe:
+        raise UnsafeKeyError(
+            f"The image name {name!r} would lead out of {STIMULUS_IMAGES}; nothing was "
+            "written. Check where the stimulus metadata come from."
+        )
+    return STIMULUS_IMAGES + name
+
+
+def stimulus_participant(value: object) -> str | None:
+    """Return ``"sub-05"`` for a participant of the stimulus table, None for "shared".
+
+    Examples
+    --------
+    >>> stimulus_participant("05"), stimulus_participant("p05"), clean_subject("sub-05")
+    ('sub-05', 'sub-05', 'sub-05')
+    >>> stimulus_participant("shared") is None, stimulus_participant("someone")
+    (True, 'someone')
+    """
+    if none_if_null(value) is None or value == "shared":
+        return None
+    text = str(value).strip()
+    return clean_subject(text.removeprefix("p")) or text

@@ -40,8 +40,10 @@ class _Tables(NamedTuple):
     """A row a trial: ``beta_index``, code into ``runs``, code into ``labels``."""
     runs: np.ndarray
     labels: np.ndarray
-    fields: list[np.ndarray]
-    """For each of `LABEL_FIELDS`, its values, one a label; ``n_reps`` 0 is null."""
+    kind: np.ndarray
+    """For each label, a code into ``kinds``."""
+    kinds: list[list]
+    """Values of `LABEL_FIELDS`, of each kind of label there is."""
 
 
 def read_trials(data_dir: str, ids: list[str]) -> pd.DataFrame:
@@ -80,9 +82,9 @@ def read_trials(data_dir: str, ids: list[str]) -> pd.DataFrame:
     take = _join([np.arange(spans[o].start, spans[o].stop) for o in ids], np.intp)
     table = np.repeat(np.arange(len(ids)), [len(spans[one]) for one in ids])
 
-    before = np.cumsum([0, *(len(part.labels) for part in parts)])
-    label = _join([p.rows[:, 2] + b for p, b in zip(parts, before, strict=False)], int)
-    label = label[take]
+    label = _stacked([(part.rows[:, 2], len(part.labels)) for part in parts])[take]
+    kind = _stacked([(part.kind, len(part.kinds)) for part in parts])[label]
+    kinds = [values for part in parts for values in part.kinds]
     columns: dict[str, Any] = {
         "run": _join([p.runs[p.rows[:, 1]] for p in parts])[take],
         "beta_index": _join([p.rows[:, 0] for p in parts], int)[take].astype(np.int64),
@@ -92,8 +94,9 @@ def read_trials(data_dir: str, ids: list[str]) -> pd.DataFrame:
     for name in ("subject", "session"):
         columns[name] = np.array([rec[name] for rec in records], dtype=object)[table]
     for i, name in enumerate(LABEL_FIELDS):
-        columns[name] = _join([p.fields[i] for p in parts])[label]
-    n_reps = columns["n_reps"].astype(np.int64)
+        columns[name] = np.array([values[i] for values in kinds], dtype=object)[kind]
+    at = LABEL_FIELDS.index("n_reps")
+    n_reps = np.array([values[at] or 0 for values in kinds], dtype=np.int64)[kind]
     columns["n_reps"] = pd.arrays.IntegerArray(n_reps, n_reps == 0)
     return pd.DataFrame(
         {
@@ -102,6 +105,13 @@ def read_trials(data_dir: str, ids: list[str]) -> pd.DataFrame:
         },
         copy=False,
     )
+
+
+def _stacked(parts: list[tuple[np.ndarray, int]]) -> np.ndarray:
+    """Return codes into several lists of values as codes into the lists joined."""
+    before = np.cumsum([0, *(n_values for _, n_values in parts)])
+    codes = [part + n for (part, _), n in zip(parts, before, strict=False)]
+    return _join(codes, np.intp)
 
 
 def _join(parts: list[np.ndarray], dtype: type = object) -> np.ndarray:
@@ -220,9 +230,8 @@ def _encode(tables: dict[str, _Table], signatures: dict[str, list[int]]) -> _Tab
     index, run, label = map(np.concatenate, zip(*tables.values(), strict=True))
     runs, distinct_runs = pd.factorize(run)
     codes, labels = pd.factorize(label)
-    fields = [list(v) for v in zip(*map(label_values, labels), strict=True)]
-    at = LABEL_FIELDS.index("n_reps")
-    fields[at] = [n_reps or 0 for n_reps in fields[at]]
+    kinds: dict[tuple, int] = {}
+    kind = [kinds.setdefault(label_values(label), len(kinds)) for label in labels]
     sizes = [len(table.label) for table in tables.values()]
     starts = np.cumsum([0, *sizes]).tolist()
     return _Tables(
@@ -233,7 +242,8 @@ def _encode(tables: dict[str, _Table], signatures: dict[str, list[int]]) -> _Tab
         np.column_stack([index, runs, codes]).astype(np.int32),
         distinct_runs,
         labels,
-        [_array(values) for values in fields],
+        np.array(kind, dtype=np.int16),
+        [list(values) for values in kinds],
     )
 
 
@@ -250,34 +260,31 @@ def _array(values: list) -> np.ndarray:
 
 
 def _pack(tables: _Tables) -> dict[str, np.ndarray]:
-    """Return tables as arrays that can be saved; fields as codes."""
-    factorized = [pd.factorize(values) for values in tables.fields]
+    """Return tables as arrays that can be saved."""
     about = {
         "spans": tables.spans,
         "runs": tables.runs.tolist(),
         "labels": tables.labels.tolist(),
-        "values": [distinct.tolist() for _, distinct in factorized],
+        "kinds": tables.kinds,
     }
     return {
         "about": np.frombuffer(json.dumps(about).encode(), dtype=np.uint8),
         "rows": tables.rows,
-        "fields": np.array([codes for codes, _ in factorized], dtype=np.int8),
+        "kind": tables.kind,
     }
 
 
 def _unpack(arrays: dict[str, np.ndarray]) -> _Tables:
     """Return the tables of `_pack`; none where the arrays are not of this format."""
-    if set(arrays) != {"about", "rows", "fields"}:
-        nothing = np.empty(0, dtype=object)
-        return _Tables({}, np.empty((0, 3), dtype=np.int32), nothing, nothing, [])
+    if set(arrays) != {"about", "rows", "kind"}:
+        none = np.empty(0, dtype=object)
+        return _Tables({}, np.empty((0, 3), dtype=np.int32), none, none, none, [])
     about = json.loads(arrays["about"].tobytes())
     return _Tables(
         about["spans"],
         arrays["rows"],
         _array(about["runs"]),
         _array(about["labels"]),
-        [
-            _array(values if codes.min() >= 0 else [*values, None])[codes]
-            for values, codes in zip(about["values"], arrays["fields"], strict=True)
-        ],
+        arrays["kind"],
+        about["kinds"],
     )

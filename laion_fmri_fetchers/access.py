@@ -1,0 +1,1003 @@
+"""The stimulus access service: the request, the cached ``request_id``, fresh URLs.
+
+The way to the gated files::
+
+    request_stimulus_access    the form -> request_id -> auth.json (pending, approved)
+    login, logout              a request_id that somebody has already
+    open_gate -> Gate          cached request_id, or AccessRequiredError
+                └ url(file)    refresh -> presigned URLs, again when they expire
+
+A ``request_id`` and a presigned URL are secrets: they are sent to the server they
+came from, and appear in no message, log, ``repr``, exception or exception's context.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import getpass
+import ipaddress
+import json
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+from urllib.parse import urljoin, urlsplit
+
+import requests
+from urllib3.util import Retry
+
+from . import cache, layout
+from .exceptions import (
+    AccessFormError,
+    AccessNotFoundError,
+    AccessPendingError,
+    AccessRateLimitedError,
+    AccessRequiredError,
+    AccessRevokedError,
+    AccessServiceError,
+    InvalidQueryError,
+    StimulusAccessError,
+    TermsOutdatedError,
+)
+from .licenses import AGREEMENT, can_ask
+from .messages import listed, tell, warn
+
+DEFAULT_ACCESS_URL = "https://laion-fmri.hebartlab.com"
+
+_ID_VARIABLE = "LAION_FMRI_REQUEST_ID"
+_URL_VARIABLE = "LAION_FMRI_ACCESS_URL"
+_PREFIX = "lfm_"
+_TRIES = 3
+_FIRST_WAIT = 0.5
+_CONNECT_TIMEOUT = 10.0
+_MOST_REDIRECTS = 4
+_BUSY = frozenset({500, 502, 503, 504})
+
+_QUESTIONS = {
+    "name": "Full name",
+    "email": "Institutional email",
+    "institution": "Institution",
+    "pi": "Principal investigator or supervisor (Enter for none)",
+    "research_purpose": "Research purpose (20 characters or more)",
+}
+
+
+# --- What the user calls ---------------------------------------------------------
+
+
+def current_terms_version(*, timeout: float = 30.0) -> str:
+    """Ask the access service which version of the Data Use Agreement is in force.
+
+    Parameters
+    ----------
+    timeout : float, default=30.0
+        Seconds without an answer.
+
+    Returns
+    -------
+    str
+        The version, as ``accept_terms_version`` of `request_stimulus_access` takes it.
+
+    Raises
+    ------
+    AccessServiceError
+        If the service cannot be reached, or answers what it should not.
+
+    Examples
+    --------
+    ::
+
+        version = current_terms_version()
+    """
+    server = _server()
+    what = "the version of the terms"
+    answer = _call(server, "/api/v1/manifest", what, timeout=timeout, tries=_TRIES)
+    _raise_for_status(answer, server, what)
+    version = answer.content.get("current_terms_version")
+    if not isinstance(version, str) or not version:
+        raise AccessServiceError(
+            f"{server} does not say which version of the terms is in force. {_ADVICE}"
+        )
+    return version
+
+
+def request_stimulus_access(
+    *,
+    name: str | None = None,
+    email: str | None = None,
+    institution: str | None = None,
+    pi: str | None = None,
+    research_purpose: str | None = None,
+    accept_terms_version: str | None = None,
+    renew: bool = False,
+    data_dir: str | os.PathLike | None = None,
+    timeout: float = 30.0,
+    verbose: int = 1,
+) -> None:
+    """Request access to the stimulus images, which a Data Use Agreement gates.
+
+    What is not given is asked for. The ``request_id`` that the service gives is kept
+    in the data directory, readable by its owner alone. Where one is kept already that
+    the service still honours, nothing is sent.
+
+    Parameters
+    ----------
+    name : str, optional
+        Full name.
+    email : str, optional
+        Institutional email address.
+    institution : str, optional
+        Institution.
+    pi : str, optional
+        Principal investigator or supervisor; there need not be one.
+    research_purpose : str, optional
+        What the images are for, 20 characters or more.
+    accept_terms_version : str, optional
+        The version of the Data Use Agreement that you have read and accept, see
+        `current_terms_version`; read it at https://laion-fmri.hebartlab.com/terms
+    renew : bool, default=False
+        Send the form even if a kept ``request_id`` is still honoured.
+    data_dir : str or path, optional
+        The data directory, see `get_data_dir`.
+    timeout : float, default=30.0
+        Seconds without an answer.
+    verbose : int, default=1
+        0: silent, 1: say what was done.
+
+    Raises
+    ------
+    AccessFormError
+        If a field is missing where nobody can be asked, or is refused.
+    AccessPendingError
+        If the request waits for approval; the ``request_id`` is kept, and the next
+        call that needs the images goes through once it is approved.
+    TermsOutdatedError
+        If another version than ``accept_terms_version`` is in force.
+    AccessRateLimitedError
+        If too many requests were sent.
+    AccessServiceError
+        If the service cannot be reached, or answers what it should not.
+
+    See Also
+    --------
+    fetch_laion_stimuli : Fetch the images.
+
+    Examples
+    --------
+    At a terminal or in a notebook, all is asked for::
+
+        request_stimulus_access()
+
+    In a script::
+
+        request_stimulus_access(
+            name="Ada Example",
+            email="ada@university.example",
+            institution="University of Examples",
+            research_purpose="Encoding models of natural images",
+            accept_terms_version="1.0",
+        )
+    """
+    folder = cache.get_data_dir(data_dir)
+    if not renew and _is_honoured(folder, timeout, verbose):
+        return
+    form = {
+        "name": name,
+        "email": email,
+        "institution": institution,
+        "pi": pi,
+        "research_purpose": research_purpose,
+    }
+    form = {k: v.strip() if isinstance(v, str) else v for k, v in form.items()}
+    _check_form(form, accept_terms_version)
+    server = _server()
+    version = current_terms_version(timeout=timeout)
+    if accept_terms_version not in (None, version):
+        raise TermsOutdatedError(
+            f"You accept version {accept_terms_version!r} of the Data Use Agreement, "
+            f"but version {version!r} is in force. Read it at {server}/terms and pass "
+            f"accept_terms_version={version!r}.",
+            accept_url=f"{server}/terms",
+            terms_version=version,
+        )
+    _ask(form)
+    if accept_terms_version is None:
+        _confirm(server, version)
+    auth = _send_form(server, form, version, timeout)
+    file = _save(auth, folder)
+    if os.environ.get(_ID_VARIABLE, "").strip():
+        warn(
+            f"{_ID_VARIABLE} is set and comes before the new request_id in {file}; "
+            "unset it."
+        )
+    if auth.status == "pending":
+        raise AccessPendingError(_pending_text(auth, file))
+    tell(f"Access is granted; the request_id is kept in {file}", verbose)
+
+
+def login(
+    request_id: str | None = None,
+    data_dir: str | os.PathLike | None = None,
+    *,
+    timeout: float = 30.0,
+    verbose: int = 1,
+) -> None:
+    """Keep a ``request_id`` that the access service gave earlier.
+
+    Parameters
+    ----------
+    request_id : str, optional
+        The id, which begins with ``lfm_``; None: ask for it, without showing it.
+    data_dir : str or path, optional
+        The data directory, see `get_data_dir`.
+    timeout : float, default=30.0
+        Seconds without an answer.
+    verbose : int, default=1
+        0: silent, 1: say what was done.
+
+    Raises
+    ------
+    InvalidQueryError
+        If it is no ``request_id``.
+    AccessPendingError, TermsOutdatedError
+        If it is not approved yet, or the terms changed; it is kept all the same.
+    AccessNotFoundError, AccessRevokedError, AccessServiceError
+        If the service does not honour it or cannot be asked; it is not kept.
+
+    Examples
+    --------
+    ::
+
+        login()
+    """
+    folder = cache.get_data_dir(data_dir)
+    if request_id is None:
+        if not can_ask():
+            raise InvalidQueryError(
+                "request_id is missing, and there is no terminal to ask at; pass it, or "
+                f"set {_ID_VARIABLE}."
+            )
+        request_id = getpass.getpass("request_id (not shown): ")
+    given, request_id = Auth(str(request_id).strip(), _server(), "pending"), ""
+    if not given.request_id.startswith(_PREFIX) or " " in given.request_id:
+        raise InvalidQueryError(
+            f"What was given is no request_id; one begins with {_PREFIX}"
+        )
+    problem: StimulusAccessError | None = None
+    try:
+        _refresh(given, timeout)
+        given = replace(given, status="approved")
+    except (AccessPendingError, TermsOutdatedError) as error:
+        problem = error
+    file = _save(given, folder)
+    if problem:
+        raise problem
+    tell(f"The request_id is approved and kept in {file}", verbose)
+
+
+def logout(data_dir: str | os.PathLike | None = None, *, verbose: int = 1) -> None:
+    """Forget the ``request_id`` kept for a data directory.
+
+    Parameters
+    ----------
+    data_dir : str or path, optional
+        The data directory, see `get_data_dir`.
+    verbose : int, default=1
+        0: silent, 1: say what was done.
+
+    Warns
+    -----
+    UserWarning
+        If another one stays in force: that of ``LAION_FMRI_REQUEST_ID``, or of the
+        dataset's own package.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> logout(tempfile.mkdtemp(), verbose=0)
+    """
+    folder = cache.get_data_dir(data_dir)
+    file = cache.auth_file(folder)
+    there = file.exists()
+    file.unlink(missing_ok=True)
+    tell(f"{'Removed' if there else 'There is no'} request_id in {file}", verbose)
+    left = _cached(folder)
+    if left:
+        warn(f"A request_id stays in force, from {left.source}.")
+
+
+def access_status(data_dir: str | os.PathLike | None = None) -> dict[str, str | None]:
+    """Tell which ``request_id`` is in force; nothing is sent.
+
+    Parameters
+    ----------
+    data_dir : str or path, optional
+        The data directory, see `get_data_dir`.
+
+    Returns
+    -------
+    dict
+        ``request_id`` (masked), ``status`` ("pending" or "approved"), ``email``,
+        ``server_url`` and ``source``, a file or the environment variable; all of them
+        None where there is no id.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> access_status(tempfile.mkdtemp())["status"] is None
+    True
+    """
+    auth = _cached(cache.get_data_dir(data_dir))
+    if auth is None:
+        names = ("request_id", "status", "email", "server_url", "source")
+        return dict.fromkeys(names)
+    return {
+        "request_id": _masked(auth.request_id),
+        "status": auth.status,
+        "email": auth.email,
+        "server_url": auth.server_url,
+        "source": auth.source,
+    }
+
+
+# --- The gate --------------------------------------------------------------------
+
+
+class GatedFile(NamedTuple):
+    """What the service says of a gated file, beside its URL."""
+
+    size: int
+    sha256: str
+
+
+class Gate:
+    """Access to the gated files: presigned URLs, asked for when first needed.
+
+    Made by `open_gate`. Its methods may be called from several threads.
+    """
+
+    def __init__(self, auth: Auth, timeout: float):
+        self._auth, self._timeout = auth, timeout
+        self._lock = threading.Lock()
+        self._links: dict[str, _Link] = {}
+
+    def file(self, one: str) -> GatedFile:
+        """Return size in bytes and SHA-256 of a gated file, by its ``id``."""
+        with self._lock:
+            return self._link(one).file
+
+    def url(self, one: str) -> Callable[[bool], str]:
+        """Return a function of the current URL; called with True, it is renewed."""
+
+        def current(renew: bool) -> str:
+            with self._lock:
+                if renew:
+                    self._renew()
+                return self._link(one).url
+
+        return current
+
+    def ask(self) -> None:
+        """Ask the service for URLs now."""
+        with self._lock:
+            self._renew()
+
+    def _link(self, one: str) -> _Link:
+        if not self._links:
+            self._renew()
+        return self._links[one]
+
+    def _renew(self) -> None:
+        links = _refresh(self._auth, self._timeout)
+        for one, before in self._links.items():
+            if links[one].file != before.file:
+                raise AccessServiceError(
+                    f"{one} changed on the server in mid-download. Call again to fetch "
+                    "the new version."
+                )
+        self._links = links
+        if self._auth.status == "pending":
+            self._auth = replace(self._auth, status="approved")
+            _update(self._auth)
+
+
+def open_gate(data_dir: str, *, offline: bool, timeout: float = 30.0) -> Gate:
+    """Return access to the gated files by the cached ``request_id``.
+
+    Nothing is sent unless the id was pending when the service was last asked.
+
+    Parameters
+    ----------
+    data_dir : str
+        The data directory.
+    offline : bool
+        Whether no socket may be opened.
+    timeout : float, default=30.0
+        Seconds without an answer.
+
+    Raises
+    ------
+    AccessRequiredError
+        If no ``request_id`` is cached.
+    AccessPendingError
+        If it is not approved yet.
+    StimulusAccessError
+        What else the service answers about a pending one.
+    """
+    auth = _cached(data_dir)
+    if auth is None:
+        raise AccessRequiredError(
+            "The stimulus images are gated by a Data Use Agreement, and no request_id "
+            f"is cached for {data_dir}. Request access with request_stimulus_access() "
+            "or 'laion-fmri-fetchers request-access'; with a request_id already, use "
+            f"'laion-fmri-fetchers login' or set {_ID_VARIABLE}."
+        )
+    gate = Gate(auth, timeout)
+    if auth.status == "pending":
+        if offline:
+            raise AccessPendingError(
+                f"{_pending_text(auth, auth.source)} Offline, it cannot be asked about."
+            )
+        gate.ask()
+    return gate
+
+
+# --- The cached request_id -------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Auth:
+    """A ``request_id``, where it came from and what is known of it."""
+
+    request_id: str = field(repr=False)
+    server_url: str
+    status: str
+    email: str | None = None
+    source: str = ""
+
+
+def _cached(data_dir: str) -> Auth | None:
+    """Return the ``request_id`` in force, that of the server asked for if any."""
+    files = (cache.auth_file(data_dir), cache.official_auth_file())
+    found = [auth for auth in map(_read, files) if auth]
+    given = os.environ.get(_ID_VARIABLE, "").strip()
+    wanted = os.environ.get(_URL_VARIABLE)
+    if given:
+        found = [auth for auth in found if auth.request_id == given]
+        server = wanted or DEFAULT_ACCESS_URL
+        found.append(Auth(given, server, "approved", source=_ID_VARIABLE))
+    for auth in found:
+        if not wanted or _is_same_server(auth.server_url, wanted):
+            return auth
+    return found[0] if found else None
+
+
+def _read(file: Any) -> Auth | None:
+    """Read an ``auth.json``; None where there is none that this user may read."""
+    try:
+        text = file.read_text("utf-8")
+    except OSError:
+        return None
+    content: Any = None
+    with contextlib.suppress(ValueError):
+        content = json.loads(text)
+    found = content.get("request_id") if isinstance(content, dict) else None
+    if not isinstance(found, str) or not found.strip():
+        warn(f"{file} holds no request_id and is passed over; delete it.")
+        return None
+    email, server = content.get("email"), content.get("server_url")
+    return Auth(
+        found.strip(),
+        server if isinstance(server, str) and server else DEFAULT_ACCESS_URL,
+        "pending" if content.get("status") == "pending" else "approved",
+        email if isinstance(email, str) else None,
+        str(file),
+    )
+
+
+def _save(auth: Auth, data_dir: str) -> str:
+    """Keep a ``request_id``; return the file.
+
+    It goes to the data directory, or to the user's own cache where somebody else's id
+    is in the way or nothing can be written.
+    """
+    file = cache.auth_file(data_dir)
+    taken = file.exists() and not os.access(file, os.R_OK)
+    if taken or not cache.is_writable(file.parent):
+        file = cache.official_auth_file()
+    _write(file, auth)
+    return str(file)
+
+
+def _update(auth: Auth) -> None:
+    """Note a new status where the ``request_id`` is kept, if that is a file."""
+    for file in (cache.official_auth_file(), cache.Path(auth.source)):
+        if auth.source == str(file):
+            with contextlib.suppress(OSError):
+                _write(file, auth)
+            return
+
+
+def _write(file: Any, auth: Auth) -> None:
+    content = {
+        "server_url": auth.server_url,
+        "request_id": auth.request_id,
+        "email": auth.email,
+        "saved_at": dt.datetime.now(dt.timezone.utc).isoformat(),
+        "status": auth.status,
+    }
+    cache.write_atomically(file, (json.dumps(content, indent=2) + "\n").encode(), 0o600)
+
+
+def _is_honoured(data_dir: str, timeout: float, verbose: int) -> bool:
+    """Tell whether the service honours the cached ``request_id``; raise if pending."""
+    auth = _cached(data_dir)
+    if auth is None:
+        return False
+    try:
+        Gate(auth, timeout).ask()
+    except (TermsOutdatedError, AccessRevokedError, AccessNotFoundError) as error:
+        tell(f"{error} The form is sent again.", verbose)
+        return False
+    tell(
+        f"Access is granted already, by the request_id of {auth.source}; no form was "
+        "sent. renew=True sends one all the same.",
+        verbose,
+    )
+    return True
+
+
+def _masked(request_id: str) -> str:
+    """Return an id such that it can be told from others, but not used.
+
+    >>> _masked("lfm_0123456789abcdefghijklmn")
+    'lfm_…lmn'
+    """
+    return f"{_PREFIX}…{request_id[-3:] if len(request_id) >= 24 else ''}"
+
+
+def _pending_text(auth: Auth, file: str) -> str:
+    return (
+        f"The access request is not approved yet by {auth.server_url}. Its request_id "
+        f"is kept ({file}): call again later, no new form is needed."
+    )
+
+
+# --- The form --------------------------------------------------------------------
+
+
+def _check_form(form: Mapping[str, Any], accept_terms_version: str | None) -> None:
+    """Raise AccessFormError for fields that are wrong, or missing with no terminal."""
+    wrong = {}
+    for name, value in form.items():
+        if value is not None and (problem := _problem(name, value)):
+            wrong[name] = problem
+    if not can_ask():
+        given = {**form, "accept_terms_version": accept_terms_version}
+        wrong |= {n: "is missing" for n, v in given.items() if v is None and n != "pi"}
+    if wrong:
+        raise AccessFormError(
+            "The access request was not sent: "
+            + "; ".join(f"{name} {problem}" for name, problem in wrong.items())
+            + ". Pass them as arguments, or call at a terminal to be asked; "
+            f"current_terms_version() says which terms to read at {_server()}/terms",
+            wrong,
+        )
+
+
+def _problem(name: str, value: Any) -> str | None:
+    """Return what is wrong with a field of the form."""
+    if not isinstance(value, str):
+        return f"is {value!r} and must be text"
+    if name == "pi":
+        return None
+    if not value:
+        return "is empty"
+    if name == "email" and not re.fullmatch(r"[^@\s]+@[^@\s]+\.[^@\s]+", value):
+        return "is no email address"
+    if name == "research_purpose" and len(value) < 20:
+        return f"has {len(value)} characters instead of 20 or more"
+    return None
+
+
+def _ask(form: dict[str, Any]) -> None:
+    """Ask at the terminal for what is missing."""
+    missing = [name for name, value in form.items() if value is None]
+    for name in missing if missing != ["pi"] else []:
+        while form[name] is None:
+            try:
+                answer = input(f"{_QUESTIONS[name]}: ").strip()
+            except EOFError:
+                answer = None
+            if answer is None:
+                raise AccessFormError(
+                    f"The access request was not sent: {name} is missing.",
+                    {name: "is missing"},
+                )
+            problem = _problem(name, answer)
+            if problem:
+                print(f"This {problem}.")
+            else:
+                form[name] = answer
+
+
+def _confirm(server: str, version: str) -> None:
+    """Ask for the acceptance of the Data Use Agreement."""
+    print(
+        f"The stimulus images are subject to the LAION-fMRI Data Use Agreement, "
+        f"version {version}:\n{server}/terms"
+    )
+    try:
+        answer = input(f"Type {AGREEMENT} to accept version {version}: ")
+    except EOFError:
+        answer = ""
+    if answer.strip().strip("'\"").upper() not in (AGREEMENT, "YES"):
+        raise AccessFormError(
+            f"The Data Use Agreement, version {version}, was declined; nothing was sent.",
+            {"accept_terms_version": "is declined"},
+        )
+
+
+def _send_form(
+    server: str, form: Mapping[str, Any], version: str, timeout: float
+) -> Auth:
+    what = "the access request"
+    body = {
+        "name": form["name"],
+        "email": form["email"],
+        "institution": form["institution"],
+        "pi_or_supervisor": form["pi"] or None,
+        "research_purpose": form["research_purpose"],
+        "accepted_terms": True,
+        "terms_version": version,
+        "source": "cli",
+    }
+    answer = _call(server, "/api/v1/access/request", what, body, timeout=timeout)
+    _raise_for_status(answer, server, what)
+    request_id = answer.content.get("request_id")
+    if not isinstance(request_id, str) or not request_id.startswith(_PREFIX):
+        request_id = None
+        raise AccessServiceError(
+            f"{server} took the access request but gave no request_id. Look for it in "
+            "your email and keep it with 'laion-fmri-fetchers login'."
+        )
+    status = "pending" if _is_pending(answer) else "approved"
+    return Auth(request_id, server, status, form["email"])
+
+
+# --- Presigned URLs --------------------------------------------------------------
+
+
+class _Link(NamedTuple):
+    """A presigned URL and the file behind it."""
+
+    url: str
+    file: GatedFile
+
+    def __repr__(self) -> str:
+        return f"<link to {self.file}>"
+
+
+def _refresh(auth: Auth, timeout: float) -> dict[str, _Link]:
+    """Return fresh URLs of the gated files, by ``id``."""
+    wanted = os.environ.get(_URL_VARIABLE)
+    if wanted and not _is_same_server(auth.server_url, wanted):
+        raise AccessRequiredError(
+            f"The request_id of {auth.source} comes from {auth.server_url} and is sent "
+            f"nowhere else, but {_URL_VARIABLE} is {wanted}. Request access there with "
+            "request_stimulus_access(renew=True), or unset the variable."
+        )
+    server, what = auth.server_url.rstrip("/"), "fresh URLs of the stimulus files"
+    answer = _call(
+        server,
+        "/api/v1/refresh",
+        what,
+        {"request_id": auth.request_id, "dataset_version": "v1"},
+        timeout=timeout,
+        tries=_TRIES,
+    )
+    _raise_for_status(answer, server, what, auth.request_id)
+    if _is_pending(answer):
+        raise AccessPendingError(_pending_text(auth, auth.source or "not yet"))
+    return _links(answer, server)
+
+
+def _is_pending(answer: _Answer) -> bool:
+    return (
+        answer.status == 202
+        or answer.content.get("status") == "pending"
+        or not answer.content.get("files")
+    )
+
+
+def _links(answer: _Answer, server: str) -> dict[str, _Link]:
+    """Return what an answer says of the gated files; raise where it does not."""
+    found = {}
+    files = answer.content["files"]
+    for one in files if isinstance(files, list) else []:
+        link = _link(one)
+        if link:
+            found[layout.STIMULI + one["name"]] = link
+    lacking = sorted(layout.GATED - set(found))
+    if lacking:
+        raise AccessServiceError(
+            f"{server} grants access but names no url, size and sha256 of "
+            f"{listed(lacking)}. {_ADVICE}"
+        )
+    for link in found.values():
+        _refuse_plain(link.url, "The URL of a stimulus file")
+    return found
+
+
+def _link(one: Any) -> _Link | None:
+    if not isinstance(one, dict):
+        return None
+    url, size, digest = (one.get(name) for name in ("url", "size", "sha256"))
+    if (
+        layout.STIMULI + str(one.get("name")) not in layout.GATED
+        or not isinstance(url, str)
+        or not isinstance(size, int)
+        or not re.fullmatch(r"[0-9a-fA-F]{64}", str(digest))
+    ):
+        return None
+    return _Link(url, GatedFile(size, str(digest).lower()))
+
+
+# --- HTTP ------------------------------------------------------------------------
+
+_ADVICE = (
+    f"Check {_URL_VARIABLE} if you set it; else the service may have changed, see "
+    f"{DEFAULT_ACCESS_URL}"
+)
+
+
+class _Secret(dict):
+    """A dict that does not show what is in it."""
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} fields, not shown>"
+
+
+class _Answer(NamedTuple):
+    status: int
+    content: _Secret
+    retry_after: float | None
+
+
+def _server() -> str:
+    """Return the address of the access service, without a slash at the end."""
+    return (os.environ.get(_URL_VARIABLE) or DEFAULT_ACCESS_URL).rstrip("/")
+
+
+def _call(
+    server: str,
+    path: str,
+    what: str,
+    body: dict[str, Any] | None = None,
+    *,
+    timeout: float,
+    tries: int = 1,
+) -> _Answer:
+    """Ask the service; again after a while where that may help."""
+    body = None if body is None else _Secret(body)
+    url = server.rstrip("/") + path
+    for i in range(tries):
+        if i:
+            time.sleep(_FIRST_WAIT * 2 ** (i - 1))
+        response = _send(url, body, what, timeout)
+        if not isinstance(response, str) and response.status_code not in _BUSY:
+            break
+    if isinstance(response, str):
+        raise AccessServiceError(
+            f"{server} gives no answer to the call for {what} ({response}). Check the "
+            "network. Without one, mode='offline' returns what is on disk."
+        )
+    return _parsed(response, server, what)
+
+
+def _send(
+    url: str, body: dict[str, Any] | None, what: str, timeout: float
+) -> requests.Response | str:
+    """Send a request; where there is no answer, return why.
+
+    With a body, which may hold a secret, no other host is followed to.
+    """
+    first = url
+    for _ in range(_MOST_REDIRECTS):
+        _refuse_plain(url, f"The address for {what}")
+        response = _send_once(url, body, timeout)
+        if isinstance(response, str) or not 300 <= response.status_code < 400:
+            return response
+        url = urljoin(url, response.headers.get("Location", ""))
+        if body is None:
+            continue
+        if _origin(url) != _origin(first):
+            raise AccessServiceError(
+                f"{_shown(first)} redirects to another host, {_host(url)}, to which "
+                f"nothing was sent. {_ADVICE}"
+            )
+        if response.status_code not in (307, 308):
+            break
+    raise AccessServiceError(
+        f"{_shown(first)} answers with redirects that lead nowhere. {_ADVICE}"
+    )
+
+
+def _send_once(
+    url: str, body: dict[str, Any] | None, timeout: float
+) -> requests.Response | str:
+    try:
+        return requests.request(
+            "GET" if body is None else "POST",
+            url,
+            json=body,
+            headers={"Accept": "application/json"},
+            timeout=(min(timeout, _CONNECT_TIMEOUT), timeout),
+            allow_redirects=False,
+        )
+    except requests.exceptions.SSLError:
+        return "TLS fails"
+    except requests.Timeout:
+        return f"nothing for {timeout:g} s"
+    except requests.ConnectionError:
+        return "no connection"
+    except (requests.RequestException, ValueError) as error:
+        return type(error).__name__
+
+
+def _parsed(response: requests.Response, server: str, what: str) -> _Answer:
+    """Return status and content of an answer; a success must be a JSON object."""
+    content: Any = None
+    with contextlib.suppress(ValueError):
+        content = json.loads(response.content)
+    status = response.status_code
+    if not isinstance(content, dict):
+        if status < 400:
+            raise AccessServiceError(
+                f"{server} answers the call for {what} with what is no JSON object "
+                f"(status {status}). {_ADVICE}"
+            )
+        content = {}
+    asked = None
+    with contextlib.suppress(Exception):
+        asked = Retry().parse_retry_after(response.headers.get("Retry-After", ""))
+    return _Answer(status, _Secret(content), asked)
+
+
+def _raise_for_status(
+    answer: _Answer, server: str, what: str, request_id: str = ""
+) -> None:
+    """Raise the error that an answer stands for."""
+    status, detail = answer.status, answer.content.get("detail")
+    if status in (200, 201, 202):
+        return
+    said = _said(detail, request_id)
+    if status == 403 and isinstance(detail, dict):
+        if detail.get("error") == "terms_outdated":
+            _raise_outdated(detail, server, request_id)
+    if status == 403 and "revoked" in json.dumps(detail).lower():
+        raise AccessRevokedError(
+            f"{server} revoked the request_id{said}. Write to the publishers of the "
+            "dataset, or request access again with request_stimulus_access()."
+        )
+    if status == 404 and request_id:
+        raise AccessNotFoundError(
+            f"{server} does not know the request_id{said}. Request access again with "
+            f"request_stimulus_access(). {_ADVICE}"
+        )
+    if status == 422:
+        _raise_form_error(detail, server, what, request_id)
+    if status == 429:
+        wait = answer.retry_after
+        when = "later"
+        if wait is not None:
+            at = dt.datetime.now() + dt.timedelta(seconds=wait)
+            when = f"in {wait:g} s, at {at:%H:%M:%S}"
+        raise AccessRateLimitedError(
+            f"Too many requests to {server}{said}. Try again {when}.", wait
+        )
+    raise AccessServiceError(
+        f"{server} answers the call for {what} with status {status}{said}. {_ADVICE}"
+    )
+
+
+def _raise_outdated(detail: dict[str, Any], server: str, request_id: str) -> None:
+    version = detail.get("current_terms_version")
+    version = version if isinstance(version, str) else None
+    url = detail.get("accept_url")
+    url = urljoin(f"{server}/", url if isinstance(url, str) else "terms/accept")
+    if _PREFIX in url or (request_id and request_id in url):
+        url = url.partition("?")[0]
+    _refuse_plain(url, "The address at which to accept the terms")
+    raise TermsOutdatedError(
+        f"The Data Use Agreement changed to version {version} since access was granted. "
+        f"Accept it at {url} or with request_stimulus_access(), then call again.",
+        accept_url=url,
+        terms_version=version,
+    )
+
+
+def _raise_form_error(detail: Any, server: str, what: str, request_id: str) -> None:
+    fields: dict[str, str] = {}
+    for one in detail if isinstance(detail, list) else []:
+        if isinstance(one, dict):
+            loc = one.get("loc")
+            names = [n for n in loc if isinstance(n, str)] if loc else []
+            name = names[-1] if names else "form"
+            fields[name] = _clean(str(one.get("msg")), request_id)
+    listing = "; ".join(f"{name}: {text}" for name, text in fields.items())
+    raise AccessFormError(
+        f"{server} refuses {what}: {listing or 'it does not say which field'}. Mend it "
+        "and call again.",
+        fields,
+    )
+
+
+def _said(detail: Any, request_id: str) -> str:
+    """Return what the service says, ready to follow a statement."""
+    text = detail if isinstance(detail, str) else ""
+    if isinstance(detail, dict):
+        text = str(detail.get("message") or detail.get("error") or "")
+    return f" ({_clean(text, request_id)})" if text else ""
+
+
+def _clean(text: str, request_id: str = "") -> str:
+    """Return text of a server without ids, URLs' queries and control characters.
+
+    >>> _clean("no lfm_ab-12 at https://x.org/a?Signature=1 now")
+    'no lfm_… at https://x.org/a?… now'
+    """
+    if request_id:
+        text = text.replace(request_id, f"{_PREFIX}…")
+    text = re.sub(rf"{_PREFIX}[\w.~-]+", f"{_PREFIX}…", text)
+    text = re.sub(r"(https?://[^\s?]*)\?\S*", r"\1?…", text)
+    return re.sub(r"[^\x20-\x7e\xa0-\uffff]+", " ", text)[:300]
+
+
+def _refuse_plain(url: str, what: str) -> None:
+    """Raise unless an address is https, or of this machine."""
+    parts = urlsplit(url)
+    if parts.scheme == "https" and parts.hostname:
+        return
+    if parts.scheme == "http" and _is_loopback(parts.hostname or ""):
+        return
+    raise AccessServiceError(
+        f"{what} is not https: {_shown(url)}. Nothing was sent. {_ADVICE}"
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _origin(url: str) -> tuple[str, str | None, int | None]:
+    parts = urlsplit(url)
+    return (
+        parts.scheme,
+        parts.hostname,
+        parts.port or {"https": 443, "http": 80}.get(parts.scheme),
+    )
+
+
+def _is_same_server(one: str, other: str) -> bool:
+    paths = (urlsplit(url).path.rstrip("/") for url in (one, other))
+    return _origin(one) == _origin(other) and next(paths) == next(paths)
+
+
+def _host(url: str) -> str:
+    return _clean(urlsplit(url).hostname or "none")
+
+
+def _shown(url: str) -> str:
+    """Return an address without query and password."""
+    parts = urlsplit(url)
+    return _clean(f"{parts.scheme}://{parts.hostname or ''}{parts.path}")
