@@ -23,7 +23,8 @@ import re
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urljoin, urlsplit
 
@@ -258,7 +259,7 @@ def login(
     if request_id is None:
         if not can_ask():
             raise InvalidQueryError(
-                "request_id is missing, and there is no terminal to ask at; pass it, or "
+                "request_id is missing, and there is no terminal to ask at; pass it or "
                 f"set {_ID_VARIABLE}."
             )
         request_id = getpass.getpass("request_id (not shown): ")
@@ -449,15 +450,27 @@ def open_gate(data_dir: str, *, offline: bool, timeout: float = 30.0) -> Gate:
 # --- The cached request_id -------------------------------------------------------
 
 
+class _SecretText(str):
+    """Text that a ``repr`` does not show, as in a traceback with local variables."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "'…'"
+
+
 @dataclass(frozen=True)
 class Auth:
     """A ``request_id``, where it came from and what is known of it."""
 
-    request_id: str = field(repr=False)
+    request_id: str
     server_url: str
     status: str
     email: str | None = None
     source: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "request_id", _SecretText(self.request_id))
 
 
 def _cached(data_dir: str) -> Auth | None:
@@ -476,7 +489,7 @@ def _cached(data_dir: str) -> Auth | None:
     return found[0] if found else None
 
 
-def _read(file: Any) -> Auth | None:
+def _read(file: Path) -> Auth | None:
     """Read an ``auth.json``; None where there is none that this user may read."""
     try:
         text = file.read_text("utf-8")
@@ -515,14 +528,12 @@ def _save(auth: Auth, data_dir: str) -> str:
 
 def _update(auth: Auth) -> None:
     """Note a new status where the ``request_id`` is kept, if that is a file."""
-    for file in (cache.official_auth_file(), cache.Path(auth.source)):
-        if auth.source == str(file):
-            with contextlib.suppress(OSError):
-                _write(file, auth)
-            return
+    if auth.source not in ("", _ID_VARIABLE):
+        with contextlib.suppress(OSError):
+            _write(Path(auth.source), auth)
 
 
-def _write(file: Any, auth: Auth) -> None:
+def _write(file: Path, auth: Auth) -> None:
     content = {
         "server_url": auth.server_url,
         "request_id": auth.request_id,
@@ -540,7 +551,12 @@ def _is_honoured(data_dir: str, timeout: float, verbose: int) -> bool:
         return False
     try:
         Gate(auth, timeout).ask()
-    except (TermsOutdatedError, AccessRevokedError, AccessNotFoundError) as error:
+    except (
+        AccessNotFoundError,
+        AccessRequiredError,
+        AccessRevokedError,
+        TermsOutdatedError,
+    ) as error:
         tell(f"{error} The form is sent again.", verbose)
         return False
     tell(
@@ -637,7 +653,8 @@ def _confirm(server: str, version: str) -> None:
         answer = ""
     if answer.strip().strip("'\"").upper() not in (AGREEMENT, "YES"):
         raise AccessFormError(
-            f"The Data Use Agreement, version {version}, was declined; nothing was sent.",
+            f"Version {version} of the Data Use Agreement was declined; nothing was "
+            "sent.",
             {"accept_terms_version": "is declined"},
         )
 
@@ -675,11 +692,8 @@ def _send_form(
 class _Link(NamedTuple):
     """A presigned URL and the file behind it."""
 
-    url: str
+    url: _SecretText
     file: GatedFile
-
-    def __repr__(self) -> str:
-        return f"<link to {self.file}>"
 
 
 def _refresh(auth: Auth, timeout: float) -> dict[str, _Link]:
@@ -744,7 +758,7 @@ def _link(one: Any) -> _Link | None:
         or not re.fullmatch(r"[0-9a-fA-F]{64}", str(digest))
     ):
         return None
-    return _Link(url, GatedFile(size, str(digest).lower()))
+    return _Link(_SecretText(url), GatedFile(size, str(digest).lower()))
 
 
 # --- HTTP ------------------------------------------------------------------------
@@ -756,7 +770,7 @@ _ADVICE = (
 
 
 class _Secret(dict):
-    """A dict that does not show what is in it."""
+    """A dict whose ``repr`` does not show what is in it."""
 
     def __repr__(self) -> str:
         return f"<{len(self)} fields, not shown>"
@@ -876,9 +890,8 @@ def _raise_for_status(
     if status in (200, 201, 202):
         return
     said = _said(detail, request_id)
-    if status == 403 and isinstance(detail, dict):
-        if detail.get("error") == "terms_outdated":
-            _raise_outdated(detail, server, request_id)
+    if status == 403 and _is_outdated(detail):
+        _raise_outdated(detail, server, request_id)
     if status == 403 and "revoked" in json.dumps(detail).lower():
         raise AccessRevokedError(
             f"{server} revoked the request_id{said}. Write to the publishers of the "
@@ -905,6 +918,10 @@ def _raise_for_status(
     )
 
 
+def _is_outdated(detail: Any) -> bool:
+    return isinstance(detail, dict) and detail.get("error") == "terms_outdated"
+
+
 def _raise_outdated(detail: dict[str, Any], server: str, request_id: str) -> None:
     version = detail.get("current_terms_version")
     version = version if isinstance(version, str) else None
@@ -914,8 +931,9 @@ def _raise_outdated(detail: dict[str, Any], server: str, request_id: str) -> Non
         url = url.partition("?")[0]
     _refuse_plain(url, "The address at which to accept the terms")
     raise TermsOutdatedError(
-        f"The Data Use Agreement changed to version {version} since access was granted. "
-        f"Accept it at {url} or with request_stimulus_access(), then call again.",
+        f"The Data Use Agreement changed to version {version} since access was "
+        f"granted. Accept it at {url} or with request_stimulus_access(), then call "
+        "again.",
         accept_url=url,
         terms_version=version,
     )

@@ -6,6 +6,7 @@ folder ``.laion_fmri`` keeps::
     license_accepted      marker of the accepted CC0 terms
     auth.json             request_id of the stimulus access service, mode 0600
     listings/*.json       what the bucket held when a prefix was last listed
+    fetched/*.json        which version of which file was fetched
     trials/sub-XX.npz     trial tables of a subject, parsed
     brain_masks/          brain masks derived where the bucket has none
     partial/              unfinished downloads
@@ -19,6 +20,7 @@ import contextlib
 import json
 import os
 import secrets
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +31,9 @@ from .layout import STATE_FOLDER, clean_key
 
 if TYPE_CHECKING:
     import numpy as np
+
+_MANY_NOTES = 50
+_TOP = "top"
 
 
 def get_data_dir(data_dir: str | os.PathLike | None = None) -> str:
@@ -285,10 +290,11 @@ def saved_listings(data_dir: str, prefixes: Iterable[str]) -> list[dict[str, Any
     list of dict
         Listings as `save_listing` took them, oldest first; broken ones are left out.
     """
-    wanted = [_listing_name(prefix) for prefix in prefixes]
+    wanted = [quote(prefix, safe="") for prefix in prefixes]
     listings = []
     for file in state_path(data_dir, "listings").glob("*.json"):
         name = file.name.removesuffix(".json").removesuffix(".level")
+        name = "" if name == _TOP else name
         if any(name.startswith(w) or w.startswith(name) for w in wanted):
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
                 listing = json.loads(file.read_bytes())
@@ -298,7 +304,35 @@ def saved_listings(data_dir: str, prefixes: Iterable[str]) -> list[dict[str, Any
 
 
 def _listing_name(prefix: str) -> str:
-    return quote(prefix, safe="") or "top"
+    return quote(prefix, safe="") or _TOP
+
+
+def note_fetched(data_dir: str, records: Iterable[dict[str, Any]]) -> None:
+    """Write down which version of which files was fetched.
+
+    Each call writes a file of its own, so that writers never meet; when there are
+    many, they are joined to one.
+    """
+    noted = {r["id"]: [r["key"], r["size"], r["etag"]] for r in records}
+    folder = state_path(data_dir, "fetched")
+    before = sorted(folder.glob("*.json"))
+    with contextlib.suppress(OSError):
+        if len(before) >= _MANY_NOTES:
+            noted = {**fetched(data_dir), **noted}
+        name = f"{time.time_ns()}-{os.getpid()}-{secrets.token_hex(4)}.json"
+        write_atomically(folder / name, json.dumps(noted).encode())
+        if len(before) >= _MANY_NOTES:
+            for file in before:
+                file.unlink(missing_ok=True)
+
+
+def fetched(data_dir: str) -> dict[str, list]:
+    """Return which files were fetched: id -> ``[key, size in bytes, etag]``."""
+    noted: dict[str, list] = {}
+    for file in sorted(state_path(data_dir, "fetched").glob("*.json")):
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            noted.update(json.loads(file.read_bytes()))
+    return noted
 
 
 def save_arrays(data_dir: str, name: str, arrays: dict[str, np.ndarray]) -> None:

@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     warnings.showwarning = _show_warning
     try:
-        options.run(options)
+        code = options.run(options)
         sys.stdout.flush()
     except InvalidQueryError as error:
         return _fail(error, 2)
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(error, 1)
     except KeyboardInterrupt:
         return _fail("Stopped. What arrived stays; the same command goes on.", 130)
-    return 0
+    return code or 0
 
 
 def _fail(message: object, code: int) -> int:
@@ -101,6 +101,11 @@ def _parser() -> argparse.ArgumentParser:
     fetch.add_argument("--dry-run", action="store_true", help="list, download nothing")
     fetch.add_argument("-v", "--verbose", action="count", default=1)
     fetch.add_argument("-q", "--quiet", action="store_true")
+
+    verify = _command(commands, "verify", _verify, "check the files on disk")
+    verify.add_argument("--repair", action="store_true", help="fetch bad files again")
+    verify.add_argument("-v", "--verbose", action="count", default=1)
+    verify.add_argument("-q", "--quiet", action="store_true")
 
     demo = commands.add_parser("demo", help="see it work on synthetic data")
     demo.set_defaults(run=_demo)
@@ -181,6 +186,20 @@ def _fetch(options: argparse.Namespace) -> None:
     else:
         for path in [*data.images, *data.rois]:
             print(path)
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from .verify import verify_cache
+
+    report = verify_cache(
+        data_dir=options.data_dir,
+        repair=options.repair,
+        verbose=0 if options.quiet else options.verbose,
+    )
+    bad = report[~report["status"].isin(["ok", "unknown", "repaired"])]
+    for row in bad.itertuples():
+        print(f"{row.status}\t{row.id}")
+    return 1 if len(bad) else 0
 
 
 def _demo(options: argparse.Namespace) -> None:

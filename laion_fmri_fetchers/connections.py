@@ -15,11 +15,11 @@ import ssl
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any, NamedTuple
 from urllib.parse import urljoin, urlsplit
 
-import requests
+import requests.utils
 import urllib3
 from urllib3 import exceptions
 
@@ -154,7 +154,7 @@ class Connections:
         self._has_answered = True
         return answer
 
-    def chunks(self, answer: Answer) -> Iterator[bytes]:
+    def chunks(self, answer: Answer) -> Generator[bytes, None, None]:
         """Yield a body in pieces worth a write; see that it makes progress."""
         response, length = answer.response, answer.stop - answer.start
         pieces: list[bytes] = []
@@ -331,10 +331,9 @@ def _judge(
     elif status == 200:
         if not (is_whole or stop is None):
             raise Fault("the server ignores Range", status, remedy="whole")
-        total = size if length is None else length
-        if total is None:
+        if size is None and length is None:
             raise Fault("the server does not say its size", status, tries=1)
-        end = total
+        end = total = length if length is not None else size or 0
     elif status == 416 and stop is None:
         return Answer(response, 0, 0, 0, etag)
     else:
@@ -398,7 +397,7 @@ def _tls() -> ssl.SSLContext:
     bundle = (
         os.environ.get("REQUESTS_CA_BUNDLE")
         or os.environ.get("CURL_CA_BUNDLE")
-        or requests.certs.where()
+        or requests.utils.DEFAULT_CA_BUNDLE_PATH
     )
     context = urllib3.util.ssl_.create_urllib3_context()
     kind = "capath" if os.path.isdir(bundle) else "cafile"

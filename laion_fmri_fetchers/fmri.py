@@ -781,6 +781,9 @@ def _download(
     failed = {failure["id"]: failure for failure in failures}
     known.fetched |= set(by_id) - set(failed)
     known.catalog.on_disk.update(set(by_id) - set(failed))
+    cache.note_fetched(
+        call.data_dir, [rec for one, rec in by_id.items() if one not in failed]
+    )
     if failed and not call.allow_missing:
         _raise_failed(by_id, failed)
     known.failed += [{**by_id[f["id"]], "reason": f["reason"]} for f in failures]

@@ -28,14 +28,18 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from filelock import FileLock, Timeout
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 _MIB = 2**20
 _IDLE = 3600.0
 _OLD = 3 * 24 * 3600.0
 _BINARY = getattr(os, "O_BINARY", 0)
+_CLOSED = _UNKNOWN = -1
 
 
 # --- Checking a file against what is known of it ---------------------------------
@@ -66,7 +70,7 @@ def part_sizes(size: int, n_parts: int) -> list[int]:
     if n_parts == 1:
         return [max(size, 1)]
     powers = [2**k * _MIB for k in range(13)]
-    usual = powers + [5 * p for p in powers] + [n * _MIB for n in (6, 7, 12, 15, 25)]
+    usual = powers + [5 * p for p in powers] + [n * _MIB for n in (15, 25, 50, 100)]
     return [p for p in usual if -(-size // p) == n_parts]
 
 
@@ -108,7 +112,7 @@ def check_file(
     --------
     >>> import tempfile
     >>> with tempfile.NamedTemporaryFile() as stream:
-    ...     _ = stream.write(b"hello") or stream.flush()
+    ...     _ = stream.write(b"hello") and stream.flush()
     ...     check_file(stream.name, size=6)
     ...     check_file(stream.name, etag="5d41402abc4b2a76b9719d911017c592")
     'it has 5 bytes instead of 6'
@@ -306,7 +310,7 @@ class Partial:
         is_stopped: Callable[[], bool],
     ):
         self.relative, self.target = relative, folder / relative
-        self.size: int | None = None
+        self.size = _UNKNOWN
         self.etag: str | None = None
         self.sha256 = sha256
         self.done: Ranges = []
@@ -317,7 +321,7 @@ class Partial:
         self._part, self._journal_path = _names(folder, stem(relative), self._owner)
         self._journal: int | None = None
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | _BINARY
-        self._file: int | None = os.open(self._part, flags, 0o666)
+        self._file = os.open(self._part, flags, 0o666)
 
     def know(self, size: int, etag: str | None) -> None:
         """Go on with a size and an ETag that are certain now."""
@@ -350,7 +354,7 @@ class Partial:
         with self._lock:
             for chain in chains:
                 chain.busy = False
-            if stop > start and self._file is not None:
+            if stop > start and self._file != _CLOSED:
                 self.done = merged([*self.done, (start, stop)])
                 if self.done != [(0, self.size)]:
                     self._note(f"[{start}, {stop}]")
@@ -363,7 +367,7 @@ class Partial:
             names = ("relative", "size", "etag", "sha256")
             header = {name: getattr(self, name) for name in names}
             line = f"{json.dumps(header)}\n{line}"
-        if not self.chains and self._file is not None:
+        if not self.chains and self._file != _CLOSED:
             os.fsync(self._file)
         os.write(self._journal, f"{line}\n".encode())
 
@@ -415,7 +419,7 @@ class Partial:
 
     def publish(self) -> None:
         """Give the whole, verified file its final name."""
-        descriptor, self._file = self._file, None
+        descriptor, self._file = self._file, _CLOSED
         is_kept = False
         try:
             os.close(descriptor)
@@ -435,8 +439,8 @@ class Partial:
     def close(self, keep: bool) -> None:
         """Leave the file for a later run to go on from, or for good."""
         with self._lock:
-            descriptor, self._file = self._file, None
-            if descriptor is not None:
+            descriptor, self._file = self._file, _CLOSED
+            if descriptor != _CLOSED:
                 with contextlib.suppress(OSError):
                     os.close(descriptor)
                 self._leave(keep)
@@ -477,12 +481,12 @@ if hasattr(os, "pwrite"):
 else:
     _seek_lock = threading.Lock()
 
-    def _pread(descriptor: int, size: int, offset: int) -> bytes:
+    def _pread(descriptor: int, size: int, offset: int, /) -> bytes:
         with _seek_lock:
             os.lseek(descriptor, offset, os.SEEK_SET)
             return os.read(descriptor, size)
 
-    def _pwrite(descriptor: int, chunk: memoryview, offset: int) -> int:
+    def _pwrite(descriptor: int, chunk: Buffer, offset: int, /) -> int:
         with _seek_lock:
             os.lseek(descriptor, offset, os.SEEK_SET)
             return os.write(descriptor, chunk)
@@ -587,8 +591,8 @@ def _age(path: Path) -> float:
         return float("inf")
 
 
-def is_whole(path: str | os.PathLike, size: int) -> bool:
-    """Tell whether a file is there with a size."""
+def is_whole(path: str | os.PathLike, size: int | None) -> bool:
+    """Tell whether a file is there with the size that it must have."""
     try:
         return os.path.isfile(path) and os.path.getsize(path) == size
     except OSError:

@@ -205,7 +205,7 @@ class _File:
         self.began = 0.0
         self.restarts: list[str] = []
         self.ignores_ranges = self.is_probed = False
-        self.partial: Partial | None = None
+        self.partial: Partial = None  # type: ignore[assignment]
         self.users = 0
         self.verdict: Fault | None = None
 
@@ -326,7 +326,12 @@ class _Run:
         free = self.n_connections - len(self.workers)
         for _ in range(0 if self.stopped else min(work - self.idle, free)):
             worker = threading.Thread(target=self._work, daemon=True)
-            worker.start()
+            try:
+                worker.start()
+            except RuntimeError:
+                if not self.workers:
+                    raise
+                break
             self.workers.append(worker)
         self.lock.notify(work)
 
@@ -389,11 +394,10 @@ class _Run:
         if not (file.locked or self._lock(file)):
             return
         is_first = not file.restarts
-        if is_first and not self.overwrite and file.size is not None:
-            if partials.is_whole(file.path, file.size):
-                self.settled += file.size
-                self._finish(file, "another process fetched it")
-                return
+        if is_first and not self.overwrite and partials.is_whole(file.path, file.size):
+            self.settled += file.size or 0
+            self._finish(file, "another process fetched it")
+            return
         file.began = file.began or time.monotonic()
         file.users, file.verdict = 1, None
         try:
@@ -462,8 +466,8 @@ class _Run:
                         leftover.remove()
 
     def _know(self, file: _File) -> None:
-        if file.partial.size is None:
-            file.partial.know(file.size, file.etag)
+        if file.partial.size != file.size:
+            file.partial.know(file.size or 0, file.etag)
 
     def _queue(self, file: _File, start: int = 0) -> None:
         """Queue the ranges of a file that are not on disk, from a byte on."""
@@ -475,7 +479,7 @@ class _Run:
             chains = file.partial.chains
             part = chains[0].stop if chains else self.step
             step = self.step - self.step % part if part <= self.step else self.step
-            missing = partials.gaps(file.partial.done, start, file.size)
+            missing = partials.gaps(file.partial.done, start, file.size or 0)
             ranges = [*partials.cut(missing, step)]
         with self.lock:
             if self.hopeless:
@@ -489,7 +493,8 @@ class _Run:
 
     def _fetch(self, file: _File, start: int, stop: int | None, tries: int) -> None:
         """Fetch a range of a file; how far it goes is the server's if stop is None."""
-        me, at, chains, fault = threading.get_ident(), start, [], None
+        me, at, fault = threading.get_ident(), start, None
+        chains: list[partials.Chain] = []
         address = self._address(file)
         try:
             answer = self._ask(file, address, start, stop)
@@ -567,7 +572,7 @@ class _Run:
         wait = max(fault.wait, wait * random.uniform(0.5, 1.5))
         is_hopeful = tries < fault.tries and fault.remedy not in _RESTARTS
         if fault.remedy == "renew" and callable(file.url):
-            is_hopeful = tries < _TRIES_RENEWED and self._renew(file, address)
+            is_hopeful = tries < _TRIES_RENEWED and self._renew(file, file.url, address)
             wait = 0.0
         with self.lock:
             if not is_hopeful:
@@ -579,14 +584,14 @@ class _Run:
                 file.users += 1
                 self._put_off(job, wait)
 
-    def _renew(self, file: _File, address: str) -> bool:
+    def _renew(self, file: _File, url: Callable[[bool], str], address: str) -> bool:
         """Get a new address in place of one that expired; once for an expiry."""
         with file.url_lock:
-            if file.url(False) == address:
+            if url(False) == address:
                 if file.is_renewed and not file.has_answered:
                     return False
                 file.is_renewed, file.has_answered = True, False
-                file.url(True)
+                url(True)
         return True
 
     def _local_fault(self, file: _File, error: OSError) -> None:
@@ -598,7 +603,7 @@ class _Run:
                 f"{text}: {free} are free in {self.folder}. What arrived stays; make "
                 "space and call again to go on."
             )
-            self._abort(_disk_error(message, error.errno))
+            self._abort(_disk_error(message, error.errno or 0))
         with self.lock:
             self._doom(file, Fault(f"it cannot be written: {text.lower()}"))
 
@@ -636,7 +641,7 @@ class _Run:
             return
         if not fault:
             seconds = time.monotonic() - file.began
-            self._finish(file, f"{readable_size(file.size)} in {seconds:.1f} s")
+            self._finish(file, f"{readable_size(file.size or 0)} in {seconds:.1f} s")
         elif file.restarts.count(fault.remedy) < _RESTARTS.get(fault.remedy, 0):
             self._start_over(file, fault)
         else:

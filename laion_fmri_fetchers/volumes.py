@@ -184,36 +184,17 @@ def scaled(header: Header, values: np.ndarray, dtype: Any) -> np.ndarray:
         The header of their file.
     values : numpy.ndarray
         As on disk: a volume, or some of its voxels.
-    dtype : dtype
-        A floating point type.
+    dtype : dtype or None
+        A floating point type; None: the type on disk, or float64 if there is scaling.
 
     Returns
     -------
     numpy.ndarray
-        Of that type in the machine's byte order; it may be ``values`` itself.
+        Of that type, in the machine's byte order; it may be ``values`` itself.
     """
     if (header.slope, header.inter) == (1, 0):
-        return values.astype(dtype, copy=False)
-    return (values * np.float64(header.slope) + header.inter).astype(dtype)
-
-
-def read_volume(header: Header, dtype: Any = "float32") -> np.ndarray:
-    """Read a 3-D image, or the first volume of one with more.
-
-    Parameters
-    ----------
-    header : Header
-        The header of the file.
-    dtype : dtype, default="float32"
-        A floating point type.
-
-    Returns
-    -------
-    numpy.ndarray, shape ``header.shape``
-        Its values, scaled, in Fortran order.
-    """
-    (volume,) = iter_volumes(header, [0])
-    return scaled(header, volume, dtype).reshape(header.shape, order="F")
+        return values.astype(dtype or header.dtype.newbyteorder("="), copy=False)
+    return (values * np.float64(header.slope) + header.inter).astype(dtype or float)
 
 
 def write_volumes(
@@ -293,7 +274,12 @@ def _named(file: str) -> Iterator[None]:
     """Let errors of a damaged file name it, and say what to do."""
     try:
         yield
-    except (EOFError, zlib.error, isal_zlib.error, nib.filebasedimages.ImageFileError) as e:
+    except (
+        EOFError,
+        zlib.error,
+        isal_zlib.error,
+        nib.filebasedimages.ImageFileError,
+    ) as e:
         raise _corrupt(file, e) from e
     except (nib.spatialimages.HeaderDataError, OverflowError) as error:
         raise _corrupt(file, error) from error

@@ -154,7 +154,7 @@ def test_saved_listings_are_those_around_and_below(tmp_path):
         cache_module.save_listing(str(tmp_path), listing)
     (tmp_path / ".laion_fmri/listings/a%2Fbroken.json").write_text("{")
     found = cache_module.saved_listings(str(tmp_path), ["a/b/"])
-    assert [listing["prefix"] for listing in found] == ["a/b/c/", "a/", "a/b/"]
+    assert [listing["prefix"] for listing in found] == ["", "a/b/c/", "a/", "a/b/"]
 
 
 def test_arrays_kept_and_damaged(tmp_path):

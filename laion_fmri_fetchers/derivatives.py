@@ -1,0 +1,538 @@
+"""What derives from the stimulus images: captions, embeddings, masks; no gate.
+
+Each fetcher goes the same way: files from the public bucket, then rows of them, by
+names of images and a filter. All return their rows in the order of ``image_names``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from sklearn.utils import Bunch
+
+from . import cache, layout
+from .bucket import bucket_url, object_url
+from .catalog import look, records
+from .exceptions import (
+    BucketError,
+    CorruptImageError,
+    DownloadError,
+    InvalidQueryError,
+    NotCachedError,
+    did_you_mean,
+)
+from .filters import ResultFilter
+from .messages import listed, readable_size, tell, warn
+from .selection import check_fields
+from .stimuli import (
+    Call,
+    description,
+    image_names,
+    mapped,
+    positions,
+    prepare,
+    query,
+    read_table,
+    with_terms,
+)
+from .transfer import Download, download_files
+
+_BLOCK = 1024
+
+
+def fetch_laion_captions(
+    names: str | Iterable[str] | pd.DataFrame | None = None,
+    *,
+    trials: pd.DataFrame | None = None,
+    caption_filter: Any = None,
+    mode: str = "download_new",
+    data_dir: str | os.PathLike | None = None,
+    allow_missing: bool = False,
+    n_connections: int = 32,
+    timeout: float = 30.0,
+    verbose: int = 1,
+    **caption_terms: Any,
+) -> Bunch:
+    """Fetch captions of the stimulus images, written by people and by models.
+
+    Parameters
+    ----------
+    names, trials
+        Images, as in `fetch_laion_stimuli`; by default all.
+    caption_filter : dict, `ResultFilter` or callable, optional
+        What a row of ``captions`` must fulfil.
+    mode, data_dir, n_connections, timeout, verbose
+        As in `fetch_laion_stimuli`.
+    allow_missing : bool, default=False
+        Warn about names without captions, instead of raising.
+    **caption_terms
+        Terms on columns of ``captions``, as in ``source="human"``.
+
+    Returns
+    -------
+    :class:`sklearn.utils.Bunch`
+        - ``captions``: :class:`pandas.DataFrame`, a row a caption, in the order of
+          ``image_names`` and of ``caption_idx``: ``image_name``, ``caption_idx`` (0
+          for the model's), ``source`` ("human" or "ai"), ``caption``,
+          ``origin_collection``, ``participant_id``, ``ai_model``.
+        - ``image_names``: list of str, the images.
+        - ``captions_file``: str, the table as published.
+        - ``failed``: list; ``data_dir``: str; ``query``: dict, what was asked;
+          ``description``: str.
+
+    Raises
+    ------
+    InvalidQueryError
+        If an argument, a name or a term is not valid.
+    NotCachedError
+        Offline, if the table is not on disk.
+    BucketError
+        If the bucket cannot be read and the table is not on disk.
+    DownloadError
+        If it could not be fetched.
+    CorruptImageError
+        If it cannot be read.
+
+    Examples
+    --------
+    What people wrote about the images of some trials::
+
+        told = fetch_laion_captions(data.trials, source="human")
+        told.captions.groupby("image_name")["caption"].first()
+    """
+    wanted = image_names(names, trials)
+    filt = with_terms(caption_filter, "caption_filter", caption_terms)
+    call = prepare(mode, data_dir, allow_missing, n_connections, timeout, verbose)
+    failed = _fetch([layout.CAPTIONS], call, required=True)
+    file = cache.local_path(call.data_dir, layout.CAPTIONS)
+    table = _read(file, ["image_name", "caption"], whole=["caption_idx"])
+    if wanted is not None:
+        known = table["image_name"].unique()
+        wanted = [str(known[at]) for at in positions(wanted, known, call)]
+    chosen, own = _choose(table, wanted, filt, "caption_filter", "caption_idx")
+    tell(f"{len(chosen)} captions of {len(own)} images", call.verbose)
+    return Bunch(
+        captions=chosen,
+        image_names=own,
+        captions_file=file,
+        **_common(call, failed, wanted, caption_filter=filt),
+    )
+
+
+def fetch_laion_embeddings(
+    models: str | Sequence[str] = "all",
+    names: str | Iterable[str] | pd.DataFrame | None = None,
+    *,
+    trials: pd.DataFrame | None = None,
+    mode: str = "download_new",
+    data_dir: str | os.PathLike | None = None,
+    allow_missing: bool = False,
+    n_connections: int = 32,
+    timeout: float = 30.0,
+    verbose: int = 1,
+) -> Bunch:
+    """Fetch embeddings of the stimulus images by vision models.
+
+    Parameters
+    ----------
+    models : str or sequence of str, default="all"
+        ``"CLIP"``, ``"DINOv2"``, ``"PEcore"``, ``"SigLIP2"``, several, or ``"all"``;
+        in any case. A file has about 51 MB.
+    names, trials
+        Images, as in `fetch_laion_stimuli`; by default all.
+    mode, data_dir, n_connections, timeout, verbose
+        As in `fetch_laion_stimuli`.
+    allow_missing : bool, default=False
+        Warn about names and models that are not there, instead of raising.
+
+    Returns
+    -------
+    :class:`sklearn.utils.Bunch`
+        - ``embeddings``: dict, model -> array of float16, shape (n_images, D), rows in
+          the order of ``image_names``. D is 1024, for SigLIP2 1152. Only the selected
+          rows are read.
+        - ``valid``: dict, model -> array of bool, shape (n_images,), whether the model
+          gave an embedding of the image.
+        - ``image_names``: list of str, in the order of ``names`` (each once) or of the
+          files.
+        - ``files``: dict, model -> path.
+        - ``failed``: list of dict, ``id`` and ``reason``; ``data_dir``: str;
+          ``query``: dict, what was asked; ``description``: str.
+
+    Raises
+    ------
+    InvalidQueryError
+        If an argument, a model or a name is not valid.
+    NotCachedError
+        Offline, if a file is not on disk.
+    BucketError
+        If the bucket cannot be read and a file is not on disk.
+    DownloadError
+        If a file could not be fetched.
+    CorruptImageError
+        If a file cannot be read.
+
+    Examples
+    --------
+    A row a trial::
+
+        clip = fetch_laion_embeddings("CLIP", data.trials)
+        row = pd.Index(clip.image_names).get_indexer(data.trials["label"])
+        X = clip.embeddings["CLIP"][row]
+    """
+    chosen = _models(models)
+    wanted = image_names(names, trials)
+    call = prepare(mode, data_dir, allow_missing, n_connections, timeout, verbose)
+    ids = {layout.embeddings_id(model): model for model in chosen}
+    failed = _fetch(list(ids), call)
+    left_out = {ids[one["id"]] for one in failed}
+    files = {
+        model: cache.local_path(call.data_dir, one)
+        for one, model in ids.items()
+        if model not in left_out
+    }
+    embeddings, valid, own = {}, {}, wanted
+    for model, file in files.items():
+        embeddings[model], valid[model], own = _read_embeddings(file, own, call)
+    tell(f"{listed(list(files))} of {len(own or [])} images", call.verbose)
+    return Bunch(
+        embeddings=embeddings,
+        valid=valid,
+        image_names=own or [],
+        files=files,
+        **_common(call, failed, wanted, models=chosen),
+    )
+
+
+def fetch_laion_segmentations(
+    names: str | Iterable[str] | pd.DataFrame | None = None,
+    *,
+    trials: pd.DataFrame | None = None,
+    segmentation_filter: Any = None,
+    vectorize_nouns: bool = False,
+    masks: bool = True,
+    mode: str = "download_new",
+    data_dir: str | os.PathLike | None = None,
+    allow_missing: bool = False,
+    n_connections: int = 32,
+    timeout: float = 30.0,
+    verbose: int = 1,
+    **segmentation_terms: Any,
+) -> Bunch:
+    """Fetch masks of the objects in the shared stimulus images, with their nouns.
+
+    Parameters
+    ----------
+    names, trials
+        Images, as in `fetch_laion_stimuli`; by default all with masks. Only shared
+        images have masks.
+    segmentation_filter : dict, `ResultFilter` or callable, optional
+        What a row of ``segmentations`` must fulfil.
+    vectorize_nouns : bool, default=False
+        Count the masks of each noun in each image.
+    masks : bool, default=True
+        Fetch the masks too, not only the table.
+    mode, data_dir, n_connections, timeout, verbose
+        As in `fetch_laion_stimuli`.
+    allow_missing : bool, default=False
+        Warn if the masks could not be fetched, instead of raising.
+    **segmentation_terms
+        Terms on columns of ``segmentations``, as in ``noun="dog"`` or ``localized=1``.
+
+    Returns
+    -------
+    :class:`sklearn.utils.Bunch`
+        - ``segmentations``: :class:`pandas.DataFrame`, a row a mask, in the order of
+          ``image_names`` and of ``mask_row``: ``mask_row``, ``image_name``, ``noun``,
+          ``instance_id``, score, bounding box, ``localized`` (0 where the noun was
+          found but could not be bounded).
+        - ``image_names``: list of str, in the order of ``names`` (each once, also those
+          without masks) or of the table.
+        - ``masks_file``: str, HDF5 file whose dataset ``masks`` has a mask a row,
+          (1000, 1000) uint8, at ``mask_row``; None without ``masks``.
+        - ``segmentations_file``: str, the table as published.
+        - ``noun_counts``: array of int32, shape (n_images, n_nouns), and
+          ``vocabulary``: array of str, shape (n_nouns,), the nouns of its columns;
+          with ``vectorize_nouns`` only.
+        - ``failed``: list of dict, ``id`` and ``reason``; ``data_dir``: str;
+          ``query``: dict, what was asked; ``description``: str.
+
+    Raises
+    ------
+    InvalidQueryError
+        If an argument or a term is not valid.
+    NotCachedError
+        Offline, if a file is not on disk.
+    BucketError
+        If the bucket cannot be read and a file is not on disk.
+    DownloadError
+        If a file could not be fetched.
+    CorruptImageError
+        If the table cannot be read.
+
+    Examples
+    --------
+    ::
+
+        import h5py
+
+        dogs = fetch_laion_segmentations(noun="dog", localized=1)
+        with h5py.File(dogs.masks_file) as file:
+            mask = file["masks"][dogs.segmentations["mask_row"].iloc[0]]
+    """
+    wanted = image_names(names, trials)
+    filt = with_terms(segmentation_filter, "segmentation_filter", segmentation_terms)
+    call = prepare(mode, data_dir, allow_missing, n_connections, timeout, verbose)
+    failed = _fetch([layout.SEGMENTATIONS_TABLE], call, required=True)
+    file = cache.local_path(call.data_dir, layout.SEGMENTATIONS_TABLE)
+    table = _read(
+        file,
+        ["image_name", "noun"],
+        whole=["mask_row", "instance_id", "localized"],
+        numbers=True,
+    )
+    if wanted is not None:
+        _warn_of_unsegmented(wanted, table)
+    chosen, own = _choose(table, wanted, filt, "segmentation_filter", "mask_row")
+    masks_file = None
+    if masks and len(chosen):
+        failed += _fetch([layout.SEGMENTATIONS], call)
+        if not failed:
+            masks_file = cache.local_path(call.data_dir, layout.SEGMENTATIONS)
+    bunch = Bunch(
+        segmentations=chosen,
+        image_names=own,
+        masks_file=masks_file,
+        segmentations_file=file,
+        **_common(call, failed, wanted, segmentation_filter=filt),
+    )
+    if vectorize_nouns:
+        bunch.noun_counts, bunch.vocabulary = _count_nouns(chosen, own)
+    tell(f"{len(chosen)} masks of {len(own)} images", call.verbose)
+    return bunch
+
+
+# --- Files of the bucket ---------------------------------------------------------
+
+
+def _fetch(ids: list[str], call: Call, required: bool = False) -> list[dict[str, Any]]:
+    """Fetch public files; return those that failed where they may be missing."""
+    offline = call.mode == "offline"
+    found = look(
+        [(layout.STIMULI, "/")],
+        call.data_dir,
+        offline=offline,
+        n_connections=call.n_connections,
+        timeout=call.timeout,
+    )
+    again = call.mode == "overwrite"
+    missing = [one for one in ids if again or one not in found.on_disk]
+    if found.error and not missing:
+        warn(f"{found.error} All that was asked for is on disk: went on offline.")
+    if found.error and missing:
+        raise BucketError(
+            f"{found.error} Missing in {call.data_dir}: {listed(missing)}. "
+            "mode='offline' returns what is there."
+        )
+    if offline:
+        reason = "it is not on disk"
+        failed = [{"id": one, "reason": reason} for one in missing]
+    else:
+        reason = "it is not in the bucket"
+        absent = [one for one in missing if one not in found.objects]
+        failed = [{"id": one, "reason": reason} for one in absent]
+        there = [one for one in missing if one not in absent]
+        failed += _download(records(found, there, call.data_dir), call)
+    if not failed:
+        return []
+    text = "; ".join(f"{one['id']}: {one['reason']}" for one in failed)
+    if call.allow_missing and not required:
+        warn(f"Left out: {text}")
+        return failed
+    if offline:
+        raise NotCachedError(
+            f"{text}, in {call.data_dir}. Fetch it with mode='download_new' first."
+        )
+    raise DownloadError(
+        f"Could not be fetched: {text}. What arrived stays, and the same call goes on "
+        "from there.",
+        failed=failed,
+    )
+
+
+def _download(recs: list[dict[str, Any]], call: Call) -> list[dict[str, Any]]:
+    if not recs:
+        return []
+    size = readable_size(sum(rec["size"] for rec in recs))
+    tell(
+        f"Fetching {listed([rec['id'] for rec in recs])}, {size}, from {bucket_url()} "
+        f"to {call.data_dir}",
+        call.verbose,
+    )
+    failures = download_files(
+        [
+            Download(
+                rec["id"],
+                object_url(rec["key"]),
+                Path(rec["absolute_path"]),
+                rec["size"],
+                rec["etag"],
+            )
+            for rec in recs
+        ],
+        partial_dir=cache.partial_dir(call.data_dir),
+        overwrite=call.mode == "overwrite",
+        n_connections=call.n_connections,
+        timeout=call.timeout,
+        verbose=call.verbose,
+    )
+    return [{"id": one["id"], "reason": one["reason"]} for one in failures]
+
+
+def _common(
+    call: Call, failed: list[dict], wanted: list[str] | None, **asked: Any
+) -> dict[str, Any]:
+    """Return what all Bunches have."""
+    filters = {k: v for k, v in asked.items() if isinstance(v, ResultFilter)}
+    others = {k: v for k, v in asked.items() if k not in filters}
+    return {
+        "failed": failed,
+        "data_dir": call.data_dir,
+        "query": {**query(wanted, **filters), **others},
+        "description": description(),
+    }
+
+
+# --- Tables ----------------------------------------------------------------------
+
+
+def _read(
+    file: str, text: list[str], whole: list[str], numbers: bool = False
+) -> pd.DataFrame:
+    """Read a table whose columns ``text`` stay text and ``whole`` are whole numbers.
+
+    With ``numbers``, other columns that hold nothing but numbers are numbers too.
+    """
+    frame = read_table(file, [*text, *whole])
+    try:
+        for name in whole:
+            frame[name] = pd.to_numeric(frame[name]).astype(np.int64)
+    except (TypeError, ValueError) as error:
+        raise CorruptImageError(
+            f"The table {file} is broken ({name}: {error}). Fetch it again with "
+            "mode='overwrite'."
+        ) from error
+    for name in frame.columns.drop([*text, *whole]):
+        frame[name] = mapped(frame[name], layout.none_if_null)
+        if numbers:
+            converted = pd.to_numeric(frame[name], errors="coerce")
+            if converted.notna().equals(frame[name].notna()):
+                frame[name] = converted.astype(float)
+    return frame
+
+
+def _choose(
+    table: pd.DataFrame,
+    wanted: list[str] | None,
+    filt: ResultFilter,
+    name: str,
+    then_by: str,
+) -> tuple[pd.DataFrame, list[str]]:
+    """Return the rows of images that pass, in order, and the images."""
+    check_fields(filt, f"{name} or a term", table.columns)
+    chosen = table[filt.mask(table)]
+    own = list(dict.fromkeys(chosen["image_name"])) if wanted is None else wanted
+    at = pd.Index(own, dtype=object).get_indexer(chosen["image_name"])
+    chosen = chosen.assign(_at=at)[at >= 0].sort_values(["_at", then_by], kind="stable")
+    return chosen.drop(columns="_at").reset_index(drop=True), own
+
+
+def _warn_of_unsegmented(wanted: list[str], table: pd.DataFrame) -> None:
+    known = set(table["image_name"])
+    lacking = [
+        one
+        for one in wanted
+        if one not in known
+        and layout.stimulus_fields(one)["unique_or_shared"] != "unique"
+    ]
+    if lacking:
+        warn(f"No masks are known of {listed([repr(one) for one in lacking])}.")
+
+
+def _count_nouns(chosen: pd.DataFrame, own: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the counts of nouns in images, and the nouns."""
+    from sklearn.feature_extraction import DictVectorizer
+
+    counts: dict[str, Counter] = {one: Counter() for one in own}
+    for image, noun in zip(chosen["image_name"], chosen["noun"], strict=True):
+        if layout.none_if_null(noun) is not None:
+            counts[image][noun] += 1
+    if not counts:
+        return np.zeros((0, 0), np.int32), np.array([], dtype=object)
+    vectorizer = DictVectorizer(dtype=np.int32, sparse=False)
+    matrix = vectorizer.fit_transform(counts.values())
+    return matrix, np.array(vectorizer.feature_names_, dtype=object)
+
+
+# --- Embeddings ------------------------------------------------------------------
+
+
+def _models(models: Any) -> list[str]:
+    """Return names of models as they are published, each once."""
+    given = [models] if isinstance(models, str) else list(models)
+    if any(isinstance(one, str) and one.lower() == "all" for one in given):
+        return list(layout.EMBEDDING_MODELS)
+    by_lower = {model.lower(): model for model in layout.EMBEDDING_MODELS}
+    for one in given:
+        if not isinstance(one, str) or one.lower() not in by_lower:
+            hint = did_you_mean(one, layout.EMBEDDING_MODELS)
+            raise InvalidQueryError(f"There is no model {one!r}; {hint}")
+    if not given:
+        raise InvalidQueryError("models is empty; name at least one, or 'all'")
+    return list(dict.fromkeys(by_lower[one.lower()] for one in given))
+
+
+def _read_embeddings(
+    file: str, wanted: list[str] | None, call: Call
+) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Return embeddings and validity of images, and which images they are."""
+    import h5py
+
+    try:
+        with h5py.File(file, "r") as content:
+            raw = content["image_ids"][()]
+            valid = content["valid"][()].astype(bool)
+            names = [n.decode() if isinstance(n, bytes) else str(n) for n in raw]
+            if not len(names) == len(valid) == len(content["embedding"]):
+                raise ValueError("its datasets differ in length")
+            if wanted is None or wanted == names:
+                return content["embedding"][()], valid, names
+            rows = positions(wanted, names, call)
+            return (
+                _rows(content["embedding"], rows),
+                valid[rows],
+                [names[row] for row in rows],
+            )
+    except InvalidQueryError:
+        raise
+    except (OSError, KeyError, ValueError) as error:
+        raise CorruptImageError(
+            f"The embeddings {file} cannot be read ({error}). Fetch them again with "
+            "mode='overwrite'."
+        ) from error
+
+
+def _rows(dataset: Any, rows: np.ndarray) -> np.ndarray:
+    """Return some rows of a dataset; read block by block, only blocks with any."""
+    found = np.empty((len(rows), *dataset.shape[1:]), dataset.dtype)
+    for start in np.unique(rows // _BLOCK) * _BLOCK:
+        inside = np.flatnonzero((rows >= start) & (rows < start + _BLOCK))
+        first, last = rows[inside].min(), rows[inside].max()
+        found[inside] = dataset[first : last + 1][rows[inside] - first]
+    return found

@@ -1,0 +1,123 @@
+"""The cache against what was listed and fetched, and its repair."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from multiprocessing import get_context
+from pathlib import Path
+
+import pytest
+
+from laion_fmri_fetchers import DownloadError, cache, fetch_laion_fmri, verify_cache
+from laion_fmri_fetchers.cli import main
+
+
+def damage(folder):
+    """Damage a file in each way; return the statuses to be reported."""
+    betas = sorted(folder.rglob("*Betas_statmap.nii.gz"))
+    content = bytearray(betas[0].read_bytes())
+    content[len(content) // 2] ^= 1
+    betas[0].write_bytes(content)
+    betas[1].write_bytes(betas[1].read_bytes()[:1000])
+    betas[2].unlink()
+    (folder / "derivatives" / "mine.txt").write_text("not of the bucket")
+    statuses = dict(
+        zip(
+            [path.relative_to(folder).as_posix() for path in betas],
+            ["altered", "truncated", "missing"],
+            strict=False,
+        )
+    )
+    return {**statuses, "derivatives/mine.txt": "unknown"}
+
+
+def statuses(report):
+    bad = report[report["status"] != "ok"]
+    return dict(zip(bad["id"], bad["status"], strict=True))
+
+
+def test_a_good_cache(cached, no_network):
+    report = verify_cache(verbose=0)
+    assert set(report["status"]) == {"ok"}
+    files = [p for p in cached.rglob("*") if p.is_file() and ".laion" not in str(p)]
+    assert len(report) == len(files)
+    assert report["size"].sum() == sum(path.stat().st_size for path in files)
+
+
+def test_damage_is_found_and_repaired(cached, server, bucket_folder, capsys):
+    expected = damage(cached)
+    report = verify_cache(verbose=1)
+    assert statuses(report) == expected
+    said = capsys.readouterr().err
+    for one, status in expected.items():
+        assert status == "unknown" or (one in said and status in said)
+    assert server.requests == []
+    report = verify_cache(repair=True, verbose=0)
+    repaired = {one for one, status in expected.items() if status != "unknown"}
+    assert set(report.loc[report["status"] == "repaired", "id"]) == repaired
+    assert {key for _, key, _ in server.requests} == repaired
+    for one in repaired:
+        assert (cached / one).read_bytes() == (bucket_folder / one).read_bytes()
+    assert set(verify_cache(verbose=0)["status"]) == {"ok", "unknown"}
+
+
+def test_by_listings_alone(cached):
+    shutil.rmtree(cached / ".laion_fmri" / "fetched")
+    expected = damage(cached)
+    missing = [one for one, status in expected.items() if status == "missing"]
+    for one in missing:
+        del expected[one]
+    assert statuses(verify_cache(verbose=0)) == expected
+
+
+def test_what_cannot_be_repaired_stays(cached, server):
+    expected = damage(cached)
+    altered = next(one for one, status in expected.items() if status == "altered")
+    before = (cached / altered).read_bytes()
+    server.faults[altered] = (404, {}, b"")
+    with pytest.raises(DownloadError, match="could not be repaired") as error:
+        verify_cache(repair=True, verbose=0)
+    assert [failure["id"] for failure in error.value.failed] == [altered]
+    assert (cached / altered).read_bytes() == before
+    assert statuses(verify_cache(verbose=0))[altered] == "altered"
+
+
+def test_command(cached, server, capsys):
+    assert main(["verify"]) == 0
+    damage(cached)
+    assert main(["verify"]) == 1
+    assert "truncated" in capsys.readouterr().out
+    assert main(["verify", "--repair"]) == 0
+    assert main(["verify", "-q"]) == 0
+
+
+def note(folder, name):
+    for i in range(30):
+        record = {"id": f"{name}-{i}", "key": "k", "size": i, "etag": None}
+        cache.note_fetched(folder, [record])
+
+
+def test_notes_of_many_writers_are_all_kept(tmp_path):
+    context = get_context("spawn")
+    writers = [
+        context.Process(target=note, args=(str(tmp_path), f"writer{n}"))
+        for n in range(4)
+    ]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert len(cache.fetched(str(tmp_path))) == 120
+    notes = list((tmp_path / ".laion_fmri" / "fetched").iterdir())
+    assert len(notes) < 60
+    for file in notes:
+        json.loads(file.read_text())
+
+
+def test_a_call_notes_what_it_fetched(server, data_dir):
+    data = fetch_laion_fmri(sessions=1, rois="FFA1", verbose=0)
+    noted = cache.fetched(str(data_dir))
+    for meta in [*data.images_meta, *data.rois_meta]:
+        assert noted[meta["id"]] == [meta["key"], meta["size"], meta["etag"]]
+    assert all(Path(data_dir, one).is_file() for one in noted)
