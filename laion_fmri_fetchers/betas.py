@@ -1,4 +1,4 @@
-"""load_betas: from fetched images to an array of trials × voxels.
+"""load_betas: from fetched images to an array of trials x voxels.
 
 The way through::
 
@@ -13,6 +13,7 @@ kept. Statistics over all of its trials are gathered on the way, in float64.
 
 from __future__ import annotations
 
+import math
 import os
 import zlib
 from collections.abc import Callable, Sequence
@@ -79,7 +80,7 @@ def load_betas(
     memory: Any = None,
     verbose: int = 0,
 ) -> Bunch:
-    """Load single-trial betas of a subject as an array of trials × voxels.
+    """Load single-trial betas of a subject as an array of trials x voxels.
 
     Each image is read in one pass, a volume at a time, and only the voxels and trials
     asked for are kept: memory is needed for the result and little else.
@@ -189,7 +190,7 @@ def load_betas(
     shape = rows.max(initial=-1) + 1, int(columns.mask.sum())
     _check_memory(shape[0] * shape[1] * np.dtype(how.dtype).itemsize)
     tell(
-        f"Reading {len(trials)} trials of {subject} × {shape[1]} voxels from "
+        f"Reading {len(trials)} trials of {subject} at {shape[1]} voxels from "
         f"{len(sessions)} images",
         verbose,
     )
@@ -270,9 +271,9 @@ def _sessions(data: Bunch, subject: str, trials: pd.DataFrame) -> list[_Session]
         last = volumes.max(initial=-1)
         if n != header.n_volumes or last >= header.n_volumes:
             raise CorruptImageError(
-                f"The image {header.file} has {header.n_volumes} volumes, but its trial "
-                f"table has {max(n, last + 1)} trials. `laion-fmri-fetchers verify "
-                "--repair` fetches again what is damaged."
+                f"The image {header.file} has {header.n_volumes} volumes, but its "
+                f"trial table has {max(n, last + 1)} trials. "
+                "`laion-fmri-fetchers verify --repair` fetches again what is damaged."
             )
         if not on_grid(header.shape, header.affine, first):
             raise CorruptImageError(
@@ -425,7 +426,7 @@ def _read_session(
     """
     header = read_header(file[0])
     bits = np.frombuffer(zlib.decompress(packed), dtype=np.uint8)
-    mask = np.unpackbits(bits, count=int(np.prod(header.shape))).astype(bool)
+    mask = np.unpackbits(bits, count=math.prod(header.shape)).astype(bool)
     offsets = offsets_of(mask.reshape(header.shape))
     n_rows, n_columns = rows.max() + 1, len(offsets)
     new = np.zeros((n_rows, n_columns), dtype=how.dtype) if place is None else None
@@ -441,10 +442,13 @@ def _read_session(
     for volume, index in zip(iter_volumes(header, wanted), wanted, strict=True):
         np.take(volume, offsets, out=picked, mode="clip")
         values = scaled(header, picked, how.dtype)
-        hole = np.flatnonzero(~np.isfinite(values)).astype(np.int32)
+        hole = _holes(values)
         values[hole] = 0
         for row in rows_of.get(index, ()):
-            out[at[row]] += values
+            if how.average:
+                out[at[row]] += values
+            else:
+                out[at[row]] = values
             if len(hole):
                 holes.setdefault(row, []).append(hole)
         if moments is not None:
@@ -460,6 +464,13 @@ def _read_session(
     return _Part(new, holes if how.average else {})
 
 
+def _holes(values: np.ndarray) -> np.ndarray:
+    """Return where values are not finite."""
+    finite = np.isfinite(values)
+    found = () if finite.all() else np.flatnonzero(~finite)
+    return np.array(found, dtype=np.int32)
+
+
 def _add_to(moments: np.ndarray, values: np.ndarray, hole: np.ndarray) -> None:
     """Add a volume to count, mean and sum of squared deviations (after Welford)."""
     n_finite, mean, squares = moments
@@ -468,7 +479,8 @@ def _add_to(moments: np.ndarray, values: np.ndarray, hole: np.ndarray) -> None:
     deviation = values - mean
     deviation[hole] = 0
     mean += deviation / np.maximum(n_finite, 1)
-    squares += deviation * (values - mean)
+    deviation *= values - mean
+    squares += deviation
 
 
 def _n_finite(

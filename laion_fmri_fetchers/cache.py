@@ -275,27 +275,29 @@ def save_listing(data_dir: str, listing: dict[str, Any]) -> None:
         )
 
 
-def saved_listings(data_dir: str, prefixes: Iterable[str]) -> list[dict[str, Any]]:
-    """Return the listings kept of some prefixes and of what lies around and below.
+def saved_listings(
+    data_dir: str, wanted: Iterable[tuple[str, str]]
+) -> list[dict[str, Any]]:
+    """Return the listings kept that tell of some prefixes.
 
     Parameters
     ----------
     data_dir : str
         The data directory.
-    prefixes : iterable of str
-        Prefixes of keys.
+    wanted : iterable of (prefix, delimiter)
+        Prefixes of keys; with the delimiter ``"/"``, one level of them.
 
     Returns
     -------
     list of dict
         Listings as `save_listing` took them, oldest first; broken ones are left out.
     """
-    wanted = [quote(prefix, safe="") for prefix in prefixes]
+    names = [(quote(prefix, safe=""), delimiter) for prefix, delimiter in wanted]
     listings = []
     for file in state_path(data_dir, "listings").glob("*.json"):
         name = file.name.removesuffix(".json").removesuffix(".level")
         name = "" if name == _TOP else name
-        if any(name.startswith(w) or w.startswith(name) for w in wanted):
+        if any(w.startswith(name) or (not d and name.startswith(w)) for w, d in names):
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
                 listing = json.loads(file.read_bytes())
                 listing["listed_at"] += 0.0

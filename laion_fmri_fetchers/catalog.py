@@ -68,7 +68,6 @@ def look(
         If a key would leave the data directory.
     """
     wanted = list(wanted)
-    prefixes = [prefix for prefix, _ in wanted]
     error = None
     listings: list[dict[str, Any]] | None = None
     if not offline:
@@ -80,7 +79,7 @@ def look(
             error = unreachable
     on_disk, local_folders = cache.scan(data_dir, wanted)
     if listings is None:
-        listings = cache.saved_listings(data_dir, prefixes)
+        listings = cache.saved_listings(data_dir, wanted)
         unlisted = [w[0] for w in wanted if not any(_covers(g, w) for g in listings)]
         objects, folders = _merge(listings)
         folders |= local_folders

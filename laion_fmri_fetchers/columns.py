@@ -6,6 +6,7 @@ fastest. Columns are in nilearn's order, that of ``volume[mask]``: the last axis
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -184,7 +185,7 @@ def _combine(
 ) -> Columns:
     """Read masks and maps, and combine them."""
     grid = shape, affine
-    mask = np.ones(int(np.prod(shape)), dtype=bool)
+    mask = np.ones(math.prod(shape), dtype=bool)
     if wanted.given is not None:
         mask &= wanted.given
     for file, *_ in wanted.within:
@@ -223,7 +224,8 @@ def offsets_of(mask: np.ndarray) -> np.ndarray:
     >>> offsets_of(mask).tolist()
     [4, 2, 1]
     """
-    return np.ravel_multi_index(np.nonzero(mask), mask.shape, order="F")
+    voxels = np.unravel_index(np.flatnonzero(mask), mask.shape)
+    return np.ravel_multi_index(voxels, mask.shape, order="F")
 
 
 def _read_map(file: str, grid: tuple, dtype: Any = "float32") -> np.ndarray:
@@ -255,8 +257,8 @@ def _check_grid(shape: tuple, affine: np.ndarray, grid: tuple, name: str) -> Non
     if shape != grid[0] or _displacement(affine, *grid) > TOLERANCE:
         raise InvalidQueryError(
             f"The mask or map {name} is not on the grid of the betas. Its shape is "
-            f"{shape}, theirs {grid[0]}; its affine is\n{affine}\ntheirs is\n{grid[1]}\n"
-            "nilearn.image.resample_to_img brings it there."
+            f"{shape}, theirs {grid[0]}; its affine is\n{affine}\ntheirs is\n"
+            f"{grid[1]}\nnilearn.image.resample_to_img brings it there."
         )
 
 

@@ -27,10 +27,13 @@ from .partials import bare
 
 _CHUNK = 2**17
 _READ = 2**18
+_SLOW = 0.25
 _CONNECT_TIMEOUT = 10.0
 _LEAST_PROGRESS = 2**14
 _SMALL_BODY = 2**16
 _LONGEST_WAIT_ASKED = 60.0
+
+_NO_RETRIES = urllib3.Retry(False, redirect=False)
 
 _TRIES = 6
 _TRIES_UNREACHABLE = 9
@@ -159,7 +162,7 @@ class Connections:
         response, length = answer.response, answer.stop - answer.start
         pieces: list[bytes] = []
         got = held = mark = 0
-        since = time.monotonic()
+        since = yielded = time.monotonic()
         fault = None
         try:
             while got < length and not fault:
@@ -171,9 +174,10 @@ class Connections:
                     mark, since = got, now
                 elif now - since > self._seconds and got < length:
                     fault = fault or Fault(f"no progress for {self._seconds:g} s")
-                if held >= _CHUNK or (held and (fault or got == length)):
+                is_due = held >= _CHUNK or now - yielded > _SLOW or got == length
+                if held and (is_due or fault):
                     yield b"".join(pieces)
-                    pieces, held = [], 0
+                    pieces, held, yielded = [], 0, now
             if response.length_remaining is None and not fault:
                 fault = _end(response)
         finally:
@@ -210,7 +214,7 @@ class Connections:
                     preload_content=False,
                     decode_content=False,
                     redirect=False,
-                    retries=False,
+                    retries=_NO_RETRIES,
                 )
                 target = response.get_redirect_location()
                 if not target:

@@ -42,7 +42,7 @@ Test = Callable[[dict], bool]
 
 _PLAIN = frozenset({str, int, float, bool, type(None)})
 _NEVER_NA = _PLAIN - {float}
-_NUMERIC = re.compile(r"u?int(8|16|32|64)|float64|bool(ean)?", re.IGNORECASE)
+_NUMERIC = re.compile(r"u?int(8|16|32|64)|float(16|32|64)|bool(ean)?", re.IGNORECASE)
 _OF_ONE_TYPE = frozenset({"string", "integer", "boolean"})
 _RESERVED = frozenset({"self", "query_terms", "callable_filter"})
 
@@ -790,16 +790,16 @@ def _native(value: np.generic) -> Any:
 
 
 def _membership(term: Any) -> tuple | None:
-    """Return the values that a term asks for, or asks not for if it is negated.
+    """Return the plain values that a term asks for, or asks not for if it is negated.
 
-    None if it asks for something else, or if the values are not all plain.
+    None if it asks for something else.
     """
     if not isinstance(term, _SpecialValue):
         wanted: tuple = (term,)
     elif isinstance(term, (_Membership, NotEqual)):
         wanted = term._arguments()
     elif isinstance(term, _Nullness):
-        wanted = (0, "", None)  # all that is null among numbers and strings
+        wanted = (0, None)  # what is null among numbers
     else:
         return None
     return wanted if _PLAIN.issuperset(map(type, wanted)) else None

@@ -432,15 +432,13 @@ def _is_there(subject: str, call: _Call, known: _Known) -> bool:
 def _raise_no_subject(subject: str, call: _Call, known: _Known) -> None:
     offline = call.mode == "offline" or known.catalog.error is not None
     top = look([(layout.GLM, "/")], call.data_dir, offline=offline)
-    there = layout.subjects_among(top.folders)
+    there = listed(list(layout.subjects_among(top.folders))) or "none"
     if call.mode == "offline":
         raise NotCachedError(
-            f"Nothing of {subject} is on disk in {call.data_dir}. Fetch it with "
-            "mode='download_new' first."
+            f"Nothing of {subject} is on disk in {call.data_dir}; known are {there}. "
+            "Fetch it with mode='download_new' first."
         )
-    raise InvalidQueryError(
-        f"There is no subject {subject!r}; there are {listed(list(there))}."
-    )
+    raise InvalidQueryError(f"There is no subject {subject!r}; there are {there}.")
 
 
 def _sessions(
@@ -833,8 +831,8 @@ def _fetch(
     wanted = [rec for kind in chosen.values() for rec in kind]
     missing = _missing(wanted, selection, call, known, selected)
     size = sum(rec["size"] or 0 for rec, _ in missing)
-    _refuse_without_bucket([rec for rec, _ in missing], call, known)
     if missing and not call.dry_run:
+        _refuse_without_bucket([rec for rec, _ in missing], call, known)
         if any(rec["image_type"] != "trials" for rec, _ in missing):
             accept_license(call.data_dir)
         tell(
@@ -846,8 +844,12 @@ def _fetch(
         _download(missing, call, known, quiet=False)
     if known.catalog.error:
         warn(
-            f"{known.catalog.error} By a listing saved earlier, all of the selection "
-            "is on disk: this call went on offline."
+            f"{known.catalog.error} By a listing saved earlier, "
+            + (
+                "this is what is planned."
+                if call.dry_run
+                else "all of the selection is on disk: this call went on offline."
+            )
         )
     bunch = _bunch(call, known, query, subjects_meta, chosen, trials)
     if call.dry_run:
@@ -868,9 +870,10 @@ def _bunch(
     """Return the Bunch of what was chosen and did not fail."""
     failed = {rec["id"] for rec in known.failed}
     chosen = {
-        kind: [_with_size(rec) for rec in recs if rec["id"] not in failed]
+        kind: [rec for rec in recs if rec["id"] not in failed]
         for kind, recs in chosen.items()
     }
+    _compare_sizes([rec for recs in chosen.values() for rec in recs])
     if failed:
         warn(
             f"{len(failed)} files could not be fetched and are left out: "
@@ -907,11 +910,25 @@ def _bunch(
     return bunch
 
 
-def _with_size(rec: Record) -> Record:
-    """Return a record with its size; of a file that no listing has, from the disk."""
-    if rec["size"] is None and os.path.exists(rec["absolute_path"]):
-        rec["size"] = os.path.getsize(rec["absolute_path"])
-    return rec
+def _compare_sizes(chosen: list[Record]) -> None:
+    """Warn of files that differ in size from the listing; where none has it, set it."""
+    differ = []
+    for rec in chosen:
+        try:
+            size = os.stat(rec["absolute_path"]).st_size
+        except OSError:
+            continue
+        if rec["size"] is None:
+            rec["size"] = size
+        elif size != rec["size"]:
+            differ.append(rec["id"])
+    if differ:
+        warn(
+            f"{len(differ)} files on disk differ in size from the bucket's listing: "
+            f"{listed(differ)}. They may be cut short or outdated; "
+            "'laion-fmri-fetchers verify --repair' or mode='overwrite' fetches them "
+            "again."
+        )
 
 
 def _align(

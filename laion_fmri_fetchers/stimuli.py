@@ -17,7 +17,6 @@ import contextlib
 import difflib
 import errno
 import io
-import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -467,7 +466,7 @@ def _tell_of_archive(gate: Gate, call: Call) -> None:
 
 
 def _fetch(one: str, gate: Gate, call: Call) -> list[dict[str, Any]]:
-    """Fetch a gated file where it must be; return it if it failed and may be missing."""
+    """Fetch a gated file if need be; return it if it failed and may be missing."""
     if not _missing(one, call):
         return []
     about = gate.file(one)
@@ -632,8 +631,8 @@ def _batches(
                 picture = decode(at)
                 if picture.shape != batch.shape[1:]:
                     raise InvalidQueryError(
-                        f"The image {names[at]!r} has {picture.shape[:2]} pixels, others "
-                        f"{batch.shape[1:3]}; give a size to resize them to."
+                        f"The image {names[at]!r} has {picture.shape[:2]} pixels, "
+                        f"others {batch.shape[1:3]}; give a size to resize them to."
                     )
                 batch[at - start] = picture
 

@@ -422,12 +422,11 @@ class _Run:
         folder = os.path.dirname(file.relative)
         name = partials.stem(folder) if is_small else file.stem
         with self.lock:
-            if name not in self.held:
+            lock, users = self.held.get(name, (None, set()))
+            if not lock:
                 lock = partials.try_lock(self.folder, name)
-                if lock:
-                    self.held[name] = (lock, set())
-            if name in self.held:
-                self.held[name][1].add(file)
+            if lock and (is_small or not users):
+                self.held[name] = (lock, users | {file})
                 file.locked = name
                 return True
         now, signs = time.monotonic(), partials.signs_of_life(self.folder, file.stem)
@@ -445,10 +444,10 @@ class _Run:
         with self.lock:
             name, file.locked = file.locked, None
             if name in self.held:
-                lock, users = self.held[name]
-                users.discard(file)
-                if not users:
-                    del self.held[name]
+                lock, users = self.held.pop(name)
+                if users - {file}:
+                    self.held[name] = (lock, users - {file})
+                else:
                     partials.unlock(lock)
 
     def _reuse(self, file: _File) -> None:

@@ -171,7 +171,7 @@ def _repair(
     repaired = [i for i in bad if report.at[i, "id"] not in failed]
     report.loc[repaired, ["status", "reason"]] = ["repaired", None]
     for i in repaired:
-        report.at[i, "size"] = _size(data_dir, report.at[i, "id"])
+        report.at[i, "size"] = _size(data_dir, str(report.at[i, "id"]))
     if failures:
         reasons = "\n".join(f"  {f['id']}: {f['reason']}" for f in failures)
         raise DownloadError(

@@ -11,6 +11,7 @@ here passes once through a buffer of one volume, which the next one overwrites::
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import secrets
 import zlib
@@ -140,33 +141,42 @@ def iter_volumes(
 
 def _decompressed(header: Header, wanted: Iterable[int]) -> Iterator[np.ndarray]:
     """Read volumes out of a gzip stream."""
-    volume = np.empty(int(np.prod(header.shape)), dtype=header.dtype)
+    volume = np.empty(math.prod(header.shape), dtype=header.dtype)
     buffer = memoryview(volume.view(np.uint8))
-    done = 0
-    with igzip.open(header.file) as stream:
-        _fill(stream, memoryview(bytearray(header.offset)))
+    at = 0
+    with igzip.open(header.file) as file:
+        # The file itself would read into bytes, and copy these.
+        stream = getattr(file, "_buffer", file)
+        _skip(stream, header.offset)
         for index in wanted:
-            while done <= index:
-                _fill(stream, buffer)
-                done += 1
+            _skip(stream, (index - at) * len(buffer))
+            _fill(stream, buffer)
+            at = index + 1
             yield volume
-        if done == header.n_volumes:
-            while stream.read(CHUNK):
+        if at == header.n_volumes:
+            while file.read(CHUNK):
                 pass
 
 
-def _fill(stream: BinaryIO, buffer: memoryview) -> None:
+def _fill(stream: Any, buffer: memoryview) -> None:
     done = 0
     while done < len(buffer):
-        n_bytes = stream.readinto(buffer[done : done + CHUNK])  # type: ignore[attr-defined]
+        n_bytes = stream.readinto(buffer[done : done + CHUNK])
         if not n_bytes:
             raise EOFError("it ends before its last volume")
         done += n_bytes
 
 
+def _skip(stream: Any, n_bytes: int) -> None:
+    buffer = memoryview(bytearray(min(n_bytes, CHUNK)))
+    while n_bytes:
+        _fill(stream, buffer[:n_bytes])
+        n_bytes -= min(n_bytes, len(buffer))
+
+
 def _mapped(header: Header, wanted: Iterable[int]) -> Iterator[np.ndarray]:
     """Map one volume after the other into memory: pages not looked at stay on disk."""
-    n_voxels = int(np.prod(header.shape))
+    n_voxels = math.prod(header.shape)
     size = n_voxels * header.dtype.itemsize
     if os.path.getsize(header.file) < header.offset + header.n_volumes * size:
         raise EOFError("it ends before its last volume")
@@ -258,7 +268,7 @@ def _write(
         ordered = np.asarray(volume, dtype=dtype).ravel(order="F")
         stream.write(memoryview(ordered.view(np.uint8)))
         n_volumes += 1
-    if n_volumes != int(np.prod(shape[3:])):
+    if n_volumes != math.prod(shape[3:]):
         raise ValueError(f"{n_volumes} volumes, the header says {shape}")
 
 

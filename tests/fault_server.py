@@ -111,11 +111,10 @@ def wrong_range(reply: Reply) -> None:
 
 def chunked(reply: Reply) -> None:
     """Send the body without its length, in chunks."""
-    size = f"{len(reply.body):x}".encode()
     del reply.headers["Content-Length"]
     reply.headers["Transfer-Encoding"] = "chunked"
-    reply.body = size * bool(reply.body) + b"\r\n" * bool(reply.body) + reply.body
-    reply.body += b"\r\n" * bool(reply.data) + b"0\r\n\r\n"
+    pieces = [f"{len(reply.body):x}\r\n".encode(), reply.body, b"\r\n"]
+    reply.body = b"".join([*(pieces if reply.body else []), b"0\r\n\r\n"])
 
 
 def headers(**values: str) -> Fault:

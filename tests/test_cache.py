@@ -153,7 +153,9 @@ def test_saved_listings_are_those_around_and_below(tmp_path):
         listing = {"prefix": prefix, "delimiter": "", "listed_at": -at}
         cache_module.save_listing(str(tmp_path), listing)
     (tmp_path / ".laion_fmri/listings/a%2Fbroken.json").write_text("{")
-    found = cache_module.saved_listings(str(tmp_path), ["a/b/"])
+    found = cache_module.saved_listings(str(tmp_path), [("", "/")])
+    assert [listing["prefix"] for listing in found] == [""]
+    found = cache_module.saved_listings(str(tmp_path), [("a/b/", "")])
     assert [listing["prefix"] for listing in found] == ["", "a/b/c/", "a/", "a/b/"]
 
 

@@ -808,6 +808,33 @@ def test_huge_numbers_are_compared_exactly(bound, dtype):
         assert_mask_agrees(ResultFilter(a=term), df)
 
 
+def test_values_that_are_equal_but_of_other_types_are_told_apart():
+    values = [1, True, 1.0, "1", np.float32(0.1), 0.1, np.int8(1), None]
+    df = pd.DataFrame({"a": pd.Series(values, dtype=object)})
+    as_text = ["1", "True", "1.0", "1", "0.10000000149011612", "0.1", "1", "None"]
+    for text in {*as_text}:
+        both = ResultFilter(a=GreaterOrEqual(text)) & {"a": LessOrEqual(text)}
+        assert both.mask(df).tolist() == [text == one for one in as_text]
+        assert_mask_agrees(both, df)
+    assert ResultFilter(a=0.1).mask(df).tolist() == [0, 0, 0, 0, 0, 1, 0, 0]
+
+
+def test_mask_narrows_rows_again_and_again():
+    n = np.arange(240)
+    df = pd.DataFrame({f"n{by}": n % by for by in (2, 3, 4, 5)})
+    df["text"] = [f"t{i % 8}" for i in n]
+    filt = ResultFilter(n2=NotEqual(1), n3=0) & (
+        ResultFilter(n5=[1, 2], text=NotIn("t0", "t4"))
+        | (ResultFilter(n4=0) & ResultFilter(text=Pattern("t[04]"), n5=GreaterThan(2)))
+    )
+    either = ((n % 5 == 1) | (n % 5 == 2)) & (n % 4 != 0)
+    either |= (n % 4 == 0) & (n % 5 > 2)
+    assert filt.mask(df).tolist() == ((n % 2 == 0) & (n % 3 == 0) & either).tolist()
+    assert_mask_agrees(filt, df)
+    shuffled = df.sample(frac=1, random_state=0)
+    assert_mask_agrees(filt, shuffled)
+
+
 def test_mask_of_columns_that_share_a_name():
     df = pd.DataFrame([[1, 2], [2, 1]], columns=["a", "a"])
     assert ResultFilter(a=2).mask(df).tolist() == [True, False]

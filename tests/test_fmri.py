@@ -415,6 +415,21 @@ def test_download_new_keeps_what_is_on_disk(cached, server):
     assert image.read_bytes().startswith(b"xxx")
 
 
+def test_a_file_cut_short_is_warned_of(cached):
+    image = Path(fetch(rois=None, sessions=1, mode="offline").images[0])
+    image.write_bytes(image.read_bytes()[:100])
+    with pytest.warns(UserWarning, match=r"ses-01.*verify --repair"):
+        fetch(rois=None, sessions=1, mode="offline")
+
+
+def test_dry_run_without_the_bucket(bucket_folder, data_dir, monkeypatch):
+    with serve_bucket(bucket_folder) as server:
+        monkeypatch.setenv("LAION_FMRI_BUCKET_URL", server.url)
+        plan = fetch(dry_run=True).plan
+    with pytest.warns(UserWarning, match="planned"):
+        pd.testing.assert_frame_equal(fetch(dry_run=True).plan, plan)
+
+
 def test_overwrite_fetches_what_is_selected_again(cached, server, bucket_folder):
     image = Path(fetch(rois=None, sessions=1).images[0])
     image.write_bytes(b"damaged")

@@ -1,6 +1,7 @@
 """A small synthetic LAION-fMRI in the real layout, and a local S3 that serves it.
 
-`build_bucket` writes the dataset, `serve_bucket` offers it over HTTP:
+`build_bucket` writes the dataset, `serve_bucket` offers it over HTTP, and `serve_access`
+is the service that grants access to its stimuli:
 
 >>> from laion_fmri_fetchers.demo import build_bucket, serve_bucket
 >>> with serve_bucket(build_bucket("demo_bucket")) as server:  # doctest: +SKIP
@@ -8,7 +9,16 @@
 http://127.0.0.1:40123/laion-fmri
 """
 
+from .access import AccessServer, serve_access
 from .bucket import CONTENT, build_bucket, content_category
 from .server import Server, serve_bucket
 
-__all__ = ["CONTENT", "Server", "build_bucket", "content_category", "serve_bucket"]
+__all__ = [
+    "CONTENT",
+    "AccessServer",
+    "Server",
+    "build_bucket",
+    "content_category",
+    "serve_access",
+    "serve_bucket",
+]

@@ -8,6 +8,7 @@
                   _freesurfer               a handful of FreeSurfer's files
                   _subject_maps             noise ceilings, mean R2
       per session _session                  trial table, betas, model, maps, figures
+    stimuli_files                           images shown, and what derives from them
 
 The T1w space of every subject stands in for MNI space: the brain is that of
 nilearn's template, on a coarse grid, and ROIs are small balls at about the
@@ -28,6 +29,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from .stimuli import stimuli_files
 
 PARTICIPANTS = ("sub-01", "sub-03", "sub-05", "sub-06", "sub-07")
 
@@ -232,6 +235,7 @@ def build_bucket(
         raise FileExistsError(f"{folder} is not empty.")
 
     _write(folder, _top_level())
+    shown: set[str] = set()
     for subject in subjects:
         n_main = n_sessions if isinstance(n_sessions, int) else n_sessions[subject]
         tables = _trial_tables(subject, n_main, held_out, n_trials, seed)
@@ -242,6 +246,8 @@ def build_bucket(
         _write(folder, _subject_maps(subject, brain, list(tables), seed))
         for session, labels in tables.items():
             _write(folder, _session(subject, session, labels, brain, seed))
+            shown.update(labels)
+    _write(folder, stimuli_files(sorted(shown), content_category, seed=seed))
     return folder
 
 
