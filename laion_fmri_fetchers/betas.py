@@ -374,7 +374,8 @@ def _read(
     """
     sessions = [session for session in sessions if len(session.positions)]
     backend, _ = joblib.parallel.get_active_backend(prefer="threads")
-    in_place = cached is _uncached and backend.supports_sharedmem and not how.average
+    threads = getattr(backend, "supports_sharedmem", False)
+    in_place = threads and cached is _uncached and not how.average
     alone = len(sessions) == 1 and not in_place
     out = None if alone else np.zeros(shape, dtype=how.dtype)
     packed = zlib.compress(np.packbits(mask), 1)

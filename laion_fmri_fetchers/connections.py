@@ -241,10 +241,10 @@ class Connections:
         n = _TRIES_UNREACHABLE if self._has_answered else _TRIES_UNREACHABLE_AT_FIRST
         if isinstance(error, exceptions.NameResolutionError):
             return Fault("the server's name cannot be resolved", tries=n)
-        if isinstance(error, exceptions.ConnectTimeoutError):
-            return Fault("the server does not accept connections", tries=n)
         if isinstance(error, exceptions.NewConnectionError):
             return Fault(f"cannot connect: {_words(error.__cause__)}", tries=n)
+        if isinstance(error, exceptions.ConnectTimeoutError):
+            return Fault("the server does not accept connections", tries=n)
         if isinstance(error, (exceptions.TimeoutError, TimeoutError)):
             return Fault(f"no byte for {self._seconds:g} s")
         if isinstance(error, exceptions.IncompleteRead):

@@ -2,7 +2,7 @@
 
 The way through, with no step back::
 
-    arguments -> Selection, Call     select, _prepare
+    arguments -> Selection, Call     select, prepare
               -> Known               _look: the bucket, or saved listings, and the disk
               -> subjects            _choose_subjects, by subject_filter
               -> images              _choose_images, by sessions and image_filter
@@ -32,7 +32,8 @@ import pandas as pd
 from sklearn.utils import Bunch
 
 from . import cache, layout
-from .bucket import bucket_url, object_url
+from .bucket import bucket_url
+from .calls import Call, fetch_records, prepare
 from .catalog import Catalog, Wanted, look, records
 from .exceptions import (
     BucketError,
@@ -48,28 +49,13 @@ from .messages import listed, readable_size, tell, warn
 from .selection import (
     Selection,
     check_fields,
-    check_mode,
-    check_positive,
     is_empty,
     select,
     select_ids,
 )
 from .tables import read_participants, read_trials
-from .transfer import Download, download_files
 
 Record = dict[str, Any]
-
-
-class _Call(NamedTuple):
-    """How a call works, as against what it selects."""
-
-    mode: str
-    data_dir: str
-    dry_run: bool
-    allow_missing: bool
-    n_connections: int
-    timeout: float
-    verbose: int
 
 
 @dataclass
@@ -225,8 +211,14 @@ callable, optional
         image_terms,
         inspect.signature(fetch_laion_fmri).parameters,
     )
-    call = _prepare(
-        mode, data_dir, dry_run, allow_missing, n_connections, timeout, verbose
+    call = prepare(
+        mode,
+        data_dir,
+        allow_missing=allow_missing,
+        n_connections=n_connections,
+        timeout=timeout,
+        verbose=verbose,
+        dry_run=dry_run,
     )
     known = _look(selection, call)
     subjects_meta = _choose_subjects(selection, call, known)
@@ -303,8 +295,14 @@ def fetch_laion_fmri_ids(
     """
     named = _named_records(image_ids)
     selection = select_ids(named)
-    call = _prepare(
-        mode, data_dir, dry_run, allow_missing, n_connections, timeout, verbose
+    call = prepare(
+        mode,
+        data_dir,
+        allow_missing=allow_missing,
+        n_connections=n_connections,
+        timeout=timeout,
+        verbose=verbose,
+        dry_run=dry_run,
     )
     known = _look(selection, call, _folders_beside(named))
     subjects_meta = _choose_subjects(selection, call, known)
@@ -320,39 +318,7 @@ def fetch_laion_fmri_ids(
     return _fetch(selection, call, known, query, subjects_meta, chosen, trials)
 
 
-def _prepare(
-    mode: str,
-    data_dir: str | os.PathLike | None,
-    dry_run: bool,
-    allow_missing: bool,
-    n_connections: int,
-    timeout: float,
-    verbose: int,
-) -> _Call:
-    """Check how to work, and whether the data directory takes files."""
-    mode = check_mode(mode)
-    check_positive(n_connections, "n_connections", whole=True)
-    check_positive(timeout, "timeout")
-    folder = cache.get_data_dir(data_dir)
-    if mode != "offline" and not cache.is_writable(folder):
-        warn(
-            f"The data directory {folder} cannot be written: working offline with what "
-            "is in it. Name another data_dir to download; mode='offline' does without "
-            "this warning."
-        )
-        mode = "offline"
-    return _Call(
-        mode,
-        folder,
-        bool(dry_run),
-        bool(allow_missing),
-        int(n_connections),
-        float(timeout),
-        int(verbose),
-    )
-
-
-def _look(selection: Selection, call: _Call, beside: Sequence[Wanted] = ()) -> _Known:
+def _look(selection: Selection, call: Call, beside: Sequence[Wanted] = ()) -> _Known:
     """Look at the bucket and the disk, only where the selection may lead."""
     how: Any = {"n_connections": call.n_connections, "timeout": call.timeout}
     offline, error = call.mode == "offline", None
@@ -387,7 +353,7 @@ def _refuse_unlisted(found: Catalog) -> None:
         )
 
 
-def _records(call: _Call, known: _Known, tree: str, subject: str) -> list[Record]:
+def _records(call: Call, known: _Known, tree: str, subject: str) -> list[Record]:
     """Return the records of a subject's files in a tree, made once."""
     place = (tree, subject)
     if place not in known.records:
@@ -397,7 +363,7 @@ def _records(call: _Call, known: _Known, tree: str, subject: str) -> list[Record
 
 
 def _choose_subjects(
-    selection: Selection, call: _Call, known: _Known
+    selection: Selection, call: Call, known: _Known
 ) -> list[dict[str, Any]]:
     """Find the subjects there are, describe them, and filter."""
     there = [s for s in known.subjects if _is_there(s, call, known)]
@@ -424,12 +390,12 @@ def _choose_subjects(
     return meta
 
 
-def _is_there(subject: str, call: _Call, known: _Known) -> bool:
+def _is_there(subject: str, call: Call, known: _Known) -> bool:
     ids = (i for tree in layout.TREES for i in known.ids.get((tree, subject), ()))
     return any(call.mode != "offline" or i in known.catalog.on_disk for i in ids)
 
 
-def _raise_no_subject(subject: str, call: _Call, known: _Known) -> None:
+def _raise_no_subject(subject: str, call: Call, known: _Known) -> None:
     offline = call.mode == "offline" or known.catalog.error is not None
     top = look([(layout.GLM, "/")], call.data_dir, offline=offline)
     there = listed(list(layout.subjects_among(top.folders))) or "none"
@@ -453,7 +419,7 @@ def _sessions(
 
 
 def _participants(
-    selection: Selection, call: _Call, known: _Known
+    selection: Selection, call: Call, known: _Known
 ) -> dict[str, dict[str, Any]]:
     """Return the columns of ``participants.tsv`` by subject; it may be missing."""
     if not (call.dry_run and is_empty(selection.subject_filter)):
@@ -469,7 +435,7 @@ def _participants(
     return read_participants(file)
 
 
-def _choose_images(selection: Selection, call: _Call, known: _Known) -> list[Record]:
+def _choose_images(selection: Selection, call: Call, known: _Known) -> list[Record]:
     """Return the images of the chosen sessions that pass the image filter."""
     sessions = _choose_sessions(selection, call, known)
     types = layout.IMAGE_TYPES.items()
@@ -490,7 +456,7 @@ def _order(rec: Record) -> tuple[str, str, str]:
 
 
 def _choose_sessions(
-    selection: Selection, call: _Call, known: _Known
+    selection: Selection, call: Call, known: _Known
 ) -> dict[str, set[str]]:
     """Return the chosen sessions of each subject."""
     there = {subject: _sessions(known, subject) for subject in known.subjects}
@@ -504,7 +470,7 @@ def _choose_sessions(
     return {subject: names & {*selection.sessions} for subject, names in there.items()}
 
 
-def _choose_rois(selection: Selection, call: _Call, known: _Known) -> list[Record]:
+def _choose_rois(selection: Selection, call: Call, known: _Known) -> list[Record]:
     """Return the masks of the ROIs and categories asked for."""
     if selection.rois == ():
         return []
@@ -528,7 +494,7 @@ def _choose_rois(selection: Selection, call: _Call, known: _Known) -> list[Recor
     ]
 
 
-def _check_named(what: str, name: str, there: dict[str, set[str]], call: _Call) -> None:
+def _check_named(what: str, name: str, there: dict[str, set[str]], call: Call) -> None:
     """Warn of a name that some subjects lack; raise for one that all lack."""
     lacking = [subject for subject, names in there.items() if name not in names]
     if not lacking:
@@ -548,13 +514,13 @@ def _check_named(what: str, name: str, there: dict[str, set[str]], call: _Call) 
     raise InvalidQueryError(f"There is no {what} for {listed(lacking)}; {hint}")
 
 
-def _can_come(rec: Record, call: _Call, known: _Known) -> bool:
+def _can_come(rec: Record, call: Call, known: _Known) -> bool:
     """Tell whether a file is on disk, or the bucket may be asked for it."""
     return call.mode != "offline" or rec["id"] in known.catalog.on_disk
 
 
 def _choose_companions(
-    call: _Call, known: _Known, subjects: Iterable[str]
+    call: Call, known: _Known, subjects: Iterable[str]
 ) -> dict[str, list[Record]]:
     """Return the files that go with images: a brain mask a subject, noise ceilings."""
     masks, ceilings = [], []
@@ -599,7 +565,7 @@ def _folders_beside(named: list[Record]) -> list[Wanted]:
     return [(f"{folder}/", "/") for folder in sorted(folders) if folder]
 
 
-def _find_named(call: _Call, known: _Known, ids: list[str]) -> list[Record]:
+def _find_named(call: Call, known: _Known, ids: list[str]) -> list[Record]:
     """Return the records of named files; raise for one that is not there."""
     there = known.catalog.on_disk
     if call.mode != "offline":
@@ -624,7 +590,7 @@ class _Trials(NamedTuple):
 
 
 def _read_tables(
-    selection: Selection, call: _Call, known: _Known, images: list[Record]
+    selection: Selection, call: Call, known: _Known, images: list[Record]
 ) -> tuple[list[Record], _Trials]:
     """Read trial tables, and cut the images by the trial filter and ``max_images``."""
     filtered = not is_empty(selection.trial_filter)
@@ -660,7 +626,7 @@ def _session(rec: Record) -> tuple[str, str]:
 
 
 def _trials(
-    selection: Selection, call: _Call, known: _Known, images: list[Record]
+    selection: Selection, call: Call, known: _Known, images: list[Record]
 ) -> _Trials:
     """Fetch and read the trial tables of the sessions of images."""
     ids = {layout.trials_id(rec): _session(rec) for rec in images}
@@ -674,7 +640,7 @@ def _trials(
 
 def _without_table(
     selection: Selection,
-    call: _Call,
+    call: Call,
     known: _Known,
     images: list[Record],
     trials: _Trials,
@@ -705,7 +671,7 @@ def _without_table(
 
 
 def _only_cached(
-    selection: Selection, call: _Call, known: _Known, images: list[Record]
+    selection: Selection, call: Call, known: _Known, images: list[Record]
 ) -> list[Record]:
     """Return the images on disk; raise for a session that was named and is not."""
     cached = [rec for rec in images if rec["id"] in known.catalog.on_disk]
@@ -725,7 +691,7 @@ def _only_cached(
 def _missing(
     wanted: Iterable[Record],
     selection: Selection,
-    call: _Call,
+    call: Call,
     known: _Known,
     selected: Iterable[str] = (),
 ) -> list[tuple[Record, str]]:
@@ -752,39 +718,22 @@ def _missing(
 
 
 def _download(
-    missing: list[tuple[Record, str]], call: _Call, known: _Known, quiet: bool = True
+    missing: list[tuple[Record, str]], call: Call, known: _Known, quiet: bool = True
 ) -> None:
     """Fetch files; note what came and what failed, or raise."""
     if not missing:
         return
     _refuse_without_bucket([rec for rec, _ in missing], call, known)
     by_id = {rec["id"]: rec for rec, _ in missing}
-    failures = download_files(
-        [
-            Download(
-                one,
-                object_url(rec["key"]),
-                Path(rec["absolute_path"]),
-                rec["size"],
-                rec["etag"],
-            )
-            for one, rec in by_id.items()
-        ],
-        partial_dir=cache.partial_dir(call.data_dir),
-        overwrite=call.mode == "overwrite",
-        n_connections=call.n_connections,
-        timeout=call.timeout,
-        verbose=min(call.verbose, 0) if quiet and call.verbose < 2 else call.verbose,
-    )
-    failed = {failure["id"]: failure for failure in failures}
+    verbose = 0 if quiet and call.verbose < 2 else call.verbose
+    failed = fetch_records(by_id.values(), call, verbose)
     known.fetched |= set(by_id) - set(failed)
     known.catalog.on_disk.update(set(by_id) - set(failed))
-    cache.note_fetched(
-        call.data_dir, [rec for one, rec in by_id.items() if one not in failed]
-    )
     if failed and not call.allow_missing:
         _raise_failed(by_id, failed)
-    known.failed += [{**by_id[f["id"]], "reason": f["reason"]} for f in failures]
+    known.failed += [
+        {**by_id[one], "reason": failure["reason"]} for one, failure in failed.items()
+    ]
 
 
 def _raise_failed(by_id: dict[str, Record], failed: dict[str, dict]) -> None:
@@ -807,7 +756,7 @@ def _raise_failed(by_id: dict[str, Record], failed: dict[str, dict]) -> None:
     )
 
 
-def _refuse_without_bucket(missing: list[Record], call: _Call, known: _Known) -> None:
+def _refuse_without_bucket(missing: list[Record], call: Call, known: _Known) -> None:
     """Raise where files are missing and the bucket did not answer."""
     if missing and known.catalog.error:
         raise BucketError(
@@ -819,7 +768,7 @@ def _refuse_without_bucket(missing: list[Record], call: _Call, known: _Known) ->
 
 def _fetch(
     selection: Selection,
-    call: _Call,
+    call: Call,
     known: _Known,
     query: dict[str, Any],
     subjects_meta: list[dict[str, Any]],
@@ -860,7 +809,7 @@ def _fetch(
 
 
 def _bunch(
-    call: _Call,
+    call: Call,
     known: _Known,
     query: dict[str, Any],
     subjects_meta: list[dict[str, Any]],
@@ -958,7 +907,7 @@ def _align(
     return frame, sample_masks
 
 
-def _brain_masks(call: _Call, known: _Known, masks: list[Record]) -> dict[str, str]:
+def _brain_masks(call: Call, known: _Known, masks: list[Record]) -> dict[str, str]:
     """Return a brain mask a subject; derived where the bucket has none."""
     found = {}
     for subject in known.subjects:

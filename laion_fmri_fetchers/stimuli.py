@@ -469,7 +469,7 @@ def _fetch(one: str, gate: Gate, call: Call) -> list[dict[str, Any]]:
     """Fetch a gated file if need be; return it if it failed and may be missing."""
     if not _missing(one, call):
         return []
-    about = gate.file(one)
+    about, quiet = gate.file(one), one == layout.STIMULUS_TABLE
     path = Path(cache.local_path(call.data_dir, one))
     failures = download_files(
         [Download(one, gate.url(one), path, about.size, sha256=about.sha256)],
@@ -477,7 +477,7 @@ def _fetch(one: str, gate: Gate, call: Call) -> list[dict[str, Any]]:
         overwrite=call.mode == "overwrite",
         n_connections=call.n_connections,
         timeout=call.timeout,
-        verbose=call.verbose,
+        verbose=0 if quiet and call.verbose < 2 else call.verbose,
     )
     if not failures:
         return []

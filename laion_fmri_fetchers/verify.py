@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from joblib import Parallel, delayed
 from tqdm.auto import tqdm
 
 from . import cache, layout
-from .bucket import object_url
+from .calls import fetch_records, prepare
 from .catalog import look
 from .exceptions import DownloadError, LaionFmriError
 from .licenses import accept_license
 from .messages import readable_size, tell
 from .partials import check_file
-from .transfer import Download, download_files
 
 _COLUMNS = ["id", "status", "size", "reason"]
 
@@ -159,30 +156,30 @@ def _repair(
             "fetch_laion_stimuli(mode='overwrite')."
         )
     accept_license(data_dir)
-    failures = download_files(
-        [_download(data_dir, one, *expected[one]) for one in ids],
-        partial_dir=cache.partial_dir(data_dir),
-        overwrite=True,
+    call = prepare(
+        "overwrite",
+        data_dir,
+        allow_missing=False,
         n_connections=n_connections,
         timeout=timeout,
         verbose=verbose,
     )
-    failed = {failure["id"] for failure in failures}
+    path = cache.local_path
+    failed = fetch_records(
+        [
+            {**layout.record(*expected[one]), "absolute_path": path(data_dir, one)}
+            for one in ids
+        ],
+        call,
+    )
     repaired = [i for i in bad if report.at[i, "id"] not in failed]
     report.loc[repaired, ["status", "reason"]] = ["repaired", None]
     for i in repaired:
         report.at[i, "size"] = _size(data_dir, str(report.at[i, "id"]))
-    if failures:
-        reasons = "\n".join(f"  {f['id']}: {f['reason']}" for f in failures)
+    if failed:
+        reasons = [f"  {one}: {failure['reason']}" for one, failure in failed.items()]
         raise DownloadError(
-            f"{len(failures)} of {len(ids)} files could not be repaired; they are as "
-            f"they were.\n{reasons}",
-            failed=failures,
+            f"{len(failed)} of {len(ids)} files could not be repaired; they are as "
+            "they were.\n" + "\n".join(reasons),
+            failed=failed.values(),
         )
-
-
-def _download(
-    data_dir: str, one: str, key: str, size: int | None, etag: str | None
-) -> Download:
-    path: Any = Path(cache.local_path(data_dir, one))
-    return Download(one, object_url(key), path, size, etag)

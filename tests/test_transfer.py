@@ -392,12 +392,14 @@ def test_hopeless_runs_end_early(server, folder):
 
 
 def test_hopeless_runs_end_large_files_too(server, folder):
-    large = a_download(server, folder, "large", 40 * RANGE)
-    server.faults["large"] = [always(faults.slow(RANGE))]
+    large = a_download(server, folder, "large", 4 * RANGE)
+    server.faults["large"] = [always(faults.slow(RANGE / 8))]
     small = [a_download(server, folder, f"f{i}", 10) for i in range(5)]
     for download in small:
         del server.objects[download.id]
-    failed = fetch([large, *small], folder, max_consecutive_fails=5)
+        server.faults[download.id] = [always(faults.wait(0.3))]
+    options = {"n_connections": 8, "max_consecutive_fails": 5}
+    failed = fetch([large, *small], folder, **options)
     assert len(failed) == 6
     assert failed[0]["status"] is None
     server.faults.clear()
@@ -712,7 +714,8 @@ def test_an_interrupt_stops_at_once_and_leaves_what_is_done(server, folder, faul
 def lock_of(download, folder):
     (folder / "partial").mkdir(parents=True, exist_ok=True)
     relative = os.path.relpath(download.path, folder / "partial")
-    return FileLock(folder / "partial" / f"{partials.stem(relative)}.lock")
+    path = folder / "partial" / f"{partials.stem(relative)}.lock"
+    return FileLock(path, thread_local=False)
 
 
 def test_who_holds_the_lock_is_waited_for(server, folder):

@@ -1,7 +1,7 @@
 """A small synthetic LAION-fMRI in the real layout, and a local S3 that serves it.
 
-`build_bucket` writes the dataset, `serve_bucket` offers it over HTTP, and `serve_access`
-is the service that grants access to its stimuli:
+`build_bucket` writes the dataset, `serve_bucket` offers it over HTTP, and
+`serve_access` is the service that grants access to its stimuli:
 
 >>> from laion_fmri_fetchers.demo import build_bucket, serve_bucket
 >>> with serve_bucket(build_bucket("demo_bucket")) as server:  # doctest: +SKIP

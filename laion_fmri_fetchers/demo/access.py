@@ -20,7 +20,8 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 from urllib.parse import parse_qs, quote, urlencode
 
-from ..layout import ARCHIVE, GATED
+from laion_fmri_fetchers.layout import ARCHIVE, GATED
+
 from .server import Answer, Server
 
 LIFETIME = 3600

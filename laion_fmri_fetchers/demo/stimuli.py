@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ..layout import EMBEDDING_MODELS, stimulus_fields
+from laion_fmri_fetchers.layout import EMBEDDING_MODELS, stimulus_fields
 
 DIMENSIONS = {"CLIP": 1024, "DINOv2": 1024, "PEcore": 1024, "SigLIP2": 1152}
 """Length of an embedding by model."""
@@ -76,7 +76,7 @@ def stimuli_files(
 
 
 def draw(label: str, content: str, size: int = 160) -> bytes:
-    """Return an encoded image: an RGBA PNG or an RGB JPEG, as the label says.
+    r"""Return an encoded image: an RGBA PNG or an RGB JPEG, as the label says.
 
     Parameters
     ----------
@@ -90,7 +90,7 @@ def draw(label: str, content: str, size: int = 160) -> bytes:
     Examples
     --------
     >>> draw("shared_4rep_OOD_shape_blob.png", "object")[:4]
-    b'\\x89PNG'
+    b'\x89PNG'
     """
     from PIL import Image, ImageDraw
 

@@ -27,6 +27,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+import psutil
 
 N, N_VOXELS, N_ROI = 143, 275_000, 222
 AFFINE = np.diag([1.778, 1.778, 1.778, 1.0])
@@ -204,56 +205,47 @@ def measure(folder: Path, name: str) -> None:
     """Run a case in this process, and print seconds and megabytes."""
     make, options = CASES[name]
     run = make(folder, **options)
-    before = resident()
-    Path("/proc/self/clear_refs").write_text("5")
-    with sampled_workers() as workers:
+    if options.get("backend") == "loky":  # workers start, and import
+        make(folder, **options, trials=slice(1))()
+    with Resident() as resident:
         start = time.perf_counter()
         result = run()
         seconds = time.perf_counter() - start
-    peak = status("VmHWM") - before
     output = 0 if result is None else result.nbytes
-    megabytes = [x / 1e6 for x in (peak - output + workers[0], output)]
-    print(json.dumps([seconds, *megabytes]))
+    print(json.dumps([seconds, (resident.added() - output) / 1e6, output / 1e6]))
 
 
-def status(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field)) * 1024
+class Resident:
+    """The memory that this process and its workers add, at the peak."""
 
-
-def resident() -> int:
-    return status("VmRSS")
-
-
-class sampled_workers:  # noqa: N801
-    """Sample the peak of what child processes add to their imports."""
-
-    def __enter__(self) -> list[int]:
-        import psutil
-
-        self.peak, self.done = [0], threading.Event()
-        me = psutil.Process()
-        bases: dict[int, int] = {}
-
-        def sample() -> None:
-            while not self.done.wait(0.01):
-                total = 0
-                for child in me.children(recursive=True):
-                    try:
-                        size = child.memory_info().rss
-                    except psutil.Error:
-                        continue
-                    total += size
-                    bases[child.pid] = 1
-                self.peak[0] = max(self.peak[0], total)
-
-        self.thread = threading.Thread(target=sample)
-        self.thread.start()
-        return self.peak
+    def __enter__(self) -> Resident:
+        self.children = psutil.Process().children(recursive=True)
+        self.before = self.total()
+        Path("/proc/self/clear_refs").write_text("5")
+        self.peak, self.done = self.before, threading.Event()
+        self.thread = threading.Thread(target=self.sample)
+        if self.children:
+            self.thread.start()
+        return self
 
     def __exit__(self, *exception: object) -> None:
-        self.done.set()
-        self.thread.join()
+        if self.children:
+            self.done.set()
+            self.thread.join()
+        else:
+            status = Path("/proc/self/status").read_text().splitlines()
+            (peak,) = (line.split()[1] for line in status if line.startswith("VmHWM"))
+            self.peak = int(peak) * 1024
+
+    def total(self) -> int:
+        return sum(p.memory_info().rss for p in [psutil.Process(), *self.children])
+
+    def sample(self) -> None:
+        while not self.done.wait(0.005):
+            self.peak = max(self.peak, self.total())
+
+    def added(self) -> int:
+        return self.peak - self.before
 
 
 def rounds(folder: Path, names: list[str], n: int) -> Iterator[tuple[str, list[float]]]:
@@ -288,7 +280,6 @@ def main() -> None:
         found: dict[str, list[list[float]]] = {name: [] for name in names}
         for name, figures in rounds(folder, names, arguments.rounds):
             found[name].append(figures)
-    n = nib.Nifti1Header  # noqa: F841
     print(f"{os.cpu_count()} processors, medians of {arguments.rounds} rounds\n")
     print(f"{'case':<28} {'seconds':>8} {'best':>8} {'peak MB':>8} {'output MB':>10}")
     for name, figures in found.items():

@@ -1,0 +1,114 @@
+"""How a call of a fetcher works: its mode, its directory, its way to the bucket."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from . import cache
+from .bucket import object_url
+from .messages import warn
+from .selection import check_mode, check_positive
+from .transfer import Download, download_files
+
+
+class Call(NamedTuple):
+    """How a call works, as against what it selects."""
+
+    mode: str
+    data_dir: str
+    allow_missing: bool
+    n_connections: int
+    timeout: float
+    verbose: int
+    dry_run: bool = False
+
+
+def prepare(
+    mode: str,
+    data_dir: str | os.PathLike | None,
+    *,
+    allow_missing: bool,
+    n_connections: int,
+    timeout: float,
+    verbose: int,
+    dry_run: bool = False,
+) -> Call:
+    """Check how to work, and whether the data directory takes files.
+
+    Raises
+    ------
+    InvalidQueryError
+        If an argument is not valid.
+
+    Warns
+    -----
+    UserWarning
+        If the directory cannot be written, so that the call works offline.
+    """
+    mode = check_mode(mode)
+    check_positive(n_connections, "n_connections", whole=True)
+    check_positive(timeout, "timeout")
+    folder = cache.get_data_dir(data_dir)
+    if mode != "offline" and not cache.is_writable(folder):
+        warn(
+            f"The data directory {folder} cannot be written: working offline with what "
+            "is in it. Name another data_dir to download; mode='offline' does without "
+            "this warning."
+        )
+        mode = "offline"
+    return Call(
+        mode,
+        folder,
+        bool(allow_missing),
+        int(n_connections),
+        float(timeout),
+        int(verbose),
+        bool(dry_run),
+    )
+
+
+def fetch_records(
+    records: Iterable[dict[str, Any]], call: Call, verbose: int | None = None
+) -> dict[str, dict[str, Any]]:
+    """Fetch files of the bucket, and note which version came.
+
+    Parameters
+    ----------
+    records : iterable of dict
+        Records with their paths.
+    call : Call
+        How to work; with the mode ``"overwrite"``, files that are there are replaced.
+    verbose : int, optional
+        Instead of that of the call.
+
+    Returns
+    -------
+    dict
+        id -> failure (``id``, ``reason``, ``status``) of the files that failed.
+    """
+    by_id = {rec["id"]: rec for rec in records}
+    failures = download_files(
+        [
+            Download(
+                one,
+                object_url(rec["key"]),
+                Path(rec["absolute_path"]),
+                rec["size"],
+                rec["etag"],
+            )
+            for one, rec in by_id.items()
+        ],
+        partial_dir=cache.partial_dir(call.data_dir),
+        overwrite=call.mode == "overwrite",
+        n_connections=call.n_connections,
+        timeout=call.timeout,
+        verbose=call.verbose if verbose is None else verbose,
+    )
+    failed = {failure["id"]: failure for failure in failures}
+    came = [rec for one, rec in by_id.items() if one not in failed]
+    if came:
+        cache.note_fetched(call.data_dir, came)
+    return failed
