@@ -103,7 +103,7 @@ def current_terms_version(*, timeout: float = 30.0) -> str:
         raise AccessServiceError(
             f"{server} does not say which version of the terms is in force. {_ADVICE}"
         )
-    return version
+    return str(version)
 
 
 def request_stimulus_access(
@@ -879,7 +879,16 @@ def _parsed(response: requests.Response, server: str, what: str) -> _Answer:
     asked = None
     with contextlib.suppress(Exception):
         asked = Retry().parse_retry_after(response.headers.get("Retry-After", ""))
-    return _Answer(status, _Secret(content), asked)
+    return _Answer(status, _hidden(content), asked)
+
+
+def _hidden(value: Any) -> Any:
+    """Return parsed JSON such that no ``repr`` shows what is in it."""
+    if isinstance(value, dict):
+        return _Secret({name: _hidden(inner) for name, inner in value.items()})
+    if isinstance(value, list):
+        return [_hidden(inner) for inner in value]
+    return _SecretText(value) if isinstance(value, str) else value
 
 
 def _raise_for_status(
@@ -924,11 +933,11 @@ def _is_outdated(detail: Any) -> bool:
 
 def _raise_outdated(detail: dict[str, Any], server: str, request_id: str) -> None:
     version = detail.get("current_terms_version")
-    version = version if isinstance(version, str) else None
+    version = _clean(version) if isinstance(version, str) else None
     url = detail.get("accept_url")
     url = urljoin(f"{server}/", url if isinstance(url, str) else "terms/accept")
     if _PREFIX in url or (request_id and request_id in url):
-        url = url.partition("?")[0]
+        url = url.partition("?")[0]  # the id in it is a secret
     _refuse_plain(url, "The address at which to accept the terms")
     raise TermsOutdatedError(
         f"The Data Use Agreement changed to version {version} since access was "
@@ -945,7 +954,7 @@ def _raise_form_error(detail: Any, server: str, what: str, request_id: str) -> N
         if isinstance(one, dict):
             loc = one.get("loc")
             names = [n for n in loc if isinstance(n, str)] if loc else []
-            name = names[-1] if names else "form"
+            name = _clean(names[-1], request_id) if names else "form"
             fields[name] = _clean(str(one.get("msg")), request_id)
     listing = "; ".join(f"{name}: {text}" for name, text in fields.items())
     raise AccessFormError(
@@ -973,7 +982,7 @@ def _clean(text: str, request_id: str = "") -> str:
         text = text.replace(request_id, f"{_PREFIX}…")
     text = re.sub(rf"{_PREFIX}[\w.~-]+", f"{_PREFIX}…", text)
     text = re.sub(r"(https?://[^\s?]*)\?\S*", r"\1?…", text)
-    return re.sub(r"[^\x20-\x7e\xa0-\uffff]+", " ", text)[:300]
+    return str(re.sub(r"[^\x20-\x7e\xa0-\uffff]+", " ", text))[:300]
 
 
 def _refuse_plain(url: str, what: str) -> None:

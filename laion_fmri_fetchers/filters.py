@@ -174,6 +174,11 @@ class NotNull(_Nullness):
 class NotEqual(_SpecialValue):
     """Equal to all but one value.
 
+    Parameters
+    ----------
+    negated : object
+        What a value must differ from.
+
     Examples
     --------
     >>> NotEqual(0) == "0", NotEqual(0) == 0
@@ -193,6 +198,11 @@ class NotEqual(_SpecialValue):
 class GreaterOrEqual(_OrderComparison):
     """Equal to all from a bound upwards, once they are cast to the bound's type.
 
+    Parameters
+    ----------
+    bound : object
+        The bound; values are cast to its type.
+
     Examples
     --------
     >>> GreaterOrEqual(4) == 4, GreaterOrEqual(4) == "5", GreaterOrEqual(4) == "a"
@@ -204,6 +214,11 @@ class GreaterOrEqual(_OrderComparison):
 
 class GreaterThan(_OrderComparison):
     """Equal to all above a bound, once they are cast to the bound's type.
+
+    Parameters
+    ----------
+    bound : object
+        The bound; values are cast to its type.
 
     Examples
     --------
@@ -217,6 +232,11 @@ class GreaterThan(_OrderComparison):
 class LessOrEqual(_OrderComparison):
     """Equal to all up to a bound, once they are cast to the bound's type.
 
+    Parameters
+    ----------
+    bound : object
+        The bound; values are cast to its type.
+
     Examples
     --------
     >>> LessOrEqual("ses-05") == "ses-05", LessOrEqual("ses-05") == "ses-10"
@@ -228,6 +248,11 @@ class LessOrEqual(_OrderComparison):
 
 class LessThan(_OrderComparison):
     """Equal to all below a bound, once they are cast to the bound's type.
+
+    Parameters
+    ----------
+    bound : object
+        The bound; values are cast to its type.
 
     Examples
     --------
@@ -241,6 +266,11 @@ class LessThan(_OrderComparison):
 class IsIn(_Membership):
     """Equal to each of the values given.
 
+    Parameters
+    ----------
+    *values : object
+        The values that pass.
+
     Examples
     --------
     >>> IsIn("LAION", "NSD") == "NSD", IsIn("LAION", "NSD") == "OOD"
@@ -252,6 +282,11 @@ class IsIn(_Membership):
 
 class NotIn(_Membership):
     """Equal to all but the values given.
+
+    Parameters
+    ----------
+    *values : object
+        The values that do not pass.
 
     Examples
     --------
@@ -265,6 +300,11 @@ class NotIn(_Membership):
 
 class Contains(_Several):
     """Equal to each container, such as a string, that has all the items given.
+
+    Parameters
+    ----------
+    *values : object
+        Items that a container must have, all of them.
 
     Examples
     --------
@@ -283,6 +323,11 @@ class Contains(_Several):
 class NotContains(_Several):
     """Equal to each container, such as a string, that has none of the items given.
 
+    Parameters
+    ----------
+    *values : object
+        Items of which a container must have none.
+
     Examples
     --------
     >>> NotContains("OOD") == "shared_12rep_LAION_a.jpg", NotContains("OOD") == 10
@@ -299,6 +344,13 @@ class NotContains(_Several):
 
 class Pattern(_SpecialValue):
     r"""Equal to each string that a regular expression matches from its start.
+
+    Parameters
+    ----------
+    pattern : str or re.Pattern
+        The regular expression, as `re.match` takes it.
+    flags : int, default=0
+        Flags of `re`, such as ``re.IGNORECASE``.
 
     Examples
     --------

@@ -349,15 +349,19 @@ class Partial:
         for chain in chains:
             chain.feed(at, chunk)
 
-    def finish(self, start: int, stop: int, chains: Iterable[Chain] = ()) -> None:
-        """Note in the journal that a range is on disk, and hash what that allows."""
+    def record(self, start: int, stop: int) -> None:
+        """Note in the journal that a range is on disk."""
         with self._lock:
-            for chain in chains:
-                chain.busy = False
             if stop > start and self._file != _CLOSED:
                 self.done = merged([*self.done, (start, stop)])
                 if self.done != [(0, self.size)]:
                     self._note(f"[{start}, {stop}]")
+
+    def release(self, chains: Iterable[Chain]) -> None:
+        """Give hashes back, and go on with those whose next bytes are on disk."""
+        with self._lock:
+            for chain in chains:
+                chain.busy = False
         self.catch_up()
 
     def _note(self, line: str) -> None:
@@ -405,8 +409,8 @@ class Partial:
                         if not chunk:
                             break
                         self.put(at, chunk, self.chains)
+                        self.record(at, at + len(chunk))
                         at += len(chunk)
-                    self.finish(start, at)
         return length(self.done) - before
 
     def mismatch(self) -> str | None:

@@ -49,6 +49,7 @@ RANGE = 16 * 2**20
 """Bytes asked for in one request, at most; less where there is little to fetch."""
 
 _SMALL = 2**20
+_NOTE_EVERY = 2 * 2**20
 _MUCH_PROGRESS = 2**20
 
 _FIRST_WAIT = 0.25
@@ -492,7 +493,7 @@ class _Run:
 
     def _fetch(self, file: _File, start: int, stop: int | None, tries: int) -> None:
         """Fetch a range of a file; how far it goes is the server's if stop is None."""
-        me, at, fault = threading.get_ident(), start, None
+        me, at, noted, fault = threading.get_ident(), start, start, None
         chains: list[partials.Chain] = []
         address = self._address(file)
         try:
@@ -506,6 +507,9 @@ class _Run:
                     file.partial.put(at, chunk, chains)
                     at += len(chunk)
                     self.live[me] = at - start
+                    if at - noted >= _NOTE_EVERY:
+                        file.partial.record(noted, at)
+                        noted = at
         except Fault as error:
             fault = error
         except OSError as error:
@@ -516,7 +520,8 @@ class _Run:
             if at == stop:
                 self.fails_in_a_row = 0
         try:
-            file.partial.finish(start, at, chains)
+            file.partial.record(noted, at)
+            file.partial.release(chains)
         except OSError as error:
             self._local_fault(file, error)
         if fault and not self.stopped:

@@ -10,17 +10,9 @@ import pytest
 
 import laion_fmri_fetchers
 from laion_fmri_fetchers.demo import serve_access
-from laion_fmri_fetchers.demo.access import REFRESH, REQUEST
 from laion_fmri_fetchers.demo.server import UPLOADED
 from laion_fmri_fetchers.layout import GATED
 
-FORM = {
-    "name": "Ada Example",
-    "email": "ada@university.example",
-    "institution": "University of Examples",
-    "research_purpose": "Encoding models of natural images",
-    "accept_terms_version": "1.0",
-}
 PACKAGE = str(Path(laion_fmri_fetchers.__file__).parent)
 
 
@@ -83,16 +75,3 @@ def access(server, bucket_folder, monkeypatch, secrets_of_test):
         yield service
     for key, data in before.items():
         server.put(key, data, last_modified=UPLOADED)
-
-
-def calls(service, path):
-    """Return the bodies of the calls of a path of the access service."""
-    return [body for _, at, body in service.requests if at == path]
-
-
-def forms(service):
-    return calls(service, REQUEST)
-
-
-def refreshes(service):
-    return calls(service, REFRESH)

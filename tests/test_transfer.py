@@ -398,7 +398,7 @@ def test_hopeless_runs_end_large_files_too(server, folder):
     for download in small:
         del server.objects[download.id]
         server.faults[download.id] = [always(faults.wait(0.3))]
-    options = {"n_connections": 8, "max_consecutive_fails": 5}
+    options = {"n_connections": 24, "max_consecutive_fails": 5}
     failed = fetch([large, *small], folder, **options)
     assert len(failed) == 6
     assert failed[0]["status"] is None
@@ -687,15 +687,20 @@ def test_an_interrupt_stops_at_once_and_leaves_what_is_done(server, folder, faul
     for download in downloads:
         server.faults[download.id] = [fine] * 5 + [always(fault)]
     server.faults["f2"] = [always(faults.slow(RANGE))]
-    interrupt = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
+    sent_at = []
+
+    def send():
+        sent_at.append(time.monotonic())
+        os.kill(os.getpid(), signal.SIGINT)
+
+    interrupt = threading.Timer(0.5, send)
     before = set(threading.enumerate())
     interrupt.start()
     with pytest.raises(KeyboardInterrupt):
         fetch(downloads, folder, timeout=60.0)
-    stopped = time.monotonic()
+    assert time.monotonic() - sent_at[0] < 2.0
     interrupt.join()
     assert set(threading.enumerate()) - before - set(server._threads) == set()
-    assert time.monotonic() - stopped < 1.0
     for download in downloads:
         assert not download.path.exists() or fault is fine
     assert all(not name.endswith(".lock") for name in left(folder))

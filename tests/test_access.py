@@ -1,0 +1,973 @@
+"""The access service: the form, the cached request_id, its errors, and no leaks."""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import json
+import os
+import shutil
+import stat
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from laion_fmri_fetchers import accept_license, cache
+from laion_fmri_fetchers import access as client
+from laion_fmri_fetchers.access import (
+    access_status,
+    current_terms_version,
+    login,
+    logout,
+    request_stimulus_access,
+)
+from laion_fmri_fetchers.demo import serve_access
+from laion_fmri_fetchers.demo.access import MANIFEST, REFRESH, REQUEST
+from laion_fmri_fetchers.exceptions import (
+    AccessFormError,
+    AccessNotFoundError,
+    AccessPendingError,
+    AccessRateLimitedError,
+    AccessRequiredError,
+    AccessRevokedError,
+    AccessServiceError,
+    DownloadError,
+    InvalidQueryError,
+    NotCachedError,
+    StimulusAccessError,
+    TermsOutdatedError,
+)
+from laion_fmri_fetchers.layout import ARCHIVE, GATED, STIMULUS_TABLE
+from laion_fmri_fetchers.stimuli import fetch_laion_stimuli, load_stimuli
+
+pytest_plugins = ["gate_fixtures"]
+pytestmark = pytest.mark.usefixtures("secrets_of_test")
+
+FORM = {
+    "name": "Ada Example",
+    "email": "ada@university.example",
+    "institution": "University of Examples",
+    "research_purpose": "Encoding models of natural images",
+    "accept_terms_version": "1.0",
+}
+OFFICIAL = {"email": "ada@university.example", "saved_at": "2026-01-01T00:00:00+00:00"}
+
+
+def fetch(*args, **kwargs):
+    return fetch_laion_stimuli(*args, **{"verbose": 0, **kwargs})
+
+
+def request(**kwargs):
+    request_stimulus_access(**{**FORM, "timeout": 5, **kwargs})
+
+
+def calls(service, path):
+    """Return the bodies of the calls of a path of the access service."""
+    return [body for _, at, body in service.requests if at == path]
+
+
+def forms(service):
+    return calls(service, REQUEST)
+
+
+def refreshes(service):
+    return calls(service, REFRESH)
+
+
+def auth_of(data_dir):
+    return json.loads((data_dir / ".laion_fmri/auth.json").read_text())
+
+
+def files_of(folder):
+    """Return path -> content of all files of a data directory, locks aside."""
+    return {
+        file.relative_to(folder).as_posix(): file.read_bytes()
+        for file in folder.rglob("*")
+        if file.is_file()
+    }
+
+
+def save_official(file, request_id, server_url, **more):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    content = {"server_url": server_url, "request_id": request_id, **OFFICIAL, **more}
+    file.write_text(json.dumps(content, indent=2))
+
+
+@pytest.fixture
+def at_terminal(monkeypatch):
+    """Answer questions with given lines; return what was asked."""
+    asked = []
+
+    def answer_with(*lines):
+        left = list(lines)
+
+        def answer(prompt=""):
+            asked.append(prompt)
+            if not left:
+                raise EOFError
+            return left.pop(0)
+
+        monkeypatch.setattr(client, "can_ask", lambda: True)
+        monkeypatch.setattr(builtins, "input", answer)
+        return asked
+
+    return answer_with
+
+
+# ---------------------------------------------------------------- the gate
+
+
+@pytest.mark.parametrize("mode", ["download_new", "overwrite", "offline"])
+def test_without_an_id_nothing_is_asked_for(access, server, data_dir, mode):
+    with pytest.raises(AccessRequiredError) as caught:
+        fetch(mode=mode)
+
+    assert "request_stimulus_access" in str(caught.value)
+    assert "request-access" in str(caught.value)
+    assert access.requests == []
+    assert server.requests == []
+
+
+def test_request_approved_at_once_opens_the_gate(access, data_dir, bucket_folder):
+    request()
+    stimuli = fetch()
+
+    assert Path(stimuli.archive).read_bytes() == (bucket_folder / ARCHIVE).read_bytes()
+    assert auth_of(data_dir)["status"] == "approved"
+    (form,) = forms(access)
+    assert form == {
+        "name": FORM["name"],
+        "email": FORM["email"],
+        "institution": FORM["institution"],
+        "pi_or_supervisor": None,
+        "research_purpose": FORM["research_purpose"],
+        "accepted_terms": True,
+        "terms_version": "1.0",
+        "source": "cli",
+    }
+
+
+@pytest.mark.parametrize("pending_form", ["202", "status", "no files"])
+def test_pending_then_approved_without_a_new_form(
+    access, server, data_dir, secrets_of_test, pending_form
+):
+    access.approves, access.pending_form = False, pending_form
+    with pytest.raises(AccessPendingError, match="no new form") as caught:
+        request()
+    secrets_of_test.assert_not_told_by(caught.value)
+    assert auth_of(data_dir)["status"] == "pending"
+
+    with pytest.raises(AccessPendingError) as caught:
+        fetch()
+    secrets_of_test.assert_not_told_by(caught.value)
+    with pytest.raises(AccessPendingError):
+        request()
+    assert not any(key in GATED for _, key, _ in server.requests)
+
+    access.approve()
+    stimuli = fetch()
+    assert len(stimuli.metadata) > 0
+    assert auth_of(data_dir)["status"] == "approved"
+    assert len(forms(access)) == 1
+
+
+def test_a_pending_id_does_not_open_the_gate_offline(access, data_dir, no_network):
+    save_official(cache.auth_file(data_dir), "lfm_x", access.url, status="pending")
+
+    with pytest.raises(AccessPendingError, match="Offline"):
+        fetch(mode="offline")
+
+
+def test_a_pending_id_is_asked_about_though_all_is_on_disk(access, data_dir):
+    request()
+    fetch()
+    auth = {**auth_of(data_dir), "status": "pending"}
+    cache.auth_file(data_dir).write_text(json.dumps(auth))
+    n = len(refreshes(access))
+
+    fetch()
+    assert len(refreshes(access)) == n + 1
+    assert auth_of(data_dir)["status"] == "approved"
+
+
+def test_urls_are_asked_for_only_when_something_is_fetched(access, server, data_dir):
+    request()
+    first = fetch()
+    n = len(access.requests)
+    server.requests.clear()
+
+    again = fetch()
+    assert len(access.requests) == n
+    assert server.requests == []
+    pd.testing.assert_frame_equal(again.metadata, first.metadata)
+
+
+def test_moved_to_a_machine_without_network(
+    access, data_dir, tmp_path, monkeypatch, request
+):
+    request_stimulus_access(**FORM, verbose=0)
+    online = fetch(unique_or_shared="shared", extract=True)
+    moved = tmp_path / "elsewhere" / "data"
+    shutil.move(data_dir, moved)
+    for name in ("LAION_FMRI_ACCESS_URL", "LAION_FMRI_BUCKET_URL"):
+        monkeypatch.delenv(name)
+    request.getfixturevalue("no_network")
+
+    offline = fetch(
+        unique_or_shared="shared", extract=True, mode="offline", data_dir=moved
+    )
+    assert set(offline) == set(online)
+    pd.testing.assert_frame_equal(offline.metadata, online.metadata)
+    there = [str(moved) + path[len(str(data_dir)) :] for path in online.images]
+    assert offline.images == there
+    assert all(os.path.exists(path) for path in offline.images)
+    assert (load_stimuli(offline) == load_stimuli(offline)).all()
+    for key in ("query", "description", "failed"):
+        assert offline[key] == online[key]
+
+
+def test_offline_without_the_files(access, data_dir):
+    request()
+
+    with pytest.raises(NotCachedError, match="metadata"):
+        fetch(mode="offline")
+    fetch(max_images=0)
+    with pytest.raises(NotCachedError, match=r"stimuli\.h5"):
+        fetch(mode="offline")
+
+
+# ---------------------------------------------------------------- each error
+
+REFRESH_ERRORS = {
+    "revoked": (
+        (403, {}, {"detail": "This request_id has been revoked."}),
+        AccessRevokedError,
+        "revoked",
+    ),
+    "unknown": (
+        (404, {}, {"detail": "request_id not found"}),
+        AccessNotFoundError,
+        "does not know",
+    ),
+    "busy": (
+        (429, {"Retry-After": "7"}, {"detail": "Rate limit exceeded"}),
+        AccessRateLimitedError,
+        "in 7 s",
+    ),
+    "field": (
+        (422, {}, {"detail": [{"loc": ["body", "request_id"], "msg": "too short"}]}),
+        AccessFormError,
+        "request_id: too short",
+    ),
+    "server error": ((500, {}, b"oops"), AccessServiceError, "500"),
+    "denied": ((403, {}, {"detail": "Forbidden"}), AccessServiceError, "Forbidden"),
+    "no json": ((200, {}, b"<html>hello</html>"), AccessServiceError, "no JSON"),
+    "other files": (
+        (200, {}, {"files": [{"name": "a.h5", "url": "https://x.org/a"}]}),
+        AccessServiceError,
+        "sha256",
+    ),
+    "other shape": ((200, {}, {"files": {"a": 1}}), AccessServiceError, "sha256"),
+    "pending": ((202, {}, {}), AccessPendingError, "not approved yet"),
+}
+
+
+@pytest.mark.parametrize("name", REFRESH_ERRORS)
+def test_each_error_of_the_service(
+    access, data_dir, monkeypatch, secrets_of_test, name
+):
+    answer, kind, said = REFRESH_ERRORS[name]
+    monkeypatch.setattr(client, "_FIRST_WAIT", 0.01)
+    request()
+    fetch(max_images=0)
+    before = files_of(data_dir)
+    assert STIMULUS_TABLE in before
+    access.answers[REFRESH] = answer
+
+    with pytest.raises(kind, match=said) as caught:
+        fetch()
+    assert isinstance(caught.value, StimulusAccessError)
+    secrets_of_test.assert_not_told_by(caught.value)
+    assert files_of(data_dir) == before
+
+    access.answers.clear()
+    assert fetch().archive
+
+
+def test_rate_limit_says_when_to_try_again(access, data_dir):
+    request()
+    access.answers[REFRESH] = (429, {"Retry-After": "90"}, {"detail": "slow down"})
+    with pytest.raises(AccessRateLimitedError) as caught:
+        fetch()
+    assert caught.value.retry_after == 90
+
+    access.answers[REFRESH] = (429, {}, {"detail": "slow down"})
+    with pytest.raises(AccessRateLimitedError, match="later") as caught:
+        fetch()
+    assert caught.value.retry_after is None
+
+
+def test_service_unreachable(access, data_dir, monkeypatch, secrets_of_test):
+    monkeypatch.setattr(client, "_FIRST_WAIT", 0.01)
+    request()
+    access.stop()
+
+    with pytest.raises(AccessServiceError, match="no connection") as caught:
+        fetch(timeout=2)
+    assert "offline" in str(caught.value)
+    secrets_of_test.assert_not_told_by(caught.value)
+
+
+def test_a_short_failure_of_the_service_passes(access, data_dir, monkeypatch):
+    monkeypatch.setattr(client, "_FIRST_WAIT", 0.01)
+    request()
+    left = [(503, {}, b"busy"), (502, {}, b"busy")]
+    access.answers[REFRESH] = lambda body: left.pop() if left else None
+
+    assert fetch().archive
+
+
+def test_terms_outdated_accepted_in_a_browser(access, data_dir, secrets_of_test):
+    request()
+    access.terms_version = "2.0"
+
+    with pytest.raises(TermsOutdatedError) as caught:
+        fetch()
+    assert caught.value.accept_url == f"{access.url}/terms/accept"
+    assert repr(caught.value.terms_version) == "'2.0'"
+    assert caught.value.accept_url in str(caught.value)
+    assert "2.0" in str(caught.value)
+    secrets_of_test.assert_not_told_by(caught.value)
+
+    access.accept_terms(secrets_of_test[0])
+    assert fetch().archive
+    assert len(forms(access)) == 1
+
+
+def test_terms_outdated_accepted_through_the_form(access, data_dir, secrets_of_test):
+    request()
+    access.terms_version = "2.0"
+    with pytest.raises(TermsOutdatedError):
+        fetch()
+
+    request(accept_terms_version="2.0")
+    assert fetch().archive
+    assert auth_of(data_dir)["request_id"] == secrets_of_test[1]
+    assert forms(access)[1]["terms_version"] == "2.0"
+
+
+def test_an_accept_url_that_holds_the_id_is_cut(access, data_dir, secrets_of_test):
+    request()
+    url = f"{access.url}/terms/accept?id={secrets_of_test[0]}"
+    detail = {
+        "error": "terms_outdated",
+        "accept_url": url,
+        "current_terms_version": "2.0",
+    }
+    access.answers[REFRESH] = (403, {}, {"detail": detail})
+
+    with pytest.raises(TermsOutdatedError) as caught:
+        fetch()
+    assert caught.value.accept_url == f"{access.url}/terms/accept"
+    secrets_of_test.assert_not_told_by(caught.value)
+
+
+def test_an_id_that_the_service_repeats_is_not_told(access, data_dir, secrets_of_test):
+    request()
+    own = secrets_of_test[0]
+    told = [{"loc": ["body", "request_id"], "msg": f"{own} is odd", "input": own}]
+    for detail in (f"{own} was revoked", f"unknown {own}", told):
+        for status in (403, 404, 422, 429, 400):
+            access.answers[REFRESH] = (status, {}, {"detail": detail})
+            with pytest.raises(StimulusAccessError) as caught:
+                fetch()
+            secrets_of_test.assert_not_told_by(caught.value)
+
+
+# ---------------------------------------------------------------- URLs in mid-download
+
+
+@pytest.fixture
+def large_archive(access, server, bucket_folder):
+    """An archive that takes several reads; HDF5 ignores what follows its end."""
+    data = (bucket_folder / ARCHIVE).read_bytes() + os.urandom(6 * 2**20)
+    server.put(ARCHIVE, data)
+    return data
+
+
+class Expiring:
+    """Cut the first body of the archive in the middle, and let its URL expire."""
+
+    def __init__(self, access, data):
+        self.access, self.data, self.ranges = access, data, []
+
+    def __call__(self, environ):
+        if not environ["RAW_URI"].partition("?")[0].endswith("stimuli.h5"):
+            return None
+        self.ranges.append(environ.get("HTTP_RANGE", ""))
+        if len(self.ranges) > 1:
+            return None
+        self.access.expire()
+        headers = {"Content-Length": str(len(self.data))}
+        return 200, headers, self.data[: len(self.data) // 2]
+
+
+def test_expiry_in_mid_download_resumes(access, data_dir, large_archive):
+    request()
+    access.objects = expiring = Expiring(access, large_archive)
+
+    stimuli = fetch(n_connections=1)
+    assert Path(stimuli.archive).read_bytes() == large_archive
+    assert len(refreshes(access)) == 2
+    first, second = expiring.ranges
+    assert first == ""
+    resumed_at = int(second.removeprefix("bytes=").partition("-")[0])
+    assert resumed_at > len(large_archive) // 3
+
+
+def test_a_url_refused_after_renewal_is_an_error(
+    access, server, data_dir, large_archive, secrets_of_test
+):
+    request()
+    fetch(max_images=0)
+    n = len(refreshes(access))
+    server.requests.clear()
+    access.objects = lambda environ: (
+        403,
+        {},
+        b"<Error><Code>AccessDenied</Code></Error>",
+    )
+
+    with pytest.raises(DownloadError, match="403") as caught:
+        fetch(n_connections=1)
+    secrets_of_test.assert_not_told_by(caught.value)
+    assert len(refreshes(access)) == n + 2
+    assert len(server.requests) == 2
+    assert not (data_dir / ARCHIVE).exists()
+
+
+def test_an_error_of_the_service_in_mid_download(
+    access, data_dir, large_archive, secrets_of_test
+):
+    request()
+    fetch(max_images=0)
+    access.objects = Expiring(access, large_archive)
+    answers = [None, (403, {}, {"detail": "revoked"})]
+    access.answers[REFRESH] = lambda body: answers.pop(0)
+
+    with pytest.raises(AccessRevokedError) as caught:
+        fetch(n_connections=1)
+    secrets_of_test.assert_not_told_by(caught.value)
+    assert not (data_dir / ARCHIVE).exists()
+
+    access.answers.clear()
+    access.objects = ranges = Expiring(access, large_archive)
+    ranges.ranges.append("earlier")
+    assert Path(fetch(n_connections=1).archive).read_bytes() == large_archive
+    assert ranges.ranges[1].startswith("bytes=")
+    assert not ranges.ranges[1].startswith("bytes=0-")
+
+
+def test_a_file_that_changes_in_mid_download(access, server, data_dir, large_archive):
+    request()
+    expiring = Expiring(access, large_archive)
+
+    def objects(environ):
+        answer = expiring(environ)
+        if answer:
+            server.put(ARCHIVE, large_archive + b"more")
+        return answer
+
+    access.objects = objects
+    with pytest.raises(AccessServiceError, match="changed"):
+        fetch(n_connections=1)
+
+
+@pytest.mark.parametrize("key", [ARCHIVE, STIMULUS_TABLE])
+def test_a_sha256_mismatch_leaves_no_file(access, data_dir, secrets_of_test, key):
+    request()
+    if key == ARCHIVE:
+        fetch(max_images=0)
+
+    def tampered(body):
+        status, headers, content = access._refresh(body)
+        for one in content["files"]:
+            if one["name"] in key:
+                one["sha256"] = "0" * 64
+        return status, headers, content
+
+    access.answers[REFRESH] = tampered
+    with pytest.raises(DownloadError, match="sha256") as caught:
+        fetch()
+    secrets_of_test.assert_not_told_by(caught.value)
+    assert not (data_dir / key).exists()
+
+
+# ---------------------------------------------------------------- the form
+
+
+def test_an_honoured_id_sends_no_form(access, data_dir, capfd):
+    request()
+    request()
+    assert len(forms(access)) == 1
+    assert "granted already" in capfd.readouterr().err
+
+    request(renew=True)
+    assert len(forms(access)) == 2
+
+
+@pytest.mark.parametrize("ending", ["revoke", "forget"])
+def test_an_id_that_is_not_honoured_is_replaced(
+    access, data_dir, secrets_of_test, ending
+):
+    request()
+    getattr(access, ending)(secrets_of_test[0])
+
+    request()
+    assert auth_of(data_dir)["request_id"] == secrets_of_test[1]
+
+
+def test_missing_fields_are_named_where_nobody_can_be_asked(access, data_dir):
+    with pytest.raises(AccessFormError) as caught:
+        request_stimulus_access(name="Ada Example", institution="U")
+
+    assert set(caught.value.fields) == {
+        "email",
+        "research_purpose",
+        "accept_terms_version",
+    }
+    for name in caught.value.fields:
+        assert name in str(caught.value)
+    assert access.requests == []
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("research_purpose", "too short", "20"),
+        ("email", "nobody", "email"),
+        ("name", " ", "empty"),
+        ("institution", 3, "text"),
+    ],
+)
+def test_wrong_fields_are_not_sent(access, data_dir, field, value, said):
+    with pytest.raises(AccessFormError, match=said) as caught:
+        request(**{field: value})
+    assert list(caught.value.fields) == [field]
+    assert forms(access) == []
+
+
+def test_fields_that_the_service_refuses(access, data_dir, secrets_of_test):
+    detail = [
+        {"loc": ["body", "email"], "msg": "domain does not exist", "input": "x"},
+        {"loc": ["body", "pi_or_supervisor"], "msg": "too long"},
+    ]
+    access.answers[REQUEST] = (422, {}, {"detail": detail})
+
+    with pytest.raises(AccessFormError, match="domain does not exist") as caught:
+        request()
+    assert caught.value.fields == {
+        "email": "domain does not exist",
+        "pi_or_supervisor": "too long",
+    }
+    assert not cache.auth_file(data_dir).exists()
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind"),
+    [
+        ((429, {"Retry-After": "5"}, {"detail": "slow"}), AccessRateLimitedError),
+        ((500, {}, b""), AccessServiceError),
+        ((404, {}, {"detail": "Not Found"}), AccessServiceError),
+        ((200, {}, {"files": []}), AccessServiceError),
+    ],
+)
+def test_errors_on_the_form_keep_the_id_there_is(access, data_dir, answer, kind):
+    request()
+    before = files_of(data_dir)
+    access.answers[REQUEST] = answer
+
+    with pytest.raises(kind):
+        request(renew=True)
+    assert files_of(data_dir) == before
+
+
+def test_a_form_is_sent_once_even_if_the_service_fails(access, data_dir):
+    access.answers[REQUEST] = (503, {}, b"")
+
+    with pytest.raises(AccessServiceError):
+        request()
+    assert len(forms(access)) == 1
+
+
+def test_another_version_of_the_terms_is_refused(access, data_dir):
+    with pytest.raises(TermsOutdatedError, match=r"'0\.9'.*'1\.0'") as caught:
+        request(accept_terms_version="0.9")
+    assert caught.value.terms_version == "1.0"
+    assert forms(access) == []
+    assert current_terms_version() == "1.0"
+
+
+@pytest.mark.parametrize("content", [{}, {"current_terms_version": 2}, []])
+def test_a_manifest_without_version(access, content):
+    access.answers[MANIFEST] = (200, {}, content)
+    with pytest.raises(AccessServiceError):
+        current_terms_version()
+
+
+def test_asked_at_a_terminal(access, data_dir, at_terminal):
+    asked = at_terminal(
+        "Ada Example",
+        "not an address",
+        "ada@university.example",
+        "University of Examples",
+        "",
+        "too short",
+        "Encoding models of natural images",
+        "i agree",
+    )
+    request_stimulus_access()
+
+    (form,) = forms(access)
+    assert form["email"] == "ada@university.example"
+    assert form["pi_or_supervisor"] is None
+    assert len(asked) == 8
+    assert "1.0" in asked[-1]
+    assert fetch().archive
+
+
+def test_only_what_is_missing_is_asked(access, data_dir, at_terminal):
+    asked = at_terminal("ada@university.example")
+    request(email=None, pi="P. Example")
+
+    assert len(asked) == 1
+    assert forms(access)[0]["pi_or_supervisor"] == "P. Example"
+
+
+@pytest.mark.parametrize("answer", ["no", "", None])
+def test_the_agreement_declined(access, data_dir, at_terminal, answer):
+    at_terminal(*([] if answer is None else [answer]))
+    with pytest.raises(AccessFormError, match="declined"):
+        request(accept_terms_version=None)
+    assert forms(access) == []
+
+
+def test_input_that_ends(access, data_dir, at_terminal):
+    at_terminal("Ada Example")
+    with pytest.raises(AccessFormError, match="email") as caught:
+        request_stimulus_access()
+    assert list(caught.value.fields) == ["email"]
+
+
+# ---------------------------------------------------------------- where ids go
+
+
+@pytest.mark.parametrize("path", [MANIFEST, REQUEST, REFRESH])
+def test_addresses_must_be_https(monkeypatch, data_dir, no_network, path):
+    monkeypatch.setenv("LAION_FMRI_ACCESS_URL", "http://access.example.org")
+    monkeypatch.setenv("LAION_FMRI_REQUEST_ID", "lfm_of_a_test")
+
+    with pytest.raises(AccessServiceError, match="https"):
+        fetch() if path == REFRESH else current_terms_version()
+
+
+def test_presigned_urls_must_be_https(access, data_dir):
+    request()
+
+    def plain(body):
+        status, headers, content = access._refresh(body)
+        for one in content["files"]:
+            one["url"] = "http://bucket.example.org/x?X-Amz-Signature=1"
+        return status, headers, content
+
+    access.answers[REFRESH] = plain
+    with pytest.raises(AccessServiceError, match="https"):
+        fetch()
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_no_redirect_to_another_host(access, server, data_dir, secrets_of_test, status):
+    request()
+    with serve_access(server) as other:
+        for path in (REFRESH, REQUEST):
+            access.answers[path] = (status, {"Location": other.url + path}, {})
+        with pytest.raises(AccessServiceError, match="another host") as caught:
+            fetch()
+        secrets_of_test.assert_not_told_by(caught.value)
+        with pytest.raises(AccessServiceError, match="another host"):
+            request(renew=True)
+        assert other.requests == []
+
+        access.answers[MANIFEST] = (status, {"Location": other.url + MANIFEST}, {})
+        assert current_terms_version() == other.terms_version
+
+
+def test_redirects_on_the_same_host(access, data_dir):
+    request()
+    moved = access.url + "/v2"
+    access.answers[REFRESH] = (307, {"Location": "/v2/refresh"}, {})
+    access.answers["/v2/refresh"] = access._refresh
+    assert moved
+    assert fetch().archive
+
+    access.answers["/v2/refresh"] = (308, {"Location": "/v2/refresh"}, {})
+    with pytest.raises(AccessServiceError, match="nowhere"):
+        fetch(mode="overwrite")
+
+
+def test_an_id_is_sent_only_to_where_it_comes_from(
+    access, server, data_dir, monkeypatch
+):
+    request()
+    with serve_access(server) as other:
+        monkeypatch.setenv("LAION_FMRI_ACCESS_URL", other.url)
+        with pytest.raises(AccessRequiredError, match="sent nowhere else"):
+            fetch()
+        assert other.requests == []
+
+        monkeypatch.delenv("LAION_FMRI_ACCESS_URL")
+        assert fetch().archive
+        assert other.requests == []
+
+
+def test_a_server_without_access_takes_a_new_form(
+    access, server, data_dir, monkeypatch
+):
+    request()
+    with serve_access(server) as other:
+        monkeypatch.setenv("LAION_FMRI_ACCESS_URL", other.url)
+        request()
+        assert len(forms(other)) == 1
+        assert refreshes(other) == []
+        auth = auth_of(data_dir)
+        assert auth["server_url"] == other.url
+        assert fetch().archive
+        secret = auth["request_id"]
+    assert not any(secret in str(body) for _, _, body in access.requests)
+
+
+# ---------------------------------------------------------------- the cached id
+
+
+def test_the_order_in_which_ids_are_looked_for(access, data_dir, monkeypatch):
+    ids = [access.grant() for _ in range(3)]
+    save_official(cache.official_auth_file(), ids[0], access.url)
+    fetch(max_images=0)
+    save_official(cache.auth_file(data_dir), ids[1], access.url)
+    fetch(max_images=0, mode="overwrite")
+    monkeypatch.setenv("LAION_FMRI_REQUEST_ID", f" {ids[2]}\n")
+    fetch(max_images=0, mode="overwrite")
+
+    assert [body["request_id"] for body in refreshes(access)] == ids
+
+
+def test_the_auth_file_of_the_dataset_package_opens_the_gate(access, data_dir):
+    file = cache.official_auth_file()
+    assert file == Path.home() / ".cache/laion-fmri/auth.json"
+    save_official(file, access.grant(), access.url)
+    before = file.read_bytes()
+
+    assert fetch().archive
+    assert file.read_bytes() == before
+    assert fetch(mode="offline").archive
+
+
+def test_our_auth_file_has_the_fields_of_the_dataset_package(access, data_dir):
+    request()
+    auth = auth_of(data_dir)
+
+    assert set(auth) == {
+        "server_url",
+        "request_id",
+        "email",
+        "saved_at",
+        "status",
+    }
+    assert auth["server_url"] == access.url
+    assert auth["request_id"].startswith("lfm_")
+    assert auth["email"] == FORM["email"]
+    assert pd.Timestamp(auth["saved_at"]).tz is not None
+
+
+def test_the_licence_marker_is_that_of_the_dataset_package(data_dir, monkeypatch):
+    marker = data_dir / ".laion_fmri/license_accepted"
+    accept_license()
+    assert marker.read_bytes() == b""
+    monkeypatch.delenv("LAION_FMRI_LICENSE")
+    accept_license()
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root reads all")
+def test_an_unreadable_auth_file_is_passed_over(access, data_dir):
+    save_official(cache.auth_file(data_dir), access.grant(), access.url)
+    cache.auth_file(data_dir).chmod(0)
+    with pytest.raises(AccessRequiredError):
+        fetch()
+
+
+def test_an_auth_file_of_somebody_else(access, data_dir, monkeypatch):
+    """One that may not be read is passed over, and not replaced."""
+    theirs = cache.auth_file(data_dir)
+    save_official(theirs, "lfm_theirs", access.url)
+    read_text, may = Path.read_text, os.access
+
+    def refused(self, *args, **kwargs):
+        if self == theirs:
+            raise PermissionError(13, "denied", str(self))
+        return read_text(self, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "read_text", refused)
+    monkeypatch.setattr(
+        os, "access", lambda path, mode: path != theirs and may(path, mode)
+    )
+    with pytest.raises(AccessRequiredError):
+        fetch()
+
+    request()
+    assert "lfm_theirs" in theirs.read_bytes().decode()
+    assert cache.official_auth_file().exists()
+    assert fetch().archive
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"request_id": 3}', '""'])
+def test_a_broken_auth_file_is_passed_over(access, data_dir, content):
+    save_official(cache.official_auth_file(), access.grant(), access.url)
+    cache.auth_file(data_dir).parent.mkdir(parents=True)
+    cache.auth_file(data_dir).write_text(content)
+
+    with pytest.warns(UserWarning, match="passed over"):
+        assert fetch().archive
+
+
+def test_auth_json_is_never_readable_by_others(access, data_dir, monkeypatch):
+    seen = []
+    os_open, replace = os.open, os.replace
+
+    def spy_open(path, flags, mode=0o777, **kwargs):
+        descriptor = os_open(path, flags, mode, **kwargs)
+        if "auth.json" in str(path) and flags & os.O_CREAT:
+            seen.append(stat.S_IMODE(os.fstat(descriptor).st_mode))
+        return descriptor
+
+    def spy_replace(source, target):
+        if "auth.json" in str(target):
+            seen.append(stat.S_IMODE(os.stat(source).st_mode))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "open", spy_open)
+    monkeypatch.setattr(os, "replace", spy_replace)
+    umask = os.umask(0)
+    try:
+        access.approves = False
+        with pytest.raises(AccessPendingError):
+            request()
+        cache.auth_file(data_dir).chmod(0o644)
+        access.approve()
+        fetch()
+    finally:
+        os.umask(umask)
+    assert seen == [0o600] * 4
+    assert stat.S_IMODE(cache.auth_file(data_dir).stat().st_mode) == 0o600
+
+
+def test_login_and_logout(access, data_dir, capfd):
+    request_id = access.grant()
+    login(request_id)
+    assert auth_of(data_dir)["status"] == "approved"
+    assert fetch(max_images=0) is not None
+    status = access_status()
+    assert status["status"] == "approved"
+    assert status["source"] == str(cache.auth_file(data_dir))
+    assert request_id not in str(status)
+    assert status["request_id"].endswith(request_id[-3:])
+
+    logout()
+    assert not cache.auth_file(data_dir).exists()
+    assert access_status()["request_id"] is None
+    with pytest.raises(AccessRequiredError):
+        fetch()
+    logout()
+    assert "There is no request_id" in capfd.readouterr().err
+
+
+def test_login_asks_without_showing(access, data_dir, monkeypatch):
+    request_id = access.grant()
+    with pytest.raises(InvalidQueryError, match="terminal"):
+        login()
+    monkeypatch.setattr(client, "can_ask", lambda: True)
+    monkeypatch.setattr(client.getpass, "getpass", lambda prompt: request_id)
+    login()
+    assert auth_of(data_dir)["request_id"] == request_id
+
+
+def test_login_keeps_only_what_the_service_honours(access, data_dir, secrets_of_test):
+    secrets_of_test.append("lfm_unknown_to_the_service")
+    with pytest.raises(AccessNotFoundError) as caught:
+        login("lfm_unknown_to_the_service")
+    secrets_of_test.assert_not_told_by(caught.value)
+    secrets_of_test.append("secret of something else")
+    with pytest.raises(InvalidQueryError, match="lfm_") as caught:
+        login("secret of something else")
+    secrets_of_test.assert_not_told_by(caught.value)
+    assert not cache.auth_file(data_dir).exists()
+
+    access.approves = False
+    with pytest.raises(AccessPendingError):
+        request()
+    request_id = auth_of(data_dir)["request_id"]
+    logout()
+    with pytest.raises(AccessPendingError):
+        login(request_id)
+    assert auth_of(data_dir)["status"] == "pending"
+
+
+def test_logout_tells_of_an_id_that_stays(access, data_dir, monkeypatch):
+    monkeypatch.setenv("LAION_FMRI_REQUEST_ID", access.grant())
+    with pytest.warns(UserWarning, match="LAION_FMRI_REQUEST_ID"):
+        logout()
+
+
+def test_a_new_id_behind_that_of_the_environment(access, data_dir, monkeypatch):
+    monkeypatch.setenv("LAION_FMRI_REQUEST_ID", access.grant())
+    with pytest.warns(UserWarning, match="unset it"):
+        request(renew=True)
+
+
+# ---------------------------------------------------------------- what may not leak
+
+
+def test_nothing_shows_a_secret(access, data_dir, secrets_of_test, capfd):
+    request()
+    gate = client.open_gate(str(data_dir), offline=False)
+    url = gate.url(ARCHIVE)
+    assert "X-Amz-Signature" in url(False)
+    auth = client._cached(str(data_dir))
+    for one in (
+        gate,
+        vars(gate),
+        auth,
+        url(False),
+        gate.file(ARCHIVE),
+        access_status(),
+    ):
+        secrets_of_test.assert_not_in(repr(one), type(one))
+    stimuli = fetch(verbose=3, extract=True)
+    secrets_of_test.assert_not_in(f"{dict(stimuli)}{stimuli!r}", "the Bunch")
+    assert "3.2 GB" in capfd.readouterr().err
+
+
+def test_the_watch_sees_a_leak(access, data_dir, secrets_of_test):
+    """The fixture that greps does find an id where there is one."""
+    request()
+    for leak in (
+        ValueError(secrets_of_test[0]),
+        ValueError("https://x.org/a?X-Amz-Signature=1"),
+    ):
+        with pytest.raises(AssertionError, match="secret"):
+            secrets_of_test.assert_not_told_by(leak)
+    chained = ValueError("nothing")
+    with contextlib.suppress(AssertionError):
+        chained.__context__ = ValueError(secrets_of_test[0])
+        secrets_of_test.assert_not_told_by(chained)
+        pytest.fail("the context was not looked at")

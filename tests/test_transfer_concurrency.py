@@ -1,0 +1,193 @@
+"""Many processes, one directory: with locks that work or do not, and killed.
+
+A watcher hashes every file when it appears under its final name.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import hashlib
+import multiprocessing
+import os
+import random
+import select
+import struct
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from fault_server import FaultServer, always, slow
+
+from laion_fmri_fetchers import transfer
+from laion_fmri_fetchers.transfer import Download, download_files
+
+pytestmark = pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="watches files with inotify"
+)
+
+N_PROCESSES = 16
+RANGE = 2**18
+SIZES = [
+    *range(1000, 30_000, 1000),
+    100_000,
+    2**18,
+    *range(300_000, 3_000_000, 300_000),
+]
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload([__name__])
+
+
+def fetch_all(downloads, partial_dir, locks_work, ready):
+    """Run in a process of its own."""
+    transfer.RANGE = RANGE
+    transfer._NOTE_EVERY = 2**14
+    if not locks_work:
+        fcntl.flock = fcntl.lockf = lambda *args: None
+    if ready:
+        ready.wait()
+    failed = download_files(
+        downloads, partial_dir=partial_dir, n_connections=4, timeout=10.0, verbose=0
+    )
+    assert failed == []
+
+
+class Watcher:
+    """Hashes files when they appear, in a thread; a context manager.
+
+    Attributes
+    ----------
+    seen : list of tuple
+        Name and SHA-256 of each file at the moment it appeared.
+    """
+
+    MOVED_TO, CREATE, CLOSE_WRITE = 0x80, 0x100, 0x8
+
+    def __init__(self, folder: Path):
+        self.folder, self.seen = folder, []
+        libc = ctypes.CDLL(None, use_errno=True)
+        self.descriptor = libc.inotify_init1(os.O_CLOEXEC)
+        events = self.MOVED_TO | self.CREATE | self.CLOSE_WRITE
+        libc.inotify_add_watch(self.descriptor, os.fsencode(folder), events)
+        self.end, self.told = os.pipe()
+        self.thread = threading.Thread(target=self._watch)
+
+    def __enter__(self):
+        self.thread.start()
+        return self
+
+    def __exit__(self, *args):
+        os.write(self.told, b"x")
+        self.thread.join()
+        for descriptor in (self.descriptor, self.end, self.told):
+            os.close(descriptor)
+
+    def _watch(self):
+        while True:
+            readable, _, _ = select.select([self.descriptor, self.end], [], [])
+            if self.descriptor in readable:
+                self._hash(os.read(self.descriptor, 2**16))
+            elif self.end in readable:
+                return
+
+    def _hash(self, events):
+        at = 0
+        while at < len(events):
+            _, _, _, length = struct.unpack_from("iIII", events, at)
+            name = events[at + 16 : at + 16 + length].rstrip(b"\0").decode()
+            at += 16 + length
+            digest = hashlib.sha256((self.folder / name).read_bytes()).hexdigest()
+            self.seen.append((name, digest))
+
+
+@pytest.fixture
+def server():
+    with FaultServer() as running:
+        for i, size in enumerate(SIZES):
+            part = 2**20 if size > 2**20 else None
+            running.put(f"f{i}", random.Random(i).randbytes(size), part)
+        yield running
+
+
+@pytest.fixture
+def downloads(server, tmp_path):
+    return [
+        Download(key, f"{server.url}/{key}", tmp_path / "files" / key, len(data), etag)
+        for key, (data, etag) in server.objects.items()
+    ]
+
+
+@pytest.fixture
+def watcher(tmp_path):
+    (tmp_path / "files").mkdir()
+    with Watcher(tmp_path / "files") as running:
+        yield running
+
+
+def start(downloads, tmp_path, locks_work, ready):
+    args = (downloads, tmp_path / "partial", locks_work, ready)
+    process = CONTEXT.Process(target=fetch_all, args=args)
+    process.start()
+    return process
+
+
+def assert_all_well(server, downloads, watcher, tmp_path):
+    """Check what is there at the end, and all that was there before."""
+    expected = {
+        key: hashlib.sha256(data).hexdigest()
+        for key, (data, _) in server.objects.items()
+    }
+    for download in downloads:
+        digest = hashlib.sha256(download.path.read_bytes()).hexdigest()
+        assert digest == expected[download.id]
+    for _ in range(100):
+        if {name for name, _ in watcher.seen} == set(expected):
+            break
+        time.sleep(0.05)
+    assert {name for name, _ in watcher.seen} == set(expected)
+    assert all(digest == expected[name] for name, digest in watcher.seen)
+    assert sorted(os.listdir(tmp_path / "files")) == sorted(expected)
+    assert os.listdir(tmp_path / "partial") == []
+
+
+@pytest.mark.parametrize("locks_work", [True, False])
+def test_processes_that_fetch_the_same_files(
+    server, downloads, watcher, tmp_path, locks_work
+):
+    ready = CONTEXT.Barrier(N_PROCESSES)
+    processes = [
+        start(downloads, tmp_path, locks_work, ready) for _ in range(N_PROCESSES)
+    ]
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+    assert_all_well(server, downloads, watcher, tmp_path)
+    if locks_work:
+        assert server.sent <= 1.2 * sum(SIZES)
+    else:
+        assert server.sent > 1.2 * sum(SIZES)
+
+
+@pytest.mark.parametrize("locks_work", [True, False])
+def test_processes_that_are_killed(server, downloads, watcher, tmp_path, locks_work):
+    chance = random.Random(0)
+    for key in server.objects:
+        server.faults[key] = [always(slow(3e5))]
+    processes = [start(downloads, tmp_path, locks_work, None) for _ in range(6)]
+    n_killed = 0
+    while not all(download.path.exists() for download in downloads):
+        time.sleep(chance.uniform(0.01, 0.1))
+        victim = chance.randrange(len(processes))
+        processes[victim].kill()
+        processes[victim].join()
+        processes[victim] = start(downloads, tmp_path, locks_work, None)
+        n_killed += 1
+    assert n_killed > 10
+    processes.append(start(downloads, tmp_path, locks_work, None))
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+    assert_all_well(server, downloads, watcher, tmp_path)
