@@ -42,6 +42,7 @@ from .licenses import accept_license as accept_license
 from .licenses import license_text as license_text
 from .selection import basic_image_terms as basic_image_terms
 from .selection import basic_roi_terms as basic_roi_terms
+from .verify import status as status
 from .verify import verify_cache as verify_cache
 
 __version__: str

@@ -86,21 +86,45 @@ def _parser() -> argparse.ArgumentParser:
     fetch.add_argument("--rois", nargs="*", default=["all"], metavar="ROI")
     fetch.add_argument("--sessions", nargs="+", default=["all"], metavar="SES")
     fetch.add_argument(
-        "--mode", default="download_new", help="download_new, overwrite or offline"
-    )
-    fetch.add_argument(
         "--where", action="append", default=[], metavar="TERM", help=_TERM_HELP
     )
     fetch.add_argument(
         "--image-where", action="append", default=[], metavar="TERM", help=_TERM_HELP
     )
     fetch.add_argument("--max-images", type=int, metavar="N")
-    fetch.add_argument("--n-connections", type=int, default=32, metavar="N")
-    fetch.add_argument("--timeout", type=float, default=30.0, metavar="SECONDS")
-    fetch.add_argument("--allow-missing", action="store_true")
     fetch.add_argument("--dry-run", action="store_true", help="list, download nothing")
-    fetch.add_argument("-v", "--verbose", action="count", default=1)
-    fetch.add_argument("-q", "--quiet", action="store_true")
+    _transfer_options(fetch)
+
+    access = _command(
+        commands, "request-access", _request_access, "ask for the stimulus images"
+    )
+    for name in ("name", "email", "institution", "pi", "research-purpose"):
+        access.add_argument(f"--{name}", help="asked for where it is not given")
+    access.add_argument("--accept-terms-version", metavar="VERSION")
+    access.add_argument("--renew", action="store_true", help="even with a good id")
+    _command(commands, "login", _login, "keep a request_id; asks for it")
+    _command(commands, "logout", _logout, "forget the request_id")
+
+    stimuli = _command(commands, "fetch-stimuli", _stimuli, "fetch the stimulus images")
+    stimuli.add_argument("--names", nargs="+", metavar="NAME")
+    stimuli.add_argument(
+        "--where", action="append", default=[], metavar="TERM", help=_TERM_HELP
+    )
+    stimuli.add_argument("--max-images", type=int, metavar="N")
+    stimuli.add_argument("--extract", action="store_true", help="write image files")
+    stimuli.add_argument("--dry-run", action="store_true", help="plan only")
+    _transfer_options(stimuli)
+
+    for name in ("captions", "embeddings", "segmentations"):
+        command = _command(
+            commands, f"fetch-{name}", _derivatives, f"fetch {name} of the stimuli"
+        )
+        command.set_defaults(what=name)
+        if name == "embeddings":
+            command.add_argument("--models", nargs="+", default=["all"])
+        _transfer_options(command)
+
+    _command(commands, "status", _status, "what is configured, accepted and cached")
 
     verify = _command(commands, "verify", _verify, "check the files on disk")
     verify.add_argument("--repair", action="store_true", help="fetch bad files again")
@@ -113,6 +137,29 @@ def _parser() -> argparse.ArgumentParser:
         "--output", metavar="FOLDER", help="where to keep data and figure"
     )
     return parser
+
+
+def _transfer_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--mode", default="download_new", help="download_new, overwrite or offline"
+    )
+    command.add_argument("--n-connections", type=int, default=32, metavar="N")
+    command.add_argument("--timeout", type=float, default=30.0, metavar="SECONDS")
+    command.add_argument("--allow-missing", action="store_true")
+    command.add_argument("-v", "--verbose", action="count", default=1)
+    command.add_argument("-q", "--quiet", action="store_true")
+
+
+def _how(options: argparse.Namespace) -> dict[str, Any]:
+    """Return how to work, as the fetchers' arguments."""
+    return {
+        "mode": options.mode,
+        "data_dir": options.data_dir,
+        "allow_missing": options.allow_missing,
+        "n_connections": options.n_connections,
+        "timeout": options.timeout,
+        "verbose": 0 if options.quiet else options.verbose,
+    }
 
 
 def _command(commands: Any, name: str, run: Any, text: str) -> argparse.ArgumentParser:
@@ -172,20 +219,87 @@ def _fetch(options: argparse.Namespace) -> None:
         trial_filter=parse_terms(options.where),
         image_filter=parse_terms(options.image_where),
         max_images=options.max_images,
-        mode=options.mode,
-        data_dir=options.data_dir,
         dry_run=options.dry_run,
-        allow_missing=options.allow_missing,
-        n_connections=options.n_connections,
-        timeout=options.timeout,
-        verbose=0 if options.quiet else options.verbose,
+        **_how(options),
     )
     if options.dry_run:
-        for row in data.plan.itertuples():
-            print(f"{row.size}\t{row.reason}\t{row.id}")
+        _print_plan(data)
     else:
-        for path in [*data.images, *data.rois]:
-            print(path)
+        _print_paths([*data.images, *data.rois])
+
+
+def _print_plan(data: Any) -> None:
+    for row in data.plan.itertuples():
+        print(f"{row.size}\t{row.reason}\t{row.id}")
+
+
+def _print_paths(paths: Sequence[str | None]) -> None:
+    for path in filter(None, paths):
+        print(path)
+
+
+def _request_access(options: argparse.Namespace) -> None:
+    from .access import request_stimulus_access
+
+    request_stimulus_access(
+        name=options.name,
+        email=options.email,
+        institution=options.institution,
+        pi=options.pi,
+        research_purpose=options.research_purpose,
+        accept_terms_version=options.accept_terms_version,
+        renew=options.renew,
+        data_dir=options.data_dir,
+    )
+
+
+def _login(options: argparse.Namespace) -> None:
+    from .access import login
+
+    login(data_dir=options.data_dir)
+
+
+def _logout(options: argparse.Namespace) -> None:
+    from .access import logout
+
+    logout(options.data_dir)
+
+
+def _stimuli(options: argparse.Namespace) -> None:
+    from .stimuli import fetch_laion_stimuli
+
+    data = fetch_laion_stimuli(
+        options.names,
+        stimulus_filter=parse_terms(options.where),
+        max_images=options.max_images,
+        extract=options.extract,
+        dry_run=options.dry_run,
+        **_how(options),
+    )
+    if options.dry_run:
+        _print_plan(data)
+    else:
+        _print_paths([data.metadata_file, data.archive, *data.images])
+
+
+def _derivatives(options: argparse.Namespace) -> None:
+    from . import derivatives
+
+    if options.what == "captions":
+        data = derivatives.fetch_laion_captions(**_how(options))
+        _print_paths([data.captions_file])
+    elif options.what == "embeddings":
+        data = derivatives.fetch_laion_embeddings(options.models, **_how(options))
+        _print_paths(list(data.files.values()))
+    else:
+        data = derivatives.fetch_laion_segmentations(**_how(options))
+        _print_paths([data.segmentations_file, data.masks_file])
+
+
+def _status(options: argparse.Namespace) -> None:
+    from .verify import status
+
+    status(data_dir=options.data_dir)
 
 
 def _verify(options: argparse.Namespace) -> int:

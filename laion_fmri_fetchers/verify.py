@@ -9,6 +9,8 @@ from joblib import Parallel, delayed
 from tqdm.auto import tqdm
 
 from . import cache, layout
+from .access import access_status
+from .bucket import bucket_url
 from .calls import fetch_records, prepare
 from .catalog import look
 from .exceptions import DownloadError, LaionFmriError
@@ -95,6 +97,64 @@ def verify_cache(
     if repair:
         _repair(folder, report, expected, n_connections, timeout, verbose)
     return report
+
+
+def status(*, data_dir: str | os.PathLike | None = None) -> None:
+    """Print what is configured, accepted and cached; no socket is opened.
+
+    Parameters
+    ----------
+    data_dir : str or path, optional
+        The data directory, see `get_data_dir`.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> status(data_dir=tempfile.mkdtemp())  # doctest: +ELLIPSIS
+    Data directory   /...
+    """
+    folder = cache.get_data_dir(data_dir)
+    access = access_status(folder)
+    accepted = cache.license_marker(folder).exists()
+    files, _ = cache.scan(folder, [("derivatives/", ""), ("stimuli/", "")])
+    writable = "" if cache.is_writable(folder) else ", cannot be written"
+    rows = {
+        "Data directory": f"{folder}{writable}",
+        "Bucket": bucket_url(),
+        "CC0 terms": "accepted" if accepted else "not accepted yet",
+        "Stimulus access": (
+            f"{access['status']}, {access['request_id']} from {access['source']}"
+            if access["status"]
+            else "not requested yet"
+        ),
+        "On disk": _amount(folder, files),
+        "Unfinished": _unfinished(folder),
+    }
+    for name, value in rows.items():
+        print(f"{name:<16} {value}")
+    recs = [layout.record(one) for one in sorted(files)]
+    subjects = sorted({rec["subject"] for rec in recs if rec["subject"]})
+    if subjects:
+        print("\nsubject  sessions with betas  ROIs  files       size")
+    for subject in subjects:
+        own = [rec for rec in recs if rec["subject"] == subject]
+        n_betas = sum(rec["image_type"] == "betas" for rec in own)
+        n_rois = len({rec["roi"] for rec in own} - {None})
+        size = sum(_size(folder, rec["id"]) or 0 for rec in own)
+        print(
+            f"{subject:<8} {n_betas:>19} {n_rois:>5} {len(own):>6} "
+            f"{readable_size(size):>10}"
+        )
+
+
+def _amount(data_dir: str, files: set[str]) -> str:
+    size = sum(_size(data_dir, one) or 0 for one in files)
+    return f"{len(files)} files, {readable_size(size)}"
+
+
+def _unfinished(data_dir: str) -> str:
+    parts = list(cache.partial_dir(data_dir).glob("*.part"))
+    return f"{len(parts)} downloads" if parts else "nothing"
 
 
 def _expected(data_dir: str) -> dict[str, list]:

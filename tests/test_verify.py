@@ -121,3 +121,17 @@ def test_a_call_notes_what_it_fetched(server, data_dir):
     for meta in [*data.images_meta, *data.rois_meta]:
         assert noted[meta["id"]] == [meta["key"], meta["size"], meta["etag"]]
     assert all(Path(data_dir, one).is_file() for one in noted)
+
+
+def test_status(cached, no_network, capsys, monkeypatch):
+    assert main(["status"]) == 0
+    said = capsys.readouterr().out
+    assert str(cached) in said
+    assert "accepted" in said
+    (row,) = [line for line in said.splitlines() if line.startswith("sub-01")]
+    assert row.split()[1] == "4"
+    monkeypatch.setenv("LAION_FMRI_REQUEST_ID", "lfm_verysecretvalue")
+    assert main(["status"]) == 0
+    said = capsys.readouterr().out
+    assert "verysecret" not in said
+    assert "LAION_FMRI_REQUEST_ID" in said
