@@ -899,8 +899,8 @@ def _raise_for_status(
     if status in (200, 201, 202):
         return
     said = _said(detail, request_id)
-    if status == 403 and _is_outdated(detail):
-        _raise_outdated(detail, server, request_id)
+    if status == 403 and isinstance(detail, dict):
+        _raise_if_outdated(detail, server, request_id)
     if status == 403 and "revoked" in json.dumps(detail).lower():
         raise AccessRevokedError(
             f"{server} revoked the request_id{said}. Write to the publishers of the "
@@ -927,11 +927,9 @@ def _raise_for_status(
     )
 
 
-def _is_outdated(detail: Any) -> bool:
-    return isinstance(detail, dict) and detail.get("error") == "terms_outdated"
-
-
-def _raise_outdated(detail: dict[str, Any], server: str, request_id: str) -> None:
+def _raise_if_outdated(detail: dict[str, Any], server: str, request_id: str) -> None:
+    if detail.get("error") != "terms_outdated":
+        return
     version = detail.get("current_terms_version")
     version = _clean(version) if isinstance(version, str) else None
     url = detail.get("accept_url")

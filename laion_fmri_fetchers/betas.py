@@ -4,7 +4,7 @@ The way through::
 
     data, subject   -> sessions    _sessions: image files and the trials wanted of each
     rois, masks     -> Columns     columns.find_columns: the voxels
-    sessions        -> array       _read: each in one pass, see _read_session
+    sessions        -> array       _read: each in one pass, see `one_pass`
     array, columns  -> Bunch       load_betas
 
 A session passes once through a buffer of one volume; only voxels and trials wanted are
@@ -13,7 +13,6 @@ kept. Statistics over all of its trials are gathered on the way, in float64.
 
 from __future__ import annotations
 
-import math
 import os
 import zlib
 from collections.abc import Callable, Sequence
@@ -26,7 +25,7 @@ import pandas as pd
 from sklearn.utils import Bunch
 
 from . import layout
-from .columns import Signature, find_columns, offsets_of, on_grid, signature
+from .columns import find_columns, on_grid, signature
 from .exceptions import (
     CorruptImageError,
     InvalidQueryError,
@@ -34,8 +33,9 @@ from .exceptions import (
     did_you_mean,
 )
 from .messages import listed, readable_size, tell
+from .one_pass import How, count_finite, read_session
 from .tables import read_trials
-from .volumes import Header, iter_volumes, read_header, scaled
+from .volumes import Header, read_header
 
 
 class _Session(NamedTuple):
@@ -46,23 +46,6 @@ class _Session(NamedTuple):
     """Where its trials are among those of the subject."""
     volumes: np.ndarray
     """The volume of each of them."""
-
-
-class _How(NamedTuple):
-    """What is done with values on the way into the array."""
-
-    standardize: str | None
-    average: bool
-    dtype: str
-
-
-class _Part(NamedTuple):
-    """What was read of a session."""
-
-    rows: np.ndarray | None
-    """None where they were written to their place."""
-    holes: dict[int, list[np.ndarray]]
-    """Of averages: row -> the columns that were not finite, an array a trial."""
 
 
 def load_betas(
@@ -212,7 +195,7 @@ def load_betas(
     )
 
 
-def _check_how(standardize: Any, average_repeats: bool, dtype: Any) -> _How:
+def _check_how(standardize: Any, average_repeats: bool, dtype: Any) -> How:
     if standardize not in (None, "zscore", "zscore_sample"):
         raise InvalidQueryError(
             f"standardize is {standardize!r}; it must be None, 'zscore' or "
@@ -226,7 +209,7 @@ def _check_how(standardize: Any, average_repeats: bool, dtype: Any) -> _How:
         raise InvalidQueryError(
             f"dtype is {dtype!r}; it must be a floating point type such as 'float32'"
         )
-    return _How(standardize, bool(average_repeats), kind.name)
+    return How(standardize, bool(average_repeats), kind.name)
 
 
 def _subject(data: Bunch, subject: str | int | None) -> str:
@@ -247,7 +230,7 @@ def _subject(data: Bunch, subject: str | int | None) -> str:
             )
         return there[0]
     name = layout.clean_subject(subject)
-    if name not in there:
+    if name is None or name not in there:
         hint = did_you_mean(name or subject, there)
         raise InvalidQueryError(f"data holds no betas of subject {subject!r}; {hint}")
     return name
@@ -319,7 +302,7 @@ def _check_memory(needed: int) -> None:
 
 def _free_memory() -> int:
     """Return the bytes this process can still take, within the limits of its job."""
-    import psutil
+    import psutil  # type: ignore[import-untyped]
 
     free = psutil.virtual_memory().available
     try:
@@ -363,7 +346,7 @@ def _read(
     mask: np.ndarray,
     rows: np.ndarray,
     shape: tuple[int, int],
-    how: _How,
+    how: How,
     n_jobs: int | None,
     cached: Callable,
     verbose: int,
@@ -376,11 +359,10 @@ def _read(
     backend, _ = joblib.parallel.get_active_backend(prefer="threads")
     threads = getattr(backend, "supports_sharedmem", False)
     in_place = threads and cached is _uncached and not how.average
-    alone = len(sessions) == 1 and not in_place
-    out = None if alone else np.zeros(shape, dtype=how.dtype)
-    packed = zlib.compress(np.packbits(mask), 1)
+    out = np.zeros(shape, dtype=how.dtype)  # takes no memory where it is not written
+    packed = zlib.compress(np.packbits(mask).tobytes(), 1)
     targets = [np.unique(rows[session.positions]) for session in sessions]
-    read = joblib.delayed(cached(_read_session))
+    read = joblib.delayed(cached(read_session))
     parts = joblib.Parallel(
         n_jobs=n_jobs,
         prefer="threads",
@@ -399,7 +381,7 @@ def _read(
     )
     holes: dict[int, list[np.ndarray]] = {}
     for part, target in zip(parts, targets, strict=True):
-        if alone:
+        if len(sessions) == 1 and not in_place:
             out = np.asarray(part.rows)
         elif not in_place:
             for row, values in zip(target, part.rows, strict=True):
@@ -408,89 +390,8 @@ def _read(
             holes.setdefault(target[row], []).extend(columns)
     if how.average:
         for row, n_trials in enumerate(np.bincount(rows)):
-            out[row] /= np.maximum(_n_finite(n_trials, holes.get(row), shape[1]), 1)
+            out[row] /= np.maximum(count_finite(n_trials, holes.get(row), shape[1]), 1)
     return out
-
-
-def _read_session(
-    file: Signature,
-    packed: bytes,
-    volumes: np.ndarray,
-    rows: np.ndarray,
-    how: _How,
-    place: tuple[np.ndarray, np.ndarray] | None = None,
-) -> _Part:
-    """Read an image in one pass; add the volume of trial i to row rows[i].
-
-    The rows are new ones, or those of an array that ``place`` gives: the array, and
-    where in it.
-    """
-    header = read_header(file[0])
-    bits = np.frombuffer(zlib.decompress(packed), dtype=np.uint8)
-    mask = np.unpackbits(bits, count=math.prod(header.shape)).astype(bool)
-    offsets = offsets_of(mask.reshape(header.shape))
-    n_rows, n_columns = rows.max() + 1, len(offsets)
-    new = np.zeros((n_rows, n_columns), dtype=how.dtype) if place is None else None
-    out, at = place or (new, np.arange(n_rows))
-
-    rows_of: dict[int, list[int]] = {}
-    for index, row in zip(volumes.tolist(), rows.tolist(), strict=True):
-        rows_of.setdefault(index, []).append(row)
-    wanted = range(header.n_volumes) if how.standardize else sorted(rows_of)
-    moments = np.zeros((3, n_columns)) if how.standardize else None
-    holes: dict[int, list[np.ndarray]] = {}
-    picked = np.empty(n_columns, dtype=header.dtype)
-    for volume, index in zip(iter_volumes(header, wanted), wanted, strict=True):
-        np.take(volume, offsets, out=picked, mode="clip")
-        values = scaled(header, picked, how.dtype)
-        hole = _holes(values)
-        values[hole] = 0
-        for row in rows_of.get(index, ()):
-            if how.average:
-                out[at[row]] += values
-            else:
-                out[at[row]] = values
-            if len(hole):
-                holes.setdefault(row, []).append(hole)
-        if moments is not None:
-            _add_to(moments, values, hole)
-    if moments is not None:
-        n_finite, mean, squares = moments
-        n_finite -= how.standardize == "zscore_sample"
-        deviation = np.sqrt(squares / np.maximum(n_finite, 1))
-        deviation[deviation < np.finfo(np.float64).eps] = 1
-        for row, n_trials in enumerate(np.bincount(rows)):
-            shift = mean * _n_finite(n_trials, holes.get(row), n_columns)
-            out[at[row]] = (out[at[row]] - shift) / deviation
-    return _Part(new, holes if how.average else {})
-
-
-def _holes(values: np.ndarray) -> np.ndarray:
-    """Return where values are not finite."""
-    finite = np.isfinite(values)
-    found = () if finite.all() else np.flatnonzero(~finite)
-    return np.array(found, dtype=np.int32)
-
-
-def _add_to(moments: np.ndarray, values: np.ndarray, hole: np.ndarray) -> None:
-    """Add a volume to count, mean and sum of squared deviations (after Welford)."""
-    n_finite, mean, squares = moments
-    n_finite += 1
-    n_finite[hole] -= 1
-    deviation = values - mean
-    deviation[hole] = 0
-    mean += deviation / np.maximum(n_finite, 1)
-    deviation *= values - mean
-    squares += deviation
-
-
-def _n_finite(
-    n_trials: int, holes: list[np.ndarray] | None, n_columns: int
-) -> int | np.ndarray:
-    """Return of how many trials the columns of a row are finite."""
-    if not holes:
-        return n_trials
-    return n_trials - np.bincount(np.concatenate(holes), minlength=n_columns)
 
 
 def _averaged_trials(trials: pd.DataFrame, rows: np.ndarray) -> pd.DataFrame:

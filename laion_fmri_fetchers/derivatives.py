@@ -448,7 +448,7 @@ def _choose(
     check_fields(filt, f"{name} or a term", table.columns)
     chosen = table[filt.mask(table)]
     own = list(dict.fromkeys(chosen["image_name"])) if wanted is None else wanted
-    at = pd.Index(own, dtype=object).get_indexer(chosen["image_name"])
+    at = pd.Index(own, dtype=object).get_indexer(pd.Index(chosen["image_name"]))
     chosen = chosen.assign(_at=at)[at >= 0].sort_values(["_at", then_by], kind="stable")
     return chosen.drop(columns="_at").reset_index(drop=True), own
 

@@ -93,6 +93,7 @@ LABEL_FIELDS = TRIAL_FIELDS[-5:]
 _NULL = re.compile(r"(n/?a|none|null|)", re.IGNORECASE)
 _LABEL_VALUE = re.compile(r"(?<=_label-)[^_.]+")
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f\\]")
+_FILE_NAME = re.compile(r"(?!\.{1,2}\Z)(?!.:)[^\x00-\x1f\x7f/\\]+")
 _UNSAFE_FOLDERS = frozenset({"", ".", ".."})
 _SUBJECT_FOLDER = re.compile(r"sub-[A-Za-z0-9]+")
 _SESSION_FOLDER = re.compile(r"ses-[A-Za-z0-9]+")
@@ -514,11 +515,7 @@ def stimulus_image(name: str) -> str:
     >>> stimulus_image("shared_4rep_OOD_unusual_Screenshot 2024.jpg")
     'stimuli/images/shared_4rep_OOD_unusual_Screenshot 2024.jpg'
     """
-    if name in _UNSAFE_FOLDERS or "/" in name or name[1:2] == ":":
-        safe = False
-    else:
-        safe = not _UNSAFE.search(name)
-    if not safe:
+    if not _FILE_NAME.fullmatch(name):
         raise UnsafeKeyError(
             f"The image name {name!r} would lead out of {STIMULUS_IMAGES}; nothing was "
             "written. Check where the stimulus metadata come from."

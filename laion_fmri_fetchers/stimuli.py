@@ -171,10 +171,10 @@ def fetch_laion_stimuli(
         call.data_dir, offline=call.mode == "offline", timeout=call.timeout
     )
     _fetch(layout.STIMULUS_TABLE, gate, call)
-    table = _read_metadata(cache.local_path(call.data_dir, layout.STIMULUS_TABLE))
-    n_rows = len(table)
+    whole = _read_metadata(cache.local_path(call.data_dir, layout.STIMULUS_TABLE))
+    table = whole
     if wanted is not None:
-        table = table.iloc[positions(wanted, table["image_name"], call)]
+        table = whole.iloc[positions(wanted, whole["image_name"], call)]
     check_fields(filt, "stimulus_filter or a term", table.columns)
     metadata = table[filt.mask(table)].iloc[:limit].set_index("image_name")
 
@@ -189,9 +189,9 @@ def fetch_laion_stimuli(
     images = []
     if there and not dry_run:
         if plan or extract:
-            _check_archive(archive, n_rows)
+            _check_archive(archive, len(whole))
         if extract or (plan and call.mode == "overwrite"):
-            images = _extract(archive, metadata, table, extract, call)
+            images = _extract(archive, whole, metadata.index if extract else [], call)
     bunch = Bunch(
         metadata=metadata,
         images=images,
@@ -420,10 +420,12 @@ def _read_metadata(file: str) -> pd.DataFrame:
             f"The table {file} names {twice!r} twice. Fetch it again with "
             "mode='overwrite'."
         )
-    told = zip(*map(layout.label_values, names), strict=True)
-    for field, values in zip(layout.LABEL_FIELDS, told, strict=False):
+    for at, field in enumerate(layout.LABEL_FIELDS):
         if field not in frame:
-            frame[field] = pd.Series(values, dtype=object)
+            # Parsing 25,000 labels takes longer than all else; few have a type.
+            mark = "_OOD_" if field == "ood_type" else ""
+            told = [layout.label_values(n)[at] if mark in n else None for n in names]
+            frame[field] = pd.Series(told, frame.index, object)
     for field in frame.columns.drop("image_name"):
         clean = layout.none_if_null
         if field == "participant":
@@ -539,18 +541,21 @@ def _read_row(images: Any, row: int, name: str) -> bytes:
 
 
 def _extract(
-    archive: str, metadata: pd.DataFrame, table: pd.DataFrame, extract: bool, call: Call
+    archive: str, table: pd.DataFrame, names: Sequence[str], call: Call
 ) -> list[str]:
-    """Write selected images as files; return their paths.
+    """Write images as files; return their paths.
 
-    When the archive was fetched again, all that was extracted before is, too.
+    When the archive was fetched again, so is all that was extracted before.
     """
+    paths = [
+        cache.local_path(call.data_dir, layout.stimulus_image(name)) for name in names
+    ]
     folder = Path(cache.local_path(call.data_dir, layout.STIMULUS_IMAGES))
-    there = {entry.name for entry in os.scandir(folder)} if folder.is_dir() else set()
+    there = set(os.listdir(folder)) if folder.is_dir() else set()
     rows = dict(zip(table["image_name"], table["h5_index"], strict=True))
-    chosen = set(metadata.index) if extract else set()
-    todo = chosen | (there & set(rows)) if call.mode == "overwrite" else chosen - there
-    folder.mkdir(parents=True, exist_ok=True)
+    todo = set(names) - there
+    if call.mode == "overwrite":
+        todo = set(names) | (there & set(rows))
 
     with _images(archive) as images:
 
@@ -569,12 +574,7 @@ def _extract(
                     "space and call again to go on.",
                 ) from error
             raise
-    if not extract:
-        return []
-    return [
-        cache.local_path(call.data_dir, layout.stimulus_image(n))
-        for n in metadata.index
-    ]
+    return paths
 
 
 def _for_each(function: Callable[[Any], object], items: Iterable[Any]) -> None:
@@ -660,8 +660,10 @@ def _decode(
     try:
         with Image.open(io.BytesIO(data)) as image:
             if as_displayed and image.has_transparency_data:
-                image = Image.fromarray(_over_grey(np.asarray(image.convert("RGBA"))))
-            picture = image.convert("RGB")
+                over_grey = _over_grey(np.asarray(image.convert("RGBA")))
+                picture = Image.fromarray(over_grey)
+            else:
+                picture = image.convert("RGB")
     except (OSError, ValueError, SyntaxError) as error:
         raise CorruptImageError(
             f"The image {name!r} cannot be decoded: {error}. Fetch the archive again "

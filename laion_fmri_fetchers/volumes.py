@@ -29,6 +29,15 @@ CHUNK = 2**18
 
 _COMPRESSION = 1
 
+_DAMAGED: tuple[Any, ...] = (
+    isal_zlib.error,
+    EOFError,
+    OverflowError,
+    zlib.error,
+    nib.filebasedimages.ImageFileError,
+    nib.spatialimages.HeaderDataError,
+)
+
 
 class Header(NamedTuple):
     """What is to be known of a NIfTI file before its volumes."""
@@ -83,12 +92,13 @@ def read_header(file: str | os.PathLike) -> Header:
         image = nib.load(file, mmap=False)
     if not isinstance(image, nib.Nifti1Image) or not file.endswith((".nii", ".nii.gz")):
         raise _corrupt(file, "it is neither .nii nor .nii.gz")
-    proxy, shape = image.dataobj, image.shape
+    proxy: Any = image.dataobj
+    shape = image.shape
     if len(shape) not in (3, 4) or proxy.dtype.kind not in "iuf":
         raise _corrupt(file, f"it is {proxy.dtype} of shape {shape}")
     return Header(
         file,
-        shape[:3],
+        (shape[0], shape[1], shape[2]),
         shape[3] if len(shape) == 4 else 1,
         image.affine,
         proxy.dtype,
@@ -142,7 +152,7 @@ def iter_volumes(
 def _decompressed(header: Header, wanted: Iterable[int]) -> Iterator[np.ndarray]:
     """Read volumes out of a gzip stream."""
     volume = np.empty(math.prod(header.shape), dtype=header.dtype)
-    buffer = memoryview(volume.view(np.uint8))
+    buffer = volume.view(np.uint8).data
     at = 0
     with igzip.open(header.file) as file:
         # The file itself would read into bytes, and copy these.
@@ -266,7 +276,7 @@ def _write(
         if volume.shape != shape[:3]:
             raise ValueError(f"a volume is {volume.shape}, the header says {shape}")
         ordered = np.asarray(volume, dtype=dtype).ravel(order="F")
-        stream.write(memoryview(ordered.view(np.uint8)))
+        stream.write(ordered.view(np.uint8).data)
         n_volumes += 1
     if n_volumes != math.prod(shape[3:]):
         raise ValueError(f"{n_volumes} volumes, the header says {shape}")
@@ -284,17 +294,10 @@ def _named(file: str) -> Iterator[None]:
     """Let errors of a damaged file name it, and say what to do."""
     try:
         yield
-    except (
-        EOFError,
-        zlib.error,
-        isal_zlib.error,
-        nib.filebasedimages.ImageFileError,
-    ) as e:
-        raise _corrupt(file, e) from e
-    except (nib.spatialimages.HeaderDataError, OverflowError) as error:
-        raise _corrupt(file, error) from error
-    except OSError as error:
-        if error.errno:
+    except FileNotFoundError:
+        raise
+    except (*_DAMAGED, OSError) as error:
+        if isinstance(error, OSError) and error.errno:
             raise
         raise _corrupt(file, error) from error
 

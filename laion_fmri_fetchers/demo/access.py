@@ -249,11 +249,11 @@ class AccessServer:
         at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(expires))
         if approved:
             return 200, {}, {"expires_at": at, "files": self._files()}
-        return {
-            "202": (202, {}, {"detail": "waiting for approval"}),
-            "status": (200, {}, {"status": "pending", "expires_at": None, "files": []}),
-            "no files": (200, {}, {"expires_at": at}),
-        }[self.pending_form]
+        if self.pending_form == "202":
+            return 202, {}, {"detail": "waiting for approval"}
+        if self.pending_form == "status":
+            return 200, {}, {"status": "pending", "expires_at": None, "files": []}
+        return 200, {}, {"expires_at": at}
 
     # Presigned URLs
 

@@ -152,9 +152,10 @@ class Server:
         connection = self.connections[descriptor]
         try:
             if connection.head:
-                n = connection.client.send(connection.head, socket.MSG_MORE * (
-                    connection.offset < connection.stop
-                ))
+                n = connection.client.send(
+                    connection.head,
+                    socket.MSG_MORE * (connection.offset < connection.stop),
+                )
                 connection.head = connection.head[n:]
             while not connection.head and connection.offset < connection.stop:
                 if not self.send_body(descriptor, connection):

@@ -1,0 +1,239 @@
+"""Compare downloads by this package, s5cmd, aws and curl; print tables.
+
+    python run.py --tools VENV [--repeats N] [--cases NAME ...] [--connections N]
+
+VENV is an environment with requirements.txt of this folder. Every repeat runs all tools
+of a case one after the other, so that what else the machine does hits all alike. Times
+of this package are taken in its process, after imports; those of the others are of
+their whole process less the shortest time that they take to print their version.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+HERE = Path(__file__).resolve().parent
+MIB = 2**20
+N_SMALL = 195
+LARGE = 256 * MIB
+
+
+class Case(NamedTuple):
+    """What is fetched, and from what kind of server."""
+
+    title: str
+    prefix: str
+    server: tuple[str, ...]
+    bar: str
+
+
+CASES = {
+    "small": Case(
+        f"{N_SMALL} files of about 1 kB, 50 ms latency a request",
+        "small/",
+        ("--latency", "0.05"),
+        "at most 1.5 x s5cmd",
+    ),
+    "capped": Case(
+        "one 256 MiB file, 50 ms latency, 25 MB/s a connection",
+        "large/0/",
+        ("--latency", "0.05", "--rate", "25e6"),
+        "at most 0.5 x aws",
+    ),
+    "uncapped": Case(
+        "one 256 MiB file, no latency, no cap", "large/0/", (), "at most 1.3 x curl"
+    ),
+    "single-part": Case(
+        "the same with the ETag of a single-part upload (MD5)",
+        "large/0/",
+        ("--md5",),
+        "reported",
+    ),
+    "four": Case(
+        "4 files of 256 MiB, no latency, no cap",
+        "large/",
+        (),
+        "at most 150 MB above import",
+    ),
+}
+
+ENVIRONMENT = {
+    **{n: v for n, v in os.environ.items() if not n.lower().endswith("_proxy")},
+    "AWS_CONFIG_FILE": os.devnull,
+    "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+    "AWS_EC2_METADATA_DISABLED": "true",
+    "AWS_DEFAULT_REGION": "us-west-2",
+}
+
+
+def make_files(folder: Path) -> None:
+    """Write what the servers offer."""
+    chance = random.Random(0)
+    (folder / "small").mkdir()
+    for i in range(N_SMALL):
+        data = chance.randbytes(1000 + i % 50)
+        (folder / "small" / f"f{i:03}.tsv").write_bytes(data)
+    for i in range(4):
+        path = folder / "large" / str(i) / f"f{i}.bin"
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"".join(chance.randbytes(MIB) for _ in range(LARGE // MIB)))
+
+
+@contextlib.contextmanager
+def serve(folder: Path, options: tuple[str, ...]) -> Iterator[str]:
+    command = [sys.executable, str(HERE / "server.py"), str(folder), *options]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield f"http://127.0.0.1:{process.stdout.readline().strip()}"
+        finally:
+            process.terminate()
+
+
+def timed(command: list[str]) -> float:
+    began = time.perf_counter()
+    subprocess.run(
+        command,
+        check=True,
+        env=ENVIRONMENT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    return time.perf_counter() - began
+
+
+def tools(venv: Path) -> dict[str, Callable[[str, str, Path], list[str]]]:
+    """Return commands that fetch a prefix of a server into a folder."""
+    s5cmd, aws = str(venv / "bin" / "s5cmd"), str(venv / "bin" / "aws")
+
+    def s5cmd_command(url: str, prefix: str, folder: Path) -> list[str]:
+        flags = ["--no-sign-request", "--endpoint-url", url]
+        return [s5cmd, *flags, "cp", f"s3://bucket/{prefix}*", f"{folder}/"]
+
+    def aws_command(url: str, prefix: str, folder: Path) -> list[str]:
+        flags = ["--no-sign-request", "--endpoint-url", url, "s3", "cp"]
+        quiet = ["--only-show-errors", "--recursive"]
+        return [aws, *flags, *quiet, f"s3://bucket/{prefix}", str(folder)]
+
+    def curl_command(url: str, prefix: str, folder: Path) -> list[str]:
+        base = f"{url}/bucket/{prefix}"
+        if prefix == "small/":
+            flags = ["-sfZ", "--parallel-max", "32", "--parallel-immediate"]
+            names = f"{base}f[000-{N_SMALL - 1}].tsv"
+            return ["curl", *flags, "-o", f"{folder}/f#1", names]
+        if prefix == "large/":
+            names = [f"{base}{i}/f{i}.bin" for i in range(4)]
+            outputs = [part for i in range(4) for part in ("-o", f"{folder}/{i}")]
+            return ["curl", "-sfZ", *outputs, *names]
+        return ["curl", "-sf", "-o", f"{folder}/f", f"{base}f0.bin"]
+
+    return {"s5cmd": s5cmd_command, "aws s3 cp": aws_command, "curl": curl_command}
+
+
+def version_time(command: list[str], repeats: int) -> float:
+    version = [command[0], "version" if "s5cmd" in command[0] else "--version"]
+    return min(timed(version) for _ in range(repeats))
+
+
+def run_ours(url: str, prefix: str, folder: Path, connections: int) -> dict[str, float]:
+    command = [sys.executable, str(HERE / "ours.py"), f"{url}/bucket", prefix]
+    command += [str(folder), "--connections", str(connections)]
+    paths = [str(HERE.parents[2]), os.environ.get("PYTHONPATH", "")]
+    environment = {**ENVIRONMENT, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    done = subprocess.run(
+        command, check=True, capture_output=True, text=True, env=environment
+    )
+    return json.loads(done.stdout)
+
+
+def measure(case: Case, files: Path, work: Path, args: argparse.Namespace) -> None:
+    """Run a case and print its table."""
+    times: dict[str, list[float]] = {"ours": []}
+    memory, alone = [], []
+    commands = tools(args.tools)
+    with serve(files, case.server) as url:
+        startup = {
+            name: version_time(command(url, case.prefix, work), args.repeats)
+            for name, command in commands.items()
+        }
+        for i in range(args.repeats):
+            if not case.server:
+                target = f"{url}/bucket/large/0/f0.bin"
+                alone.append(timed(["curl", "-sf", "-o", os.devnull, target]))
+            for name in ("ours", *commands):
+                folder = work / f"{name.split()[0]}-{i}"
+                folder.mkdir()
+                if name == "ours":
+                    result = run_ours(url, case.prefix, folder, args.connections)
+                    times[name].append(result["seconds"])
+                    memory.append(result["memory"])
+                else:
+                    command = commands[name](url, case.prefix, folder)
+                    seconds = timed(command) - startup[name]
+                    times.setdefault(name, []).append(seconds)
+                got = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+                want = sum(
+                    p.stat().st_size
+                    for p in (files / case.prefix).rglob("*")
+                    if p.is_file()
+                )
+                if got != want:
+                    raise SystemExit(f"{name} fetched {got} bytes instead of {want}")
+                for path in folder.rglob("*.bin" if name != "curl" else "*"):
+                    if case.prefix != "small/":
+                        path.unlink()
+    print(f"\n{case.title} (bar: {case.bar})\n")
+    ours = statistics.median(times["ours"])
+    for name, seconds in times.items():
+        median, best = statistics.median(seconds), min(seconds)
+        print(
+            f"  {name:10} median {median:7.3f} s   best {best:7.3f} s   "
+            f"ours is {ours / median:5.2f} x (best {min(times['ours']) / best:5.2f} x)"
+        )
+    print(f"  memory of ours: {max(memory) / 1e6:.0f} MB above import")
+    if alone:
+        print(f"  server alone (curl to nowhere): {LARGE / min(alone) / 1e9:.2f} GB/s")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--tools", type=Path, required=True)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--connections", type=int, default=32)
+    parser.add_argument("--folder", type=Path, help="where to work")
+    args = parser.parse_args()
+    for command in (["s5cmd", "version"], ["aws", "--version"]):
+        path = str(args.tools / "bin" / command[0])
+        shown = subprocess.run([path, *command[1:]], capture_output=True, text=True)
+        print(command[0], shown.stdout.strip())
+    shown = subprocess.run(["curl", "--version"], capture_output=True, text=True)
+    print(shown.stdout.splitlines()[0])
+    print(f"{os.cpu_count()} cores, Python {sys.version.split()[0]}")
+    base = Path(tempfile.mkdtemp(dir=args.folder))
+    try:
+        files = base / "files"
+        files.mkdir()
+        make_files(files)
+        for name in args.cases:
+            work = base / name
+            work.mkdir()
+            measure(CASES[name], files, work, args)
+    finally:
+        shutil.rmtree(base)
+
+
+if __name__ == "__main__":
+    main()

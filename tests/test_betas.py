@@ -1,0 +1,580 @@
+"""load_betas: arrays as NiftiMasker gives them, aligned with trials."""
+
+from __future__ import annotations
+
+import os
+import tracemalloc
+from pathlib import Path
+
+import joblib
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+from nilearn.maskers import NiftiMasker
+from nilearn.masking import apply_mask, unmask
+from sklearn.utils import Bunch
+
+from laion_fmri_fetchers import betas as betas_module
+from laion_fmri_fetchers import columns as columns_module
+from laion_fmri_fetchers import fetch_laion_fmri, one_pass
+from laion_fmri_fetchers.betas import load_betas
+from laion_fmri_fetchers.exceptions import (
+    CorruptImageError,
+    InvalidQueryError,
+    NotCachedError,
+)
+
+SHAPE = (9, 8, 7)
+AFFINE = np.array([[2.0, 0, 0, -9], [0, 2, 0, -8], [0, 0, 2, -7], [0, 0, 0, 1]])
+LABELS = ("b", "a", "c")
+
+
+@pytest.fixture
+def data(cached, no_network):
+    return fetch_laion_fmri("sub-01", mode="offline", verbose=0)
+
+
+@pytest.fixture
+def fetch(cached):
+    return lambda *args, **options: fetch_laion_fmri(
+        *args, mode="offline", verbose=0, **options
+    )
+
+
+def masked(data, mask_img):
+    """Return what nilearn makes of all images of a Bunch."""
+    masker = NiftiMasker(mask_img, standardize=None, dtype="float32").fit()
+    parts = [
+        masker.transform(file, sample_mask=volumes)
+        for file, volumes in zip(data.images, data.sample_masks, strict=True)
+    ]
+    return np.concatenate(parts)
+
+
+def brain(shape=SHAPE):
+    mask = np.zeros(shape, dtype=np.uint8)
+    mask[1:-1, 1:-1, 1:-1] = 1
+    mask[3, 4] = 0
+    return mask
+
+
+def make(folder, images, masks=None, labels=LABELS):
+    """Return a Bunch of images saved, one a session, and of ROI masks."""
+    folder = Path(folder)
+    metas, files, tables = [], [], []
+    for i, image in enumerate(images):
+        files.append(str(folder / f"{i}_betas.nii.gz"))
+        nib.save(image, files[-1])
+        meta = {"subject": "sub-01", "session": f"ses-{i + 1:02d}"}
+        metas.append({**meta, "image_type": "betas", "extension": "nii.gz"})
+        n = image.shape[3]
+        own = [labels[(v + i) % len(labels)] for v in range(n)]
+        table = {**meta, "run": 1, "beta_index": range(n), "label": own}
+        tables.append(pd.DataFrame({**table, "image_index": i}))
+    rois, rois_meta = [], []
+    nib.save(nib.Nifti1Image(brain(), AFFINE), folder / "brain.nii.gz")
+    for name, mask in (masks or {}).items():
+        rois.append(str(folder / f"{name}.nii.gz"))
+        nib.save(mask, rois[-1])
+        meta = {"subject": "sub-01", "roi": name, "roi_category": "face"}
+        rois_meta.append({**meta, "image_type": "roi", "extension": "nii.gz"})
+    return Bunch(
+        images=files,
+        images_meta=metas,
+        rois=rois,
+        rois_meta=rois_meta,
+        brain_masks={"sub-01": str(folder / "brain.nii.gz")},
+        noise_ceilings={},
+        trials=pd.concat(tables, ignore_index=True),
+        sample_masks=[np.arange(image.shape[3]) for image in images],
+        data_dir=str(folder / "no tables"),
+    )
+
+
+def noise(n, seed=0, dtype="float32", order="C", **header):
+    rng = np.random.default_rng(seed)
+    values = np.asarray(rng.normal(3, 20, (*SHAPE, n)).astype(dtype), order=order)
+    made = nib.Nifti1Image(values, AFFINE, nib.Nifti1Header(**header), dtype=dtype)
+    made.set_data_dtype(dtype)
+    return made
+
+
+# Of fetched data
+
+
+def test_equal_to_nifti_masker(data):
+    betas = load_betas(data, rois="brain")
+    assert betas.data.dtype == np.float32
+    assert np.array_equal(
+        nib.load(data.brain_masks["sub-01"]).get_fdata() > 0,
+        betas.mask_img.get_fdata() > 0,
+    )
+    assert np.allclose(betas.data, masked(data, betas.mask_img), rtol=1e-6)
+    pd.testing.assert_frame_equal(betas.trials, data.trials)
+    volume = nib.load(data.images[1]).get_fdata()[..., data.sample_masks[1][0]]
+    inside = betas.mask_img.get_fdata() > 0
+    row = np.flatnonzero(betas.trials["image_index"] == 1)[0]
+    back = unmask(betas.data[row], betas.mask_img).get_fdata()
+    assert np.allclose(back[inside], np.nan_to_num(volume)[inside])
+    assert not back[~inside].any()
+    assert not np.isfinite(volume[inside]).all()  # the demo has holes at the edge
+
+
+def test_selected_trials_of_rois(fetch):
+    data = fetch("sub-01", rois="face", trial_filter={"n_reps": 12})
+    betas = load_betas(data, rois="FFA-1")
+    roi = next(
+        f for f, m in zip(data.rois, data.rois_meta, strict=True) if m["roi"] == "FFA1"
+    )
+    assert np.array_equal(
+        betas.mask_img.get_fdata() > 0,
+        (nib.load(roi).get_fdata() > 0) & brain_of(data, "sub-01"),
+    )
+    assert np.allclose(betas.data, masked(data, betas.mask_img), rtol=1e-6)
+    assert list(betas.roi_masks) == ["FFA1"]
+    assert betas.roi_masks["FFA1"].all()
+    assert set(betas.trials["n_reps"]) == {12}
+    assert len(betas.data) == len(data.trials) > 0
+
+
+def brain_of(data, subject):
+    return nib.load(data.brain_masks[subject]).get_fdata() > 0
+
+
+def test_rois_by_name_category_and_all(data):
+    brain = load_betas(data, rois="brain")
+    fetched = load_betas(data)
+    assert set(fetched.roi_masks) == {m["roi"] for m in data.rois_meta}
+    assert brain.roi_masks == {}
+    union = np.logical_or.reduce(list(fetched.roi_masks.values()))
+    assert union.all()
+    faces = load_betas(data, rois="face")
+    names = {m["roi"] for m in data.rois_meta if m["roi_category"] == "face"}
+    assert set(faces.roi_masks) == names
+    both = load_betas(data, rois=["face", "PPA"])
+    assert set(both.roi_masks) == {*names, "PPA"}
+    assert both.data.shape[1] == np.sum(
+        np.logical_or.reduce([fetched.roi_masks[name] for name in both.roi_masks])
+    )
+    for name, mask in both.roi_masks.items():
+        columns = fetched.data[:, fetched.roi_masks[name]]
+        assert np.array_equal(both.data[:, mask], columns)
+    with_brain = load_betas(data, rois=["brain", "PPA"])
+    assert np.array_equal(with_brain.data, brain.data)
+    assert with_brain.roi_masks["PPA"].sum() == fetched.roi_masks["PPA"].sum()
+
+
+def test_noise_ceilings_of_columns_and_threshold(data):
+    maps = data.noise_ceilings["sub-01"]
+    everything = load_betas(data, rois="brain")
+    assert set(everything.noise_ceilings) == {"4rep", "12rep", "Allrep"}
+    for name, file in maps.items():
+        expected = apply_mask(file, everything.mask_img, ensure_finite=False)
+        assert np.allclose(everything.noise_ceilings[name], expected, equal_nan=True)
+    for name in ("Allrep", "4rep"):
+        level = float(np.nanmedian(everything.noise_ceilings[name]))
+        high = everything.noise_ceilings[name] >= level
+        assert 0 < high.sum() < len(high)
+        betas = load_betas(data, rois="brain", nc_threshold=level, noise_ceiling=name)
+        assert np.array_equal(betas.data, everything.data[:, high])
+        assert (betas.noise_ceilings[name] >= level).all()
+
+
+def test_mask_img_as_path_and_image(data, tmp_path):
+    everything = load_betas(data, rois="brain")
+    inside = np.asarray(everything.mask_img.dataobj) > 0
+    half = inside.copy()
+    half[half.shape[0] // 2 :] = False
+    image = nib.Nifti1Image(half.astype("float32"), everything.mask_img.affine)
+    nib.save(image, tmp_path / "half.nii.gz")
+    for given in (image, tmp_path / "half.nii.gz", str(tmp_path / "half.nii.gz")):
+        betas = load_betas(data, rois="brain", mask_img=given)
+        assert np.array_equal(betas.data, everything.data[:, half[inside]])
+
+
+def test_groups_for_cross_validation(data):
+    betas = load_betas(data, rois="FFA1")
+    for name in ("session", "label"):
+        groups = betas.groups[name]
+        assert groups.shape == (len(betas.data),)
+        assert len(np.unique(groups)) == betas.trials[name].nunique()
+        assert (pd.Series(groups).groupby(betas.trials[name]).nunique() == 1).all()
+
+
+def test_subjects(fetch):
+    data = fetch("all", rois="FFA1")
+    with pytest.raises(InvalidQueryError, match="several subjects.*subject='sub-01'"):
+        load_betas(data)
+    for subject in ("sub-03", "3", 3):
+        betas = load_betas(data, subject)
+        assert set(betas.trials["subject"]) == {"sub-03"}
+    alone = load_betas(fetch("sub-03", rois="FFA1"))
+    assert np.array_equal(alone.data, betas.data)
+    with pytest.raises(InvalidQueryError, match="did you mean"):
+        load_betas(data, "sub-04")
+    with pytest.raises(InvalidQueryError, match="no betas"):
+        load_betas(fetch("sub-01", image_type="rsquare"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rois": "FFA"}, "did you mean .FFA"),
+        ({"rois": ["PPA", 3]}, "no ROI 3"),
+        ({"rois": []}, "rois='brain'"),
+        ({"nc_threshold": 101}, "No voxel"),
+        ({"nc_threshold": "high"}, "in percent"),
+        ({"nc_threshold": 5, "noise_ceiling": "13rep"}, "12rep"),
+        ({"standardize": True}, "'zscore_sample'"),
+        ({"dtype": "int16"}, "float32"),
+        ({"dtype": "real"}, "float32"),
+    ],
+    ids=str,
+)
+def test_arguments_that_are_not_valid(data, options, message):
+    with pytest.raises(InvalidQueryError, match=message):
+        load_betas(data, **options)
+
+
+def test_what_is_not_on_disk(fetch, server, data_dir):
+    plan = fetch("sub-01", rois="FFA1")
+    os.unlink(plan.rois[0])
+    with pytest.raises(NotCachedError, match="FFA1"):
+        load_betas(plan)
+    os.unlink(plan.images[0])
+    with pytest.raises(NotCachedError, match="SingletrialBetas"):
+        load_betas(plan)
+    without = fetch("sub-03", rois=None)
+    with pytest.raises(InvalidQueryError, match="rois='brain'"):
+        load_betas(without)
+
+
+def test_a_trial_table_that_disagrees_is_an_error(data):
+    table = data.images[0].replace(
+        "_space-T1w_stat-effect_desc-SingletrialBetas_statmap.nii.gz",
+        "_desc-SingletrialBetas_trials.tsv",
+    )
+    lines = Path(table).read_text().splitlines()
+    last = len(lines) - 2
+    for changed in (lines[:-1], [*lines, f"ses-01\t1\t{last + 1}\tx.jpg"]):
+        Path(table).write_text("\n".join(changed) + "\n")
+        with pytest.raises(CorruptImageError, match="trial table has") as error:
+            load_betas(data, rois="FFA1")
+        assert data.images[0] in str(error.value)
+    Path(table).unlink()
+    load_betas(data, rois="FFA1")
+    data.trials.loc[3, "beta_index"] = last + 1
+    with pytest.raises(CorruptImageError, match="trial table has"):
+        load_betas(data, rois="FFA1")
+
+
+# Of images made for the purpose
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"order": "F"},
+        {"dtype": "float64"},
+        {"dtype": "int16"},
+        {"dtype": "uint8"},
+        {"endianness": ">"},
+        {"endianness": ">", "dtype": "int16"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("extension", ["nii.gz", "nii"])
+@pytest.mark.parametrize("scaled", [False, True])
+def test_formats(tmp_path, options, extension, scaled):
+    image = noise(6, **options)
+    if scaled:
+        image.header.set_slope_inter(0.37, -2)
+    data = make(tmp_path, [image])
+    if extension == "nii":
+        data.images = [str(tmp_path / "betas.nii")]
+        nib.save(image, data.images[0])
+    data.trials = data.trials.iloc[[1, 2, 5]]
+    data.sample_masks = [np.array([1, 2, 5])]
+    for dtype in ("float32", "float64"):
+        betas = load_betas(data, rois="brain", dtype=dtype)
+        assert betas.data.dtype == dtype
+        assert np.allclose(betas.data, masked(data, betas.mask_img), rtol=1e-5)
+        expected = nib.load(data.images[0]).get_fdata()[..., [1, 2, 5]]
+        inside = brain()[..., None] > 0
+        back = unmask(betas.data, betas.mask_img).get_fdata()
+        assert np.allclose(back, np.where(inside, expected, 0), rtol=1e-5)
+
+
+def test_values_that_are_not_finite(tmp_path):
+    image = noise(7)
+    values = np.asarray(image.dataobj)
+    values[1, 1, 1] = np.nan
+    values[2, 2, 2, 3] = np.inf
+    values[2, 2, 3, [0, 4]] = np.nan
+    data = make(tmp_path, [image])
+    plain = load_betas(data, rois="brain")
+    assert np.allclose(plain.data, masked(data, plain.mask_img))
+    flat = values[brain() > 0].T.astype(float)
+    flat[~np.isfinite(flat)] = np.nan
+    for name, ddof in (("zscore", 0), ("zscore_sample", 1)):
+        betas = load_betas(data, rois="brain", standardize=name)
+        with np.errstate(all="ignore"):
+            mean = np.nanmean(flat, 0)
+            expected = (flat - mean) / np.nanstd(flat, 0, ddof=ddof)
+        assert np.allclose(betas.data, np.nan_to_num(expected), atol=1e-5)
+        assert (betas.data[np.isnan(flat)] == 0).all()
+        averaged = load_betas(
+            data, rois="brain", standardize=name, average_repeats=True
+        )
+        frame = pd.DataFrame(expected).groupby(list(data.trials["label"]), sort=False)
+        assert np.allclose(averaged.data, frame.mean().fillna(0), atol=1e-5)
+
+
+@pytest.mark.parametrize("standardize", ["zscore", "zscore_sample"])
+def test_standardized_over_all_trials_of_a_session(tmp_path, standardize):
+    images = [noise(8, 1), noise(5, 2)]
+    images[0].dataobj[3, 3, 3] = 1000.1  # constant
+    images[1].dataobj[...] += 1e5
+    data = make(tmp_path, images)
+    whole = load_betas(data, rois="brain", standardize=standardize)
+    for i, image in enumerate(images):
+        values = np.asarray(image.dataobj)[brain() > 0].T.astype(float)
+        deviation = values.std(0, ddof=int(standardize == "zscore_sample"))
+        constant = deviation < 1e-9
+        expected = (values - values.mean(0)) / np.where(constant, 1, deviation)
+        mine = whole.data[(whole.trials["image_index"] == i).to_numpy()]
+        assert np.allclose(mine, expected, atol=1e-5)
+    chosen = [0, 4, 9]
+    data.trials = data.trials.iloc[chosen]
+    betas = load_betas(data, rois="brain", standardize=standardize)
+    assert np.array_equal(betas.data, whole.data[chosen])
+
+
+def test_standardized_as_nilearn_does(tmp_path):
+    data = make(tmp_path, [noise(8)])
+    betas = load_betas(data, rois="brain", standardize="zscore_sample")
+    masker = NiftiMasker(betas.mask_img, standardize="zscore_sample")
+    assert np.allclose(betas.data, masker.fit_transform(data.images[0]), atol=1e-5)
+
+
+@pytest.mark.parametrize("standardize", [None, "zscore"])
+@pytest.mark.parametrize("n_sessions", [1, 3])
+def test_average_of_repeats(tmp_path, standardize, n_sessions):
+    data = make(tmp_path, [noise(7, i) for i in range(n_sessions)])
+    data.trials["n_reps"] = pd.array([None] * len(data.trials), dtype="Int64")
+    single = load_betas(data, rois="brain", standardize=standardize)
+    betas = load_betas(
+        data, rois="brain", standardize=standardize, average_repeats=True
+    )
+    frame = pd.DataFrame(single.data).groupby(list(data.trials["label"]), sort=False)
+    assert np.allclose(betas.data, frame.mean(), atol=1e-5)
+    assert list(betas.trials["label"]) == list(LABELS)
+    assert list(betas.trials["n_averaged"]) == frame.size().tolist()
+    assert betas.trials["beta_index"].isna().all()
+    assert (betas.trials["run"] == 1).all()
+    assert betas.trials["n_reps"].isna().all()
+    assert betas.trials["session"].isna().all() == (n_sessions > 1)
+    assert ("session" in betas.groups) == (n_sessions == 1)
+
+
+def test_rows_follow_trials_in_any_order(tmp_path):
+    data = make(tmp_path, [noise(5, 1), noise(4, 2)])
+    whole = load_betas(data, rois="brain")
+    order = [8, 0, 3, 3, 6, 1]
+    data.trials = data.trials.iloc[order]
+    betas = load_betas(data, rois="brain")
+    assert np.array_equal(betas.data, whole.data[order])
+    assert list(betas.trials["beta_index"]) == list(data.trials["beta_index"])
+    assert list(betas.trials.index) == list(range(6))
+    data.trials = data.trials.iloc[:0]
+    assert load_betas(data, rois="brain").data.shape == (0, whole.data.shape[1])
+    data.trials = pd.DataFrame({**whole.trials, "image_index": 7})
+    with pytest.raises(InvalidQueryError, match="image_index"):
+        load_betas(data, rois="brain")
+
+
+def test_grids_of_masks(tmp_path):
+    def mask(shift=0.0, shape=SHAPE):
+        affine = AFFINE.copy()
+        affine[0, 3] += shift
+        values = np.zeros(shape, dtype=np.uint8)
+        values[2:4, 2:4, 2:4] = 1
+        return nib.Nifti1Image(values, affine)
+
+    masks = {
+        "exact": mask(),
+        "rounded": mask(0.01),
+        "shifted": mask(1.0),
+        "larger": mask(shape=(10, 8, 7)),
+    }
+    data = make(tmp_path, [noise(3)], masks)
+    exact = load_betas(data, rois="exact")
+    assert np.array_equal(load_betas(data, rois="rounded").data, exact.data)
+    for name in ("shifted", "larger"):
+        with pytest.raises(InvalidQueryError, match="grid") as error:
+            load_betas(data, rois=name)
+        assert f"{name}.nii.gz" in str(error.value)
+        with pytest.raises(InvalidQueryError, match="mask_img"):
+            load_betas(data, rois="exact", mask_img=masks[name])
+    other = make(tmp_path, [noise(3), noise(3)], masks)
+    moved = nib.Nifti1Image(np.asarray(noise(3).dataobj), masks["shifted"].affine)
+    nib.save(moved, other.images[1])
+    with pytest.raises(CorruptImageError, match="1_betas"):
+        load_betas(other, rois="exact")
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed"])
+@pytest.mark.parametrize("backend", ["threading", "loky"])
+def test_a_damaged_image(tmp_path, damage, backend):
+    data = make(tmp_path, [noise(30), noise(30)])
+    file = Path(data.images[1])
+    content = bytearray(file.read_bytes())
+    if damage == "cut":
+        del content[-500:]
+    else:
+        content[-500:-400] = bytes(100)
+    file.write_bytes(content)
+    with (
+        joblib.parallel_config(backend, n_jobs=2),
+        pytest.raises(CorruptImageError, match="verify --repair") as error,
+    ):
+        load_betas(data, rois="brain", n_jobs=2)
+    assert str(file) in str(error.value)
+
+
+# Memory, cache and workers
+
+
+def test_memory_is_constant_in_the_number_of_volumes(tmp_path):
+    load_betas(make(tmp_path, [noise(3)]), rois="brain")  # imports
+    for options in ({}, {"standardize": "zscore"}, {"average_repeats": True}):
+        added = []
+        for n in (20, 320):
+            data = make(tmp_path, [noise(n)])
+            tracemalloc.start()
+            betas = load_betas(data, rois="brain", **options)
+            peak = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+            added.append(peak - betas.data.nbytes)
+        # A trial costs its row in tables and plans, far less than its volume.
+        assert added[1] - added[0] < 300 * 500 < 300 * brain().size
+
+
+def test_a_result_larger_than_free_memory(tmp_path, monkeypatch):
+    data = make(tmp_path, [noise(5)])
+    need = 5 * int(brain().sum()) * 4
+    monkeypatch.setattr(betas_module, "_free_memory", lambda: need)
+    load_betas(data, rois="brain")
+    monkeypatch.setattr(betas_module, "_free_memory", lambda: need - 1)
+    monkeypatch.setattr(one_pass, "iter_volumes", None)
+    with pytest.raises(MemoryError, match="nc_threshold"):
+        load_betas(data, rois="brain")
+
+
+def test_free_memory_is_that_of_the_machine_or_less():
+    import psutil
+
+    free = betas_module._free_memory()
+    assert 0 < free <= psutil.virtual_memory().total
+
+
+def test_limits_of_a_job(tmp_path):
+    assert betas_module._left_in(str(tmp_path)) > 2**60
+    (tmp_path / "memory.stat").write_text("anon 300\nfile 500\nshmem 100\n")
+    (tmp_path / "memory.max").write_text("1000\n")
+    assert betas_module._left_in(str(tmp_path)) == 600
+    (tmp_path / "memory.max").write_text("max\n")
+    assert betas_module._left_in(str(tmp_path)) > 2**60
+
+
+@pytest.mark.parametrize("options", [{}, {"average_repeats": True}], ids=str)
+@pytest.mark.parametrize("n_sessions", [1, 2])
+def test_a_repeated_call_reads_no_image(tmp_path, monkeypatch, options, n_sessions):
+    data = make(tmp_path, [noise(6, i) for i in range(n_sessions)])
+    options = {**options, "rois": "brain", "standardize": "zscore"}
+    plain = load_betas(data, **options)
+    read = []
+    real = one_pass.iter_volumes
+
+    def noted(header, wanted):
+        read.append(header.file)
+        return real(header, wanted)
+
+    monkeypatch.setattr(one_pass, "iter_volumes", noted)
+    memory = tmp_path / "memory"
+    for given in (memory, str(memory), joblib.Memory(memory, verbose=0)):
+        betas = load_betas(data, memory=given, **options)
+        assert np.array_equal(betas.data, plain.data)
+        betas.data[:] = 7  # of no consequence for what is kept
+        assert sorted(read) == data.images
+    fewer = Bunch(**{**data, "trials": data.trials.iloc[:-1]})
+    load_betas(fewer, memory=memory, **options)
+    assert len(read) == n_sessions + 1
+    read.clear()
+    nib.save(noise(6, 99), data.images[0])
+    changed = load_betas(data, memory=memory, **options)
+    assert read == data.images[:1]
+    assert np.array_equal(changed.data, load_betas(data, **options).data)
+    assert not np.allclose(changed.data, plain.data)
+    mask = brain()
+    mask[5:] = 0
+    nib.save(nib.Nifti1Image(mask, AFFINE), data.brain_masks["sub-01"])
+    fewer_voxels = load_betas(data, memory=memory, **options)
+    assert fewer_voxels.data.shape[1] == mask.sum()
+
+
+@pytest.mark.parametrize("backend", ["threading", "loky", "multiprocessing"])
+def test_workers_of_joblib(tmp_path, backend):
+    check_workers(tmp_path, lambda: joblib.parallel_config(backend))
+
+
+def test_workers_of_dask(tmp_path):
+    distributed = pytest.importorskip("distributed")
+    with (
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, dashboard_address=None
+        ) as cluster,
+        distributed.Client(cluster),
+    ):
+        check_workers(tmp_path, lambda: joblib.parallel_config("dask"), n_jobs=-1)
+
+
+def check_workers(folder, config, n_jobs=2):
+    images = [noise(4 + i, i) for i in range(4)]
+    images[2].dataobj[4, 4, 4, :2] = np.nan
+    data = make(folder, images)
+    data.trials = data.trials.sample(frac=0.8, random_state=0)
+    for options in (
+        {},
+        {"standardize": "zscore"},
+        {"standardize": "zscore_sample", "average_repeats": True},
+    ):
+        alone = load_betas(data, rois="brain", **options)
+        with config():
+            betas = load_betas(data, rois="brain", n_jobs=n_jobs, **options)
+        assert np.array_equal(betas.data, alone.data)
+        pd.testing.assert_frame_equal(betas.trials, alone.trials)
+
+
+def test_what_is_sent_to_workers_is_small(tmp_path, monkeypatch):
+    sizes = []
+
+    def measured(*args, **options):
+        sizes.append(len(joblib.externals.cloudpickle.dumps((args, options))))
+        return one_pass.read_session(*args, **options)
+
+    monkeypatch.setattr(betas_module, "read_session", measured)
+    monkeypatch.setattr(joblib.parallel.SequentialBackend, "supports_sharedmem", False)
+    load_betas(make(tmp_path, [noise(300)]), rois="brain")
+    assert 0 < sizes[0] < 10_000
+
+
+def test_signature_changes_with_the_file(tmp_path):
+    file = tmp_path / "file"
+    file.write_text("1")
+    before = columns_module.signature(str(file))
+    os.utime(file, ns=(0, 1))
+    assert columns_module.signature(str(file)) != before
+    assert before[:2] == (str(file), 1)

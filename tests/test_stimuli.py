@@ -1,0 +1,815 @@
+"""Stimulus images and what derives from them: what comes, in which order, unharmed."""
+
+from __future__ import annotations
+
+import io
+import os
+import threading
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from laion_fmri_fetchers import fetch_laion_fmri
+from laion_fmri_fetchers.demo.server import UPLOADED
+from laion_fmri_fetchers.derivatives import (
+    fetch_laion_captions,
+    fetch_laion_embeddings,
+    fetch_laion_segmentations,
+)
+from laion_fmri_fetchers.exceptions import (
+    BucketError,
+    CorruptImageError,
+    DiskSpaceError,
+    DownloadError,
+    InvalidQueryError,
+    NotCachedError,
+    UnsafeKeyError,
+)
+from laion_fmri_fetchers.filters import GreaterThan, NotNull, Pattern, ResultFilter
+from laion_fmri_fetchers.layout import (
+    ARCHIVE,
+    CAPTIONS,
+    SEGMENTATIONS,
+    SEGMENTATIONS_TABLE,
+    STIMULUS_TABLE,
+    embeddings_id,
+    stimulus_fields,
+)
+from laion_fmri_fetchers.stimuli import fetch_laion_stimuli, load_stimuli
+
+pytest_plugins = ["gate_fixtures"]
+
+SCREENSHOT = "shared_4rep_OOD_unusual_Screenshot 2024-05-06 at 14.45.09.jpg"
+PNG = "shared_4rep_OOD_shape_blob_round-01.png"
+
+
+def fetch(*args, **kwargs):
+    return fetch_laion_stimuli(*args, **{"verbose": 0, **kwargs})
+
+
+def captions(*args, **kwargs):
+    return fetch_laion_captions(*args, **{"verbose": 0, **kwargs})
+
+
+def embeddings(*args, **kwargs):
+    return fetch_laion_embeddings(*args, **{"verbose": 0, **kwargs})
+
+
+def segmentations(*args, **kwargs):
+    return fetch_laion_segmentations(*args, **{"verbose": 0, **kwargs})
+
+
+@pytest.fixture
+def granted(access, data_dir, monkeypatch):
+    """Access to the stimuli."""
+    monkeypatch.setenv("LAION_FMRI_REQUEST_ID", access.grant())
+    return access
+
+
+@pytest.fixture(scope="session")
+def published(bucket_folder):
+    """The table of stimuli as it is in the bucket, and the encoded images by name."""
+    table = pd.read_csv(
+        bucket_folder / STIMULUS_TABLE, dtype=str, keep_default_na=False
+    )
+    with h5py.File(bucket_folder / ARCHIVE) as file:
+        images = {
+            name: bytes(data)
+            for name, data in zip(table["image_name"], file["images"][()], strict=True)
+        }
+    return table, images
+
+
+@pytest.fixture(scope="session")
+def labels(bucket_folder):
+    """The labels of all trial tables, in order of appearance."""
+    tables = sorted(bucket_folder.glob("derivatives/**/*_trials.tsv"))
+    return list(
+        dict.fromkeys(
+            label
+            for table in tables
+            for label in pd.read_csv(table, sep="\t", dtype=str)["label"]
+        )
+    )
+
+
+def put_table(server, table):
+    server.put(STIMULUS_TABLE, table.to_csv(index=False).encode())
+
+
+# ---------------------------------------------------------------- the demo's files
+
+
+def test_the_demo_has_the_published_files(bucket_folder, published, labels):
+    table, images = published
+    assert sorted(table["image_name"]) == sorted(labels)
+    assert list(table) == [
+        "image_name",
+        "dataset",
+        "participant",
+        "unique_or_shared",
+        "n_reps",
+    ]
+    for name, data in images.items():
+        with Image.open(io.BytesIO(data)) as image:
+            png = name.endswith(".png")
+            assert (image.format, image.mode) == (
+                ("PNG", "RGBA") if png else ("JPEG", "RGB")
+            )
+            if png:
+                assert image.getextrema()[3][0] == 0
+    with h5py.File(bucket_folder / ARCHIVE) as file:
+        assert h5py.check_vlen_dtype(file["images"].dtype) == np.uint8
+        assert file["images"].shape == (len(table),)
+    orders = []
+    for model, n in (("CLIP", 1024), ("DINOv2", 1024), ("SigLIP2", 1152)):
+        with h5py.File(bucket_folder / embeddings_id(model)) as file:
+            assert set(file) == {"embedding", "image_ids", "valid"}
+            assert file["embedding"].shape == (len(table), n)
+            assert file["embedding"].dtype == np.float16
+            assert file["valid"].dtype == bool
+            orders.append([name.decode() for name in file["image_ids"][()]])
+    assert orders[0] == orders[1] == orders[2]
+    found = pd.read_csv(bucket_folder / SEGMENTATIONS_TABLE)
+    with h5py.File(bucket_folder / SEGMENTATIONS) as file:
+        assert len(file["masks"]) == len(found)
+        assert file["masks"].dtype == np.uint8
+    shared = {n for n in labels if stimulus_fields(n)["unique_or_shared"] == "shared"}
+    assert set(found["image_name"]) == shared
+    told = pd.read_csv(bucket_folder / CAPTIONS)
+    human = told[told["source"] == "human"].groupby("image_name").size()
+    assert set(human[human.index.isin(shared)]) == {5}
+    assert set(human[~human.index.isin(shared)]) == {3}
+    assert set(told[told["source"] == "ai"]["caption_idx"]) == {0}
+
+
+# ---------------------------------------------------------------- what is selected
+
+
+def test_metadata_in_the_order_of_the_archive(granted, published):
+    table, _ = published
+    data = fetch()
+
+    assert set(data) == {
+        "metadata",
+        "images",
+        "archive",
+        "metadata_file",
+        "failed",
+        "data_dir",
+        "query",
+        "description",
+    }
+    assert list(data.metadata.index) == list(table["image_name"])
+    assert data.metadata.index.name == "image_name"
+    assert list(data.metadata["h5_index"]) == list(range(len(table)))
+    assert data.images == []
+    assert data.failed == []
+    assert "Data Use Agreement" in data.description
+    for name, row in data.metadata.iterrows():
+        told = stimulus_fields(name)
+        row = row.astype(object).where(row.notna(), None)
+        assert {field: row[field] for field in told} == told
+
+
+def test_metadata_aligns_with_trials(granted, labels):
+    trials = fetch_laion_fmri("sub-01", sessions=[1, 2], rois=None, verbose=0).trials
+    data = fetch(names=trials["label"])
+
+    shown = data.metadata.loc[trials["label"]]
+    assert len(shown) == len(trials)
+    assert list(shown.index) == list(trials["label"])
+    assert list(data.metadata.index) == list(dict.fromkeys(trials["label"]))
+    for field in ("dataset", "participant", "unique_or_shared", "n_reps", "ood_type"):
+        theirs = trials[field].astype(object).where(trials[field].notna(), None)
+        ours = shown[field].astype(object).where(shown[field].notna(), None)
+        assert list(ours) == list(theirs), field
+    for same in (fetch(trials), fetch(trials=trials), fetch(data.metadata)):
+        pd.testing.assert_frame_equal(same.metadata, data.metadata)
+        assert same.query == data.query
+
+
+@pytest.mark.parametrize(
+    ("asked", "passes"),
+    [
+        ({"unique_or_shared": "shared"}, lambda t: t["unique_or_shared"] == "shared"),
+        ({"n_reps": GreaterThan(4)}, lambda t: t["n_reps"] == 12),
+        ({"participant": ["sub-03"]}, lambda t: t["participant"] == "sub-03"),
+        ({"ood_type": NotNull()}, lambda t: t["ood_type"] is not None),
+        (
+            {"image_name": Pattern("unique_.*_p03")},
+            lambda t: t["participant"] == "sub-03",
+        ),
+        (
+            {"stimulus_filter": ResultFilter(dataset="NSD") | ResultFilter(n_reps=12)},
+            lambda t: t["dataset"] == "NSD" or t["n_reps"] == 12,
+        ),
+        (
+            {"stimulus_filter": {"dataset": "OOD"}, "ood_type": "shape"},
+            lambda t: t["ood_type"] == "shape",
+        ),
+        (
+            {"stimulus_filter": lambda row: row["image_name"].endswith(".png")},
+            lambda t: t["name"].endswith(".png"),
+        ),
+    ],
+)
+def test_filters(granted, published, asked, passes):
+    names = published[0]["image_name"]
+    expected = [n for n in names if passes({"name": n, **stimulus_fields(n)})]
+    assert 0 < len(expected) < len(names)
+    assert list(fetch(**asked).metadata.index) == expected
+
+
+def test_names_with_filter_and_limit(granted):
+    names = [PNG, SCREENSHOT, PNG, "shared_4rep_NSD_special1000_4.jpg"]
+
+    assert list(fetch(names).metadata.index) == [names[0], names[1], names[3]]
+    assert list(fetch(names, dataset="OOD").metadata.index) == [PNG, SCREENSHOT]
+    assert list(fetch(names, max_images=1).metadata.index) == [PNG]
+    assert len(fetch(names, max_images=-1).metadata) == 3
+    assert list(fetch(SCREENSHOT).metadata.index) == [SCREENSHOT]
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"names": [PNG[:-4]]}, PNG),
+        ({"names": 3}, "names"),
+        ({"names": [3]}, "names"),
+        ({"names": pd.DataFrame({"run": [1]})}, "label"),
+        ({"names": [PNG], "trials": pd.DataFrame({"label": [PNG]})}, "one of them"),
+        ({"datset": "OOD"}, "dataset"),
+        ({"stimulus_filter": {"rep": 3}}, "n_reps"),
+        ({"mode": "onlin"}, "offline"),
+        ({"max_images": 1.5}, "max_images"),
+        ({"n_connections": 0}, "n_connections"),
+        ({"timeout": -1}, "timeout"),
+    ],
+)
+def test_what_is_not_valid(granted, asked, said):
+    with pytest.raises(InvalidQueryError, match=said):
+        fetch(**asked)
+
+
+def test_unknown_names_may_be_left_out(granted):
+    with pytest.warns(UserWarning, match="nowhere"):
+        data = fetch(["nowhere.jpg", PNG], allow_missing=True)
+    assert list(data.metadata.index) == [PNG]
+
+
+def test_the_archive_is_fetched_only_for_images(granted, server, data_dir):
+    data = fetch(max_images=0)
+    assert len(data.metadata) == 0
+    assert data.archive is None
+    assert not (data_dir / ARCHIVE).exists()
+    assert {key for _, key, _ in server.requests} == {STIMULUS_TABLE}
+
+
+def test_dry_run(granted, server, data_dir, bucket_folder):
+    size = (bucket_folder / ARCHIVE).stat().st_size
+    plan = fetch(dry_run=True, extract=True)
+
+    assert plan.plan.to_dict("records") == [
+        {"id": ARCHIVE, "size": size, "reason": "missing"}
+    ]
+    assert plan.plan_size == size
+    assert len(plan.metadata) > 0
+    assert not (data_dir / ARCHIVE).exists()
+    fetch()
+    assert len(fetch(dry_run=True).plan) == 0
+    assert fetch(dry_run=True, mode="overwrite").plan["reason"].tolist() == [
+        "overwrite"
+    ]
+
+
+def test_the_size_of_the_archive_is_said_first(granted, capfd):
+    fetch(verbose=1)
+    assert "3.2 GB" in capfd.readouterr().err.splitlines()[0]
+    fetch(verbose=1)
+    assert "3.2 GB" not in capfd.readouterr().err
+    fetch(verbose=0, mode="overwrite")
+    assert capfd.readouterr().err == ""
+
+
+# ---------------------------------------------------------------- extraction
+
+
+def test_extracted_images_are_those_of_the_archive(granted, published, data_dir):
+    table, images = published
+    data = fetch(extract=True, unique_or_shared="shared")
+
+    assert len(data.images) == len(data.metadata) > 0
+    for path, name in zip(data.images, data.metadata.index, strict=True):
+        assert path == str(data_dir / "stimuli/images" / name)
+        assert Path(path).read_bytes() == images[name]
+    there = {file.name for file in (data_dir / "stimuli/images").iterdir()}
+    assert there == set(data.metadata.index)
+    assert SCREENSHOT in there
+    assert "shared_4rep_OOD_gaudy_street+night.jpg" in there
+
+    everything = fetch(extract=True)
+    assert len(everything.images) == len(images)
+    for path, name in zip(everything.images, table["image_name"], strict=True):
+        assert Path(path).read_bytes() == images[name]
+
+
+def test_what_is_extracted_stays(granted, data_dir):
+    first = fetch([PNG, SCREENSHOT], extract=True)
+    stats = [os.stat(path).st_mtime_ns for path in first.images]
+    fetch([PNG, SCREENSHOT], extract=True)
+    assert [os.stat(path).st_mtime_ns for path in first.images] == stats
+    os.unlink(first.images[0])
+    fetch([PNG], extract=True, mode="offline")
+    assert os.path.exists(first.images[0])
+
+
+def test_overwriting_the_archive_renews_extracted_images(
+    granted, server, published, data_dir
+):
+    fetch([PNG, SCREENSHOT], extract=True)
+    table, images = published
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w") as file:
+        rows = file.create_dataset(
+            "images", (len(table),), dtype=h5py.vlen_dtype(np.uint8)
+        )
+        for i, name in enumerate(table["image_name"]):
+            rows[i] = np.frombuffer(images[name] + b"new", np.uint8)
+    server.put(ARCHIVE, buffer.getvalue())
+
+    data = fetch([PNG], mode="overwrite")
+    assert data.images == []
+    for name in (PNG, SCREENSHOT):
+        file = data_dir / "stimuli/images" / name
+        assert file.read_bytes() == images[name] + b"new"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../escape.jpg", "/etc/x.jpg", "a/b.jpg", "..", "", "C:x.jpg", "a\\b", "a\nb"],
+)
+def test_names_that_would_leave_the_folder(
+    granted, server, published, data_dir, tmp_path, name
+):
+    table = published[0].copy()
+    table.loc[3, "image_name"] = name
+    put_table(server, table)
+
+    with pytest.raises(UnsafeKeyError, match="nothing was written"):
+        fetch(extract=True)
+    assert not (data_dir / "stimuli/images").exists()
+    assert not list(tmp_path.rglob("escape.jpg"))
+
+
+def test_a_disk_that_fills_while_extracting(granted, monkeypatch, data_dir):
+    from laion_fmri_fetchers import cache
+
+    fetch()
+    write, left = cache.write_atomically, [3]
+
+    def until_full(file, content, mode=0o666):
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(28, "No space left on device")
+        write(file, content, mode)
+
+    monkeypatch.setattr(cache, "write_atomically", until_full)
+    with pytest.raises(DiskSpaceError, match="full"):
+        fetch(extract=True)
+    monkeypatch.undo()
+    assert len(list((data_dir / "stimuli/images").iterdir())) == 3
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/io"), reason="Linux counts reads")
+def test_only_selected_rows_are_read(access, monkeypatch, data_dir):
+    monkeypatch.setenv("LAION_FMRI_REQUEST_ID", access.grant())
+    n, size = 400, 50_000
+    names = [f"unique_THINGS_barn{i}_p01.jpg" for i in range(n)]
+    (data_dir / "stimuli").mkdir(parents=True)
+    pd.DataFrame({"image_name": names}).to_csv(data_dir / STIMULUS_TABLE, index=False)
+    rng = np.random.default_rng(0)
+    data = rng.integers(0, 256, (n, size), np.uint8)
+    with h5py.File(data_dir / ARCHIVE, "w") as file:
+        rows = file.create_dataset("images", (n,), dtype=h5py.vlen_dtype(np.uint8))
+        for i in range(n):
+            rows[i] = data[i]
+    chosen = names[5:400:20]
+    fetch(names[:1], extract=True, mode="offline")
+
+    before = bytes_read()
+    found = fetch(chosen, extract=True, mode="offline")
+    read = bytes_read() - before
+    for path, i in zip(found.images, range(5, 400, 20), strict=True):
+        assert Path(path).read_bytes() == data[i].tobytes()
+    assert read < 2 * len(chosen) * size < n * size / 5
+
+
+def bytes_read():
+    with open("/proc/self/io") as file:
+        return int(file.readline().split()[1])
+
+
+# ---------------------------------------------------------------- broken files
+
+
+def test_an_archive_that_is_none(granted, server):
+    server.put(ARCHIVE, b"no HDF5 at all")
+    with pytest.raises(CorruptImageError, match="overwrite"):
+        fetch()
+
+
+def test_an_archive_and_metadata_that_disagree(granted, server, published):
+    put_table(server, published[0].iloc[:-1])
+    with pytest.raises(CorruptImageError, match="images, its metadata"):
+        fetch()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda t: t.rename(columns={"image_name": "name"}),
+        lambda t: t.assign(image_name=t["image_name"].iloc[0]),
+        lambda t: t.assign(n_reps="many"),
+    ],
+)
+def test_a_broken_table(granted, server, published, change):
+    put_table(server, change(published[0]))
+    with pytest.raises(CorruptImageError, match="overwrite"):
+        fetch()
+
+
+def test_a_table_in_other_words(granted, server, published):
+    """Participants as numbers, and columns that are missing or more."""
+    table = published[0]
+    table = table.assign(
+        participant=table["participant"].str.removeprefix("sub-"), colour="n/a"
+    ).drop(columns="n_reps")
+    before = fetch(max_images=0, mode="overwrite").metadata
+    plain = fetch().metadata
+    put_table(server, table)
+
+    changed = fetch(mode="overwrite").metadata
+    assert changed["colour"].isna().all()
+    pd.testing.assert_frame_equal(
+        changed[list(before)].sort_index(axis=1), plain.sort_index(axis=1)
+    )
+
+
+# ---------------------------------------------------------------- pictures
+
+
+def test_load_as_displayed(granted, published):
+    _, images = published
+    data = fetch([SCREENSHOT, PNG])
+    pictures = load_stimuli(data)
+
+    assert pictures.dtype == np.uint8
+    assert pictures.shape == (2, 160, 160, 3)
+    jpeg = np.asarray(Image.open(io.BytesIO(images[SCREENSHOT])))
+    np.testing.assert_array_equal(pictures[0], jpeg)
+    rgba = np.asarray(Image.open(io.BytesIO(images[PNG]))).astype(float)
+    alpha = rgba[..., 3:] / 255
+    expected = rgba[..., :3] * alpha + 127.5 * (1 - alpha)
+    assert np.abs(pictures[1] - expected).max() <= 0.5 + 1e-9
+    assert (pictures[1][rgba[..., 3] == 0] == 128).all()
+    assert (rgba[..., 3] == 0).any()
+
+    stored = load_stimuli(data, as_displayed=False)
+    np.testing.assert_array_equal(stored[1], rgba[..., :3])
+
+
+def test_load_in_the_order_of_metadata(granted, published):
+    data = fetch()
+    everything = load_stimuli(data)
+    data.metadata = data.metadata.sample(frac=0.3, random_state=0)
+    np.testing.assert_array_equal(
+        load_stimuli(data), everything[data.metadata["h5_index"]]
+    )
+
+
+def test_load_resized_and_in_batches(granted):
+    data = fetch(max_images=23)
+    small = load_stimuli(data, size=(24, 36))
+    assert small.shape == (23, 24, 36, 3)
+    assert load_stimuli(data, size=24).shape == (23, 24, 24, 3)
+    original = load_stimuli(data)
+    expected = Image.fromarray(original[4]).resize((36, 24), Image.Resampling.LANCZOS)
+    np.testing.assert_array_equal(small[4], np.asarray(expected))
+
+    batches = load_stimuli(data, size=(24, 36), batch_size=10)
+    assert next(batches).shape == (10, 24, 36, 3)
+    batches = list(load_stimuli(data, size=(24, 36), batch_size=10))
+    assert [len(batch) for batch in batches] == [10, 10, 3]
+    np.testing.assert_array_equal(np.concatenate(batches), small)
+
+
+def test_batches_that_are_left_close_the_archive(granted):
+    data = fetch(max_images=9)
+    n_threads = threading.active_count()
+    batches = load_stimuli(data, batch_size=3)
+    next(batches)
+    batches.close()
+    assert threading.active_count() <= n_threads
+    with h5py.File(data.archive, "r+"):
+        pass
+
+
+def test_load_nothing(granted):
+    fetch()
+    data = fetch(dataset="nowhere")
+    assert load_stimuli(data).shape[0] == 0
+    assert load_stimuli(data, size=8).shape == (0, 8, 8, 3)
+    assert list(load_stimuli(data, batch_size=8)) == []
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [{"size": 0}, {"size": (1, 2, 3)}, {"size": "big"}, {"batch_size": 0}],
+)
+def test_load_what_is_not_valid(granted, asked):
+    with pytest.raises(InvalidQueryError, match=next(iter(asked))):
+        load_stimuli(fetch(max_images=2), **asked)
+
+
+def test_load_without_the_archive(granted):
+    data = fetch(max_images=0)
+    with pytest.raises(NotCachedError):
+        load_stimuli(data)
+
+
+def test_load_images_that_cannot_be_decoded_or_differ(granted, server, published):
+    table, images = published
+    other = io.BytesIO()
+    Image.new("RGB", (10, 20)).save(other, "PNG")
+    changed = list(images.values())
+    changed[2], changed[5] = b"no image", other.getvalue()
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w") as file:
+        rows = file.create_dataset(
+            "images", (len(table),), dtype=h5py.vlen_dtype(np.uint8)
+        )
+        for i, image in enumerate(changed):
+            rows[i] = np.frombuffer(image, np.uint8)
+    server.put(ARCHIVE, buffer.getvalue())
+    data = fetch()
+    metadata = data.metadata
+
+    with pytest.raises(CorruptImageError, match="decoded") as caught:
+        load_stimuli(data)
+    assert metadata.index[2] in str(caught.value)
+    data.metadata = metadata.iloc[4:7]
+    with pytest.raises(InvalidQueryError, match="size"):
+        load_stimuli(data)
+    assert load_stimuli(data, size=8).shape == (3, 8, 8, 3)
+
+
+# ---------------------------------------------------------------- public derivatives
+
+FETCHERS = [captions, embeddings, segmentations]
+
+
+@pytest.mark.parametrize("fetch_one", FETCHERS)
+def test_public_files_need_neither_id_nor_licence(
+    server, data_dir, monkeypatch, fetch_one
+):
+    monkeypatch.delenv("LAION_FMRI_LICENSE")
+    assert len(fetch_one().image_names) > 0
+    server.requests.clear()
+    fetch_one()
+    assert {key for _, key, _ in server.requests} == {""}
+
+
+@pytest.mark.parametrize("fetch_one", FETCHERS)
+def test_public_files_offline(server, data_dir, fetch_one, request):
+    with pytest.raises(NotCachedError, match="download_new"):
+        fetch_one(mode="offline")
+    online = fetch_one()
+    request.getfixturevalue("no_network")
+    offline = fetch_one(mode="offline")
+    assert set(offline) == set(online)
+    for key, value in online.items():
+        if isinstance(value, pd.DataFrame):
+            pd.testing.assert_frame_equal(offline[key], value)
+        elif key in ("embeddings", "valid"):
+            for model, array in value.items():
+                np.testing.assert_array_equal(offline[key][model], array)
+        else:
+            assert offline[key] == value
+
+
+@pytest.mark.parametrize("fetch_one", FETCHERS)
+def test_public_files_when_the_bucket_is_gone(server, data_dir, fetch_one, monkeypatch):
+    before = fetch_one()
+    monkeypatch.setenv("LAION_FMRI_BUCKET_URL", "http://127.0.0.1:9/gone")
+    with pytest.warns(UserWarning, match="on disk"):
+        assert fetch_one().image_names == before.image_names
+    with pytest.raises(BucketError, match="Missing"):
+        fetch_one(mode="overwrite")
+
+
+@pytest.mark.parametrize(
+    ("fetch_one", "key"),
+    [
+        (captions, CAPTIONS),
+        (embeddings, embeddings_id("PEcore")),
+        (segmentations, SEGMENTATIONS_TABLE),
+        (segmentations, SEGMENTATIONS),
+    ],
+)
+def test_public_files_that_fail(server, data_dir, fetch_one, key):
+    server.faults[key] = (404, {}, b"")
+    with pytest.raises(DownloadError, match="404") as caught:
+        fetch_one()
+    assert caught.value.failed[0]["id"] == key
+    if key.endswith(".csv"):
+        with pytest.raises(DownloadError):
+            fetch_one(allow_missing=True)
+        return
+    with pytest.warns(UserWarning, match="Left out"):
+        data = fetch_one(allow_missing=True)
+    assert [one["id"] for one in data.failed] == [key]
+    assert len(data.image_names) > 0
+
+
+def test_a_file_that_the_bucket_lacks(server, data_dir, bucket_folder):
+    key = embeddings_id("CLIP")
+    server.delete(key)
+    try:
+        with pytest.raises(DownloadError, match="not in the bucket"):
+            embeddings("CLIP")
+    finally:
+        server.put(key, (bucket_folder / key).read_bytes(), last_modified=UPLOADED)
+
+
+def test_captions(server, data_dir, bucket_folder):
+    published = pd.read_csv(bucket_folder / CAPTIONS, keep_default_na=False, dtype=str)
+    data = captions()
+    assert list(data.captions) == list(published)
+    assert list(data.captions["caption"]) == list(published["caption"])
+    assert data.captions["caption_idx"].dtype == np.int64
+    assert data.captions["ai_model"].isna().sum() == (published["ai_model"] == "").sum()
+
+    names = [SCREENSHOT, PNG, "shared_4rep_NSD_special1000_4.jpg"]
+    some = captions(names, source="human")
+    assert some.image_names == names
+    assert list(some.captions["image_name"]) == [n for n in names for _ in range(5)]
+    assert list(some.captions["caption_idx"]) == [1, 2, 3, 4, 5] * 3
+    ai = captions(names, caption_filter={"source": "ai"})
+    assert ai.image_names == names
+    assert set(ai.captions["image_name"]) == {names[2]}
+    for bad in ({"names": ["nowhere.jpg"]}, {"sourc": "human"}):
+        with pytest.raises(InvalidQueryError):
+            captions(**bad)
+
+
+def test_a_caption_is_text_whatever_it_says(server, data_dir, bucket_folder):
+    text = (
+        "image_name,caption_idx,source,caption\n"
+        'a.jpg,1,human,1984\na.jpg,2,human,None\n"a, b.jpg",1,human,"say ""n/a"""\n'
+    )
+    server.put(CAPTIONS, text.encode())
+    try:
+        data = captions()
+    finally:
+        server.put(
+            CAPTIONS, (bucket_folder / CAPTIONS).read_bytes(), last_modified=UPLOADED
+        )
+    assert list(data.captions["caption"]) == ["1984", "None", 'say "n/a"']
+    assert data.image_names == ["a.jpg", "a, b.jpg"]
+
+
+def test_embeddings(server, data_dir, bucket_folder):
+    with h5py.File(bucket_folder / embeddings_id("SigLIP2")) as file:
+        names = [name.decode() for name in file["image_ids"][()]]
+        values = file["embedding"][()]
+    everything = embeddings(["siglip2", "CLIP"])
+    assert list(everything.embeddings) == ["SigLIP2", "CLIP"]
+    assert everything.image_names == names
+    np.testing.assert_array_equal(everything.embeddings["SigLIP2"], values)
+    assert everything.embeddings["CLIP"].shape == (len(names), 1024)
+
+    wanted = [names[i] for i in (30, 2, 77, 30, 5)]
+    some = embeddings("SigLIP2", wanted)
+    assert some.image_names == list(dict.fromkeys(wanted))
+    np.testing.assert_array_equal(some.embeddings["SigLIP2"], values[[30, 2, 77, 5]])
+    assert some.embeddings["SigLIP2"].dtype == np.float16
+    assert some.valid["SigLIP2"].tolist() == [True] * 4
+    downloaded = {key for _, key, _ in server.requests if key}
+    assert downloaded == {embeddings_id("SigLIP2"), embeddings_id("CLIP")}
+    for bad in ({"models": "CLIPP"}, {"models": []}, {"names": ["x.jpg"]}):
+        with pytest.raises(InvalidQueryError):
+            embeddings(**bad)
+
+
+def test_embeddings_in_different_orders(server, data_dir, tmp_path, bucket_folder):
+    names = ["a.jpg", "b.jpg", "c.jpg"]
+    for model, order in (("CLIP", [0, 1, 2]), ("DINOv2", [2, 0, 1])):
+        buffer = io.BytesIO()
+        with h5py.File(buffer, "w") as file:
+            file["embedding"] = np.array(order, np.float16)[:, None] * np.ones(4)
+            file["image_ids"] = np.array([names[i] for i in order], "S")
+            file["valid"] = np.array(order) != 1
+        (data_dir / "stimuli").mkdir(parents=True, exist_ok=True)
+        (data_dir / embeddings_id(model)).write_bytes(buffer.getvalue())
+
+    data = embeddings(["CLIP", "DINOv2"], mode="offline")
+    assert data.image_names == names
+    for model in ("CLIP", "DINOv2"):
+        assert data.embeddings[model][:, 0].tolist() == [0, 1, 2]
+        assert data.valid[model].tolist() == [True, False, True]
+
+
+def test_rows_are_read_block_by_block(tmp_path):
+    from laion_fmri_fetchers.derivatives import _rows
+
+    values = np.arange(5000 * 3, dtype=np.float16).reshape(5000, 3)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["embedding"] = values
+        rows = np.random.default_rng(0).permutation(5000)[:700]
+        np.testing.assert_array_equal(_rows(file["embedding"], rows), values[rows])
+        assert _rows(file["embedding"], rows[:0]).shape == (0, 3)
+
+
+@pytest.mark.parametrize("content", [b"none", None])
+def test_broken_embeddings(server, data_dir, content):
+    file = data_dir / embeddings_id("CLIP")
+    file.parent.mkdir(parents=True)
+    file.write_bytes(content or b"")
+    if content is None:
+        with h5py.File(file, "w") as broken:
+            broken["embedding"] = np.zeros((2, 3))
+    with pytest.raises(CorruptImageError, match="overwrite"):
+        embeddings("CLIP", mode="offline")
+
+
+def test_segmentations(server, data_dir, bucket_folder, labels):
+    published = pd.read_csv(bucket_folder / SEGMENTATIONS_TABLE)
+    data = segmentations()
+    pd.testing.assert_frame_equal(
+        data.segmentations.sort_values("mask_row").reset_index(drop=True),
+        published,
+        check_dtype=False,
+    )
+    for name in ("mask_row", "instance_id", "localized"):
+        assert data.segmentations[name].dtype == np.int64
+    assert data.segmentations["score"].dtype == float
+    row = data.segmentations.query("localized == 1").iloc[0]
+    with h5py.File(data.masks_file) as file:
+        mask = file["masks"][row["mask_row"]]
+    box = row[["box_x0", "box_y0", "box_x1", "box_y1"]].astype(int)
+    assert mask[box.iloc[1] : box.iloc[3], box.iloc[0] : box.iloc[2]].all()
+    assert "noun_counts" not in data
+
+    some = segmentations([PNG, SCREENSHOT], localized=1)
+    assert some.image_names == [PNG, SCREENSHOT]
+    assert set(some.segmentations["localized"]) <= {1}
+    with pytest.raises(InvalidQueryError, match="noun"):
+        segmentations(nuon="face")
+
+
+def test_segmentations_without_masks(server, data_dir):
+    data = segmentations(masks=False)
+    assert data.masks_file is None
+    assert {key for _, key, _ in server.requests if key} == {SEGMENTATIONS_TABLE}
+
+
+def test_images_without_masks(server, data_dir, labels):
+    unique = [name for name in labels if name.startswith("unique")][:2]
+    data = segmentations([*unique, PNG], vectorize_nouns=True)
+    assert data.image_names == [*unique, PNG]
+    assert (data.noun_counts[:2] == 0).all()
+    assert data.noun_counts[2].sum() == len(data.segmentations)
+    with pytest.warns(UserWarning, match="nowhere"):
+        data = segmentations(["nowhere.jpg"], vectorize_nouns=True)
+    assert data.noun_counts.shape == (1, 0)
+
+
+def test_vectorized_nouns(server, data_dir):
+    data = segmentations(vectorize_nouns=True)
+    table = pd.crosstab(data.segmentations["image_name"], data.segmentations["noun"])
+    assert data.vocabulary.tolist() == sorted(set(data.segmentations["noun"]))
+    np.testing.assert_array_equal(
+        data.noun_counts, table.loc[data.image_names, data.vocabulary]
+    )
+    assert (data.noun_counts == 2).any()
+    assert segmentations(noun="nothing", vectorize_nouns=True).noun_counts.shape == (
+        0,
+        0,
+    )
+
+
+def test_a_data_directory_that_cannot_be_written(granted, monkeypatch, data_dir):
+    from laion_fmri_fetchers import cache
+
+    before = fetch([PNG])
+    caption = captions([PNG])
+    monkeypatch.setattr(cache, "is_writable", lambda folder: False)
+    with pytest.warns(UserWarning, match="cannot be written"):
+        pd.testing.assert_frame_equal(fetch([PNG]).metadata, before.metadata)
+    with pytest.warns(UserWarning, match="cannot be written"):
+        pd.testing.assert_frame_equal(captions([PNG]).captions, caption.captions)
