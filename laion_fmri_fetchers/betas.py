@@ -333,7 +333,7 @@ def _cache(memory: Any) -> Callable:
     if memory is None:
         return _uncached
     if not hasattr(memory, "cache"):
-        memory = joblib.Memory(memory, verbose=0)
+        memory = joblib.Memory(os.fspath(memory), verbose=0)
     return lambda function: memory.cache(function, mmap_mode="c")
 
 

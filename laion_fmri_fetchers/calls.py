@@ -24,6 +24,9 @@ class Call(NamedTuple):
     timeout: float
     verbose: int
     dry_run: bool = False
+    resolution: float | None = None
+    interpolation: str = "continuous"
+    keep_original: bool = True
 
 
 def prepare(

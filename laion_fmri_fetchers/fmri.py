@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from joblib import Parallel, delayed
 from sklearn.utils import Bunch
 
 from . import cache, layout
@@ -46,6 +47,15 @@ from .exceptions import (
 from .filters import admits
 from .licenses import accept_license
 from .messages import listed, readable_size, tell, warn
+from .resample import (
+    can_be_resampled,
+    find_resampled,
+    interpolation_for,
+    is_resampled,
+    resample_file,
+    resampled_path,
+    resolution_label,
+)
 from .selection import (
     Selection,
     check_fields,
@@ -80,6 +90,9 @@ def fetch_laion_fmri(
     roi_filter: Any = None,
     trial_filter: Any = None,
     max_images: int | None = None,
+    resolution: float | None = None,
+    interpolation: str = "continuous",
+    keep_original: bool = True,
     mode: str = "download_new",
     data_dir: str | os.PathLike | None = None,
     dry_run: bool = False,
@@ -113,6 +126,15 @@ callable, optional
         files of sessions in which a trial passes are fetched.
     max_images : int, optional
         Most images, counted in subject, session order; None or negative: all.
+    resolution : float, optional
+        Voxel size in mm of an isotropic grid. Images, ROI masks, brain masks and noise
+        ceilings are resampled to it, kept beside the originals with a ``res-`` entity,
+        and found there by later calls. Files are resampled one after the other, or as
+        :func:`joblib.parallel_config` says.
+    interpolation : {"continuous", "linear", "nearest"}, default="continuous"
+        How images and noise ceilings are resampled; masks always by the nearest voxel.
+    keep_original : bool, default=True
+        False: delete the originals of ``images`` once they are resampled.
     mode : {"download_new", "overwrite", "offline"}, default="download_new"
         ``"download_new"`` fetches what is not on disk; ``"overwrite"`` fetches all
         that is selected again (masks and tables only if they, too, fulfil a term on
@@ -220,6 +242,7 @@ callable, optional
         verbose=verbose,
         dry_run=dry_run,
     )
+    call = _with_grid(call, resolution, interpolation, keep_original)
     known = _look(selection, call)
     subjects_meta = _choose_subjects(selection, call, known)
     images = _choose_images(selection, call, known)
@@ -230,6 +253,8 @@ callable, optional
         **_choose_companions(call, known, known.subjects),
     }
     query = selection.as_query()
+    if call.resolution is not None:
+        query |= {"resolution": call.resolution, "interpolation": call.interpolation}
     return _fetch(selection, call, known, query, subjects_meta, chosen, trials)
 
 
@@ -318,6 +343,21 @@ def fetch_laion_fmri_ids(
     return _fetch(selection, call, known, query, subjects_meta, chosen, trials)
 
 
+def _with_grid(
+    call: Call, resolution: float | None, interpolation: str, keep_original: bool
+) -> Call:
+    """Check the grid that images are to be resampled to."""
+    if resolution is None:
+        return call
+    resolution_label(resolution)
+    interpolation_for({"suffix": None}, interpolation)
+    return call._replace(
+        resolution=float(resolution),
+        interpolation=interpolation,
+        keep_original=keep_original,
+    )
+
+
 def _look(selection: Selection, call: Call, beside: Sequence[Wanted] = ()) -> _Known:
     """Look at the bucket and the disk, only where the selection may lead."""
     how: Any = {"n_connections": call.n_connections, "timeout": call.timeout}
@@ -357,9 +397,23 @@ def _records(call: Call, known: _Known, tree: str, subject: str) -> list[Record]
     """Return the records of a subject's files in a tree, made once."""
     place = (tree, subject)
     if place not in known.records:
-        ids = known.ids.get(place, [])
-        known.records[place] = records(known.catalog, ids, call.data_dir)
+        ids, objects = known.ids.get(place, []), known.catalog.objects
+        known.records[place] = [
+            rec
+            for rec in records(known.catalog, ids, call.data_dir)
+            if rec["id"] in objects or not is_resampled(rec)
+        ]
     return known.records[place]
+
+
+def _is_cached(rec: Record, call: Call, known: _Known) -> bool:
+    """Tell whether a file, or what was resampled from it, is on disk."""
+    if rec["id"] in known.catalog.on_disk:
+        return True
+    if call.resolution is None or not can_be_resampled(rec):
+        return False
+    how = interpolation_for(rec, call.interpolation)
+    return find_resampled(rec["absolute_path"], call.resolution, how) is not None
 
 
 def _choose_subjects(
@@ -516,7 +570,7 @@ def _check_named(what: str, name: str, there: dict[str, set[str]], call: Call) -
 
 def _can_come(rec: Record, call: Call, known: _Known) -> bool:
     """Tell whether a file is on disk, or the bucket may be asked for it."""
-    return call.mode != "offline" or rec["id"] in known.catalog.on_disk
+    return call.mode != "offline" or _is_cached(rec, call, known)
 
 
 def _choose_companions(
@@ -674,7 +728,7 @@ def _only_cached(
     selection: Selection, call: Call, known: _Known, images: list[Record]
 ) -> list[Record]:
     """Return the images on disk; raise for a session that was named and is not."""
-    cached = [rec for rec in images if rec["id"] in known.catalog.on_disk]
+    cached = [rec for rec in images if _is_cached(rec, call, known)]
     there = {rec["session"] for rec in cached}
     for rec in images:
         if selection.sessions and layout.is_of_session(rec) and rec not in cached:
@@ -707,7 +761,7 @@ def _missing(
         one = rec["id"]
         if one in known.fetched or one not in known.catalog.objects:
             continue
-        if one not in known.catalog.on_disk:
+        if not _is_cached(rec, call, known):
             missing[one] = rec, "missing"
         elif call.mode == "overwrite" and (
             one in selected
@@ -823,6 +877,8 @@ def _bunch(
         for kind, recs in chosen.items()
     }
     _compare_sizes([rec for recs in chosen.values() for rec in recs])
+    if call.resolution is not None:
+        _resample(call, known, chosen)
     if failed:
         warn(
             f"{len(failed)} files could not be fetched and are left out: "
@@ -857,6 +913,42 @@ def _bunch(
         call.verbose,
     )
     return bunch
+
+
+def _resample(call: Call, known: _Known, chosen: dict[str, list[Record]]) -> None:
+    """Replace records by those of the images resampled from them, made if need be."""
+    for kind in ("images", "rois", "noise_ceilings"):
+        recs = [rec for rec in chosen[kind] if can_be_resampled(rec)]
+        if recs and not call.dry_run:
+            Parallel()(
+                delayed(resample_file)(
+                    rec["absolute_path"],
+                    call.resolution,
+                    interpolation_for(rec, call.interpolation),
+                    overwrite=rec["id"] in known.fetched,
+                    keep_original=call.keep_original or kind != "images",
+                )
+                for rec in recs
+            )
+        chosen[kind] = [
+            _resampled(rec, call) if can_be_resampled(rec) else rec
+            for rec in chosen[kind]
+        ]
+
+
+def _resampled(rec: Record, call: Call) -> Record:
+    """Return the record of the image resampled from that of a record."""
+    assert call.resolution is not None
+    path = resampled_path(rec["id"], call.resolution)
+    file = cache.local_path(call.data_dir, path)
+    return {
+        **rec,
+        "id": path,
+        "relative_path": path,
+        "absolute_path": file,
+        "res": resolution_label(call.resolution),
+        "size": os.path.getsize(file) if os.path.exists(file) else None,
+    }
 
 
 def _compare_sizes(chosen: list[Record]) -> None:
@@ -920,7 +1012,12 @@ def _brain_masks(call: Call, known: _Known, masks: list[Record]) -> dict[str, st
             continue
         if derived.exists():
             found[subject] = str(derived)
-    return found
+    if call.resolution is None or call.dry_run:
+        return found
+    return {
+        subject: resample_file(path, call.resolution, "nearest")
+        for subject, path in found.items()
+    }
 
 
 def _derive_brain_mask(mean_rsquare: str, target: Path) -> None:

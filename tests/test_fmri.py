@@ -789,3 +789,64 @@ def test_query_is_readable_and_without_settings(cached):
         "trial_filter": None,
         "max_images": None,
     }
+
+
+# ---------------------------------------------------------------- another grid
+
+
+def test_resolution(server, data_dir):
+    query = {"rois": "FFA1", "sessions": [1, 2], "resolution": 12}
+    data = fetch(**query)
+    original = fetch(rois="FFA1", sessions=[1, 2])
+    assert all("_res-12_" in path for path in [*data.images, *data.rois])
+    assert [m["res"] for m in data.images_meta] == ["12", "12"]
+    assert original.images_meta[0]["res"] is None
+    assert len(original.images) == 2
+    image, mask = nib.load(data.images[0]), nib.load(data.brain_masks["sub-01"])
+    np.testing.assert_allclose(image.header.get_zooms()[:3], 12)
+    assert image.shape[:3] == mask.shape == nib.load(data.rois[0]).shape
+    assert image.shape[3] == nib.load(original.images[0]).shape[3]
+    ceiling = nib.load(data.noise_ceilings["sub-01"]["Allrep"])
+    np.testing.assert_allclose(ceiling.affine, mask.affine)
+    pd.testing.assert_frame_equal(data.trials, original.trials)
+    before = Path(data.images[0]).stat().st_mtime_ns
+    server.reset()
+    assert_same(fetch(**query), data)
+    assert_same(fetch(mode="offline", **query), data)
+    assert gets(server) == []
+    assert Path(data.images[0]).stat().st_mtime_ns == before
+
+
+def test_resolution_offline_from_cached_originals(cached, no_network):
+    data = fetch(rois="FFA1", sessions=1, resolution=12, mode="offline")
+    assert Path(data.images[0]).exists()
+    assert nib.load(data.rois[0]).get_fdata().max() == 1
+
+
+def test_resolution_without_originals(server, data_dir):
+    query = {"rois": "FFA1", "sessions": 1, "resolution": 12, "keep_original": False}
+    data = fetch(**query)
+    assert [p.name for p in data_dir.rglob("*Betas_statmap.nii.gz")] == [
+        Path(data.images[0]).name
+    ]
+    server.reset()
+    assert_same(fetch(**query), data)
+    assert_same(fetch(mode="offline", **query), data)
+    assert gets(server) == []
+    with pytest.raises(NotCachedError, match="ses-01"):
+        fetch(sessions=1, mode="offline")
+    assert len(fetch(sessions=1, rois=None).images) == 1
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        {"resolution": 0},
+        {"resolution": "3mm"},
+        {"resolution": 1.8},
+        {"resolution": 3, "interpolation": "cubic"},
+    ],
+)
+def test_bad_grid(server, data_dir, query):
+    with pytest.raises(InvalidQueryError):
+        fetch(**query)
