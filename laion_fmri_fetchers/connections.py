@@ -1,13 +1,16 @@
 """Ranges of objects over HTTP: asked for, found good or faulty, read in chunks.
 
-No message, exception or log line that leaves this module holds an address, because
-addresses may be presigned.
+Each thread has its own connections, kept open from one request to the next, and its own
+buffer, into which bodies are read. No message, exception or log line from here holds an
+address, because addresses may be presigned.
 """
 
 from __future__ import annotations
 
+import base64
 import contextlib
-import logging
+import email.utils
+import http.client
 import os
 import re
 import socket
@@ -15,29 +18,29 @@ import ssl
 import threading
 import time
 import weakref
-from collections.abc import Generator, Iterator
-from typing import Any, NamedTuple
-from urllib.parse import urljoin, urlsplit
+from collections.abc import Generator
+from typing import NamedTuple
+from urllib.parse import unquote, urljoin, urlsplit, urlunsplit
 
 import requests.utils
-import urllib3
-from urllib3 import exceptions
 
 from .partials import bare
 
+_BUFFER = 2**18
 _CHUNK = 2**17
-_READ = 2**18
 _SLOW = 0.25
-_CONNECT_TIMEOUT = 10.0
-_LEAST_PROGRESS = 2**14
 _SMALL_BODY = 2**16
+_LEAST_PROGRESS = 2**14
+_CONNECT_TIMEOUT = 10.0
 _LONGEST_WAIT_ASKED = 60.0
-
-_NO_RETRIES = urllib3.Retry(False, redirect=False)
+_REDIRECTS = 4
 
 _TRIES = 6
 _TRIES_UNREACHABLE = 9
 _TRIES_UNREACHABLE_AT_FIRST = 3
+
+_NETWORK_ERRORS = (OSError, http.client.HTTPException, ValueError)
+_STALE = (BrokenPipeError, ConnectionResetError)
 
 
 class Fault(Exception):  # noqa: N818
@@ -75,7 +78,8 @@ class Fault(Exception):  # noqa: N818
 class Answer(NamedTuple):
     """A good answer, whose body is not read yet: bytes ``start`` to ``stop``."""
 
-    response: urllib3.BaseHTTPResponse
+    connection: http.client.HTTPConnection
+    response: http.client.HTTPResponse
     start: int
     stop: int
     size: int
@@ -83,23 +87,21 @@ class Answer(NamedTuple):
 
 
 class Connections:
-    """Pools of connections, all of which can be cut at once.
+    """The connections of several threads, all of which can be cut at once.
 
     Parameters
     ----------
-    n_connections : int
-        Connections to a host that are kept.
     timeout : float
         Seconds without progress after which a connection is given up.
     """
 
-    def __init__(self, n_connections: int, timeout: float):
-        self._n = n_connections
-        self._seconds = timeout
-        self._timeout = urllib3.Timeout(min(timeout, _CONNECT_TIMEOUT), timeout)
-        self._managers: dict[str, urllib3.PoolManager] = {}
-        self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+    def __init__(self, timeout: float):
+        self._timeout = timeout
+        self._mine = threading.local()
         self._lock = threading.Lock()
+        self._all: list[http.client.HTTPConnection] = []
+        self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+        self._tls: ssl.SSLContext | None = None
         self._are_cut = False
         self._has_answered = False
 
@@ -112,7 +114,6 @@ class Connections:
         size: int | None,
         etag: str | None,
         at_first: int,
-        is_secret: bool,
     ) -> Answer:
         """Ask for a range of an object.
 
@@ -128,8 +129,6 @@ class Connections:
             The ETag that it must have.
         at_first : int
             Bytes to ask for where ``stop`` is None.
-        is_secret : bool
-            Whether to keep the address out of logs.
 
         Returns
         -------
@@ -147,47 +146,53 @@ class Connections:
             headers["Range"] = f"bytes={start}-{(stop or at_first) - 1}"
         if etag:
             headers["If-Match"] = f'"{etag}"'
-        with _unlogged(is_secret):
-            response = self._get(address, headers)
+        connection, response = self._get(address, headers)
         try:
-            answer = _judge(response, start, stop, is_whole, size, at_first)
+            span = _judge(response, start, stop, is_whole, size, at_first)
         except Fault:
-            _dismiss(response)
+            self._dismiss(connection, response)
             raise
         self._has_answered = True
-        return answer
+        return Answer(connection, response, *span)
 
-    def chunks(self, answer: Answer) -> Generator[bytes, None, None]:
-        """Yield a body in pieces worth a write; see that it makes progress."""
+    def chunks(self, answer: Answer) -> Generator[memoryview, None, None]:
+        """Yield a body in pieces worth a write; see that it makes progress.
+
+        A piece is valid until the next one is asked for.
+        """
         response, length = answer.response, answer.stop - answer.start
-        pieces: list[bytes] = []
+        buffer = self._buffer()
         got = held = mark = 0
         since = yielded = time.monotonic()
         fault = None
         try:
             while got < length and not fault:
-                piece, fault = self._read(response, min(_READ, length - got))
-                pieces.append(piece)
-                got, held = got + len(piece), held + len(piece)
+                n, fault = self._read(response, buffer[held : held + length - got])
+                got, held = got + n, held + n
                 now = time.monotonic()
                 if got - mark >= _LEAST_PROGRESS:
                     mark, since = got, now
-                elif now - since > self._seconds and got < length:
-                    fault = fault or Fault(f"no progress for {self._seconds:g} s")
+                elif now - since > self._timeout and got < length:
+                    fault = fault or Fault(f"no progress for {self._timeout:g} s")
                 is_due = held >= _CHUNK or now - yielded > _SLOW or got == length
                 if held and (is_due or fault):
-                    yield b"".join(pieces)
-                    pieces, held, yielded = [], 0, now
-            if response.length_remaining is None and not fault:
-                fault = _end(response)
+                    yield buffer[:held]
+                    held, yielded = 0, now
+            if not (fault or response.length == 0 or response.isclosed()):
+                more, _ = self._read(response, buffer[:1])
+                fault = Fault("the body is longer than it should be") if more else None
         finally:
-            if fault or got < length or response.length_remaining:
+            if got == length and response.length == 0:
                 response.close()
-            else:
-                response.drain_conn()
-                response.release_conn()
+            if fault or not response.isclosed():
+                self.drop(answer)
         if fault:
             raise fault
+
+    def drop(self, answer: Answer) -> None:
+        """Close the connection of an answer that is not wanted."""
+        answer.response.close()
+        answer.connection.close()
 
     def cut(self) -> None:
         """End all that waits for the network, now and later."""
@@ -197,131 +202,172 @@ class Connections:
                 _shut(open_socket)
 
     def close(self) -> None:
-        """Close connections that wait for use."""
-        for manager in self._managers.values():
-            manager.clear()
+        """Close all connections."""
+        for connection in self._all:
+            connection.close()
 
-    def _get(self, url: str, headers: dict[str, str]) -> urllib3.BaseHTTPResponse:
+    def _get(
+        self, url: str, headers: dict[str, str]
+    ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
         """Send a request; redirects are followed, the body is not read."""
         fault = None
         try:
-            for _ in range(4):
-                response = self._manager(url).urlopen(
-                    "GET",
-                    url,
-                    headers=headers,
-                    timeout=self._timeout,
-                    preload_content=False,
-                    decode_content=False,
-                    redirect=False,
-                    retries=_NO_RETRIES,
-                )
-                target = response.get_redirect_location()
-                if not target:
-                    return response
-                _dismiss(response)
+            for _ in range(_REDIRECTS):
+                connection, response = self._get_one(url, headers)
+                target = response.headers.get("Location")
+                if response.status not in (301, 302, 303, 307, 308) or not target:
+                    return connection, response
+                self._dismiss(connection, response)
                 url = urljoin(url, target)
-        except (exceptions.HTTPError, OSError, ValueError) as error:
+        except _NETWORK_ERRORS as error:
             fault = self._network_fault(error)
         raise fault or Fault("the server redirects in a circle", tries=1)
 
-    def _read(
-        self, response: urllib3.BaseHTTPResponse, most: int
-    ) -> tuple[bytes, Fault | None]:
+    def _get_one(
+        self, url: str, headers: dict[str, str]
+    ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
+        connection, target, extra = self._connection(url)
+        is_fresh = connection.sock is None
         try:
-            piece = response.read1(most)
-        except (exceptions.HTTPError, OSError, ValueError) as error:
-            return b"", self._network_fault(error)
-        return piece, None if piece else Fault("the body ended early")
+            self._connect(connection)
+            connection.request("GET", target, headers={**headers, **extra})
+            return connection, connection.getresponse()
+        except BaseException as error:
+            connection.close()
+            if is_fresh or not isinstance(error, _STALE):
+                raise
+        return self._get_one(url, headers)
 
-    def _network_fault(self, error: BaseException) -> Fault:
-        """Return an error of urllib3 in words that hold no address."""
-        while inner := _cause(error):
-            error = inner
-        n = _TRIES_UNREACHABLE if self._has_answered else _TRIES_UNREACHABLE_AT_FIRST
-        if isinstance(error, exceptions.NameResolutionError):
-            return Fault("the server's name cannot be resolved", tries=n)
-        if isinstance(error, exceptions.NewConnectionError):
-            return Fault(f"cannot connect: {_words(error.__cause__)}", tries=n)
-        if isinstance(error, exceptions.ConnectTimeoutError):
-            return Fault("the server does not accept connections", tries=n)
-        if isinstance(error, (exceptions.TimeoutError, TimeoutError)):
-            return Fault(f"no byte for {self._seconds:g} s")
-        if isinstance(error, exceptions.IncompleteRead):
-            return Fault("the body ended early")
-        if isinstance(error, ssl.SSLError):
-            return Fault(f"TLS fails: {error.reason or type(error).__name__}", tries=2)
-        if isinstance(error, ValueError):
-            return Fault("its address is not valid", tries=1)
-        return Fault(f"the connection broke: {_words(error)}")
-
-    def _manager(self, url: str) -> urllib3.PoolManager:
-        scheme, host = urlsplit(url)[:2]
-        base = f"{scheme}://{host}"
+    def _connect(self, connection: http.client.HTTPConnection) -> None:
+        if connection.sock is not None:
+            return
+        try:
+            connection.connect()
+        except OSError as error:
+            raise _ConnectError(error) from None
+        new = connection.sock
+        new.settimeout(self._timeout)
+        new.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         with self._lock:
-            if base not in self._managers:
-                self._managers[base] = self._new_manager(base)
-            return self._managers[base]
-
-    def _new_manager(self, base: str) -> urllib3.PoolManager:
-        """Return pools with the proxy and certificates that requests would use."""
-        keep_alive = (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        options: dict[str, Any] = {
-            "maxsize": self._n,
-            "socket_options": [
-                *urllib3.connection.HTTPConnection.default_socket_options,
-                keep_alive,
-            ],
-        }
-        if base.startswith("https:"):
-            options["ssl_context"] = _tls()
-        proxies = requests.utils.get_environ_proxies(f"{base}/")
-        proxy = requests.utils.select_proxy(f"{base}/", proxies)
-        manager = urllib3.PoolManager(**options)
-        if proxy:
-            user, password = requests.utils.get_auth_from_url(proxy)
-            if user:
-                options["proxy_headers"] = urllib3.make_headers(
-                    proxy_basic_auth=f"{user}:{password}"
-                )
-            proxy = requests.utils.prepend_scheme_if_needed(proxy, "http")
-            manager = urllib3.ProxyManager(proxy, **options)
-        manager.pool_classes_by_scheme = {
-            "http": self._noting(urllib3.HTTPConnectionPool),
-            "https": self._noting(urllib3.HTTPSConnectionPool),
-        }
-        return manager
-
-    def _noting(self, pool_class: type) -> type:
-        """Return a class of pools whose connections note their sockets here."""
-        note = self._note
-
-        class Connection(pool_class.ConnectionCls):  # type: ignore[name-defined]
-            def connect(self) -> None:
-                super().connect()
-                note(self.sock)
-
-        return type("Pool", (pool_class,), {"ConnectionCls": Connection})
-
-    def _note(self, new_socket: socket.socket) -> None:
-        with self._lock:
-            self._sockets.add(new_socket)
+            self._sockets.add(new)
             if self._are_cut:
-                _shut(new_socket)
+                _shut(new)
+
+    def _connection(
+        self, url: str
+    ) -> tuple[http.client.HTTPConnection, str, dict[str, str]]:
+        """Return this thread's connection for a URL, and what to send on it.
+
+        Proxies are those that requests would use.
+        """
+        scheme, host, path, query, _ = urlsplit(url)
+        if scheme not in ("http", "https") or not host:
+            raise ValueError
+        target = urlunsplit(("", "", path or "/", query, ""))
+        routes = self._mine.__dict__.setdefault("routes", {})
+        if (scheme, host) not in routes:
+            routes[scheme, host] = self._route(scheme, host)
+        connection, is_proxy, extra = routes[scheme, host]
+        return connection, f"http://{host}{target}" if is_proxy else target, extra
+
+    def _route(
+        self, scheme: str, host: str
+    ) -> tuple[http.client.HTTPConnection, bool, dict[str, str]]:
+        base = f"{scheme}://{host}/"
+        proxies = requests.utils.get_environ_proxies(base)
+        proxy = requests.utils.select_proxy(base, proxies) or ""
+        via = urlsplit(requests.utils.prepend_scheme_if_needed(proxy, "http"))
+        extra = {}
+        if via.username is not None:
+            pair = f"{unquote(via.username)}:{unquote(via.password or '')}"
+            code = base64.b64encode(pair.encode()).decode()
+            extra["Proxy-Authorization"] = f"Basic {code}"
+        server = f"{via.hostname}:{via.port or 80}" if proxy else host
+        timeout = min(self._timeout, _CONNECT_TIMEOUT)
+        connection: http.client.HTTPConnection
+        if scheme == "http":
+            connection = http.client.HTTPConnection(server, timeout=timeout)
+        else:
+            with self._lock:
+                self._tls = self._tls or _tls()
+            connection = http.client.HTTPSConnection(
+                server, timeout=timeout, context=self._tls
+            )
+            if proxy:
+                connection.set_tunnel(host, headers=extra)
+                extra = {}
+        self._all.append(connection)
+        return connection, bool(proxy) and scheme == "http", extra
+
+    def _buffer(self) -> memoryview:
+        buffers = self._mine.__dict__
+        if "buffer" not in buffers:
+            buffers["buffer"] = memoryview(bytearray(_BUFFER))
+        return buffers["buffer"]
+
+    def _read(
+        self, response: http.client.HTTPResponse, view: memoryview
+    ) -> tuple[int, Fault | None]:
+        """Read what is there, but at least a byte."""
+        fault = None
+        n = 0
+        try:
+            if response.chunked:
+                piece = response.read1(len(view))
+                n = len(piece)
+                view[:n] = piece
+            else:
+                n = response.fp.readinto1(view)
+                if response.length is not None:
+                    response.length -= n
+        except _NETWORK_ERRORS as error:
+            fault = self._network_fault(error)
+        return n, fault or (None if n else Fault("the body ended early"))
+
+    def _dismiss(
+        self,
+        connection: http.client.HTTPConnection,
+        response: http.client.HTTPResponse,
+    ) -> None:
+        """Keep a connection if what comes on it is small, though not wanted."""
+        length = response.length
+        with contextlib.suppress(*_NETWORK_ERRORS):
+            if response.status >= 300 and length is not None and length <= _SMALL_BODY:
+                response.read()
+        if not response.isclosed():
+            connection.close()
+
+    def _network_fault(self, error: Exception) -> Fault:
+        """Return an error in words that hold no address."""
+        if isinstance(error, _ConnectError):
+            n = _TRIES_UNREACHABLE
+            if not self._has_answered:
+                n = _TRIES_UNREACHABLE_AT_FIRST
+            return Fault(_words_on_connecting(error.error), tries=n)
+        if isinstance(error, TimeoutError):
+            return Fault(f"no byte for {self._timeout:g} s")
+        if isinstance(error, (OSError, http.client.HTTPException)):
+            if not isinstance(error, http.client.InvalidURL):
+                return Fault(f"the connection broke: {_words(error)}")
+        return Fault("its address is not valid", tries=1)
+
+
+class _ConnectError(OSError):
+    def __init__(self, error: OSError):
+        super().__init__()
+        self.error = error
 
 
 def _judge(
-    response: urllib3.BaseHTTPResponse,
+    response: http.client.HTTPResponse,
     start: int,
     stop: int | None,
     is_whole: bool,
     size: int | None,
     at_first: int,
-) -> Answer:
-    """Return an answer that is what was asked for."""
-    status, headers = response.status, response.headers
-    announced = headers.get("Content-Length", "")
-    length = int(announced) if announced.isdecimal() else None
+) -> tuple[int, int, int, str | None]:
+    """Return start, stop, size and ETag of an answer that is what was asked for."""
+    status, headers, length = response.status, response.headers, response.length
     etag = bare(headers.get("ETag", "")) or None
     if status == 206:
         content_range = headers.get("Content-Range", "").strip()
@@ -339,15 +385,15 @@ def _judge(
             raise Fault("the server does not say its size", status, tries=1)
         end = total = length if length is not None else size or 0
     elif status == 416 and stop is None:
-        return Answer(response, 0, 0, 0, etag)
+        return 0, 0, 0, etag
     else:
         raise _status_fault(response)
     if length not in (None, end - start):
         raise Fault(f"Content-Length is {length} instead of {end - start}", status)
-    return Answer(response, start, end, total, etag)
+    return start, end, total, etag
 
 
-def _status_fault(response: urllib3.BaseHTTPResponse) -> Fault:
+def _status_fault(response: http.client.HTTPResponse) -> Fault:
     """Return an answer that is no success as a fault."""
     status = response.status
     reason = f"status {status} {response.reason or ''}".rstrip()
@@ -356,80 +402,56 @@ def _status_fault(response: urllib3.BaseHTTPResponse) -> Fault:
     if status in (400, 401, 403):
         return Fault(reason, status, tries=1, remedy="renew")
     if status in (408, 429) or status >= 500:
-        wait = 0.0
-        with contextlib.suppress(exceptions.InvalidHeader, OverflowError):
-            asked = response.headers.get("Retry-After", "0")
-            wait = urllib3.Retry().parse_retry_after(asked)
+        wait = _seconds(response.headers.get("Retry-After", "0"))
         return Fault(reason, status, wait=min(wait, _LONGEST_WAIT_ASKED))
     return Fault(reason, status, tries=1)
 
 
-def _dismiss(response: urllib3.BaseHTTPResponse) -> None:
-    """Keep the connection of an answer whose body is small and not wanted."""
-    length = response.headers.get("Content-Length", "")
-    if response.status >= 300 and length.isdecimal() and int(length) <= _SMALL_BODY:
-        response.drain_conn()
-        response.release_conn()
-    else:
-        response.close()
+def _seconds(retry_after: str) -> float:
+    """Return what a Retry-After says, in seconds from now.
 
-
-def _end(response: urllib3.BaseHTTPResponse) -> Fault | None:
-    """Tell whether a body of unknown length ends here."""
+    >>> _seconds("7"), _seconds("Fri, 31 Dec 1999 23:59:59 GMT"), _seconds("soon")
+    (7.0, 0.0, 0.0)
+    """
+    if retry_after.strip().isdecimal():
+        return float(retry_after)
     try:
-        more = response.read1(1)
-    except (exceptions.HTTPError, OSError, ValueError):
-        more = b""
-    return Fault("the body is longer than it should be") if more else None
+        due = email.utils.parsedate_to_datetime(retry_after).timestamp()
+    except (TypeError, ValueError):
+        return 0.0
+    return max(0.0, due - time.time())
 
 
-def _cause(error: BaseException) -> BaseException | None:
-    """Return the error inside an error, where its own kind says less."""
-    if isinstance(error, exceptions.NewConnectionError):
-        return None
-    inner = (getattr(error, "reason", None), *error.args[::-1])
-    return next((one for one in inner if isinstance(one, Exception)), None)
+def _words_on_connecting(error: OSError) -> str:
+    if isinstance(error, socket.gaierror):
+        return "the server's name cannot be resolved"
+    if isinstance(error, TimeoutError):
+        return "the server does not accept connections"
+    if isinstance(error, ssl.SSLError):
+        return f"TLS fails: {error.reason or type(error).__name__}"
+    if str(error).startswith("Tunnel connection failed"):
+        return f"the proxy fails: {error}"
+    return f"cannot connect: {_words(error)}"
 
 
-def _words(error: BaseException | None) -> str:
+def _words(error: BaseException) -> str:
     """Return the operating system's words for an error, or its kind."""
     number = getattr(error, "errno", None)
     return os.strerror(number).lower() if number else type(error).__name__
 
 
 def _tls() -> ssl.SSLContext:
+    """Return a context with the certificates that requests would trust."""
     bundle = (
         os.environ.get("REQUESTS_CA_BUNDLE")
         or os.environ.get("CURL_CA_BUNDLE")
         or requests.utils.DEFAULT_CA_BUNDLE_PATH
     )
-    context = urllib3.util.ssl_.create_urllib3_context()
-    kind = "capath" if os.path.isdir(bundle) else "cafile"
-    context.load_verify_locations(**{kind: bundle})
-    return context
+    if os.path.isdir(bundle):
+        return ssl.create_default_context(capath=bundle)
+    return ssl.create_default_context(cafile=bundle)
 
 
 def _shut(open_socket: socket.socket) -> None:
     with contextlib.suppress(OSError):
         socket.socket.shutdown(open_socket, socket.SHUT_RDWR)
-
-
-# --- Addresses stay out of logs --------------------------------------------------
-
-_thread = threading.local()
-
-
-def _is_public(_: logging.LogRecord) -> bool:
-    return not getattr(_thread, "has_secret", False)
-
-
-@contextlib.contextmanager
-def _unlogged(is_secret: bool) -> Iterator[None]:
-    """Drop what urllib3 logs in this thread, if an address is secret."""
-    if is_secret:
-        logging.getLogger("urllib3.connectionpool").addFilter(_is_public)
-    _thread.has_secret = is_secret
-    try:
-        yield
-    finally:
-        _thread.has_secret = False

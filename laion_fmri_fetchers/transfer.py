@@ -236,7 +236,7 @@ class _Run:
         self.files, self.folder, self.overwrite = files, folder, overwrite
         self.n_connections, self.timeout = n_connections, timeout
         self.max_consecutive_fails, self.verbose = max_consecutive_fails, verbose
-        self.connections = Connections(n_connections, timeout)
+        self.connections = Connections(timeout)
         self.leftovers = partials.leftovers(folder)
         self.total = sum(file.size or 0 for file in files)
         self.step = min(RANGE, max(self.total // n_connections, RANGE // 4))
@@ -544,7 +544,6 @@ class _Run:
             size=file.size,
             etag=file.etag,
             at_first=self.step,
-            is_secret=callable(file.url),
         )
         fault = None
         with self.lock:
@@ -563,7 +562,7 @@ class _Run:
                     if answer.stop < answer.size:
                         self._queue(file, answer.stop)
         if fault:
-            answer.response.close()
+            self.connections.drop(answer)
             raise fault
         return answer
 

@@ -1,0 +1,192 @@
+"""Resampled images: as nilearn resamples them, beside the originals."""
+
+from __future__ import annotations
+
+import os
+import tracemalloc
+import warnings
+
+import nibabel as nib
+import numpy as np
+import pytest
+from nilearn.image import index_img, resample_img
+
+from laion_fmri_fetchers import fetch_laion_fmri
+from laion_fmri_fetchers.betas import load_betas
+from laion_fmri_fetchers.exceptions import CorruptImageError, InvalidQueryError
+from laion_fmri_fetchers.layout import record
+from laion_fmri_fetchers.resample import (
+    can_be_resampled,
+    find_resampled,
+    interpolation_for,
+    is_resampled,
+    resample_file,
+    resampled_path,
+    resolution_label,
+)
+
+SHAPE = (10, 11, 9)
+AFFINE = np.array([[-1.8, 0.1, 0, 9], [0, 1.8, 0.1, -8], [0, 0, 1.8, -7], [0, 0, 0, 1]])
+NAME = "sub-01_ses-01_space-T1w_stat-effect_statmap.nii.gz"
+
+
+def save(file, n=3, dtype="float32", seed=0):
+    values = np.random.default_rng(seed).normal(5, 20, (*SHAPE, n)).astype(dtype)
+    image = nib.Nifti1Image(values[..., 0] if n == 1 else values, AFFINE, dtype=dtype)
+    image.header.set_xyzt_units("mm", "sec")
+    nib.save(image, file)
+    return str(file)
+
+
+@pytest.mark.parametrize("interpolation", ["continuous", "linear", "nearest"])
+@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize("dtype", ["float32", "uint8"])
+def test_each_volume_is_that_of_nilearn(tmp_path, interpolation, n, dtype):
+    file = save(tmp_path / NAME, n, dtype)
+    resampled = nib.load(resample_file(file, 2.5, interpolation))
+    assert resampled.get_filename().endswith(
+        "_space-T1w_res-2pt5_stat-effect_statmap.nii.gz"
+    )
+    assert np.allclose(resampled.affine[:3, :3], np.eye(3) * 2.5)
+    assert resampled.header.get_zooms()[:3] == (2.5, 2.5, 2.5)
+    assert resampled.header.get_xyzt_units() == ("mm", "sec")
+    assert len(resampled.shape) == (3 if n == 1 else 4)
+    kept = interpolation == "nearest" and dtype == "uint8"
+    assert resampled.get_data_dtype() == ("uint8" if kept else "float32")
+    original = nib.load(file)
+    for i in range(n):
+        volume = original if n == 1 else index_img(original, i)
+        volume = nib.Nifti1Image(volume.get_fdata(dtype="float32"), AFFINE)
+        expected = resample_img(
+            volume, np.eye(3) * 2.5, None, interpolation, copy_header=True
+        )
+        mine = resampled if n == 1 else index_img(resampled, i)
+        assert np.allclose(mine.affine, expected.affine, atol=1e-5)
+        assert np.allclose(mine.get_fdata(), expected.get_fdata(), atol=1e-4)
+
+
+def test_holes_stay_holes_without_a_warning(tmp_path):
+    image = nib.load(save(tmp_path / NAME))
+    values = image.get_fdata(dtype="float32")
+    values[2:5, 3:6, 4:7, 1] = np.nan
+    nib.save(nib.Nifti1Image(values, AFFINE), tmp_path / NAME)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        file = resample_file(tmp_path / NAME, 2, "linear")
+    assert np.isnan(nib.load(file).get_fdata()).any((0, 1, 2)).tolist() == [0, 1, 0]
+
+
+def test_a_file_that_holds_is_used_again(tmp_path):
+    file = save(tmp_path / NAME)
+    assert find_resampled(file, 3) is None
+    made = resample_file(file, 3, "linear")
+    before = os.stat(made)
+    assert find_resampled(file, 3, "linear") == made
+    assert resample_file(file, 3, "linear") == made
+    assert os.stat(made) == before
+    # made otherwise, or of another original
+    assert find_resampled(file, 3, "continuous") is None
+    assert find_resampled(file, 3.5, "linear") is None
+    assert resample_file(file, 3, "continuous") == made
+    assert find_resampled(file, 3, "linear") is None
+    save(file, n=5)
+    assert find_resampled(file, 3) is None
+    resample_file(file, 3)
+    assert nib.load(made).shape[3] == 5
+    inode = os.stat(made).st_ino
+    resample_file(file, 3, overwrite=True)
+    assert os.stat(made).st_ino != inode
+    with open(made, "wb") as stream:
+        stream.write(b"cut")
+    assert find_resampled(file, 3) is None
+
+
+def test_doing_without_the_original(tmp_path):
+    file = save(tmp_path / NAME)
+    made = resample_file(file, 3, keep_original=False)
+    assert os.listdir(tmp_path) == [os.path.basename(made)]
+    assert find_resampled(file, 3) == made
+    assert find_resampled(file, 3, "linear") is None
+    assert resample_file(file, 3, keep_original=False) == made
+    with pytest.raises(FileNotFoundError):
+        resample_file(file, 3, "linear")
+    assert os.listdir(tmp_path) == [os.path.basename(made)]
+
+
+def test_nothing_is_left_of_a_failure(tmp_path):
+    file = save(tmp_path / NAME, n=40)
+    with open(file, "r+b") as stream:
+        stream.truncate(os.path.getsize(file) - 2000)
+    for keep in (True, False):
+        with pytest.raises(CorruptImageError, match="verify --repair"):
+            resample_file(file, 3, keep_original=keep)
+        assert os.listdir(tmp_path) == [NAME]
+
+
+def test_several_volumes_at_once(tmp_path):
+    file = save(tmp_path / NAME, n=7)
+    with open(resample_file(file, 3), "rb") as stream:
+        alone = stream.read()
+    with open(resample_file(file, 3, overwrite=True, n_jobs=2), "rb") as stream:
+        assert stream.read() == alone
+
+
+def test_memory_is_constant_in_the_number_of_volumes(tmp_path):
+    resample_file(save(tmp_path / NAME), 3)  # imports
+    peaks = []
+    for n in (10, 60):
+        file = save(tmp_path / NAME, n)
+        tracemalloc.start()
+        resample_file(file, 3)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    volume = np.prod(SHAPE) * 4
+    assert peaks[1] - peaks[0] < 10 * volume
+
+
+@pytest.mark.parametrize("resolution", [0, -1, "3", None, True, np.inf, np.nan, 1.8])
+def test_resolutions_that_are_not_valid(resolution, tmp_path):
+    with pytest.raises(InvalidQueryError, match="resolution"):
+        resample_file(save(tmp_path / NAME), resolution)
+
+
+def test_names():
+    assert resolution_label(np.float32(2.5)) == "2pt5"
+    assert resolution_label(0.75) == "0pt75"
+    assert resampled_path("sub-01_T1w.nii.gz", 2) == "sub-01_res-2_T1w.nii.gz"
+    mask = (
+        "derivatives/rois/sub-01/face/sub-01_space-T1w_res-1pt8_label-FFA1_mask.nii.gz"
+    )
+    betas = (
+        "derivatives/glmsingle-tedana/sub-01/ses-01/func/sub-01_ses-01_task-images_"
+        "space-T1w_stat-effect_desc-SingletrialBetas_statmap.nii.gz"
+    )
+    for path, res in ((mask, "1pt8"), (betas, None)):
+        before, after = record(path), record(resampled_path(path, 3))
+        assert (before["res"], after["res"]) == (res, "3")
+        assert not is_resampled(before)
+        assert is_resampled(after)
+        for name in ("image_type", "roi", "session", "stat", "desc", "suffix"):
+            assert before[name] == after[name]
+        assert can_be_resampled(before)
+    assert interpolation_for(record(mask), "linear") == "nearest"
+    assert interpolation_for(record(betas), "linear") == "linear"
+    with pytest.raises(InvalidQueryError, match="'continuous'"):
+        interpolation_for(record(betas), "cubic")
+    assert not can_be_resampled(record(mask.replace(".nii.gz", ".func.gii")))
+
+
+def test_resampled_betas_and_masks_load_together(cached, no_network):
+    data = fetch_laion_fmri(
+        "sub-01", rois="face", sessions=1, mode="offline", verbose=0
+    )
+    data.images = [resample_file(file, 5, "linear") for file in data.images]
+    data.rois = [resample_file(file, 5, "nearest") for file in data.rois]
+    brain = data.brain_masks["sub-01"]
+    data.brain_masks["sub-01"] = resample_file(brain, 5, "nearest")
+    maps = data.noise_ceilings["sub-01"]
+    data.noise_ceilings["sub-01"] = {k: resample_file(f, 5) for k, f in maps.items()}
+    betas = load_betas(data, nc_threshold=0)
+    assert np.allclose(betas.mask_img.affine[:3, :3], np.eye(3) * 5)
+    assert len(betas.data) == len(data.trials)
+    assert betas.data.std() > 0
