@@ -176,5 +176,7 @@ def test_demo(tmp_path):
     figure = tmp_path / "demo" / "rois.png"
     assert figure.read_bytes().startswith(b"\x89PNG")
     assert str(figure) in done.stdout
+    assert (tmp_path / "demo" / "stimuli.png").read_bytes().startswith(b"\x89PNG")
+    assert "approval" in done.stdout
     assert "offline" in done.stdout
     assert "Warning" not in done.stderr

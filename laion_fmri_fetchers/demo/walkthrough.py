@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from laion_fmri_fetchers.discovery import get_rois, get_subjects
-from laion_fmri_fetchers.exceptions import LaionFmriError
+from laion_fmri_fetchers.exceptions import AccessPendingError, LaionFmriError
 from laion_fmri_fetchers.fmri import fetch_laion_fmri
 from laion_fmri_fetchers.messages import readable_size
 
@@ -67,7 +67,8 @@ def run_demo(output: str | os.PathLike | None = None) -> Path:
         data = _fetch_and_reload(server)
         figure = folder / "rois.png"
         _decode_and_draw(data, figure)
-    print(f"\nData: {folder / 'data'}\nFigure: {figure}")
+        _stimuli(server, folder / "stimuli.png")
+    print(f"\nData: {folder / 'data'}\nFigures: {figure}, {folder / 'stimuli.png'}")
     return figure
 
 
@@ -176,6 +177,68 @@ def plot_rois(data: Any, subject: str, figure: Path) -> None:
         canvas.savefig(figure)
 
 
+def _stimuli(server: Any, figure: Path) -> None:
+    """Ask for access, wait for approval, fetch, and draw stimuli and responses."""
+    from laion_fmri_fetchers.access import request_stimulus_access
+    from laion_fmri_fetchers.betas import load_betas
+    from laion_fmri_fetchers.stimuli import fetch_laion_stimuli, load_stimuli
+
+    from . import serve_access
+
+    with (
+        serve_access(server, approves=False) as service,
+        _variables({"LAION_FMRI_ACCESS_URL": service.url, "LAION_FMRI_REQUEST_ID": ""}),
+    ):
+        with _step("Request access to the stimuli") as say:
+            try:
+                request_stimulus_access(
+                    name="Ada Example",
+                    email="ada@university.example",
+                    institution="University of Examples",
+                    research_purpose="See how the package works",
+                    accept_terms_version=service.terms_version,
+                    renew=True,
+                    verbose=0,
+                )
+            except AccessPendingError:
+                say("the request waits for approval; its id is kept in auth.json")
+        with _step("Once it is approved: fetch_laion_stimuli, no new form") as say:
+            service.approve()
+            shared = {"unique_or_shared": "shared"}
+            data = fetch_laion_fmri(rois="face", trial_filter=shared, verbose=0)
+            stimuli = fetch_laion_stimuli(names=data.trials["label"], verbose=0)
+            say(f"{len(stimuli.metadata)} images in {stimuli.archive}")
+    with _step("Draw stimuli beside the response of their trials in face areas") as say:
+        betas = load_betas(
+            data, rois="face", standardize="zscore", average_repeats=True
+        )
+        response = dict(
+            zip(betas.trials["label"], betas.data.mean(axis=1), strict=True)
+        )
+        chosen = sorted(stimuli.metadata.index, key=lambda label: response[label])
+        chosen = [*chosen[-4:][::-1], *chosen[:4]]
+        stimuli.metadata = stimuli.metadata.loc[chosen]
+        pictures = load_stimuli(stimuli, size=160)
+        _draw_stimuli(pictures, [response[label] for label in chosen], figure)
+        say(str(figure))
+
+
+def _draw_stimuli(pictures: Any, responses: list[float], figure: Path) -> None:
+    from matplotlib.figure import Figure
+
+    canvas = Figure(figsize=(12, 3.0), layout="constrained")
+    axes = canvas.subplots(2, len(pictures), height_ratios=[3, 1], sharey="row")
+    for column, (picture, response) in enumerate(zip(pictures, responses, strict=True)):
+        axes[0, column].imshow(picture)
+        axes[0, column].set_axis_off()
+        axes[1, column].bar([0], [response], color=_COLOURS["face"])
+        axes[1, column].axhline(0, color="black", linewidth=0.8)
+        axes[1, column].set_xticks([])
+    axes[1, 0].set_ylabel("beta (z)")
+    canvas.suptitle("Largest and smallest responses of face areas")
+    canvas.savefig(figure, dpi=150)
+
+
 @contextlib.contextmanager
 def _step(what: str) -> Iterator[Any]:
     """Say what is done, what came of it and how long it took."""
@@ -186,14 +249,19 @@ def _step(what: str) -> Iterator[Any]:
     print(f"  {' '.join(found)}  ({time.perf_counter() - start:.2f} s)", flush=True)
 
 
-@contextlib.contextmanager
-def _environment(bucket_url: str, data_dir: Path) -> Iterator[None]:
+def _environment(bucket_url: str, data_dir: Path) -> Any:
     """Let calls go to the demo bucket and its own data directory, for a while."""
-    settings = {
-        "LAION_FMRI_BUCKET_URL": bucket_url,
-        "LAION_FMRI_DATA_DIR": str(data_dir),
-        "LAION_FMRI_LICENSE": "I AGREE",
-    }
+    return _variables(
+        {
+            "LAION_FMRI_BUCKET_URL": bucket_url,
+            "LAION_FMRI_DATA_DIR": str(data_dir),
+            "LAION_FMRI_LICENSE": "I AGREE",
+        }
+    )
+
+
+@contextlib.contextmanager
+def _variables(settings: dict[str, str]) -> Iterator[None]:
     before = {name: os.environ.get(name) for name in settings}
     os.environ.update(settings)
     try:
