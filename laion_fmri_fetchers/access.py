@@ -870,7 +870,7 @@ def _parsed(response: requests.Response, server: str, what: str) -> _Answer:
         content = json.loads(response.content)
     status = response.status_code
     if not isinstance(content, dict):
-        if status < 400:
+        if status < 400 and not (status == 202 and not response.content):
             raise AccessServiceError(
                 f"{server} answers the call for {what} with what is no JSON object "
                 f"(status {status}). {_ADVICE}"

@@ -13,9 +13,12 @@ kept. Statistics over all of its trials are gathered on the way, in float64.
 
 from __future__ import annotations
 
+import contextlib
+import mmap
 import os
+import tempfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import joblib
@@ -36,6 +39,9 @@ from .messages import listed, readable_size, tell
 from .one_pass import How, count_finite, read_session
 from .tables import read_trials
 from .volumes import Header, read_header
+
+_SHARED = "/dev/shm"  # noqa: S108
+"""Where files are memory, on Linux."""
 
 
 class _Session(NamedTuple):
@@ -329,12 +335,12 @@ def _left_in(folder: str) -> int:
 
 
 def _cache(memory: Any) -> Callable:
-    """Return what makes a function keep its results, mapped into memory when reused."""
+    """Return what makes a function keep its results."""
     if memory is None:
         return _uncached
     if not hasattr(memory, "cache"):
         memory = joblib.Memory(os.fspath(memory), verbose=0)
-    return lambda function: memory.cache(function, mmap_mode="c")
+    return memory.cache
 
 
 def _uncached(function: Callable) -> Callable:
@@ -353,45 +359,80 @@ def _read(
 ) -> np.ndarray:
     """Read sessions, ``n_jobs`` at once, into one array; trial i goes to rows[i].
 
-    Threads write into it. Other workers, and a cache, hand over parts of it.
+    Threads write into it, and processes of this machine. Workers elsewhere, and a
+    cache, hand over rows, and so do all where rows are added up.
     """
     sessions = [session for session in sessions if len(session.positions)]
     backend, _ = joblib.parallel.get_active_backend(prefer="threads")
-    threads = getattr(backend, "supports_sharedmem", False)
-    in_place = threads and cached is _uncached and not how.average
-    out = np.zeros(shape, dtype=how.dtype)  # takes no memory where it is not written
-    packed = zlib.compress(np.packbits(mask).tobytes(), 1)
-    targets = [np.unique(rows[session.positions]) for session in sessions]
-    read = joblib.delayed(cached(read_session))
-    parts = joblib.Parallel(
+    parallel = joblib.Parallel(
         n_jobs=n_jobs,
         prefer="threads",
         return_as="generator" if backend.supports_return_generator else "list",
         verbose=max(verbose - 1, 0),
-    )(
-        read(
-            signature(session.header.file),
-            packed,
-            session.volumes,
-            np.searchsorted(target, rows[session.positions]),
-            how,
-            **({"place": (out, target)} if in_place else {}),
-        )
-        for session, target in zip(sessions, targets, strict=True)
     )
+    read = joblib.delayed(cached(read_session))
+    packed = zlib.compress(np.packbits(mask).tobytes(), 1)
+    targets = [np.unique(rows[session.positions]) for session in sessions]
+    hands_over = how.average or cached is not _uncached
     holes: dict[int, list[np.ndarray]] = {}
-    for part, target in zip(parts, targets, strict=True):
-        if len(sessions) == 1 and not in_place:
-            out = np.asarray(part.rows)
-        elif not in_place:
-            for row, values in zip(target, part.rows, strict=True):
-                out[row] += values
-        for row, columns in part.holes.items():
-            holes.setdefault(target[row], []).extend(columns)
+    with _shared(shape, how.dtype, None if hands_over else backend) as (out, place):
+        parts = parallel(
+            read(
+                signature(session.header.file),
+                packed,
+                session.volumes,
+                np.searchsorted(target, rows[session.positions]),
+                how,
+                **({} if place is None else {"place": (place, target)}),
+            )
+            for session, target in zip(sessions, targets, strict=True)
+        )
+        for part, target in zip(parts, targets, strict=True):
+            if place is None:
+                out = _put(part.rows, out, target, alone=len(sessions) == 1)
+            for row, columns in part.holes.items():
+                holes.setdefault(target[row], []).extend(columns)
     if how.average:
         for row, n_trials in enumerate(np.bincount(rows)):
             out[row] /= np.maximum(count_finite(n_trials, holes.get(row), shape[1]), 1)
     return out
+
+
+def _put(
+    rows: np.ndarray, out: np.ndarray, target: np.ndarray, alone: bool
+) -> np.ndarray:
+    """Add rows to those of an array; where it has no others, they may be the array."""
+    if alone and not isinstance(rows, np.memmap):  # whose file is not to be changed
+        return rows
+    for row, values in zip(target, rows, strict=True):
+        out[row] += values
+    return out
+
+
+@contextlib.contextmanager
+def _shared(
+    shape: tuple[int, int], dtype: str, backend: Any
+) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+    """Give zeros, and what to send of them to workers that can write to them.
+
+    Threads can, and processes where the machine has memory to share: the file of a
+    memmap is sent by its name. For others, and without a backend, the second is None.
+    """
+    zeros = np.zeros(shape, dtype=dtype)  # takes memory where it is written
+    processes = joblib.parallel.LokyBackend, joblib.parallel.MultiprocessingBackend
+    with contextlib.ExitStack() as stack:
+        out, sent = zeros, None
+        if getattr(backend, "supports_sharedmem", False):
+            sent = zeros
+        elif isinstance(backend, processes):
+            with contextlib.suppress(OSError):
+                file = stack.enter_context(tempfile.NamedTemporaryFile(dir=_SHARED))
+                os.posix_fallocate(file.fileno(), 0, zeros.nbytes)
+                sent = np.memmap(file.name, dtype, "r+", shape=shape)
+                # The array outlives the file's name, which a memmap would tell joblib.
+                memory = mmap.mmap(file.fileno(), zeros.nbytes)
+                out = np.frombuffer(memory, dtype).reshape(shape)
+        yield out, sent
 
 
 def _averaged_trials(trials: pd.DataFrame, rows: np.ndarray) -> pd.DataFrame:

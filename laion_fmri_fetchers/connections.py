@@ -39,6 +39,7 @@ _TRIES = 6
 _TRIES_UNREACHABLE = 9
 _TRIES_UNREACHABLE_AT_FIRST = 3
 
+_AGENT = "laion-fmri-fetchers"
 _NETWORK_ERRORS = (OSError, http.client.HTTPException, ValueError)
 _STALE = (BrokenPipeError, ConnectionResetError)
 
@@ -101,6 +102,7 @@ class Connections:
         self._lock = threading.Lock()
         self._all: list[http.client.HTTPConnection] = []
         self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+        self._proxies: dict[str, str] = {}
         self._tls: ssl.SSLContext | None = None
         self._are_cut = False
         self._has_answered = False
@@ -140,7 +142,7 @@ class Connections:
         Fault
             If no answer comes, or one that is not what was asked for.
         """
-        headers = {"Accept-Encoding": "identity"}
+        headers = {"Accept-Encoding": "identity", "User-Agent": _AGENT}
         is_whole = stop is not None and (start, stop) == (0, size)
         if not is_whole:
             headers["Range"] = f"bytes={start}-{(stop or at_first) - 1}"
@@ -161,7 +163,7 @@ class Connections:
         A piece is valid until the next one is asked for.
         """
         response, length = answer.response, answer.stop - answer.start
-        buffer = self._buffer()
+        buffer = self._buffer(max(length, 1))
         got = held = mark = 0
         since = yielded = time.monotonic()
         fault = None
@@ -229,7 +231,8 @@ class Connections:
         connection, target, extra = self._connection(url)
         is_fresh = connection.sock is None
         try:
-            self._connect(connection)
+            if is_fresh:
+                self._connect(connection)
             connection.request("GET", target, headers={**headers, **extra})
             return connection, connection.getresponse()
         except BaseException as error:
@@ -239,8 +242,6 @@ class Connections:
         return self._get_one(url, headers)
 
     def _connect(self, connection: http.client.HTTPConnection) -> None:
-        if connection.sock is not None:
-            return
         try:
             connection.connect()
         except OSError as error:
@@ -256,10 +257,7 @@ class Connections:
     def _connection(
         self, url: str
     ) -> tuple[http.client.HTTPConnection, str, dict[str, str]]:
-        """Return this thread's connection for a URL, and what to send on it.
-
-        Proxies are those that requests would use.
-        """
+        """Return this thread's connection for a URL, and what to send on it."""
         scheme, host, path, query, _ = urlsplit(url)
         if scheme not in ("http", "https") or not host:
             raise ValueError
@@ -273,9 +271,7 @@ class Connections:
     def _route(
         self, scheme: str, host: str
     ) -> tuple[http.client.HTTPConnection, bool, dict[str, str]]:
-        base = f"{scheme}://{host}/"
-        proxies = requests.utils.get_environ_proxies(base)
-        proxy = requests.utils.select_proxy(base, proxies) or ""
+        proxy = self._proxy(f"{scheme}://{host}/")
         via = urlsplit(requests.utils.prepend_scheme_if_needed(proxy, "http"))
         extra = {}
         if via.username is not None:
@@ -299,11 +295,22 @@ class Connections:
         self._all.append(connection)
         return connection, bool(proxy) and scheme == "http", extra
 
-    def _buffer(self) -> memoryview:
-        buffers = self._mine.__dict__
-        if "buffer" not in buffers:
-            buffers["buffer"] = memoryview(bytearray(_BUFFER))
-        return buffers["buffer"]
+    def _proxy(self, base: str) -> str:
+        """Return the proxy that requests would use, or nothing."""
+        with self._lock:
+            if base not in self._proxies:
+                proxies = requests.utils.get_environ_proxies(base)
+                proxy = requests.utils.select_proxy(base, proxies)
+                self._proxies[base] = proxy or ""
+            return self._proxies[base]
+
+    def _buffer(self, most: int) -> memoryview:
+        """Return this thread's buffer; it is small as long as that will do."""
+        buffer = getattr(self._mine, "buffer", memoryview(b""))
+        wanted = min(most, _BUFFER)
+        if len(buffer) < wanted:
+            buffer = self._mine.buffer = memoryview(bytearray(wanted))
+        return buffer
 
     def _read(
         self, response: http.client.HTTPResponse, view: memoryview
@@ -346,10 +353,9 @@ class Connections:
             return Fault(_words_on_connecting(error.error), tries=n)
         if isinstance(error, TimeoutError):
             return Fault(f"no byte for {self._timeout:g} s")
-        if isinstance(error, (OSError, http.client.HTTPException)):
-            if not isinstance(error, http.client.InvalidURL):
-                return Fault(f"the connection broke: {_words(error)}")
-        return Fault("its address is not valid", tries=1)
+        if isinstance(error, (ValueError, http.client.InvalidURL)):
+            return Fault("its address is not valid", tries=1)
+        return Fault(f"the connection broke: {_words(error)}")
 
 
 class _ConnectError(OSError):

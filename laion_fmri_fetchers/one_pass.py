@@ -83,7 +83,8 @@ def read_session(
         for row, n_trials in enumerate(np.bincount(rows)):
             n_finite = count_finite(n_trials, holes.get(row), n_columns)
             out[at[row]] = (out[at[row]] - n_finite * mean) / deviation
-    return Part(out if place is None else out[:0], holes if how.average else {})
+    read = out if place is None else np.empty((0, n_columns), dtype=how.dtype)
+    return Part(read, holes if how.average else {})
 
 
 def _holes(values: np.ndarray) -> np.ndarray:

@@ -147,7 +147,7 @@ class Chain:
         self.hasher = hashlib.new(algorithm, usedforsecurity=False)
         self.busy = False
 
-    def feed(self, offset: int, chunk: bytes) -> None:
+    def feed(self, offset: int, chunk: bytes | memoryview) -> None:
         """Take what is next for the hash from a chunk at an offset of the file."""
         begin, end = self.at - offset, min(self.stop - offset, len(chunk))
         if 0 <= begin < end:
@@ -340,7 +340,7 @@ class Partial:
                 chain.busy = True
         return chains
 
-    def put(self, at: int, chunk: bytes, chains: Iterable[Chain]) -> None:
+    def put(self, at: int, chunk: bytes | memoryview, chains: Iterable[Chain]) -> None:
         """Write a chunk at its offset, and hash it."""
         written = 0
         while written < len(chunk):
@@ -351,6 +351,8 @@ class Partial:
 
     def record(self, start: int, stop: int) -> None:
         """Note in the journal that a range is on disk."""
+        if not self.chains and stop > start:
+            os.fsync(self._file)
         with self._lock:
             if stop > start and self._file != _CLOSED:
                 self.done = merged([*self.done, (start, stop)])
@@ -371,8 +373,6 @@ class Partial:
             names = ("relative", "size", "etag", "sha256")
             header = {name: getattr(self, name) for name in names}
             line = f"{json.dumps(header)}\n{line}"
-        if not self.chains and self._file != _CLOSED:
-            os.fsync(self._file)
         os.write(self._journal, f"{line}\n".encode())
 
     def catch_up(self) -> None:
@@ -451,14 +451,16 @@ class Partial:
 
     def _leave(self, keep: bool) -> None:
         journal, self._journal = self._journal, None
+        useless = [] if keep and journal is not None else [self._part]
         if journal is not None:
             with contextlib.suppress(OSError):
                 os.write(journal, b"[]\n")
             os.close(journal)
-        if not keep or journal is None:
-            for path in (self._part, self._journal_path) if journal else (self._part,):
-                with contextlib.suppress(OSError):
-                    path.unlink()
+            if useless:
+                useless.append(self._journal_path)
+        for path in useless:
+            with contextlib.suppress(OSError):
+                path.unlink()
         _active.discard(self._owner)
 
 
@@ -563,8 +565,18 @@ def _read_journal(journal: Path) -> tuple[dict[str, Any], Ranges, bool]:
     return (header, done, [] in ranges) if is_valid else ({}, [], False)
 
 
-def clean(folder: Path, keep: Collection[str] = ()) -> None:
-    """Remove what nobody will need any more; but nothing of the stems to keep."""
+def clean(folder: Path, keep: Collection[str] = (), locks: bool = True) -> None:
+    """Remove what nobody will need any more.
+
+    Parameters
+    ----------
+    folder : Path
+        The partial folder.
+    keep : collection of str
+        Stems of files that are wanted, even where there is one of the same size.
+    locks : bool, default=True
+        Whether to remove also the files of locks that nobody holds.
+    """
     try:
         names = os.listdir(folder)
         groups = leftovers(folder)
@@ -577,7 +589,7 @@ def clean(folder: Path, keep: Collection[str] = ()) -> None:
             if age > _OLD or (useless and (leftover.is_free or age > _IDLE)):
                 leftover.remove()
     for name in names:
-        if name.endswith(".lock"):
+        if locks and name.endswith(".lock"):
             lock = try_lock(folder, name.removesuffix(".lock"))
             if lock:
                 unlock(lock)

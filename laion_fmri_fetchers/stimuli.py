@@ -18,6 +18,8 @@ import difflib
 import errno
 import io
 import os
+import secrets
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib import resources
@@ -42,7 +44,8 @@ from .messages import listed, readable_size, tell, warn
 from .selection import check_fields, check_mode, check_positive, is_empty
 from .transfer import Download, download_files
 
-_THREADS = 8
+_WRITERS = 4
+_DECODERS = 8
 _FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 
 
@@ -191,7 +194,8 @@ def fetch_laion_stimuli(
         if plan or extract:
             _check_archive(archive, len(whole))
         if extract or (plan and call.mode == "overwrite"):
-            images = _extract(archive, whole, metadata.index if extract else [], call)
+            chosen = list(metadata.index) if extract else []
+            images = _extract(archive, whole, chosen, call)
     bunch = Bunch(
         metadata=metadata,
         images=images,
@@ -557,35 +561,64 @@ def _extract(
     if call.mode == "overwrite":
         todo = set(names) | (there & set(rows))
 
-    with _images(archive) as images:
-
-        def write(name: str) -> None:
-            cache.write_atomically(
-                folder / name, _read_row(images, int(rows[name]), name)
-            )
-
+    if todo:
+        folder.mkdir(parents=True, exist_ok=True)
+        chosen = {name: rows[name] for name in sorted(todo, key=rows.__getitem__)}
         try:
-            _for_each(write, sorted(todo, key=rows.__getitem__))
+            _write_images(archive, chosen, folder)
         except OSError as error:
-            if error.errno in _FULL:
-                raise DiskSpaceError(
-                    error.errno,
-                    f"The disk of {folder} is full. What was extracted stays; make "
-                    "space and call again to go on.",
-                ) from error
-            raise
+            if error.errno not in _FULL:
+                raise
+            raise DiskSpaceError(
+                error.errno,
+                f"The disk of {folder} is full. What was extracted stays; make space "
+                "and call again to go on.",
+            ) from error
     return paths
 
 
-def _for_each(function: Callable[[Any], object], items: Iterable[Any]) -> None:
-    """Call a function on items, in threads; the first error ends it."""
-    with ThreadPoolExecutor(_THREADS) as pool:
+def _write_images(archive: str, rows: dict[str, int], folder: Path) -> None:
+    """Write images as files; one thread reads, as HDF5 lets only one, some write."""
+    owner = f"{os.getpid()}-{secrets.token_hex(4)}"
+    with _images(archive) as images, ThreadPoolExecutor(_WRITERS) as pool:
+        tasks: deque[Future] = deque()
         try:
-            for _ in pool.map(function, items):
-                pass
+            for name, row in rows.items():
+                data = _read_row(images, int(row), name)
+                tasks.append(
+                    pool.submit(_write, f"{folder}{os.sep}", name, data, owner)
+                )
+                if len(tasks) > 4 * _WRITERS:
+                    tasks.popleft().result()
+            _finish(tasks)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def _write(folder: str, name: str, data: bytes, owner: str) -> None:
+    """Write a file such that it appears whole or not at all."""
+    temporary = f"{folder}.{name}.{owner}"
+    try:
+        with open(temporary, "xb") as stream:
+            stream.write(data)
+        os.replace(temporary, folder + name)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+def _finish(tasks: Iterable[Future]) -> None:
+    """Wait for tasks; the first error ends them."""
+    tasks = list(tasks)
+    try:
+        for task in tasks:
+            task.result()
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        raise
 
 
 # --- Pictures --------------------------------------------------------------------
@@ -612,7 +645,7 @@ def _batches(
     """Yield images as arrays; all at once without a batch size."""
     step = batch_size or max(len(names), 1)
     starts = range(0, len(names), step) if batch_size else [0]
-    with _images(archive) as images, ThreadPoolExecutor(_THREADS) as pool:
+    with _images(archive) as images, ThreadPoolExecutor(_DECODERS) as pool:
 
         def decode(at: int) -> np.ndarray:
             data = _read_row(images, int(rows[at]), names[at])
@@ -639,16 +672,6 @@ def _batches(
             tasks = [pool.submit(place, at) for at in chosen[1:]]
             _finish(tasks)
             yield batch
-
-
-def _finish(tasks: list[Future]) -> None:
-    try:
-        for task in tasks:
-            task.result()
-    except BaseException:
-        for task in tasks:
-            task.cancel()
-        raise
 
 
 def _decode(

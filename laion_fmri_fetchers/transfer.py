@@ -159,7 +159,7 @@ def download_files(
     if not files:
         return []
     os.makedirs(folder, exist_ok=True)
-    partials.clean(folder, keep={file.stem for file in files})
+    partials.clean(folder, keep={file.stem for file in files}, locks=False)
     run = _Run(
         files,
         folder,
@@ -179,8 +179,7 @@ def download_files(
     partials.clean(folder)
     for note in run.notes:
         warn(note)
-    failed = [file for file in files if file.failure]
-    return [file.failure for file in failed if file.failure]
+    return [file.failure for file in files if file.failure]
 
 
 class _File:
@@ -396,7 +395,8 @@ class _Run:
             return
         is_first = not file.restarts
         if is_first and not self.overwrite and partials.is_whole(file.path, file.size):
-            self.settled += file.size or 0
+            with self.lock:
+                self.settled += file.size or 0
             self._finish(file, "another process fetched it")
             return
         file.began = file.began or time.monotonic()
@@ -461,7 +461,9 @@ class _Run:
                 file.size, file.etag = leftover.header["size"], leftover.header["etag"]
                 self._know(file)
                 with self.copying, contextlib.suppress(FileNotFoundError):
-                    self.settled += file.partial.copy(leftover)
+                    n_bytes = file.partial.copy(leftover)
+                    with self.lock:
+                        self.settled += n_bytes
                     if leftover.is_free and not self.stopped:
                         leftover.remove()
 
@@ -507,7 +509,7 @@ class _Run:
                     file.partial.put(at, chunk, chains)
                     at += len(chunk)
                     self.live[me] = at - start
-                    if at - noted >= _NOTE_EVERY:
+                    if at - noted >= _NOTE_EVERY and file.partial.chains:
                         file.partial.record(noted, at)
                         noted = at
         except Fault as error:

@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 import re
 import socket
+import ssl
 import struct
 import threading
 import time
@@ -172,7 +173,8 @@ class FaultServer:
         Bytes of bodies sent so far.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+        self._tls = tls
         self.objects: dict[str, tuple[bytes, str | None]] = {}
         self.faults: dict[str, list[Fault]] = {}
         self.on_request: Callable[[str], object] | None = None
@@ -183,7 +185,8 @@ class FaultServer:
         self._clients: set[socket.socket] = set()
         self._threads: list[threading.Thread] = []
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=512)
-        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        scheme = "https" if tls else "http"
+        self.url = f"{scheme}://127.0.0.1:{self._listener.getsockname()[1]}"
         self._accepting = threading.Thread(target=self._accept, daemon=True)
         self._accepting.start()
 
@@ -200,7 +203,7 @@ class FaultServer:
             clients = list(self._clients)
         for client in clients:
             with contextlib.suppress(OSError):
-                client.shutdown(socket.SHUT_RDWR)
+                socket.socket.shutdown(client, socket.SHUT_RDWR)
         for thread in self._threads:
             thread.join()
 
@@ -223,12 +226,19 @@ class FaultServer:
             client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             thread = threading.Thread(target=self._serve, args=(client,), daemon=True)
             with self._lock:
-                self._clients.add(client)
                 self._threads.append(thread)
             thread.start()
 
     def _serve(self, client: socket.socket) -> None:
         received = b""
+        if self._tls:
+            try:
+                client = self._tls.wrap_socket(client, server_side=True)
+            except OSError:
+                client.close()
+                return
+        with self._lock:
+            self._clients.add(client)
         with contextlib.suppress(OSError), client:
             while not self._stopped.is_set():
                 head, found, rest = received.partition(b"\r\n\r\n")

@@ -10,6 +10,7 @@ import shutil
 import stat
 from pathlib import Path
 
+import gate_fixtures
 import pandas as pd
 import pytest
 
@@ -41,7 +42,8 @@ from laion_fmri_fetchers.exceptions import (
 from laion_fmri_fetchers.layout import ARCHIVE, GATED, STIMULUS_TABLE
 from laion_fmri_fetchers.stimuli import fetch_laion_stimuli, load_stimuli
 
-pytest_plugins = ["gate_fixtures"]
+access = gate_fixtures.access
+secrets_of_test = gate_fixtures.secrets_of_test
 pytestmark = pytest.mark.usefixtures("secrets_of_test")
 
 FORM = {
@@ -270,6 +272,7 @@ REFRESH_ERRORS = {
     ),
     "other shape": ((200, {}, {"files": {"a": 1}}), AccessServiceError, "sha256"),
     "pending": ((202, {}, {}), AccessPendingError, "not approved yet"),
+    "pending, no body": ((202, {}, b""), AccessPendingError, "not approved yet"),
 }
 
 

@@ -52,7 +52,7 @@ def fetch_all(downloads, partial_dir, locks_work, ready):
     failed = download_files(
         downloads, partial_dir=partial_dir, n_connections=4, timeout=10.0, verbose=0
     )
-    assert failed == []
+    assert failed == [], failed
 
 
 class Watcher:

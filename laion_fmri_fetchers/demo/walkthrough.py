@@ -12,19 +12,12 @@ from typing import Any
 
 from laion_fmri_fetchers.discovery import get_rois, get_subjects
 from laion_fmri_fetchers.exceptions import AccessPendingError, LaionFmriError
+from laion_fmri_fetchers.figures import plot_rois
 from laion_fmri_fetchers.fmri import fetch_laion_fmri
 from laion_fmri_fetchers.messages import readable_size
+from laion_fmri_fetchers.report import make_report
 
-_COLOURS = {
-    "face": "#d55e00",
-    "place": "#009e73",
-    "body": "#cc79a7",
-    "character": "#e69f00",
-    "motion": "#f0e442",
-    "object": "#56b4e9",
-    "retinotopy": "#0072b2",
-}
-"""Colours of ROI categories; told apart by colour-blind people too (Okabe and Ito)."""
+_CATEGORIES = ["face", "place", "body", "character", "motion", "object", "retinotopy"]
 
 
 def run_demo(output: str | os.PathLike | None = None) -> Path:
@@ -36,12 +29,13 @@ def run_demo(output: str | os.PathLike | None = None) -> Path:
     Parameters
     ----------
     output : str or path, optional
-        Folder for the fetched data and the figure; a new temporary one by default.
+        Folder for the fetched data, the figures and the report; a new temporary one
+        by default.
 
     Returns
     -------
     Path
-        The figure, a PNG of ROIs on the brain.
+        The figure ``rois.png``, ROIs on the brain; the others are beside it.
 
     Raises
     ------
@@ -68,7 +62,12 @@ def run_demo(output: str | os.PathLike | None = None) -> Path:
         figure = folder / "rois.png"
         _decode_and_draw(data, figure)
         _stimuli(server, folder / "stimuli.png")
+        report = folder / "report.html"
+        with _step("Report what was fetched: make_report(data)") as say:
+            make_report(data, "A synthetic LAION-fMRI").save_as_html(report)
+            say(str(report))
     print(f"\nData: {folder / 'data'}\nFigures: {figure}, {folder / 'stimuli.png'}")
+    print(f"Report: {report}")
     return figure
 
 
@@ -77,7 +76,7 @@ def _fetch_and_reload(server: Any) -> Any:
         say(f"{', '.join(get_subjects())}; place: {', '.join(get_rois(1, 'place'))}")
     query: dict[str, Any] = {
         "subjects": "all",
-        "rois": list(_COLOURS),
+        "rois": _CATEGORIES,
         "trial_filter": {"n_reps": 12},
     }
     call = 'fetch_laion_fmri("all", rois=[…], trial_filter={"n_reps": 12})'
@@ -119,62 +118,19 @@ def _decode_and_draw(data: Any, figure: Path) -> None:
             "others"
         )
     with _step("Draw the ROIs on the brain") as say:
-        plot_rois(data, subject, figure)
+        _draw_rois(data, subject, figure)
         say(str(figure))
 
 
-def plot_rois(data: Any, subject: str, figure: Path) -> None:
-    """Draw the outlines of a subject's ROIs, a colour a category, on its anatomy.
-
-    Parameters
-    ----------
-    data : Bunch
-        From `fetch_laion_fmri`.
-    subject : str
-        Such as ``"sub-01"``.
-    figure : Path
-        The PNG to write.
-    """
-    import matplotlib as mpl
-    import numpy as np
+def _draw_rois(data: Any, subject: str, file: Path) -> None:
     from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
-    from nilearn import image, plotting
 
-    background = fetch_laion_fmri(
-        subject, rois=None, image_type="anatomical", res=None, suffix="T1w", verbose=0
-    ).images[0]
-    with mpl.rc_context({"savefig.dpi": 150}):
-        canvas = Figure(figsize=(12, 4.6), facecolor="black")
-        display = plotting.plot_anat(
-            background,
-            figure=canvas,
-            axes=canvas.add_axes((0, 0.1, 1, 0.8)),
-            display_mode="z",
-            cut_coords=[-20, -12, -4, 6, 18, 40],
-            draw_cross=False,
-            colorbar=False,
-        )
-        for category, colour in _COLOURS.items():
-            masks = [
-                path
-                for path, meta in zip(data.rois, data.rois_meta, strict=True)
-                if (meta["subject"], meta["roi_category"]) == (subject, category)
-            ]
-            if masks:
-                union = sum(image.load_img(path).get_fdata() > 0 for path in masks) > 0
-                mask = image.new_img_like(masks[0], np.asarray(union, dtype=np.uint8))
-                display.add_contours(mask, levels=[0.5], colors=colour, linewidths=1.5)
-        canvas.legend(
-            [Line2D([], [], color=colour) for colour in _COLOURS.values()],
-            list(_COLOURS),
-            loc="lower center",
-            ncols=len(_COLOURS),
-            frameon=False,
-            labelcolor="white",
-        )
-        canvas.suptitle(f"Category-selective regions of {subject}", color="white")
-        canvas.savefig(figure)
+    anatomy: Any = {"image_type": "anatomical", "suffix": "T1w", "res": None}
+    fetch_laion_fmri(subject, rois=None, verbose=0, **anatomy)
+    figure = Figure(figsize=(8, 6.6), facecolor="black")
+    plot_rois(data, subject, axes=figure.add_axes((0, 0, 1, 0.92)))
+    figure.suptitle(f"Category-selective regions of {subject}", color="white")
+    figure.savefig(file, dpi=150)
 
 
 def _stimuli(server: Any, figure: Path) -> None:
@@ -231,7 +187,7 @@ def _draw_stimuli(pictures: Any, responses: list[float], figure: Path) -> None:
     for column, (picture, response) in enumerate(zip(pictures, responses, strict=True)):
         axes[0, column].imshow(picture)
         axes[0, column].set_axis_off()
-        axes[1, column].bar([0], [response], color=_COLOURS["face"])
+        axes[1, column].bar([0], [response], color="#d55e00")
         axes[1, column].axhline(0, color="black", linewidth=0.8)
         axes[1, column].set_xticks([])
     axes[1, 0].set_ylabel("beta (z)")
