@@ -1,5 +1,14 @@
+from .access import access_status as access_status
+from .access import current_terms_version as current_terms_version
+from .access import login as login
+from .access import logout as logout
+from .access import request_stimulus_access as request_stimulus_access
+from .betas import load_betas as load_betas
 from .cache import dataset_initialize as dataset_initialize
 from .cache import get_data_dir as get_data_dir
+from .derivatives import fetch_laion_captions as fetch_laion_captions
+from .derivatives import fetch_laion_embeddings as fetch_laion_embeddings
+from .derivatives import fetch_laion_segmentations as fetch_laion_segmentations
 from .discovery import describe as describe
 from .discovery import get_rois as get_rois
 from .discovery import get_subjects as get_subjects
@@ -23,6 +32,10 @@ from .exceptions import NotCachedError as NotCachedError
 from .exceptions import StimulusAccessError as StimulusAccessError
 from .exceptions import TermsOutdatedError as TermsOutdatedError
 from .exceptions import UnsafeKeyError as UnsafeKeyError
+from .figures import plot_availability as plot_availability
+from .figures import plot_noise_ceiling as plot_noise_ceiling
+from .figures import plot_rois as plot_rois
+from .figures import plot_trials as plot_trials
 from .filters import Contains as Contains
 from .filters import GreaterOrEqual as GreaterOrEqual
 from .filters import GreaterThan as GreaterThan
@@ -40,8 +53,11 @@ from .fmri import fetch_laion_fmri as fetch_laion_fmri
 from .fmri import fetch_laion_fmri_ids as fetch_laion_fmri_ids
 from .licenses import accept_license as accept_license
 from .licenses import license_text as license_text
+from .report import make_report as make_report
 from .selection import basic_image_terms as basic_image_terms
 from .selection import basic_roi_terms as basic_roi_terms
+from .stimuli import fetch_laion_stimuli as fetch_laion_stimuli
+from .stimuli import load_stimuli as load_stimuli
 from .verify import status as status
 from .verify import verify_cache as verify_cache
 

@@ -139,7 +139,8 @@ def request_stimulus_access(
         What the images are for, 20 characters or more.
     accept_terms_version : str, optional
         The version of the Data Use Agreement that you have read and accept, see
-        `current_terms_version`; read it at https://laion-fmri.hebartlab.com/terms
+        `current_terms_version`. It is at https://laion-fmri.hebartlab.com/terms for
+        you to read.
     renew : bool, default=False
         Send the form even if a kept ``request_id`` is still honoured.
     data_dir : str or path, optional

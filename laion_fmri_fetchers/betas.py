@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
-import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -39,9 +38,6 @@ from .messages import listed, readable_size, tell
 from .one_pass import How, count_finite, read_session
 from .tables import read_trials
 from .volumes import Header, read_header
-
-_SHARED = "/dev/shm"  # noqa: S108
-"""Where files are memory, on Linux."""
 
 
 class _Session(NamedTuple):
@@ -373,7 +369,7 @@ def _read(
     read = joblib.delayed(cached(read_session))
     packed = zlib.compress(np.packbits(mask).tobytes(), 1)
     targets = [np.unique(rows[session.positions]) for session in sessions]
-    hands_over = how.average or cached is not _uncached
+    hands_over = how.average or cached is not _uncached or not sessions
     holes: dict[int, list[np.ndarray]] = {}
     with _shared(shape, how.dtype, None if hands_over else backend) as (out, place):
         parts = parallel(
@@ -415,23 +411,22 @@ def _shared(
 ) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
     """Give zeros, and what to send of them to workers that can write to them.
 
-    Threads can, and processes where the machine has memory to share: the file of a
-    memmap is sent by its name. For others, and without a backend, the second is None.
+    Threads can, and on Linux processes: the file of a memmap is sent by its name. For
+    other workers, and without a backend, the second is None.
     """
-    zeros = np.zeros(shape, dtype=dtype)  # takes memory where it is written
+    out, sent = np.zeros(shape, dtype=dtype), None  # takes memory where it is written
     processes = joblib.parallel.LokyBackend, joblib.parallel.MultiprocessingBackend
     with contextlib.ExitStack() as stack:
-        out, sent = zeros, None
         if getattr(backend, "supports_sharedmem", False):
-            sent = zeros
-        elif isinstance(backend, processes):
-            with contextlib.suppress(OSError):
-                file = stack.enter_context(tempfile.NamedTemporaryFile(dir=_SHARED))
-                os.posix_fallocate(file.fileno(), 0, zeros.nbytes)
-                sent = np.memmap(file.name, dtype, "r+", shape=shape)
-                # The array outlives the file's name, which a memmap would tell joblib.
-                memory = mmap.mmap(file.fileno(), zeros.nbytes)
-                out = np.frombuffer(memory, dtype).reshape(shape)
+            sent = out
+        elif isinstance(backend, processes) and hasattr(os, "memfd_create"):
+            file = stack.enter_context(open(os.memfd_create("betas"), "r+b"))
+            os.truncate(file.fileno(), out.nbytes)
+            name = f"/proc/{os.getpid()}/fd/{file.fileno()}"
+            sent = np.memmap(name, dtype, "r+", shape=shape)
+            # Of a memmap, joblib would send this name also when the file is closed.
+            memory = mmap.mmap(file.fileno(), out.nbytes)
+            out = np.frombuffer(memory, dtype).reshape(shape)
         yield out, sent
 
 

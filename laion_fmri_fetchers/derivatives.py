@@ -63,14 +63,25 @@ def fetch_laion_captions(
 
     Parameters
     ----------
-    names, trials
-        Images, as in `fetch_laion_stimuli`; by default all.
+    names : str, iterable of str, or DataFrame, optional
+        Names of images, as in `fetch_laion_stimuli`; None: all.
+    trials : pandas.DataFrame, optional
+        Trials whose images are wanted; the same as to pass them as ``names``.
     caption_filter : dict, `ResultFilter` or callable, optional
         What a row of ``captions`` must fulfil.
-    mode, data_dir, n_connections, timeout, verbose
-        As in `fetch_laion_stimuli`.
+    mode : {"download_new", "overwrite", "offline"}, default="download_new"
+        ``"download_new"`` fetches what is not on disk, ``"overwrite"`` fetches again,
+        ``"offline"`` opens no socket.
+    data_dir : str or path, optional
+        The data directory, see `get_data_dir`.
     allow_missing : bool, default=False
         Warn about names without captions, instead of raising.
+    n_connections : int, default=32
+        HTTP connections at once.
+    timeout : float, default=30.0
+        Seconds without progress after which a connection is given up.
+    verbose : int, default=1
+        0: silent, 1: summary and progress bar, 2: a line a file, 3: debug.
     **caption_terms
         Terms on columns of ``captions``, as in ``source="human"``.
 
@@ -144,12 +155,23 @@ def fetch_laion_embeddings(
     models : str or sequence of str, default="all"
         ``"CLIP"``, ``"DINOv2"``, ``"PEcore"``, ``"SigLIP2"``, several, or ``"all"``;
         in any case. A file has about 51 MB.
-    names, trials
-        Images, as in `fetch_laion_stimuli`; by default all.
-    mode, data_dir, n_connections, timeout, verbose
-        As in `fetch_laion_stimuli`.
+    names : str, iterable of str, or DataFrame, optional
+        Names of images, as in `fetch_laion_stimuli`; None: all.
+    trials : pandas.DataFrame, optional
+        Trials whose images are wanted; the same as to pass them as ``names``.
+    mode : {"download_new", "overwrite", "offline"}, default="download_new"
+        ``"download_new"`` fetches what is not on disk, ``"overwrite"`` fetches again,
+        ``"offline"`` opens no socket.
+    data_dir : str or path, optional
+        The data directory, see `get_data_dir`.
     allow_missing : bool, default=False
         Warn about names and models that are not there, instead of raising.
+    n_connections : int, default=32
+        HTTP connections at once.
+    timeout : float, default=30.0
+        Seconds without progress after which a connection is given up.
+    verbose : int, default=1
+        0: silent, 1: summary and progress bar, 2: a line a file, 3: debug.
 
     Returns
     -------
@@ -229,19 +251,30 @@ def fetch_laion_segmentations(
 
     Parameters
     ----------
-    names, trials
-        Images, as in `fetch_laion_stimuli`; by default all with masks. Only shared
-        images have masks.
+    names : str, iterable of str, or DataFrame, optional
+        Names of images, as in `fetch_laion_stimuli`; None: all with
+        masks. Only shared images have masks.
+    trials : pandas.DataFrame, optional
+        Trials whose images are wanted; the same as to pass them as ``names``.
     segmentation_filter : dict, `ResultFilter` or callable, optional
         What a row of ``segmentations`` must fulfil.
     vectorize_nouns : bool, default=False
         Count the masks of each noun in each image.
     masks : bool, default=True
         Fetch the masks too, not only the table.
-    mode, data_dir, n_connections, timeout, verbose
-        As in `fetch_laion_stimuli`.
+    mode : {"download_new", "overwrite", "offline"}, default="download_new"
+        ``"download_new"`` fetches what is not on disk, ``"overwrite"`` fetches again,
+        ``"offline"`` opens no socket.
+    data_dir : str or path, optional
+        The data directory, see `get_data_dir`.
     allow_missing : bool, default=False
         Warn if the masks could not be fetched, instead of raising.
+    n_connections : int, default=32
+        HTTP connections at once.
+    timeout : float, default=30.0
+        Seconds without progress after which a connection is given up.
+    verbose : int, default=1
+        0: silent, 1: summary and progress bar, 2: a line a file, 3: debug.
     **segmentation_terms
         Terms on columns of ``segmentations``, as in ``noun="dog"`` or ``localized=1``.
 

@@ -559,6 +559,10 @@ def check_workers(folder, config, n_jobs=2):
             betas = load_betas(data, rois="brain", n_jobs=n_jobs, **options)
         assert np.array_equal(betas.data, alone.data)
         pd.testing.assert_frame_equal(betas.trials, alone.trials)
+        # What is returned is an ordinary array, also for other workers.
+        betas.data[:, 0] = 5
+        (seen,) = joblib.Parallel(2)([joblib.delayed(np.copy)(betas.data)])
+        assert np.array_equal(seen, betas.data)
 
 
 def test_what_is_sent_to_workers_is_small(tmp_path, monkeypatch):

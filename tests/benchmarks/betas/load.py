@@ -5,8 +5,8 @@
 Every figure comes from a new process, after its imports; the cases take turns, and the
 median of several rounds is shown. Peak memory is what a case adds to the process after
 imports, less the array it returns; with workers, that of all processes. ``--volumes
-1044`` is a full session (12 GB uncompressed, 1.2 GB on disk); add ``--only ours``, as
-what reads it whole needs 30 GB of memory.
+1044`` is a full session (12 GB uncompressed, 1.2 GB on disk); add ``--only igzip ours``,
+as what reads it whole needs 30 GB of memory.
 """
 
 from __future__ import annotations
@@ -264,7 +264,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--volumes", type=int, default=60)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--only", default="", help="cases whose name holds this")
+    parser.add_argument("--only", nargs="+", default=[""], help="parts of cases' names")
     parser.add_argument("--folder", type=Path, help="keep the files here")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -276,7 +276,7 @@ def main() -> None:
         if not (folder / "roi.nii.gz").exists():
             build(folder, arguments.volumes)
         (folder / "betas.nii.gz").read_bytes()  # warms the page cache
-        names = [name for name in CASES if arguments.only in name]
+        names = [n for n in CASES if any(part in n for part in arguments.only)]
         found: dict[str, list[list[float]]] = {name: [] for name in names}
         for name, figures in rounds(folder, names, arguments.rounds):
             found[name].append(figures)
