@@ -44,6 +44,7 @@ _INK = "#010203"
 """Colour of text in figures; in the page it becomes the page's own."""
 
 _LINK = r'<a href="\1">\1</a>'
+_MANY = 50
 _SVG_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,
@@ -169,22 +170,27 @@ def make_report(data: Bunch, title: str | None = None) -> Report:
 
 def _query(query: dict[str, Any]) -> str:
     """Show what was asked; filters as they read."""
-    rows = []
+    rows, lists = [], []
     for name, value in query.items():
-        if value is None:
+        if isinstance(value, list) and len(value) > _MANY:
+            each = _table((name,), [(one,) for one in value], f"All of {name}")
+            lists.append(f"<details><summary>All of {name}</summary>{each}</details>")
+            value = f"{len(value)} of them, listed below"
+        elif value is None:
             value = "none" if name.endswith("_filter") else "no limit"
         elif isinstance(value, list):
             value = ", ".join(map(str, value)) or "none"
         rows.append((name, value))
-    return _table(("Argument", "Value"), rows, "Arguments of the call")
+    return _table(("Argument", "Value"), rows, "Arguments of the call") + "".join(lists)
 
 
 def _content(data: Bunch) -> str:
     """Show what came: amounts, what failed or is planned, sessions."""
+    masks = summaries.roi_records(data)
     tiles = [
         ("Subjects", len(data.subjects_meta), ""),
         ("Images", len(data.images), _total(data.images_meta)),
-        ("ROI masks", len(data.rois), _total(data.rois_meta)),
+        ("ROI masks", len(masks), _total(masks)),
         (
             "Trials",
             len(data.trials),
@@ -333,9 +339,10 @@ def _rois(rois: pd.DataFrame, ceiling: str) -> str:
         for subject in subjects:
             masks = own[own["subject"] == subject].itertuples()
             cells.append("\n".join(_mask(mask) for mask in masks) or "-")
-        rows.append((name if unit == "voxels" else f"{name}, {unit}", category, *cells))
+        unit = "" if unit == "voxels" else f", {unit}"
+        rows.append((f"{name}{unit}\n{category}", *cells))
     return _table(
-        ("ROI", "Category", *subjects),
+        ("ROI", *subjects),
         rows,
         f"Voxels of each ROI; below, the median noise ceiling ({ceiling}) of these",
         numbers=len(subjects),

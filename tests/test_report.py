@@ -83,6 +83,16 @@ def test_query_reads_as_asked(cached):
     assert found["subject_filter"] == "none"
 
 
+def test_long_lists_are_folded(cached):
+    masks = fetch_laion_fmri("all", mode="offline", verbose=0).rois_meta
+    ids = [meta["id"] for meta in masks]
+    data = fetch_laion_fmri_ids(ids, mode="offline", verbose=0)
+    text = section(make_report(data).html, "query")
+    assert f"{len(ids)} of them" in text
+    assert {row[0] for row in rows(text.partition("<details>")[2])} >= set(ids)
+    assert rois(data, "Allrep")["n"].notna().all()
+
+
 def test_metadata_is_escaped(data):
     evil = "<script>alert('x')</script>&\"<img src=//x.y>"
     data.query["trial_filter"] = evil
@@ -152,8 +162,8 @@ def test_table_of_rois(data):
     expected = np.nanquantile(values, (0.25, 0.5, 0.75))
     np.testing.assert_allclose(quartiles, expected, rtol=1e-5)
     cells = {r[0]: r for r in rows(section(make_report(data).html, "rois"))}
-    assert cells["FFA1"][3].startswith(f"{mask.sum()}\n")
-    assert cells["aTLfaces"][2] == "-"
+    assert cells["FFA1\nface"][2].startswith(f"{mask.sum()}\n")
+    assert cells["aTLfaces\nface"][1] == "-"
 
 
 def test_surface_masks_count_vertices(cached, server):

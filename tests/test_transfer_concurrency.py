@@ -179,7 +179,9 @@ def test_processes_that_are_killed(server, downloads, watcher, tmp_path, locks_w
     processes = [start(downloads, tmp_path, locks_work, None) for _ in range(6)]
     n_killed = 0
     while not all(download.path.exists() for download in downloads):
-        time.sleep(chance.uniform(0.01, 0.1))
+        due = server.sent + chance.randrange(800_000)
+        while server.sent < due and any(process.is_alive() for process in processes):
+            time.sleep(0.01)
         victim = chance.randrange(len(processes))
         processes[victim].kill()
         processes[victim].join()

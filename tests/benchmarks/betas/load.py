@@ -5,8 +5,8 @@
 Every figure comes from a new process, after its imports; the cases take turns, and the
 median of several rounds is shown. Peak memory is what a case adds to the process after
 imports, less the array it returns; with workers, that of all processes. ``--volumes
-1044`` is a full session (12 GB uncompressed, 1.2 GB on disk); add ``--only igzip ours``,
-as what reads it whole needs 30 GB of memory.
+1044`` is a full session (12 GB uncompressed, 1.2 GB on disk); add ``--only igzip
+ours``, as what reads it whole needs 30 GB of memory.
 """
 
 from __future__ import annotations
