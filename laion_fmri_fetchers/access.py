@@ -44,8 +44,7 @@ from .exceptions import (
     StimulusAccessError,
     TermsOutdatedError,
 )
-from .licenses import AGREEMENT, can_ask
-from .messages import listed, tell, warn
+from .messages import AGREEMENT, can_ask, listed, tell, warn
 
 DEFAULT_ACCESS_URL = "https://laion-fmri.hebartlab.com"
 

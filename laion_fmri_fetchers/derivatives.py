@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,8 @@ import pandas as pd
 from sklearn.utils import Bunch
 
 from . import cache, layout
-from .bucket import bucket_url, object_url
+from .bucket import bucket_url
+from .calls import Call, fetch_records, prepare
 from .catalog import look, records
 from .exceptions import (
     BucketError,
@@ -31,17 +31,14 @@ from .filters import ResultFilter
 from .messages import listed, readable_size, tell, warn
 from .selection import check_fields
 from .stimuli import (
-    Call,
     description,
     image_names,
     mapped,
     positions,
-    prepare,
     query,
     read_table,
     with_terms,
 )
-from .transfer import Download, download_files
 
 _BLOCK = 1024
 
@@ -119,7 +116,14 @@ def fetch_laion_captions(
     """
     wanted = image_names(names, trials)
     filt = with_terms(caption_filter, "caption_filter", caption_terms)
-    call = prepare(mode, data_dir, allow_missing, n_connections, timeout, verbose)
+    call = prepare(
+        mode,
+        data_dir,
+        allow_missing=allow_missing,
+        n_connections=n_connections,
+        timeout=timeout,
+        verbose=verbose,
+    )
     failed = _fetch([layout.CAPTIONS], call, required=True)
     file = cache.local_path(call.data_dir, layout.CAPTIONS)
     table = _read(file, ["image_name", "caption"], whole=["caption_idx"])
@@ -210,7 +214,14 @@ def fetch_laion_embeddings(
     """
     chosen = _models(models)
     wanted = image_names(names, trials)
-    call = prepare(mode, data_dir, allow_missing, n_connections, timeout, verbose)
+    call = prepare(
+        mode,
+        data_dir,
+        allow_missing=allow_missing,
+        n_connections=n_connections,
+        timeout=timeout,
+        verbose=verbose,
+    )
     ids = {layout.embeddings_id(model): model for model in chosen}
     failed = _fetch(list(ids), call)
     left_out = {ids[one["id"]] for one in failed}
@@ -321,7 +332,14 @@ def fetch_laion_segmentations(
     """
     wanted = image_names(names, trials)
     filt = with_terms(segmentation_filter, "segmentation_filter", segmentation_terms)
-    call = prepare(mode, data_dir, allow_missing, n_connections, timeout, verbose)
+    call = prepare(
+        mode,
+        data_dir,
+        allow_missing=allow_missing,
+        n_connections=n_connections,
+        timeout=timeout,
+        verbose=verbose,
+    )
     failed = _fetch([layout.SEGMENTATIONS_TABLE], call, required=True)
     file = cache.local_path(call.data_dir, layout.SEGMENTATIONS_TABLE)
     table = _read(
@@ -408,23 +426,7 @@ def _download(recs: list[dict[str, Any]], call: Call) -> list[dict[str, Any]]:
         f"to {call.data_dir}",
         call.verbose,
     )
-    failures = download_files(
-        [
-            Download(
-                rec["id"],
-                object_url(rec["key"]),
-                Path(rec["absolute_path"]),
-                rec["size"],
-                rec["etag"],
-            )
-            for rec in recs
-        ],
-        partial_dir=cache.partial_dir(call.data_dir),
-        overwrite=call.mode == "overwrite",
-        n_connections=call.n_connections,
-        timeout=call.timeout,
-        verbose=call.verbose,
-    )
+    failures = fetch_records(recs, call).values()
     return [{"id": one["id"], "reason": one["reason"]} for one in failures]
 
 

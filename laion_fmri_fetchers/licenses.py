@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-import sys
 from importlib import resources
 
 from .cache import get_data_dir, license_marker, write_atomically
 from .exceptions import LicenseNotAcceptedError
-
-AGREEMENT = "I AGREE"
+from .messages import AGREEMENT, can_ask
 
 
 def license_text() -> str:
@@ -83,12 +81,3 @@ def _agree_or_raise(data_dir: str) -> None:
             "The CC0 terms were declined; no data were downloaded. Call "
             f"accept_license() and type {AGREEMENT} to accept them."
         )
-
-
-def can_ask() -> bool:
-    """Tell whether a person can answer: a terminal, or a notebook that takes input."""
-    ipython = sys.modules.get("IPython")
-    kernel = getattr(ipython.get_ipython(), "kernel", None) if ipython else None
-    if kernel is not None:
-        return bool(getattr(kernel, "_allow_stdin", False))
-    return sys.stdin is not None and not sys.stdin.closed and sys.stdin.isatty()

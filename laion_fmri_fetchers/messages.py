@@ -1,10 +1,13 @@
-"""What is said to the user: lines on stderr, warnings, readable sizes."""
+"""What is said to the user, and whether one can be asked."""
 
 from __future__ import annotations
 
 import os
 import sys
 import warnings
+
+AGREEMENT = "I AGREE"
+"""What a person types to accept terms."""
 
 _PACKAGE = os.path.dirname(__file__) + os.sep
 
@@ -48,3 +51,12 @@ def listed(names: list[str], most: int = 5) -> str:
     """
     more = len(names) - most
     return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
+
+
+def can_ask() -> bool:
+    """Tell whether a person can answer: a terminal, or a notebook that takes input."""
+    ipython = sys.modules.get("IPython")
+    kernel = getattr(ipython.get_ipython(), "kernel", None) if ipython else None
+    if kernel is not None:
+        return bool(getattr(kernel, "_allow_stdin", False))
+    return sys.stdin is not None and not sys.stdin.closed and sys.stdin.isatty()

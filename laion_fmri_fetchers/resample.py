@@ -229,8 +229,8 @@ def resample_file(
     --------
     >>> import tempfile, nibabel as nib, numpy as np
     >>> file = tempfile.mkdtemp() + "/sub-01_space-T1w_statmap.nii.gz"
-    >>> image = nib.Nifti1Image(np.ones((9, 9, 9, 2), "float32"), np.eye(4))
-    >>> nib.save(image, file)
+    >>> values = np.arange(1458, dtype="float32").reshape(9, 9, 9, 2)
+    >>> nib.save(nib.Nifti1Image(values, np.eye(4)), file)
     >>> resampled = resample_file(file, 2)
     >>> resampled.rpartition("/")[2], nib.load(resampled).shape
     ('sub-01_space-T1w_res-2_statmap.nii.gz', (5, 5, 5, 2))

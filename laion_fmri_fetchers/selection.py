@@ -142,7 +142,7 @@ def select(
             "trial_filter",
             [name for name in TRIAL_FIELDS if name != "image_index"],
         ),
-        max_images=_limit(max_images),
+        max_images=as_limit(max_images),
     )
 
 
@@ -258,7 +258,8 @@ def _clean_roi_name(value: object) -> str | None:
     return clean_roi(value) if isinstance(value, str) and value.strip() else None
 
 
-def _limit(max_images: Any) -> int | None:
+def as_limit(max_images: Any) -> int | None:
+    """Return the most images, None for all; InvalidQueryError for no whole number."""
     if max_images is None:
         return None
     if isinstance(max_images, bool) or not hasattr(max_images, "__index__"):

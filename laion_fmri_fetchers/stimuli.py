@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib import resources
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -32,6 +32,7 @@ from sklearn.utils import Bunch
 
 from . import cache, layout
 from .access import Gate, open_gate
+from .calls import Call, prepare
 from .exceptions import (
     CorruptImageError,
     DiskSpaceError,
@@ -41,23 +42,12 @@ from .exceptions import (
 )
 from .filters import ResultFilter, as_filter
 from .messages import listed, readable_size, tell, warn
-from .selection import check_fields, check_mode, check_positive, is_empty
+from .selection import as_limit, check_fields, check_positive, is_empty
 from .transfer import Download, download_files
 
 _WRITERS = 4
 _DECODERS = 8
 _FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
-
-
-class Call(NamedTuple):
-    """How a call works, as against what it selects."""
-
-    mode: str
-    data_dir: str
-    allow_missing: bool
-    n_connections: int
-    timeout: float
-    verbose: int
 
 
 def fetch_laion_stimuli(
@@ -168,8 +158,15 @@ def fetch_laion_stimuli(
     """
     wanted = image_names(names, trials)
     filt = with_terms(stimulus_filter, "stimulus_filter", stimulus_terms)
-    limit = _limit(max_images)
-    call = prepare(mode, data_dir, allow_missing, n_connections, timeout, verbose)
+    limit = as_limit(max_images)
+    call = prepare(
+        mode,
+        data_dir,
+        allow_missing=allow_missing,
+        n_connections=n_connections,
+        timeout=timeout,
+        verbose=verbose,
+    )
     gate = open_gate(
         call.data_dir, offline=call.mode == "offline", timeout=call.timeout
     )
@@ -279,36 +276,6 @@ def load_stimuli(
 # --- What is asked, shared with the public derivatives ---------------------------
 
 
-def prepare(
-    mode: str,
-    data_dir: str | os.PathLike | None,
-    allow_missing: bool,
-    n_connections: int,
-    timeout: float,
-    verbose: int,
-) -> Call:
-    """Check how to work, and whether the data directory takes files."""
-    mode = check_mode(mode)
-    check_positive(n_connections, "n_connections", whole=True)
-    check_positive(timeout, "timeout")
-    folder = cache.get_data_dir(data_dir)
-    if mode != "offline" and not cache.is_writable(folder):
-        warn(
-            f"The data directory {folder} cannot be written: working offline with what "
-            "is in it. Name another data_dir to download; mode='offline' does without "
-            "this warning."
-        )
-        mode = "offline"
-    return Call(
-        mode,
-        folder,
-        bool(allow_missing),
-        int(n_connections),
-        float(timeout),
-        int(verbose),
-    )
-
-
 def image_names(
     names: object = None, trials: pd.DataFrame | None = None
 ) -> list[str] | None:
@@ -368,16 +335,6 @@ def query(wanted: list[str] | None, **filters: ResultFilter) -> dict[str, Any]:
     """Return what is asked as plain, readable values."""
     shown = {n: None if is_empty(f) else repr(f) for n, f in filters.items()}
     return {"names": wanted, **shown}
-
-
-def _limit(max_images: Any) -> int | None:
-    if max_images is None:
-        return None
-    if isinstance(max_images, bool) or not hasattr(max_images, "__index__"):
-        raise InvalidQueryError(
-            f"max_images is {max_images!r}; give a whole number, or None for all"
-        )
-    return None if max_images < 0 else int(max_images)
 
 
 def description() -> str:

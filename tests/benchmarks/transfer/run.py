@@ -1,6 +1,6 @@
 """Compare downloads by this package, s5cmd, aws and curl; print tables.
 
-    python run.py --tools VENV [--repeats N] [--cases NAME ...] [--connections N]
+    python run.py --tools VENV [--repeats N] [--cases NAME ...]
 
 VENV is an environment with requirements.txt of this folder. Every repeat runs all tools
 of a case one after the other, so that what else the machine does hits all alike. Times
@@ -38,14 +38,31 @@ class Case(NamedTuple):
     prefix: str
     server: tuple[str, ...]
     bar: str
+    connections: int = 32
+    workers: int = 256
 
 
 CASES = {
     "small": Case(
-        f"{N_SMALL} files of about 1 kB, 50 ms latency a request",
+        f"{N_SMALL} files of about 1 kB, 50 ms latency a request; 64 connections, "
+        "s5cmd has 256",
         "small/",
         ("--latency", "0.05"),
         "at most 1.5 x s5cmd",
+        connections=64,
+    ),
+    "small-default": Case(
+        "the same with 32 connections, s5cmd has 256",
+        "small/",
+        ("--latency", "0.05"),
+        "reported",
+    ),
+    "small-equal": Case(
+        "the same with 32 connections each",
+        "small/",
+        ("--latency", "0.05"),
+        "reported",
+        workers=32,
     ),
     "capped": Case(
         "one 256 MiB file, 50 ms latency, 25 MB/s a connection",
@@ -114,12 +131,13 @@ def timed(command: list[str]) -> float:
     return time.perf_counter() - began
 
 
-def tools(venv: Path) -> dict[str, Callable[[str, str, Path], list[str]]]:
+def tools(venv: Path, workers: int) -> dict[str, Callable[[str, str, Path], list[str]]]:
     """Return commands that fetch a prefix of a server into a folder."""
     s5cmd, aws = str(venv / "bin" / "s5cmd"), str(venv / "bin" / "aws")
 
     def s5cmd_command(url: str, prefix: str, folder: Path) -> list[str]:
-        flags = ["--no-sign-request", "--endpoint-url", url]
+        flags = ["--numworkers", str(workers), "--no-sign-request"]
+        flags += ["--endpoint-url", url]
         return [s5cmd, *flags, "cp", f"s3://bucket/{prefix}*", f"{folder}/"]
 
     def aws_command(url: str, prefix: str, folder: Path) -> list[str]:
@@ -162,7 +180,7 @@ def measure(case: Case, files: Path, work: Path, args: argparse.Namespace) -> No
     """Run a case and print its table."""
     times: dict[str, list[float]] = {"ours": []}
     memory, alone = [], []
-    commands = tools(args.tools)
+    commands = tools(args.tools, case.workers)
     with serve(files, case.server) as url:
         startup = {
             name: version_time(command(url, case.prefix, work), args.repeats)
@@ -176,7 +194,7 @@ def measure(case: Case, files: Path, work: Path, args: argparse.Namespace) -> No
                 folder = work / f"{name.split()[0]}-{i}"
                 folder.mkdir()
                 if name == "ours":
-                    result = run_ours(url, case.prefix, folder, args.connections)
+                    result = run_ours(url, case.prefix, folder, case.connections)
                     times[name].append(result["seconds"])
                     memory.append(result["memory"])
                 else:
@@ -212,7 +230,6 @@ def main() -> None:
     parser.add_argument("--tools", type=Path, required=True)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
-    parser.add_argument("--connections", type=int, default=32)
     parser.add_argument("--folder", type=Path, help="where to work")
     args = parser.parse_args()
     for command in (["s5cmd", "version"], ["aws", "--version"]):
