@@ -331,11 +331,19 @@ def _left_in(folder: str) -> int:
 
 
 def _cache(memory: Any) -> Callable:
-    """Return what makes a function keep its results."""
+    """Return what makes a function keep its results, mapped into memory if it can be."""
     if memory is None:
         return _uncached
-    if not hasattr(memory, "cache"):
+    if isinstance(memory, (str, os.PathLike)):
         memory = joblib.Memory(os.fspath(memory), verbose=0)
+    if isinstance(memory, joblib.Memory) and memory.location and not memory.compress:
+        memory = joblib.Memory(
+            memory.location,
+            memory.backend,
+            mmap_mode="c",
+            verbose=memory._verbose,
+            backend_options=memory.backend_options,
+        )
     return memory.cache
 
 
@@ -398,8 +406,11 @@ def _put(
     rows: np.ndarray, out: np.ndarray, target: np.ndarray, alone: bool
 ) -> np.ndarray:
     """Add rows to those of an array; where it has no others, they may be the array."""
-    if alone and not isinstance(rows, np.memmap):  # whose file is not to be changed
+    if alone and not isinstance(rows, np.memmap):
         return rows
+    if alone and rows.mode == "c":
+        # Without its name: of a memmap, joblib would send workers what is on disk.
+        return np.asarray(memoryview(rows))
     for row, values in zip(target, rows, strict=True):
         out[row] += values
     return out
@@ -424,7 +435,7 @@ def _shared(
             os.truncate(file.fileno(), out.nbytes)
             name = f"/proc/{os.getpid()}/fd/{file.fileno()}"
             sent = np.memmap(name, dtype, "r+", shape=shape)
-            # Of a memmap, joblib would send this name also when the file is closed.
+            # Without this name, which is gone when the file is closed.
             memory = mmap.mmap(file.fileno(), out.nbytes)
             out = np.frombuffer(memory, dtype).reshape(shape)
         yield out, sent

@@ -129,7 +129,7 @@ def list_objects(
 def list_many(
     wanted: Iterable[tuple[str, str]],
     *,
-    n_connections: int = 32,
+    n_connections: int = 64,
     timeout: float = 30.0,
 ) -> list[dict[str, Any]]:
     """List several ``(prefix, delimiter)`` at once; errors as `list_objects`."""

@@ -33,7 +33,7 @@ def look(
     data_dir: str,
     *,
     offline: bool = False,
-    n_connections: int = 32,
+    n_connections: int = 64,
     timeout: float = 30.0,
 ) -> Catalog:
     """Look at the bucket, or at listings saved earlier, and at the disk.
@@ -46,7 +46,7 @@ def look(
         The data directory.
     offline : bool, default=False
         Use saved listings, and open no socket.
-    n_connections : int, default=32
+    n_connections : int, default=64
         Requests at once.
     timeout : float, default=30.0
         Seconds without an answer.

@@ -143,7 +143,7 @@ def _transfer_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--mode", default="download_new", help="download_new, overwrite or offline"
     )
-    command.add_argument("--n-connections", type=int, default=32, metavar="N")
+    command.add_argument("--n-connections", type=int, default=64, metavar="N")
     command.add_argument("--timeout", type=float, default=30.0, metavar="SECONDS")
     command.add_argument("--allow-missing", action="store_true")
     command.add_argument("-v", "--verbose", action="count", default=1)

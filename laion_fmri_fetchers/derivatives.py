@@ -51,7 +51,7 @@ def fetch_laion_captions(
     mode: str = "download_new",
     data_dir: str | os.PathLike | None = None,
     allow_missing: bool = False,
-    n_connections: int = 32,
+    n_connections: int = 64,
     timeout: float = 30.0,
     verbose: int = 1,
     **caption_terms: Any,
@@ -73,7 +73,7 @@ def fetch_laion_captions(
         The data directory, see `get_data_dir`.
     allow_missing : bool, default=False
         Warn about names without captions, instead of raising.
-    n_connections : int, default=32
+    n_connections : int, default=64
         HTTP connections at once.
     timeout : float, default=30.0
         Seconds without progress after which a connection is given up.
@@ -148,7 +148,7 @@ def fetch_laion_embeddings(
     mode: str = "download_new",
     data_dir: str | os.PathLike | None = None,
     allow_missing: bool = False,
-    n_connections: int = 32,
+    n_connections: int = 64,
     timeout: float = 30.0,
     verbose: int = 1,
 ) -> Bunch:
@@ -170,7 +170,7 @@ def fetch_laion_embeddings(
         The data directory, see `get_data_dir`.
     allow_missing : bool, default=False
         Warn about names and models that are not there, instead of raising.
-    n_connections : int, default=32
+    n_connections : int, default=64
         HTTP connections at once.
     timeout : float, default=30.0
         Seconds without progress after which a connection is given up.
@@ -253,7 +253,7 @@ def fetch_laion_segmentations(
     mode: str = "download_new",
     data_dir: str | os.PathLike | None = None,
     allow_missing: bool = False,
-    n_connections: int = 32,
+    n_connections: int = 64,
     timeout: float = 30.0,
     verbose: int = 1,
     **segmentation_terms: Any,
@@ -280,7 +280,7 @@ def fetch_laion_segmentations(
         The data directory, see `get_data_dir`.
     allow_missing : bool, default=False
         Warn if the masks could not be fetched, instead of raising.
-    n_connections : int, default=32
+    n_connections : int, default=64
         HTTP connections at once.
     timeout : float, default=30.0
         Seconds without progress after which a connection is given up.

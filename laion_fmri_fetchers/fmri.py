@@ -97,7 +97,7 @@ def fetch_laion_fmri(
     data_dir: str | os.PathLike | None = None,
     dry_run: bool = False,
     allow_missing: bool = False,
-    n_connections: int = 32,
+    n_connections: int = 64,
     timeout: float = 30.0,
     verbose: int = 1,
     **image_terms: Any,
@@ -145,7 +145,7 @@ callable, optional
         Plan only: nothing but listings and the tables that filters read is fetched.
     allow_missing : bool, default=False
         Warn about files that could not be fetched, instead of raising.
-    n_connections : int, default=32
+    n_connections : int, default=64
         HTTP connections at once.
     timeout : float, default=30.0
         Seconds without progress after which a connection is given up.
@@ -265,7 +265,7 @@ def fetch_laion_fmri_ids(
     data_dir: str | os.PathLike | None = None,
     dry_run: bool = False,
     allow_missing: bool = False,
-    n_connections: int = 32,
+    n_connections: int = 64,
     timeout: float = 30.0,
     verbose: int = 1,
 ) -> Bunch:
@@ -285,7 +285,7 @@ def fetch_laion_fmri_ids(
         Plan only: nothing but listings and trial tables is fetched.
     allow_missing : bool, default=False
         Warn about files that could not be fetched, instead of raising.
-    n_connections : int, default=32
+    n_connections : int, default=64
         HTTP connections at once.
     timeout : float, default=30.0
         Seconds without progress after which a connection is given up.

@@ -27,7 +27,6 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from filelock import FileLock, Timeout
@@ -292,10 +291,10 @@ class Partial:
 
     Parameters
     ----------
-    folder : Path
+    folder : str
         The partial folder.
-    relative : str
-        Where the file will go, relative to the partial folder.
+    target : str
+        Where the file will go.
     sha256 : str or None
         What it must have.
     is_stopped : callable
@@ -304,12 +303,12 @@ class Partial:
 
     def __init__(
         self,
-        folder: Path,
-        relative: str,
+        folder: str,
+        target: str,
         sha256: str | None,
         is_stopped: Callable[[], bool],
     ):
-        self.relative, self.target = relative, folder / relative
+        self.target, self.relative = target, os.path.relpath(target, folder)
         self.size = _UNKNOWN
         self.etag: str | None = None
         self.sha256 = sha256
@@ -318,7 +317,9 @@ class Partial:
         self._is_stopped = is_stopped
         self._lock = threading.RLock()
         self._owner = _new_owner()
-        self._part, self._journal_path = _names(folder, stem(relative), self._owner)
+        self._part, self._journal_path = _names(
+            folder, stem(self.relative), self._owner
+        )
         self._journal: int | None = None
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | _BINARY
         self._file = os.open(self._part, flags, 0o666)
@@ -431,7 +432,7 @@ class Partial:
             try:
                 _move(self._part, self.target)
             except FileNotFoundError:
-                os.makedirs(self.target.parent, exist_ok=True)
+                os.makedirs(os.path.dirname(self.target), exist_ok=True)
                 _move(self._part, self.target)
             is_kept = False
         finally:
@@ -460,26 +461,27 @@ class Partial:
                 useless.append(self._journal_path)
         for path in useless:
             with contextlib.suppress(OSError):
-                path.unlink()
+                os.unlink(path)
         _active.discard(self._owner)
 
 
-def _names(folder: Path, file_stem: str, owner: str) -> tuple[Path, Path]:
-    base = f"{file_stem}.{owner}"
-    return folder / f"{base}.part", folder / f"{base}.done"
+def _names(folder: str, file_stem: str, owner: str) -> tuple[str, str]:
+    base = os.path.join(folder, f"{file_stem}.{owner}")
+    return f"{base}.part", f"{base}.done"
 
 
-def _move(part: Path, target: Path) -> None:
+def _move(part: str, target: str) -> None:
     """Rename a file; where that leads to another file system, copy it first."""
     try:
         os.replace(part, target)
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
-        near = target.with_name(f".{part.name}")
+        name = f".{os.path.basename(part)}"
+        near = os.path.join(os.path.dirname(target), name)
         shutil.copyfile(part, near)
         os.replace(near, target)
-        part.unlink()
+        os.unlink(part)
 
 
 if hasattr(os, "pwrite"):
@@ -507,8 +509,8 @@ class Leftover(NamedTuple):
     ``is_free`` says that nobody writes to it any more, as far as one can know.
     """
 
-    part: Path
-    journal: Path
+    part: str
+    journal: str
     header: dict[str, Any]
     done: Ranges
     is_free: bool
@@ -528,10 +530,10 @@ class Leftover(NamedTuple):
         """Delete it."""
         for path in (self.journal, self.part):
             with contextlib.suppress(OSError):
-                path.unlink()
+                os.unlink(path)
 
 
-def leftovers(folder: Path) -> dict[str, list[Leftover]]:
+def leftovers(folder: str) -> dict[str, list[Leftover]]:
     """Return the unfinished files in the partial folder, by stem."""
     owners = set()
     for name in os.listdir(folder):
@@ -548,10 +550,11 @@ def leftovers(folder: Path) -> dict[str, list[Leftover]]:
     return found
 
 
-def _read_journal(journal: Path) -> tuple[dict[str, Any], Ranges, bool]:
+def _read_journal(journal: str) -> tuple[dict[str, Any], Ranges, bool]:
     """Return header, finished ranges, and whether its writer is done with it."""
     try:
-        first, *lines = journal.read_bytes().split(b"\n")[:-1]
+        with open(journal, "rb") as stream:
+            first, *lines = stream.read().split(b"\n")[:-1]
         header = json.loads(first)
         ranges = [json.loads(line) for line in lines]
         done = merged((a, b) for a, b in filter(None, ranges))
@@ -565,12 +568,12 @@ def _read_journal(journal: Path) -> tuple[dict[str, Any], Ranges, bool]:
     return (header, done, [] in ranges) if is_valid else ({}, [], False)
 
 
-def clean(folder: Path, keep: Collection[str] = (), locks: bool = True) -> None:
+def clean(folder: str, keep: Collection[str] = (), locks: bool = True) -> None:
     """Remove what nobody will need any more.
 
     Parameters
     ----------
-    folder : Path
+    folder : str
         The partial folder.
     keep : collection of str
         Stems of files that are wanted, even where there is one of the same size.
@@ -597,12 +600,14 @@ def clean(folder: Path, keep: Collection[str] = (), locks: bool = True) -> None:
 
 def _is_useless(folder: Path, leftover: Leftover) -> bool:
     header = leftover.header
-    return not header or is_whole(folder / header["relative"], header["size"])
+    return not header or is_whole(
+        os.path.normpath(os.path.join(folder, header["relative"])), header["size"]
+    )
 
 
-def _age(path: Path) -> float:
+def _age(path: str) -> float:
     try:
-        return time.time() - path.stat().st_mtime
+        return time.time() - os.path.getmtime(path)
     except OSError:
         return float("inf")
 
@@ -618,12 +623,12 @@ def is_whole(path: str | os.PathLike, size: int | None) -> bool:
 # --- Locks -----------------------------------------------------------------------
 
 
-def try_lock(folder: Path, name: str) -> FileLock | None:
+def try_lock(folder: str, name: str) -> FileLock | None:
     """Take a lock, or return None: another holds it.
 
     Where locks do not work, what is returned locks nothing.
     """
-    lock = FileLock(folder / f"{name}.lock", thread_local=False)
+    lock = FileLock(os.path.join(folder, f"{name}.lock"), thread_local=False)
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -641,7 +646,7 @@ def unlock(lock: FileLock) -> None:
         lock.release()
 
 
-def signs_of_life(folder: Path, file_stem: str) -> object:
+def signs_of_life(folder: str, file_stem: str) -> object:
     """Return what changes while another process fetches a file."""
     try:
         return {

@@ -61,7 +61,7 @@ def fetch_laion_stimuli(
     data_dir: str | os.PathLike | None = None,
     dry_run: bool = False,
     allow_missing: bool = False,
-    n_connections: int = 32,
+    n_connections: int = 64,
     timeout: float = 30.0,
     verbose: int = 1,
     **stimulus_terms: Any,
@@ -95,7 +95,7 @@ def fetch_laion_stimuli(
     allow_missing : bool, default=False
         Warn about names that are not in the metadata, and about an archive that could
         not be fetched, instead of raising.
-    n_connections : int, default=32
+    n_connections : int, default=64
         HTTP connections at once.
     timeout : float, default=30.0
         Seconds without progress after which a connection is given up.

@@ -101,7 +101,7 @@ def download_files(
     *,
     partial_dir: str | os.PathLike,
     overwrite: bool = False,
-    n_connections: int = 32,
+    n_connections: int = 64,
     timeout: float = 30.0,
     max_consecutive_fails: int = 100,
     verbose: int = 1,
@@ -118,7 +118,7 @@ def download_files(
     overwrite : bool, default=False
         Fetch also files that are there with the right size; by default these are
         taken as fetched by another process meanwhile.
-    n_connections : int, default=32
+    n_connections : int, default=64
         HTTP connections, at most.
     timeout : float, default=30.0
         Seconds without progress after which a connection is given up.
@@ -154,7 +154,7 @@ def download_files(
     >>> failed[0]["id"], failed[0]["status"]
     ('README', None)
     """
-    folder = Path(os.path.abspath(partial_dir))
+    folder = os.path.abspath(partial_dir)
     files = [_File(download, folder) for download in downloads]
     if not files:
         return []
@@ -185,13 +185,14 @@ def download_files(
 class _File:
     """A file on its way; the run's lock guards what several threads change."""
 
-    def __init__(self, download: Download, folder: Path):
+    def __init__(self, download: Download, folder: str):
         self.id, self.url = download.id, download.url
         self.path = os.path.abspath(download.path)
         self.size, self.sha256 = download.size, download.sha256
         self.etag = partials.bare(download.etag) if download.etag else None
-        self.relative = os.path.relpath(self.path, folder)
-        self.stem = partials.stem(self.relative)
+        relative = os.path.relpath(self.path, folder)
+        self.stem = partials.stem(relative)
+        self.folder_stem = partials.stem(os.path.dirname(relative))
         self.failure: dict[str, Any] | None = None
 
         self.url_lock = threading.Lock()
@@ -224,7 +225,7 @@ class _Run:
     def __init__(
         self,
         files: list[_File],
-        folder: Path,
+        folder: str,
         *,
         overwrite: bool,
         n_connections: int,
@@ -403,7 +404,7 @@ class _Run:
         file.users, file.verdict = 1, None
         try:
             file.partial = Partial(
-                self.folder, file.relative, file.sha256, lambda: self.stopped
+                self.folder, file.path, file.sha256, lambda: self.stopped
             )
             if is_first:
                 self._reuse(file)
@@ -420,8 +421,7 @@ class _Run:
         A holder that shows no sign of life for long is not waited for.
         """
         is_small = file.size is not None and file.size <= min(_SMALL, self.step)
-        folder = os.path.dirname(file.relative)
-        name = partials.stem(folder) if is_small else file.stem
+        name = file.folder_stem if is_small else file.stem
         with self.lock:
             lock, users = self.held.get(name, (None, set()))
             if not lock:

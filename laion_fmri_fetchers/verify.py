@@ -26,7 +26,7 @@ def verify_cache(
     data_dir: str | os.PathLike | None = None,
     repair: bool = False,
     n_jobs: int = 2,
-    n_connections: int = 32,
+    n_connections: int = 64,
     timeout: float = 30.0,
     verbose: int = 1,
 ) -> pd.DataFrame:
@@ -43,7 +43,7 @@ def verify_cache(
         Fetch again what is missing, truncated or altered.
     n_jobs : int, default=2
         Files read at once.
-    n_connections : int, default=32
+    n_connections : int, default=64
         HTTP connections at once, for repairs.
     timeout : float, default=30.0
         Seconds without progress after which a connection is given up.

@@ -511,6 +511,7 @@ def test_a_repeated_call_reads_no_image(tmp_path, monkeypatch, options, n_sessio
         betas = load_betas(data, memory=given, **options)
         assert np.array_equal(betas.data, plain.data)
         betas.data[:] = 7  # of no consequence for what is kept
+        assert not is_mapped_by_name(betas.data)
         assert sorted(read) == data.images
     fewer = Bunch(**{**data, "trials": data.trials.iloc[:-1]})
     load_betas(fewer, memory=memory, **options)
@@ -526,6 +527,28 @@ def test_a_repeated_call_reads_no_image(tmp_path, monkeypatch, options, n_sessio
     nib.save(nib.Nifti1Image(mask, AFFINE), data.brain_masks["sub-01"])
     fewer_voxels = load_betas(data, memory=memory, **options)
     assert fewer_voxels.data.shape[1] == mask.sum()
+
+
+def is_mapped_by_name(array):
+    """Tell whether joblib would send workers a file's name instead of the values."""
+    while isinstance(array, np.ndarray) and not isinstance(array, np.memmap):
+        array = array.base
+    return isinstance(array, np.memmap)
+
+
+@pytest.mark.parametrize("mmap_mode", ["r", "r+"])
+def test_memory_of_ones_own(tmp_path, mmap_mode):
+    data = make(tmp_path, [noise(6)])
+    memory = joblib.Memory(str(tmp_path / "memory"), mmap_mode=mmap_mode, verbose=0)
+    plain = load_betas(data, rois="brain", average_repeats=True)
+    for given in (
+        memory,
+        memory,
+        joblib.Memory(memory.location, compress=1, verbose=0),
+    ):
+        betas = load_betas(data, rois="brain", average_repeats=True, memory=given)
+        assert np.array_equal(betas.data, plain.data)
+        betas.data += 1
 
 
 @pytest.mark.parametrize("backend", ["threading", "loky", "multiprocessing"])

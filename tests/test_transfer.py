@@ -167,6 +167,19 @@ def test_a_file_of_another_size_is_replaced(server, folder):
     assert_whole(server, download)
 
 
+def test_a_partial_folder_that_is_a_link_elsewhere(server, folder):
+    elsewhere = folder.with_name("elsewhere") / "deep" / "down"
+    elsewhere.mkdir(parents=True)
+    folder.mkdir()
+    (folder / "partial").symlink_to(elsewhere)
+    download = leave_unfinished(server, folder)
+    assert left(folder) != []
+    assert fetch(download, folder) == []
+    assert server.sent == RANGE
+    assert_whole(server, download)
+    assert left(folder) == []
+
+
 def test_an_unfinished_file_that_is_removed_starts_over(server, folder):
     download = a_download(server, folder)
 
