@@ -7,8 +7,7 @@ The way through::
     sessions        -> array       _read: each in one pass, see `one_pass`
     array, columns  -> Bunch       load_betas
 
-A session passes once through a buffer of one volume; only voxels and trials wanted are
-kept. Statistics over all of its trials are gathered on the way, in float64.
+One volume at a time is in memory; statistics are gathered on the way, in float64.
 """
 
 from __future__ import annotations
@@ -331,19 +330,14 @@ def _left_in(folder: str) -> int:
 
 
 def _cache(memory: Any) -> Callable:
-    """Return what makes a function keep its results, mapped into memory if it can be."""
+    """Return what makes a function keep its results, and map them into memory."""
     if memory is None:
         return _uncached
     if isinstance(memory, (str, os.PathLike)):
         memory = joblib.Memory(os.fspath(memory), verbose=0)
     if isinstance(memory, joblib.Memory) and memory.location and not memory.compress:
-        memory = joblib.Memory(
-            memory.location,
-            memory.backend,
-            mmap_mode="c",
-            verbose=memory._verbose,
-            backend_options=memory.backend_options,
-        )
+        where, loud = (memory.location, memory.backend), memory._verbose
+        memory = joblib.Memory(*where, mmap_mode="c", verbose=loud)
     return memory.cache
 
 
@@ -408,9 +402,9 @@ def _put(
     """Add rows to those of an array; where it has no others, they may be the array."""
     if alone and not isinstance(rows, np.memmap):
         return rows
-    if alone and rows.mode == "c":
+    if alone and getattr(rows, "mode", None) == "c":
         # Without its name: of a memmap, joblib would send workers what is on disk.
-        return np.asarray(memoryview(rows))
+        return np.asarray(rows.data)
     for row, values in zip(target, rows, strict=True):
         out[row] += values
     return out

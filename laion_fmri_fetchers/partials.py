@@ -598,7 +598,7 @@ def clean(folder: str, keep: Collection[str] = (), locks: bool = True) -> None:
                 unlock(lock)
 
 
-def _is_useless(folder: Path, leftover: Leftover) -> bool:
+def _is_useless(folder: str, leftover: Leftover) -> bool:
     header = leftover.header
     return not header or is_whole(
         os.path.normpath(os.path.join(folder, header["relative"])), header["size"]

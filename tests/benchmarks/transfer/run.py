@@ -49,7 +49,7 @@ CASES = {
         "small/",
         ("--latency", "0.05"),
         "at most 1.5 x s5cmd",
-        connections=128,
+        connections=64,
     ),
     "small-default": Case(
         "the same with 32 connections, s5cmd has 256",
