@@ -93,6 +93,7 @@ def fetch_records(
         id -> failure (``id``, ``reason``, ``status``) of the files that failed.
     """
     by_id = {rec["id"]: rec for rec in records}
+    changed: dict[str, tuple[int | None, str | None]] = {}
     failures = download_files(
         [
             Download(
@@ -109,9 +110,12 @@ def fetch_records(
         n_connections=call.n_connections,
         timeout=call.timeout,
         verbose=call.verbose if verbose is None else verbose,
+        changed=changed,
     )
     failed = {failure["id"]: failure for failure in failures}
     came = [rec for one, rec in by_id.items() if one not in failed]
+    for one, (size, etag) in changed.items():
+        by_id[one].update(size=size, etag=etag)
     if came:
         cache.note_fetched(call.data_dir, came)
     return failed

@@ -105,6 +105,7 @@ def download_files(
     timeout: float = 30.0,
     max_consecutive_fails: int = 100,
     verbose: int = 1,
+    changed: dict[str, tuple[int | None, str | None]] | None = None,
 ) -> list[dict[str, Any]]:
     """Download files such that each appears under its name only whole and verified.
 
@@ -126,6 +127,9 @@ def download_files(
         Failed files in a row after which the rest is not tried.
     verbose : int, default=1
         0: silent, 1: progress, 2: also a line a file, 3: also retries.
+    changed : dict, optional
+        Filled with id -> (size in bytes, ETag) of objects that were no longer what was
+        listed, and came in their new version.
 
     Returns
     -------
@@ -179,6 +183,9 @@ def download_files(
     partials.clean(folder)
     for note in run.notes:
         warn(note)
+    if changed is not None:
+        renewed = [f for f in files if "changed" in f.restarts and not f.failure]
+        changed.update({file.id: (file.size, file.etag) for file in renewed})
     return [file.failure for file in files if file.failure]
 
 

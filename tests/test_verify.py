@@ -11,6 +11,7 @@ import pytest
 
 from laion_fmri_fetchers import DownloadError, cache, fetch_laion_fmri, verify_cache
 from laion_fmri_fetchers.cli import main
+from laion_fmri_fetchers.demo import serve_bucket
 
 
 def damage(folder):
@@ -81,6 +82,28 @@ def test_what_cannot_be_repaired_stays(cached, server):
     assert [failure["id"] for failure in error.value.failed] == [altered]
     assert (cached / altered).read_bytes() == before
     assert statuses(verify_cache(verbose=0))[altered] == "altered"
+
+
+def test_an_object_that_changed_since_it_was_listed(
+    bucket_folder, data_dir, monkeypatch
+):
+    with serve_bucket(bucket_folder) as server:
+        monkeypatch.setenv("LAION_FMRI_BUCKET_URL", server.url)
+        plan = fetch_laion_fmri(sessions=1, rois=None, verbose=0, dry_run=True)
+        key = plan.images_meta[0]["key"]
+        new = (bucket_folder / key).read_bytes()[:-1]
+        once = iter([lambda: server.put(key, new)])
+
+        def change(environ):
+            for put in once:
+                put()
+
+        server.faults[key] = change
+        with pytest.warns(UserWarning, match="ses-01"):
+            data = fetch_laion_fmri(sessions=1, rois=None, verbose=0)
+    assert Path(data.images[0]).read_bytes() == new
+    assert data.images_meta[0]["size"] == len(new)
+    assert set(verify_cache(verbose=0)["status"]) == {"ok"}
 
 
 def test_command(cached, server, capsys):
