@@ -4,6 +4,8 @@ The bucket is public and read anonymously, with S3's ListObjectsV2. Another S3
 server, such as a lab's mirror, is named by ``LAION_FMRI_BUCKET_URL``, a base such
 that ``{base}/{key}`` is an object and ``{base}/?list-type=2`` lists; virtual-host
 and path-style addresses both fit that.
+
+The HTTP client is imported when it is first needed: offline calls do without it.
 """
 
 from __future__ import annotations
@@ -14,14 +16,14 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote_plus
 from xml.etree import ElementTree as ET
 
-import requests
-from urllib3.util import Retry
-
 from .exceptions import BucketError, InvalidQueryError
+
+if TYPE_CHECKING:
+    import requests
 
 DEFAULT_BUCKET_URL = "https://laion-fmri.s3.us-west-2.amazonaws.com"
 
@@ -176,6 +178,9 @@ def _get(
     url: str, query: dict[str, str], what: str, timeout: float
 ) -> requests.Response:
     """GET, again after a while where that may help."""
+    import requests
+    from urllib3.util import Retry
+
     tries = 0
     while True:
         tries += 1
@@ -214,6 +219,8 @@ def _get(
 
 def session() -> requests.Session:
     """Return this thread's session, whose connections are kept."""
+    import requests
+
     if getattr(_local, "pid", None) != os.getpid():
         _local.session, _local.pid = requests.Session(), os.getpid()
     return _local.session

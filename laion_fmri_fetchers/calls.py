@@ -11,7 +11,6 @@ from . import cache
 from .bucket import object_url
 from .messages import warn
 from .selection import check_mode, check_positive
-from .transfer import Download, download_files
 
 
 class Call(NamedTuple):
@@ -92,6 +91,8 @@ def fetch_records(
     dict
         id -> failure (``id``, ``reason``, ``status``) of the files that failed.
     """
+    from .transfer import Download, download_files
+
     by_id = {rec["id"]: rec for rec in records}
     changed: dict[str, tuple[int | None, str | None]] = {}
     failures = download_files(

@@ -81,3 +81,11 @@ def test_version_and_typed_marker():
     version = importlib.metadata.version("laion_fmri_fetchers")
     assert version == laion_fmri_fetchers.__version__
     assert Path(laion_fmri_fetchers.__file__).with_name("py.typed").exists()
+
+
+def test_an_offline_call_does_without_an_http_client(cached):
+    names = imported_by(
+        "from laion_fmri_fetchers import fetch_laion_fmri\n"
+        "assert len(fetch_laion_fmri(mode='offline', verbose=0).images) == 4"
+    )
+    assert not names & {"requests", "urllib3"}
