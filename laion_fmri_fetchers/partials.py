@@ -647,12 +647,15 @@ def unlock(lock: FileLock) -> None:
 
 
 def signs_of_life(folder: str, file_stem: str) -> object:
-    """Return what changes while another process fetches a file."""
+    """Return what changes while another process fetches a file.
+
+    Lock files do not count: some versions of filelock change them by mere trying.
+    """
     try:
         return {
             (entry.name, entry.stat().st_mtime_ns)
             for entry in os.scandir(folder)
-            if entry.name.startswith(file_stem)
+            if entry.name.startswith(file_stem) and not entry.name.endswith(".lock")
         }
     except OSError:
         return None

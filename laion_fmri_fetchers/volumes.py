@@ -214,7 +214,10 @@ def scaled(header: Header, values: np.ndarray, dtype: Any) -> np.ndarray:
     """
     if (header.slope, header.inter) == (1, 0):
         return values.astype(dtype or header.dtype.newbyteorder("="), copy=False)
-    return (values * np.float64(header.slope) + header.inter).astype(dtype or float)
+    exact = values.astype(float)
+    exact *= header.slope
+    exact += header.inter
+    return exact.astype(dtype or float, copy=False)
 
 
 def write_volumes(
