@@ -170,7 +170,7 @@ class FaultServer:
     requests : list of tuple
         Key and headers (names in lower case) of every request so far.
     sent : int
-        Bytes of bodies sent so far.
+        Bytes of bodies sent so far, the piece under way included.
     """
 
     def __init__(self, tls: ssl.SSLContext | None = None) -> None:
@@ -309,9 +309,9 @@ class FaultServer:
         began = time.monotonic()
         for at in range(0, min(stop, len(reply.body)), reply.piece):
             piece = reply.body[at : min(at + reply.piece, stop)]
-            client.sendall(piece)
             with self._lock:
                 self.sent += len(piece)
+            client.sendall(piece)
             if reply.rate:
                 due = began + (at + len(piece)) / reply.rate
                 if self._stopped.wait(max(0.0, due - time.monotonic())):
