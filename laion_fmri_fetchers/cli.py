@@ -10,7 +10,8 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from .exceptions import InvalidQueryError, LaionFmriError
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 _TERM = re.compile(r"\s*(\w+)\s*(>=|<=|!=|==|=|>|<|~|\bin\b)\s*(.*?)\s*", re.DOTALL)
 _FLOAT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _NUMBERS = frozenset({"n_reps", "beta_index", "run", "size"})
+_SHELLS = ("bash", "zsh", "fish", "tcsh", "powershell")
 _TERM_HELP = "FIELD OP VALUE; OP is = != >= <= > < ~ (regular expression) in (a,b,c)"
 
 
@@ -37,7 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     int
         0: done, 1: failed, 2: usage.
     """
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    if "_ARGCOMPLETE" in os.environ:
+        _complete(parser)
+    options = parser.parse_args(arguments)
     warnings.showwarning = _show_warning
     try:
         code = options.run(options)
@@ -68,8 +73,10 @@ def _parser() -> argparse.ArgumentParser:
         prog="laion-fmri-fetchers",
         description="Fetch LAION-fMRI, a 7T fMRI dataset on natural images.",
     )
-    parser.add_argument("--version", action=_Version, nargs=0)
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    parser.add_argument(
+        "--version", action=_Version, nargs=0, help="show the version and exit"
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
     config = _command(commands, "config", _config, "show or set the data directory")
     config.add_argument("folder", nargs="?", help="the data directory from now on")
@@ -78,20 +85,38 @@ def _parser() -> argparse.ArgumentParser:
     _command(commands, "info", _info, "what the dataset holds")
 
     rois = _command(commands, "rois", _rois, "names of ROIs")
-    rois.add_argument("--subject", help="such as sub-01; by default of any")
-    rois.add_argument("--category", help="such as face; by default of any")
+    rois.add_argument(
+        "--subject", metavar="SUB", help="such as sub-01; by default of any"
+    )
+    rois.add_argument(
+        "--category", metavar="CATEGORY", help="such as face; by default of any"
+    )
 
     fetch = _command(commands, "fetch", _fetch, "fetch images and masks")
-    fetch.add_argument("--subjects", nargs="+", default=["sub-01"], metavar="SUB")
-    fetch.add_argument("--rois", nargs="*", default=["all"], metavar="ROI")
-    fetch.add_argument("--sessions", nargs="+", default=["all"], metavar="SES")
     fetch.add_argument(
-        "--where", action="append", default=[], metavar="TERM", help=_TERM_HELP
+        "--subjects",
+        nargs="+",
+        default=["sub-01"],
+        metavar="SUB",
+        help="names such as sub-01, or all; by default sub-01",
     )
     fetch.add_argument(
-        "--image-where", action="append", default=[], metavar="TERM", help=_TERM_HELP
+        "--rois",
+        nargs="*",
+        default=["all"],
+        metavar="ROI",
+        help="names such as FFA1, categories such as face, none; by default all",
     )
-    fetch.add_argument("--max-images", type=int, metavar="N")
+    fetch.add_argument(
+        "--sessions",
+        nargs="+",
+        default=["all"],
+        metavar="SES",
+        help="names such as ses-01; by default all",
+    )
+    _terms(fetch, "--where", "trials")
+    _terms(fetch, "--image-where", "images")
+    fetch.add_argument("--max-images", type=int, metavar="N", help="no more images")
     fetch.add_argument("--dry-run", action="store_true", help="list, download nothing")
     _transfer_options(fetch)
 
@@ -106,11 +131,11 @@ def _parser() -> argparse.ArgumentParser:
     _command(commands, "logout", _logout, "forget the request_id")
 
     stimuli = _command(commands, "fetch-stimuli", _stimuli, "fetch the stimulus images")
-    stimuli.add_argument("--names", nargs="+", metavar="NAME")
     stimuli.add_argument(
-        "--where", action="append", default=[], metavar="TERM", help=_TERM_HELP
+        "--names", nargs="+", metavar="NAME", help="names of images; by default all"
     )
-    stimuli.add_argument("--max-images", type=int, metavar="N")
+    _terms(stimuli, "--where", "stimuli")
+    stimuli.add_argument("--max-images", type=int, metavar="N", help="no more images")
     stimuli.add_argument("--extract", action="store_true", help="write image files")
     stimuli.add_argument("--dry-run", action="store_true", help="plan only")
     _transfer_options(stimuli)
@@ -121,15 +146,29 @@ def _parser() -> argparse.ArgumentParser:
         )
         command.set_defaults(what=name)
         if name == "embeddings":
-            command.add_argument("--models", nargs="+", default=["all"])
+            command.add_argument(
+                "--models",
+                nargs="+",
+                default=["all"],
+                metavar="MODEL",
+                help="names such as CLIP; by default all",
+            )
         _transfer_options(command)
 
     _command(commands, "status", _status, "what is configured, accepted and cached")
 
     verify = _command(commands, "verify", _verify, "check the files on disk")
     verify.add_argument("--repair", action="store_true", help="fetch bad files again")
-    verify.add_argument("-v", "--verbose", action="count", default=1)
-    verify.add_argument("-q", "--quiet", action="store_true")
+    _verbosity(verify)
+
+    completion = commands.add_parser(
+        "completion",
+        help="make a shell complete these commands",
+        description="Print what a shell is to evaluate, such as: "
+        'eval "$(laion-fmri-fetchers completion bash)"',
+    )
+    completion.set_defaults(run=_completion)
+    completion.add_argument("shell", choices=_SHELLS)
 
     demo = commands.add_parser("demo", help="see it work on synthetic data")
     demo.set_defaults(run=_demo)
@@ -139,15 +178,53 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _terms(command: argparse.ArgumentParser, option: str, what: str) -> None:
+    command.add_argument(
+        option,
+        action="append",
+        default=[],
+        metavar="TERM",
+        help=f"only {what} that fulfil it, may be repeated: {_TERM_HELP}",
+    )
+
+
 def _transfer_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--mode", default="download_new", help="download_new, overwrite or offline"
+        "--mode",
+        default="download_new",
+        help="download_new (the default), overwrite or offline",
     )
-    command.add_argument("--n-connections", type=int, default=64, metavar="N")
-    command.add_argument("--timeout", type=float, default=30.0, metavar="SECONDS")
-    command.add_argument("--allow-missing", action="store_true")
-    command.add_argument("-v", "--verbose", action="count", default=1)
-    command.add_argument("-q", "--quiet", action="store_true")
+    command.add_argument(
+        "--n-connections",
+        type=int,
+        default=64,
+        metavar="N",
+        help="HTTP connections; by default 64",
+    )
+    command.add_argument(
+        "--timeout",
+        type=float,
+        default=30.0,
+        metavar="SECONDS",
+        help="without progress; by default 30",
+    )
+    command.add_argument(
+        "--allow-missing", action="store_true", help="warn of files that failed"
+    )
+    _verbosity(command)
+
+
+def _verbosity(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "-v",
+        "--verbose",
+        action="count",
+        default=1,
+        help="a line a file; twice: all that is asked of the server",
+    )
+    command.add_argument(
+        "-q", "--quiet", action="store_true", help="errors and warnings only"
+    )
 
 
 def _how(options: argparse.Namespace) -> dict[str, Any]:
@@ -177,6 +254,37 @@ class _Version(argparse.Action):
 
         print(f"laion-fmri-fetchers {__version__}")
         parser.exit()
+
+
+def _complete(parser: argparse.ArgumentParser) -> None:
+    """Answer the shell that asks what may come next, and end."""
+    import argcomplete
+
+    from . import layout
+
+    categories = layout.ROI_CATEGORIES
+    known: dict[str, Iterable[str]] = {
+        "subject": layout.SUBJECTS,
+        "subjects": ["all", *layout.SUBJECTS],
+        "category": categories,
+        "rois": ["all", "none", *categories, *chain(*categories.values())],
+        "sessions": ["all", *(f"ses-{n:02d}" for n in range(1, 31))],
+        "where": [f"{field}=" for field in layout.TRIAL_FIELDS],
+        "image_where": [f"{field}=" for field in layout.RECORD_FIELDS],
+        "models": ["all", *layout.EMBEDDING_MODELS],
+        "mode": ["download_new", "overwrite", "offline"],
+    }
+    commands: Any = next(a.choices for a in parser._actions if a.dest == "command")
+    for action in chain(*(command._actions for command in commands.values())):
+        if action.dest in known:
+            action.completer = lambda names=known[action.dest], **_: names
+    argcomplete.autocomplete(parser)
+
+
+def _completion(options: argparse.Namespace) -> None:
+    import argcomplete
+
+    print(argcomplete.shellcode(["laion-fmri-fetchers"], shell=options.shell))
 
 
 def _config(options: argparse.Namespace) -> None:

@@ -55,6 +55,9 @@ IMAGE_TYPES = {
 }
 """Every ``image_type``, and the tree its files lie in (None: in any)."""
 
+SUBJECTS = ("sub-01", "sub-03", "sub-05", "sub-06", "sub-07")
+"""The published participants; what a bucket holds is asked of it."""
+
 ROI_CATEGORIES = {
     "body": ("EBA", "FBA"),
     "character": ("VWFA1", "VWFA2", "mfswords", "pSTSwords"),

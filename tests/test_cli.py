@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -181,3 +182,39 @@ def test_demo(tmp_path):
     assert (tmp_path / "demo" / "report.html").stat().st_size > 10_000
     assert "offline" in done.stdout
     assert "Warning" not in done.stderr
+
+
+@pytest.mark.skipif(not shutil.which("bash"), reason="no bash")
+@pytest.mark.parametrize(
+    ("line", "completed"),
+    [
+        ("fetch-", ["stimuli", "captions", "embeddings", "segmentations"]),
+        ("fetch --rois face FF", ["FFA1", "FFA2"]),
+        ("fetch --subjects sub-0", [f"sub-0{n}" for n in (1, 3, 5, 6, 7)]),
+        ("fetch --sessions ses-2", [f"ses-2{n}" for n in range(10)]),
+        ("fetch --where n_", ["n_reps="]),
+        ("fetch --mode o", ["overwrite", "offline"]),
+        ("rois --category pl", ["place"]),
+        ("fetch-embeddings --models CL", ["CLIP"]),
+    ],
+)
+def test_a_shell_completes(line, completed):
+    name = "laion-fmri-fetchers"
+    script = f"""
+        export PATH="{Path(sys.executable).parent}:$PATH"
+        eval "$({name} completion bash)"
+        COMP_LINE="{name} {line}" COMP_POINT={len(name) + 1 + len(line)} COMP_TYPE=9
+        _python_argcomplete {name}
+        printf '%s\\n' "${{COMPREPLY[@]}}"
+    """
+    shell = [shutil.which("bash"), "--norc", "-c", script]
+    done = subprocess.run(shell, capture_output=True, text=True, timeout=60)
+    found = [one.strip() for one in done.stdout.split("\n") if one.strip()]
+    prefix = "fetch-" if line == "fetch-" else ""
+    assert found == [prefix + one for one in completed], done.stderr
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish", "tcsh", "powershell"])
+def test_completion_of_each_shell(shell, capsys):
+    assert main(["completion", shell]) == 0
+    assert "laion-fmri-fetchers" in capsys.readouterr().out
