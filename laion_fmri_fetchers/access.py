@@ -216,7 +216,7 @@ def request_stimulus_access(
             "unset it."
         )
     if auth.status == "pending":
-        raise AccessPendingError(_pending_text(auth, file))
+        raise AccessPendingError(f"The form was sent. {_pending_text(auth, file)}")
     tell(f"Access is granted; the request_id is kept in {file}", verbose)
 
 
@@ -456,7 +456,7 @@ class _SecretText(str):
     __slots__ = ()
 
     def __repr__(self) -> str:
-        return "'…'"
+        return "'...'"
 
 
 @dataclass(frozen=True)
@@ -571,14 +571,14 @@ def _masked(request_id: str) -> str:
     """Return an id such that it can be told from others, but not used.
 
     >>> _masked("lfm_0123456789abcdefghijklmn")
-    'lfm_…lmn'
+    'lfm_...lmn'
     """
-    return f"{_PREFIX}…{request_id[-3:] if len(request_id) >= 24 else ''}"
+    return f"{_PREFIX}...{request_id[-3:] if len(request_id) >= 24 else ''}"
 
 
 def _pending_text(auth: Auth, file: str) -> str:
     return (
-        f"The access request is not approved yet by {auth.server_url}. Its request_id "
+        f"The access request waits for approval by {auth.server_url}. Its request_id "
         f"is kept ({file}): call again later, no new form is needed."
     )
 
@@ -808,7 +808,7 @@ def _call(
     if isinstance(response, str):
         raise AccessServiceError(
             f"{server} gives no answer to the call for {what} ({response}). Check the "
-            "network. Without one, mode='offline' returns what is on disk."
+            "network; what is on disk can be had with mode='offline'."
         )
     return _parsed(response, server, what)
 
@@ -974,12 +974,12 @@ def _clean(text: str, request_id: str = "") -> str:
     """Return text of a server without ids, URLs' queries and control characters.
 
     >>> _clean("no lfm_ab-12 at https://x.org/a?Signature=1 now")
-    'no lfm_… at https://x.org/a?… now'
+    'no lfm_... at https://x.org/a?... now'
     """
     if request_id:
-        text = text.replace(request_id, f"{_PREFIX}…")
-    text = re.sub(rf"{_PREFIX}[\w.~-]+", f"{_PREFIX}…", text)
-    text = re.sub(r"(https?://[^\s?]*)\?\S*", r"\1?…", text)
+        text = text.replace(request_id, f"{_PREFIX}...")
+    text = re.sub(rf"{_PREFIX}[\w.~-]+", f"{_PREFIX}...", text)
+    text = re.sub(r"(https?://[^\s?]*)\?\S*", r"\1?...", text)
     return str(re.sub(r"[^\x20-\x7e\xa0-\uffff]+", " ", text))[:300]
 
 

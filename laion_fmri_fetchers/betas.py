@@ -26,6 +26,7 @@ import pandas as pd
 from sklearn.utils import Bunch
 
 from . import layout
+from .calls import Result
 from .columns import find_columns, on_grid, signature
 from .exceptions import (
     CorruptImageError,
@@ -182,7 +183,7 @@ def load_betas(
     if average_repeats:
         trials = _averaged_trials(trials, rows)
     affine = sessions[0].header.affine
-    return Bunch(
+    return Result(
         data=betas,
         trials=trials,
         mask_img=nib.Nifti1Image(columns.mask.astype(np.uint8), affine),

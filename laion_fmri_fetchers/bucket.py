@@ -12,15 +12,17 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote_plus
 from xml.etree import ElementTree as ET
 
 from .exceptions import BucketError, InvalidQueryError
+from .messages import tell
 
 if TYPE_CHECKING:
     import requests
@@ -32,6 +34,8 @@ _TRIES_NO_ANSWER = 3
 _FIRST_WAIT = 0.25
 _LONGEST_WAIT = 60.0
 _CONNECT_TIMEOUT = 10.0
+_QUIET = 3.0
+_CONNECTION = re.compile(r"<?\S*HTTPS?Connection(Pool)?(\([^)]*\))?( at 0x\w+)?>?: ")
 _RETRIED = frozenset({429, 500, 502, 503, 504})
 
 _local = threading.local()
@@ -133,14 +137,20 @@ def list_many(
     *,
     n_connections: int = 64,
     timeout: float = 30.0,
+    verbose: int = 1,
 ) -> list[dict[str, Any]]:
-    """List several ``(prefix, delimiter)`` at once; errors as `list_objects`."""
+    """List several ``(prefix, delimiter)`` at once; errors as `list_objects`.
+
+    A line is printed where that takes long, and ``verbose`` is not 0.
+    """
     wanted = list(wanted)
     if not wanted:
         return []
     with ThreadPoolExecutor(min(n_connections, len(wanted))) as pool:
         tasks = [pool.submit(list_objects, *one, timeout=timeout) for one in wanted]
         try:
+            if wait(tasks, timeout=_QUIET).not_done:
+                tell(f"Waiting for {bucket_url()} to list what it holds ...", verbose)
             return [task.result() for task in tasks]
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -152,7 +162,8 @@ def _pages(prefix: str, delimiter: str, timeout: float) -> Iterator[ET.Element]:
     query = {"list-type": "2", "prefix": prefix, "encoding-type": "url"}
     if delimiter:
         query["delimiter"] = delimiter
-    what = f"the listing of {prefix or 'the top level'!r} in {bucket_url()}"
+    level = repr(prefix) if prefix else "the top level"
+    what = f"the listing of {level} in {bucket_url()}"
     while True:
         response = _get(f"{bucket_url()}/", query, what, timeout)
         _raise_for_status(response, what)
@@ -234,7 +245,7 @@ def _reason(error: Exception) -> str:
         if not isinstance(inner, Exception):
             break
         cause = inner
-    return str(cause).rpartition("object at ")[2].partition(">: ")[2] or str(cause)
+    return _CONNECTION.sub("", str(cause.args[-1] if cause.args else cause))
 
 
 def _raise_for_status(response: requests.Response, what: str) -> None:

@@ -115,9 +115,23 @@ def dataset_initialize(data_dir: str | os.PathLike) -> str:
     if not data_dir:
         raise InvalidQueryError("data_dir is empty; name a folder.")
     path = get_data_dir(data_dir)
-    Path(path).mkdir(parents=True, exist_ok=True)
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except PermissionError as error:
+        raise PermissionError(
+            error.errno, "You may not make this data directory; name another", path
+        ) from None
     config = {**_read_config(), "data_dir": path}
-    write_atomically(_config_file(), (json.dumps(config, indent=2) + "\n").encode())
+    content = (json.dumps(config, indent=2) + "\n").encode()
+    try:
+        write_atomically(_config_file(), content)
+    except PermissionError as error:
+        raise PermissionError(
+            error.errno,
+            "The data directory cannot be remembered; set LAION_FMRI_DATA_DIR instead "
+            "of writing",
+            str(_config_file()),
+        ) from None
     return path
 
 

@@ -7,10 +7,42 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sklearn.utils import Bunch
+
 from . import cache
 from .bucket import object_url
-from .messages import warn
-from .selection import check_mode, check_positive
+from .exceptions import InvalidQueryError
+from .messages import listed, warn
+from .selection import check_mode, check_positive, check_verbose
+
+_WIDE = 70
+
+
+class Result(Bunch):
+    """A Bunch that is shown as a line a key, however much it holds.
+
+    Examples
+    --------
+    >>> Result(images=["a.nii.gz", "b.nii.gz"], data_dir="/data")
+    images    list of 2
+    data_dir  '/data'
+    """
+
+    def __repr__(self) -> str:
+        width = max(map(len, self), default=0)
+        return "\n".join(f"{k:<{width}}  {_shortly(v)}" for k, v in self.items())
+
+
+def _shortly(value: Any) -> str:
+    """Return a value as text of a line."""
+    if hasattr(value, "shape"):
+        return f"{type(value).__name__} of {' x '.join(map(str, value.shape))}"
+    if isinstance(value, (list, dict)):
+        names = f": {listed(list(map(str, value)))}" if isinstance(value, dict) else ""
+        return f"{type(value).__name__} of {len(value)}{names if value else ''}"
+    text = value if isinstance(value, str) else repr(value)
+    text = text.strip().partition("\n")[0] if "\n" in text.strip() else repr(value)
+    return text if len(text) <= _WIDE else f"{text[:_WIDE]}..."
 
 
 class Call(NamedTuple):
@@ -26,6 +58,14 @@ class Call(NamedTuple):
     resolution: float | None = None
     interpolation: str = "continuous"
     keep_original: bool = True
+    is_read_only: bool = False
+
+    @property
+    def how_to_fetch(self) -> str:
+        """What to do about a file that is not on disk, to end a message with."""
+        if self.is_read_only:
+            return "That directory cannot be written; name another data_dir."
+        return "Fetch it with mode='download_new' first."
 
 
 def prepare(
@@ -54,7 +94,13 @@ def prepare(
     check_positive(n_connections, "n_connections", whole=True)
     check_positive(timeout, "timeout")
     folder = cache.get_data_dir(data_dir)
-    if mode != "offline" and not cache.is_writable(folder):
+    read_only = mode != "offline" and not cache.is_writable(folder)
+    if read_only and not os.path.isdir(folder):
+        raise InvalidQueryError(
+            f"The data directory {folder} cannot be made: you may not write there. "
+            "Name another data_dir."
+        )
+    if read_only:
         warn(
             f"The data directory {folder} cannot be written: working offline with what "
             "is in it. Name another data_dir to download; mode='offline' does without "
@@ -67,8 +113,9 @@ def prepare(
         bool(allow_missing),
         int(n_connections),
         float(timeout),
-        int(verbose),
+        check_verbose(verbose),
         bool(dry_run),
+        is_read_only=read_only,
     )
 
 

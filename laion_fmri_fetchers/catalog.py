@@ -35,6 +35,7 @@ def look(
     offline: bool = False,
     n_connections: int = 64,
     timeout: float = 30.0,
+    verbose: int = 1,
 ) -> Catalog:
     """Look at the bucket, or at listings saved earlier, and at the disk.
 
@@ -50,6 +51,8 @@ def look(
         Requests at once.
     timeout : float, default=30.0
         Seconds without an answer.
+    verbose : int, default=1
+        Whether a line is printed where the bucket takes long; 0: none.
 
     Returns
     -------
@@ -73,7 +76,7 @@ def look(
     if not offline:
         try:
             listings = bucket.list_many(
-                wanted, n_connections=n_connections, timeout=timeout
+                wanted, n_connections=n_connections, timeout=timeout, verbose=verbose
             )
         except UnreachableError as unreachable:
             error = unreachable

@@ -42,7 +42,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     if "_ARGCOMPLETE" in os.environ:
         _complete(parser)
+    if not (sys.argv[1:] if arguments is None else arguments):
+        parser.print_help(sys.stderr)
+        return 2
     options = parser.parse_args(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     warnings.showwarning = _show_warning
     try:
         code = options.run(options)
@@ -55,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 1
         return _fail(error, 1)
     except KeyboardInterrupt:
-        return _fail("Stopped. What arrived stays; the same command goes on.", 130)
+        return _fail("Stopped. The same command goes on from here.", 130)
     return code or 0
 
 
@@ -81,7 +87,10 @@ def _parser() -> argparse.ArgumentParser:
     config = _command(commands, "config", _config, "show or set the data directory")
     config.add_argument("folder", nargs="?", help="the data directory from now on")
 
-    _command(commands, "accept-license", _accept, "accept the CC0 terms of the data")
+    accept = _command(
+        commands, "accept-license", _accept, "accept the CC0 terms of the data"
+    )
+    accept.add_argument("--show", action="store_true", help="only print the terms")
     _command(commands, "info", _info, "what the dataset holds")
 
     rois = _command(commands, "rois", _rois, "names of ROIs")
@@ -173,6 +182,11 @@ def _parser() -> argparse.ArgumentParser:
     demo = commands.add_parser("demo", help="see it work on synthetic data")
     demo.set_defaults(run=_demo)
     demo.add_argument(
+        "--serve",
+        action="store_true",
+        help="only serve the synthetic data, for calls of your own",
+    )
+    demo.add_argument(
         "--output", metavar="FOLDER", help="where to keep data and figure"
     )
     return parser
@@ -240,7 +254,9 @@ def _how(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _command(commands: Any, name: str, run: Any, text: str) -> argparse.ArgumentParser:
-    command = commands.add_parser(name, help=text, description=f"{text.capitalize()}.")
+    command = commands.add_parser(
+        name, help=text, description=f"{text[0].upper()}{text[1:]}."
+    )
     command.add_argument(
         "--data-dir", metavar="FOLDER", help="instead of the data directory in force"
     )
@@ -298,8 +314,11 @@ def _config(options: argparse.Namespace) -> None:
 
 def _accept(options: argparse.Namespace) -> None:
     from .cache import get_data_dir
-    from .licenses import accept_license
+    from .licenses import accept_license, license_text
 
+    if options.show:
+        print(license_text())
+        return
     accept_license(options.data_dir)
     print(f"The CC0 terms are accepted for {get_data_dir(options.data_dir)}")
 
@@ -348,17 +367,21 @@ def _print_paths(paths: Sequence[str | None]) -> None:
 
 def _request_access(options: argparse.Namespace) -> None:
     from .access import request_stimulus_access
+    from .exceptions import AccessPendingError
 
-    request_stimulus_access(
-        name=options.name,
-        email=options.email,
-        institution=options.institution,
-        pi=options.pi,
-        research_purpose=options.research_purpose,
-        accept_terms_version=options.accept_terms_version,
-        renew=options.renew,
-        data_dir=options.data_dir,
-    )
+    try:
+        request_stimulus_access(
+            name=options.name,
+            email=options.email,
+            institution=options.institution,
+            pi=options.pi,
+            research_purpose=options.research_purpose,
+            accept_terms_version=options.accept_terms_version,
+            renew=options.renew,
+            data_dir=options.data_dir,
+        )
+    except AccessPendingError as pending:
+        print(pending)
 
 
 def _login(options: argparse.Namespace) -> None:
@@ -425,9 +448,14 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _demo(options: argparse.Namespace) -> None:
-    from .demo.walkthrough import run_demo
+    if options.serve:
+        from .demo.environment import serve_until_stopped
 
-    run_demo(options.output)
+        serve_until_stopped()
+    else:
+        from .demo.walkthrough import run_demo
+
+        run_demo(options.output)
 
 
 def parse_terms(terms: Sequence[str]) -> ResultFilter | None:

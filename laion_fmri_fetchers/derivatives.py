@@ -17,7 +17,7 @@ from sklearn.utils import Bunch
 
 from . import cache, layout
 from .bucket import bucket_url
-from .calls import Call, fetch_records, prepare
+from .calls import Call, Result, fetch_records, prepare
 from .catalog import look, records
 from .exceptions import (
     BucketError,
@@ -132,7 +132,7 @@ def fetch_laion_captions(
         wanted = [str(known[at]) for at in positions(wanted, known, call)]
     chosen, own = _choose(table, wanted, filt, "caption_filter", "caption_idx")
     tell(f"{len(chosen)} captions of {len(own)} images", call.verbose)
-    return Bunch(
+    return Result(
         captions=chosen,
         image_names=own,
         captions_file=file,
@@ -234,7 +234,7 @@ def fetch_laion_embeddings(
     for model, file in files.items():
         embeddings[model], valid[model], own = _read_embeddings(file, own, call)
     tell(f"{listed(list(files))} of {len(own or [])} images", call.verbose)
-    return Bunch(
+    return Result(
         embeddings=embeddings,
         valid=valid,
         image_names=own or [],
@@ -356,7 +356,7 @@ def fetch_laion_segmentations(
         failed += _fetch([layout.SEGMENTATIONS], call)
         if not failed:
             masks_file = cache.local_path(call.data_dir, layout.SEGMENTATIONS)
-    bunch = Bunch(
+    bunch = Result(
         segmentations=chosen,
         image_names=own,
         masks_file=masks_file,
@@ -381,6 +381,7 @@ def _fetch(ids: list[str], call: Call, required: bool = False) -> list[dict[str,
         offline=offline,
         n_connections=call.n_connections,
         timeout=call.timeout,
+        verbose=call.verbose,
     )
     again = call.mode == "overwrite"
     missing = [one for one in ids if again or one not in found.on_disk]
@@ -407,9 +408,7 @@ def _fetch(ids: list[str], call: Call, required: bool = False) -> list[dict[str,
         warn(f"Left out: {text}")
         return failed
     if offline:
-        raise NotCachedError(
-            f"{text}, in {call.data_dir}. Fetch it with mode='download_new' first."
-        )
+        raise NotCachedError(f"{text}, in {call.data_dir}. {call.how_to_fetch}")
     raise DownloadError(
         f"Could not be fetched: {text}. What arrived stays, and the same call goes on "
         "from there.",

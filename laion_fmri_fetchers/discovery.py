@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from . import layout
 from .bucket import bucket_url
-from .cache import get_data_dir
+from .cache import get_data_dir, local_path
 from .catalog import Catalog, Wanted, look
 from .exceptions import BucketError, InvalidQueryError, did_you_mean
 from .messages import listed, readable_size, warn
@@ -209,10 +209,19 @@ def inspect_bucket(
 
 
 def _look(wanted: Iterable[Wanted], data_dir: str, timeout: float) -> Catalog:
-    """Look at the bucket, with saved listings where it cannot be reached."""
+    """Look at the bucket; at saved listings and the disk where it does not answer."""
     found = look(wanted, data_dir, timeout=timeout)
-    if found.error and found.unlisted:
-        raise BucketError(f"{found.error} And no listing was saved earlier.")
-    if found.error:
+    if not found.error:
+        return found
+    if not found.unlisted:
         warn(f"{found.error} This is by a listing saved earlier.")
-    return found
+        return found
+    if not (found.on_disk or found.folders):
+        raise BucketError(
+            f"{found.error} Nothing of it is in {data_dir}, and no listing was saved "
+            "earlier."
+        )
+    warn(f"{found.error} This is by what is on disk.")
+    sizes = {one: os.path.getsize(local_path(data_dir, one)) for one in found.on_disk}
+    on_disk = {one: [one, size, None, None] for one, size in sizes.items()}
+    return found._replace(objects={**on_disk, **found.objects})

@@ -134,6 +134,9 @@ class CorruptImageError(LaionFmriError, ValueError):
     """An image cannot be read, or disagrees with its trial table."""
 
 
+_MOST_MEANT = 4
+
+
 def did_you_mean(name: object, known: Iterable[str]) -> str:
     """Return a hint with the nearest known names, to end a message with.
 
@@ -142,18 +145,21 @@ def did_you_mean(name: object, known: Iterable[str]) -> str:
     >>> did_you_mean("FA1", ["FFA1", "FFA2", "PPA"])
     "did you mean 'FFA1'?"
     >>> did_you_mean("zzz", ["FFA1", "PPA"])
-    'known are FFA1, PPA'
+    'known are FFA1, PPA.'
+    >>> did_you_mean("V1", ["V1d", "V1v", "VO1"])
+    "did you mean 'V1d' or 'V1v'?"
     """
-    known = sorted({str(k) for k in known})
-    by_folded = {k.casefold(): k for k in known}
-    close = difflib.get_close_matches(
-        str(name).casefold(), list(by_folded), n=3, cutoff=0.5
-    )
-    if close and (str(name).casefold() == close[0] or len(known) > 1):
-        best = [by_folded[close[0]]]
-        best += [by_folded[c] for c in close[1:] if by_folded[c] != best[0]][:1]
-        first = difflib.SequenceMatcher(None, str(name).casefold(), close[0])
-        if first.ratio() > 0.8 or len(best) == 1:
-            return f"did you mean {best[0]!r}?"
-        return f"did you mean {best[0]!r} or {best[1]!r}?"
-    return f"known are {', '.join(known)}" if known else "none are known"
+    by_folded = {str(one).casefold(): str(one) for one in known}
+    folded = str(name).casefold()
+    nearest = [one for one in by_folded if folded and one.startswith(folded)]
+    if folded in by_folded:
+        nearest = [folded]
+    elif not nearest:
+        nearest = difflib.get_close_matches(folded, by_folded, 2, cutoff=0.5)
+        if nearest and difflib.SequenceMatcher(None, folded, nearest[0]).ratio() > 0.8:
+            nearest = nearest[:1]
+    if 0 < len(nearest) <= _MOST_MEANT:
+        names = sorted(by_folded[one] for one in nearest)
+        return f"did you mean {' or '.join(map(repr, names))}?"
+    names = sorted(by_folded.values())
+    return f"known are {', '.join(names)}." if names else "none are known."

@@ -493,15 +493,15 @@ class ResultFilter:
         return keep
 
     def AND(self, other_filter: Any) -> ResultFilter:  # noqa: N802
-        """Return a filter of what passes both; the other is as in `as_filter`."""
+        """Return a filter of what passes both; the other may be a dict or callable."""
         return _combined("&", self, other_filter)
 
     def OR(self, other_filter: Any) -> ResultFilter:  # noqa: N802
-        """Return a filter of what passes one or both; the other as in `as_filter`."""
+        """Return a filter of what passes one or both; see `AND`."""
         return _combined("|", self, other_filter)
 
     def XOR(self, other_filter: Any) -> ResultFilter:  # noqa: N802
-        """Return a filter of what passes just one; the other is as in `as_filter`."""
+        """Return a filter of what passes just one; see `AND`."""
         return _combined("^", self, other_filter)
 
     def NOT(self) -> ResultFilter:  # noqa: N802

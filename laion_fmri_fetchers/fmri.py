@@ -34,7 +34,7 @@ from sklearn.utils import Bunch
 
 from . import cache, layout
 from .bucket import bucket_url
-from .calls import Call, fetch_records, prepare
+from .calls import Call, Result, fetch_records, prepare
 from .catalog import Catalog, Wanted, look, records
 from .exceptions import (
     BucketError,
@@ -46,7 +46,7 @@ from .exceptions import (
 )
 from .filters import admits
 from .licenses import accept_license
-from .messages import listed, readable_size, tell, warn
+from .messages import counted, listed, readable_size, tell, warn
 from .resample import (
     can_be_resampled,
     find_resampled,
@@ -62,8 +62,15 @@ from .selection import (
     is_empty,
     select,
     select_ids,
+    warn_of_nothing,
 )
 from .tables import read_participants, read_trials
+
+_MUCH = 10**9
+_LESS = (
+    ". For less, narrow subjects, sessions, rois or a filter; a dry run lists what "
+    "would come."
+)
 
 Record = dict[str, Any]
 
@@ -360,12 +367,16 @@ def _with_grid(
 
 def _look(selection: Selection, call: Call, beside: Sequence[Wanted] = ()) -> _Known:
     """Look at the bucket and the disk, only where the selection may lead."""
-    how: Any = {"n_connections": call.n_connections, "timeout": call.timeout}
+    how: Any = {
+        "n_connections": call.n_connections,
+        "timeout": call.timeout,
+        "verbose": call.verbose,
+    }
     offline, error = call.mode == "offline", None
     subjects = selection.subjects
     if subjects is None:
         top = look([(layout.GLM, "/")], call.data_dir, offline=offline, **how)
-        _refuse_unlisted(top)
+        _refuse_unlisted(top, call)
         subjects = layout.subjects_among(top.folders)
         offline, error = offline or top.error is not None, top.error
     wanted = [("", "/"), *beside]
@@ -375,7 +386,7 @@ def _look(selection: Selection, call: Call, beside: Sequence[Wanted] = ()) -> _K
             wanted.append((f"{layout.FREESURFER}{subject}/", ""))
     found = look(dict.fromkeys(wanted), call.data_dir, offline=offline, **how)
     found = found._replace(error=error or found.error)
-    _refuse_unlisted(found)
+    _refuse_unlisted(found, call)
     known_ids = set(found.objects)
     if call.mode != "overwrite":
         known_ids |= found.on_disk
@@ -385,11 +396,17 @@ def _look(selection: Selection, call: Call, beside: Sequence[Wanted] = ()) -> _K
     return _Known(found, sorted(subjects), ids)
 
 
-def _refuse_unlisted(found: Catalog) -> None:
+def _refuse_unlisted(found: Catalog, call: Call) -> None:
     if found.error and found.unlisted:
+        if not found.on_disk:
+            raise BucketError(
+                f"{found.error} Nothing of it is in {call.data_dir}, and no listing "
+                "was saved earlier."
+            )
+        lacking = [prefix or "the top level" for prefix in found.unlisted]
         raise BucketError(
-            f"{found.error} No listing of {listed(found.unlisted)} was saved earlier, "
-            "so what is missing cannot be told. mode='offline' returns what is there."
+            f"{found.error} No listing of {listed(lacking)} was saved earlier, so what "
+            "is missing cannot be told. mode='offline' returns what is there."
         )
 
 
@@ -439,7 +456,10 @@ def _choose_subjects(
     if meta:
         names = {name for one in meta for name in one}
         check_fields(selection.subject_filter, "subject_filter", names)
+    described = meta
     meta = [one for one in meta if selection.subject_filter(one)]
+    if described and not meta:
+        warn_of_nothing("subject_filter", selection.subject_filter, described)
     known.subjects = [one["subject"] for one in meta]
     return meta
 
@@ -452,11 +472,11 @@ def _is_there(subject: str, call: Call, known: _Known) -> bool:
 def _raise_no_subject(subject: str, call: Call, known: _Known) -> None:
     offline = call.mode == "offline" or known.catalog.error is not None
     top = look([(layout.GLM, "/")], call.data_dir, offline=offline)
-    there = listed(list(layout.subjects_among(top.folders))) or "none"
+    there = listed(list(layout.subjects_among(top.folders))) or "others"
     if call.mode == "offline":
         raise NotCachedError(
-            f"Nothing of {subject} is on disk in {call.data_dir}; known are {there}. "
-            "Fetch it with mode='download_new' first."
+            f"Nothing of {subject} is on disk in {call.data_dir}; the bucket has "
+            f"{there}. {call.how_to_fetch}"
         )
     raise InvalidQueryError(f"There is no subject {subject!r}; there are {there}.")
 
@@ -494,14 +514,16 @@ def _choose_images(selection: Selection, call: Call, known: _Known) -> list[Reco
     sessions = _choose_sessions(selection, call, known)
     types = layout.IMAGE_TYPES.items()
     trees = {t for i, t in types if admits(selection.image_filter, "image_type", i)}
-    found = [
+    there = [
         rec
         for subject in known.subjects
         for tree in (layout.TREES if None in trees else sorted(filter(None, trees)))
         for rec in _records(call, known, tree, subject)
         if not layout.is_of_session(rec) or rec["session"] in sessions[subject]
-        if selection.image_filter(rec)
     ]
+    found = [rec for rec in there if selection.image_filter(rec)]
+    if there and not found and call.mode != "offline":
+        warn_of_nothing("the terms on images", selection.image_filter, there)
     return sorted(found, key=_order)
 
 
@@ -540,12 +562,15 @@ def _choose_rois(selection: Selection, call: Call, known: _Known) -> list[Record
     for name in selection.rois or ():
         _check_named(f"ROI {name}", name, there, call)
     names = None if selection.rois is None else {*selection.rois}
-    return [
+    named = [
         rec
         for rec in masks
         if names is None or rec["roi"] in names or rec["roi_category"] in names
-        if selection.roi_filter(rec)
     ]
+    passed = [rec for rec in named if selection.roi_filter(rec)]
+    if named and not passed:
+        warn_of_nothing("the terms on ROI masks", selection.roi_filter, named)
+    return passed
 
 
 def _check_named(what: str, name: str, there: dict[str, set[str]], call: Call) -> None:
@@ -554,16 +579,18 @@ def _check_named(what: str, name: str, there: dict[str, set[str]], call: Call) -
     if not lacking:
         return
     if len(lacking) < len(there):
-        warn(f"There is no {what} for {listed(lacking)}; it is left out for them.")
+        warn(f"There is no {what} for {listed(lacking)}, where it is left out.")
         return
     names = set().union(*there.values()) - {None} - layout.HELD_OUT
     hint = did_you_mean(name, names)
+    if call.mode == "offline" and layout.is_published_roi(name):
+        hint = f"there are {listed(sorted(names), most=40)}."
     if what.startswith("session"):
         hint = f"there are {listed(sorted(names), most=40)}."
     if call.mode == "offline":
         raise NotCachedError(
             f"No {what} of {listed(lacking)} is on disk in {call.data_dir}; {hint} "
-            "Fetch it with mode='download_new' first."
+            f"{call.how_to_fetch}"
         )
     raise InvalidQueryError(f"There is no {what} for {listed(lacking)}; {hint}")
 
@@ -629,8 +656,8 @@ def _find_named(call: Call, known: _Known, ids: list[str]) -> list[Record]:
             hint = did_you_mean(one, there)
             if call.mode == "offline":
                 raise NotCachedError(
-                    f"{one} is not on disk in {call.data_dir}; {hint} Fetch it with "
-                    "mode='download_new' first."
+                    f"{one} is not on disk in {call.data_dir}; {hint} "
+                    f"{call.how_to_fetch}"
                 )
             raise InvalidQueryError(f"There is no file {one!r} in the bucket; {hint}")
     return records(known.catalog, ids, call.data_dir)
@@ -653,6 +680,8 @@ def _read_tables(
         trials = _trials(selection, call, known, of_sessions)
         dropped = _without_table(selection, call, known, of_sessions, trials)
         passed = selection.trial_filter.mask(trials.frame)
+        if len(passed) and not passed.any():
+            warn_of_nothing("trial_filter", selection.trial_filter, trials.frame)
         trials = trials._replace(frame=trials.frame[passed])
         sessions = {trials.sessions[i] for i in trials.frame["image_index"].unique()}
         images = [
@@ -713,7 +742,7 @@ def _without_table(
         raise NotCachedError(
             f"The trial table {layout.trials_id(lacking[0])} is not on disk in "
             f"{call.data_dir}, so trial_filter cannot be applied to a session that "
-            "was named. Fetch it with mode='download_new' first."
+            f"was named. {call.how_to_fetch}"
         )
     seen = [rec for rec in lacking if _can_come(rec, call, known)]
     if seen:
@@ -735,10 +764,10 @@ def _only_cached(
             what = f"{rec['session']} of {rec['subject']}"
             if rec["session"] not in there:
                 raise NotCachedError(
-                    f"{rec['image_type']} of {what} is not on disk in "
-                    f"{call.data_dir}. Fetch it with mode='download_new' first."
+                    f"The {rec['image_type']} of {what} lack on disk in "
+                    f"{call.data_dir}. {call.how_to_fetch}"
                 )
-            warn(f"{rec['image_type']} of {what} is not on disk; it is left out.")
+            warn(f"The {rec['image_type']} of {what} lack on disk and are left out.")
     return cached
 
 
@@ -836,14 +865,13 @@ def _fetch(
     size = sum(rec["size"] or 0 for rec, _ in missing)
     if missing and not call.dry_run:
         _refuse_without_bucket([rec for rec, _ in missing], call, known)
-        if any(rec["image_type"] != "trials" for rec, _ in missing):
-            accept_license(call.data_dir)
         tell(
-            f"Fetching {len(missing)} files, {readable_size(size)}, from "
-            f"{bucket_url()} to {call.data_dir}. For fewer, narrow subjects, sessions, "
-            "rois, max_images or a filter; dry_run=True lists them.",
+            f"Fetching {counted(len(missing), 'file')}, {readable_size(size)}, from "
+            f"{bucket_url()} to {call.data_dir}{_LESS if size >= _MUCH else ''}",
             call.verbose,
         )
+        if any(rec["image_type"] != "trials" for rec, _ in missing):
+            accept_license(call.data_dir)
         _download(missing, call, known, quiet=False)
     if known.catalog.error:
         warn(
@@ -855,10 +883,21 @@ def _fetch(
             )
         )
     bunch = _bunch(call, known, query, subjects_meta, chosen, trials)
+    what = (
+        f"{counted(len(bunch.images), 'image')}, "
+        f"{counted(len(bunch.rois), 'ROI mask')} and "
+        f"{counted(len(bunch.trials), 'trial')} of "
+        f"{listed(known.subjects) or 'no subject'} in {call.data_dir}"
+    )
     if call.dry_run:
+        what += (
+            f"; {counted(len(missing), 'file')}, {readable_size(size)}, would be "
+            "fetched for them"
+        )
         rows = [(rec["id"], rec["size"], reason) for rec, reason in missing]
         bunch.plan = pd.DataFrame(rows, columns=["id", "size", "reason"])
         bunch.plan_size = size
+    tell(what, call.verbose)
     return bunch
 
 
@@ -889,7 +928,7 @@ def _bunch(
     for rec in chosen["noise_ceilings"]:
         name = layout.noise_ceiling_name(rec)
         ceilings.setdefault(rec["subject"], {})[name] = rec["absolute_path"]
-    bunch = Bunch(
+    return Result(
         images=[rec["absolute_path"] for rec in chosen["images"]],
         images_meta=chosen["images"],
         rois=[rec["absolute_path"] for rec in chosen["rois"]],
@@ -906,13 +945,6 @@ def _bunch(
         .joinpath("descriptions/laion_fmri.rst")
         .read_text("utf-8"),
     )
-    tell(
-        f"{len(bunch.images)} images, {len(bunch.rois)} ROI masks and "
-        f"{len(bunch.trials)} trials of {listed(known.subjects) or 'no subject'} in "
-        f"{call.data_dir}",
-        call.verbose,
-    )
-    return bunch
 
 
 def _resample(call: Call, known: _Known, chosen: dict[str, list[Record]]) -> None:

@@ -79,6 +79,12 @@ ROI_CATEGORIES = {
 }
 """The published ROI names by category; a subject has most of them."""
 
+
+def is_published_roi(name: str) -> bool:
+    """Tell whether a name is that of a published ROI or of a category."""
+    return any(name == c or name in names for c, names in ROI_CATEGORIES.items())
+
+
 RECORD_FIELDS = (
     *("id", "key", "subject", "session", "image_type"),
     *("task", "space", "res", "hemi", "stat", "desc", "suffix", "extension"),

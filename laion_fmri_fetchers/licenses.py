@@ -9,6 +9,8 @@ from .cache import get_data_dir, license_marker, write_atomically
 from .exceptions import LicenseNotAcceptedError
 from .messages import AGREEMENT, can_ask
 
+_ASKED = 3
+
 
 def license_text() -> str:
     """Return the terms that `accept_license` shows.
@@ -67,17 +69,23 @@ def _agree_or_raise(data_dir: str) -> None:
     if not can_ask():
         raise LicenseNotAcceptedError(
             f"The CC0 terms of the fMRI data are not accepted yet for {data_dir}, and "
-            "there is no terminal to ask at. Read them with license_text(), then run "
-            "'laion-fmri-fetchers accept-license' or call accept_license() once, or "
-            f"set LAION_FMRI_LICENSE='{AGREEMENT}' in a batch job."
+            "there is no terminal to ask at. Read them with license_text() or "
+            "'laion-fmri-fetchers accept-license --show', then set the environment "
+            f"variable LAION_FMRI_LICENSE='{AGREEMENT}', or run 'laion-fmri-fetchers "
+            "accept-license' once at a terminal."
         )
     print(license_text())
-    try:
-        answer = input(f"Type {AGREEMENT} to accept these terms: ")
-    except EOFError:
-        answer = ""
-    if answer.strip().strip("'\"").upper() != AGREEMENT:
-        raise LicenseNotAcceptedError(
-            "The CC0 terms were declined; no data were downloaded. Call "
-            f"accept_license() and type {AGREEMENT} to accept them."
-        )
+    question = f"Type {AGREEMENT} to accept these terms, or nothing to decline: "
+    for _ in range(_ASKED):
+        try:
+            answer = input(question).strip().strip("'\"").upper()
+        except EOFError:
+            break
+        if answer == AGREEMENT:
+            return
+        if answer in ("", "N", "NO"):
+            break
+    raise LicenseNotAcceptedError(
+        "The CC0 terms were declined; no image was downloaded. Call accept_license() "
+        f"and type {AGREEMENT} to accept them."
+    )

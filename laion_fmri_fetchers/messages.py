@@ -53,6 +53,17 @@ def listed(names: list[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
+def counted(number: int, what: str) -> str:
+    """Return a number of things, in the singular or the plural.
+
+    Examples
+    --------
+    >>> counted(1, "image"), counted(4000, "image")
+    ('1 image', '4,000 images')
+    """
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
 def can_ask() -> bool:
     """Tell whether a person can answer: a terminal, or a notebook that takes input."""
     ipython = sys.modules.get("IPython")

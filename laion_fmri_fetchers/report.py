@@ -9,6 +9,7 @@ escaped, and its content policy lets a browser load nothing.
 from __future__ import annotations
 
 import base64
+import contextlib
 import html
 import importlib.metadata
 import io
@@ -19,7 +20,7 @@ import string
 import tempfile
 import time
 import webbrowser
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from importlib import resources
 from pathlib import Path
@@ -149,11 +150,13 @@ def make_report(data: Bunch, title: str | None = None) -> Report:
     from . import __version__
 
     subjects = subjects_of(data)
+    verb = "would be" if "plan" in data else "was"
     ceiling = summaries.default_ceiling(data)
     rois = summaries.rois(data, ceiling)
     template = resources.files(__package__).joinpath("descriptions/report.html")
     page = string.Template(template.read_text("utf-8")).substitute(
-        title=html.escape(title or "LAION-fMRI: what was fetched"),
+        title=html.escape(title or f"LAION-fMRI: what {verb} fetched"),
+        came="What would come" if "plan" in data else "What came",
         subtitle=html.escape(f"{listed(subjects) or 'No subject'} in {data.data_dir}"),
         query=_query(data.query),
         content=_content(data),
@@ -180,7 +183,7 @@ def _query(query: dict[str, Any]) -> str:
             value = "none" if name.endswith("_filter") else "no limit"
         elif isinstance(value, list):
             value = ", ".join(map(str, value)) or "none"
-        rows.append((name, value))
+        rows.append((name, value if isinstance(value, str) else repr(value)))
     return _table(("Argument", "Value"), rows, "Arguments of the call") + "".join(lists)
 
 
@@ -226,9 +229,10 @@ def _sessions(data: Bunch) -> str:
     rows, cells, says = [], {}, []
     for subject, own in table.groupby("subject"):
         n_disk = int((own["on_disk"] > 0).sum())
+        n_all = int((own["state"] != "held out").sum())
         on_disk, size = float(own["on_disk"].sum()), float(own["size"].sum())
-        rows.append((subject, n_disk, _size(on_disk), len(own), _size(size)))
-        says.append(f"{subject}: {n_disk} of {len(own)} sessions on disk")
+        rows.append((subject, n_disk, _size(on_disk), n_all, _size(size)))
+        says.append(f"{subject}: {n_disk} of {n_all} sessions on disk")
     for one in table.to_dict("records"):
         amount = f"{_size(one['size'])}\n" if one["size"] else ""
         cells[one["session"], one["subject"]] = f"{amount}{one['state']}"
@@ -248,9 +252,10 @@ def _sessions(data: Bunch) -> str:
         day = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(when))
         date = f"the bucket as listed on {day}"
     return (
-        f"<h3>Subjects and sessions</h3><p class='note'>Of "
-        f"{html.escape(listed(summaries.session_types(data), most=20))}; {date}.</p>"
-        + _figure(figure, "A mark a session; at the right, bytes on disk and in all.")
+        f"<h3>Subjects and sessions</h3><p class='note'>Files of type "
+        f"{html.escape(listed(summaries.session_types(data), most=20))}; {date}. "
+        "Sessions that are held out are not counted.</p>"
+        + _figure(figure, "Each mark is a session; at the right, sizes on disk of all.")
         + _table(
             ("Subject", "Sessions on disk", "Size", "Sessions in all", "Size"),
             rows,
@@ -415,11 +420,10 @@ def _figure(picture: str, caption: str) -> str:
 
 def _svg(draw: Callable[..., Any], size: tuple[float, float], alt: str) -> str:
     """Draw to SVG that takes its ink from the page."""
-    import matplotlib as mpl
     from matplotlib.figure import Figure
 
     out = io.StringIO()
-    with mpl.rc_context({**_SVG_STYLE, "svg.hashsalt": alt}):
+    with _style({**_SVG_STYLE, "svg.hashsalt": alt}):
         figure = Figure(figsize=size, layout="constrained")
         draw(axes=figure.subplots())
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
@@ -432,12 +436,11 @@ def _svg(draw: Callable[..., Any], size: tuple[float, float], alt: str) -> str:
 
 def _png(draw: Callable[..., Any], alt: str) -> str:
     """Draw to PNG, on black, with a palette: a fraction of the size."""
-    import matplotlib as mpl
     from matplotlib.figure import Figure
     from PIL import Image
 
     drawn, out = io.BytesIO(), io.BytesIO()
-    with mpl.rc_context({"text.parse_math": False, "font.size": 13}):
+    with _style({"text.parse_math": False, "font.size": 13}):
         figure = Figure(figsize=(6.4, 4.8), facecolor="black")
         draw(axes=figure.add_axes((0, 0, 1, 1)))
         figure.savefig(drawn, format="png", dpi=130)
@@ -446,6 +449,17 @@ def _png(draw: Callable[..., Any], alt: str) -> str:
     picture.quantize(256, octree).save(out, "PNG", optimize=True)
     content = base64.b64encode(out.getvalue()).decode()
     return f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{content}">'
+
+
+@contextlib.contextmanager
+def _style(settings: dict[Any, Any]) -> Iterator[None]:
+    """Draw by some settings; a notebook's backend that begins meanwhile stays on."""
+    import matplotlib as mpl
+
+    with mpl.rc_context(settings):
+        yield
+        interactive = mpl.is_interactive()
+    mpl.interactive(interactive)
 
 
 def _total(recs: list[dict[str, Any]]) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .exceptions import InvalidQueryError, did_you_mean
-from .filters import NotEqual, ResultFilter, as_filter, fields
+from .filters import NotEqual, ResultFilter, admits, as_filter, fields
 from .layout import (
     IMAGE_TYPES,
     RECORD_FIELDS,
@@ -17,8 +17,10 @@ from .layout import (
     clean_subject,
     is_of_session,
 )
+from .messages import listed, warn
 
 MODES = ("download_new", "overwrite", "offline")
+_FEW = 20
 _ARGUMENT_FOR = {"subject": "subjects", "session": "sessions", "roi": "rois"}
 
 
@@ -72,13 +74,16 @@ class Selection:
     max_images: int | None = None
 
     def as_query(self) -> dict[str, Any]:
-        """Return what is asked as plain, readable values."""
+        """Return what is asked, in a form that may be asked again.
+
+        Functions among the filters are told by their names alone.
+        """
         return {
             "subjects": "all" if self.subjects is None else list(self.subjects),
             "sessions": "all" if self.sessions is None else list(self.sessions),
             "rois": "all" if self.rois is None else list(self.rois),
             **{
-                name: None if is_empty(given) else repr(given)
+                name: _readable(given)
                 for name, given in (
                     ("subject_filter", self.subject_filter),
                     ("image_filter", self.image_filter),
@@ -114,6 +119,11 @@ def select(
             raise InvalidQueryError(
                 f"{name}= is no term on images; use the argument "
                 f"{_ARGUMENT_FOR[name]}= instead."
+            )
+        if name in TRIAL_FIELDS and name not in RECORD_FIELDS:
+            raise InvalidQueryError(
+                f"{name}= is no term on images, but on trials; use "
+                f"trial_filter={{{name!r}: {image_terms[name]!r}}} instead."
             )
         if name not in RECORD_FIELDS:
             hint = did_you_mean(name, [*RECORD_FIELDS, *arguments])
@@ -164,9 +174,9 @@ def select_ids(records: Iterable[dict[str, Any]]) -> Selection:
 def check_mode(mode: object) -> str:
     """Return a mode in lower case; InvalidQueryError for what is none."""
     if not isinstance(mode, str) or mode.lower() not in MODES:
+        hint = f"{did_you_mean(mode, MODES)} " if isinstance(mode, str) else ""
         raise InvalidQueryError(
-            f"mode is {mode!r}; {did_you_mean(mode, MODES)} Modes are "
-            f"{', '.join(MODES)}."
+            f"mode is {mode!r}; {hint}it must be one of {', '.join(map(repr, MODES))}"
         )
     return mode.lower()
 
@@ -180,6 +190,13 @@ def check_positive(value: Any, name: str, whole: bool = False) -> None:
             f"{name} is {value!r}; it must be a positive "
             f"{'whole ' if kind is int else ''}number"
         )
+
+
+def check_verbose(verbose: Any) -> int:
+    """Return a level as int; InvalidQueryError for what is none."""
+    if not hasattr(verbose, "__index__"):
+        raise InvalidQueryError(f"verbose is {verbose!r}; it must be 0, 1, 2 or 3")
+    return int(verbose)
 
 
 def check_fields(given: ResultFilter, name: str, known: Iterable[str]) -> None:
@@ -220,6 +237,37 @@ def _check_image_type(value: object) -> None:
             raise InvalidQueryError(
                 f"There is no image_type {name!r}; {did_you_mean(name, IMAGE_TYPES)}"
             )
+
+
+def _readable(given: ResultFilter) -> ResultFilter | str | None:
+    """Return a filter; None for an empty one, and text for one with functions."""
+    text = repr(given)
+    return None if is_empty(given) else text if "callable_filter=" in text else given
+
+
+def warn_of_nothing(name: str, given: ResultFilter, among: Any) -> None:
+    """Warn that nothing passes a filter, with the values there are.
+
+    Parameters
+    ----------
+    name : str
+        The argument's name.
+    given : ResultFilter
+        What nothing passes.
+    among : list of dict or pandas.DataFrame
+        What there is.
+    """
+    hints = []
+    for field in sorted(fields(given)):
+        if hasattr(among, "columns"):
+            values = set(among[field].dropna().unique())
+        else:
+            values = {one.get(field) for one in among} - {None}
+        admitted = any(admits(given, field, value) for value in values)
+        if 0 < len(values) <= _FEW and not admitted:
+            hints.append(f"{field} is {listed(sorted(map(str, values)), _FEW)}")
+    hint = f" Of what there is, {'; '.join(hints)}." if hints else ""
+    warn(f"Nothing passes {name}, {given!r}.{hint}")
 
 
 def is_empty(given: ResultFilter) -> bool:

@@ -32,7 +32,7 @@ from sklearn.utils import Bunch
 
 from . import cache, layout
 from .access import Gate, open_gate
-from .calls import Call, prepare
+from .calls import Call, Result, prepare
 from .exceptions import (
     CorruptImageError,
     DiskSpaceError,
@@ -41,7 +41,7 @@ from .exceptions import (
     NotCachedError,
 )
 from .filters import ResultFilter, as_filter
-from .messages import listed, readable_size, tell, warn
+from .messages import counted, listed, readable_size, tell, warn
 from .selection import as_limit, check_fields, check_positive, is_empty
 from .transfer import Download, download_files
 
@@ -193,7 +193,7 @@ def fetch_laion_stimuli(
         if extract or (plan and call.mode == "overwrite"):
             chosen = list(metadata.index) if extract else []
             images = _extract(archive, whole, chosen, call)
-    bunch = Bunch(
+    bunch = Result(
         metadata=metadata,
         images=images,
         archive=archive if there else None,
@@ -207,7 +207,10 @@ def fetch_laion_stimuli(
         rows = [(one, gate.file(one).size, why) for one, why in plan]
         bunch.plan = pd.DataFrame(rows, columns=["id", "size", "reason"])
         bunch.plan_size = sum(size for _, size, _ in rows)
-    tell(f"{len(metadata)} stimuli in {call.data_dir}", call.verbose)
+    what = f"{counted(len(metadata), 'stimulus image')} in {call.data_dir}"
+    if dry_run:
+        what += f"; {readable_size(bunch.plan_size)} would be fetched for them"
+    tell(what, call.verbose)
     return bunch
 
 
@@ -411,8 +414,7 @@ def _missing(one: str, call: Call) -> str:
     there = os.path.exists(cache.local_path(call.data_dir, one))
     if call.mode == "offline" and not there:
         raise NotCachedError(
-            f"{one} is not on disk in {call.data_dir}. Fetch it with "
-            "mode='download_new' first."
+            f"{one} is not on disk in {call.data_dir}. {call.how_to_fetch}"
         )
     if call.mode == "overwrite":
         return "overwrite" if there else "missing"

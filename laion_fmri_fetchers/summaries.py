@@ -60,8 +60,9 @@ def sessions(data: Bunch) -> pd.DataFrame:
     -------
     pandas.DataFrame
         ``subject``, ``session``, its ``number``, ``state`` (one of `STATES`),
-        ``on_disk`` and ``size``: bytes on disk and in all. These are of the image
-        types of sessions in ``images_meta``, or of betas; of files that are known.
+        ``on_disk`` and ``size``: bytes on disk and in all (0 if held out). These are
+        of the image types of sessions in ``images_meta``, or of betas; of files that
+        are known.
     """
     selected: dict[tuple[str, str], set[str]] = {}
     for rec in data.images_meta:
@@ -84,17 +85,12 @@ def sessions(data: Bunch) -> pd.DataFrame:
                 row["size"] += size
                 row["on_disk"] += size if there else 0
                 row["disk" if there else "bucket"].add(rec["id"])
-    table = [
-        {
-            "subject": subject,
-            "session": session,
-            "number": int(session.removeprefix("ses-")),
-            "state": _state(session, selected.get((subject, session)), row),
-            "on_disk": row["on_disk"],
-            "size": row["size"],
-        }
-        for (subject, session), row in sorted(rows.items())
-    ]
+    table = []
+    for (subject, session), row in sorted(rows.items()):
+        state = _state(session, selected.get((subject, session)), row)
+        size = 0 if state == "held out" else row["size"]
+        number = int(session.removeprefix("ses-"))
+        table.append((subject, session, number, state, row["on_disk"], size))
     return pd.DataFrame(table, columns=_SESSION_COLUMNS)
 
 

@@ -263,7 +263,7 @@ class _Run:
         self.hopeless: Fault | None = None
         self.workers: list[threading.Thread] = []
         self.idle = 0
-        self.settled = 0
+        self.settled = self.kept = 0
         self.live: dict[int, int] = {}
         self.copying = threading.Lock()
         self.held: dict[str, tuple[FileLock, set[_File]]] = {}
@@ -471,6 +471,7 @@ class _Run:
                     n_bytes = file.partial.copy(leftover)
                     with self.lock:
                         self.settled += n_bytes
+                        self.kept += n_bytes
                     if leftover.is_free and not self.stopped:
                         leftover.remove()
 
@@ -508,6 +509,7 @@ class _Run:
         try:
             answer = self._ask(file, address, start, stop)
             stop = answer.stop
+            self._say(3, f"{file.id}: bytes {start} to {stop}")
             chains = file.partial.take_chains(start, stop)
             with contextlib.closing(self.connections.chunks(answer)) as chunks:
                 for chunk in chunks:
@@ -741,7 +743,7 @@ class _Progress:
         if _can_draw():
             from tqdm.auto import tqdm
 
-            self.bar = tqdm(total=run.total, unit="B", unit_scale=True)
+            self.bar = tqdm(total=run.total, unit="B", unit_scale=True, miniters=1)
 
     def update(self) -> None:
         """Show how far the run is."""
@@ -756,6 +758,7 @@ class _Progress:
         if self.bar is not None:
             self.bar.total = run.total
             self.bar.set_postfix_str(self._files(), refresh=False)
+            self._count_kept()
             self.bar.update(run.got() - self.bar.n)
         elif now - self.said_at >= _LINE_EVERY:
             self.said_at, got = now, run.got()
@@ -763,6 +766,13 @@ class _Progress:
             left = f"{(run.total - got) / rate:.0f} s left" if rate else "stalled"
             size = f"{readable_size(got)} of {readable_size(run.total)}"
             tell(f"{self._files()}, {size}, {readable_size(rate)}/s, {left}", 1)
+
+    def _count_kept(self) -> None:
+        """Move the bar by what earlier calls left, without a change of its rate."""
+        kept = self.run.kept - self.bar.initial
+        self.bar.initial += kept
+        self.bar.n += kept
+        self.bar.last_print_n += kept
 
     def close(self) -> None:
         """Show the end of the run."""

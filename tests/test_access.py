@@ -271,8 +271,8 @@ REFRESH_ERRORS = {
         "sha256",
     ),
     "other shape": ((200, {}, {"files": {"a": 1}}), AccessServiceError, "sha256"),
-    "pending": ((202, {}, {}), AccessPendingError, "not approved yet"),
-    "pending, no body": ((202, {}, b""), AccessPendingError, "not approved yet"),
+    "pending": ((202, {}, {}), AccessPendingError, "waits for approval"),
+    "pending, no body": ((202, {}, b""), AccessPendingError, "waits for approval"),
 }
 
 

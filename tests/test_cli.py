@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -157,6 +159,56 @@ def test_what_is_no_term(term):
 
 def test_no_terms():
     assert parse_terms([]) is None
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp437", "cp1252"])
+def test_no_character_that_a_terminal_lacks(server, data_dir, tmp_path, encoding):
+    """What a code page lacks is escaped; nothing ends by an UnicodeEncodeError."""
+    settings = {
+        "PYTHONIOENCODING": encoding,
+        "PYTHONUTF8": "0",
+        "LAION_FMRI_REQUEST_ID": "lfm_0123456789abcdefghijklmn",
+        "XDG_CONFIG_HOME": str(tmp_path),
+    }
+    for command in (
+        ["config", str(tmp_path / "\u30c7\u30fc\u30bf")],
+        ["fetch", "--sessions", "1", "--rois", "FFA1"],
+        ["fetch", "--sessions", "1", "--where", "label=\u03b1", "--mode", "offline"],
+        ["status"],
+        ["info"],
+        ["verify"],
+        ["accept-license", "--show"],
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", "laion_fmri_fetchers", *command],
+            env={**os.environ, **settings},
+            capture_output=True,
+        )
+        assert done.returncode == 0, done.stderr
+        assert b"Traceback" not in done.stderr
+        (done.stdout + done.stderr).decode(encoding)
+
+
+def test_demo_is_served_until_it_is_stopped(tmp_path):
+    command = [sys.executable, "-m", "laion_fmri_fetchers"]
+    serving = subprocess.Popen(
+        [*command, "demo", "--serve"], stdout=subprocess.PIPE, text=True
+    )
+    said = iter(serving.stdout.readline, "")
+    lines = itertools.takewhile(lambda line: "Ctrl-C" not in line, said)
+    exports = [line.split()[1] for line in lines if line.startswith("export ")]
+    settings = dict(one.split("=", 1) for one in exports)
+    done = subprocess.run(
+        [*command, "rois", "--subject", "sub-05", "--category", "place"],
+        env={**os.environ, **settings},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.split() == ["MPA", "OPA", "PPA"], done.stderr
+    serving.send_signal(signal.SIGINT)
+    assert serving.wait(30) == 0
+    assert not Path(settings["LAION_FMRI_DATA_DIR"]).exists()
+    serving.stdout.close()
 
 
 def test_demo(tmp_path):

@@ -10,6 +10,7 @@ import re
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import xml.etree.ElementTree as ET
 from urllib.parse import parse_qs, quote, unquote_plus, urlsplit
@@ -24,11 +25,19 @@ from PIL import Image
 from scipy.ndimage import binary_erosion
 from scipy.stats import ttest_ind
 
+from laion_fmri_fetchers import (
+    AccessRequiredError,
+    current_terms_version,
+    fetch_laion_fmri,
+    fetch_laion_stimuli,
+    get_data_dir,
+)
 from laion_fmri_fetchers.demo import (
     CONTENT,
     build_bucket,
     content_category,
     serve_bucket,
+    serve_demo,
 )
 from laion_fmri_fetchers.demo import server as server_module
 from laion_fmri_fetchers.demo.bucket import ODD_LABEL
@@ -797,3 +806,40 @@ def test_without_moto_it_says_what_to_install(monkeypatch):
             serve_bucket().__enter__()
     finally:
         server_module._import_moto.cache_clear()
+
+
+# All of it in one call
+
+
+def test_calls_go_to_the_demo_until_it_stops():
+    before = dict(os.environ)
+    demo = serve_demo(subjects=["sub-01"], n_sessions=1, held_out=())
+    data = fetch_laion_fmri(rois="FFA1", verbose=0)
+    assert data.data_dir == demo.data_dir == get_data_dir()
+    assert len(data.images) == 1
+    assert data.images_meta[0]["key"] in {key for _, key, _ in demo.bucket.requests}
+    assert current_terms_version() == demo.access.terms_version
+    demo.stop()
+    assert dict(os.environ) == before
+    assert not os.path.exists(demo.data_dir)
+    for url in (demo.bucket.url, demo.access.url):
+        with pytest.raises(requests.ConnectionError):
+            requests.get(url, timeout=10)
+
+
+def test_a_request_id_of_the_user_is_not_sent_to_the_demo(monkeypatch):
+    monkeypatch.setenv("LAION_FMRI_REQUEST_ID", "lfm_of_somebody")
+    with serve_demo(subjects=["sub-01"], n_sessions=1) as demo:
+        with pytest.raises(AccessRequiredError):
+            fetch_laion_stimuli(verbose=0)
+        assert demo.access.requests == []
+    assert os.environ["LAION_FMRI_REQUEST_ID"] == "lfm_of_somebody"
+
+
+def test_a_demo_that_cannot_be_built_leaves_nothing_behind(monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    before = dict(os.environ)
+    with pytest.raises(ValueError, match="not among the subjects"):
+        serve_demo(subjects=["sub-02"])
+    assert dict(os.environ) == before
+    assert list(tmp_path.iterdir()) == []

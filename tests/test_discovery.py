@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import warnings
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from laion_fmri_fetchers import (
     BucketError,
     InvalidQueryError,
+    bucket,
     describe,
     get_rois,
     get_subjects,
@@ -61,6 +63,28 @@ def test_without_the_bucket(bucket_folder, data_dir, monkeypatch):
         assert get_rois(1) == rois
     with pytest.raises(BucketError, match="no listing was saved"):
         inspect_bucket("derivatives/anatomical")
+
+
+def test_without_the_bucket_and_its_listings(cached, capsys):
+    shutil.rmtree(cached / ".laion_fmri" / "listings")
+    with pytest.warns(UserWarning, match="by what is on disk"):
+        assert get_subjects() == ["sub-01", "sub-03"]
+    with pytest.warns(UserWarning, match="by what is on disk"):
+        assert get_rois(1, "place") == ["MPA", "OPA", "PPA"]
+    with pytest.warns(UserWarning, match="by what is on disk"):
+        describe()
+    assert "sub-03" in capsys.readouterr().out
+
+
+def test_a_bucket_that_takes_long_is_told_of(server, data_dir, capsys, monkeypatch):
+    monkeypatch.setattr(bucket, "_QUIET", 0.0)
+    look([("", "/")], str(data_dir))
+    assert (
+        capsys.readouterr().err
+        == f"Waiting for {server.url} to list what it holds ...\n"
+    )
+    look([("", "/")], str(data_dir), verbose=0)
+    assert capsys.readouterr().err == ""
 
 
 def test_describe(server, data_dir, capsys):

@@ -496,6 +496,26 @@ def test_read_only_directory(cached, monkeypatch):
             path.chmod(path.stat().st_mode | 0o700)
 
 
+def test_a_directory_that_cannot_be_made(tmp_path, server, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: not mode & os.W_OK)
+    with pytest.raises(InvalidQueryError, match="cannot be made.*another data_dir"):
+        fetch(1, data_dir=tmp_path / "new")
+    with (
+        pytest.warns(UserWarning, match="cannot be written"),
+        pytest.raises(NotCachedError, match="cannot be written; name another data_dir"),
+    ):
+        fetch(1, data_dir=tmp_path)
+
+
+def test_a_bunch_is_shown_as_a_line_a_key(cached):
+    data = fetch("all", mode="offline")
+    lines = repr(data).splitlines()
+    assert [line.split()[0] for line in lines] == list(data)
+    assert max(map(len, lines)) < 100
+    assert lines[0].split(maxsplit=1)[1] == f"list of {len(data.images)}"
+    assert type(pickle.loads(pickle.dumps(data))) is type(data)
+
+
 def test_data_of_the_datasets_own_package(cached, bucket_folder):
     """It stores files under the same clean names, and an empty licence marker."""
     shutil.rmtree(cached / ".laion_fmri")
@@ -784,11 +804,49 @@ def test_query_is_readable_and_without_settings(cached):
         "sessions": ["ses-01", "ses-02"],
         "rois": ["FFA1"],
         "subject_filter": None,
-        "image_filter": "ResultFilter(image_type='betas')",
-        "roi_filter": "ResultFilter(space='T1w', extension='nii.gz')",
+        "image_filter": ResultFilter(image_type="betas"),
+        "roi_filter": ResultFilter(space="T1w", extension="nii.gz"),
         "trial_filter": None,
         "max_images": None,
     }
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        {"rois": ["face", "PPA"], "trial_filter": {"n_reps": 12}, "max_images": 2},
+        {"subjects": "all", "sessions": [1, 2], "rois": None},
+        {
+            "image_type": "rsquare",
+            "trial_filter": ResultFilter(n_reps=4) | {"dataset": "LAION"},
+        },
+    ],
+)
+def test_a_query_can_be_asked_again(cached, query):
+    data = fetch(**query, mode="offline")
+    again = fetch(**pickle.loads(pickle.dumps(data.query)), mode="offline")
+    assert_same(data, again)
+
+
+def test_a_query_with_functions_tells_their_names(cached):
+    data = fetch(1, trial_filter=lambda trial: trial["n_reps"] == 4, mode="offline")
+    assert data.query["trial_filter"] == "ResultFilter(callable_filter=<lambda>)"
+    assert pickle.loads(pickle.dumps(data)).query == data.query
+
+
+@pytest.mark.parametrize(
+    ("query", "words"),
+    [
+        ({"trial_filter": {"n_reps": "12"}}, "trial_filter.*n_reps is 12, 4"),
+        ({"trial_filter": {"label": "none such"}}, "none such'\\).$"),
+        ({"space": "MNI152"}, "images.*space is T1w"),
+        ({"roi_filter": {"space": "MNI"}}, "ROI masks.*space is T1w, fsnative"),
+        ({"subject_filter": {"subject": "1"}}, "subject_filter.*subject is sub-01"),
+    ],
+)
+def test_a_filter_that_nothing_passes_is_warned_of(server, data_dir, query, words):
+    with pytest.warns(UserWarning, match=f"Nothing passes .*{words}"):
+        fetch(**query, dry_run=True)
 
 
 # ---------------------------------------------------------------- another grid

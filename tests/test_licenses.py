@@ -26,13 +26,13 @@ def at_a_terminal(code, answer):
         text=True,
     )
     os.close(follower)
-    os.write(leader, answer.encode() + b"\n")
+    os.write(leader, b"".join(line.encode() + b"\n" for line in answer.split("|")))
     out, err = process.communicate(timeout=60)
     os.close(leader)
     return process.returncode, out, err
 
 
-@pytest.mark.parametrize("answer", ["I AGREE", "i agree", '"I AGREE"'])
+@pytest.mark.parametrize("answer", ["I AGREE", "i agree", '"I AGREE"', "yes|I AGREE"])
 def test_accepted_at_a_terminal(tmp_path, answer):
     code, out, _ = at_a_terminal(CODE.format(str(tmp_path)), answer)
     assert code == 0
@@ -42,7 +42,7 @@ def test_accepted_at_a_terminal(tmp_path, answer):
     accept_license(tmp_path)
 
 
-@pytest.mark.parametrize("answer", ["", "no", "I DISAGREE", "yes"])
+@pytest.mark.parametrize("answer", ["", "no", "yes|", "I DISAGREE|yes|yes"])
 def test_declined_at_a_terminal(tmp_path, answer):
     code, _, err = at_a_terminal(CODE.format(str(tmp_path)), answer)
     assert code != 0

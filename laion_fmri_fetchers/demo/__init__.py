@@ -7,18 +7,23 @@
 >>> with serve_bucket(build_bucket("demo_bucket")) as server:  # doctest: +SKIP
 ...     print(server.url)
 http://127.0.0.1:40123/laion-fmri
+
+`serve_demo` does all of that in one call, and lets the package's calls go there.
 """
 
 from .access import AccessServer, serve_access
 from .bucket import CONTENT, build_bucket, content_category
+from .environment import Demo, serve_demo
 from .server import Server, serve_bucket
 
 __all__ = [
     "CONTENT",
     "AccessServer",
+    "Demo",
     "Server",
     "build_bucket",
     "content_category",
     "serve_access",
     "serve_bucket",
+    "serve_demo",
 ]

@@ -17,6 +17,10 @@ from laion_fmri_fetchers.fmri import fetch_laion_fmri
 from laion_fmri_fetchers.messages import readable_size
 from laion_fmri_fetchers.report import make_report
 
+from .bucket import build_bucket
+from .environment import demo_variables, variables
+from .server import serve_bucket
+
 _CATEGORIES = ["face", "place", "body", "character", "motion", "object", "retinotopy"]
 
 
@@ -44,8 +48,6 @@ def run_demo(output: str | os.PathLike | None = None) -> Path:
     LaionFmriError
         If a step does not give what it should.
     """
-    from . import build_bucket, serve_bucket
-
     folder = Path(output or tempfile.mkdtemp(prefix="laion_fmri_demo_")).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as temporary, contextlib.ExitStack() as stack:
@@ -57,7 +59,8 @@ def run_demo(output: str | os.PathLike | None = None) -> Path:
         with _step("Serve it by a local S3") as say:
             server = stack.enter_context(serve_bucket(bucket))
             say(server.url)
-        stack.enter_context(_environment(server.url, folder / "data"))
+        settings = demo_variables(server.url, folder / "data")
+        stack.enter_context(variables(settings))
         data = _fetch_and_reload(server)
         figure = folder / "rois.png"
         _decode_and_draw(data, figure)
@@ -79,7 +82,7 @@ def _fetch_and_reload(server: Any) -> Any:
         "rois": _CATEGORIES,
         "trial_filter": {"n_reps": 12},
     }
-    call = 'fetch_laion_fmri("all", rois=[…], trial_filter={"n_reps": 12})'
+    call = 'fetch_laion_fmri("all", rois=[...], trial_filter={"n_reps": 12})'
     with _step(call) as say:
         server.requests.clear()
         data = fetch_laion_fmri(**query)
@@ -143,7 +146,7 @@ def _stimuli(server: Any, figure: Path) -> None:
 
     with (
         serve_access(server, approves=False) as service,
-        _variables({"LAION_FMRI_ACCESS_URL": service.url, "LAION_FMRI_REQUEST_ID": ""}),
+        variables({"LAION_FMRI_ACCESS_URL": service.url}),
     ):
         with _step("Request access to the stimuli") as say:
             try:
@@ -203,28 +206,3 @@ def _step(what: str) -> Iterator[Any]:
     start = time.perf_counter()
     yield found.append
     print(f"  {' '.join(found)}  ({time.perf_counter() - start:.2f} s)", flush=True)
-
-
-def _environment(bucket_url: str, data_dir: Path) -> Any:
-    """Let calls go to the demo bucket and its own data directory, for a while."""
-    return _variables(
-        {
-            "LAION_FMRI_BUCKET_URL": bucket_url,
-            "LAION_FMRI_DATA_DIR": str(data_dir),
-            "LAION_FMRI_LICENSE": "I AGREE",
-        }
-    )
-
-
-@contextlib.contextmanager
-def _variables(settings: dict[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in settings}
-    os.environ.update(settings)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value

@@ -1,0 +1,134 @@
+"""Calls of the package go to a synthetic dataset on this machine, for a while."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .access import AccessServer, serve_access
+from .bucket import build_bucket
+from .server import Server, serve_bucket
+
+
+@dataclass
+class Demo:
+    """A synthetic LAION-fMRI that calls of the package go to; see `serve_demo`.
+
+    Attributes
+    ----------
+    data_dir : str
+        The data directory of the calls.
+    bucket : Server
+        The local S3; its ``requests`` tell what was asked of it.
+    access : AccessServer
+        The local service that grants access to the stimuli.
+    variables : dict
+        Environment variables under which calls go to it; they are set.
+    """
+
+    data_dir: str
+    bucket: Server
+    access: AccessServer
+    variables: Mapping[str, str]
+    _stack: contextlib.ExitStack = field(repr=False)
+
+    def __enter__(self) -> Demo:
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Stop the servers, remove the data and restore the environment."""
+        self._stack.close()
+
+
+def serve_demo(**how: Any) -> Demo:
+    """Let calls of the package go to a synthetic LAION-fMRI on this machine.
+
+    A bucket is built and served, with the service that grants access to its stimuli,
+    and the package's environment variables name them and a temporary data directory.
+    Nothing reaches the network, and the data directories in use are left alone.
+
+    Parameters
+    ----------
+    **how
+        Arguments of `build_bucket`, such as ``subjects`` and ``n_sessions``.
+
+    Returns
+    -------
+    Demo
+        What runs, until its ``stop()`` or the end of a ``with`` block.
+
+    Raises
+    ------
+    ImportError
+        When the extra ``demo`` is not installed.
+    ValueError
+        When a subject is not of the dataset.
+
+    Examples
+    --------
+    >>> from laion_fmri_fetchers import get_subjects
+    >>> with serve_demo(subjects=["sub-01", "sub-03"], n_sessions=1):
+    ...     get_subjects()
+    ['sub-01', 'sub-03']
+    """
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        files = build_bucket(folder / "bucket", **how)
+        bucket = stack.enter_context(serve_bucket(files))
+        access = stack.enter_context(serve_access(bucket))
+        data_dir = str(folder / "laion_fmri")
+        settings = demo_variables(bucket.url, data_dir)
+        settings["LAION_FMRI_ACCESS_URL"] = access.url
+        stack.enter_context(variables(settings))
+        running = stack.pop_all()
+    return Demo(data_dir, bucket, access, settings, running)
+
+
+def serve_until_stopped() -> None:
+    """Serve a synthetic LAION-fMRI, say how to call it, and wait for ``Ctrl-C``."""
+    print("Building a synthetic LAION-fMRI ...", flush=True)
+    with serve_demo() as demo:
+        print("\nIn another terminal, let calls of the package go to it by:\n")
+        for name in sorted(demo.variables):
+            print(f"export {name}={shlex.quote(demo.variables[name])}")
+        print("\nCtrl-C ends it and removes its data.", flush=True)
+        with contextlib.suppress(KeyboardInterrupt):
+            threading.Event().wait()
+
+
+def demo_variables(bucket_url: str, data_dir: str | Path) -> dict[str, str]:
+    """Return environment variables that name a demo bucket and a data directory.
+
+    The terms of the real data are not touched: what is fetched is made up.
+    """
+    return {
+        "LAION_FMRI_BUCKET_URL": bucket_url,
+        "LAION_FMRI_DATA_DIR": str(data_dir),
+        "LAION_FMRI_LICENSE": "I AGREE",
+        "LAION_FMRI_REQUEST_ID": "",
+    }
+
+
+@contextlib.contextmanager
+def variables(settings: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables, and restore them at the end."""
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
