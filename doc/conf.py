@@ -1,4 +1,4 @@
-"""Configuration of the documentation."""
+"""Configuration of the documentation; a build needs no network."""
 
 import laion_fmri_fetchers
 
@@ -12,12 +12,37 @@ extensions = [
     "sphinx.ext.autosummary",
     "numpydoc",
     "sphinx_copybutton",
+    "sphinx_design",
+    "sphinx_gallery.gen_gallery",
 ]
-autosummary_generate = True
-numpydoc_show_class_members = False
-numpydoc_xref_param_type = False
-default_role = "autolink"
-exclude_patterns = ["_build"]
+templates_path = ["_templates"]
+exclude_patterns = ["_build", "examples"]
 html_theme = "furo"
 html_title = project
-nitpicky = False
+
+# Names in single backticks are those of this package, and must exist.
+rst_prolog = ".. currentmodule:: laion_fmri_fetchers"
+default_role = "py:obj"
+nitpicky = True
+nitpick_ignore_regex = [
+    ("py:.*", r"(joblib|matplotlib|nibabel|nilearn|numpy|pandas|re|sklearn)(\..+)?"),
+]
+
+autosummary_generate = True
+autodoc_typehints = "none"  # docstrings tell types
+numpydoc_show_class_members = False
+numpydoc_xref_param_type = False
+
+# Examples are run; one that fails ends the build.
+sphinx_gallery_conf = {
+    "examples_dirs": "examples",
+    "gallery_dirs": "auto_examples",
+    "backreferences_dir": "generated/backreferences",
+    "doc_module": ("laion_fmri_fetchers",),
+    "within_subsection_order": "FileNameSortKey",
+    "abort_on_example_error": True,
+    "write_computation_times": False,
+    "download_all_examples": False,
+    "remove_config_comments": True,
+    "show_signature": False,
+}

@@ -90,7 +90,8 @@ def plot_availability(data: Bunch, *, axes: Axes | None = None) -> Axes:
     Returns
     -------
     matplotlib Axes
-        A row a subject, a mark a session; at the right, gigabytes on disk of all.
+        A row a subject, a mark a session; at the right, the size on disk, of that of
+        all where the listings tell. Sessions that are held out do not count.
 
     Raises
     ------
@@ -117,8 +118,9 @@ def plot_availability(data: Bunch, *, axes: Axes | None = None) -> Axes:
             axes.plot(own["number"], rows, ls="", ms=size, label=state, **marks)
     for row, subject in enumerate(subjects):
         own = table[table["subject"] == subject]
-        on_disk, size = own["on_disk"].sum(), own["size"].sum()
-        amount = f"{readable_size(on_disk)} of\n{readable_size(size)}"
+        amount = f"{readable_size(own['on_disk'].sum())}"
+        if not ((own["state"] == "in the bucket") & (own["size"] == 0)).any():
+            amount += f" of\n{readable_size(own['size'].sum())}"
         place = axes.get_yaxis_transform()
         axes.text(1.02, row, amount, transform=place, va="center", fontsize="small")
     axes.set_yticks(range(len(subjects)), subjects)

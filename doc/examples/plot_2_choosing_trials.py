@@ -1,0 +1,134 @@
+"""
+Choose trials before downloading
+================================
+
+Filters work on metadata. They tell which sessions hold the trials a study needs, and
+only those sessions are downloaded. Here they find images that were shown often, images
+of chosen kinds, and combinations of both.
+"""
+
+# %%
+# The data of this example
+# ------------------------
+#
+# They are synthetic and served by this machine. Leave out the lines with ``demo``, and
+# the rest runs on LAION-fMRI itself, with other numbers.
+
+from laion_fmri_fetchers.demo import serve_demo
+
+demo = serve_demo(subjects=["sub-01", "sub-03", "sub-05"])
+
+# %%
+# Say what is wanted
+# ------------------
+#
+# A filter has terms on fields of a trial: the columns of ``trials``. A term is a value,
+# several values, or a special value such as `Pattern`. Filters combine with ``&``,
+# ``|``, ``^`` and ``~``, and show what they are.
+
+from laion_fmri_fetchers import IsIn, Pattern, ResultFilter
+
+often = ResultFilter(n_reps=12)
+things = ResultFilter(dataset=IsIn("THINGS", "THINGS+"))
+illusions = ResultFilter(label=Pattern(r"shared_4rep_OOD_illusion"))
+wanted = often | illusions
+wanted
+
+# %%
+# What would each filter cost?
+# ----------------------------
+#
+# For a dry run with a trial filter, only the small trial tables are fetched. They are
+# kept, so that further questions are answered from the disk.
+
+import pandas as pd
+
+from laion_fmri_fetchers import fetch_laion_fmri
+
+filters = {
+    "all trials": None,
+    "shown 12 times": often,
+    "illusions": illusions,
+    "either": wanted,
+    "THINGS, not shown 12 times": things & ~often,
+}
+costs = []
+for name, trial_filter in filters.items():
+    plan = fetch_laion_fmri(
+        "all",
+        rois=None,
+        sessions=range(1, 5),
+        trial_filter=trial_filter,
+        dry_run=True,
+        verbose=0,
+    )
+    costs.append((name, len(plan.trials), len(plan.images), plan.plan_size / 1e6))
+table = pd.DataFrame(costs, columns=["filter", "trials", "sessions", "MB"])
+table.set_index("filter").round(1)
+
+# %%
+# Images shown 12 times are in half of the sessions only, so half of the download is
+# saved.
+#
+# Fetch what passes
+# -----------------
+#
+# The filter is kept in ``query``, to be asked again; ``sample_masks`` says which
+# volumes of each image passed.
+
+data = fetch_laion_fmri("all", rois=None, sessions=range(1, 5), trial_filter=often)
+print(repr(data.query["trial_filter"]))
+for meta, volumes in zip(data.images_meta, data.sample_masks, strict=True):
+    print(meta["subject"], meta["session"], f"{len(volumes)} trials, volumes", volumes)
+
+# %%
+# Which sessions are on disk now, and which are in the bucket only?
+
+from matplotlib import pyplot as plt
+
+from laion_fmri_fetchers import plot_availability
+
+plot_availability(data)
+plt.show()
+
+# %%
+# Filter a table that is there
+# ----------------------------
+#
+# ``mask`` evaluates a whole DataFrame at once. The trials of one subject, all of them
+# and those of two filters:
+
+from laion_fmri_fetchers import plot_trials
+
+everything = fetch_laion_fmri("sub-01", rois=None, sessions=range(1, 5), dry_run=True)
+trials = everything.trials
+figure, axes = plt.subplots(1, 3, figsize=(7.2, 4), sharey=True, layout="constrained")
+for ax, name in zip(axes, ["all trials", "either", "shown 12 times"], strict=True):
+    passes = filters[name].mask(trials) if filters[name] else slice(None)
+    everything.trials = trials[passes]
+    plot_trials(everything, axes=ax)
+    ax.set_title(f"{name}: {len(everything.trials)}")
+    ax.label_outer()
+    ax.get_legend().remove()
+handles, names = axes[0].get_legend_handles_labels()
+figure.legend(handles, names, loc="outside lower center", ncols=3, frameon=False)
+plt.show()
+
+# %%
+# A function of one trial is a filter, too: here the first run of each session.
+
+first_run = fetch_laion_fmri(
+    "sub-03",
+    rois=None,
+    sessions=1,
+    trial_filter=lambda trial: trial["run"] == 1,
+    dry_run=True,
+)
+print(len(first_run.trials), "trials, runs", first_run.trials["run"].unique())
+
+# %%
+# Stop the stand-in; its data are removed.
+
+demo.stop()
+
+# sphinx_gallery_thumbnail_number = 2

@@ -1,0 +1,146 @@
+"""
+Encoding model on image embeddings
+==================================
+
+How much of a voxel's response can be predicted from what a vision model makes of an
+image? Fit a ridge regression from embeddings to betas, test it on images it has not
+seen, and compare it with the noise ceiling.
+"""
+
+# %%
+# The data of this example
+# ------------------------
+#
+# They are synthetic and served by this machine. Embeddings of images that show the same
+# kind of thing are alike, as those of real models are. Leave out the lines with
+# ``demo``, and the rest runs on LAION-fMRI itself.
+
+from laion_fmri_fetchers.demo import serve_demo
+
+demo = serve_demo(subjects=["sub-01"], n_trials=256)
+
+# %%
+# Responses
+# ---------
+#
+# The average over repeats, a row an image, of all voxels in any ROI.
+
+from laion_fmri_fetchers import fetch_laion_fmri, load_betas
+
+data = fetch_laion_fmri("sub-01", rois="all", sessions=range(1, 5))
+betas = load_betas(data, standardize="zscore", average_repeats=True)
+print(f"{betas.data.shape[0]} images x {betas.data.shape[1]} voxels")
+
+# %%
+# Embeddings
+# ----------
+#
+# They are public, there is no gate. Rows come in the order of the names asked for, so
+# they align with the responses. ``valid`` tells for which images the model gave one.
+
+import numpy as np
+
+from laion_fmri_fetchers import fetch_laion_embeddings
+
+found = fetch_laion_embeddings("CLIP", names=betas.trials["label"])
+valid = found.valid["CLIP"]
+X = found.embeddings["CLIP"][valid].astype(np.float32)
+Y = betas.data[valid]
+print(f"{X.shape[0]} images x {X.shape[1]} features")
+
+# %%
+# Predict images that were not learnt
+# -----------------------------------
+#
+# A row is an image, so no image is in two folds. Each voxel has a penalty of its own,
+# chosen within the images learnt.
+
+from sklearn.linear_model import RidgeCV
+from sklearn.model_selection import KFold, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+model = make_pipeline(
+    StandardScaler(), RidgeCV(np.logspace(1, 6, 6), alpha_per_target=True)
+)
+folds = KFold(5, shuffle=True, random_state=0)
+predicted = cross_val_predict(model, X, Y, cv=folds)
+residual = ((Y - predicted) ** 2).sum(axis=0)
+explained = 100 * (1 - residual / ((Y - Y.mean(axis=0)) ** 2).sum(axis=0))
+
+# %%
+# Below the ceiling
+# -----------------
+#
+# A model cannot explain more than the noise ceiling; the noise ceiling of 4 repeats
+# fits averages of 4 trials. Medians over the voxels of each ROI:
+
+from matplotlib import pyplot as plt
+
+colours = {
+    "face": ("#d55e00", "o"),
+    "place": ("#009e73", "s"),
+    "body": ("#cc79a7", "^"),
+    "character": ("#e69f00", "v"),
+    "motion": ("#000000", "P"),
+    "object": ("#56b4e9", "D"),
+    "retinotopy": ("#0072b2", "X"),
+}
+ceiling = betas.noise_ceilings["4rep"]
+category = {meta["roi"]: meta["roi_category"] for meta in data.rois_meta}
+figure, ax = plt.subplots(figsize=(6.4, 4.4), layout="constrained")
+for name, (colour, marker) in colours.items():
+    masks = [betas.roi_masks[roi] for roi in category if category[roi] == name]
+    ax.plot(
+        [np.median(ceiling[mask]) for mask in masks],
+        [np.median(explained[mask]) for mask in masks],
+        marker,
+        color=colour,
+        ms=7,
+        label=name,
+    )
+ax.axline((0, 0), slope=1, color="black", lw=0.8, ls="--", label="ceiling")
+ax.axhline(0, color="black", lw=0.8)
+ax.set(
+    xlabel="Noise ceiling, 4 repeats (%)",
+    ylabel="Variance explained by the model (%)",
+    xlim=(0, 65),
+    ylim=(-5, 30),
+)
+ax.spines[["top", "right"]].set_visible(False)
+ax.legend(frameon=False, fontsize="small", ncols=2, loc="upper right")
+plt.show()
+
+# %%
+# In the synthetic data, embeddings tell what kind of thing an image shows, and nothing
+# of what else a voxel responds to. So the model explains some of category-selective
+# regions, stays far from the ceiling, and fails in retinotopic maps, but for TO1 and
+# TO2, which overlap with MT.
+#
+# Back to the brain
+# -----------------
+
+from nilearn.masking import unmask
+from nilearn.plotting import plot_stat_map
+
+anatomy = fetch_laion_fmri(
+    "sub-01", rois=None, image_type="anatomical", suffix="T1w", res=None
+)
+plot_stat_map(
+    unmask(explained.astype(np.float32), betas.mask_img),
+    bg_img=anatomy.images[0],
+    threshold=3,
+    vmin=0,
+    vmax=20,
+    cmap="inferno",
+    display_mode="z",
+    cut_coords=[-18, -12, 0, 6],
+    title="Variance explained by the model (%)",
+    resampling_interpolation="nearest",
+)
+plt.show()
+
+# %%
+# Stop the stand-in; its data are removed.
+
+demo.stop()
