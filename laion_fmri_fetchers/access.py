@@ -16,27 +16,33 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import getpass
-import ipaddress
 import json
 import os
 import re
 import threading
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import urljoin, urlsplit
-
-import requests
-from urllib3.util import Retry
 
 from . import cache, layout
+from .access_service import (
+    ADVICE,
+    DEFAULT_ACCESS_URL,
+    PREFIX,
+    URL_VARIABLE,
+    Answer,
+    SecretText,
+    call,
+    is_same_server,
+    raise_for_status,
+    refuse_plain,
+    server_url,
+)
 from .exceptions import (
     AccessFormError,
     AccessNotFoundError,
     AccessPendingError,
-    AccessRateLimitedError,
     AccessRequiredError,
     AccessRevokedError,
     AccessServiceError,
@@ -46,16 +52,8 @@ from .exceptions import (
 )
 from .messages import AGREEMENT, can_ask, listed, tell, warn
 
-DEFAULT_ACCESS_URL = "https://laion-fmri.hebartlab.com"
-
 _ID_VARIABLE = "LAION_FMRI_REQUEST_ID"
-_URL_VARIABLE = "LAION_FMRI_ACCESS_URL"
-_PREFIX = "lfm_"
 _TRIES = 3
-_FIRST_WAIT = 0.5
-_CONNECT_TIMEOUT = 10.0
-_MOST_REDIRECTS = 4
-_BUSY = frozenset({500, 502, 503, 504})
 
 _QUESTIONS = {
     "name": "Full name",
@@ -93,14 +91,14 @@ def current_terms_version(*, timeout: float = 30.0) -> str:
 
         version = current_terms_version()
     """
-    server = _server()
+    server = server_url()
     what = "the version of the terms"
-    answer = _call(server, "/api/v1/manifest", what, timeout=timeout, tries=_TRIES)
-    _raise_for_status(answer, server, what)
+    answer = call(server, "/api/v1/manifest", what, timeout=timeout, tries=_TRIES)
+    raise_for_status(answer, server, what)
     version = answer.content.get("current_terms_version")
     if not isinstance(version, str) or not version:
         raise AccessServiceError(
-            f"{server} does not say which version of the terms is in force. {_ADVICE}"
+            f"{server} does not say which version of the terms is in force. {ADVICE}"
         )
     return str(version)
 
@@ -195,7 +193,7 @@ def request_stimulus_access(
     }
     form = {k: v.strip() if isinstance(v, str) else v for k, v in form.items()}
     _check_form(form, accept_terms_version)
-    server = _server()
+    server = server_url()
     version = current_terms_version(timeout=timeout)
     if accept_terms_version not in (None, version):
         raise TermsOutdatedError(
@@ -263,10 +261,10 @@ def login(
                 f"set {_ID_VARIABLE}."
             )
         request_id = getpass.getpass("request_id (not shown): ")
-    given, request_id = Auth(str(request_id).strip(), _server(), "pending"), ""
-    if not given.request_id.startswith(_PREFIX) or " " in given.request_id:
+    given, request_id = Auth(str(request_id).strip(), server_url(), "pending"), ""
+    if not given.request_id.startswith(PREFIX) or " " in given.request_id:
         raise InvalidQueryError(
-            f"What was given is no request_id; one begins with {_PREFIX}"
+            f"What was given is no request_id; one begins with {PREFIX}"
         )
     problem: StimulusAccessError | None = None
     try:
@@ -450,15 +448,6 @@ def open_gate(data_dir: str, *, offline: bool, timeout: float = 30.0) -> Gate:
 # --- The cached request_id -------------------------------------------------------
 
 
-class _SecretText(str):
-    """Text that a ``repr`` does not show, as in a traceback with local variables."""
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return "'...'"
-
-
 @dataclass(frozen=True)
 class Auth:
     """A ``request_id``, where it came from and what is known of it."""
@@ -470,7 +459,7 @@ class Auth:
     source: str = ""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "request_id", _SecretText(self.request_id))
+        object.__setattr__(self, "request_id", SecretText(self.request_id))
 
 
 def _cached(data_dir: str) -> Auth | None:
@@ -478,13 +467,13 @@ def _cached(data_dir: str) -> Auth | None:
     files = (cache.auth_file(data_dir), cache.official_auth_file())
     found = [auth for auth in map(_read, files) if auth]
     given = os.environ.get(_ID_VARIABLE, "").strip()
-    wanted = os.environ.get(_URL_VARIABLE)
+    wanted = os.environ.get(URL_VARIABLE)
     if given:
         found = [auth for auth in found if auth.request_id == given]
         server = wanted or DEFAULT_ACCESS_URL
         found.append(Auth(given, server, "approved", source=_ID_VARIABLE))
     for auth in found:
-        if not wanted or _is_same_server(auth.server_url, wanted):
+        if not wanted or is_same_server(auth.server_url, wanted):
             return auth
     return found[0] if found else None
 
@@ -573,7 +562,7 @@ def _masked(request_id: str) -> str:
     >>> _masked("lfm_0123456789abcdefghijklmn")
     'lfm_...lmn'
     """
-    return f"{_PREFIX}...{request_id[-3:] if len(request_id) >= 24 else ''}"
+    return f"{PREFIX}...{request_id[-3:] if len(request_id) >= 24 else ''}"
 
 
 def _pending_text(auth: Auth, file: str) -> str:
@@ -600,7 +589,7 @@ def _check_form(form: Mapping[str, Any], accept_terms_version: str | None) -> No
             "The access request was not sent: "
             + "; ".join(f"{name} {problem}" for name, problem in wrong.items())
             + ". Pass them as arguments, or call at a terminal to be asked; "
-            f"current_terms_version() says which terms to read at {_server()}/terms",
+            f"current_terms_version() says which terms to read at {server_url()}/terms",
             wrong,
         )
 
@@ -673,10 +662,10 @@ def _send_form(
         "terms_version": version,
         "source": "cli",
     }
-    answer = _call(server, "/api/v1/access/request", what, body, timeout=timeout)
-    _raise_for_status(answer, server, what)
+    answer = call(server, "/api/v1/access/request", what, body, timeout=timeout)
+    raise_for_status(answer, server, what)
     request_id = answer.content.get("request_id")
-    if not isinstance(request_id, str) or not request_id.startswith(_PREFIX):
+    if not isinstance(request_id, str) or not request_id.startswith(PREFIX):
         request_id = None
         raise AccessServiceError(
             f"{server} took the access request but gave no request_id. Look for it in "
@@ -692,21 +681,21 @@ def _send_form(
 class _Link(NamedTuple):
     """A presigned URL and the file behind it."""
 
-    url: _SecretText
+    url: SecretText
     file: GatedFile
 
 
 def _refresh(auth: Auth, timeout: float) -> dict[str, _Link]:
     """Return fresh URLs of the gated files, by ``id``."""
-    wanted = os.environ.get(_URL_VARIABLE)
-    if wanted and not _is_same_server(auth.server_url, wanted):
+    wanted = os.environ.get(URL_VARIABLE)
+    if wanted and not is_same_server(auth.server_url, wanted):
         raise AccessRequiredError(
             f"The request_id of {auth.source} comes from {auth.server_url} and is sent "
-            f"nowhere else, but {_URL_VARIABLE} is {wanted}. Request access there with "
+            f"nowhere else, but {URL_VARIABLE} is {wanted}. Request access there with "
             "request_stimulus_access(renew=True), or unset the variable."
         )
     server, what = auth.server_url.rstrip("/"), "fresh URLs of the stimulus files"
-    answer = _call(
+    answer = call(
         server,
         "/api/v1/refresh",
         what,
@@ -714,13 +703,13 @@ def _refresh(auth: Auth, timeout: float) -> dict[str, _Link]:
         timeout=timeout,
         tries=_TRIES,
     )
-    _raise_for_status(answer, server, what, auth.request_id)
+    raise_for_status(answer, server, what, auth.request_id)
     if _is_pending(answer):
         raise AccessPendingError(_pending_text(auth, auth.source or "not yet"))
     return _links(answer, server)
 
 
-def _is_pending(answer: _Answer) -> bool:
+def _is_pending(answer: Answer) -> bool:
     return (
         answer.status == 202
         or answer.content.get("status") == "pending"
@@ -728,7 +717,7 @@ def _is_pending(answer: _Answer) -> bool:
     )
 
 
-def _links(answer: _Answer, server: str) -> dict[str, _Link]:
+def _links(answer: Answer, server: str) -> dict[str, _Link]:
     """Return what an answer says of the gated files; raise where it does not."""
     found = {}
     files = answer.content["files"]
@@ -740,10 +729,10 @@ def _links(answer: _Answer, server: str) -> dict[str, _Link]:
     if lacking:
         raise AccessServiceError(
             f"{server} grants access but names no url, size and sha256 of "
-            f"{listed(lacking)}. {_ADVICE}"
+            f"{listed(lacking)}. {ADVICE}"
         )
     for link in found.values():
-        _refuse_plain(link.url, "The URL of a stimulus file")
+        refuse_plain(link.url, "The URL of a stimulus file")
     return found
 
 
@@ -758,271 +747,4 @@ def _link(one: Any) -> _Link | None:
         or not re.fullmatch(r"[0-9a-fA-F]{64}", str(digest))
     ):
         return None
-    return _Link(_SecretText(url), GatedFile(size, str(digest).lower()))
-
-
-# --- HTTP ------------------------------------------------------------------------
-
-_ADVICE = (
-    f"Check {_URL_VARIABLE} if you set it; else the service may have changed, see "
-    f"{DEFAULT_ACCESS_URL}"
-)
-
-
-class _Secret(dict):
-    """A dict whose ``repr`` does not show what is in it."""
-
-    def __repr__(self) -> str:
-        return f"<{len(self)} fields, not shown>"
-
-
-class _Answer(NamedTuple):
-    status: int
-    content: _Secret
-    retry_after: float | None
-
-
-def _server() -> str:
-    """Return the address of the access service, without a slash at the end."""
-    return (os.environ.get(_URL_VARIABLE) or DEFAULT_ACCESS_URL).rstrip("/")
-
-
-def _call(
-    server: str,
-    path: str,
-    what: str,
-    body: dict[str, Any] | None = None,
-    *,
-    timeout: float,
-    tries: int = 1,
-) -> _Answer:
-    """Ask the service; again after a while where that may help."""
-    body = None if body is None else _Secret(body)
-    url = server.rstrip("/") + path
-    for i in range(tries):
-        if i:
-            time.sleep(_FIRST_WAIT * 2 ** (i - 1))
-        response = _send(url, body, what, timeout)
-        if not isinstance(response, str) and response.status_code not in _BUSY:
-            break
-    if isinstance(response, str):
-        raise AccessServiceError(
-            f"{server} gives no answer to the call for {what} ({response}). Check the "
-            "network; what is on disk can be had with mode='offline'."
-        )
-    return _parsed(response, server, what)
-
-
-def _send(
-    url: str, body: dict[str, Any] | None, what: str, timeout: float
-) -> requests.Response | str:
-    """Send a request; where there is no answer, return why.
-
-    With a body, which may hold a secret, no other host is followed to.
-    """
-    first = url
-    for _ in range(_MOST_REDIRECTS):
-        _refuse_plain(url, f"The address for {what}")
-        response = _send_once(url, body, timeout)
-        if isinstance(response, str) or not 300 <= response.status_code < 400:
-            return response
-        url = urljoin(url, response.headers.get("Location", ""))
-        if body is None:
-            continue
-        if _origin(url) != _origin(first):
-            raise AccessServiceError(
-                f"{_shown(first)} redirects to another host, {_host(url)}, to which "
-                f"nothing was sent. {_ADVICE}"
-            )
-        if response.status_code not in (307, 308):
-            break
-    raise AccessServiceError(
-        f"{_shown(first)} answers with redirects that lead nowhere. {_ADVICE}"
-    )
-
-
-def _send_once(
-    url: str, body: dict[str, Any] | None, timeout: float
-) -> requests.Response | str:
-    try:
-        return requests.request(
-            "GET" if body is None else "POST",
-            url,
-            json=body,
-            headers={"Accept": "application/json"},
-            timeout=(min(timeout, _CONNECT_TIMEOUT), timeout),
-            allow_redirects=False,
-        )
-    except requests.exceptions.SSLError:
-        return "TLS fails"
-    except requests.Timeout:
-        return f"nothing for {timeout:g} s"
-    except requests.ConnectionError:
-        return "no connection"
-    except (requests.RequestException, ValueError) as error:
-        return type(error).__name__
-
-
-def _parsed(response: requests.Response, server: str, what: str) -> _Answer:
-    """Return status and content of an answer; a success must be a JSON object."""
-    content: Any = None
-    with contextlib.suppress(ValueError):
-        content = json.loads(response.content)
-    status = response.status_code
-    if not isinstance(content, dict):
-        if status < 400 and not (status == 202 and not response.content):
-            raise AccessServiceError(
-                f"{server} answers the call for {what} with what is no JSON object "
-                f"(status {status}). {_ADVICE}"
-            )
-        content = {}
-    asked = None
-    with contextlib.suppress(Exception):
-        asked = Retry().parse_retry_after(response.headers.get("Retry-After", ""))
-    return _Answer(status, _hidden(content), asked)
-
-
-def _hidden(value: Any) -> Any:
-    """Return parsed JSON such that no ``repr`` shows what is in it."""
-    if isinstance(value, dict):
-        return _Secret({name: _hidden(inner) for name, inner in value.items()})
-    if isinstance(value, list):
-        return [_hidden(inner) for inner in value]
-    return _SecretText(value) if isinstance(value, str) else value
-
-
-def _raise_for_status(
-    answer: _Answer, server: str, what: str, request_id: str = ""
-) -> None:
-    """Raise the error that an answer stands for."""
-    status, detail = answer.status, answer.content.get("detail")
-    if status in (200, 201, 202):
-        return
-    said = _said(detail, request_id)
-    if status == 403 and isinstance(detail, dict):
-        _raise_if_outdated(detail, server, request_id)
-    if status == 403 and "revoked" in json.dumps(detail).lower():
-        raise AccessRevokedError(
-            f"{server} revoked the request_id{said}. Write to the publishers of the "
-            "dataset, or request access again with request_stimulus_access()."
-        )
-    if status == 404 and request_id:
-        raise AccessNotFoundError(
-            f"{server} does not know the request_id{said}. Request access again with "
-            f"request_stimulus_access(). {_ADVICE}"
-        )
-    if status == 422:
-        _raise_form_error(detail, server, what, request_id)
-    if status == 429:
-        wait = answer.retry_after
-        when = "later"
-        if wait is not None:
-            at = dt.datetime.now() + dt.timedelta(seconds=wait)
-            when = f"in {wait:g} s, at {at:%H:%M:%S}"
-        raise AccessRateLimitedError(
-            f"Too many requests to {server}{said}. Try again {when}.", wait
-        )
-    raise AccessServiceError(
-        f"{server} answers the call for {what} with status {status}{said}. {_ADVICE}"
-    )
-
-
-def _raise_if_outdated(detail: dict[str, Any], server: str, request_id: str) -> None:
-    if detail.get("error") != "terms_outdated":
-        return
-    version = detail.get("current_terms_version")
-    version = _clean(version) if isinstance(version, str) else None
-    url = detail.get("accept_url")
-    url = urljoin(f"{server}/", url if isinstance(url, str) else "terms/accept")
-    if _PREFIX in url or (request_id and request_id in url):
-        url = url.partition("?")[0]  # the id in it is a secret
-    _refuse_plain(url, "The address at which to accept the terms")
-    raise TermsOutdatedError(
-        f"The Data Use Agreement changed to version {version} since access was "
-        f"granted. Accept it at {url} or with request_stimulus_access(), then call "
-        "again.",
-        accept_url=url,
-        terms_version=version,
-    )
-
-
-def _raise_form_error(detail: Any, server: str, what: str, request_id: str) -> None:
-    fields: dict[str, str] = {}
-    for one in detail if isinstance(detail, list) else []:
-        if isinstance(one, dict):
-            loc = one.get("loc")
-            names = [n for n in loc if isinstance(n, str)] if loc else []
-            name = _clean(names[-1], request_id) if names else "form"
-            fields[name] = _clean(str(one.get("msg")), request_id)
-    listing = "; ".join(f"{name}: {text}" for name, text in fields.items())
-    raise AccessFormError(
-        f"{server} refuses {what}: {listing or 'it does not say which field'}. Mend it "
-        "and call again.",
-        fields,
-    )
-
-
-def _said(detail: Any, request_id: str) -> str:
-    """Return what the service says, ready to follow a statement."""
-    text = detail if isinstance(detail, str) else ""
-    if isinstance(detail, dict):
-        text = str(detail.get("message") or detail.get("error") or "")
-    return f" ({_clean(text, request_id)})" if text else ""
-
-
-def _clean(text: str, request_id: str = "") -> str:
-    """Return text of a server without ids, URLs' queries and control characters.
-
-    >>> _clean("no lfm_ab-12 at https://x.org/a?Signature=1 now")
-    'no lfm_... at https://x.org/a?... now'
-    """
-    if request_id:
-        text = text.replace(request_id, f"{_PREFIX}...")
-    text = re.sub(rf"{_PREFIX}[\w.~-]+", f"{_PREFIX}...", text)
-    text = re.sub(r"(https?://[^\s?]*)\?\S*", r"\1?...", text)
-    return str(re.sub(r"[^\x20-\x7e\xa0-\uffff]+", " ", text))[:300]
-
-
-def _refuse_plain(url: str, what: str) -> None:
-    """Raise unless an address is https, or of this machine."""
-    parts = urlsplit(url)
-    if parts.scheme == "https" and parts.hostname:
-        return
-    if parts.scheme == "http" and _is_loopback(parts.hostname or ""):
-        return
-    raise AccessServiceError(
-        f"{what} is not https: {_shown(url)}. Nothing was sent. {_ADVICE}"
-    )
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def _origin(url: str) -> tuple[str, str | None, int | None]:
-    parts = urlsplit(url)
-    return (
-        parts.scheme,
-        parts.hostname,
-        parts.port or {"https": 443, "http": 80}.get(parts.scheme),
-    )
-
-
-def _is_same_server(one: str, other: str) -> bool:
-    paths = (urlsplit(url).path.rstrip("/") for url in (one, other))
-    return _origin(one) == _origin(other) and next(paths) == next(paths)
-
-
-def _host(url: str) -> str:
-    return _clean(urlsplit(url).hostname or "none")
-
-
-def _shown(url: str) -> str:
-    """Return an address without query and password."""
-    parts = urlsplit(url)
-    return _clean(f"{parts.scheme}://{parts.hostname or ''}{parts.path}")
+    return _Link(SecretText(url), GatedFile(size, str(digest).lower()))

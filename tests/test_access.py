@@ -14,7 +14,7 @@ import gate_fixtures
 import pandas as pd
 import pytest
 
-from laion_fmri_fetchers import accept_license, cache
+from laion_fmri_fetchers import accept_license, access_service, cache
 from laion_fmri_fetchers import access as client
 from laion_fmri_fetchers.access import (
     access_status,
@@ -281,7 +281,7 @@ def test_each_error_of_the_service(
     access, data_dir, monkeypatch, secrets_of_test, name
 ):
     answer, kind, said = REFRESH_ERRORS[name]
-    monkeypatch.setattr(client, "_FIRST_WAIT", 0.01)
+    monkeypatch.setattr(access_service, "_FIRST_WAIT", 0.01)
     request()
     fetch(max_images=0)
     before = files_of(data_dir)
@@ -312,7 +312,7 @@ def test_rate_limit_says_when_to_try_again(access, data_dir):
 
 
 def test_service_unreachable(access, data_dir, monkeypatch, secrets_of_test):
-    monkeypatch.setattr(client, "_FIRST_WAIT", 0.01)
+    monkeypatch.setattr(access_service, "_FIRST_WAIT", 0.01)
     request()
     access.stop()
 
@@ -323,7 +323,7 @@ def test_service_unreachable(access, data_dir, monkeypatch, secrets_of_test):
 
 
 def test_a_short_failure_of_the_service_passes(access, data_dir, monkeypatch):
-    monkeypatch.setattr(client, "_FIRST_WAIT", 0.01)
+    monkeypatch.setattr(access_service, "_FIRST_WAIT", 0.01)
     request()
     left = [(503, {}, b"busy"), (502, {}, b"busy")]
     access.answers[REFRESH] = lambda body: left.pop() if left else None
