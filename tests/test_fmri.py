@@ -33,7 +33,7 @@ from laion_fmri_fetchers import (
     fetch_laion_fmri_ids,
 )
 from laion_fmri_fetchers.demo import serve_bucket
-from laion_fmri_fetchers.layout import TRIAL_FIELDS, record, stimulus_fields
+from laion_fmri_fetchers.layout import TRIAL_FIELDS, record, stimulus_fields, trials_id
 
 KEYS = {
     "images",
@@ -724,6 +724,22 @@ def test_file_that_is_gone(server, data_dir):
     assert (data.trials["session"] == "ses-02").all()
     server.faults.clear()
     assert len(fetch(sessions=[1, 2], rois=None).images) == 2
+
+
+@pytest.mark.parametrize("trial_filter", [None, {"n_reps": 4}])
+def test_betas_whose_trial_table_cannot_be_fetched(server, data_dir, trial_filter):
+    """They are of no use without it, and are large: they are not fetched either."""
+    query = {"sessions": [1, 2], "rois": None, "trial_filter": trial_filter}
+    betas = fetch(**query, dry_run=True).images_meta[0]
+    shutil.rmtree(data_dir)
+    server.requests.clear()
+    server.faults[trials_id(betas)] = (404, {}, b"")
+    with pytest.warns(UserWarning, match="left out"):
+        data = fetch(**query, allow_missing=True)
+    assert [m["session"] for m in data.images_meta] == ["ses-02"]
+    failed = {rec["id"]: rec["reason"] for rec in data.failed}
+    assert "trial table" in failed[betas["id"]]
+    assert betas["key"] not in gets(server)
 
 
 def test_broken_trial_table(cached):
