@@ -3,13 +3,13 @@
 The way through, with no step back::
 
     arguments -> Selection, Call     select, prepare
-              -> Known               _look: the bucket, or saved listings, and the disk
-              -> subjects            _choose_subjects, by subject_filter
-              -> images              _choose_images, by sessions and image_filter
-              -> trials              _read_tables, by trial_filter; cuts images
-              -> masks and maps      _choose_rois, _choose_companions
-              -> plan                _missing
-              -> transfer            _download
+              -> Known               scroll: the bucket, or saved listings, and the disk
+              -> subjects            choose_subjects, by subject_filter
+              -> images              choose_images, by sessions and image_filter
+              -> trials              read_tables, by trial_filter; cuts images
+              -> masks and maps      choose_rois, choose_companions
+              -> plan                find_missing
+              -> transfer            download
               -> Bunch               _bunch
 
 Filters cut metadata at each step, before bytes move: of the bucket, nothing but
@@ -22,10 +22,9 @@ import gzip
 import inspect
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -34,57 +33,43 @@ from sklearn.utils import Bunch
 
 from . import cache, layout
 from .bucket import bucket_url
-from .calls import Call, Result, fetch_records, prepare
-from .catalog import Catalog, Wanted, look, records
-from .exceptions import (
-    BucketError,
-    DownloadError,
-    HeldOutSessionError,
-    InvalidQueryError,
-    NotCachedError,
-    did_you_mean,
+from .calls import Call, Result, prepare
+from .choose import (
+    Trials,
+    choose_companions,
+    choose_images,
+    choose_rois,
+    choose_subjects,
+    find_named,
+    folders_beside,
+    named_records,
+    read_tables,
+    session_of,
 )
-from .filters import admits
 from .licenses import accept_license
 from .messages import counted, listed, readable_size, tell, warn
 from .resample import (
     can_be_resampled,
-    find_resampled,
     interpolation_for,
-    is_resampled,
     resample_file,
     resampled_path,
     resolution_label,
 )
-from .selection import (
-    Selection,
-    check_fields,
-    is_empty,
-    select,
-    select_ids,
-    warn_of_nothing,
+from .scroll import (
+    Known,
+    Record,
+    download,
+    find_missing,
+    refuse_without_bucket,
+    scroll,
 )
-from .tables import read_participants, read_trials
+from .selection import Selection, select, select_ids
 
 _MUCH = 10**9
 _LESS = (
     ". For less, narrow subjects, sessions, rois or a filter; a dry run lists what "
     "would come."
 )
-
-Record = dict[str, Any]
-
-
-@dataclass
-class _Known:
-    """What is known of some subjects, and what came of fetching."""
-
-    catalog: Catalog
-    subjects: list[str]
-    ids: dict[tuple[str, str], list[str]]
-    records: dict[tuple[str, str], list[Record]] = field(default_factory=dict)
-    fetched: set[str] = field(default_factory=set)
-    failed: list[Record] = field(default_factory=list)
 
 
 def fetch_laion_fmri(
@@ -250,14 +235,14 @@ callable, optional
         dry_run=dry_run,
     )
     call = _with_grid(call, resolution, interpolation, keep_original)
-    known = _look(selection, call)
-    subjects_meta = _choose_subjects(selection, call, known)
-    images = _choose_images(selection, call, known)
-    images, trials = _read_tables(selection, call, known, images)
+    known = scroll(selection, call)
+    subjects_meta = choose_subjects(selection, call, known)
+    images = choose_images(selection, call, known)
+    images, trials = read_tables(selection, call, known, images)
     chosen = {
         "images": images,
-        "rois": _choose_rois(selection, call, known),
-        **_choose_companions(call, known, known.subjects),
+        "rois": choose_rois(selection, call, known),
+        **choose_companions(call, known, known.subjects),
     }
     query = selection.as_query()
     if call.resolution is not None:
@@ -325,7 +310,7 @@ def fetch_laion_fmri_ids(
         ids = [meta["id"] for meta in data.images_meta]
         again = fetch_laion_fmri_ids(ids)
     """
-    named = _named_records(image_ids)
+    named = named_records(image_ids)
     selection = select_ids(named)
     call = prepare(
         mode,
@@ -336,15 +321,15 @@ def fetch_laion_fmri_ids(
         verbose=verbose,
         dry_run=dry_run,
     )
-    known = _look(selection, call, _folders_beside(named))
-    subjects_meta = _choose_subjects(selection, call, known)
-    images = _find_named(call, known, [rec["id"] for rec in named])
-    images, trials = _read_tables(selection, call, known, images)
+    known = scroll(selection, call, folders_beside(named))
+    subjects_meta = choose_subjects(selection, call, known)
+    images = find_named(call, known, [rec["id"] for rec in named])
+    images, trials = read_tables(selection, call, known, images)
     with_betas = {rec["subject"] for rec in images if rec["image_type"] == "betas"}
     chosen = {
         "images": images,
         "rois": [],
-        **_choose_companions(call, known, sorted(with_betas)),
+        **choose_companions(call, known, sorted(with_betas)),
     }
     query = {"image_ids": [rec["id"] for rec in images]}
     return _fetch(selection, call, known, query, subjects_meta, chosen, trials)
@@ -365,506 +350,22 @@ def _with_grid(
     )
 
 
-def _look(selection: Selection, call: Call, beside: Sequence[Wanted] = ()) -> _Known:
-    """Look at the bucket and the disk, only where the selection may lead."""
-    how: Any = {
-        "n_connections": call.n_connections,
-        "timeout": call.timeout,
-        "verbose": call.verbose,
-    }
-    offline, error = call.mode == "offline", None
-    subjects = selection.subjects
-    if subjects is None:
-        top = look([(layout.GLM, "/")], call.data_dir, offline=offline, **how)
-        _refuse_unlisted(top, call)
-        subjects = layout.subjects_among(top.folders)
-        offline, error = offline or top.error is not None, top.error
-    wanted = [("", "/"), *beside]
-    for subject in subjects:
-        wanted += layout.listings_of(subject, selection.sessions)
-        if admits(selection.image_filter, "image_type", "freesurfer"):
-            wanted.append((f"{layout.FREESURFER}{subject}/", ""))
-    found = look(dict.fromkeys(wanted), call.data_dir, offline=offline, **how)
-    found = found._replace(error=error or found.error)
-    _refuse_unlisted(found, call)
-    known_ids = set(found.objects)
-    if call.mode != "overwrite":
-        known_ids |= found.on_disk
-    ids: dict[tuple[str, str], list[str]] = {}
-    for one in known_ids:
-        ids.setdefault(layout.place(one), []).append(one)
-    return _Known(found, sorted(subjects), ids)
-
-
-def _refuse_unlisted(found: Catalog, call: Call) -> None:
-    if found.error and found.unlisted:
-        if not found.on_disk:
-            raise BucketError(
-                f"{found.error} Nothing of it is in {call.data_dir}, and no listing "
-                "was saved earlier."
-            )
-        lacking = [prefix or "the top level" for prefix in found.unlisted]
-        raise BucketError(
-            f"{found.error} No listing of {listed(lacking)} was saved earlier, so what "
-            "is missing cannot be told. mode='offline' returns what is there."
-        )
-
-
-def _records(call: Call, known: _Known, tree: str, subject: str) -> list[Record]:
-    """Return the records of a subject's files in a tree, made once."""
-    place = (tree, subject)
-    if place not in known.records:
-        ids, objects = known.ids.get(place, []), known.catalog.objects
-        known.records[place] = [
-            rec
-            for rec in records(known.catalog, ids, call.data_dir)
-            if rec["id"] in objects or not is_resampled(rec)
-        ]
-    return known.records[place]
-
-
-def _is_cached(rec: Record, call: Call, known: _Known) -> bool:
-    """Tell whether a file, or what was resampled from it, is on disk."""
-    if rec["id"] in known.catalog.on_disk:
-        return True
-    if call.resolution is None or not can_be_resampled(rec):
-        return False
-    how = interpolation_for(rec, call.interpolation)
-    return find_resampled(rec["absolute_path"], call.resolution, how) is not None
-
-
-def _choose_subjects(
-    selection: Selection, call: Call, known: _Known
-) -> list[dict[str, Any]]:
-    """Find the subjects there are, describe them, and filter."""
-    there = [s for s in known.subjects if _is_there(s, call, known)]
-    absent = sorted(set(known.subjects) - set(there))
-    if absent and selection.subjects is not None:
-        _raise_no_subject(absent[0], call, known)
-    table = _participants(selection, call, known)
-    meta = []
-    for subject in there:
-        rois = _records(call, known, layout.ROIS, subject)
-        meta.append(
-            {
-                "subject": subject,
-                **table.get(subject, {}),
-                "sessions": sorted(_sessions(known, subject) - layout.HELD_OUT),
-                "rois": sorted({rec["roi"] for rec in rois if rec["roi"]}),
-            }
-        )
-    if meta:
-        names = {name for one in meta for name in one}
-        check_fields(selection.subject_filter, "subject_filter", names)
-    described = meta
-    meta = [one for one in meta if selection.subject_filter(one)]
-    if described and not meta:
-        warn_of_nothing("subject_filter", selection.subject_filter, described)
-    known.subjects = [one["subject"] for one in meta]
-    return meta
-
-
-def _is_there(subject: str, call: Call, known: _Known) -> bool:
-    ids = (i for tree in layout.TREES for i in known.ids.get((tree, subject), ()))
-    return any(call.mode != "offline" or i in known.catalog.on_disk for i in ids)
-
-
-def _raise_no_subject(subject: str, call: Call, known: _Known) -> None:
-    offline = call.mode == "offline" or known.catalog.error is not None
-    top = look([(layout.GLM, "/")], call.data_dir, offline=offline)
-    there = listed(list(layout.subjects_among(top.folders))) or "others"
-    if call.mode == "offline":
-        raise NotCachedError(
-            f"Nothing of {subject} is on disk in {call.data_dir}; the bucket has "
-            f"{there}. {call.how_to_fetch}"
-        )
-    raise InvalidQueryError(f"There is no subject {subject!r}; there are {there}.")
-
-
-def _sessions(
-    known: _Known, subject: str, paths: Iterable[str] | None = None
-) -> set[str]:
-    """Return the image-viewing sessions of a subject, held-out ones too."""
-    glm = f"{layout.GLM}{subject}/"
-    if paths is None:
-        paths = [*known.ids.get((layout.GLM, subject), ()), *known.catalog.folders]
-    names = {p[len(glm) :].partition("/")[0] for p in paths if p.startswith(glm)}
-    return {name for name in names if layout.clean_session(name) == name}
-
-
-def _participants(
-    selection: Selection, call: Call, known: _Known
-) -> dict[str, dict[str, Any]]:
-    """Return the columns of ``participants.tsv`` by subject; it may be missing."""
-    if not (call.dry_run and is_empty(selection.subject_filter)):
-        table = records(
-            known.catalog,
-            {layout.PARTICIPANTS} & set(known.catalog.objects),
-            call.data_dir,
-        )
-        _download(_missing(table, selection, call, known), call, known)
-    if layout.PARTICIPANTS not in known.catalog.on_disk:
-        return {}
-    file = cache.local_path(call.data_dir, layout.PARTICIPANTS)
-    return read_participants(file)
-
-
-def _choose_images(selection: Selection, call: Call, known: _Known) -> list[Record]:
-    """Return the images of the chosen sessions that pass the image filter."""
-    sessions = _choose_sessions(selection, call, known)
-    types = layout.IMAGE_TYPES.items()
-    trees = {t for i, t in types if admits(selection.image_filter, "image_type", i)}
-    there = [
-        rec
-        for subject in known.subjects
-        for tree in (layout.TREES if None in trees else sorted(filter(None, trees)))
-        for rec in _records(call, known, tree, subject)
-        if not layout.is_of_session(rec) or rec["session"] in sessions[subject]
-    ]
-    found = [rec for rec in there if selection.image_filter(rec)]
-    if there and not found and call.mode != "offline":
-        warn_of_nothing("the terms on images", selection.image_filter, there)
-    return sorted(found, key=_order)
-
-
-def _order(rec: Record) -> tuple[str, str, str]:
-    return rec["subject"] or "", rec["session"] or "", rec["id"]
-
-
-def _choose_sessions(
-    selection: Selection, call: Call, known: _Known
-) -> dict[str, set[str]]:
-    """Return the chosen sessions of each subject."""
-    there = {subject: _sessions(known, subject) for subject in known.subjects}
-    if selection.sessions is None:
-        return {subject: names - layout.HELD_OUT for subject, names in there.items()}
-    if call.mode == "offline":
-        on_disk = known.catalog.on_disk
-        there = {subject: _sessions(known, subject, on_disk) for subject in there}
-    for name in selection.sessions:
-        _check_named(f"session {name}", name, there, call)
-    return {subject: names & {*selection.sessions} for subject, names in there.items()}
-
-
-def _choose_rois(selection: Selection, call: Call, known: _Known) -> list[Record]:
-    """Return the masks of the ROIs and categories asked for."""
-    if selection.rois == ():
-        return []
-    masks = [
-        rec
-        for subject in known.subjects
-        for rec in _records(call, known, layout.ROIS, subject)
-        if rec["roi"] and _can_come(rec, call, known)
-    ]
-    there: dict[str, set[str]] = {subject: set() for subject in known.subjects}
-    for rec in masks:
-        there[rec["subject"]] |= {rec["roi"], rec["roi_category"]}
-    for name in selection.rois or ():
-        _check_named(f"ROI {name}", name, there, call)
-    names = None if selection.rois is None else {*selection.rois}
-    named = [
-        rec
-        for rec in masks
-        if names is None or rec["roi"] in names or rec["roi_category"] in names
-    ]
-    passed = [rec for rec in named if selection.roi_filter(rec)]
-    if named and not passed:
-        warn_of_nothing("the terms on ROI masks", selection.roi_filter, named)
-    return passed
-
-
-def _check_named(what: str, name: str, there: dict[str, set[str]], call: Call) -> None:
-    """Warn of a name that some subjects lack; raise for one that all lack."""
-    lacking = [subject for subject, names in there.items() if name not in names]
-    if not lacking:
-        return
-    if len(lacking) < len(there):
-        warn(f"There is no {what} for {listed(lacking)}, where it is left out.")
-        return
-    names = set().union(*there.values()) - {None} - layout.HELD_OUT
-    hint = did_you_mean(name, names)
-    if call.mode == "offline" and layout.is_published_roi(name):
-        hint = f"there are {listed(sorted(names), most=40)}."
-    if what.startswith("session"):
-        hint = f"there are {listed(sorted(names), most=40)}."
-    if call.mode == "offline":
-        raise NotCachedError(
-            f"No {what} of {listed(lacking)} is on disk in {call.data_dir}; {hint} "
-            f"{call.how_to_fetch}"
-        )
-    raise InvalidQueryError(f"There is no {what} for {listed(lacking)}; {hint}")
-
-
-def _can_come(rec: Record, call: Call, known: _Known) -> bool:
-    """Tell whether a file is on disk, or the bucket may be asked for it."""
-    return call.mode != "offline" or _is_cached(rec, call, known)
-
-
-def _choose_companions(
-    call: Call, known: _Known, subjects: Iterable[str]
-) -> dict[str, list[Record]]:
-    """Return the files that go with images: a brain mask a subject, noise ceilings."""
-    masks, ceilings = [], []
-    for subject in subjects:
-        anatomical = _records(call, known, layout.ANATOMICAL, subject)
-        maps = _records(call, known, layout.GLM, subject)
-        can_come = [rec for rec in anatomical + maps if _can_come(rec, call, known)]
-        own = [rec for rec in can_come if layout.is_functional_brain_mask(rec)]
-        if not own and not cache.brain_mask_file(call.data_dir, subject).exists():
-            own = [rec for rec in can_come if rec["image_type"] == "mean_rsquare"]
-        masks += own[:1]
-        ceilings += [
-            rec for rec in can_come if rec["image_type"] == "subject_noise_ceiling"
-        ]
-    return {"brain_masks": masks, "noise_ceilings": ceilings}
-
-
-def _named_records(image_ids: str | Iterable[str]) -> list[Record]:
-    """Return the records of ids as far as their names tell."""
-    ids = [image_ids] if isinstance(image_ids, str) else list(image_ids)
-    for one in ids:
-        if not isinstance(one, str):
-            raise InvalidQueryError(
-                f"image_ids holds {one!r}; give ids or keys, as str"
-            )
-    named = {rec["id"]: rec for rec in map(layout.record, ids)}
-    for gated in layout.GATED & set(named):
-        raise InvalidQueryError(
-            f"{gated!r} is gated by a Data Use Agreement; use fetch_laion_stimuli."
-        )
-    return sorted(named.values(), key=_order)
-
-
-def _folders_beside(named: list[Record]) -> list[Wanted]:
-    """Return the folders of named files that lie beside what subjects are listed by."""
-    folders = {
-        rec["id"].rpartition("/")[0]
-        for rec in named
-        if layout.place(rec["id"])[0]
-        not in (layout.GLM, layout.ROIS, layout.ANATOMICAL)
-    }
-    return [(f"{folder}/", "/") for folder in sorted(folders) if folder]
-
-
-def _find_named(call: Call, known: _Known, ids: list[str]) -> list[Record]:
-    """Return the records of named files; raise for one that is not there."""
-    there = known.catalog.on_disk
-    if call.mode != "offline":
-        there = there | set(known.catalog.objects)
-    for one in ids:
-        if one not in there:
-            hint = did_you_mean(one, there)
-            if call.mode == "offline":
-                raise NotCachedError(
-                    f"{one} is not on disk in {call.data_dir}; {hint} "
-                    f"{call.how_to_fetch}"
-                )
-            raise InvalidQueryError(f"There is no file {one!r} in the bucket; {hint}")
-    return records(known.catalog, ids, call.data_dir)
-
-
-class _Trials(NamedTuple):
-    """Trial tables: ``image_index`` of a trial is the position of its session."""
-
-    frame: pd.DataFrame
-    sessions: list[tuple[str, str]]
-
-
-def _read_tables(
-    selection: Selection, call: Call, known: _Known, images: list[Record]
-) -> tuple[list[Record], _Trials]:
-    """Read trial tables, and cut the images by the trial filter and ``max_images``."""
-    filtered = not is_empty(selection.trial_filter)
-    if filtered:
-        of_sessions = [rec for rec in images if layout.is_of_session(rec)]
-        trials = _trials(selection, call, known, of_sessions)
-        dropped = _without_table(selection, call, known, of_sessions, trials)
-        passed = selection.trial_filter.mask(trials.frame)
-        if len(passed) and not passed.any():
-            warn_of_nothing("trial_filter", selection.trial_filter, trials.frame)
-        trials = trials._replace(frame=trials.frame[passed])
-        sessions = {trials.sessions[i] for i in trials.frame["image_index"].unique()}
-        images = [
-            rec
-            for rec in images
-            if not layout.is_of_session(rec) or _session(rec) in sessions - dropped
-        ]
-    if call.mode == "offline":
-        images = _only_cached(selection, call, known, images)
-    images = images[: selection.max_images]
-    if not filtered:
-        betas = [rec for rec in images if rec["image_type"] == "betas"]
-        trials = _trials(selection, call, known, betas)
-        dropped = _without_table(selection, call, known, betas, trials)
-        images = [
-            rec
-            for rec in images
-            if rec["image_type"] != "betas" or _session(rec) not in dropped
-        ]
-    return images, trials
-
-
-def _session(rec: Record) -> tuple[str, str]:
-    return rec["subject"], rec["session"]
-
-
-def _trials(
-    selection: Selection, call: Call, known: _Known, images: list[Record]
-) -> _Trials:
-    """Fetch and read the trial tables of the sessions of images."""
-    ids = {layout.trials_id(rec): _session(rec) for rec in images}
-    in_bucket = [one for one in ids if one in known.catalog.objects]
-    tables = records(known.catalog, in_bucket, call.data_dir)
-    _download(_missing(tables, selection, call, known), call, known)
-    failed = {rec["id"] for rec in known.failed}
-    on_disk = [o for o in ids if o in known.catalog.on_disk and o not in failed]
-    return _Trials(read_trials(call.data_dir, on_disk), [ids[one] for one in on_disk])
-
-
-def _without_table(
-    selection: Selection,
-    call: Call,
-    known: _Known,
-    images: list[Record],
-    trials: _Trials,
-) -> set[tuple[str, str]]:
-    """Say which sessions have no trial table; return those to drop."""
-    lacking = [rec for rec in images if _session(rec) not in set(trials.sessions)]
-    failed = {_session(rec) for rec in known.failed if rec["image_type"] == "trials"}
-    known.failed += [
-        {**rec, "reason": "the trial table of its session could not be fetched"}
-        for rec in lacking
-        if _session(rec) in failed
-    ]
-    lacking = [rec for rec in lacking if _session(rec) not in failed]
-    filtered = not is_empty(selection.trial_filter)
-    if lacking and filtered and call.mode == "offline" and selection.sessions:
-        raise NotCachedError(
-            f"The trial table {layout.trials_id(lacking[0])} is not on disk in "
-            f"{call.data_dir}, so trial_filter cannot be applied to a session that "
-            f"was named. {call.how_to_fetch}"
-        )
-    seen = [rec for rec in lacking if _can_come(rec, call, known)]
-    if seen:
-        warn(
-            f"There is no trial table for {listed([rec['id'] for rec in seen])}; "
-            + ("left out." if filtered else "returned without trials.")
-        )
-    return failed | {_session(rec) for rec in lacking if filtered}
-
-
-def _only_cached(
-    selection: Selection, call: Call, known: _Known, images: list[Record]
-) -> list[Record]:
-    """Return the images on disk; raise for a session that was named and is not."""
-    cached = [rec for rec in images if _is_cached(rec, call, known)]
-    there = {rec["session"] for rec in cached}
-    for rec in images:
-        if selection.sessions and layout.is_of_session(rec) and rec not in cached:
-            what = f"{rec['session']} of {rec['subject']}"
-            if rec["session"] not in there:
-                raise NotCachedError(
-                    f"The {rec['image_type']} of {what} lack on disk in "
-                    f"{call.data_dir}. {call.how_to_fetch}"
-                )
-            warn(f"The {rec['image_type']} of {what} lack on disk and are left out.")
-    return cached
-
-
-def _missing(
-    wanted: Iterable[Record],
-    selection: Selection,
-    call: Call,
-    known: _Known,
-    selected: Iterable[str] = (),
-) -> list[tuple[Record, str]]:
-    """Return the records that must be fetched, each with the reason.
-
-    In overwrite mode these are the ``selected`` ids; what goes with them is fetched
-    again where it, too, fulfils a term on ``last_modified``.
-    """
-    if call.mode == "offline":
-        return []
-    missing = {}
-    for rec in wanted:
-        one = rec["id"]
-        if one in known.fetched or one not in known.catalog.objects:
-            continue
-        if not _is_cached(rec, call, known):
-            missing[one] = rec, "missing"
-        elif call.mode == "overwrite" and (
-            one in selected
-            or admits(selection.image_filter, "last_modified", rec["last_modified"])
-        ):
-            missing[one] = rec, "overwrite"
-    return list(missing.values())
-
-
-def _download(
-    missing: list[tuple[Record, str]], call: Call, known: _Known, quiet: bool = True
-) -> None:
-    """Fetch files; note what came and what failed, or raise."""
-    if not missing:
-        return
-    _refuse_without_bucket([rec for rec, _ in missing], call, known)
-    by_id = {rec["id"]: rec for rec, _ in missing}
-    verbose = 0 if quiet and call.verbose < 2 else call.verbose
-    failed = fetch_records(by_id.values(), call, verbose)
-    known.fetched |= set(by_id) - set(failed)
-    known.catalog.on_disk.update(set(by_id) - set(failed))
-    if failed and not call.allow_missing:
-        _raise_failed(by_id, failed)
-    known.failed += [
-        {**by_id[one], "reason": failure["reason"]} for one, failure in failed.items()
-    ]
-
-
-def _raise_failed(by_id: dict[str, Record], failed: dict[str, dict]) -> None:
-    held_out = sorted(
-        f"{by_id[one]['session']} of {by_id[one]['subject']}"
-        for one, failure in failed.items()
-        if failure["status"] == 403 and by_id[one]["session"] in layout.HELD_OUT
-    )
-    if held_out:
-        raise HeldOutSessionError(
-            f"{listed(list(dict.fromkeys(held_out)))} is held out for evaluation: the "
-            "bucket denies it (status 403). Leave it out of sessions."
-        )
-    reasons = [f"  {one}: {failure['reason']}" for one, failure in failed.items()]
-    raise DownloadError(
-        f"{len(failed)} of {len(by_id)} files could not be fetched. What arrived "
-        "stays, and the same call goes on from there; allow_missing=True does without "
-        "the others.\n" + "\n".join(reasons),
-        failed=[{**by_id[one], "reason": f["reason"]} for one, f in failed.items()],
-    )
-
-
-def _refuse_without_bucket(missing: list[Record], call: Call, known: _Known) -> None:
-    """Raise where files are missing and the bucket did not answer."""
-    if missing and known.catalog.error:
-        raise BucketError(
-            f"{known.catalog.error} Missing in {call.data_dir}: "
-            f"{listed([rec['id'] for rec in missing])}. mode='offline' returns what is "
-            "there."
-        )
-
-
 def _fetch(
     selection: Selection,
     call: Call,
-    known: _Known,
+    known: Known,
     query: dict[str, Any],
     subjects_meta: list[dict[str, Any]],
     chosen: dict[str, list[Record]],
-    trials: _Trials,
+    trials: Trials,
 ) -> Bunch:
     """Fetch what is missing of the chosen files, and make the Bunch."""
     selected = {rec["id"] for rec in chosen["images"]}
     wanted = [rec for kind in chosen.values() for rec in kind]
-    missing = _missing(wanted, selection, call, known, selected)
+    missing = find_missing(wanted, selection, call, known, selected)
     size = sum(rec["size"] or 0 for rec, _ in missing)
     if missing and not call.dry_run:
-        _refuse_without_bucket([rec for rec, _ in missing], call, known)
+        refuse_without_bucket([rec for rec, _ in missing], call, known)
         tell(
             f"Fetching {counted(len(missing), 'file')}, {readable_size(size)}, from "
             f"{bucket_url()} to {call.data_dir}{_LESS if size >= _MUCH else ''}",
@@ -872,7 +373,7 @@ def _fetch(
         )
         if any(rec["image_type"] != "trials" for rec, _ in missing):
             accept_license(call.data_dir)
-        _download(missing, call, known, quiet=False)
+        download(missing, call, known, quiet=False)
     if known.catalog.error:
         warn(
             f"{known.catalog.error} By a listing saved earlier, "
@@ -903,11 +404,11 @@ def _fetch(
 
 def _bunch(
     call: Call,
-    known: _Known,
+    known: Known,
     query: dict[str, Any],
     subjects_meta: list[dict[str, Any]],
     chosen: dict[str, list[Record]],
-    trials: _Trials,
+    trials: Trials,
 ) -> Bunch:
     """Return the Bunch of what was chosen and did not fail."""
     failed = {rec["id"] for rec in known.failed}
@@ -947,7 +448,7 @@ def _bunch(
     )
 
 
-def _resample(call: Call, known: _Known, chosen: dict[str, list[Record]]) -> None:
+def _resample(call: Call, known: Known, chosen: dict[str, list[Record]]) -> None:
     """Replace records by those of the images resampled from them, made if need be."""
     for kind in ("images", "rois", "noise_ceilings"):
         recs = [rec for rec in chosen[kind] if can_be_resampled(rec)]
@@ -1005,7 +506,7 @@ def _compare_sizes(chosen: list[Record]) -> None:
 
 
 def _align(
-    trials: _Trials, images: list[Record]
+    trials: Trials, images: list[Record]
 ) -> tuple[pd.DataFrame, list[np.ndarray | None]]:
     """Return the trials in the order of images, and the volumes of each image."""
     frame = trials.frame
@@ -1016,7 +517,7 @@ def _align(
     sample_masks: list[np.ndarray | None] = []
     rows = [np.empty(0, dtype=np.intp)]
     for rec in images:
-        at = position.get(_session(rec)) if rec["image_type"] == "betas" else None
+        at = position.get(session_of(rec)) if rec["image_type"] == "betas" else None
         if at is None:
             sample_masks.append(None)
         else:
@@ -1031,7 +532,7 @@ def _align(
     return frame, sample_masks
 
 
-def _brain_masks(call: Call, known: _Known, masks: list[Record]) -> dict[str, str]:
+def _brain_masks(call: Call, known: Known, masks: list[Record]) -> dict[str, str]:
     """Return a brain mask a subject; derived where the bucket has none."""
     found = {}
     for subject in known.subjects:
