@@ -28,6 +28,7 @@ nitpick_ignore_regex = [
     ("py:.*", r"(joblib|matplotlib|nibabel|nilearn|numpy|pandas|re|sklearn)(\..+)?"),
 ]
 
+copybutton_exclude = ".linenos, .gp, .go"
 autosummary_generate = True
 autodoc_typehints = "none"  # docstrings tell types
 numpydoc_show_class_members = False

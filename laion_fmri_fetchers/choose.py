@@ -72,10 +72,10 @@ def _is_there(subject: str, call: Call, known: Known) -> bool:
 def _raise_no_subject(subject: str, call: Call, known: Known) -> None:
     offline = call.mode == "offline" or known.catalog.error is not None
     top = look([(layout.GLM, "/")], call.data_dir, offline=offline)
-    there = listed(list(layout.subjects_among(top.folders))) or "others"
+    there = listed(list(layout.subjects_among(top.folders))) or "none"
     if call.mode == "offline":
         raise NotCachedError(
-            f"Nothing of {subject} is on disk in {call.data_dir}; the bucket has "
+            f"Nothing of {subject} is on disk in {call.data_dir}; known subjects: "
             f"{there}. {call.how_to_fetch}"
         )
     raise InvalidQueryError(f"There is no subject {subject!r}; there are {there}.")
@@ -111,7 +111,7 @@ def choose_images(selection: Selection, call: Call, known: Known) -> list[Record
         if not layout.is_of_session(rec) or rec["session"] in sessions[subject]
     ]
     found = [rec for rec in there if selection.image_filter(rec)]
-    if there and not found and call.mode != "offline":
+    if there and not found and call.mode == "download_new":
         warn_of_nothing("the terms on images", selection.image_filter, there)
     return sorted(found, key=_order)
 

@@ -297,7 +297,8 @@ def test_trial_filter_as_function_sees_plain_dicts(cached):
 
 
 def test_a_trial_filter_that_nothing_passes(cached):
-    data = fetch(trial_filter={"label": "no such"}, mode="offline")
+    with pytest.warns(UserWarning, match="Nothing passes trial_filter"):
+        data = fetch(trial_filter={"label": "no such"}, mode="offline")
     assert (data.images, data.sample_masks, len(data.trials)) == ([], [], 0)
 
 
@@ -452,6 +453,10 @@ def test_overwrite_with_a_date_updates_what_is_newer(
         time.sleep(1.1)
         server.put(changed["key"], content)
         server.reset()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            nothing = fetch(1, mode="overwrite", last_modified=GreaterThan("2999"))
+        assert (nothing.images, gets(server)) == ([], [])
         updated = fetch("sub-01", mode="overwrite", last_modified=GreaterThan(newest))
         assert gets(server) == [changed["key"]]
     assert updated.images == [data.images[1]]

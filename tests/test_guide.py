@@ -1,0 +1,79 @@
+"""The guide is true: its code runs, and it quotes messages as the package has them.
+
+The blocks of a page run one after the other in one namespace, on the demo dataset;
+blocks with prompts must print what they show, those of class ``not-run`` cannot run.
+"""
+
+from __future__ import annotations
+
+import ast
+import doctest
+import re
+import shlex
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from laion_fmri_fetchers import cli
+from laion_fmri_fetchers.demo import serve_demo
+
+DOC = Path(__file__).parents[1] / "doc"
+BLOCK = re.compile(
+    r"(?m)^( *)\.\. code-block:: (python|bash)\n((?:\1 +:.*\n)*)\n((?:(?:\1 +.*)?\n)+)"
+)
+COMMAND = re.compile(r"(?m)^laion-fmri-fetchers (.*)")
+
+
+def blocks(page):
+    text = page.read_text("utf-8") + "\n"
+    return [
+        (found[2], text.count("\n", 0, found.start(4)), textwrap.dedent(found[4]))
+        for found in BLOCK.finditer(text)
+        if "not-run" not in found[3]
+    ]
+
+
+def run(language, line, code, names, page):
+    if language == "bash":
+        for command in COMMAND.findall(code.replace("\\\n", "")):
+            assert cli.main(shlex.split(command, comments=True)) == 0, command
+    elif ">>>" in code:
+        test = doctest.DocTestParser().get_doctest(code, names, page, page, line)
+        runner = doctest.DebugRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
+        runner.run(test, clear_globs=False)
+        names.update(test.globs)
+    else:
+        exec(compile("\n" * line + code, page, "exec"), names)
+
+
+@pytest.fixture(scope="module")
+def demo():
+    with serve_demo(subjects=["sub-01", "sub-03"], n_sessions=10) as running:
+        yield running
+
+
+@pytest.mark.parametrize("page", sorted(p.name for p in DOC.glob("*.rst") if blocks(p)))
+def test_code_of_the_guide_runs(page, demo, tmp_path, monkeypatch):
+    monkeypatch.setenv("LAION_FMRI_BUCKET_URL", demo.bucket.url)
+    monkeypatch.setenv("LAION_FMRI_ACCESS_URL", demo.access.url)
+    monkeypatch.setenv("LAION_FMRI_LICENSE", "I AGREE")
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for block in blocks(DOC / page):
+        run(*block, names, page)
+
+
+def test_quoted_messages_are_those_of_the_package():
+    texts = []
+    for file in Path(cli.__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+            if isinstance(node, (ast.JoinedStr, ast.Constant)):
+                parts = getattr(node, "values", [node])
+                texts.append("".join(str(part.value) for part in parts))
+    page = (DOC / "troubleshooting.rst").read_text("utf-8")
+    terms = re.findall(r"(?m)^(``.*``)\n {4}", page)
+    quotes = re.findall("``(.+?)``", " ".join(terms))
+    said = {q: "[^\0]*".join(map(re.escape, q.strip("…").split("…"))) for q in quotes}
+    assert len(said) > 100
+    assert [q for q, one in said.items() if not re.search(one, "\0".join(texts))] == []
