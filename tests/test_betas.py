@@ -183,6 +183,17 @@ def test_noise_ceilings_of_columns_and_threshold(data):
         assert (betas.noise_ceilings[name] >= level).all()
 
 
+def test_a_mask_may_hold_values_that_are_not_finite(data):
+    """They are outside, as is 0."""
+    inside = load_betas(data, rois="FFA1").mask_img
+    values = inside.get_fdata()
+    values[values == 0] = np.nan
+    values[tuple(np.argwhere(values > 0)[0])] = np.inf
+    mask = nib.Nifti1Image(values.astype("float32"), inside.affine)
+    betas = load_betas(data, rois="brain", mask_img=mask)
+    assert betas.data.shape[1] == (inside.get_fdata() > 0).sum() - 1
+
+
 def test_mask_img_as_path_and_image(data, tmp_path):
     everything = load_betas(data, rois="brain")
     inside = np.asarray(everything.mask_img.dataobj) > 0
