@@ -101,8 +101,13 @@ def records(catalog: Catalog, ids: Iterable[str], data_dir: str) -> list[dict]:
         rec = record(*catalog.objects.get(one, [one]))
         rec["absolute_path"] = cache.local_path(data_dir, one)
         found.append(rec)
-    found.sort(key=lambda r: (r["subject"] or "", r["session"] or "", r["id"]))
+    found.sort(key=in_order)
     return found
+
+
+def in_order(rec: dict[str, Any]) -> tuple[str, str, str]:
+    """Return what records are sorted by: subject, session, id."""
+    return rec["subject"] or "", rec["session"] or "", rec["id"]
 
 
 def _covers(listing: dict[str, Any], wanted: Wanted) -> bool:

@@ -9,7 +9,7 @@ import pandas as pd
 
 from . import cache, layout
 from .calls import Call
-from .catalog import Wanted, look, records
+from .catalog import Wanted, in_order, look, records
 from .exceptions import InvalidQueryError, NotCachedError, did_you_mean
 from .filters import admits
 from .messages import listed, warn
@@ -113,7 +113,7 @@ def choose_images(selection: Selection, call: Call, known: Known) -> list[Record
     found = [rec for rec in there if selection.image_filter(rec)]
     if there and not found and call.mode == "download_new":
         warn_of_nothing("the terms on images", selection.image_filter, there)
-    return sorted(found, key=_order)
+    return sorted(found, key=in_order)
 
 
 def _choose_sessions(
@@ -223,7 +223,7 @@ def named_records(image_ids: str | Iterable[str]) -> list[Record]:
         raise InvalidQueryError(
             f"{gated!r} is gated by a Data Use Agreement; use fetch_laion_stimuli."
         )
-    return sorted(named.values(), key=_order)
+    return sorted(named.values(), key=in_order)
 
 
 def folders_beside(named: list[Record]) -> list[Wanted]:
@@ -252,10 +252,6 @@ def find_named(call: Call, known: Known, ids: list[str]) -> list[Record]:
                 )
             raise InvalidQueryError(f"There is no file {one!r} in the bucket; {hint}")
     return records(known.catalog, ids, call.data_dir)
-
-
-def _order(rec: Record) -> tuple[str, str, str]:
-    return rec["subject"] or "", rec["session"] or "", rec["id"]
 
 
 def read_tables(

@@ -18,6 +18,7 @@ from .licenses import accept_license
 from .messages import readable_size, tell
 from .partials import check_file
 
+_TREES = (("", "/"), ("derivatives/", ""), ("stimuli/", ""))
 _COLUMNS = ["id", "status", "size", "reason"]
 
 
@@ -73,7 +74,7 @@ def verify_cache(
     """
     folder = cache.get_data_dir(data_dir)
     expected = _expected(folder)
-    files, _ = cache.scan(folder, [("", ""), ("derivatives/", ""), ("stimuli/", "")])
+    files, _ = cache.scan(folder, _TREES)
     noted = set(cache.fetched(folder))
     names = sorted(files | noted)
     sizes = {one: _size(folder, one) for one in names}
@@ -116,7 +117,7 @@ def status(*, data_dir: str | os.PathLike | None = None) -> None:
     folder = cache.get_data_dir(data_dir)
     access = access_status(folder)
     accepted = cache.license_marker(folder).exists()
-    files, _ = cache.scan(folder, [("derivatives/", ""), ("stimuli/", "")])
+    files, _ = cache.scan(folder, _TREES)
     writable = "" if cache.is_writable(folder) else ", cannot be written"
     rows = {
         "Data directory": f"{folder}{writable}",

@@ -158,3 +158,11 @@ def test_status(cached, no_network, capsys, monkeypatch):
     said = capsys.readouterr().out
     assert "verysecret" not in said
     assert "LAION_FMRI_REQUEST_ID" in said
+
+
+def test_status_and_verify_count_the_same_files(cached, capsys):
+    (cached / "notes.txt").write_text("not of the dataset")
+    report = verify_cache(verbose=0)
+    assert main(["status"]) == 0
+    assert f"{len(report)} files" in capsys.readouterr().out
+    assert "participants.tsv" in set(report["id"])

@@ -132,7 +132,7 @@ def _draw_rois(data: Any, subject: str, file: Path) -> None:
     fetch_laion_fmri(subject, rois=None, verbose=0, **anatomy)
     figure = Figure(figsize=(8, 6.6), facecolor="black")
     plot_rois(data, subject, axes=figure.add_axes((0, 0, 1, 0.92)))
-    figure.suptitle(f"Category-selective regions of {subject}", color="white")
+    figure.suptitle(f"Regions of interest of {subject}", color="white")
     figure.savefig(file, dpi=150)
 
 
