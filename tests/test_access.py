@@ -23,6 +23,7 @@ from laion_fmri_fetchers.access import (
     logout,
     request_stimulus_access,
 )
+from laion_fmri_fetchers.cli import main
 from laion_fmri_fetchers.demo import serve_access
 from laion_fmri_fetchers.demo.access import MANIFEST, REFRESH, REQUEST
 from laion_fmri_fetchers.exceptions import (
@@ -115,6 +116,42 @@ def at_terminal(monkeypatch):
         return asked
 
     return answer_with
+
+
+# ---------------------------------------------------------------- on a shell
+
+
+def test_from_the_request_to_the_images_on_a_shell(
+    access, data_dir, capfd, secrets_of_test, monkeypatch
+):
+    """A request that waits for approval is no failure: it was sent."""
+    access.approves = False
+    form = {k: v for k, v in FORM.items() if k != "accept_terms_version"}
+    words = [w for k, v in form.items() for w in (f"--{k.replace('_', '-')}", v)]
+    assert main(["request-access", *words, "--accept-terms-version", "1.0"]) == 0
+    out, _ = capfd.readouterr()
+    assert "form was sent" in out
+    assert "waits for approval" in out
+    assert main(["fetch-stimuli", "-q"]) == 1
+    assert "waits for approval" in capfd.readouterr().err
+
+    access.approve()
+    assert main(["fetch-stimuli", "--dry-run", "--where", "n_reps=12"]) == 0
+    out, err = capfd.readouterr()
+    assert out.split("\t")[1:] == ["missing", f"{ARCHIVE}\n"]
+    assert "would be fetched" in err
+    assert main(["fetch-stimuli", "-q", "--where", "n_reps=12", "--extract"]) == 0
+    paths = [Path(line) for line in capfd.readouterr().out.splitlines()]
+    assert all(path.is_file() for path in paths)
+    assert len(paths) > 2
+
+    assert main(["logout"]) == 0
+    assert main(["fetch-stimuli", "-q", "--mode", "offline"]) == 1
+    monkeypatch.setattr(client, "can_ask", lambda: True)
+    monkeypatch.setattr(client.getpass, "getpass", lambda prompt: secrets_of_test[0])
+    assert main(["login"]) == 0
+    assert main(["fetch-stimuli", "-q", "--mode", "offline"]) == 0
+    secrets_of_test.assert_not_in("".join(capfd.readouterr()), "the output")
 
 
 # ---------------------------------------------------------------- the gate

@@ -350,6 +350,16 @@ def test_offline_and_stopped_server_give_the_same(bucket_folder, data_dir, monke
     assert isinstance(error.value, ConnectionError)
 
 
+def test_without_the_bucket_and_its_listings(cached, data_dir, tmp_path):
+    """It cannot be told whether anything is missing, which is an error."""
+    shutil.rmtree(cached / ".laion_fmri" / "listings")
+    with pytest.raises(BucketError, match=r"No listing of the top level.*mode='offl"):
+        fetch(1)
+    assert fetch(1, mode="offline").images
+    with pytest.raises(BucketError, match="Nothing of it is in .*new, and no listing"):
+        fetch(1, data_dir=tmp_path / "new")
+
+
 def test_second_call_gets_nothing(cached, server):
     fetch("all")
     assert gets(server) == []
