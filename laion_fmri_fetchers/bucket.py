@@ -16,7 +16,6 @@ import re
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote_plus
 from xml.etree import ElementTree as ET
@@ -146,15 +145,17 @@ def list_many(
     wanted = list(wanted)
     if not wanted:
         return []
-    with ThreadPoolExecutor(min(n_connections, len(wanted))) as pool:
-        tasks = [pool.submit(list_objects, *one, timeout=timeout) for one in wanted]
-        try:
-            if wait(tasks, timeout=_QUIET).not_done:
-                tell(f"Waiting for {bucket_url()} to list what it holds ...", verbose)
-            return [task.result() for task in tasks]
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    # Its threads are daemons: Ctrl-C does not wait for a bucket that is silent.
+    from multiprocessing.pool import ThreadPool
+
+    how, patience = {"timeout": timeout}, time.monotonic() + _QUIET
+    with ThreadPool(min(n_connections, len(wanted))) as pool:
+        tasks = [pool.apply_async(list_objects, one, how) for one in wanted]
+        for task in tasks:
+            task.wait(max(0.0, patience - time.monotonic()))
+        if not all(task.ready() for task in tasks):
+            tell(f"Waiting for {bucket_url()} to list what it holds ...", verbose)
+        return [task.get() for task in tasks]
 
 
 def _pages(prefix: str, delimiter: str, timeout: float) -> Iterator[ET.Element]:

@@ -40,8 +40,9 @@ def _shortly(value: Any) -> str:
     if isinstance(value, (list, dict)):
         names = f": {listed(list(map(str, value)))}" if isinstance(value, dict) else ""
         return f"{type(value).__name__} of {len(value)}{names if value else ''}"
-    text = value if isinstance(value, str) else repr(value)
-    text = text.strip().partition("\n")[0] if "\n" in text.strip() else repr(value)
+    if isinstance(value, str) and "\n" in value:
+        return f"text of {value.count(chr(10))} lines"
+    text = repr(value)
     return text if len(text) <= _WIDE else f"{text[:_WIDE]}..."
 
 

@@ -124,16 +124,22 @@ def _merge(listings: list[dict[str, Any]]) -> tuple[dict[str, list], set[str]]:
     levels: dict[str, set[str]] = {}
     for listing in listings:
         prefix, below = listing["prefix"], set(listing["prefixes"])
-        shallow = bool(listing["delimiter"])
         for one in [i for i in objects if i.startswith(prefix)]:
-            folder, inner, _ = one[len(prefix) :].partition("/")
-            if not (shallow and inner and f"{prefix}{folder}/" in below):
+            if not _is_in(below, one, prefix):
                 del objects[one]
-        levels = {p: f for p, f in levels.items() if not p.startswith(prefix)}
-        if shallow:
+        for level in [p for p in levels if p.startswith(prefix)]:
+            if not _is_in(below, level, prefix):
+                del levels[level]
+        if listing["delimiter"]:
             levels[prefix] = below
         objects.update(_by_id(listing["objects"]))
     return objects, set().union(*levels.values())
+
+
+def _is_in(folders: set[str], path: str, prefix: str) -> bool:
+    """Tell whether a path that begins with a prefix lies in one of its folders."""
+    folder, slash, _ = path[len(prefix) :].partition("/")
+    return bool(slash) and f"{prefix}{folder}/" in folders
 
 
 def _by_id(objects: list[list]) -> dict[str, list]:

@@ -184,8 +184,9 @@ def _check_named(what: str, name: str, there: dict[str, set[str]], call: Call) -
     if what.startswith("session"):
         hint = f"there are {listed(sorted(names), most=40)}."
     if call.mode == "offline":
+        hint = f"; {hint}" if names else "."
         raise NotCachedError(
-            f"No {what} of {listed(lacking)} is on disk in {call.data_dir}; {hint} "
+            f"No {what} of {listed(lacking)} is on disk in {call.data_dir}{hint} "
             f"{call.how_to_fetch}"
         )
     raise InvalidQueryError(f"There is no {what} for {listed(lacking)}; {hint}")
@@ -349,8 +350,8 @@ def _only_cached(
             what = f"{rec['session']} of {rec['subject']}"
             if rec["session"] not in there:
                 raise NotCachedError(
-                    f"The {rec['image_type']} of {what} lack on disk in "
-                    f"{call.data_dir}. {call.how_to_fetch}"
+                    f"{what} has no {rec['image_type']} on disk in {call.data_dir}. "
+                    f"{call.how_to_fetch}"
                 )
-            warn(f"The {rec['image_type']} of {what} lack on disk and are left out.")
+            warn(f"{what} has no {rec['image_type']} on disk and is left out.")
     return cached

@@ -538,12 +538,12 @@ def _brain_masks(call: Call, known: Known, masks: list[Record]) -> dict[str, str
     for subject in known.subjects:
         derived = cache.brain_mask_file(call.data_dir, subject)
         own = [rec for rec in masks if rec["subject"] == subject]
-        if own and own[0]["image_type"] == "mean_rsquare" and not call.dry_run:
-            _derive_brain_mask(own[0]["absolute_path"], derived)
-        elif own:
+        if own and own[0]["image_type"] == "brain_mask":
             found[subject] = own[0]["absolute_path"]
             continue
-        if derived.exists():
+        if own and not call.dry_run:
+            _derive_brain_mask(own[0]["absolute_path"], derived)
+        if derived.exists() or (own and call.dry_run):
             found[subject] = str(derived)
     if call.resolution is None or call.dry_run:
         return found

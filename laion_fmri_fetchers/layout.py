@@ -392,7 +392,7 @@ def clean_session(value: object) -> str | None:
 
 
 def _clean_label(entity: str, value: object) -> str | None:
-    if isinstance(value, bool) or not (isinstance(value, str) or _is_integer(value)):
+    if not (isinstance(value, str) or _is_integer(value)):
         return None
     match = re.fullmatch(rf"(?:{entity}-)?(\d{{1,4}})", str(value).strip())
     return f"{entity}-{int(match[1]):02d}" if match else None

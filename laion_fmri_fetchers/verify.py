@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 import pandas as pd
 from joblib import Parallel, delayed
@@ -91,7 +92,7 @@ def verify_cache(
             rows.append((one, status, sizes[one], reason))
             bar.update(sizes[one] or 0)
             if verbose >= 2:
-                bar.write(f"{status:<10} {one}")
+                bar.write(f"{status:<10} {one}", sys.stderr)
     report = pd.DataFrame(rows, columns=_COLUMNS)
     report["size"] = report["size"].astype("Int64")
     tell(_summary(report), verbose)

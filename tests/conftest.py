@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -89,3 +92,29 @@ def cached(cached_folder, data_dir):
     """A copy of `cached_folder` as the data directory in force."""
     shutil.copytree(cached_folder, data_dir)
     return data_dir
+
+
+@contextlib.contextmanager
+def unprivileged():
+    """Be held by permissions, as root is not."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.setresuid(65534, 65534, 0)
+    try:
+        yield
+    finally:
+        os.setresuid(0, 0, 0)
+
+
+@pytest.fixture
+def reachable():
+    """A folder that an unprivileged user may enter, but not write to."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o555)
+        with unprivileged():
+            if not os.access(folder, os.X_OK):
+                pytest.skip("temporary folders lie where only root may enter")
+        yield folder
+        folder.chmod(0o755)

@@ -110,6 +110,17 @@ def wrong_range(reply: Reply) -> None:
         reply.headers["Content-Range"] = f"bytes 1-{len(reply.body)}/{len(reply.data)}"
 
 
+def no_range(reply: Reply) -> None:
+    """Send a range without saying which."""
+    reply.headers.pop("Content-Range", None)
+
+
+def no_length(reply: Reply) -> None:
+    """Send the body without its length, and close the connection behind it."""
+    reply.headers.pop("Content-Length", None)
+    reply.stop_after = len(reply.body)
+
+
 def chunked(reply: Reply) -> None:
     """Send the body without its length, in chunks."""
     del reply.headers["Content-Length"]
@@ -161,6 +172,8 @@ class FaultServer:
     ----------
     url : str
         Base of the objects.
+    port : int
+        The port that it listens on.
     objects : dict
         Key -> (content, ETag).
     faults : dict
@@ -173,7 +186,7 @@ class FaultServer:
         Bytes of bodies sent so far, the piece under way included.
     """
 
-    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None, port: int = 0) -> None:
         self._tls = tls
         self.objects: dict[str, tuple[bytes, str | None]] = {}
         self.faults: dict[str, list[Fault]] = {}
@@ -184,9 +197,10 @@ class FaultServer:
         self._stopped = threading.Event()
         self._clients: set[socket.socket] = set()
         self._threads: list[threading.Thread] = []
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=512)
+        self._listener = socket.create_server(("127.0.0.1", port), backlog=512)
         scheme = "https" if tls else "http"
-        self.url = f"{scheme}://127.0.0.1:{self._listener.getsockname()[1]}"
+        self.port = self._listener.getsockname()[1]
+        self.url = f"{scheme}://127.0.0.1:{self.port}"
         self._accepting = threading.Thread(target=self._accept, daemon=True)
         self._accepting.start()
 

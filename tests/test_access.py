@@ -10,9 +10,11 @@ import shutil
 import stat
 from pathlib import Path
 
+import fault_server as faults
 import gate_fixtures
 import pandas as pd
 import pytest
+from fault_server import FaultServer, always
 
 from laion_fmri_fetchers import accept_license, access_service, cache
 from laion_fmri_fetchers import access as client
@@ -295,20 +297,34 @@ REFRESH_ERRORS = {
         "in 7 s",
     ),
     "field": (
-        (422, {}, {"detail": [{"loc": ["body", "request_id"], "msg": "too short"}]}),
+        (
+            422,
+            {},
+            {"detail": ["?", {"loc": ["body", "request_id"], "msg": "too short"}]},
+        ),
         AccessFormError,
         "request_id: too short",
     ),
     "server error": ((500, {}, b"oops"), AccessServiceError, "500"),
     "denied": ((403, {}, {"detail": "Forbidden"}), AccessServiceError, "Forbidden"),
+    "denied, with words": (
+        (403, {}, {"detail": {"error": "blocked", "message": "Not from there"}}),
+        AccessServiceError,
+        r"\(Not from there\)",
+    ),
     "no json": ((200, {}, b"<html>hello</html>"), AccessServiceError, "no JSON"),
     "other files": (
-        (200, {}, {"files": [{"name": "a.h5", "url": "https://x.org/a"}]}),
+        (200, {}, {"files": [{"name": "a.h5", "url": "https://x.org/a"}, 3]}),
         AccessServiceError,
         "sha256",
     ),
     "other shape": ((200, {}, {"files": {"a": 1}}), AccessServiceError, "sha256"),
     "pending": ((202, {}, {}), AccessPendingError, "waits for approval"),
+    "pending, with files": (
+        (202, {}, {"files": [{"name": "a.h5"}]}),
+        AccessPendingError,
+        "waits for approval",
+    ),
     "pending, no body": ((202, {}, b""), AccessPendingError, "waits for approval"),
 }
 
@@ -357,6 +373,39 @@ def test_service_unreachable(access, data_dir, monkeypatch, secrets_of_test):
         fetch(timeout=2)
     assert "offline" in str(caught.value)
     secrets_of_test.assert_not_told_by(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (faults.wait(5.0), "nothing for 0.3 s"),
+        (faults.short(3), "ChunkedEncodingError"),
+        (faults.fine, None),
+    ],
+)
+def test_a_service_that_gives_no_answer(monkeypatch, fault, said):
+    monkeypatch.setattr(access_service, "_FIRST_WAIT", 0.01)
+    with FaultServer() as service:
+        service.put("api/v1/manifest", b'{"current_terms_version": "3"}')
+        service.faults["api/v1/manifest"] = [always(fault)]
+        url = service.url.replace("127.0.0.1", "localhost")
+        monkeypatch.setenv("LAION_FMRI_ACCESS_URL", url)
+        if said is None:
+            assert current_terms_version(timeout=5) == "3"
+            return
+        with pytest.raises(AccessServiceError) as caught:
+            current_terms_version(timeout=0.3)
+    assert f"{url} gives no answer" in str(caught.value)
+    assert f"({said})" in str(caught.value)
+
+
+def test_a_service_without_tls(access, monkeypatch):
+    url = access.url.replace("http://", "https://")
+    monkeypatch.setenv("LAION_FMRI_ACCESS_URL", url)
+    monkeypatch.setattr(access_service, "_FIRST_WAIT", 0.01)
+    with pytest.raises(AccessServiceError, match=r"\(TLS fails\)"):
+        current_terms_version(timeout=5)
+    assert access.requests == []
 
 
 def test_a_short_failure_of_the_service_passes(access, data_dir, monkeypatch):
@@ -417,12 +466,28 @@ def test_an_id_that_the_service_repeats_is_not_told(access, data_dir, secrets_of
     request()
     own = secrets_of_test[0]
     told = [{"loc": ["body", "request_id"], "msg": f"{own} is odd", "input": own}]
-    for detail in (f"{own} was revoked", f"unknown {own}", told):
+    url = "see https://bucket.example.org/a?X-Amz-Signature=1"
+    for detail in (f"{own} was revoked", f"unknown {own}", told, url):
         for status in (403, 404, 422, 429, 400):
             access.answers[REFRESH] = (status, {}, {"detail": detail})
             with pytest.raises(StimulusAccessError) as caught:
                 fetch()
             secrets_of_test.assert_not_told_by(caught.value)
+
+
+def test_an_id_of_another_form_is_not_told_either(
+    access, data_dir, monkeypatch, secrets_of_test
+):
+    secrets_of_test.append("kept/of+another=form")
+    monkeypatch.setenv("LAION_FMRI_REQUEST_ID", secrets_of_test[0])
+    access.answers[REFRESH] = lambda body: (
+        404,
+        {},
+        {"detail": f"{body['request_id']} is not known"},
+    )
+    with pytest.raises(AccessNotFoundError, match="is not known") as caught:
+        fetch()
+    secrets_of_test.assert_not_told_by(caught.value)
 
 
 # ---------------------------------------------------------------- URLs in mid-download
@@ -649,7 +714,10 @@ def test_another_version_of_the_terms_is_refused(access, data_dir):
     assert current_terms_version() == "1.0"
 
 
-@pytest.mark.parametrize("content", [{}, {"current_terms_version": 2}, []])
+@pytest.mark.parametrize(
+    "content",
+    [{}, {"current_terms_version": 2}, {"current_terms_version": ""}, []],
+)
 def test_a_manifest_without_version(access, content):
     access.answers[MANIFEST] = (200, {}, content)
     with pytest.raises(AccessServiceError):
@@ -745,15 +813,24 @@ def test_no_redirect_to_another_host(access, server, data_dir, secrets_of_test, 
 
 def test_redirects_on_the_same_host(access, data_dir):
     request()
-    moved = access.url + "/v2"
     access.answers[REFRESH] = (307, {"Location": "/v2/refresh"}, {})
     access.answers["/v2/refresh"] = access._refresh
-    assert moved
     assert fetch().archive
 
     access.answers["/v2/refresh"] = (308, {"Location": "/v2/refresh"}, {})
     with pytest.raises(AccessServiceError, match="nowhere"):
         fetch(mode="overwrite")
+
+
+@pytest.mark.parametrize("status", [301, 302, 303])
+def test_a_form_is_not_sent_again_where_a_redirect_does_not_ask(
+    access, data_dir, status
+):
+    elsewhere = "/api/v2/access/request"
+    access.answers[REQUEST] = (status, {"Location": elsewhere}, {})
+    with pytest.raises(AccessServiceError, match="lead nowhere"):
+        request()
+    assert [path for _, path, _ in access.requests] == [MANIFEST, REQUEST]
 
 
 def test_an_id_is_sent_only_to_where_it_comes_from(

@@ -201,9 +201,20 @@ def test_mask_img_as_path_and_image(data, tmp_path):
     half[half.shape[0] // 2 :] = False
     image = nib.Nifti1Image(half.astype("float32"), everything.mask_img.affine)
     nib.save(image, tmp_path / "half.nii.gz")
-    for given in (image, tmp_path / "half.nii.gz", str(tmp_path / "half.nii.gz")):
+    fourth = nib.Nifti1Image(half[..., None].astype("float32"), image.affine)
+    file = tmp_path / "half.nii.gz"
+    for given in (image, fourth, file, str(file)):
         betas = load_betas(data, rois="brain", mask_img=given)
         assert np.array_equal(betas.data, everything.data[:, half[inside]])
+
+
+def test_a_mask_is_needed(data):
+    everything = load_betas(data, rois="brain")
+    data.brain_masks = {}
+    with pytest.raises(InvalidQueryError, match="no brain mask of sub-01.*mask_img"):
+        load_betas(data, rois="brain")
+    betas = load_betas(data, rois="brain", mask_img=everything.mask_img)
+    assert np.array_equal(betas.data, everything.data)
 
 
 def test_groups_for_cross_validation(data):
@@ -434,9 +445,11 @@ def test_grids_of_masks(tmp_path):
             load_betas(data, rois="exact", mask_img=masks[name])
     other = make(tmp_path, [noise(3), noise(3)], masks)
     moved = nib.Nifti1Image(np.asarray(noise(3).dataobj), masks["shifted"].affine)
-    nib.save(moved, other.images[1])
-    with pytest.raises(CorruptImageError, match="1_betas"):
-        load_betas(other, rois="exact")
+    larger = nib.Nifti1Image(np.zeros((*SHAPE[:2], 9, 3), "float32"), AFFINE)
+    for image in (moved, larger):
+        nib.save(image, other.images[1])
+        with pytest.raises(CorruptImageError, match="1_betas.*not on the grid"):
+            load_betas(other, rois="exact")
 
 
 @pytest.mark.parametrize("damage", ["cut", "changed"])

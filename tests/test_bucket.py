@@ -141,6 +141,13 @@ def test_no_host(monkeypatch):
         list_objects()
 
 
+@pytest.mark.parametrize("url", ["http://", "http://x:port/b"])
+def test_an_address_without_host_or_port(monkeypatch, url):
+    monkeypatch.setenv("LAION_FMRI_BUCKET_URL", url)
+    with pytest.raises(BucketError, match="Cannot ask for.*LAION_FMRI_BUCKET_URL"):
+        list_objects()
+
+
 def test_silent_server(server):
     release = threading.Event()
     server.faults[""] = lambda environ: release.wait(5) and None

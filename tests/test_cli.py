@@ -8,13 +8,28 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import fault_server as faults
+import gate_fixtures
 import pytest
+from fault_server import FaultServer, always
 
-from laion_fmri_fetchers import __version__
+from laion_fmri_fetchers import __version__, access_status
 from laion_fmri_fetchers.cli import main, parse_terms
 from laion_fmri_fetchers.exceptions import InvalidQueryError
+
+access = gate_fixtures.access
+secrets_of_test = gate_fixtures.secrets_of_test
+
+FORM = {
+    "--name": "Ada Example",
+    "--email": "ada@university.example",
+    "--institution": "University of Examples",
+    "--research-purpose": "Encoding models of natural images",
+    "--accept-terms-version": "1.0",
+}
 
 
 @pytest.fixture(autouse=True)
@@ -124,6 +139,67 @@ def test_module_and_closed_pipe(server, data_dir):
     )
     assert done.stdout == "EBA\n"
     assert "Traceback" not in done.stderr
+
+
+def test_an_interrupt_ends_it_though_the_bucket_is_silent(tmp_path):
+    settings = {"LAION_FMRI_DATA_DIR": str(tmp_path / "data")}
+    with FaultServer() as server:
+        server.faults[""] = [always(faults.wait(60.0))]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "laion_fmri_fetchers", "fetch"],
+            env={**os.environ, **settings, "LAION_FMRI_BUCKET_URL": server.url},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        while not server.requests:
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert out == ""
+    assert "The same command goes on from here." in err
+    assert "Traceback" not in err
+
+
+def form(**changes):
+    return ["request-access", *itertools.chain(*{**FORM, **changes}.items())]
+
+
+def test_request_access(access, data_dir, capfd):
+    assert main(form(**{"--pi": "P. Example"})) == 0
+    (asked,) = [body for _, path, body in access.requests if "request" in path]
+    assert asked["pi_or_supervisor"] == "P. Example"
+    assert asked["research_purpose"] == FORM["--research-purpose"]
+    assert "Access is granted" in capfd.readouterr().err
+    n_requests = len(access.requests)
+    assert main(["request-access"]) == 0
+    assert "no form was sent" in capfd.readouterr().err
+    assert main([*form(), "--renew"]) == 0
+    assert [path for _, path, _ in access.requests[n_requests:]][-1].endswith("request")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"--email": "nowhere"}, "email is no email address"),
+        ({"--accept-terms-version": "0.9"}, "'1.0' is in force"),
+    ],
+)
+def test_request_access_that_is_refused(access, data_dir, capfd, changes, words):
+    assert main(form(**changes)) == 1
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert words in err
+    assert access_status()["request_id"] is None
+
+
+def test_login_where_nobody_can_be_asked(access, data_dir, capfd):
+    assert main(["login"]) == 2
+    assert "no terminal" in capfd.readouterr().err
+    assert main(["logout"]) == 0
+    assert "There is no request_id" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,7 @@ from laion_fmri_fetchers.demo import (
     CONTENT,
     build_bucket,
     content_category,
+    serve_access,
     serve_bucket,
     serve_demo,
 )
@@ -843,3 +844,87 @@ def test_a_demo_that_cannot_be_built_leaves_nothing_behind(monkeypatch, tmp_path
         serve_demo(subjects=["sub-02"])
     assert dict(os.environ) == before
     assert list(tmp_path.iterdir()) == []
+
+
+# The access service
+
+
+@pytest.fixture
+def access(served):
+    with serve_access(served) as service:
+        yield service
+
+
+FORM = {
+    "name": "Ada Example",
+    "email": "ada@university.example",
+    "institution": "University of Examples",
+    "pi_or_supervisor": None,
+    "research_purpose": "Encoding models of natural images",
+    "accepted_terms": True,
+    "terms_version": "1.0",
+    "source": "cli",
+}
+
+
+def _post(service, path, body):
+    return requests.post(service.url + path, json=body, timeout=10)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("name", ""),
+        ("email", "nowhere"),
+        ("institution", None),
+        ("research_purpose", "too short"),
+        ("accepted_terms", "yes"),
+        ("terms_version", "0.9"),
+        ("pi_or_supervisor", ...),
+        ("source", ...),
+    ],
+)
+def test_the_service_refuses_a_form(access, field, value):
+    form = {**FORM, field: value}
+    if value is ...:
+        del form[field]
+    answer = _post(access, "/api/v1/access/request", form)
+    assert answer.status_code == 422
+    assert {one["loc"][-1] for one in answer.json()["detail"]} == {field}
+    assert all(one["msg"] for one in answer.json()["detail"])
+    assert _post(access, "/api/v1/access/request", FORM).status_code == 200
+
+
+def test_the_service_knows_its_pages_and_versions(access):
+    for page in ("/terms", "/privacy", "/takedown", "/request"):
+        assert requests.get(access.url + page, timeout=10).status_code == 200
+    assert requests.get(f"{access.url}/nowhere", timeout=10).status_code == 404
+    assert _post(access, "/api/v1/manifest", {}).status_code == 404
+    body = {"request_id": access.grant(), "dataset_version": "v0"}
+    answer = _post(access, "/api/v1/refresh", body)
+    assert answer.status_code == 422
+    assert answer.json()["detail"][0]["loc"] == ["body", "dataset_version"]
+
+
+def test_gated_objects_need_a_good_signature(access, bucket):
+    body = {"request_id": access.grant(), "dataset_version": "v1"}
+    files = _post(access, "/api/v1/refresh", body).json()["files"]
+    (url,) = [file["url"] for file in files if file["name"].endswith(".csv")]
+    data = (bucket / "stimuli/task-images_metadata.csv").read_bytes()
+
+    def get(url, **headers):
+        return requests.get(url, headers=headers, timeout=10)
+
+    whole = get(url)
+    assert (whole.status_code, whole.content) == (200, data)
+    etag = whole.headers["ETag"]
+    part = get(url, Range="bytes=5-14")
+    assert (part.status_code, part.content) == (206, data[5:15])
+    assert part.headers["Content-Range"] == f"bytes 5-14/{len(data)}"
+    assert get(url, Range="bytes=5-", **{"If-Match": etag}).content == data[5:]
+    assert get(url, Range=f"bytes={len(data)}-").status_code == 416
+    assert get(url, **{"If-Match": '"other"'}).status_code == 412
+    assert get(url.partition("?")[0]).status_code == 403
+    assert get(url.replace("Signature=", "Signature=0")).status_code == 403
+    access.expire()
+    assert get(url).status_code == 403

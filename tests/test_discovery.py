@@ -12,6 +12,7 @@ from laion_fmri_fetchers import (
     InvalidQueryError,
     bucket,
     describe,
+    fetch_laion_fmri,
     get_rois,
     get_subjects,
     inspect_bucket,
@@ -63,6 +64,17 @@ def test_without_the_bucket(bucket_folder, data_dir, monkeypatch):
         assert get_rois(1) == rois
     with pytest.raises(BucketError, match="no listing was saved"):
         inspect_bucket("derivatives/anatomical")
+
+
+def test_subjects_stay_known_when_the_bucket_is_gone(server, data_dir, monkeypatch):
+    """What a fetch lists of the top level says nothing about the subjects."""
+    fetch_laion_fmri("all", sessions=1, rois=None, verbose=0)
+    shutil.rmtree(data_dir / "derivatives/glmsingle-tedana/sub-03")
+    monkeypatch.setenv("LAION_FMRI_BUCKET_URL", "http://127.0.0.1:9/none")
+    with pytest.warns(UserWarning, match="saved earlier"):
+        assert get_subjects() == ["sub-01", "sub-03"]
+    with pytest.raises(BucketError, match="Missing.*sub-03"):
+        fetch_laion_fmri("all", sessions=1, rois=None, verbose=0)
 
 
 def test_without_the_bucket_and_its_listings(cached, capsys):
@@ -146,6 +158,21 @@ def test_newer_listings_replace_what_they_cover(tmp_path, listings, expected):
         name[2:]: size for name, (_, size, _, _) in found.objects.items()
     } == expected
     assert found.error is None
+
+
+@pytest.mark.parametrize(
+    ("newer", "expected"),
+    [
+        (listing("", 2, "x", delimiter="/", prefixes=["a/"]), {"a/", "a/s1/"}),
+        (listing("", 2, "x", delimiter="/", prefixes=["b/"]), {"b/"}),
+        (listing("a/s1/", 2, "x"), {"a/s1/"}),
+    ],
+)
+def test_newer_listings_replace_the_folders_they_cover(tmp_path, newer, expected):
+    save_listing(str(tmp_path), listing("a/", 1, "x", delimiter="/", prefixes=["s1/"]))
+    save_listing(str(tmp_path), newer)
+    wanted = [("a/", "/"), ("a/s1/", "")]
+    assert look(wanted, str(tmp_path), offline=True).folders == expected
 
 
 def test_what_no_listing_covers(tmp_path):

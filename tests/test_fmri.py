@@ -29,6 +29,7 @@ from laion_fmri_fetchers import (
     NotNull,
     ResultFilter,
     UnsafeKeyError,
+    bucket,
     fetch_laion_fmri,
     fetch_laion_fmri_ids,
 )
@@ -227,6 +228,15 @@ def test_forms_of_rois(cached, rois, expected):
     assert len(data.rois) == len(expected)
 
 
+def test_names_are_told_once_and_all_in_any_case(cached):
+    data = fetch(["sub-01", "01", 1], ["FFA1", "FFA-1"], [1, "ses-01"], mode="offline")
+    assert data.query["subjects"] == ["sub-01"]
+    assert data.query["rois"] == ["FFA1"]
+    assert data.query["sessions"] == ["ses-01"]
+    everything = fetch("ALL", "All", "aLL", mode="offline")
+    assert_same(everything, fetch("all", "all", "all", mode="offline"))
+
+
 def test_all_rois(cached):
     data = fetch(mode="offline")
     assert {m["roi"] for m in data.rois_meta} == set(data.subjects_meta[0]["rois"])
@@ -243,6 +253,15 @@ def test_image_terms_replace_the_default_on_their_field(server, data_dir):
     assert data.trials.empty
     assert tuple(data.trials.columns) == TRIAL_FIELDS
     assert not [key for key in gets(server) if key.endswith("trials.tsv")]
+
+
+@pytest.mark.parametrize("image_type", ["anatomical", "brain_mask"])
+def test_files_of_no_image_viewing_session(server, data_dir, image_type):
+    data = fetch("all", image_type=image_type, sessions=1, rois=None)
+    assert {m["session"] for m in data.images_meta} == {"ses-PrismaAnat"}
+    assert {m["subject"] for m in data.images_meta} == {"sub-01", "sub-03"}
+    assert all(map(os.path.isfile, data.images))
+    assert all("ses-PrismaAnat" not in m["sessions"] for m in data.subjects_meta)
 
 
 def test_not_null_lifts_the_default(server, data_dir):
@@ -350,6 +369,14 @@ def test_offline_and_stopped_server_give_the_same(bucket_folder, data_dir, monke
     assert isinstance(error.value, ConnectionError)
 
 
+def test_a_bucket_that_does_not_answer_is_asked_once(cached, server, monkeypatch):
+    monkeypatch.setattr(bucket, "_FIRST_WAIT", 0.001)
+    server.faults[""] = (503, {}, b"")
+    with pytest.warns(UserWarning, match="status 503.*went on offline"):
+        fetch("all", sessions=1)
+    assert len(server.requests) == bucket._TRIES_BUSY
+
+
 def test_without_the_bucket_and_its_listings(cached, data_dir, tmp_path):
     """It cannot be told whether anything is missing, which is an error."""
     shutil.rmtree(cached / ".laion_fmri" / "listings")
@@ -410,6 +437,18 @@ def test_offline_what_was_named_and_is_not_there(server, data_dir, query, name):
     assert isinstance(error.value, FileNotFoundError)
 
 
+def test_offline_named_sessions_that_some_subjects_lack(server, data_dir):
+    fetch("sub-01", sessions=[1, 2], rois=None)
+    fetch("sub-03", sessions=[2], rois=None)
+    next(data_dir.rglob("sub-03_ses-02*Betas_statmap.nii.gz")).unlink()
+    with pytest.warns(UserWarning, match=r"ses-02 of sub-03 has no betas.*left out"):
+        data = fetch("all", sessions=2, mode="offline")
+    assert [m["subject"] for m in data.images_meta] == ["sub-01"]
+    next(data_dir.rglob("sub-01_ses-02*_trials.tsv")).unlink()
+    with pytest.raises(NotCachedError, match=r"sub-01_ses-02.*_trials\.tsv is not on"):
+        fetch(sessions=[1, 2], trial_filter={"n_reps": 4}, mode="offline")
+
+
 def test_offline_in_an_empty_directory(tmp_path):
     with pytest.raises(NotCachedError, match="sub-01"):
         fetch(mode="offline", data_dir=tmp_path)
@@ -449,6 +488,18 @@ def test_overwrite_fetches_what_is_selected_again(cached, server, bucket_folder)
     assert image.read_bytes() == source.read_bytes()
     assert {data.images_meta[0]["key"], data.rois_meta[0]["key"]} <= set(gets(server))
     assert not [key for key in gets(server) if "ses-02" in key]
+
+
+def test_overwrite_fetches_a_table_once_though_it_is_read_first(cached, server):
+    data = fetch(
+        sessions=1,
+        rois=None,
+        image_type="trials",
+        trial_filter={"n_reps": 4},
+        mode="overwrite",
+    )
+    (key,) = [m["key"] for m in data.images_meta]
+    assert gets(server).count(key) == 1
 
 
 def test_overwrite_with_a_date_updates_what_is_newer(
@@ -621,8 +672,10 @@ def test_ids_that_are_none(server, data_dir):
         ({"subjects": "bob"}, "subjects.*bob"),
         ({"subjects": []}, "subjects"),
         ({"subjects": 1.5}, "1.5"),
+        ({"subjects": True}, "True"),
         ({"rois": "FA1"}, "FA1.*did you mean 'FFA1'"),
         ({"rois": "fases"}, "did you mean 'face'"),
+        ({"rois": "ffa1"}, "did you mean 'FFA1'"),
         ({"rois": 7}, "rois.*7"),
         ({"sessions": 77}, "ses-77"),
         ({"sessions": "one"}, "sessions.*one"),
@@ -632,6 +685,8 @@ def test_ids_that_are_none(server, data_dir):
         ({"trial_filter": "n_reps=12"}, "trial_filter"),
         ({"trial_filter": {"nreps": 12}}, "did you mean 'n_reps'"),
         ({"roi_filter": {"rio": 1}}, "did you mean 'roi'"),
+        ({"trial_filter": {"image_index": 0}}, "image_index"),
+        ({"n_reps": 12}, r"trial_filter=\{'n_reps': 12\}"),
         ({"subject_filter": {"agee": 1}}, "did you mean 'age'"),
         ({"image_filter": {"sesion": 1}}, "did you mean 'session'"),
         ({"image_typ": "betas"}, "did you mean 'image_type'"),
@@ -644,6 +699,7 @@ def test_ids_that_are_none(server, data_dir):
         ({"max_images": "3"}, "max_images"),
         ({"n_connections": 0}, "n_connections"),
         ({"timeout": -1}, "timeout"),
+        ({"verbose": "loud"}, "verbose is 'loud'"),
         ({"data_dir": 3}, "data_dir"),
     ],
 )
@@ -674,6 +730,14 @@ def test_held_out_session(server, data_dir):
     assert [m["session"] for m in data.images_meta] == ["ses-01"]
     assert {f["session"] for f in data.failed} == {"ses-31"}
     assert all("reason" in f and "id" in f for f in data.failed)
+
+
+def test_a_held_out_session_that_is_gone_was_not_denied(server, data_dir):
+    table = trials_id({"subject": "sub-01", "session": "ses-31"})
+    server.faults[table] = (404, {}, b"")
+    with pytest.raises(DownloadError, match="404") as error:
+        fetch(sessions=31, rois=None)
+    assert "held out" not in str(error.value)
 
 
 def test_bucket_that_denies_listing(server, data_dir):
@@ -765,13 +829,47 @@ def test_broken_trial_table(cached):
         "session\trun\tlabel\nses-02\t1\tx",
         good.replace("\t5\t", "\tfive\t"),
         good.replace("\t5\t", "\t4\t"),
+        good.replace("\t5\t", "\t-1\t"),
+        good.replace("\t5\t", "\t5.0\t"),
+        good.replace("\n", "\n\n", 2),
         good + "a\tb\n",
     ):
         table.write_text(bad)
         with pytest.raises(CorruptImageError, match="sub-01_ses-02"):
             fetch(mode="offline")
-    table.write_text(good)
-    assert len(fetch(mode="offline").images) == 4
+        shutil.rmtree(cached / ".laion_fmri" / "trials")
+        with pytest.raises(CorruptImageError, match="sub-01_ses-02"):
+            fetch(mode="offline")
+        table.write_text(good)
+        assert len(fetch(mode="offline").images) == 4
+
+
+def test_trial_tables_in_other_orders(cached):
+    """Rows in any order and more columns tell the same."""
+    before = fetch(mode="offline").trials
+    first, second = (next(cached.rglob(f"sub-01_ses-0{n}*_trials.tsv")) for n in (1, 2))
+    header, *rows = first.read_text().splitlines()
+    first.write_text("\n".join([header, *reversed(rows)]))
+    header, *rows = second.read_text().splitlines()
+    second.write_text("\n".join([f"{header}\tmore", *(f"{row}\tx" for row in rows)]))
+    pd.testing.assert_frame_equal(fetch(mode="offline").trials, before)
+
+
+def test_labels_that_look_like_nulls_are_labels(cached):
+    table = next(cached.rglob("sub-01_ses-01*_trials.tsv"))
+    header, first, *rows = table.read_text().splitlines()
+    *cells, _label = first.split("\t")
+    table.write_text("\n".join([header, "\t".join([*cells, "NA"]), *rows]))
+    data = fetch(sessions=1, mode="offline")
+    assert data.trials["label"][0] == "NA"
+    assert data.trials["n_reps"].isna()[0]
+    assert (data.trials["n_reps"][1:] > 0).all()
+
+
+def test_a_broken_table_of_participants(cached):
+    (cached / "participants.tsv").write_text("name\tage\nsub-01\t30\n")
+    with pytest.raises(CorruptImageError, match=r"participants\.tsv.*Delete it"):
+        fetch(mode="offline")
 
 
 def test_trial_table_that_is_missing(cached):
@@ -793,15 +891,30 @@ def test_brain_mask_is_derived_where_the_bucket_has_none(
         anatomy = bucket_folder / "derivatives/anatomical/sub-01"
         for mask in anatomy.rglob("*res-1pt8_desc-brain_mask.nii.gz"):
             server.delete(mask.relative_to(bucket_folder).as_posix())
+        planned = fetch(rois=None, sessions=1, dry_run=True).brain_masks
+        assert not Path(planned["sub-01"]).exists()
         with pytest.warns(UserWarning, match="derived"):
             data = fetch(rois=None, sessions=1)
     mask = nib.load(data.brain_masks["sub-01"])
     (r2,) = data_dir.rglob("*desc-R2mean_statmap.nii.gz")
     np.testing.assert_array_equal(mask.get_fdata() > 0, nib.load(r2).get_fdata() > 0)
     assert ".laion_fmri" in data.brain_masks["sub-01"]
+    assert planned == data.brain_masks
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert_same(fetch(rois=None, sessions=1, mode="offline"), data)
+
+
+def test_one_brain_mask_of_several(bucket_folder, data_dir, monkeypatch):
+    with serve_bucket(bucket_folder) as server:
+        monkeypatch.setenv("LAION_FMRI_BUCKET_URL", server.url)
+        folder = "derivatives/anatomical/sub-01/ses-Other/anat/"
+        name = "sub-01_ses-Other_space-T1w_res-1pt8_desc-brain_mask.nii.gz"
+        server.put(folder + name, b"another")
+        data = fetch(rois=None, sessions=1)
+        masks = [key for key in gets(server) if key.endswith("brain_mask.nii.gz")]
+    assert len(masks) == 1
+    assert data.brain_masks == {"sub-01": str(data_dir / masks[0])}
 
 
 def test_license_is_asked_for_data_only(server, data_dir, monkeypatch):
@@ -809,6 +922,8 @@ def test_license_is_asked_for_data_only(server, data_dir, monkeypatch):
     with pytest.raises(LicenseNotAcceptedError, match="LAION_FMRI_LICENSE"):
         fetch(sessions=1)
     assert all(key.endswith(".tsv") for key in gets(server))
+    table = trials_id({"subject": "sub-03", "session": "ses-01"})
+    assert fetch_laion_fmri_ids(table, verbose=0).images == [str(data_dir / table)]
     (data_dir / ".laion_fmri").mkdir(exist_ok=True)
     (data_dir / ".laion_fmri" / "license_accepted").touch()
     assert len(fetch(sessions=1, rois=None).images) == 1

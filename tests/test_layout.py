@@ -114,6 +114,23 @@ def test_hyphens_of_a_label_go_and_nothing_else(label, roi):
     assert record["extension"] == "func.gii"
 
 
+def test_hyphens_stay_outside_of_labels_of_rois():
+    key = f"{ROI}space-T1w_label-FFA-1_desc-a-b_mask.nii.gz"
+    assert layout.clean_key(key) == f"{ROI}space-T1w_label-FFA1_desc-a-b_mask.nii.gz"
+    for key in (
+        "derivatives/freesurfer/sub-01/label/lh_label-a-b.label",
+        "derivatives/rois/sub-01/my-own/notes.txt",
+    ):
+        assert layout.clean_key(key) == key
+
+
+def test_sessions_of_images_are_numbered():
+    anatomical = "derivatives/anatomical/sub-01/ses-PrismaAnat/anat/sub-01_T1w.nii.gz"
+    assert not layout.is_of_session(layout.record(anatomical))
+    assert not layout.is_of_session(layout.record("participants.tsv"))
+    assert layout.is_of_session(layout.record(f"{FUNC}space-T1w_x.nii.gz"))
+
+
 def test_freesurfer_has_fewer_fields():
     record = layout.record("derivatives/freesurfer/sub-01/mri/brain.mgz")
 
@@ -179,6 +196,12 @@ OOD = (
         ("unique_THINGS_air_pump_p03.jpg", ("unique", 4, "THINGS", None, "sub-03")),
         ("unique_THINGS+_a+b_p07.jpg", ("unique", 4, "THINGS+", None, "sub-07")),
         ("shared_7rep_LAION_x.jpg", (None,) * 5),
+        ("shared_4rep_NSD_.jpg", (None,) * 5),
+        ("shared_4rep_NSD.jpg", (None,) * 5),
+        ("shared_4rep_LAION_x.gif", (None,) * 5),
+        ("unique_THINGS_air_pump_p3.jpg", (None,) * 5),
+        ("unique_THINGS_air_pump_p003.jpg", (None,) * 5),
+        ("unique_NSD_air_pump_p03.jpg", (None,) * 5),
         ("unique_THINGS_air_pump.jpg", (None,) * 5),
         ("blank", (None,) * 5),
         ("", (None,) * 5),

@@ -42,12 +42,16 @@ def test_accepted_at_a_terminal(tmp_path, answer):
     accept_license(tmp_path)
 
 
-@pytest.mark.parametrize("answer", ["", "no", "yes|", "I DISAGREE|yes|yes"])
+@pytest.mark.parametrize(
+    "answer",
+    ["", "no", "yes|", "I DISAGREE|yes|yes", pytest.param("\x04", id="end of input")],
+)
 def test_declined_at_a_terminal(tmp_path, answer):
     code, _, err = at_a_terminal(CODE.format(str(tmp_path)), answer)
     assert code != 0
     assert "LicenseNotAcceptedError" in err
     assert "declined" in err
+    assert "EOFError" not in err
     assert not (tmp_path / ".laion_fmri" / "license_accepted").exists()
 
 

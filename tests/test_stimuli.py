@@ -425,6 +425,31 @@ def test_an_archive_that_is_none(granted, server):
         fetch()
 
 
+@pytest.mark.parametrize("name", ["pictures", "images"])
+def test_an_archive_of_something_else(granted, server, name):
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w") as file:
+        file[name] = np.zeros((2, 2))
+    server.put(ARCHIVE, buffer.getvalue())
+    with pytest.raises(CorruptImageError, match="no 1-D dataset 'images'"):
+        fetch()
+
+
+def test_an_archive_that_may_be_missing(granted, server, data_dir):
+    granted.objects = lambda environ: (
+        (404, {}, b"") if environ["PATH_INFO"].endswith(".h5") else None
+    )
+    with pytest.raises(DownloadError, match="404") as caught:
+        fetch(max_images=2)
+    assert [one["id"] for one in caught.value.failed] == [ARCHIVE]
+    with pytest.warns(UserWarning, match=r"stimuli\.h5 could not be fetched: .*404"):
+        data = fetch(max_images=2, allow_missing=True, extract=True)
+    assert data.archive is None
+    assert data.images == []
+    assert [one["id"] for one in data.failed] == [ARCHIVE]
+    assert len(data.metadata) == 2
+
+
 def test_an_archive_and_metadata_that_disagree(granted, server, published):
     put_table(server, published[0].iloc[:-1])
     with pytest.raises(CorruptImageError, match="images, its metadata"):
@@ -737,6 +762,17 @@ def test_rows_are_read_block_by_block(tmp_path):
         assert _rows(file["embedding"], rows[:0]).shape == (0, 3)
 
 
+def test_embeddings_that_disagree(server, data_dir):
+    file = data_dir / embeddings_id("CLIP")
+    file.parent.mkdir(parents=True)
+    with h5py.File(file, "w") as broken:
+        broken["embedding"] = np.zeros((3, 4))
+        broken["image_ids"] = [b"a.jpg", b"b.jpg"]
+        broken["valid"] = [True, True]
+    with pytest.raises(CorruptImageError, match="differ in length.*overwrite"):
+        embeddings("CLIP", mode="offline")
+
+
 @pytest.mark.parametrize("content", [b"none", None])
 def test_broken_embeddings(server, data_dir, content):
     file = data_dir / embeddings_id("CLIP")
@@ -772,6 +808,24 @@ def test_segmentations(server, data_dir, bucket_folder, labels):
     assert set(some.segmentations["localized"]) <= {1}
     with pytest.raises(InvalidQueryError, match="noun"):
         segmentations(nuon="face")
+
+
+def test_segmentations_in_odd_tables(server, data_dir):
+    """Numbers and words in one column are words; a null is no noun."""
+    file = data_dir / SEGMENTATIONS_TABLE
+    file.parent.mkdir(parents=True)
+    header = "mask_row,image_name,noun,instance_id,score,localized\n"
+    rows = "2,a.jpg,cat,0,0.5,1\n1,a.jpg,n/a,1,high,1\n0,b.jpg,dog,0,n/a,0\n"
+    file.write_text(header + rows)
+    query = {"masks": False, "mode": "offline"}
+    data = segmentations(["b.jpg", "a.jpg"], vectorize_nouns=True, **query)
+    assert list(data.segmentations["mask_row"]) == [0, 1, 2]
+    assert list(data.segmentations["score"]) == [None, "high", "0.5"]
+    assert data.vocabulary.tolist() == ["cat", "dog"]
+    assert data.noun_counts.tolist() == [[0, 1], [1, 0]]
+    file.write_text(header + rows.replace("2,a", "two,a"))
+    with pytest.raises(CorruptImageError, match="mask_row.*overwrite"):
+        segmentations(**query)
 
 
 def test_segmentations_without_masks(server, data_dir):

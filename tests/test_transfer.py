@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import datetime as dt
+import gc
 import hashlib
 import ipaddress
 import json
@@ -22,6 +25,7 @@ from pathlib import Path
 
 import fault_server as faults
 import pytest
+from conftest import unprivileged
 from fault_server import FaultServer, always, etag_of, fine
 from filelock import FileLock
 
@@ -217,6 +221,15 @@ def test_proxies_of_the_environment_are_used(server, folder, monkeypatch):
     assert_whole(server, download)
 
 
+def test_a_proxy_that_asks_for_a_password(server, folder, monkeypatch):
+    monkeypatch.setenv("http_proxy", f"http://ada:a%20secret@127.0.0.1:{server.port}")
+    monkeypatch.setenv("no_proxy", "")
+    download = a_download(server, folder)
+    assert fetch(download._replace(url="http://bucket.invalid/file"), folder) == []
+    sent = {fields["proxy-authorization"] for _, fields in server.requests}
+    assert sent == {"Basic " + base64.b64encode(b"ada:a secret").decode()}
+
+
 @pytest.fixture
 def certificate(tmp_path):
     """A key and a certificate of 127.0.0.1, in one file."""
@@ -269,6 +282,71 @@ def test_tls(folder, certificate, monkeypatch):
         assert_whole(server, download)
 
 
+class Tunnel(threading.Thread):
+    """A proxy that leads each CONNECT to one server, and notes what it was asked."""
+
+    def __init__(self, port):
+        super().__init__(daemon=True)
+        self.port, self.heads = port, []
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.start()
+
+    def run(self):
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self.listener.accept()
+                threading.Thread(target=self.lead, args=(client,), daemon=True).start()
+
+    def lead(self, client):
+        head = b""
+        while not head.endswith(b"\r\n\r\n"):
+            head += client.recv(1)
+        self.heads.append(head.decode())
+        with client, socket.create_connection(("127.0.0.1", self.port)) as server:
+            client.sendall(b"HTTP/1.1 200 Fine\r\n\r\n")
+            back = threading.Thread(target=self.pump, args=(server, client))
+            back.start()
+            self.pump(client, server)
+            back.join()
+
+    def pump(self, source, target):
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                target.sendall(data)
+            target.shutdown(socket.SHUT_WR)
+
+
+def test_tls_through_a_proxy(folder, certificate, monkeypatch):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", certificate)
+    monkeypatch.setenv("no_proxy", "")
+    with FaultServer(context) as server:
+        tunnel = Tunnel(server.port)
+        proxy = f"http://ada:secret@127.0.0.1:{tunnel.listener.getsockname()[1]}"
+        monkeypatch.setenv("https_proxy", proxy)
+        download = a_download(server, folder)
+        assert fetch(download, folder) == []
+        assert_whole(server, download)
+        assert not any("proxy-authorization" in fields for _, fields in server.requests)
+    tunnel.listener.close()
+    code = base64.b64encode(b"ada:secret").decode()
+    for head in tunnel.heads:
+        assert head.startswith(f"CONNECT 127.0.0.1:{server.port} ")
+        assert f"Proxy-Authorization: Basic {code}\r\n" in head
+    assert len(tunnel.heads) > 0
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_a_proxy_that_refuses(server, folder, monkeypatch):
+    monkeypatch.setenv("https_proxy", server.url)
+    monkeypatch.setenv("no_proxy", "")
+    download = a_download(server, folder)
+    (failed,) = fetch(download._replace(url="https://bucket.invalid/file"), folder)
+    assert "the proxy fails: Tunnel connection failed: 404" in failed["reason"]
+    gc.collect()  # of the sockets that http.client leaves open up to Python 3.11
+
+
 def test_a_folder_on_another_file_system(server, folder, monkeypatch):
     real = os.replace
 
@@ -306,6 +384,7 @@ PASSING = {
     "range ignored": [fine, faults.ignore_range],
     "range ignored always": [always(faults.ignore_range)],
     "no lengths": [always(faults.chunked)],
+    "a connection closed in place of a length": [always(faults.no_length)],
     "a label of an encoding": [always(faults.headers(Content_Encoding="gzip"))],
     "no request for a while": [faults.status(408)],
 }
@@ -333,6 +412,7 @@ LASTING = {
     "wrong bytes": (faults.wrong_bytes, None, "instead of"),
     "wrong length": (faults.wrong_length(3), 206, "Content-Length"),
     "another range": (faults.wrong_range, 206, "another range"),
+    "a range not named": (faults.no_range, 206, "does not say what range"),
     "redirected in a circle": (faults.status(307, Location="/file"), None, "circle"),
 }
 
@@ -387,6 +467,62 @@ def test_unreachable_servers(server, folder):
     assert "refused" in second["reason"]
     assert fetch(download, folder) == []
     assert_whole(server, download)
+
+
+@pytest.mark.parametrize("url", ["ftp://127.0.0.1/file", "http:///file", "file"])
+def test_what_is_no_address(folder, url):
+    download = Download("file", url, folder / "files" / "file", 10, "0" * 32)
+    (failed,) = fetch(download, folder)
+    assert failed["reason"] == "its address is not valid"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux lets callers wait")
+def test_a_server_that_accepts_nobody(folder):
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as listener:
+        address = listener.getsockname()
+        with socket.create_connection(address):
+            url = f"http://127.0.0.1:{address[1]}/file"
+            download = Download("file", url, folder / "files" / "file", 10, "0" * 32)
+            (failed,) = fetch(download, folder, timeout=0.2)
+    assert failed["reason"] == "the server does not accept connections (3 times)"
+
+
+def test_a_server_that_is_away_for_a_while(folder, monkeypatch):
+    monkeypatch.setattr(transfer, "_FIRST_WAIT", 0.05)
+    with FaultServer() as server:
+        download = a_download(server, folder, size=10 * RANGE)
+        stopping = threading.Event()
+        server.on_request = lambda key: len(server.requests) > 3 and stopping.set()
+        server.faults["file"] = [fine] * 3 + [always(faults.stall(0))]
+        later = []
+
+        def restart():
+            stopping.wait(20)
+            server.__exit__()
+            time.sleep(0.5)
+            later.append(FaultServer(port=server.port))
+            later[0].objects.update(server.objects)
+
+        restarting = threading.Thread(target=restart)
+        restarting.start()
+        try:
+            assert fetch(download, folder, timeout=10.0) == []
+        finally:
+            restarting.join()
+            later[0].__exit__()
+    assert_whole(server, download)
+    assert len(later[0].requests) <= 7
+
+
+def test_a_server_that_does_not_say_how_much_it_sends(server, folder):
+    def hide(reply):
+        faults.ignore_range(reply)
+        faults.no_length(reply)
+
+    server.faults["file"] = [always(hide)]
+    download = a_download(server, folder, size=10)._replace(size=None, etag=None)
+    (failed,) = fetch(download, folder)
+    assert failed["reason"] == "the server does not say its size"
 
 
 def test_the_server_is_waited_for_as_it_asks(server, folder):
@@ -500,6 +636,15 @@ def test_a_place_that_cannot_be_written(server, folder):
     assert fetch(download, folder) == []
     assert server.sent == sent
     assert_whole(server, download)
+
+
+def test_a_partial_folder_that_cannot_be_written(server, reachable):
+    (reachable / "partial").mkdir(mode=0o555)
+    download = a_download(server, reachable)
+    with unprivileged():
+        (failed,) = fetch(download, reachable)
+    assert failed["reason"] == "it cannot be written: permission denied"
+    assert server.requests == []
 
 
 # --- Disks that are full ---------------------------------------------------------
@@ -657,10 +802,14 @@ def test_an_object_that_changed_since_it_was_listed_starts_over(server, folder):
     assert left(folder) == []
 
 
-def test_damaged_leftovers_are_not_trusted(server, folder):
+@pytest.mark.parametrize("lost", ["its bytes", "its end", "all of it"])
+def test_damaged_leftovers_are_not_trusted(server, folder, lost):
     download = leave_unfinished(server, folder)
     (part,) = (folder / "partial").glob("*.part")
-    part.write_bytes(bytes(part.stat().st_size))
+    if lost == "its bytes":
+        part.write_bytes(bytes(part.stat().st_size))
+    else:
+        os.truncate(part, 0 if lost == "all of it" else 3 * RANGE + 5)
     assert fetch(download, folder) == []
     assert_whole(server, download)
     assert left(folder) == []
@@ -703,7 +852,15 @@ def make_foreign(folder, owner):
     return sorted(renamed)
 
 
-@pytest.mark.parametrize("owner", ["elsewhere-12-aaaa", f"{partials._HOST}-1-bbbb"])
+@pytest.mark.parametrize(
+    "owner",
+    [
+        "elsewhere-12-aaaa",
+        f"{partials._HOST}-1-bbbb",
+        f"{partials._HOST}-{2**70}-cccc",
+        "of-another-programme",
+    ],
+)
 def test_another_process_may_still_write_to_its_file(server, folder, owner):
     download = leave_unfinished(server, folder)
     files = make_foreign(folder, owner)
@@ -838,6 +995,15 @@ def test_who_holds_the_lock_and_does_nothing_is_not_waited_for(
     with lock_of(download, folder):
         assert fetch(download, folder, timeout=0.05) == []
         assert_whole(server, download)
+
+
+def test_locks_that_nobody_holds_are_removed(server, folder):
+    other = a_download(server, folder, "other")
+    held, left_behind = lock_of(other, folder), folder / "partial" / "abc.lock"
+    left_behind.touch()
+    with held:
+        assert fetch(a_download(server, folder), folder) == []
+        assert left(folder) == [Path(held.lock_file).name]
 
 
 def test_locks_that_fail_do_not_matter(server, folder, monkeypatch):

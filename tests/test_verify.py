@@ -8,10 +8,20 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
+from conftest import unprivileged
 
-from laion_fmri_fetchers import DownloadError, cache, fetch_laion_fmri, verify_cache
+from laion_fmri_fetchers import (
+    DownloadError,
+    LaionFmriError,
+    LicenseNotAcceptedError,
+    cache,
+    fetch_laion_captions,
+    fetch_laion_fmri,
+    verify_cache,
+)
 from laion_fmri_fetchers.cli import main
 from laion_fmri_fetchers.demo import serve_bucket
+from laion_fmri_fetchers.layout import ARCHIVE
 
 
 def damage(folder):
@@ -84,6 +94,58 @@ def test_what_cannot_be_repaired_stays(cached, server):
     assert statuses(verify_cache(verbose=0))[altered] == "altered"
 
 
+def test_a_file_that_cannot_be_read(cached, reachable, monkeypatch, capsys):
+    folder = reachable / "data"
+    shutil.copytree(cached, folder)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(reachable))
+    verify_cache(data_dir=folder, verbose=0)
+    file = min(folder.rglob("*_mask.nii.gz"))
+    file.chmod(0)
+    with unprivileged():
+        report = verify_cache(data_dir=folder, verbose=2).set_index("id")
+    (one,) = statuses(report.reset_index())
+    assert folder / one == file
+    assert report.loc[one, "status"] == "unreadable"
+    assert "Permission denied" in report.loc[one, "reason"]
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert all(name in err for name in report.index)
+    assert f"unreadable {one}" in err
+
+
+def test_what_is_gated_is_not_repaired_from_the_bucket(cached, server):
+    fetch_laion_captions(verbose=0)
+    assert statuses(verify_cache(verbose=0)) == {}
+    (cached / ARCHIVE).write_bytes(b"cut short")
+    assert statuses(verify_cache(verbose=0)) == {ARCHIVE: "truncated"}
+    server.requests.clear()
+    with pytest.raises(LaionFmriError, match=r"gated.*fetch_laion_stimuli\(mode="):
+        verify_cache(repair=True, verbose=0)
+    assert server.requests == []
+
+
+def test_a_repair_asks_for_the_licence(cached, server, monkeypatch):
+    damage(cached)
+    cache.license_marker(str(cached)).unlink()
+    monkeypatch.delenv("LAION_FMRI_LICENSE")
+    with pytest.raises(LicenseNotAcceptedError):
+        verify_cache(repair=True, verbose=0)
+    assert server.requests == []
+
+
+def test_what_was_fetched_comes_before_what_was_listed(cached):
+    """A file that changed in the bucket after it was fetched is good all the same."""
+    file = next(cached.rglob("sub-01_ses-01*_trials.tsv"))
+    one = file.relative_to(cached).as_posix()
+    listings = cached / ".laion_fmri" / "listings"
+    text = {path: path.read_text() for path in listings.iterdir()}
+    etag = cache.fetched(str(cached))[one][2]
+    for path, before in text.items():
+        path.write_text(before.replace(etag, "0" * 32))
+    assert any(path.read_text() != before for path, before in text.items())
+    assert statuses(verify_cache(verbose=0)) == {}
+
+
 def test_an_object_that_changed_since_it_was_listed(
     bucket_folder, data_dir, monkeypatch
 ):
@@ -136,6 +198,15 @@ def test_notes_of_many_writers_are_all_kept(tmp_path):
     assert len(notes) < 60
     for file in notes:
         json.loads(file.read_text())
+
+
+def test_the_newest_note_counts_when_notes_are_joined(tmp_path):
+    for i in range(120):
+        record = {"id": "always", "key": "k", "size": i, "etag": None}
+        cache.note_fetched(str(tmp_path), [record, {**record, "id": f"once-{i}"}])
+        noted = cache.fetched(str(tmp_path))
+        assert noted["always"] == ["k", i, None]
+        assert len(noted) == i + 2
 
 
 def test_a_call_notes_what_it_fetched(server, data_dir):

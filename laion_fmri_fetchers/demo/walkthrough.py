@@ -48,7 +48,8 @@ def run_demo(output: str | os.PathLike | None = None) -> Path:
     LaionFmriError
         If a step does not give what it should.
     """
-    folder = Path(output or tempfile.mkdtemp(prefix="laion_fmri_demo_")).absolute()
+    output = output or tempfile.mkdtemp(prefix="laion_fmri_demo_")
+    folder = Path(os.path.abspath(output))
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as temporary, contextlib.ExitStack() as stack:
         with _step("Build a synthetic LAION-fMRI") as say:
