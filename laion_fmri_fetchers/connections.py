@@ -342,6 +342,7 @@ class Connections:
             if response.status >= 300 and length is not None and length <= _SMALL_BODY:
                 response.read()
         if not response.isclosed():
+            response.close()
             connection.close()
 
     def _network_fault(self, error: Exception) -> Fault:

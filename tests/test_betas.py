@@ -471,6 +471,17 @@ def test_a_damaged_image(tmp_path, damage, backend):
     assert str(file) in str(error.value)
 
 
+def test_what_lies_behind_the_last_trial_is_not_read(tmp_path):
+    data = make(tmp_path, [noise(30)])
+    file = Path(data.images[0])
+    whole = load_betas(data, rois="brain").data
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    data.trials = data.trials.iloc[[4, 2]]
+    assert np.array_equal(load_betas(data, rois="brain").data, whole[[4, 2]])
+    with pytest.raises(CorruptImageError):
+        load_betas(data, rois="brain", standardize="zscore")
+
+
 # Memory, cache and workers
 
 

@@ -845,13 +845,15 @@ def test_broken_trial_table(cached):
 
 
 def test_trial_tables_in_other_orders(cached):
-    """Rows in any order and more columns tell the same."""
+    """Rows and columns in any order, and more columns, tell the same."""
     before = fetch(mode="offline").trials
-    first, second = (next(cached.rglob(f"sub-01_ses-0{n}*_trials.tsv")) for n in (1, 2))
-    header, *rows = first.read_text().splitlines()
-    first.write_text("\n".join([header, *reversed(rows)]))
-    header, *rows = second.read_text().splitlines()
-    second.write_text("\n".join([f"{header}\tmore", *(f"{row}\tx" for row in rows)]))
+    files = [next(cached.rglob(f"sub-01_ses-0{n}*_trials.tsv")) for n in (1, 2, 3)]
+    tables = [pd.read_csv(file, sep="\t") for file in files]
+    tables[0] = tables[0].iloc[::-1]
+    tables[1] = tables[1][["label", "beta_index", "run", "session"]]
+    tables[2]["more"] = "x"
+    for file, table in zip(files, tables, strict=True):
+        table.to_csv(file, sep="\t", index=False)
     pd.testing.assert_frame_equal(fetch(mode="offline").trials, before)
 
 

@@ -124,7 +124,9 @@ def test_sessions_on_disk_and_in_the_bucket(data):
     assert states["ses-02"] == "selected, on disk"
     assert states["ses-03"] == "on disk"
     page = section(make_report(data).html, "content")
-    assert ["sub-01", "3"] in [row[:2] for row in rows(page)]
+    (row,) = [row for row in rows(page) if row[0] == "sub-01"]
+    assert [row[1], row[3]] == ["3", "4"], "held-out sessions do not count"
+    assert "sub-01: 3 of 4 sessions on disk" in page
 
 
 def test_session_partly_on_disk(cached, server):

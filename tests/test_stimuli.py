@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import threading
+import warnings
 from pathlib import Path
 
 import gate_fixtures
@@ -836,7 +837,9 @@ def test_segmentations_without_masks(server, data_dir):
 
 def test_images_without_masks(server, data_dir, labels):
     unique = [name for name in labels if name.startswith("unique")][:2]
-    data = segmentations([*unique, PNG], vectorize_nouns=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        data = segmentations([*unique, PNG], vectorize_nouns=True)
     assert data.image_names == [*unique, PNG]
     assert (data.noun_counts[:2] == 0).all()
     assert data.noun_counts[2].sum() == len(data.segmentations)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gzip
 import os
+import struct
 import tracemalloc
+import zlib
 
 import nibabel as nib
 import numpy as np
@@ -123,6 +125,26 @@ def test_a_damaged_image_is_named_with_its_repair(tmp_path, damage):
     with pytest.raises(CorruptImageError, match="verify --repair") as error:
         read(file)
     assert str(file) in str(error.value)
+
+
+def test_a_checksum_far_behind_the_last_voxel(tmp_path):
+    """Blocks without content may lie between; the last one is read all the same."""
+    ones = nib.Nifti1Image(np.ones((64, 64, 64), "float32"), np.eye(4))
+    nib.save(ones, tmp_path / "image.nii")
+    content = (tmp_path / "image.nii").read_bytes()
+    deflate = zlib.compressobj(wbits=-15)
+    stream = deflate.compress(content) + deflate.flush(zlib.Z_FULL_FLUSH)
+    stream += b"\x00\x00\x00\xff\xff" * 200_000 + deflate.flush()
+    right = zlib.crc32(content)
+    file = tmp_path / "image.nii.gz"
+    head = b"\x1f\x8b\x08\x00" + bytes(4) + b"\x00\xff"
+    for checksum in (right, right ^ 1):
+        tail = struct.pack("<II", checksum, len(content))
+        file.write_bytes(head + stream + tail)
+        if checksum == right:
+            assert (read(file)[0] == 1).all()
+    with pytest.raises(CorruptImageError, match="CRC"):
+        read(file)
 
 
 @pytest.mark.parametrize("extension", ["nii", "nii.gz"])
