@@ -17,14 +17,33 @@ STATE_FOLDER = ".laion_fmri"
 
 GLM = "derivatives/glmsingle-tedana/"
 ROIS = "derivatives/rois/"
+LOCALIZERS = "derivatives/localizers/"
+TEDANA = "derivatives/tedana/"
 ANATOMICAL = "derivatives/anatomical/"
 FREESURFER = "derivatives/freesurfer/"
-TREES = (GLM, ROIS, ANATOMICAL, FREESURFER)
+RAW = ""
+"""Raw BIDS data lie in folders of subjects at the top of the bucket."""
+TREES = (GLM, ROIS, LOCALIZERS, TEDANA, ANATOMICAL, FREESURFER, RAW)
+"""The trees whose layout is known; a subject's files are below ``{tree}{subject}/``."""
+BULK = frozenset({TEDANA, RAW})
+"""Trees of time series, hundreds of GB a subject: never part of what is not named."""
+MADE_HERE = "derivatives/laion-fmri-fetchers/"
+"""What this package makes of the dataset's files; the bucket holds nothing there."""
+DERIVATIVES = "derivatives/"
 STIMULI = "stimuli/"
+ARCHIVED = "archive/"
 PARTICIPANTS = "participants.tsv"
+ROOT_FILES = frozenset(
+    (
+        *("dataset_description.json", PARTICIPANTS, "participants.json", "README"),
+        *("README.md", "README.rst", "README.txt", "CHANGES", "LICENSE"),
+        "CITATION.cff",
+    )
+)
+"""Small files at the top of a BIDS dataset; any may be missing."""
 ARCHIVE = "stimuli/task-images_stimuli.h5"
 STIMULUS_TABLE = "stimuli/task-images_metadata.csv"
-GATED = frozenset({ARCHIVE, STIMULUS_TABLE})
+GATED = frozenset({ARCHIVE})
 STIMULUS_IMAGES = "stimuli/images/"
 CAPTIONS = "stimuli/task-images_desc-captions.csv"
 SEGMENTATIONS = "stimuli/task-images_desc-segmentations.h5"
@@ -32,6 +51,11 @@ SEGMENTATIONS_TABLE = "stimuli/task-images_desc-segmentations_metadata.csv"
 EMBEDDING_MODELS = ("CLIP", "DINOv2", "PEcore", "SigLIP2")
 
 HELD_OUT = frozenset(f"ses-{n}" for n in range(31, 35))
+
+FUNCTIONAL_GRID = "1pt8"
+"""``res-`` of images on the grid of the betas, 1.778 mm."""
+LOCALIZER_GRID = "1pt5"
+"""``res-`` of images on the 1.5 mm grid of the volumetric localizer fits."""
 
 IMAGE_TYPES = {
     "betas": GLM,
@@ -50,6 +74,14 @@ IMAGE_TYPES = {
     "anatomical": ANATOMICAL,
     "roi": ROIS,
     "freesurfer": FREESURFER,
+    "localizer": LOCALIZERS,
+    "localizer_effect": LOCALIZERS,
+    "preprocessed_bold": TEDANA,
+    "raw_bold": RAW,
+    "sbref": RAW,
+    "events": RAW,
+    "fieldmap": RAW,
+    "raw_anatomical": RAW,
     "sidecar": None,
     "other": None,
 }
@@ -61,7 +93,7 @@ SUBJECTS = ("sub-01", "sub-03", "sub-05", "sub-06", "sub-07")
 ROI_CATEGORIES = {
     "body": ("EBA", "FBA"),
     "character": ("VWFA1", "VWFA2", "mfswords", "pSTSwords"),
-    "face": ("FFA1", "FFA2", "OFA", "pSTSfaces"),
+    "face": ("AFP1", "AFP2", "FFA1", "FFA2", "OFA", "pSTSfaces"),
     "laion": (
         "laionEVC",
         "laiondorsal",
@@ -71,9 +103,9 @@ ROI_CATEGORIES = {
     ),
     "motion": ("MST", "MT"),
     "object": ("lobjects", "vobjects"),
-    "place": ("MPA", "OPA", "PPA"),
+    "place": ("MPA", "OPA", "PPA", "SPL"),
     "retinotopy": (
-        *("IPCS", "IPS0", "LO1", "LO2", "SPCS", "TO1", "TO2", "V1d", "V1v"),
+        *("EVC", "IPCS", "IPS0", "LO1", "LO2", "SPCS", "TO1", "TO2", "V1d", "V1v"),
         *("V2d", "V2v", "V3A", "V3B", "V3d", "V3v", "VO1", "VO2", "hV4"),
     ),
 }
@@ -85,22 +117,27 @@ def is_published_roi(name: str) -> bool:
     return any(name == c or name in names for c, names in ROI_CATEGORIES.items())
 
 
+_ENTITIES = (
+    *("image_type", "task", "run", "echo", "part", "space", "res", "hemi"),
+    *("contrast", "stat", "desc", "suffix", "extension", "roi"),
+)
+_NUMBERED = frozenset({"run", "echo"})
+
 RECORD_FIELDS = (
-    *("id", "key", "subject", "session", "image_type"),
-    *("task", "space", "res", "hemi", "stat", "desc", "suffix", "extension"),
-    *("roi", "roi_category", "size", "etag", "last_modified"),
+    *("id", "key", "subject", "session", *_ENTITIES, "roi_category"),
+    *("size", "etag", "last_modified", "outdated"),
     *("relative_path", "absolute_path"),
 )
 
+LABEL_FIELDS = ("unique_or_shared", "n_reps", "dataset", "ood_type", "participant")
+
 TRIAL_FIELDS = (
     *("subject", "session", "run", "beta_index", "label", "image_index"),
-    *("unique_or_shared", "n_reps", "dataset", "ood_type", "participant"),
+    *(*LABEL_FIELDS, "repetition"),
 )
 
-LABEL_FIELDS = TRIAL_FIELDS[-5:]
-
 _NULL = re.compile(r"(n/?a|none|null|)", re.IGNORECASE)
-_LABEL_VALUE = re.compile(r"(?<=_label-)[^_.]+")
+_LABEL_VALUE = re.compile(r"(?:^|(?<=_))label-[^_.]+")
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f\\]")
 _FILE_NAME = re.compile(r"(?!\.{1,2}\Z)(?!.:)[^\x00-\x1f\x7f/\\]+")
 _UNSAFE_FOLDERS = frozenset({"", ".", ".."})
@@ -108,7 +145,16 @@ _SUBJECT_FOLDER = re.compile(r"sub-[A-Za-z0-9]+")
 _SESSION_FOLDER = re.compile(r"ses-[A-Za-z0-9]+")
 _MAIN_SESSION = re.compile(r"ses-\d+")
 _BIDS_NAME = re.compile(r"((?:[A-Za-z0-9]+-[^_.]+_)+)([A-Za-z0-9]+)((?:\.[^./]+)*)")
-_PARTICIPANT = re.compile(r"[0-9][0-9]")
+_NUMBER_OF_REPS = re.compile(r"(\d+)(?:\s*reps?)?", re.IGNORECASE)
+
+PARTICIPANT_OF_NUMBER = {
+    "01": "sub-01",
+    "02": "sub-06",
+    "03": "sub-05",
+    "04": "sub-03",
+    "05": "sub-07",
+}
+"""``p<NN>`` of a label, the number of an acquisition, to the BIDS subject."""
 
 OOD_TYPES = frozenset(
     (
@@ -123,7 +169,7 @@ _UNIQUE_SOURCES = frozenset({"LAION", "THINGS", "THINGS+"})
 
 @lru_cache(maxsize=2**15)
 def clean_key(key: str) -> str:
-    """Return the local path of a key: hyphens of an ROI's label value removed.
+    """Return the local path of a key: hyphens of each ``label-`` value removed.
 
     Parameters
     ----------
@@ -157,14 +203,14 @@ def clean_key(key: str) -> str:
             f"The name {key!r} would lead out of the data directory; nothing was "
             "written. Check that LAION_FMRI_BUCKET_URL names a bucket you trust."
         )
-    if key.startswith(ROIS) and "_label-" in folders[-1]:
+    if "label-" in folders[-1]:
         folders[-1] = _LABEL_VALUE.sub(_without_hyphens, folders[-1])
         return "/".join(folders)
     return key
 
 
 def _without_hyphens(match: re.Match) -> str:
-    return match[0].replace("-", "")
+    return "label-" + match[0].removeprefix("label-").replace("-", "")
 
 
 def record(
@@ -190,7 +236,8 @@ def record(
     -------
     dict
         All of `RECORD_FIELDS`; fields that the file lacks are None, and so is
-        ``absolute_path``, which depends on the data directory.
+        ``absolute_path``, which depends on the data directory. ``run`` and ``echo``
+        are int; ``outdated`` is False, as the name tells nothing of it.
 
     Raises
     ------
@@ -224,6 +271,7 @@ def record(
         "size": size,
         "etag": etag,
         "last_modified": last_modified,
+        "outdated": False,
         "relative_path": path,
         "absolute_path": None,
     }
@@ -231,34 +279,50 @@ def record(
 
 @lru_cache(maxsize=4096)
 def _folder(folder: str) -> tuple[str | None, str | None, str | None, str | None]:
-    """Return tree, subject, session and kind (figures, ROI category, …)."""
+    """Return tree, subject, session and kind (figures, func, ROI category, …)."""
     parts = folder.split("/")
-    tree = "/".join(parts[:2]) + "/" if parts[0] == "derivatives" else None
-    subject = session = None
-    rest = parts[2:]
-    if rest and _SUBJECT_FOLDER.fullmatch(rest[0]):
-        subject = rest.pop(0)
-        if rest and tree != FREESURFER and _SESSION_FOLDER.fullmatch(rest[0]):
-            session = rest.pop(0)
+    depth = next((i for i in range(len(parts[:3])) if _is_subject(parts[i])), None)
+    if depth is None:
+        depth = 2 if parts[0] == "derivatives" else 1
+        return _tree(parts[:depth]) or None, None, None, None
+    tree, subject, rest = _tree(parts[:depth]), parts[depth], parts[depth + 1 :]
+    session = None
+    if rest and tree != FREESURFER and _SESSION_FOLDER.fullmatch(rest[0]):
+        session = rest.pop(0)
     return tree, subject, session, rest[-1] if rest else None
+
+
+def _tree(folders: list[str]) -> str:
+    return "".join(f"{folder}/" for folder in folders if folder)
+
+
+def _is_subject(folder: str) -> bool:
+    return _SUBJECT_FOLDER.fullmatch(folder) is not None
 
 
 @lru_cache(maxsize=4096)
 def _entities(
     tree: str | None, kind: str | None, session: str | None, tail: str
-) -> dict[str, str | None]:
+) -> dict[str, str | int | None]:
     """Return what the rest of a file name tells, behind subject and session."""
     found: dict[str, str] = {}
     match = _BIDS_NAME.fullmatch(tail) if tree != FREESURFER else None
     if match:
-        found = dict(e.split("-", 1) for e in match[1].rstrip("_").split("_"))
+        pairs = (e.split("-", 1) for e in match[1].rstrip("_").split("_") if e)
+        found = {entity: value for entity, value in pairs}
         found |= {"suffix": match[2], "extension": match[3][1:]}
     elif "." in tail:
         found = {"extension": tail.rpartition(".")[2]}
     found["image_type"] = _image_type(tree, kind, session, found)
     found["roi"] = found.get("label", "") if found["image_type"] == "roi" else ""
-    names = ("image_type", "task", "space", "res", "hemi", "stat", "desc")
-    return {n: found.get(n) or None for n in (*names, "suffix", "extension", "roi")}
+    return {
+        name: _number(found.get(name)) if name in _NUMBERED else found.get(name) or None
+        for name in _ENTITIES
+    }
+
+
+def _number(value: str | None) -> int | None:
+    return int(value) if value and value.isdecimal() else None
 
 
 _BY_EXTENSION: dict[tuple, str] = {
@@ -281,6 +345,10 @@ _MAPS: dict[tuple, str] = {
     (ANATOMICAL, True, "T1w", None, None): "anatomical",
     (ANATOMICAL, True, "T2w", None, None): "anatomical",
 }
+_LOCALIZER_MAPS = {"z": "localizer", "effect": "localizer_effect"}
+_RAW_SUFFIXES = {"bold": "raw_bold", "sbref": "sbref"}
+_RAW_FOLDERS = {"fmap": "fieldmap", "anat": "raw_anatomical"}
+_VOLUMES = frozenset({"nii.gz", "nii"})
 
 
 def _image_type(
@@ -289,6 +357,8 @@ def _image_type(
     """Return the ``image_type`` of a file."""
     if tree == FREESURFER:
         return "freesurfer"
+    if tree is None:
+        return "other"
     if tree == GLM and kind == "figures":
         return "figure"
     of_session, suffix = session is not None, entities.get("suffix")
@@ -299,72 +369,106 @@ def _image_type(
         return "sidecar"
     if tree == ROIS and suffix == "mask" and "label" in entities:
         return "roi"
+    if tree == LOCALIZERS and suffix == "statmap" and extension in _MAP_EXTENSIONS:
+        return _LOCALIZER_MAPS.get(entities.get("stat", ""), "other")
+    if tree == RAW and suffix == "events" and extension == "tsv":
+        return "events"
+    if extension not in _VOLUMES:
+        return "other"
+    if tree == TEDANA:
+        return "preprocessed_bold" if suffix == "bold" else "other"
+    if tree == RAW:
+        return _RAW_SUFFIXES.get(suffix or "", _RAW_FOLDERS.get(kind or "", "other"))
     stat, desc = entities.get("stat"), entities.get("desc")
-    if extension in ("nii.gz", "nii"):
-        return _MAPS.get((tree, of_session, suffix, stat, desc), "other")
-    return "other"
+    return _MAPS.get((tree, of_session, suffix, stat, desc), "other")
 
 
-def place(path: str) -> tuple[str, str]:
-    """Return the tree and the subject that a path lies under; "" for none.
+_MAP_EXTENSIONS = _VOLUMES | {"func.gii"}
+
+
+def place(path: str) -> tuple[str | None, str | None]:
+    """Return the tree and the subject that a path lies under; None for none.
 
     Examples
     --------
     >>> place("derivatives/rois/sub-01/face/sub-01_label-FFA1_mask.nii.gz")
     ('derivatives/rois/', 'sub-01')
+    >>> place("sub-01/ses-01/func/sub-01_ses-01_bold.nii.gz")
+    ('', 'sub-01')
     """
-    top, _, rest = path.partition("/")
-    tree, _, rest = rest.partition("/")
-    return (f"{top}/{tree}/", rest.partition("/")[0]) if rest else ("", "")
+    return _folder(path.rpartition("/")[0])[:2]
 
 
 def listings_of(
-    subject: str, sessions: Iterable[str] | None = None
+    subject: str, trees: Iterable[str], sessions: Iterable[str] | None = None
 ) -> list[tuple[str, str]]:
     """Return the ``(prefix, delimiter)`` to list for files of a subject.
+
+    Sessions become prefixes of their own where a subject has hundreds of thousands of
+    files. Elsewhere a request more would cost more than the keys it saves.
 
     Parameters
     ----------
     subject : str
         Such as ``"sub-01"``.
+    trees : iterable of str
+        Of `TREES`, or others.
     sessions : iterable of str, optional
-        Only these sessions are listed; None: all.
+        Only these sessions are needed; None: all.
 
     Examples
     --------
-    >>> listings_of("sub-01", ["ses-02"])[:2]  # doctest: +NORMALIZE_WHITESPACE
-    [('derivatives/glmsingle-tedana/sub-01/', '/'),
-     ('derivatives/glmsingle-tedana/sub-01/ses-02/', '')]
+    >>> listings_of("sub-01", [ROIS, RAW], ["ses-02"])  # doctest: +NORMALIZE_WHITESPACE
+    [('derivatives/rois/sub-01/', ''), ('sub-01/', '/'), ('sub-01/ses-02/', '')]
     """
-    glm = f"{GLM}{subject}/"
-    if sessions is None:
-        wanted = [(glm, "")]
-    else:
-        wanted = [(glm, "/"), *((f"{glm}{session}/", "") for session in sessions)]
-    return [*wanted, (f"{ROIS}{subject}/", ""), (f"{ANATOMICAL}{subject}/", "")]
+    sessions = None if sessions is None else list(sessions)
+    wanted = []
+    for tree in trees:
+        top = f"{tree}{subject}/"
+        if sessions is None or tree not in BULK:
+            wanted.append((top, ""))
+        else:
+            wanted += [(top, "/"), *((f"{top}{session}/", "") for session in sessions)]
+    return wanted
 
 
 def subjects_among(folders: Iterable[str]) -> tuple[str, ...]:
-    """Return the subjects that have a folder of betas and maps.
+    """Return the subjects that have a folder among some, in whichever tree.
 
     Examples
     --------
-    >>> subjects_among(["derivatives/glmsingle-tedana/sub-03/", "derivatives/x/"])
-    ('sub-03',)
+    >>> subjects_among(["derivatives/rois/sub-03/", "sub-01/", "derivatives/x/"])
+    ('sub-01', 'sub-03')
     """
-    names = {f[len(GLM) : -1] for f in folders if f.startswith(GLM)}
+    names = {folder[:-1].rpartition("/")[2] for folder in folders}
     return tuple(sorted(name for name in names if clean_subject(name) == name))
 
 
 def is_of_session(record: dict[str, Any]) -> bool:
-    """Tell whether a record's file belongs to an image-viewing session."""
-    session = record["session"]
-    return session is not None and _MAIN_SESSION.fullmatch(session) is not None
+    """Tell whether a record's file belongs to one session, and not to the subject.
+
+    Anatomy has a session in its name, but is that of the subject.
+    """
+    return record["session"] is not None and not record["id"].startswith(ANATOMICAL)
+
+
+def is_of_trials(record: dict[str, Any]) -> bool:
+    """Tell whether a record's file belongs to a session that has a trial table."""
+    return (
+        is_of_session(record)
+        and _MAIN_SESSION.fullmatch(record["session"]) is not None
+        and not record["id"].startswith(LOCALIZERS)
+    )
+
+
+def is_held_out(record: dict[str, Any]) -> bool:
+    """Tell whether the bucket denies a record's file: held-out, but for localizers."""
+    return record["session"] in HELD_OUT and not record["id"].startswith(LOCALIZERS)
 
 
 def is_functional_brain_mask(record: dict[str, Any]) -> bool:
     """Tell whether a record is the brain mask on the functional grid."""
-    return record["image_type"] == "brain_mask" and record["res"] == "1pt8"
+    return record["image_type"] == "brain_mask" and record["res"] == FUNCTIONAL_GRID
 
 
 def clean_subject(value: object) -> str | None:
@@ -381,14 +485,22 @@ def clean_subject(value: object) -> str | None:
 
 
 def clean_session(value: object) -> str | None:
-    """Return ``"ses-01"`` for ``"ses-01"``, ``"01"`` or 1; None for anything else.
+    """Return ``"ses-01"`` for ``"ses-01"``, ``"01"`` or 1; names are kept.
+
+    None for anything that cannot be the name of a session.
 
     Examples
     --------
-    >>> clean_session("ses-01"), clean_session(31)
-    ('ses-01', 'ses-31')
+    >>> clean_session("ses-01"), clean_session(31), clean_session("4BarScreenfLoc")
+    ('ses-01', 'ses-31', 'ses-4BarScreenfLoc')
+    >>> clean_session("ses 1") is None
+    True
     """
-    return _clean_label("ses", value)
+    number = _clean_label("ses", value)
+    if number or not isinstance(value, str):
+        return number
+    name = re.fullmatch(r"(?:ses-)?([A-Za-z0-9]+)", value.strip())
+    return f"ses-{name[1]}" if name and not name[1].isdecimal() else None
 
 
 def _clean_label(entity: str, value: object) -> str | None:
@@ -467,7 +579,7 @@ def stimulus_fields(label: str) -> dict[str, Any]:
     >>> stimulus_fields("shared_12rep_THINGS+_kmeans_211_bracelet2.jpg")["dataset"]
     'THINGS+'
     >>> stimulus_fields("unique_THINGS_air_pump_p03.jpg")["participant"]
-    'sub-03'
+    'sub-05'
     """
     return dict(zip(LABEL_FIELDS, label_values(label), strict=True))
 
@@ -485,8 +597,8 @@ def label_values(label: str) -> tuple[str | int | None, ...]:
             return kind, _N_REPS[first], source, ood_type if is_ood else None, None
     elif kind == "unique" and extension == "jpg":
         name, _, number = rest.rpartition("_p")
-        if first in _UNIQUE_SOURCES and name and _PARTICIPANT.fullmatch(number):
-            return kind, 4, first, None, f"sub-{number}"
+        if first in _UNIQUE_SOURCES and name and re.fullmatch("[0-9][0-9]", number):
+            return kind, 4, first, None, PARTICIPANT_OF_NUMBER.get(number)
     return (None,) * len(LABEL_FIELDS)
 
 
@@ -532,17 +644,37 @@ def stimulus_image(name: str) -> str:
     return STIMULUS_IMAGES + name
 
 
-def stimulus_participant(value: object) -> str | None:
-    """Return ``"sub-05"`` for a participant of the stimulus table, None for "shared".
+def stimulus_value(field: str, value: object) -> str | int | None:
+    """Return a cell of the stimulus table as a label would say it.
+
+    Parameters
+    ----------
+    field : str
+        The column, one of `LABEL_FIELDS`; cells of others come as they are.
+    value : object
+        The cell: ``"12rep"``, ``"THINGSplus"``, or a list of participants.
 
     Examples
     --------
-    >>> stimulus_participant("05"), stimulus_participant("p05"), clean_subject("sub-05")
-    ('sub-05', 'sub-05', 'sub-05')
-    >>> stimulus_participant("shared") is None, stimulus_participant("someone")
-    (True, 'someone')
+    >>> stimulus_value("n_reps", "12rep"), stimulus_value("dataset", "THINGSplus")
+    (12, 'THINGS+')
+    >>> stimulus_value("participant", "sub-05")
+    'sub-05'
+    >>> stimulus_value("participant", "sub-01;sub-03") is None
+    True
     """
-    if none_if_null(value) is None or value == "shared":
+    value = none_if_null(value)
+    if value is None:
         return None
     text = str(value).strip()
-    return clean_subject(text.removeprefix("p")) or text
+    if field == "n_reps":
+        number = _NUMBER_OF_REPS.fullmatch(text)
+        return int(number[1]) if number else None
+    if field == "dataset":
+        return _SOURCE_OF_DATASET.get(text, text)
+    if field == "participant":
+        return text if clean_subject(text) == text else None
+    return text
+
+
+_SOURCE_OF_DATASET = {"THINGSplus": "THINGS+"}

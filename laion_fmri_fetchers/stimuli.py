@@ -393,7 +393,7 @@ def _read_metadata(file: str) -> pd.DataFrame:
     for field in frame.columns.drop("image_name"):
         clean = layout.none_if_null
         if field == "participant":
-            clean = layout.stimulus_participant
+            clean = layout.none_if_null
         frame[field] = mapped(frame[field], clean)
     try:
         frame["n_reps"] = pd.to_numeric(frame["n_reps"]).astype("Int64")

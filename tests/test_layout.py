@@ -13,6 +13,11 @@ GLM = "derivatives/glmsingle-tedana/sub-01/"
 FUNC = f"{GLM}ses-02/func/sub-01_ses-02_task-images_"
 ANAT = "derivatives/anatomical/sub-01/ses-PrismaAnat/anat/sub-01_ses-PrismaAnat_"
 ROI = "derivatives/rois/sub-01/face/sub-01_"
+LOC = "derivatives/localizers/sub-01/ses-4BarScreenfLoc/func/sub-01_ses-4BarScreenfLoc_"
+Z = "stat-z_statmap.nii.gz"
+TEDANA = "derivatives/tedana/sub-01/ses-02/func/sub-01_ses-02_task-images_"
+RAW = "sub-01/ses-02/"
+BOLD = "part-phase_bold.nii.gz"
 
 
 @pytest.mark.parametrize(
@@ -49,6 +54,27 @@ ROI = "derivatives/rois/sub-01/face/sub-01_"
         (f"{ROI}space-T1w_res-1pt8_label-FFA-1_mask.nii.gz", "roi"),
         (f"{ROI}hemi-L_space-fsnative_label-FFA-1_mask.func.gii", "roi"),
         (f"{ROI}hemi-R_space-fsnative_label-FFA-1_mask.label", "roi"),
+        (f"{LOC}task-floc_run-02_space-T1w_res-1pt5_contrast-face_{Z}", "localizer"),
+        (
+            f"{LOC}task-floc_hemi-L_space-fsnative_contrast-face_stat-z_statmap.func.gii",
+            "localizer",
+        ),
+        (
+            f"{LOC}task-floc_run-1_contrast-body_stat-effect_statmap.nii.gz",
+            "localizer_effect",
+        ),
+        (f"{LOC}task-floc_run-02_space-T1w_contrast-face_stat-z_x.json", "sidecar"),
+        (f"{TEDANA}run-01_space-T1w_desc-optcom_bold.nii.gz", "preprocessed_bold"),
+        (f"{TEDANA}run-01_space-T1w_desc-optcom_bold.json", "sidecar"),
+        (f"{RAW}func/sub-01_ses-02_task-images_run-01_echo-1_{BOLD}", "raw_bold"),
+        (f"{RAW}func/sub-01_ses-02_run-01_echo-3_part-mag_sbref.nii.gz", "sbref"),
+        (f"{RAW}func/sub-01_ses-02_run-01_echo-3_part-mag_sbref.json", "sidecar"),
+        (f"{RAW}func/sub-01_ses-02_task-images_run-01_events.tsv", "events"),
+        (f"{RAW}fmap/sub-01_ses-02_run-01_phasediff.nii.gz", "fieldmap"),
+        (f"{RAW}anat/sub-01_ses-02_echo-1_MEGRE.nii.gz", "raw_anatomical"),
+        ("sub-01/dwi/sub-01_dwi.nii.gz", "other"),
+        ("derivatives/retinotopy/sub-01/sub-01_label-V1_mask.nii.gz", "other"),
+        ("archive/embeddings/v1/task-images_desc-CLIP_embeddings.h5", "other"),
         ("derivatives/freesurfer/sub-01/surf/lh.white", "freesurfer"),
         ("derivatives/freesurfer/sub-01/label/lh.label-x_mask.label", "freesurfer"),
         ("derivatives/newpipeline/sub-01/ses-01/func/odd name.bin", "other"),
@@ -114,21 +140,98 @@ def test_hyphens_of_a_label_go_and_nothing_else(label, roi):
     assert record["extension"] == "func.gii"
 
 
-def test_hyphens_stay_outside_of_labels_of_rois():
+def test_hyphens_go_from_labels_in_every_tree_and_from_nothing_else():
     key = f"{ROI}space-T1w_label-FFA-1_desc-a-b_mask.nii.gz"
     assert layout.clean_key(key) == f"{ROI}space-T1w_label-FFA1_desc-a-b_mask.nii.gz"
-    for key in (
-        "derivatives/freesurfer/sub-01/label/lh_label-a-b.label",
-        "derivatives/rois/sub-01/my-own/notes.txt",
+    for key, path in (
+        (
+            "derivatives/x/label-a-b_label-c-d.e-f",
+            "derivatives/x/label-ab_label-cd.e-f",
+        ),
+        ("sub-01/anat/sub-01_label-WM-L_x.nii", "sub-01/anat/sub-01_label-WML_x.nii"),
+        ("derivatives/rois/sub-01/my-own/notes.txt", None),
+        ("derivatives/freesurfer/sub-01/label-x-y/lh.my-label.label", None),
     ):
-        assert layout.clean_key(key) == key
+        assert layout.clean_key(key) == (path or key)
 
 
-def test_sessions_of_images_are_numbered():
+def test_entities_of_a_localizer():
+    record = layout.record(
+        f"{LOC}task-floc_run-02_space-T1w_res-1pt5_contrast-face_{Z}"
+    )
+
+    expected = {
+        "subject": "sub-01",
+        "session": "ses-4BarScreenfLoc",
+        "task": "floc",
+        "run": 2,
+        "res": "1pt5",
+        "contrast": "face",
+        "stat": "z",
+        "echo": None,
+        "part": None,
+    }
+    assert {name: record[name] for name in expected} == expected
+
+
+def test_entities_of_raw_data():
+    record = layout.record(f"{RAW}func/sub-01_ses-02_task-images_run-11_echo-3_{BOLD}")
+
+    expected = {
+        "subject": "sub-01",
+        "session": "ses-02",
+        "run": 11,
+        "echo": 3,
+        "part": "phase",
+        "suffix": "bold",
+    }
+    assert {name: record[name] for name in expected} == expected
+
+
+def test_what_belongs_to_a_session():
     anatomical = "derivatives/anatomical/sub-01/ses-PrismaAnat/anat/sub-01_T1w.nii.gz"
-    assert not layout.is_of_session(layout.record(anatomical))
-    assert not layout.is_of_session(layout.record("participants.tsv"))
-    assert layout.is_of_session(layout.record(f"{FUNC}space-T1w_x.nii.gz"))
+    localizer = f"{LOC}task-floc_contrast-face_{Z}"
+    for key, of_session, of_trials in (
+        (anatomical, False, False),
+        ("participants.tsv", False, False),
+        (localizer, True, False),
+        (localizer.replace("4BarScreenfLoc", "31"), True, False),
+        (f"{FUNC}space-T1w_x.nii.gz", True, True),
+        (f"{RAW}func/sub-01_ses-02_task-images_run-01_events.tsv", True, True),
+    ):
+        record = layout.record(key)
+        assert layout.is_of_session(record) is of_session, key
+        assert layout.is_of_trials(record) is of_trials, key
+
+
+@pytest.mark.parametrize("session", ["ses-31", "ses-32", "ses-33", "ses-34"])
+def test_held_out_but_for_localizers(session):
+    for key, held_out in (
+        (FUNC, True),
+        (TEDANA, True),
+        (RAW, True),
+        (LOC.replace("ses-4BarScreenfLoc", "ses-02"), False),
+    ):
+        record = layout.record(f"{key.replace('ses-02', session)}x.nii.gz")
+        assert record["session"] == session
+        assert layout.is_held_out(record) is held_out, key
+    assert not layout.is_held_out(layout.record(f"{FUNC}x.nii.gz"))
+
+
+def test_trees_and_subjects_of_paths():
+    for key, place in (
+        (f"{ROI}x.nii.gz", ("derivatives/rois/", "sub-01")),
+        ("sub-07/ses-01/func/x.nii.gz", ("", "sub-07")),
+        (
+            "derivatives/retinotopy/sub-03/a/b/c.gii",
+            ("derivatives/retinotopy/", "sub-03"),
+        ),
+        ("later/sub-03/c.gii", ("later/", "sub-03")),
+        ("derivatives/rois/README", ("derivatives/rois/", None)),
+        ("archive/embeddings/v1/x.h5", ("archive/", None)),
+        ("README", (None, None)),
+    ):
+        assert layout.place(key) == place
 
 
 def test_freesurfer_has_fewer_fields():
@@ -189,12 +292,24 @@ OOD = (
         ),
         *((f"shared_4rep_OOD_{t}_x.png", ("shared", 4, "OOD", t, None)) for t in OOD),
         ("shared_4rep_OOD_novel_x.png", ("shared", 4, "OOD", None, None)),
+        *(
+            (f"unique_LAION_x_{number}.jpg", ("unique", 4, "LAION", None, subject))
+            for number, subject in (
+                ("p01", "sub-01"),
+                ("p02", "sub-06"),
+                ("p03", "sub-05"),
+                ("p04", "sub-03"),
+                ("p05", "sub-07"),
+                ("p06", None),
+                ("p00", None),
+            )
+        ),
         (
             "unique_LAION_initial_cluster_1122_i1_p05.jpg",
-            ("unique", 4, "LAION", None, "sub-05"),
+            ("unique", 4, "LAION", None, "sub-07"),
         ),
-        ("unique_THINGS_air_pump_p03.jpg", ("unique", 4, "THINGS", None, "sub-03")),
-        ("unique_THINGS+_a+b_p07.jpg", ("unique", 4, "THINGS+", None, "sub-07")),
+        ("unique_THINGS_air_pump_p03.jpg", ("unique", 4, "THINGS", None, "sub-05")),
+        ("unique_THINGS+_a+b_p07.jpg", ("unique", 4, "THINGS+", None, None)),
         ("shared_7rep_LAION_x.jpg", (None,) * 5),
         ("shared_4rep_NSD_.jpg", (None,) * 5),
         ("shared_4rep_NSD.jpg", (None,) * 5),
@@ -230,3 +345,59 @@ def test_null_strings(text):
 @pytest.mark.parametrize("value", ["Nancy", "nullify", 0, 0.0, False, "none of these"])
 def test_what_is_no_null_string(value):
     assert layout.none_if_null(value) == value
+
+
+@pytest.mark.parametrize(
+    ("value", "session"),
+    [
+        ("ses-01", "ses-01"),
+        (1, "ses-01"),
+        ("4BarScreenfLoc", "ses-4BarScreenfLoc"),
+        ("ses-MotionLocBarsSML", "ses-MotionLocBarsSML"),
+        ("sub-01", None),
+        ("ses-", None),
+        ("01234", None),
+        ("ses 1", None),
+        (None, None),
+        (1.0, None),
+    ],
+)
+def test_forms_of_a_session(value, session):
+    assert layout.clean_session(value) == session
+
+
+@pytest.mark.parametrize(
+    ("field", "cell", "value"),
+    [
+        ("n_reps", "12rep", 12),
+        ("n_reps", "4rep", 4),
+        ("n_reps", "4", 4),
+        ("n_reps", "several", None),
+        ("dataset", "THINGSplus", "THINGS+"),
+        ("dataset", "LAION", "LAION"),
+        ("participant", "sub-05", "sub-05"),
+        ("participant", "shared", None),
+        ("participant", "sub-01;sub-03;sub-05", None),
+        ("participant", "05", None),
+        ("unique_or_shared", "unique", "unique"),
+        ("ood_type", "n/a", None),
+    ],
+)
+def test_cells_of_the_stimulus_table(field, cell, value):
+    assert layout.stimulus_value(field, cell) == value
+
+
+def test_published_rois():
+    counts = {category: len(names) for category, names in layout.ROI_CATEGORIES.items()}
+    assert counts == {
+        "body": 2,
+        "character": 4,
+        "face": 6,
+        "laion": 5,
+        "motion": 2,
+        "object": 2,
+        "place": 4,
+        "retinotopy": 19,
+    }
+    for name in ("AFP1", "AFP2", "SPL", "EVC"):
+        assert layout.is_published_roi(name)
