@@ -12,6 +12,8 @@ from .catalog import Catalog, Wanted, look
 from .exceptions import BucketError, InvalidQueryError, did_you_mean
 from .messages import listed, readable_size, warn
 
+_DESCRIBED = (layout.GLM, layout.ROIS, layout.ANATOMICAL)
+
 
 def get_subjects(
     *, data_dir: str | os.PathLike | None = None, timeout: float = 30.0
@@ -42,7 +44,8 @@ def get_subjects(
         >>> get_subjects()  # doctest: +SKIP
         ['sub-01', 'sub-03', 'sub-05', 'sub-06', 'sub-07']
     """
-    found = _look([(layout.GLM, "/")], get_data_dir(data_dir), timeout)
+    levels: list[Wanted] = [(tree, "/") for tree in layout.TREES]
+    found = _look(levels, get_data_dir(data_dir), timeout)
     return list(layout.subjects_among(found.folders))
 
 
@@ -135,13 +138,15 @@ def describe(
     print(f"LAION-fMRI in {bucket_url()}")
     print(f"Data directory: {folder}\n")
     subjects = get_subjects(data_dir=folder, timeout=timeout)
-    wanted = [w for subject in subjects for w in layout.listings_of(subject)]
+    wanted = [
+        w for subject in subjects for w in layout.listings_of(subject, _DESCRIBED)
+    ]
     found = _look(wanted, folder, timeout)
     recs = [layout.record(one) for one in found.objects]
     print("subject  sessions  held out    betas      ROIs  on disk")
     for subject in subjects:
         own = [rec for rec in recs if rec["subject"] == subject]
-        sessions = {rec["session"] for rec in own if layout.is_of_session(rec)}
+        sessions = {rec["session"] for rec in own if layout.is_of_trials(rec)}
         held_out = sessions & layout.HELD_OUT
         size = sum(
             found.objects[rec["id"]][1]
