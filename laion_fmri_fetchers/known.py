@@ -139,7 +139,7 @@ def find_subjects(call: Call) -> tuple[tuple[str, ...], Catalog]:
     levels: list[Wanted] = [(tree, "/") for tree in layout.TREES]
     top = _look([*levels, (layout.DERIVATIVES, "/")], call)
     folders = set(top.folders)
-    others: list[Wanted] = [(tree, "/") for tree in _unknown_trees(folders)]
+    others: list[Wanted] = [(tree, "/") for tree in layout.unknown_trees(folders)]
     if others:
         folders |= _look(others, call, offline=top.error is not None).folders
     return layout.subjects_among(folders), top
@@ -166,20 +166,8 @@ def trees_of(selection: Selection, call: Call) -> list[str]:
             trees[tree] = None
     if passes("other"):
         found = _look([(layout.DERIVATIVES, "/")], call)
-        trees |= dict.fromkeys(_unknown_trees(found.folders))
+        trees |= dict.fromkeys(layout.unknown_trees(found.folders))
     return list(trees)
-
-
-def _unknown_trees(folders: Iterable[str]) -> list[str]:
-    """Return the folders of derivatives whose layout is not known."""
-    top = len(layout.DERIVATIVES.split("/"))
-    return sorted(
-        folder
-        for folder in folders
-        if folder.startswith(layout.DERIVATIVES)
-        and len(folder.split("/")) == top + 1
-        and folder not in (*layout.TREES, layout.MADE_HERE)
-    )
 
 
 def _look(wanted: list[Wanted], call: Call, offline: bool = False) -> Catalog:

@@ -451,6 +451,22 @@ def subjects_among(folders: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(name for name in names if clean_subject(name) == name))
 
 
+def unknown_trees(folders: Iterable[str]) -> list[str]:
+    """Return the trees among folders whose layout is not known.
+
+    Examples
+    --------
+    >>> unknown_trees(["derivatives/rois/", "derivatives/retinotopy/", "stimuli/"])
+    ['derivatives/retinotopy/']
+    """
+    return sorted(
+        folder
+        for folder in folders
+        if re.fullmatch(rf"{DERIVATIVES}[^/]+/", folder)
+        and folder not in (*TREES, MADE_HERE)
+    )
+
+
 def is_of_session(record: dict[str, Any]) -> bool:
     """Tell whether a record's file belongs to one session, and not to the subject.
 
