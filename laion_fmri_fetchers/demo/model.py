@@ -120,13 +120,12 @@ def _shaped(
 def _hdf5(arrays: Mapping[str, np.ndarray], layout: str) -> bytes:
     import h5py
 
-    options: dict = {
-        "contiguous": {},
-        "chunked": {"chunks": True},
-        "gzip": {"chunks": True, "compression": "gzip", "compression_opts": 1},
-    }[layout]
+    chunks = None if layout == "contiguous" else True
+    compression = "gzip" if layout == "gzip" else None
     buffer = io.BytesIO()
     with h5py.File(buffer, "w") as file:
         for name, array in arrays.items():
-            file.create_dataset(name, data=array, **options)
+            file.create_dataset(
+                name, data=array, chunks=chunks, compression=compression
+            )
     return buffer.getvalue()
