@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import http.client
 import io
+import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -36,12 +38,13 @@ from laion_fmri_fetchers.demo import (
     CONTENT,
     build_bucket,
     content_category,
+    model_file,
     serve_access,
     serve_bucket,
     serve_demo,
 )
 from laion_fmri_fetchers.demo import server as server_module
-from laion_fmri_fetchers.demo.bucket import ODD_LABEL
+from laion_fmri_fetchers.demo.labels import ODD_LABEL
 
 SUBJECTS = ("sub-01", "sub-03", "sub-05")
 MAIN = ("ses-01", "ses-02", "ses-03", "ses-04")
@@ -50,16 +53,22 @@ HELD_OUT = ("ses-31", "ses-32")
 ROI_NAMES = {
     "body": "EBA FBA",
     "character": "VWFA1 VWFA2 mfswords pSTSwords",
-    "face": "FFA1 FFA2 OFA pSTSfaces",
+    "face": "FFA1 FFA2 OFA pSTSfaces AFP1 AFP2",
     "laion": "laionEVC laiondorsal laiongeneral laionlateral laionventral",
     "motion": "MST MT",
     "object": "lobjects vobjects",
-    "place": "MPA OPA PPA",
+    "place": "MPA OPA PPA SPL",
     "retinotopy": "IPCS IPS0 LO1 LO2 SPCS TO1 TO2 V1d V1v V2d V2v V3A V3B V3d V3v "
-    "VO1 VO2 hV4",
+    "VO1 VO2 hV4 EVC",
 }
-ROIS_OF_SUB_01 = {
-    f"{c}/{name}" for c, names in ROI_NAMES.items() for name in names.split()
+ALL_ROIS = {f"{c}/{name}" for c, names in ROI_NAMES.items() for name in names.split()}
+
+LABEL_NUMBERS = {
+    "sub-01": "01",
+    "sub-06": "02",
+    "sub-05": "03",
+    "sub-03": "04",
+    "sub-07": "05",
 }
 
 OOD_TYPES = {
@@ -91,6 +100,19 @@ _ANAT = (
 _MAP = r"_statmap\.(nii\.gz|json)"
 _ROI = rf"derivatives/rois/{_SUB}/(?P<category>[a-z]+)/(?P=sub)"
 _LABEL = r"label-(?P<roi>[A-Za-z0-9-]+)_mask"
+_LOCALIZED = (
+    rf"derivatives/localizers/{_SUB}/(?P<ses>ses-31|ses-4BarScreenfLoc|"
+    r"ses-MotionLocBarsSML)/func/(?P=sub)_(?P=ses)_task-(?P<task>[A-Za-z]+)"
+)
+_SPACE = (
+    r"(?P<space>hemi-[LR]_space-fsnative|space-T1w_res-1pt[58])"
+    r"_contrast-(?P<contrast>[A-Za-z]+)"
+)
+_TEDANA = rf"derivatives/tedana/{_SUB}/{_SES}/func/(?P=sub)_(?P=ses)_task-images"
+_RAW = rf"{_SUB}/{_SES}"
+_RAW_FUNC = rf"{_RAW}/func/(?P=sub)_(?P=ses)_task-images_run-0[12]"
+_IMAGE = r"\.(nii\.gz|json)"
+MODELS = ("CLIP", "DINOv2", "PEcore", "SigLIP2")
 TOP_KEYS = {
     "dataset_description.json",
     "participants.tsv",
@@ -98,9 +120,10 @@ TOP_KEYS = {
     "README",
     "stimuli/task-images_stimuli.h5",
     "stimuli/task-images_metadata.csv",
+    *(f"stimuli/task-images_desc-{model}_embeddings.h5" for model in MODELS),
     *(
-        f"stimuli/task-images_desc-{model}_embeddings.h5"
-        for model in ("CLIP", "DINOv2", "PEcore", "SigLIP2")
+        f"archive/embeddings/v1/task-images_desc-{model}_embeddings.h5"
+        for model in MODELS
     ),
     "stimuli/task-images_desc-segmentations.h5",
     "stimuli/task-images_desc-segmentations_metadata.csv",
@@ -117,9 +140,23 @@ SUBJECT_KEYS = {
     "anatomical": rf"{_ANAT}_T[12]w\.nii\.gz",
     "brain_mask": rf"{_ANAT}_desc-brain_mask\.nii\.gz",
     "roi": rf"{_ROI}_space-T1w_res-1pt8_{_LABEL}\.nii\.gz",
+    "roi_fine": rf"{_ROI}_space-T1w_res-1pt5_{_LABEL}\.nii\.gz",
     "roi_surface": rf"{_ROI}_hemi-[LR]_space-fsnative_{_LABEL}\.func\.gii",
     "roi_label": rf"{_ROI}_hemi-[LR]_space-fsnative_{_LABEL}\.label",
     "freesurfer": rf"derivatives/freesurfer/{_SUB}/(mri|surf|label|stats)/[^/]+",
+    "talairach": rf"derivatives/freesurfer/{_SUB}/mri/transforms/talairach\.(lta|xfm)",
+    "localizer": rf"{_LOCALIZED}_{_SPACE}_stat-z_statmap\.(func\.gii|nii\.gz)",
+    "localizer_effect": rf"{_LOCALIZED}_run-0[12]_{_SPACE}_stat-effect_statmap"
+    r"\.(func\.gii|nii\.gz)",
+}
+RUN_KEYS = {
+    "preprocessed": rf"{_TEDANA}_run-0[12]_space-T1w_desc-optcom_bold{_IMAGE}",
+    "bold": rf"{_RAW_FUNC}_echo-[123]_part-(mag|phase)_bold{_IMAGE}",
+    "sbref": rf"{_RAW_FUNC}_echo-[123](_part-mag)?_sbref{_IMAGE}",
+    "events": rf"{_RAW_FUNC}_events\.tsv",
+    "fmap": rf"{_RAW}/fmap/(?P=sub)_(?P=ses)_run-0[12]"
+    rf"_(magnitude1|magnitude2|phasediff){_IMAGE}",
+    "anat": rf"{_RAW}/anat/(?P=sub)_(?P=ses)_echo-[123]_part-(mag|phase)_MEGRE{_IMAGE}",
 }
 SESSION_KEYS = {
     "summary": rf"{_FUNC}_desc-GLMsingle_summary\.json",
@@ -185,6 +222,12 @@ def _brain_mask(bucket, subject):
     return nibabel.load(folder / name)
 
 
+def _fitted(bucket, subject, session):
+    name = "space-T1w_stat-rsquare_desc-R2_statmap.nii.gz"
+    rsquare = nibabel.load(_func(bucket, subject, session, name))
+    return np.asarray(rsquare.dataobj) != 0
+
+
 def _roi(bucket, subject, category, label):
     name = f"{subject}_space-T1w_res-1pt8_label-{label}_mask.nii.gz"
     return nibabel.load(bucket / "derivatives/rois" / subject / category / name)
@@ -198,7 +241,7 @@ def _all_sessions():
 
 
 def test_every_key_is_of_one_published_kind(keys):
-    patterns = [*SUBJECT_KEYS.values(), *SESSION_KEYS.values()]
+    patterns = [*SUBJECT_KEYS.values(), *SESSION_KEYS.values(), *RUN_KEYS.values()]
     for key in keys:
         kinds = [p for p in patterns if re.fullmatch(p, key)]
         assert len(kinds) == (0 if key in TOP_KEYS else 1), key
@@ -216,9 +259,66 @@ def test_every_kind_is_there(keys, subject):
         assert sessions == {*MAIN, *HELD_OUT}, pattern
 
 
+def test_runs_are_of_one_session_of_the_first_subject(keys):
+    for kind, pattern in RUN_KEYS.items():
+        found = [m for key in keys if (m := re.fullmatch(pattern, key))]
+        readable = [m[0] for m in found if m["ses"] == "ses-01"]
+        assert {m["sub"] for m in found} == {"sub-01"}
+        assert (
+            len(readable)
+            == {
+                "preprocessed": 2 * 2,
+                "bold": 2 * 2 * 3 * 2,
+                "sbref": 2 * 2 * 3,
+                "events": 2,
+                "fmap": 2 * 2 * 3,
+                "anat": 2 * 3 * 2,
+            }[kind]
+        )
+        held_out = [m[0] for m in found if m["ses"] != "ses-01"]
+        assert len(held_out) == (kind in ("preprocessed", "bold"))
+        assert all("/ses-31/" in key for key in held_out)
+
+
+def test_runs(bucket):
+    stem = "sub-01_ses-01_task-images_run-01"
+    folder = bucket / "derivatives/tedana/sub-01/ses-01/func"
+    clean = nibabel.load(folder / f"{stem}_space-T1w_desc-optcom_bold.nii.gz")
+    mask = _brain_mask(bucket, "sub-01")
+    assert clean.shape[:3] == mask.shape
+    assert np.array_equal(clean.affine, mask.affine)
+    assert clean.header.get_zooms()[3] == 1.0
+    sidecar = folder / f"{stem}_space-T1w_desc-optcom_bold.json"
+    assert json.loads(sidecar.read_text())["RepetitionTime"] == 1.0
+
+    func = bucket / "sub-01/ses-01/func"
+    shapes = set()
+    for echo in "123":
+        for part in ("mag", "phase"):
+            name = f"{stem}_echo-{echo}_part-{part}_bold"
+            bold = nibabel.load(func / f"{name}.nii.gz")
+            shapes.add(bold.shape)
+            assert bold.header.get_zooms()[3] == np.float32(1.9)
+            fields = json.loads((func / f"{name}.json").read_text())
+            assert fields["RepetitionTime"] == 1.9
+            assert 0 < fields["EchoTime"] < 0.1
+    (shape,) = shapes
+    assert nibabel.load(func / f"{stem}_echo-1_part-mag_sbref.nii.gz").ndim == 3
+    other = stem.replace("run-01", "run-02")
+    assert nibabel.load(func / f"{other}_echo-1_sbref.nii.gz").shape == shape[:3]
+
+    events = pd.read_csv(func / f"{stem}_events.tsv", sep="\t")
+    assert (events["onset"] + events["duration"]).max() < shape[3] * 1.9
+    assert abs(shape[3] * 1.9 - clean.shape[3] * 1.0) < 1.9
+    trials = _trials(bucket, "sub-01", "ses-01")
+    shown = trials.loc[trials["run"] == 1, "label"][: len(events)]
+    assert list(events["stim_file"]) == [f"images/{label}" for label in shown]
+
+
 def test_session_images_have_sidecars(keys):
+    glm = "derivatives/glmsingle-tedana/"
     for key in keys:
-        if "/func/" in key and key.endswith((".nii.gz", ".tsv", ".h5")):
+        if key.startswith(glm) and key.endswith((".nii.gz", ".tsv", ".h5")):
             stem = re.sub(r"\.(nii\.gz|tsv|h5)$", "", key)
             assert f"{stem}.json" in keys
 
@@ -232,9 +332,24 @@ def test_rois_are_those_of_the_dataset(keys):
             labels.add(match["roi"])
             name = match["roi"].replace("-", "")
             found[match["sub"]].add(f"{match['category']}/{name}")
-    assert found["sub-01"] == ROIS_OF_SUB_01
-    assert {"FFA-1", "pSTS-faces", "laion-dorsal", "EBA"} <= labels
+    assert set.union(*found.values()) == ALL_ROIS
+    published = {"FFA-1", "pSTS-faces", "mfs-words", "l-objects", "laion-dorsal"}
+    assert {"EBA", *published} <= labels
     assert len({frozenset(names) for names in found.values()}) == len(SUBJECTS)
+    for subject, names in found.items():
+        assert len(names) in ([40] if subject == "sub-01" else [41, 42, 43])
+        assert 4 <= sum(name.startswith("face/") for name in names) <= 6
+
+
+@pytest.mark.parametrize("res", ["1pt8", "1pt5"])
+def test_evc_is_the_union_of_v1_to_v3(bucket, res):
+    def mask(name):
+        file = f"sub-03_space-T1w_res-{res}_label-{name}_mask.nii.gz"
+        path = bucket / "derivatives/rois/sub-03/retinotopy" / file
+        return np.asarray(nibabel.load(path).dataobj)
+
+    parts = [mask(f"V{n}{part}") for n in (1, 2, 3) for part in "dv"]
+    assert np.array_equal(mask("EVC"), np.any(parts, axis=0))
 
 
 def test_rois_come_as_volume_surfaces_and_labels(keys):
@@ -245,6 +360,111 @@ def test_rois_come_as_volume_surfaces_and_labels(keys):
                 "_space-T1w_res-1pt8_", f"_hemi-{hemisphere}_space-fsnative_"
             ).removesuffix(".nii.gz")
             assert {f"{surface}.func.gii", f"{surface}.label"} <= set(keys)
+        assert key.replace("1pt8", "1pt5") in keys
+
+
+# Of each localizer: subjects' runs are not all written, the contrasts are.
+CATEGORIES = ("face", "body", "place", "object", "character")
+CONTRASTS = {
+    ("ses-4BarScreenfLoc", "floc"): {
+        *(f"{name}VsOthers" for name in CATEGORIES),
+        *(f"{name}VsBaseline" for name in CATEGORIES),
+        *("faceVsObject", "bodyVsObject", "placeVsObject", "characterVsFace"),
+    },
+    ("ses-31", "oloc"): {
+        *("objectVsScrambled", "objectVsBaseline", "scrambledVsBaseline"),
+    },
+    **{
+        ("ses-MotionLocBarsSML", task): {
+            *("movingVsStatic", "movingVsBaseline", "staticVsBaseline"),
+        }
+        for task in ("MotionLoc", "MotionLeft", "MotionRight")
+    },
+}
+CONDITIONS = {
+    ("ses-4BarScreenfLoc", "floc"): set(CATEGORIES),
+    ("ses-31", "oloc"): {"object", "scrambled"},
+    ("ses-MotionLocBarsSML", "MotionLeft"): {"moving", "static"},
+    ("ses-MotionLocBarsSML", "MotionRight"): {"moving", "static"},
+}
+
+
+@pytest.mark.parametrize("subject", SUBJECTS)
+@pytest.mark.parametrize(
+    ("kind", "expected"), [("localizer", CONTRASTS), ("localizer_effect", CONDITIONS)]
+)
+def test_localizers_have_all_contrasts(keys, subject, kind, expected):
+    found = {}
+    for key in keys:
+        match = re.fullmatch(SUBJECT_KEYS[kind], key)
+        if match and match["sub"] == subject:
+            task = found.setdefault((match["ses"], match["task"]), {})
+            task.setdefault(match["space"], set()).add(match["contrast"])
+            assert key.endswith(
+                ".func.gii" if "fsnative" in match["space"] else ".nii.gz"
+            )
+    assert {task: set().union(*spaces.values()) for task, spaces in found.items()} == (
+        expected
+    )
+    for spaces in found.values():
+        assert set(spaces) == {
+            *("hemi-L_space-fsnative", "hemi-R_space-fsnative"),
+            *("space-T1w_res-1pt5", "space-T1w_res-1pt8"),
+        }
+        assert len({frozenset(names) for names in spaces.values()}) == 1
+
+
+def _localizer(bucket, subject, session, task, rest):
+    folder = bucket / "derivatives/localizers" / subject / session / "func"
+    return nibabel.load(folder / f"{subject}_{session}_task-{task}_{rest}")
+
+
+@pytest.mark.parametrize("subject", SUBJECTS)
+def test_localizers_find_their_regions(bucket, subject):
+    for session, task, contrast, category, label in [
+        ("ses-4BarScreenfLoc", "floc", "bodyVsOthers", "body", "EBA"),
+        ("ses-4BarScreenfLoc", "floc", "placeVsOthers", "place", "PPA"),
+        ("ses-31", "oloc", "objectVsScrambled", "object", "l-objects"),
+        ("ses-MotionLocBarsSML", "MotionLoc", "movingVsStatic", "motion", "MT"),
+    ]:
+        for res in ("1pt5", "1pt8"):
+            name = f"space-T1w_res-{res}_contrast-{contrast}_stat-z_statmap.nii.gz"
+            z = _localizer(bucket, subject, session, task, name).get_fdata()
+            roi = f"{subject}_space-T1w_res-{res}_label-{label}_mask.nii.gz"
+            folder = bucket / "derivatives/rois" / subject / category
+            inside = nibabel.load(folder / roi).get_fdata() > 0
+            assert z.shape == inside.shape
+            assert np.nanmean(z[inside]) > 2
+            assert abs(np.nanmean(z[~inside])) < 1
+        name = f"hemi-L_space-fsnative_contrast-{contrast}_stat-z_statmap.func.gii"
+        z = _localizer(bucket, subject, session, task, name).agg_data()
+        roi = f"{subject}_hemi-L_space-fsnative_label-{label}_mask.func.gii"
+        inside = nibabel.load(folder / roi).agg_data() > 0
+        assert z[inside].mean() > 2
+
+
+def test_localizers_on_the_grid_of_betas_lack_what_was_not_fitted(bucket):
+    name = "space-T1w_res-{}_contrast-faceVsObject_stat-z_statmap.nii.gz"
+    fit, resampled = (
+        _localizer(bucket, "sub-01", "ses-4BarScreenfLoc", "floc", name.format(res))
+        for res in ("1pt5", "1pt8")
+    )
+    ratio = fit.header.get_zooms()[0] / resampled.header.get_zooms()[0]
+    assert ratio == pytest.approx(1.5 / 1.778, rel=1e-4)
+    assert np.isfinite(fit.get_fdata()).all()
+    missing = np.isnan(resampled.get_fdata())
+    brain = _brain_mask(bucket, "sub-01").get_fdata() > 0
+    assert (missing & brain).any()
+    assert (~missing & brain).mean() > 0.1
+    shape = np.array(resampled.shape)
+    voxels = np.stack(np.unravel_index(np.arange(shape.prod()), shape), axis=1)
+    at = nibabel.affines.apply_affine(
+        np.linalg.inv(fit.affine) @ resampled.affine, voxels
+    )
+    outside = ((at < -0.5) | (at > np.array(fit.shape) - 0.5)).any(axis=1)
+    assert missing.ravel()[outside].all()
+    within = ((at >= 0) & (at <= np.array(fit.shape) - 1)).all(axis=1)
+    assert not missing.ravel()[within].any()
 
 
 def test_same_arguments_same_bytes(tmp_path):
@@ -258,7 +478,11 @@ def test_same_arguments_same_bytes(tmp_path):
     first = build("first", ["sub-01"])
     both = build("both", ["sub-03", "sub-01"])
     assert build("again", ["sub-01"]) == first
-    own = {key: data for key, data in first.items() if key.startswith("derivatives/")}
+    own = {
+        key: data
+        for key, data in first.items()
+        if key.startswith("derivatives/") and "/tedana/" not in key
+    }
     assert {key: both[key] for key in own} == own
     other = build("other", ["sub-01"], seed=1)
     assert sorted(other) == sorted(first)
@@ -293,6 +517,12 @@ def test_participants_have_missing_values(bucket):
     assert table["age"].dtype == float
 
 
+def test_dataset_description(bucket):
+    fields = json.loads((bucket / "dataset_description.json").read_text())
+    assert fields["DatasetType"] == "raw"
+    assert {"Name", "BIDSVersion", "License"} <= set(fields)
+
+
 @pytest.mark.parametrize(("subject", "session"), _all_sessions())
 def test_trial_tables(bucket, subject, session):
     trials = _trials(bucket, subject, session)
@@ -324,9 +554,12 @@ def test_labels_follow_the_grammar(bucket, subject):
         counts = {shown[match[0]] for match in matches}
         # The last of the unique images runs out of trials.
         assert max(counts) == (12 if kind == "12rep" else 4)
-        assert kind == "unique" or len(counts) == 1
+        assert kind != "12rep" or len(counts) == 1
         if kind == "unique":
-            assert {match["number"] for match in matches} == {subject[-2:]}
+            numbers = {match["number"] for match in matches}
+            assert numbers == {LABEL_NUMBERS[subject]}
+    planned = shown[shown.index.str.startswith("shared_4rep_")]
+    assert sorted(planned) == [3] + [4] * (len(planned) - 1)
     assert {x.split("_")[3] for x in shown.index if "_OOD_" in x} == OOD_TYPES
     names = "".join(shown.index)
     assert " " in names
@@ -354,9 +587,9 @@ def test_one_grid_a_subject(bucket, subject):
     functional = [
         path
         for path in bucket.rglob(f"{subject}*space-T1w*.nii.gz")
-        if "anatomical" not in path.parts or "res-1pt8" in path.name
+        if "res-1pt8" in path.name or {"glmsingle-tedana", "tedana"} & {*path.parts}
     ]
-    assert len(functional) > 60
+    assert len(functional) > 100
     for path in functional:
         image = nibabel.load(path)
         assert image.shape[:3] == mask.shape, path
@@ -371,7 +604,7 @@ def test_grids_differ_between_subjects(bucket):
 @pytest.mark.parametrize("subject", SUBJECTS)
 def test_rois_lie_in_the_brain(bucket, subject):
     brain = _brain_mask(bucket, subject).get_fdata() > 0
-    for path in (bucket / "derivatives/rois" / subject).rglob("*.nii.gz"):
+    for path in (bucket / "derivatives/rois" / subject).rglob("*1pt8*.nii.gz"):
         roi = np.asarray(nibabel.load(path).dataobj) > 0
         assert roi.any(), path
         assert not (roi & ~brain).any(), path
@@ -383,20 +616,24 @@ def test_rois_lie_in_the_brain(bucket, subject):
 def test_betas_are_zero_outside_and_nan_only_at_the_edge(bucket, subject):
     brain = _brain_mask(bucket, subject).get_fdata() > 0
     inner = binary_erosion(brain)
+    fitted = _fitted(bucket, subject, "ses-01")
+    assert 0 < (brain & ~fitted).sum() < 0.01 * brain.sum()
+    assert not (inner & ~fitted).any()
+    assert not (fitted & ~brain).any()
     for session in (*MAIN, *HELD_OUT):
         image = _betas(bucket, subject, session)
         assert image.get_data_dtype() == np.float32
         betas = np.asarray(image.dataobj)
-        assert (betas[~brain] == 0).all()
+        assert (betas[~fitted] == 0).all()
         nan = np.isnan(betas).all(axis=3)
         assert nan.any()
         assert not (nan & inner).any()
-        assert np.isfinite(betas[brain & ~nan]).all()
+        assert np.isfinite(betas[fitted & ~nan]).all()
 
 
 @pytest.mark.parametrize("subject", SUBJECTS)
 def test_maps(bucket, subject):
-    brain = _brain_mask(bucket, subject).get_fdata() > 0
+    fitted = _fitted(bucket, subject, "ses-01")
     visual = np.asarray(_roi(bucket, subject, "laion", "laion-general").dataobj) > 0
     folder = bucket / "derivatives/glmsingle-tedana" / subject
     for pattern in (
@@ -411,8 +648,49 @@ def test_maps(bucket, subject):
             values = nibabel.load(path).get_fdata()
             assert values.min() == 0
             assert values.max() <= 100
-            assert np.array_equal(values > 0, brain)
-            assert values[visual].mean() > 2 * values[brain & ~visual].mean()
+            assert np.array_equal(values > 0, fitted)
+            assert values[visual].mean() > 2 * values[fitted & ~visual].mean()
+
+
+def _ceiling(bucket, subject, repeats):
+    folder = bucket / "derivatives/glmsingle-tedana" / subject
+    stem = f"{subject}_task-images_space-T1w_desc-Noiseceiling"
+    return nibabel.load(folder / f"{stem}{repeats}_statmap.nii.gz").get_fdata()
+
+
+@pytest.mark.parametrize("subject", SUBJECTS)
+def test_noise_ceilings_follow_from_each_other(bucket, subject):
+    fitted = _fitted(bucket, subject, "ses-01")
+    ceiling = _ceiling(bucket, subject, "4rep")[fitted] / 100
+    ncsnr2 = ceiling / (1 - ceiling) / 4
+    assert np.ptp(np.sqrt(ncsnr2)) > 0.3
+    for repeats, inverse in [("12rep", 1 / 12), ("Allrep", 0.2263)]:
+        expected = 100 * ncsnr2 / (ncsnr2 + inverse)
+        given = _ceiling(bucket, subject, repeats)[fitted]
+        np.testing.assert_allclose(given, expected, rtol=1e-3)
+
+
+@pytest.mark.parametrize("subject", SUBJECTS)
+def test_noise_ceilings_are_those_of_the_betas(bucket, subject):
+    visual = np.asarray(_roi(bucket, subject, "laion", "laion-general").dataobj) > 0
+    given = _ceiling(bucket, subject, "4rep")[visual]
+    pooled, labels = [], []
+    for session in MAIN:
+        betas = np.asarray(_betas(bucket, subject, session).dataobj)[visual]
+        centred = betas - betas.mean(axis=1, keepdims=True)
+        pooled.append(centred / betas.std(axis=1, keepdims=True))
+        labels.extend(_trials(bucket, subject, session)["label"])
+    pooled = pd.DataFrame(np.concatenate(pooled, axis=1).T)
+    images = pooled.groupby(np.array(labels))
+    of_four = images.size() == 4
+    noise = images.var().loc[of_four].mean().to_numpy()
+    total = pooled.var().to_numpy()
+    ncsnr2 = (total - noise).clip(0) / noise
+    estimated = 100 * ncsnr2 / (ncsnr2 + 1 / 4)
+    known = np.isfinite(estimated)
+    assert known.mean() > 0.95
+    assert abs(np.mean(estimated[known] - given[known])) < 5
+    assert np.corrcoef(estimated[known], given[known])[0, 1] > 0.7
 
 
 @pytest.mark.parametrize("subject", SUBJECTS)
@@ -426,7 +704,7 @@ def test_rois_prefer_their_content(bucket, subject):
         ("face", "FFA-1", "face"),
         ("body", "EBA", "body"),
         ("place", "PPA", "place"),
-        ("object", "lobjects", "object"),
+        ("object", "l-objects", "object"),
         ("character", "VWFA-1", "word"),
         ("motion", "MT", "motion"),
     ]:
@@ -438,7 +716,7 @@ def test_rois_prefer_their_content(bucket, subject):
             preferred.extend(response[shown == content])
             rest.extend(response[shown != content])
         test = ttest_ind(preferred, rest, alternative="greater")
-        assert test.pvalue < 1e-4, label
+        assert test.pvalue < 1e-3, label
 
 
 def test_contents(bucket):
@@ -463,13 +741,187 @@ def test_formats_can_be_read(bucket):
     assert len(mask) == len(vertices)
     assert np.array_equal(np.flatnonzero(mask), np.ravel(label))
 
-    model = _func(bucket, "sub-01", "ses-01", "space-T1w_desc-GLMsingle_model.h5")
-    with h5py.File(model) as file:
-        n_voxels = (_brain_mask(bucket, "sub-01").get_fdata() > 0).sum()
-        assert len(file["R2"]) == n_voxels
-    for path in model.parent.glob("figures/*.png"):
+    folder = _func(bucket, "sub-01", "ses-01", "").parent / "figures"
+    for path in folder.glob("*.png"):
         with Image.open(path) as image:
             image.verify()
+
+
+# The model file
+
+
+@pytest.mark.parametrize("subject", SUBJECTS)
+def test_the_model_has_the_betas_of_the_image(bucket, subject):
+    name = "space-T1w_desc-GLMsingle_model.h5"
+    for session in MAIN:
+        betas = np.asarray(_betas(bucket, subject, session).dataobj)
+        fitted = _fitted(bucket, subject, session)
+        with h5py.File(_func(bucket, subject, session, name)) as file:
+            matrix = file["betasmd"]
+            assert matrix.dtype == np.float32
+            assert matrix.chunks is None
+            assert matrix.compression is None
+            assert matrix.id.get_offset() is not None
+            np.testing.assert_array_equal(matrix, betas[fitted])
+            assert np.isnan(matrix).any()
+            for field in (
+                *("R2", "HRFindex", "FRACvalue", "rrbadness", "glmbadness"),
+                *("meanvol", "noisepool"),
+            ):
+                assert file[field].shape == (fitted.sum(),)
+
+
+@pytest.mark.parametrize(
+    ("field", "name"),
+    [
+        ("R2", "stat-rsquare_desc-R2_statmap"),
+        ("HRFindex", "desc-HRFindex_dseg"),
+        ("FRACvalue", "desc-Fracridge_statmap"),
+    ],
+)
+def test_the_model_has_the_maps(bucket, field, name):
+    path = _func(bucket, "sub-03", "ses-02", f"space-T1w_{name}.nii.gz")
+    fitted = _fitted(bucket, "sub-03", "ses-02")
+    model = _func(bucket, "sub-03", "ses-02", "space-T1w_desc-GLMsingle_model.h5")
+    with h5py.File(model) as file:
+        expected = np.asarray(nibabel.load(path).dataobj)[fitted]
+        np.testing.assert_array_equal(file[field], expected)
+
+
+@pytest.fixture
+def responses():
+    rng = np.random.default_rng(0)
+    mask = rng.random((4, 5, 6)) > 0.5
+    betas = rng.standard_normal((4, 5, 6, 7)).astype("f4")
+    return betas * mask[..., None], mask
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "chunked", "gzip"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("shape", ["2d", "glmsingle", "volume"])
+def test_model_files_of_every_form(responses, shape, dtype, layout):
+    betas, mask = responses
+    maps = {"R2": mask * np.float32(5)}
+    data = model_file(betas, mask, maps, shape=shape, dtype=dtype, layout=layout)
+    n = mask.sum()
+    with h5py.File(io.BytesIO(data)) as file:
+        matrix = file["betasmd"]
+        assert matrix.dtype == dtype
+        assert (matrix.chunks is None) == (layout == "contiguous")
+        assert matrix.compression == ("gzip" if layout == "gzip" else None)
+        assert (matrix.shape, file["R2"].shape) == {
+            "2d": ((n, 7), (n,)),
+            "glmsingle": ((n, 1, 1, 7), (n, 1, 1)),
+            "volume": ((4, 5, 6, 7), (4, 5, 6)),
+        }[shape]
+        values = matrix[()]
+    if shape == "volume":
+        assert np.isnan(values[~mask]).all()
+        values = values[mask]
+    np.testing.assert_array_equal(values.reshape(n, 7), betas[mask])
+
+
+def test_orders_of_voxels_in_a_model_file(responses):
+    betas, mask = responses
+
+    def rows(**options):
+        with h5py.File(io.BytesIO(model_file(betas, mask, **options))) as file:
+            return file["betasmd"][()]
+
+    x, y, z = np.nonzero(mask)
+    fortran = np.lexsort((x, y, z))
+    np.testing.assert_array_equal(rows(order="F"), betas[mask][fortran])
+    shuffled = rows(rows="shuffled")
+    assert not np.array_equal(shuffled, betas[mask])
+    assert not np.array_equal(shuffled, betas[mask][fortran])
+    assert {*map(bytes, shuffled)} == {*map(bytes, betas[mask])}
+
+
+def test_a_model_file_refuses_other_options(responses):
+    betas, mask = responses
+    for options, words in [
+        ({"shape": "3d"}, "shape='3d' is not one of"),
+        ({"layout": "lzf"}, "layout='lzf' is not one of"),
+        ({"dtype": "float16"}, "dtype='float16' is not one of"),
+        ({"shape": "volume", "order": "F"}, "has no rows"),
+        ({"maps": {"R2": mask[0]}}, "R2 is"),
+    ]:
+        with pytest.raises(ValueError, match=words):
+            model_file(betas, mask, **options)
+
+
+def test_options_of_the_model_reach_the_bucket(tmp_path):
+    small = {"n_sessions": 1, "held_out": (), "n_trials": 4, "resolution": 16}
+    options = {"shape": "glmsingle", "layout": "gzip", "voxels": "brain"}
+    folder = build_bucket(
+        tmp_path / "some", subjects=["sub-07"], model=options, **small
+    )
+    brain = _brain_mask(folder, "sub-07").get_fdata() > 0
+    betas = np.asarray(_betas(folder, "sub-07", "ses-01").dataobj)
+    path = _func(folder, "sub-07", "ses-01", "space-T1w_desc-GLMsingle_model.h5")
+    with h5py.File(path) as file:
+        assert file["betasmd"].compression == "gzip"
+        np.testing.assert_array_equal(file["betasmd"][:, 0, 0], betas[brain])
+    with pytest.raises(ValueError, match="voxels='all'"):
+        build_bucket(tmp_path / "none", model={"voxels": "all"}, **small)
+
+
+# The stimuli
+
+
+def test_stimulus_table(bucket):
+    table = pd.read_csv(bucket / "stimuli/task-images_metadata.csv", index_col=0)
+    assert list(table) == ["dataset", "participant", "unique_or_shared", "n_reps"]
+    known = table.drop(index=ODD_LABEL)
+    assert table.loc[ODD_LABEL].isna().all()
+    assert set(known["dataset"]) == {"LAION", "NSD", "OOD", "THINGS", "THINGSplus"}
+    assert set(known["n_reps"]) == {"12rep", "4rep"}
+    assert "THINGSplus" in set(known.filter(regex=r"^\w+_THINGS\+", axis=0)["dataset"])
+    shared = known[known["unique_or_shared"] == "shared"]
+    assert set(shared["participant"]) == {
+        "shared",
+        "sub-01;sub-03;sub-05;sub-06;sub-07",
+    }
+    assert (shared.index.str.extract(r"_(\d+rep)_")[0] == shared["n_reps"].values).all()
+    unique = known[known["unique_or_shared"] == "unique"]
+    assert set(unique["participant"]) == set(SUBJECTS)
+    numbers = unique.index.str.extract(r"_p(\d\d)\.jpg")[0]
+    assert list(numbers) == [LABEL_NUMBERS[s] for s in unique["participant"]]
+
+
+def test_segmentations_table(bucket):
+    path = bucket / "stimuli/task-images_desc-segmentations_metadata.csv"
+    table = pd.read_csv(path)
+    assert list(table) == [
+        *("mask_row", "image_name", "noun", "instance_id", "score"),
+        *("box_x0", "box_y0", "box_x1", "box_y1", "localized", "mask_file"),
+    ]
+    assert table["image_name"].str.startswith("shared_").all()
+    assert table["mask_file"].is_unique
+
+
+@pytest.mark.parametrize(
+    ("model", "length"),
+    [("CLIP", 1024), ("DINOv2", 1024), ("PEcore", 1024), ("SigLIP2", 1152)],
+)
+def test_first_embeddings_differ_where_images_are_transparent(bucket, model, length):
+    name = f"task-images_desc-{model}_embeddings.h5"
+    first, current = bucket / "archive/embeddings/v1" / name, bucket / "stimuli" / name
+    assert first.stat().st_size != current.stat().st_size
+    with h5py.File(first) as before, h5py.File(current) as after:
+        names = [x.decode() for x in after["image_ids"]]
+        assert [x.decode() for x in before["image_ids"]] == names
+        assert after["embedding"].shape == (len(names), length)
+        assert before["embedding"].dtype == after["embedding"].dtype == np.float16
+        differs = (before["embedding"][()] != after["embedding"][()]).any(axis=1)
+    with h5py.File(bucket / "stimuli/task-images_stimuli.h5") as file:
+        images = [Image.open(io.BytesIO(bytes(row))) for row in file["images"]]
+    table = pd.read_csv(bucket / "stimuli/task-images_metadata.csv")
+    assert list(table["image_name"]) == names
+    transparent = [image.mode == "RGBA" for image in images]
+    assert list(differs) == transparent
+    assert any(transparent)
+    assert set(table.loc[transparent, "dataset"]) == {"OOD"}
 
 
 def test_sessions_can_differ_by_subject(tmp_path):
@@ -490,6 +942,8 @@ def test_sessions_can_differ_by_subject(tmp_path):
 def test_refuses_what_it_cannot_build(tmp_path):
     with pytest.raises(ValueError, match="sub-02"):
         build_bucket(tmp_path, subjects=["sub-02"])
+    with pytest.raises(ValueError, match="ses-30"):
+        build_bucket(tmp_path, held_out=["ses-30"])
     with pytest.raises(ValueError, match="n_trials=0"):
         build_bucket(tmp_path, n_trials=0)
     (tmp_path / "file").write_text("")
@@ -541,10 +995,16 @@ def test_listing_entries(bucket, served):
 
 
 def test_held_out_sessions_are_listed_but_denied(keys, served):
-    held_out = [key for key in keys if "/ses-31/" in key]
-    assert held_out
-    assert set(held_out) <= set(_listed(served.url))
-    for key in held_out[:3]:
+    of_session = [key for key in keys if "/ses-31/" in key]
+    assert set(of_session) <= set(_listed(served.url))
+    released = [key for key in of_session if "/localizers/" in key]
+    for key in (released[0], released[-1], "stimuli/task-images_metadata.csv"):
+        assert requests.get(f"{served.url}/{key}", timeout=10).status_code == 200
+    held_out = [
+        next(key for key in of_session if key.startswith(tree))
+        for tree in ("derivatives/glmsingle-tedana/", "derivatives/tedana/", "sub-01/")
+    ]
+    for key in (*held_out, "stimuli/task-images_stimuli.h5"):
         answer = requests.get(f"{served.url}/{key}", timeout=10)
         assert answer.status_code == 403
         assert ET.fromstring(answer.content).findtext("Code") == "AccessDenied"
@@ -837,6 +1297,41 @@ def test_a_request_id_of_the_user_is_not_sent_to_the_demo(monkeypatch):
     assert os.environ["LAION_FMRI_REQUEST_ID"] == "lfm_of_somebody"
 
 
+def test_a_demo_stops_when_its_variables_are_gone(monkeypatch):
+    with serve_demo(subjects=["sub-01"], n_sessions=1, n_trials=4, resolution=16):
+        del os.environ["LAION_FMRI_DATA_DIR"]
+    assert "LAION_FMRI_DATA_DIR" not in os.environ
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs SIGTERM")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_served_demo_removes_its_folder_when_it_is_ended(tmp_path, number):
+    command = [sys.executable, "-m", "laion_fmri_fetchers", "demo", "--serve"]
+    with subprocess.Popen(
+        command,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        lines = [process.stdout.readline() for _ in range(5)]
+        assert list(tmp_path.iterdir())
+        process.send_signal(number)
+        rest, messages = process.communicate(timeout=60)
+    assert process.returncode == 0, messages
+    assert rest == ""
+    assert "Traceback" not in messages
+    assert list(tmp_path.iterdir()) == []
+    names = [re.fullmatch(r"export (\w+)=.*\n", line)[1] for line in lines]
+    assert sorted(names) == [
+        "LAION_FMRI_ACCESS_URL",
+        "LAION_FMRI_BUCKET_URL",
+        "LAION_FMRI_DATA_DIR",
+        "LAION_FMRI_LICENSE",
+        "LAION_FMRI_REQUEST_ID",
+    ]
+
+
 def test_a_demo_that_cannot_be_built_leaves_nothing_behind(monkeypatch, tmp_path):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     before = dict(os.environ)
@@ -909,8 +1404,8 @@ def test_the_service_knows_its_pages_and_versions(access):
 def test_gated_objects_need_a_good_signature(access, bucket):
     body = {"request_id": access.grant(), "dataset_version": "v1"}
     files = _post(access, "/api/v1/refresh", body).json()["files"]
-    (url,) = [file["url"] for file in files if file["name"].endswith(".csv")]
-    data = (bucket / "stimuli/task-images_metadata.csv").read_bytes()
+    (url,) = [file["url"] for file in files if file["name"].endswith("stimuli.h5")]
+    data = (bucket / "stimuli/task-images_stimuli.h5").read_bytes()
 
     def get(url, **headers):
         return requests.get(url, headers=headers, timeout=10)

@@ -12,8 +12,10 @@ http://127.0.0.1:40123/laion-fmri
 """
 
 from .access import AccessServer, serve_access
-from .bucket import CONTENT, build_bucket, content_category
+from .bucket import build_bucket
 from .environment import Demo, serve_demo
+from .labels import CONTENT, content_category
+from .model import model_file
 from .server import Server, serve_bucket
 
 __all__ = [
@@ -23,6 +25,7 @@ __all__ = [
     "Server",
     "build_bucket",
     "content_category",
+    "model_file",
     "serve_access",
     "serve_bucket",
     "serve_demo",

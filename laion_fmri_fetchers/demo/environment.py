@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
+import signal
+import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from .access import AccessServer, serve_access
 from .bucket import build_bucket
@@ -26,7 +27,7 @@ class Demo:
     data_dir : str
         The data directory of the calls.
     bucket : Server
-        The local S3; its ``requests`` tell what was asked of it.
+        The local S3; its ``requests`` record what was asked of it.
     access : AccessServer
         The local service that grants access to the stimuli.
     variables : dict
@@ -50,7 +51,16 @@ class Demo:
         self._stack.close()
 
 
-def serve_demo(**how: Any) -> Demo:
+def serve_demo(
+    *,
+    subjects: Sequence[str] = ("sub-01", "sub-03", "sub-05"),
+    n_sessions: int | Mapping[str, int] = 4,
+    held_out: Sequence[str] = ("ses-31", "ses-32"),
+    n_trials: int = 64,
+    resolution: float = 8.0,
+    seed: int = 0,
+    model: Mapping[str, str] | None = None,
+) -> Demo:
     """Let calls of the package go to a synthetic LAION-fMRI on this machine.
 
     A bucket is built and served, with the service that grants access to its stimuli,
@@ -59,8 +69,20 @@ def serve_demo(**how: Any) -> Demo:
 
     Parameters
     ----------
-    **how
-        Arguments of `build_bucket`, such as ``subjects`` and ``n_sessions``.
+    subjects : sequence of str, default=("sub-01", "sub-03", "sub-05")
+        Subjects, of the five of the dataset.
+    n_sessions : int or dict of str to int, default=4
+        Main sessions, from ``ses-01`` on; a dict gives them by subject.
+    held_out : sequence of str, default=("ses-31", "ses-32")
+        Held-out sessions, of ``ses-31`` to ``ses-34``: listed, but denied.
+    n_trials : int, default=64
+        Trials per main session. From 64 on, images of every kind appear.
+    resolution : float, default=8.0
+        Voxel size of the functional grid in mm.
+    seed : int, default=0
+        Seed of everything random.
+    model : dict of str to str, optional
+        How the files of the GLMsingle model are written; see `build_bucket`.
 
     Returns
     -------
@@ -72,7 +94,8 @@ def serve_demo(**how: Any) -> Demo:
     ImportError
         When the extra ``demo`` is not installed.
     ValueError
-        When a subject is not of the dataset.
+        When a subject or a held-out session is not of the dataset, a session has no
+        trials, or an option of the model is unknown.
 
     Examples
     --------
@@ -83,7 +106,16 @@ def serve_demo(**how: Any) -> Demo:
     """
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        files = build_bucket(folder / "bucket", **how)
+        files = build_bucket(
+            folder / "bucket",
+            subjects=subjects,
+            n_sessions=n_sessions,
+            held_out=held_out,
+            n_trials=n_trials,
+            resolution=resolution,
+            seed=seed,
+            model=model,
+        )
         bucket = stack.enter_context(serve_bucket(files))
         access = stack.enter_context(serve_access(bucket))
         data_dir = str(folder / "laion_fmri")
@@ -95,15 +127,37 @@ def serve_demo(**how: Any) -> Demo:
 
 
 def serve_until_stopped() -> None:
-    """Serve a synthetic LAION-fMRI, say how to call it, and wait for ``Ctrl-C``."""
-    print("Building a synthetic LAION-fMRI ...", flush=True)
-    with serve_demo() as demo:
-        print("\nIn another terminal, let calls of the package go to it by:\n")
-        for name in sorted(demo.variables):
-            print(f"export {name}={shlex.quote(demo.variables[name])}")
-        print("\nCtrl-C ends it and removes its data.", flush=True)
-        with contextlib.suppress(KeyboardInterrupt):
+    """Serve a synthetic LAION-fMRI until ``Ctrl-C`` or SIGTERM.
+
+    What a shell needs to call it, and nothing else, is printed to stdout.
+    """
+    with _ended_by_sigterm(), contextlib.suppress(KeyboardInterrupt):
+        _say("Building a synthetic LAION-fMRI ...")
+        with serve_demo() as demo:
+            _say("\nIn another terminal, let calls of the package go to it by:\n")
+            for name in sorted(demo.variables):
+                print(f"export {name}={shlex.quote(demo.variables[name])}")
+            sys.stdout.flush()
+            _say("\nCtrl-C ends it and removes its data.")
             threading.Event().wait()
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM, by which job schedulers end a process, do as ``Ctrl-C`` does."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def demo_variables(bucket_url: str, data_dir: str | Path) -> dict[str, str]:
@@ -129,6 +183,6 @@ def variables(settings: Mapping[str, str]) -> Iterator[None]:
     finally:
         for name, value in before.items():
             if value is None:
-                del os.environ[name]
+                os.environ.pop(name, None)
             else:
                 os.environ[name] = value

@@ -6,7 +6,6 @@ than the published 1000 x 1000 pixels. What an image shows follows `content_cate
 
 from __future__ import annotations
 
-import csv
 import io
 import math
 import zlib
@@ -15,10 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from laion_fmri_fetchers.layout import EMBEDDING_MODELS, stimulus_fields
-
-DIMENSIONS = {"CLIP": 1024, "DINOv2": 1024, "PEcore": 1024, "SigLIP2": 1152}
-"""Length of an embedding by model."""
+from .facts import EMBEDDING_LENGTHS, PARTICIPANTS, image_fields
+from .formats import csv_bytes
 
 NOUNS = {
     "face": ("face", "eye", "eye", "mouth"),
@@ -38,7 +35,7 @@ def stimuli_files(
     size: int = 160,
     seed: int = 0,
 ) -> Iterator[tuple[str, bytes]]:
-    """Yield the files of the folder ``stimuli``, each ``(key, bytes)``.
+    """Yield the files of ``stimuli`` and ``archive``, each ``(key, bytes)``.
 
     Parameters
     ----------
@@ -55,7 +52,7 @@ def stimuli_files(
     --------
     >>> files = dict(stimuli_files(["unique_THINGS_barn_p03.jpg"], lambda _: "place"))
     >>> sorted(files)[0]
-    'stimuli/task-images_desc-CLIP_embeddings.h5'
+    'archive/embeddings/v1/task-images_desc-CLIP_embeddings.h5'
     """
     labels = list(labels)
     contents = [content_of(label) for label in labels]
@@ -65,14 +62,17 @@ def stimuli_files(
         for label, content in zip(labels, contents, strict=True)
     ]
     yield f"{stem}_stimuli.h5", _archive(images)
-    yield f"{stem}_metadata.csv", _csv(_metadata(labels))
-    for model in EMBEDDING_MODELS:
-        data = _embeddings(model, labels, contents, seed)
-        yield f"{stem}_desc-{model}_embeddings.h5", data
+    yield f"{stem}_metadata.csv", csv_bytes(_metadata(labels))
+    for model in EMBEDDING_LENGTHS:
+        name = f"task-images_desc-{model}_embeddings.h5"
+        first = _embeddings(model, labels, contents, "black", seed)
+        yield f"archive/embeddings/v1/{name}", _embeddings_file(first, labels, "S")
+        current = _embeddings(model, labels, contents, "grey", seed)
+        yield f"stimuli/{name}", _embeddings_file(current, labels, "O")
     found = _detections(labels, contents, size)
-    yield f"{stem}_desc-segmentations_metadata.csv", _csv(_segmentations(found))
+    yield f"{stem}_desc-segmentations_metadata.csv", csv_bytes(_segmentations(found))
     yield f"{stem}_desc-segmentations.h5", _masks(found, size)
-    yield f"{stem}_desc-captions.csv", _csv(_captions(labels, contents))
+    yield f"{stem}_desc-captions.csv", csv_bytes(_captions(labels, contents))
 
 
 def draw(label: str, content: str, size: int = 160) -> bytes:
@@ -95,7 +95,7 @@ def draw(label: str, content: str, size: int = 160) -> bytes:
     from PIL import Image, ImageDraw
 
     rng = np.random.default_rng(zlib.crc32(label.encode()))
-    is_png = label.endswith(".png")
+    is_png = _is_transparent(label)
     light = tuple(int(v) for v in rng.integers(150, 250, 3))
     dark = tuple(int(v) for v in rng.integers(10, 110, 3))
     background = (*dark, 0) if is_png else light
@@ -182,15 +182,20 @@ _DRAWINGS: dict[str, Callable[[Any, Callable, tuple, tuple], None]] = {
 
 
 def _metadata(labels: Sequence[str]) -> Iterator[Sequence[object]]:
+    """Yield the rows of the table, shared images marked in the two published ways."""
     yield "image_name", "dataset", "participant", "unique_or_shared", "n_reps"
-    for label in labels:
-        told = stimulus_fields(label)
+    for i, label in enumerate(labels):
+        fields = image_fields(label)
+        if fields.kind is None:
+            yield label, "n/a", "n/a", "n/a", "n/a"
+            continue
+        everyone = ("shared", ";".join(PARTICIPANTS))[i % 2]
         yield (
             label,
-            told["dataset"] or "n/a",
-            told["participant"] or "shared",
-            told["unique_or_shared"] or "n/a",
-            told["n_reps"] or "n/a",
+            "THINGSplus" if fields.dataset == "THINGS+" else fields.dataset,
+            everyone if fields.kind == "shared" else fields.subject,
+            fields.kind,
+            f"{fields.n_reps}rep",
         )
 
 
@@ -202,9 +207,9 @@ def _captions(
         *("origin_collection", "participant_id", "ai_model"),
     )
     for i, (label, content) in enumerate(zip(labels, contents, strict=True)):
-        told = stimulus_fields(label)
-        shared = told["unique_or_shared"] == "shared"
-        if shared and told["dataset"] != "OOD":
+        fields = image_fields(label)
+        shared = fields.kind == "shared"
+        if shared and fields.dataset != "OOD":
             text = f"A picture that shows {_article(content)} {content}."
             yield label, 0, "ai", text, "LAION-fMRI", "", "demo-captioner"
         for k in range(1, 6 if shared else 4):
@@ -218,12 +223,6 @@ def _article(word: str) -> str:
     return "an" if word[0] in "aeiou" else "a"
 
 
-def _csv(rows: Iterable[Sequence[object]]) -> bytes:
-    text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue().encode()
-
-
 # Objects in shared images
 
 
@@ -233,7 +232,7 @@ def _detections(
     """Return what is found in the shared images: a box for each noun."""
     found = []
     for label, content in zip(labels, contents, strict=True):
-        if stimulus_fields(label)["unique_or_shared"] != "shared":
+        if image_fields(label).kind != "shared":
             continue
         rng = np.random.default_rng(zlib.crc32(label.encode()) + 1)
         seen: dict[str, int] = {}
@@ -257,13 +256,15 @@ def _detections(
 def _segmentations(found: list[dict[str, Any]]) -> Iterator[Sequence[object]]:
     yield (
         *("mask_row", "image_name", "noun", "instance_id", "score"),
-        *("box_x0", "box_y0", "box_x1", "box_y1", "localized"),
+        *("box_x0", "box_y0", "box_x1", "box_y1", "localized", "mask_file"),
     )
     for row, one in enumerate(found):
         box = one["box"] if one["localized"] else [""] * 4
+        stem = one["image_name"].rpartition(".")[0]
+        file = f"{stem}/{one['noun']}_{one['instance_id']}.png"
         yield (
             *(row, one["image_name"], one["noun"], one["instance_id"], one["score"]),
-            *(*box, one["localized"]),
+            *(*box, one["localized"], file),
         )
 
 
@@ -302,26 +303,45 @@ def _archive(images: Sequence[bytes]) -> bytes:
 
 
 def _embeddings(
-    model: str, labels: Sequence[str], contents: Sequence[str], seed: int
-) -> bytes:
-    """Return embeddings: a direction for what is shown, and one for the image."""
-    import h5py
+    model: str,
+    labels: Sequence[str],
+    contents: Sequence[str],
+    background: str,
+    seed: int,
+) -> np.ndarray:
+    """Return embeddings: a direction for what is shown, and one for the image.
 
-    n = DIMENSIONS[model]
+    Where the image is transparent, what lies behind it has a direction too.
+    """
+    n = EMBEDDING_LENGTHS[model]
+
+    def direction(text: str) -> np.ndarray:
+        rng = np.random.default_rng([seed, zlib.crc32(f"{model}/{text}".encode())])
+        return rng.standard_normal(n) / np.sqrt(n)
+
     values = np.empty((len(labels), n), np.float16)
     for row, label, content in zip(values, labels, contents, strict=True):
-        parts = [
-            np.random.default_rng(
-                [seed, zlib.crc32(f"{model}/{text}".encode())]
-            ).standard_normal(n)
-            for text in (content, label)
-        ]
-        row[:] = (parts[0] + 0.7 * parts[1]) / np.sqrt(n)
+        behind = 0.5 * direction(background) if _is_transparent(label) else 0
+        row[:] = direction(content) + 0.7 * direction(label) + behind
+    return values
+
+
+def _embeddings_file(values: np.ndarray, labels: Sequence[str], names: str) -> bytes:
+    """Return the file; names of fixed length ("S") make its size another."""
+    import h5py
+
     buffer = io.BytesIO()
     with h5py.File(buffer, "w") as file:
         file["embedding"] = values
-        file.create_dataset(
-            "image_ids", data=list(labels), dtype=h5py.string_dtype("utf-8")
-        )
+        if names == "S":
+            encoded = [label.encode() for label in labels]
+            file["image_ids"] = np.array(encoded, dtype="S")
+        else:
+            kind = h5py.string_dtype("utf-8")
+            file.create_dataset("image_ids", data=list(labels), dtype=kind)
         file["valid"] = np.ones(len(labels), bool)
     return buffer.getvalue()
+
+
+def _is_transparent(label: str) -> bool:
+    return label.endswith(".png")

@@ -1,0 +1,278 @@
+"""Brains of the synthetic subjects: grids, surfaces, regions and what they prefer.
+
+The T1w space of every subject stands in for MNI space: the brain is that of
+nilearn's template, on coarse grids, and regions are small balls at about the
+positions published for them.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from .facts import PARTICIPANTS
+from .labels import CONTENT, rng_of
+
+
+class Roi(NamedTuple):
+    """Where a region is and what it prefers."""
+
+    category: str
+    label: str  # as the bucket writes it
+    centre: tuple[float, float, float]  # mm, right hemisphere
+    radius: float  # mm
+
+
+# Approximate positions in MNI space, rounded to what a coarse grid resolves; the left
+# hemisphere mirrors the right one. Bodies, faces, objects and places after the group
+# parcels of Julian et al. 2012 (NeuroImage 60:2357) and Peelen & Downing 2007 (Nat Rev
+# Neurosci 8:636); the two parts of FFA and VWFA after Weiner & Grill-Spector 2012
+# (Trends Cogn Sci 16:251) and Lerma-Usabiaga et al. 2018 (PNAS 115:E9981); motion after
+# Dumoulin et al. 2000 (Cereb Cortex 10:454) and Huk et al. 2002 (J Neurosci 22:7195);
+# retinotopic maps after Wang et al. 2015 (Cereb Cortex 25:3911), SPCS and IPCS after
+# Mackey et al. 2017 (eLife 6:e22974). Without published positions are the anterior face
+# patches (here along the anterior fusiform gyrus), the place region SPL (here on the
+# superior parietal lobule) and the laion regions (early, ventral, lateral and dorsal
+# visual cortex, and all of it).
+ROIS = {
+    "EBA": Roi("body", "EBA", (48, -72, 3), 10),
+    "FBA": Roi("body", "FBA", (42, -46, -20), 8),
+    "VWFA1": Roi("character", "VWFA-1", (44, -68, -12), 8),
+    "VWFA2": Roi("character", "VWFA-2", (44, -56, -14), 8),
+    "mfswords": Roi("character", "mfs-words", (38, -44, -18), 7),
+    "pSTSwords": Roi("character", "pSTS-words", (56, -40, 6), 8),
+    "FFA1": Roi("face", "FFA-1", (40, -60, -17), 8),
+    "FFA2": Roi("face", "FFA-2", (40, -48, -19), 8),
+    "OFA": Roi("face", "OFA", (40, -78, -12), 8),
+    "pSTSfaces": Roi("face", "pSTS-faces", (52, -48, 8), 9),
+    "AFP1": Roi("face", "AFP-1", (38, -24, -26), 8),
+    "AFP2": Roi("face", "AFP-2", (34, -8, -36), 8),
+    "laionEVC": Roi("laion", "laion-EVC", (12, -92, 0), 16),
+    "laiondorsal": Roi("laion", "laion-dorsal", (26, -78, 32), 16),
+    "laiongeneral": Roi("laion", "laion-general", (30, -76, 4), 34),
+    "laionlateral": Roi("laion", "laion-lateral", (46, -72, 4), 16),
+    "laionventral": Roi("laion", "laion-ventral", (34, -58, -14), 18),
+    "MST": Roi("motion", "MST", (46, -60, 7), 7),
+    "MT": Roi("motion", "MT", (46, -68, 2), 8),
+    "lobjects": Roi("object", "l-objects", (44, -78, -4), 9),
+    "vobjects": Roi("object", "v-objects", (36, -54, -16), 8),
+    "MPA": Roi("place", "MPA", (16, -56, 12), 9),
+    "OPA": Roi("place", "OPA", (34, -82, 22), 9),
+    "PPA": Roi("place", "PPA", (28, -45, -8), 9),
+    "SPL": Roi("place", "SPL", (20, -64, 54), 9),
+    "IPCS": Roi("retinotopy", "IPCS", (44, 6, 32), 8),
+    "IPS0": Roi("retinotopy", "IPS0", (26, -76, 38), 8),
+    "LO1": Roi("retinotopy", "LO1", (34, -90, 8), 7),
+    "LO2": Roi("retinotopy", "LO2", (40, -84, 4), 7),
+    "SPCS": Roi("retinotopy", "SPCS", (28, -4, 54), 8),
+    "TO1": Roi("retinotopy", "TO1", (46, -76, 4), 7),
+    "TO2": Roi("retinotopy", "TO2", (48, -66, 4), 7),
+    "V1d": Roi("retinotopy", "V1d", (10, -94, 5), 8),
+    "V1v": Roi("retinotopy", "V1v", (10, -88, -3), 8),
+    "V2d": Roi("retinotopy", "V2d", (14, -98, 13), 8),
+    "V2v": Roi("retinotopy", "V2v", (14, -80, -9), 8),
+    "V3A": Roi("retinotopy", "V3A", (20, -88, 29), 8),
+    "V3B": Roi("retinotopy", "V3B", (31, -84, 22), 8),
+    "V3d": Roi("retinotopy", "V3d", (23, -95, 18), 8),
+    "V3v": Roi("retinotopy", "V3v", (23, -78, -12), 8),
+    "VO1": Roi("retinotopy", "VO1", (28, -67, -11), 7),
+    "VO2": Roi("retinotopy", "VO2", (27, -58, -9), 7),
+    "hV4": Roi("retinotopy", "hV4", (30, -77, -15), 7),
+}
+"""Every published region but EVC, by its clean name."""
+
+EVC = ("V1d", "V1v", "V2d", "V2v", "V3d", "V3v")
+"""The regions whose union is EVC."""
+
+LACKING = {
+    "sub-01": ("AFP1", "AFP2", "SPL", "EVC"),
+    "sub-03": ("VWFA2",),
+    "sub-05": ("AFP2", "pSTSfaces"),
+    "sub-06": ("AFP1", "MST", "mfswords"),
+    "sub-07": ("AFP2",),
+}
+"""Regions that a subject does not have."""
+
+# What a region of a category responds to: its own content most.
+PREFERENCES = {
+    "body": {"body": 1.0, "face": 0.3},
+    "character": {"word": 1.0, "object": 0.2},
+    "face": {"face": 1.0, "body": 0.3},
+    "motion": {"motion": 1.0, "body": 0.2},
+    "object": {"object": 1.0, "word": 0.3, "body": 0.2},
+    "place": {"place": 1.0, "motion": 0.1},
+}
+
+SELECTIVITY = 0.6  # response to what a region prefers, in units of the noise
+
+# The box (mm) of the volumetric localizer fits: all regions, but not all of the brain.
+_FITTED_BOX = ((-78, -118, -52), (78, 26, 72))
+_N_UNFITTED = 8  # voxels at the bottom of the brain without a fit, for loss of signal
+
+
+class Grid(NamedTuple):
+    """A grid of voxels and the brain on it."""
+
+    affine: np.ndarray  # (4, 4), mm
+    t1: np.ndarray  # (x, y, z), 0 to 1
+    mask: np.ndarray  # (x, y, z) bool
+
+
+class Brain(NamedTuple):
+    """The functional grid of a subject and what lies on it."""
+
+    affine: np.ndarray  # (4, 4), mm
+    t1: np.ndarray  # (x, y, z), 0 to 1
+    mask: np.ndarray  # (x, y, z) bool: the anatomical brain mask
+    fitted: np.ndarray  # (x, y, z) bool: voxels with a fit, those of `tuning` on
+    rois: Mapping[str, np.ndarray]  # clean name -> (x, y, z) bool
+    tuning: np.ndarray  # (voxels, contents)
+    visual: np.ndarray  # (voxels,), 0 to 1
+    edge: np.ndarray  # indices of voxels at the mask's edge
+
+
+def functional_brain(subject: str, resolution: float, seed: int) -> Brain:
+    """Return the brain of a subject on the grid of its betas."""
+    from scipy.ndimage import binary_erosion
+
+    affine, t1, mask = anatomical_grid(subject, resolution)
+    rois = regions_of_grid(subject, affine, mask)
+    small = np.any([rois[n] for n in rois if category_of(n) != "laion"], axis=0)
+    is_edge = mask & ~binary_erosion(mask) & ~small
+    lowest = np.argwhere(is_edge)
+    lowest = lowest[np.argsort(lowest[:, 2], kind="stable")[:_N_UNFITTED]]
+    fitted = mask.copy()
+    fitted[tuple(lowest.T)] = False
+
+    inside = {name: roi[fitted] for name, roi in rois.items()}
+    rng = rng_of(seed, subject, "tuning")
+    tuning = preferences(inside)
+    tuning *= rng.uniform(0.7, 1.3, (len(tuning), 1))
+    tuning += rng.normal(0, 0.05, tuning.shape)
+    edge = np.flatnonzero(is_edge[fitted])
+    return Brain(affine, t1, mask, fitted, rois, tuning, visual_drive(inside), edge)
+
+
+def anatomical_grid(subject: str, resolution: float) -> Grid:
+    """Return a grid of the whole head; its origin differs by subject."""
+    n = int(np.ceil(228 / resolution))
+    shape = (int(np.ceil(192 / resolution)) + 1, n, n - 4)
+    return _grid(subject, resolution, (-96, -132, -78), shape)
+
+
+def localizer_grid(subject: str, resolution: float) -> Grid:
+    """Return the finer grid of the volumetric localizer fits."""
+    fine = resolution * 1.5 / 1.778
+    low, high = _FITTED_BOX
+    shape = np.ceil(np.subtract(high, low) / fine).astype(int) + 1
+    return _grid(subject, fine, low, tuple(shape))
+
+
+def _grid(
+    subject: str,
+    resolution: float,
+    origin: Sequence[float],
+    shape: tuple[int, ...],
+) -> Grid:
+    from scipy.ndimage import affine_transform, binary_fill_holes
+
+    shift = 0.75 * PARTICIPANTS.index(subject)
+    affine = np.diag([resolution, resolution, resolution, 1.0])
+    affine[:3, 3] = np.add(origin, (shift, -shift, shift))
+    template, to_voxel = _template()
+    to_voxel = to_voxel @ affine
+    t1 = affine_transform(
+        template, to_voxel[:3, :3], to_voxel[:3, 3], output_shape=shape, order=1
+    )
+    return Grid(affine, t1, binary_fill_holes(t1 > 0.2))
+
+
+@functools.cache
+def _template() -> tuple[np.ndarray, np.ndarray]:
+    """Return the MNI brain at 3 mm and the inverse of its affine."""
+    from nilearn.datasets import load_mni152_template
+
+    image = load_mni152_template(resolution=3)
+    return image.get_fdata(dtype=np.float32), np.linalg.inv(image.affine)
+
+
+@functools.cache
+def surface(side: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return vertices (mm) and faces of a hemisphere: half an ellipsoid."""
+    n_rings, n_around = 20, 30
+    polar = np.pi * (np.arange(n_rings) + 0.5) / n_rings
+    around = 2 * np.pi * np.arange(n_around) / n_around
+    polar, around = (grid.ravel() for grid in np.meshgrid(polar, around, indexing="ij"))
+    unit = np.stack(
+        [np.sin(polar) * np.cos(around), np.cos(polar), np.sin(polar) * np.sin(around)],
+        axis=1,
+    )
+    vertices = unit * (32, 86, 56) + (side * 35, -18, 12)
+    ring, place = np.divmod(np.arange((n_rings - 1) * n_around), n_around)
+    a = ring * n_around + place
+    b = ring * n_around + (place + 1) % n_around
+    lower = np.stack([a, b, a + n_around], axis=1)
+    upper = np.stack([b, b + n_around, a + n_around], axis=1)
+    return vertices, np.concatenate([lower, upper])
+
+
+# Regions
+
+
+def category_of(name: str) -> str:
+    """Return the category of a region."""
+    return "retinotopy" if name == "EVC" else ROIS[name].category
+
+
+def label_of(name: str) -> str:
+    """Return the name of a region as the bucket writes it."""
+    return "EVC" if name == "EVC" else ROIS[name].label
+
+
+def regions_of_grid(
+    subject: str, affine: np.ndarray, mask: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Return the regions of a subject on a grid, by clean name."""
+    points = np.argwhere(mask) @ affine[:3, :3] + affine[:3, 3]
+    rois = {}
+    for name, inside in regions_of_points(subject, points, (-1, 1)).items():
+        rois[name] = np.zeros_like(mask)
+        rois[name][mask] = inside
+    return rois
+
+
+def regions_of_points(
+    subject: str, points: np.ndarray, sides: tuple[int, ...]
+) -> dict[str, np.ndarray]:
+    """Return which points lie in each region of a subject, on some sides (-1 left)."""
+    inside = {
+        name: np.any([_near(points, roi, side) for side in sides], axis=0)
+        for name, roi in ROIS.items()
+    }
+    inside["EVC"] = np.any([inside[name] for name in EVC], axis=0)
+    return {name: inside[name] for name in inside if name not in LACKING[subject]}
+
+
+def _near(points: np.ndarray, roi: Roi, side: int) -> np.ndarray:
+    """Return which points lie in a region of one side (-1 left), one or more."""
+    distance = np.linalg.norm(points - np.multiply(roi.centre, (side, 1, 1)), axis=1)
+    return distance <= max(roi.radius, distance.min())
+
+
+def preferences(inside: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Return what points respond to beyond anything seen: (points, contents)."""
+    n_points = len(next(iter(inside.values())))
+    tuning = np.zeros((n_points, len(CONTENT)))
+    for name, is_inside in inside.items():
+        for content, weight in PREFERENCES.get(category_of(name), {}).items():
+            tuning[is_inside, CONTENT.index(content)] += SELECTIVITY * weight
+    return tuning
+
+
+def visual_drive(inside: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Return how much points respond to anything seen: (points,), 0 to 1."""
+    maps = [is_inside for name, is_inside in inside.items() if name != "EVC"]
+    return np.minimum(0.1 + 0.3 * np.sum(maps, axis=0), 1)

@@ -1,0 +1,143 @@
+"""What is published of LAION-fMRI and the demo needs, in tables of the demo's own.
+
+The library has the same facts in its layout, and nothing is shared with it on purpose:
+a demo that took its facts from the library would agree with every mistake there.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+import numpy as np
+
+PARTICIPANTS = ("sub-01", "sub-03", "sub-05", "sub-06", "sub-07")
+
+LABEL_NUMBER = {
+    "sub-01": "01",
+    "sub-03": "04",
+    "sub-05": "03",
+    "sub-06": "02",
+    "sub-07": "05",
+}
+"""Number of a subject's acquisition: ``p<NN>`` in the labels of its own images."""
+
+HELD_OUT = ("ses-31", "ses-32", "ses-33", "ses-34")
+
+DENIED = re.compile(
+    r"^(?!derivatives/localizers/)(.*/)?ses-3[1-4]/|^stimuli/task-images_stimuli\.h5$"
+)
+"""Keys whose GET answers 403: held-out sessions, save localizers, and the images."""
+
+EMBEDDING_LENGTHS = {"CLIP": 1024, "DINOv2": 1024, "PEcore": 1024, "SigLIP2": 1152}
+"""Length of an embedding by model."""
+
+INVERSE_REPEATS = {
+    "4rep": 1 / 4,
+    "12rep": 1 / 12,
+    "Allrep": (881 / 12 + 5323 / 4) / 6204,
+}
+"""Mean of 1/n over the images of a noise ceiling map, n the repeats as planned."""
+
+CATEGORY_CONTRASTS = (
+    *(f"{name}VsOthers" for name in ("face", "body", "place", "object", "character")),
+    *(f"{name}VsBaseline" for name in ("face", "body", "place", "object", "character")),
+    *("faceVsObject", "bodyVsObject", "placeVsObject", "characterVsFace"),
+)
+
+
+class Localizer(NamedTuple):
+    """A localizer as published."""
+
+    session: str
+    tasks: tuple[str, ...]
+    run_tasks: tuple[str, ...]  # those that have maps of single runs
+    n_runs: int
+    conditions: tuple[str, ...]
+    contrasts: tuple[str, ...]
+
+
+LOCALIZERS = (
+    Localizer(
+        session="ses-4BarScreenfLoc",
+        tasks=("floc",),
+        run_tasks=("floc",),
+        n_runs=8,
+        conditions=("face", "body", "place", "object", "character"),
+        contrasts=CATEGORY_CONTRASTS,
+    ),
+    Localizer(
+        session="ses-31",
+        tasks=("oloc",),
+        run_tasks=("oloc",),
+        n_runs=4,
+        conditions=("object", "scrambled"),
+        contrasts=("objectVsScrambled", "objectVsBaseline", "scrambledVsBaseline"),
+    ),
+    Localizer(
+        session="ses-MotionLocBarsSML",
+        tasks=("MotionLoc", "MotionLeft", "MotionRight"),
+        run_tasks=("MotionLeft", "MotionRight"),
+        n_runs=4,
+        conditions=("moving", "static"),
+        contrasts=("movingVsStatic", "movingVsBaseline", "staticVsBaseline"),
+    ),
+)
+
+_SHARED = re.compile(r"shared_(12|4)rep_(LAION|NSD|THINGS\+|OOD)_.+\.(?:jpg|png)")
+_UNIQUE = re.compile(r"unique_(LAION|THINGS\+?)_.+_p(\d\d)\.jpg")
+_SUBJECT_OF = {number: subject for subject, number in LABEL_NUMBER.items()}
+
+
+class ImageFields(NamedTuple):
+    """What the label of an image says; None where it does not."""
+
+    dataset: str | None = None
+    kind: str | None = None  # "shared" or "unique"
+    n_reps: int | None = None
+    subject: str | None = None
+
+
+def image_fields(label: str) -> ImageFields:
+    """Return what the label of an image says.
+
+    Parameters
+    ----------
+    label : str
+        Stimulus file name, as in the trial tables.
+
+    Returns
+    -------
+    ImageFields
+        All None for a label outside the grammar.
+
+    Examples
+    --------
+    >>> image_fields("unique_THINGS+_kmeans_211_barn_p04.jpg")
+    ImageFields(dataset='THINGS+', kind='unique', n_reps=4, subject='sub-03')
+    >>> image_fields("shared_12rep_LAION_cluster_1003_i0.jpg")
+    ImageFields(dataset='LAION', kind='shared', n_reps=12, subject=None)
+    """
+    if shared := _SHARED.fullmatch(label):
+        return ImageFields(shared[2], "shared", int(shared[1]))
+    if unique := _UNIQUE.fullmatch(label):
+        return ImageFields(unique[1], "unique", 4, _SUBJECT_OF.get(unique[2]))
+    return ImageFields()
+
+
+def noise_ceiling(ncsnr: np.ndarray, inverse_repeats: float) -> np.ndarray:
+    """Return a noise ceiling in percent.
+
+    Parameters
+    ----------
+    ncsnr : array
+        Standard deviation of the signal over that of the noise.
+    inverse_repeats : float
+        Mean of 1/n over images, n the repeats that are averaged.
+
+    Examples
+    --------
+    >>> noise_ceiling(np.array([0.5, 1.0]), 1 / 4)
+    array([50., 80.])
+    """
+    return 100 * ncsnr**2 / (ncsnr**2 + inverse_repeats)
