@@ -16,13 +16,13 @@ point; where what it needs was not reached, it becomes a note.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from multiprocessing import TimeoutError as LateError
 from multiprocessing.pool import AsyncResult, ThreadPool
 from typing import NamedTuple
 
 from laion_fmri_fetchers.exceptions import LaionFmriError
-from laion_fmri_fetchers.messages import readable_size
+from laion_fmri_fetchers.messages import counted, readable_size
 
 from . import content_checks, layout_checks, machine_checks, service_checks
 from .client import CONNECT_TIMEOUT, Client
@@ -67,8 +67,9 @@ CHECKS = (
     Check(content_checks.held_out, "bucket"),
     Check(content_checks.gated_archive, "bucket"),
     Check(content_checks.stimulus_table, "bucket"),
-    Check(content_checks.captions_and_segmentations, "bucket"),
+    Check(content_checks.captions_and_masks, "bucket"),
     Check(service_checks.access_manifest, "network"),
+    Check(service_checks.archive_size, "bucket"),
     Check(service_checks.access_pages, "network"),
     Check(service_checks.request_id, "nothing"),
 )
@@ -112,51 +113,59 @@ def doctor(
         []
     """
     client = Client(timeout)
+    context = Context(data_dir, client)
+    is_offline = os.environ.get("LAION_FMRI_OFFLINE", "").strip() not in ("", "0")
+    missing = dict.fromkeys(("network", "bucket"), _OFFLINE) if is_offline else {}
     # Its threads are daemons: Ctrl-C does not wait for servers that are silent.
     with ThreadPool(N_THREADS) as pool:
-        context = Context(data_dir, client)
-        points, missing = [], {}
-        if os.environ.get("LAION_FMRI_OFFLINE", "").strip() not in ("", "0"):
-            why = "LAION_FMRI_OFFLINE is set"
-            missing = {"network": why, "bucket": why}
-        else:
-            points = _guarded(lambda: reach(client, pool), "bucket")
-            if not any(point.state == FAILED for point in points):
-                context, points = _surveyed(context, pool, points)
+        tasks = _begin(pool, ("nothing", "network"), context, missing)
+        points: list[Point] = []
+        if not is_offline:
+            points += _guarded(lambda: reach(client, pool), "bucket")
+            if all(point.state != FAILED for point in points):
+                context, more = _surveyed(context, pool)
+                points += more
             if any(point.state == FAILED for point in points):
-                missing = {"bucket": "the bucket was not listed, see above"}
-        tasks = [
-            (check, pool.apply_async(_run, (check, context, missing)))
-            for check in CHECKS
-        ]
+                missing["bucket"] = _NOT_LISTED
+        tasks |= _begin(pool, ("bucket",), context, missing)
         limit = 2 * (timeout + CONNECT_TIMEOUT)
-        of_checks = [_result(check, task, limit) for check, task in tasks]
-        points += [point for some in of_checks for point in some]
-        # Last, when nothing else is under way.
-        if not missing:
+        for check in CHECKS:
+            points += _result(check, tasks[check], limit)
+        # When nothing else is under way.
+        if "bucket" not in missing:
             points += _guarded(lambda: content_checks.speed(context), "speed")
-    n_requests = len(client.latencies)
-    points.append(
-        ok("traffic", f"{readable_size(client.n_bytes)}, {n_requests} answers")
-    )
+    amount = counted(len(client.latencies), "answer")
+    points.append(ok("traffic", f"{readable_size(client.n_bytes)} in {amount}"))
     return [without_secrets(point)._asdict() for point in points]
 
 
-def _surveyed(
-    context: Context, pool: ThreadPool, points: list[Point]
-) -> tuple[Context, list[Point]]:
-    """Return the context with a sample of the bucket, and the points so far."""
+_OFFLINE = "LAION_FMRI_OFFLINE is set"
+_NOT_LISTED = "the bucket was not listed"
+
+
+def _begin(
+    pool: ThreadPool, needs: Collection[str], context: Context, missing: dict[str, str]
+) -> dict[Check, AsyncResult]:
+    """Start the checks that need no more than is there."""
+    return {
+        check: pool.apply_async(_run, (check, context, missing.get(check.needs)))
+        for check in CHECKS
+        if check.needs in needs
+    }
+
+
+def _surveyed(context: Context, pool: ThreadPool) -> tuple[Context, list[Point]]:
+    """Return the context with a sample of the bucket, or a point that says why not."""
     try:
-        return context._replace(sample=survey(context.client, pool)), points
+        return context._replace(sample=survey(context.client, pool)), []
     except LaionFmriError as error:
-        return context, [*points, failed("listings", str(error))]
+        return context, [failed("listings", str(error))]
 
 
-def _run(check: Check, context: Context, missing: dict[str, str]) -> list[Point]:
-    name = _name(check)
-    if check.needs in missing:
-        return [note(name, f"not checked, because {missing[check.needs]}")]
-    return _guarded(lambda: check.points(context), name)
+def _run(check: Check, context: Context, missing: str | None) -> list[Point]:
+    if missing:
+        return [note(_name(check), f"not checked, because {missing}")]
+    return _guarded(lambda: check.points(context), _name(check))
 
 
 def _guarded(check: Callable[[], Iterable[Point]], name: str) -> list[Point]:

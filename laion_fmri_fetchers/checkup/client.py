@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import requests
+from urllib3.exceptions import ReadTimeoutError
 
 from laion_fmri_fetchers import bucket
 from laion_fmri_fetchers.exceptions import LaionFmriError
@@ -114,7 +115,7 @@ class Client:
         except (requests.RequestException, OSError, ValueError) as error:
             if isinstance(error, NoAnswerError):
                 raise
-            if isinstance(error, (requests.Timeout, requests.ConnectionError)):
+            if _is_silence(error):
                 self._silent.add(server)
             raise NoAnswerError(reason(error)) from None
         with self._lock:
@@ -146,6 +147,9 @@ class Client:
         with self._lock:
             self.n_bytes += len(response.content)
             self.latencies.append(response.elapsed.total_seconds())
+            is_spent = self.n_bytes > MOST_BYTES
+        if is_spent:
+            raise NoAnswerError("the listings are longer than what is read here")
 
     def _read(
         self, response: requests.Response, most: int, began: float, may_be_cut: bool
@@ -168,6 +172,12 @@ class Client:
         return bytes(body[:most])
 
 
+def _is_silence(error: Exception) -> bool:
+    """Tell whether a server took too long; requests hides it where a body stalls."""
+    cause = error.args[0] if error.args else None
+    return isinstance(error, requests.Timeout) or isinstance(cause, ReadTimeoutError)
+
+
 def reason(error: Exception) -> str:
     """Return in words why a request failed; of the address, at most its host."""
     text = cause_of(error)
@@ -177,7 +187,7 @@ def reason(error: Exception) -> str:
         return f"the proxy fails: {text}"
     if isinstance(error, requests.ConnectTimeout):
         return "the server does not accept connections"
-    if isinstance(error, requests.Timeout):
+    if _is_silence(error):
         return "the server is silent"
     if isinstance(error, requests.exceptions.InvalidProxyURL):
         return "the address of the proxy is not valid"

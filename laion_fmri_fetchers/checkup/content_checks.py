@@ -13,7 +13,7 @@ import pandas as pd
 
 from laion_fmri_fetchers import bucket, layout
 from laion_fmri_fetchers.columns import on_grid
-from laion_fmri_fetchers.messages import listed, readable_size
+from laion_fmri_fetchers.messages import counted, listed, readable_size
 from laion_fmri_fetchers.partials import bare, part_sizes
 from laion_fmri_fetchers.volumes import Header
 
@@ -249,8 +249,8 @@ def checksums(context: Context) -> Iterator[Point]:
         "parts",
         f"not a usual size: {listed(odd)}"
         if odd
-        else f"{len(etags)} files in parts; "
-        + listed([f"{n} of {size} MiB" for size, n in sorted(sizes.items())]),
+        else f"{counted(len(etags), 'file')} in parts"
+        + "".join(f", {n} of {size} MiB" for size, n in sorted(sizes.items())),
         "a usual part size for each",
         "Of these files only the size can be checked.",
         NOTE,
@@ -341,7 +341,7 @@ def stimulus_table(context: Context) -> Iterator[Point]:
     )
 
 
-def captions_and_segmentations(context: Context) -> Iterator[Point]:
+def captions_and_masks(context: Context) -> Iterator[Point]:
     """Read the columns of captions and of segmentations."""
     for point, key, columns in (
         ("captions", layout.CAPTIONS, CAPTION_COLUMNS),

@@ -11,7 +11,7 @@ each round at once::
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from multiprocessing.pool import ThreadPool
 from typing import Any, NamedTuple
 
@@ -20,6 +20,9 @@ from laion_fmri_fetchers import layout
 from .client import Client
 
 Record = dict[str, Any]
+
+FIRST_EMBEDDINGS = f"{layout.ARCHIVED}embeddings/v1/"
+"""Embeddings as first published."""
 
 
 class Sample(NamedTuple):
@@ -39,10 +42,6 @@ class Sample(NamedTuple):
     def of_type(self, *image_types: str) -> list[Record]:
         """Return the records listed of some image types."""
         return [rec for rec in self.records if rec["image_type"] in image_types]
-
-    def key(self, is_right: Callable[[Record], bool]) -> str | None:
-        """Return the first key whose record is right."""
-        return next((rec["key"] for rec in self.records if is_right(rec)), None)
 
     def size(self, id_: str) -> int | None:
         """Return the size in bytes of a file that was listed."""
@@ -70,7 +69,7 @@ def survey(client: Client, pool: ThreadPool) -> Sample:
     of_top = listed(
         [
             *(("", "/"), (layout.DERIVATIVES, "/"), (layout.GLM, "/")),
-            *((layout.STIMULI, ""), (layout.ARCHIVED, "")),
+            *((layout.STIMULI, "/"), (FIRST_EMBEDDINGS, "/")),
         ]
     )
     top, derivatives, glm = of_top[:3]

@@ -7,13 +7,15 @@ from collections.abc import Iterator
 from laion_fmri_fetchers import layout
 from laion_fmri_fetchers.messages import listed
 
-from .context import Context, Record, Sample
-from .points import FAILED, NOTE, Point, judged, note, ok
+from .context import FIRST_EMBEDDINGS, Context, Record, Sample
+from .points import FAILED, NOTE, Point, judged, note
 
 ANNOUNCED = frozenset({"derivatives/retinotopy/"})
 NEEDED_TREES = (layout.GLM, layout.ROIS, layout.ANATOMICAL)
 NEEDED_TYPES = ("betas", "trials", "roi", "brain_mask")
 N_SESSIONS = 34
+EMBEDDED_ANEW = "2026-09-28"
+"""When embeddings of images with transparency were replaced."""
 _REPORT = "The bucket changed: update this package, or report this to its developers."
 
 
@@ -174,13 +176,20 @@ def stimulus_files(context: Context) -> Iterator[Point]:
     if there:
         dates = sorted({str(rec["last_modified"])[:10] for rec in there})
         sizes = [f"{rec['desc']} {rec['size'] / 1e6:.1f} MB" for rec in there]
-        yield ok("embeddings", f"{', '.join(sizes)}; of {listed(dates)}")
-    folder = f"{layout.ARCHIVED}embeddings/v1/"
-    first = [one for one in recs if one.startswith(folder)]
+        yield judged(
+            dates[0] >= EMBEDDED_ANEW,
+            "embeddings",
+            f"{', '.join(sizes)}; of {listed(dates)}",
+            f"of {EMBEDDED_ANEW} or later",
+            "These are embeddings as first published: those of 116 OOD images with "
+            "transparency were replaced later.",
+            NOTE,
+        )
+    first = [one for one in recs if one.startswith(FIRST_EMBEDDINGS)]
     yield judged(
         len(first) == len(embeddings),
         "first embeddings",
-        f"{len(first)} files in {folder}",
+        f"{len(first)} files in {FIRST_EMBEDDINGS}",
         f"{len(embeddings)}",
         _REPORT,
         NOTE,

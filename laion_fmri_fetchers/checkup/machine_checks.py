@@ -35,7 +35,8 @@ VARIABLES = (
 )
 SESSION_BYTES = 1_150_000_000
 """Of the betas of a session as published."""
-N_PUBLIC_SESSIONS = 30
+SUBJECT_BYTES = 41_400_000_000
+"""Of all betas of a subject, at most."""
 
 _PROBE = 2**16
 _ADVICE_ON_DISK = (
@@ -207,15 +208,12 @@ def free_space(context: Context) -> Iterator[Point]:
     while not folder.is_dir() and folder != folder.parent:
         folder = folder.parent
     free = shutil.disk_usage(folder).free
-    sizes = [rec["size"] for rec in context.sample.of_type("betas") if rec["size"]]
-    session = max(sizes, default=SESSION_BYTES)
-    subject = session * N_PUBLIC_SESSIONS
     yield judged(
-        free >= subject,
+        free >= SUBJECT_BYTES,
         "free space",
         readable_size(free),
-        f"{readable_size(session)} for betas of a session, {readable_size(subject)} "
-        "of a subject",
+        f"{readable_size(SESSION_BYTES)} for betas of a session, "
+        f"{readable_size(SUBJECT_BYTES)} of a subject",
         "A quota may leave less. " + _ADVICE_ON_DISK,
         NOTE,
     )
@@ -225,8 +223,8 @@ def state_folder(context: Context) -> Iterator[Point]:
     """Look at permissions in the state folder, and at unfinished downloads."""
     data_dir = cache.get_data_dir(context.data_dir)
     folder = cache.state_path(data_dir)
-    if folder.is_dir():
-        mode = stat.S_IMODE(folder.stat().st_mode)
+    mode = _mode(folder)
+    if mode is not None:
         yield judged(
             os.access(folder, os.R_OK | os.W_OK | os.X_OK),
             layout.STATE_FOLDER,
@@ -236,8 +234,8 @@ def state_folder(context: Context) -> Iterator[Point]:
             NOTE,
         )
     for file in (cache.auth_file(data_dir), cache.official_auth_file()):
-        if os.name == "posix" and file.exists():
-            mode = stat.S_IMODE(file.stat().st_mode)
+        mode = _mode(file)
+        if os.name == "posix" and mode is not None:
             yield judged(
                 not mode & 0o077,
                 "auth.json",
@@ -246,7 +244,7 @@ def state_folder(context: Context) -> Iterator[Point]:
                 f"chmod 600 {file}",
             )
     partial = cache.partial_dir(data_dir)
-    if partial.is_dir():
+    if os.access(partial, os.R_OK | os.X_OK):
         left = [one for group in leftovers(str(partial)).values() for one in group]
         size = sum(os.path.getsize(o.part) for o in left if os.path.exists(o.part))
         yield judged(
@@ -257,3 +255,11 @@ def state_folder(context: Context) -> Iterator[Point]:
             "The same call goes on from them; old ones are removed by later calls.",
             NOTE,
         )
+
+
+def _mode(path: Path) -> int | None:
+    """Return the permissions of a file; None where there is none to be seen."""
+    try:
+        return stat.S_IMODE(path.stat().st_mode)
+    except OSError:
+        return None

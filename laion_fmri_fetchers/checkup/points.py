@@ -7,7 +7,7 @@ import re
 import textwrap
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from laion_fmri_fetchers.access_service import PREFIX
 from laion_fmri_fetchers.messages import counted
@@ -18,7 +18,8 @@ ID_VARIABLE = "LAION_FMRI_REQUEST_ID"
 PROXY_VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
 _WIDTH = 80
 _NAME_WIDTH = 22
-_USER_INFO = re.compile(r"(?<=://)[^\s/?#]*@")
+_USER_INFO = re.compile(r"(?<=://)\S*@")
+"""Passwords may hold any character, so it ends only at the last ``@``."""
 _QUERY = re.compile(r"(https?://[^\s?]*)\?\S*")
 _REQUEST_ID = re.compile(rf"{PREFIX}[\w.~-]+")
 
@@ -70,9 +71,8 @@ def shown_url(url: str) -> str:
     >>> shown_url("http://ada:secret@proxy.example.org:3128/a?token=1")
     'http://proxy.example.org:3128/a'
     """
-    parts = urlsplit(url if "://" in url else f"//{url}")
-    scheme = f"{parts.scheme}://" if parts.scheme else ""
-    return f"{scheme}{parts.netloc.rpartition('@')[2]}{parts.path}"
+    scheme, mark, rest = url.rpartition("://")
+    return scheme + mark + rest.rpartition("@")[2].partition("?")[0]
 
 
 def without_secrets(point: Point) -> Point:
@@ -93,7 +93,7 @@ def _secrets_of_environment() -> list[str]:
     secrets = {os.environ.get(ID_VARIABLE, "").strip()}
     for name, value in os.environ.items():
         if name.upper() in PROXY_VARIABLES or name.startswith("LAION_FMRI_"):
-            user_info = urlsplit(value).netloc.rpartition("@")[0]
+            user_info = value.rpartition("@")[0].rpartition("://")[2]
             password = user_info.partition(":")[2]
             secrets |= {password, unquote(password)}
     return sorted(secrets - {""}, key=len, reverse=True)

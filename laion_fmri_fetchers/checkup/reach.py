@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from xml.etree import ElementTree as ET
 
 from laion_fmri_fetchers.bucket import bucket_url
+from laion_fmri_fetchers.messages import listed
 
 from .client import CONNECT_TIMEOUT, Client, NoAnswerError, Reply, proxy_of
 from .points import Point, failed, judged, note, ok, shown_url
@@ -47,7 +48,7 @@ def reach(client: Client, pool: ThreadPool) -> Iterator[Point]:
     except (OSError, LateError, UnicodeError):
         yield failed("name", f"{who} is not resolved", advice=_CHECK_ADDRESS)
         return
-    yield ok("name", f"{who} has {len({a[4][0] for a in found})} addresses")
+    yield ok("name", f"{who} is {listed(sorted({a[4][0] for a in found}), 2)}")
     try:
         _within(pool, limit, socket.create_connection, (host, port), limit).close()
     except (OSError, LateError) as error:

@@ -24,7 +24,7 @@ _ARCHIVE_NAME = layout.ARCHIVE.rpartition("/")[2]
 
 
 def access_manifest(context: Context) -> Iterator[Point]:
-    """Read the fields of the manifest, and the size of the archive."""
+    """Read the fields of the manifest."""
     server = server_url()
     refuse_plain(server, "The address of the access service")
     yield ok("access service", shown_url(server))
@@ -46,9 +46,7 @@ def access_manifest(context: Context) -> Iterator[Point]:
         ADVICE,
         NOTE,
     )
-    files = manifest.get("files")
-    files = files if isinstance(files, list) else []
-    good = [f for f in files if isinstance(f, dict) and set(FILE_FIELDS) <= set(f)]
+    files, good = _files(manifest)
     names = [str(file["name"]) for file in good]
     yield judged(
         bool(files) and len(good) == len(files) and _ARCHIVE_NAME in names,
@@ -57,6 +55,11 @@ def access_manifest(context: Context) -> Iterator[Point]:
         f"{_ARCHIVE_NAME} and others, each with {listed(list(FILE_FIELDS))}",
         f"The stimulus images cannot be checked. {ADVICE}",
     )
+
+
+def archive_size(context: Context) -> Iterator[Point]:
+    """Compare the size of the archive in the manifest with that in the bucket."""
+    _, good = _files(_manifest(context, server_url()))
     size = context.sample.size(layout.ARCHIVE)
     told = next((f["size"] for f in good if f["name"] == _ARCHIVE_NAME), None)
     if size is not None and told is not None:
@@ -80,6 +83,14 @@ def _manifest(context: Context, server: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise NoAnswerError(f"{MANIFEST} is not a JSON object")
     return content
+
+
+def _files(manifest: dict[str, Any]) -> tuple[list[Any], list[dict[str, Any]]]:
+    """Return the files of a manifest, and those that have all fields."""
+    files = manifest.get("files")
+    files = files if isinstance(files, list) else []
+    good = [f for f in files if isinstance(f, dict) and set(FILE_FIELDS) <= set(f)]
+    return files, good
 
 
 def access_pages(context: Context) -> Iterator[Point]:
