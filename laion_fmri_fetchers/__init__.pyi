@@ -6,6 +6,7 @@ from .access import request_stimulus_access as request_stimulus_access
 from .betas import load_betas as load_betas
 from .cache import dataset_initialize as dataset_initialize
 from .cache import get_data_dir as get_data_dir
+from .checkup import doctor as doctor
 from .derivatives import fetch_laion_captions as fetch_laion_captions
 from .derivatives import fetch_laion_embeddings as fetch_laion_embeddings
 from .derivatives import fetch_laion_segmentations as fetch_laion_segmentations

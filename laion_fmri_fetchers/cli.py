@@ -175,6 +175,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     _verbosity(verify)
 
+    doctor = _command(
+        commands, "doctor", _doctor, "compare bucket and machine with what is expected"
+    )
+    doctor.add_argument("--json", action="store_true", help="print JSON, not a table")
+    doctor.add_argument(
+        "--timeout",
+        type=float,
+        default=30.0,
+        metavar="SECONDS",
+        help="without an answer; by default 30",
+    )
+
     completion = commands.add_parser(
         "completion",
         help="make a shell complete these commands",
@@ -449,6 +461,20 @@ def _verify(options: argparse.Namespace) -> int:
     for row in bad.itertuples():
         print(f"{row.status}\t{row.id}")
     return 1 if len(bad) else 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    import json
+
+    from .checkup import Point, doctor, summary, table
+
+    found = doctor(data_dir=options.data_dir, timeout=options.timeout)
+    if options.json:
+        print(json.dumps(found, indent=2))
+    else:
+        points = [Point(**point) for point in found]
+        print(table(points), summary(points), sep="\n\n")
+    return 1 if any(point["state"] == "failed" for point in found) else 0
 
 
 def _demo(options: argparse.Namespace) -> None:

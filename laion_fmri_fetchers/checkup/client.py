@@ -1,0 +1,219 @@
+"""HTTP for a check-up: few bytes, one try, and patience with a silent server once."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+import requests
+from urllib3.exceptions import ReadTimeoutError
+
+from laion_fmri_fetchers import bucket
+from laion_fmri_fetchers.exceptions import LaionFmriError
+
+from .points import shown_url
+
+MOST_BYTES = 20_000_000
+"""Bytes of answers that a check-up reads at most."""
+CONNECT_TIMEOUT = 10.0
+SMALL = 2**16
+
+_PIECE = 2**16
+
+
+class NoAnswerError(LaionFmriError, ConnectionError):
+    """A server gives no answer, or less than was asked for; the text says why."""
+
+
+class Reply(NamedTuple):
+    """An answer, and as much of its body as was asked for."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+    latency: float
+    """Seconds until the headers were read."""
+    seconds: float
+    """Seconds in all."""
+
+
+class Client:
+    """What a check-up asks of servers, and a count of it; threads may share it.
+
+    It asks by `bucket.session`, so that proxies and certificates are those of the
+    fetchers' own calls.
+
+    Parameters
+    ----------
+    timeout : float
+        Seconds without an answer after which a server is asked no more.
+    """
+
+    def __init__(self, timeout: float):
+        self.timeout = timeout
+        self.n_bytes = 0
+        self.latencies: list[float] = []
+        self._lock = threading.Lock()
+        self._silent: set[str] = set()
+        self._objects: dict[tuple, Reply] = {}
+        self._reading: dict[tuple, threading.Lock] = {}
+
+    def get(
+        self,
+        url: str,
+        *,
+        query: dict[str, str] | None = None,
+        start: int = 0,
+        stop: int | None = None,
+        headers: dict[str, str] | None = None,
+        most: int = SMALL,
+        may_be_cut: bool = False,
+    ) -> Reply:
+        """Ask once, and read no more of the body than the range, or ``most`` bytes.
+
+        Parameters
+        ----------
+        url : str
+            The address.
+        query : dict, optional
+            What follows the question mark.
+        start, stop : int
+            The range to ask for; with None as stop, none is.
+        headers : dict, optional
+            Further headers.
+        most : int
+            Bytes to read where no range is asked for.
+        may_be_cut : bool, default=False
+            Return what arrived where the body takes longer than the time-out.
+
+        Raises
+        ------
+        NoAnswerError
+            If there is no answer; its text names no secret.
+        """
+        server = urlsplit(url).netloc.rpartition("@")[2]
+        if server in self._silent:
+            raise NoAnswerError(f"not asked, since {server} was silent before")
+        asked = {"Accept-Encoding": "identity", **(headers or {})}
+        if stop is not None:
+            asked["Range"] = f"bytes={start}-{stop - 1}"
+            most = stop - start
+        began = time.monotonic()
+        try:
+            with bucket.session().get(
+                url,
+                params=query,
+                headers=asked,
+                stream=True,
+                timeout=(min(self.timeout, CONNECT_TIMEOUT), self.timeout),
+            ) as response:
+                latency = response.elapsed.total_seconds()
+                body = self._read(response, most, began, may_be_cut)
+        except (requests.RequestException, OSError, ValueError) as error:
+            if isinstance(error, NoAnswerError):
+                raise
+            if _is_silence(error):
+                self._silent.add(server)
+            raise NoAnswerError(reason(error)) from None
+        with self._lock:
+            self.latencies.append(latency)
+        seconds = time.monotonic() - began
+        return Reply(response.status_code, response.headers, body, latency, seconds)
+
+    def read(self, key: str, start: int = 0, stop: int = SMALL) -> Reply:
+        """Ask for a range of an object of the bucket, once for all who need it."""
+        which = key, start, stop
+        with self._lock:
+            reading = self._reading.setdefault(which, threading.Lock())
+        with reading:
+            if which not in self._objects:
+                url = bucket.object_url(key)
+                self._objects[which] = self.get(url, start=start, stop=stop)
+        return self._objects[which]
+
+    def list(self, prefix: str, delimiter: str = "") -> dict[str, Any]:
+        """List as the fetchers do, and count the bytes of the pages."""
+        hooks = bucket.session().hooks["response"]
+        hooks.append(self._count_page)
+        try:
+            return bucket.list_objects(prefix, delimiter, timeout=self.timeout)
+        finally:
+            hooks.remove(self._count_page)
+
+    def _count_page(self, response: requests.Response, **_: Any) -> None:
+        with self._lock:
+            self.n_bytes += len(response.content)
+            self.latencies.append(response.elapsed.total_seconds())
+            is_spent = self.n_bytes > MOST_BYTES
+        if is_spent:
+            raise NoAnswerError("the listings are longer than what is read here")
+
+    def _read(
+        self, response: requests.Response, most: int, began: float, may_be_cut: bool
+    ) -> bytes:
+        """Read a body's first bytes."""
+        body = bytearray()
+        for piece in response.iter_content(_PIECE):
+            body += piece
+            with self._lock:
+                self.n_bytes += len(piece)
+                is_spent = self.n_bytes > MOST_BYTES
+            if len(body) >= most:
+                break
+            is_late = time.monotonic() - began > self.timeout
+            if (is_late or is_spent) and not may_be_cut:
+                why = "took too long" if is_late else "is more than is read here"
+                raise NoAnswerError(f"the body {why}: {len(body)} bytes were read")
+            if is_late or is_spent:
+                break
+        return bytes(body[:most])
+
+
+def _is_silence(error: Exception) -> bool:
+    """Tell whether a server took too long; requests hides it where a body stalls."""
+    cause = error.args[0] if error.args else None
+    return isinstance(error, requests.Timeout) or isinstance(cause, ReadTimeoutError)
+
+
+def reason(error: Exception) -> str:
+    """Return in words why a request failed; of the address, at most its host."""
+    text = cause_of(error)
+    if isinstance(error, requests.exceptions.SSLError):
+        return f"TLS fails: {text}"
+    if isinstance(error, requests.exceptions.ProxyError):
+        return f"the proxy fails: {text}"
+    if isinstance(error, requests.ConnectTimeout):
+        return "the server does not accept connections"
+    if _is_silence(error):
+        return "the server is silent"
+    if isinstance(error, requests.exceptions.InvalidProxyURL):
+        return "the address of the proxy is not valid"
+    if isinstance(error, requests.exceptions.InvalidURL):
+        return "the address is not valid"
+    if isinstance(error, requests.ConnectionError):
+        return f"no connection: {text}"
+    return f"{type(error).__name__}: {text}"
+
+
+def cause_of(error: BaseException) -> str:
+    """Return the words of the innermost error that requests and urllib3 wrap."""
+    cause: Any = error
+    while True:
+        last = cause.args[-1] if cause.args else None
+        inner = (getattr(cause, "reason", None), last, cause.__cause__)
+        wrapped = [e for e in inner if isinstance(e, BaseException)]
+        if not wrapped:
+            break
+        cause = wrapped[0]
+    words = getattr(cause, "verify_message", None) or getattr(cause, "strerror", None)
+    return str(words or last or type(cause).__name__)
+
+
+def proxy_of(url: str) -> str | None:
+    """Return host and port of the proxy that requests uses for an address."""
+    proxies = requests.utils.get_environ_proxies(url)
+    proxy = requests.utils.select_proxy(url, proxies)
+    return shown_url(proxy).rpartition("://")[2].rstrip("/") if proxy else None

@@ -1,0 +1,111 @@
+"""What checks are given: settings, the client, and listings of a sample of the bucket.
+
+The sample is one subject of each tree and one session, in three rounds of listings,
+each round at once::
+
+    the top, derivatives/, subjects, stimuli/, archive/
+        └▶ the subject in every tree
+              └▶ its session in trees that have some, and a held-out session
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from multiprocessing.pool import ThreadPool
+from typing import Any, NamedTuple
+
+from laion_fmri_fetchers import layout
+
+from .client import Client
+
+Record = dict[str, Any]
+
+FIRST_EMBEDDINGS = f"{layout.ARCHIVED}embeddings/v1/"
+"""Embeddings as first published."""
+
+
+class Sample(NamedTuple):
+    """What some levels of the bucket hold."""
+
+    trees: list[str]
+    """Folders of the top, but for subjects, and of ``derivatives/``."""
+    subjects: list[str]
+    subject: str
+    """Whose files were listed."""
+    sessions: list[str]
+    """The subject's sessions with betas, held-out ones included."""
+    session: str
+    """Whose files were listed."""
+    records: list[Record]
+
+    def of_type(self, *image_types: str) -> list[Record]:
+        """Return the records listed of some image types."""
+        return [rec for rec in self.records if rec["image_type"] in image_types]
+
+    def size(self, id_: str) -> int | None:
+        """Return the size in bytes of a file that was listed."""
+        return next((rec["size"] for rec in self.records if rec["id"] == id_), None)
+
+
+NO_SAMPLE = Sample([], [], "", [], "", [])
+"""Of a bucket that was not listed."""
+
+
+class Context(NamedTuple):
+    """What a check may use."""
+
+    data_dir: str | os.PathLike | None
+    client: Client
+    sample: Sample = NO_SAMPLE
+
+
+def survey(client: Client, pool: ThreadPool) -> Sample:
+    """List a sample of the bucket."""
+
+    def listed(wanted: Iterable[tuple[str, str]]) -> list[dict[str, Any]]:
+        return pool.starmap(client.list, list(wanted), chunksize=1)
+
+    of_top = listed(
+        [
+            *(("", "/"), (layout.DERIVATIVES, "/"), (layout.GLM, "/")),
+            *((layout.STIMULI, "/"), (FIRST_EMBEDDINGS, "/")),
+        ]
+    )
+    top, derivatives, glm = of_top[:3]
+    subjects = layout.subjects_among(glm["prefixes"])
+    subject = subjects[0] if subjects else layout.SUBJECTS[0]
+    of_subject = listed(
+        (f"{tree}{subject}/", "/" if tree in _WITH_SESSIONS else "")
+        for tree in layout.TREES
+    )
+    folders = [p for listing in of_subject for p in listing["prefixes"]]
+    sessions = [
+        folder.rstrip("/").rpartition("/")[2]
+        for folder in folders
+        if folder.startswith(f"{layout.GLM}{subject}/ses-")
+    ]
+    public = [name for name in sessions if name not in layout.HELD_OUT]
+    session = public[0] if public else "ses-01"
+    held_out = [name for name in sessions if name in layout.HELD_OUT][:1]
+    of_session = listed(
+        [
+            *((f"{tree}{subject}/{session}/", "") for tree in sorted(_WITH_SESSIONS)),
+            *((f"{layout.GLM}{subject}/{name}/", "") for name in held_out),
+        ]
+    )
+    listings = (*of_top, *of_subject, *of_session)
+    objects = {one[0]: one for listing in listings for one in listing["objects"]}
+    names = [folder for folder in top["prefixes"] if folder != layout.DERIVATIVES]
+    return Sample(
+        trees=[n for n in names if not n.startswith("sub-")] + derivatives["prefixes"],
+        subjects=list(subjects),
+        subject=subject,
+        sessions=sessions,
+        session=session,
+        records=[layout.record(*objects[key]) for key in sorted(objects)],
+    )
+
+
+_WITH_SESSIONS = frozenset({layout.GLM, layout.TEDANA, layout.RAW})
+"""Trees of which one session is listed, and of the others all of the subject."""
