@@ -24,10 +24,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, quote, quote_plus, unquote, unquote_plus, urlencode
 
-DENIED = re.compile(
-    r"(^|/)ses-3[1-4]/|^stimuli/task-images_(stimuli\.h5|metadata\.csv)$"
-)
-"""Keys whose GET answers 403: held-out sessions and gated stimuli."""
+DENIED = re.compile(r"(^|/)ses-3[1-4]/|^stimuli/task-images_stimuli\.h5$")
+"""Keys whose GET answers 403: held-out sessions and the gated archive."""
 
 PART_SIZE = 8 * 2**20
 """Files of this size (bytes) or larger are stored in parts, as S3 clients do."""

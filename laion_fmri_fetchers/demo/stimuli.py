@@ -185,12 +185,13 @@ def _metadata(labels: Sequence[str]) -> Iterator[Sequence[object]]:
     yield "image_name", "dataset", "participant", "unique_or_shared", "n_reps"
     for label in labels:
         told = stimulus_fields(label)
+        shared = "shared" if told["n_reps"] == 12 else "sub-01;sub-03"
         yield (
             label,
-            told["dataset"] or "n/a",
-            told["participant"] or "shared",
+            (told["dataset"] or "n/a").replace("THINGS+", "THINGSplus"),
+            told["participant"] or shared,
             told["unique_or_shared"] or "n/a",
-            told["n_reps"] or "n/a",
+            f"{told['n_reps']}rep" if told["n_reps"] else "n/a",
         )
 
 
