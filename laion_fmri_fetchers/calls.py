@@ -70,7 +70,7 @@ class Call(NamedTuple):
 
 
 def prepare(
-    mode: str,
+    mode: str | None,
     data_dir: str | os.PathLike | None,
     *,
     allow_missing: bool,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -172,7 +173,14 @@ def select_ids(records: Iterable[dict[str, Any]]) -> Selection:
 
 
 def check_mode(mode: object) -> str:
-    """Return a mode in lower case; InvalidQueryError for what is none."""
+    """Return a mode in lower case; InvalidQueryError for anything that is not a mode.
+
+    None stands for ``"download_new"``, or ``"offline"`` where ``LAION_FMRI_OFFLINE`` is
+    set to 1.
+    """
+    if mode is None:
+        setting = os.environ.get("LAION_FMRI_OFFLINE", "").strip().lower()
+        return "offline" if setting in ("1", "true", "yes", "on") else "download_new"
     if not isinstance(mode, str) or mode.lower() not in MODES:
         hint = f"{did_you_mean(mode, MODES)} " if isinstance(mode, str) else ""
         raise InvalidQueryError(
