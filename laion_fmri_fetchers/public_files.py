@@ -192,12 +192,13 @@ def describe(record: dict[str, Any], noted: list | None) -> dict[str, Any]:
 def _text_on_version(listed: dict[str, Any], on_disk: dict[str, Any]) -> str:
     """Return what to say of a file of which the bucket has another version."""
     seconds = os.path.getmtime(on_disk["absolute_path"])
-    since = dt.datetime.fromtimestamp(seconds, dt.timezone.utc)
+    downloaded = dt.datetime.fromtimestamp(seconds, dt.timezone.utc)
+    modified = (listed["last_modified"] or "an unknown date")[:10]
     text = (
         f"The bucket has another version of {listed['id']}, of {listed['size']:,} "
-        f"bytes and {(listed['last_modified'] or 'an unknown date')[:10]}; the version "
-        f"on disk has {on_disk['size']:,} bytes, was downloaded on {since:%Y-%m-%d} and "
-        "was used. mode='overwrite' downloads the new one."
+        f"bytes and {modified}; the version on disk, of {on_disk['size']:,} bytes and "
+        f"downloaded on {downloaded:%Y-%m-%d}, was used. mode='overwrite' downloads "
+        "the new one."
     )
     if listed["id"] in map(layout.embeddings_id, layout.EMBEDDING_MODELS):
         key = _FIRST_EMBEDDINGS + listed["id"].rpartition("/")[2]

@@ -8,12 +8,11 @@ from pathlib import Path
 
 import pytest
 
-import laion_fmri_fetchers
 from laion_fmri_fetchers.demo import serve_access
 from laion_fmri_fetchers.demo.server import UPLOADED
 from laion_fmri_fetchers.layout import ARCHIVE, STIMULUS_TABLE
 
-PACKAGE = str(Path(laion_fmri_fetchers.__file__).parent)
+TESTS = str(Path(__file__).parent)
 
 
 class Secrets(list):
@@ -33,7 +32,7 @@ class Secrets(list):
                 error, capture_locals=True
             )
             for frame in lines.stack:
-                if frame.filename.startswith(PACKAGE):
+                if not frame.filename.startswith(TESTS):
                     self.assert_not_in(f"{frame.locals}", f"locals of {frame.name}")
             error = error.__cause__ or error.__context__
 
