@@ -138,14 +138,13 @@ def request_stimulus_access(
     research_purpose : str, optional
         How the images will be used, 20 characters or more.
     accept_terms_version : str, optional
-        The version of the Data Use Agreement that you have read and accept, see
-        `current_terms_version`. Read it at https://laion-fmri.hebartlab.com/terms
+        The version of the Data Use Agreement, https://laion-fmri.hebartlab.com/terms,
+        that you have read and accept; see `current_terms_version`.
     acknowledge_privacy : bool, optional
-        True: you have read the privacy notice and acknowledge it. Read it at
-        https://laion-fmri.hebartlab.com/privacy
-
-        A script has to give both consents; at a terminal or in a notebook, one
-        question asks for both where either is missing.
+        True: you have read the privacy notice,
+        https://laion-fmri.hebartlab.com/privacy, and acknowledge it. A script has to
+        give both consents; at a terminal or in a notebook, one question asks for both
+        where either is missing.
     renew : bool, default=False
         Send the form even if a kept ``request_id`` is still valid.
     data_dir : str or path, optional
@@ -787,7 +786,7 @@ def _is_honoured(data_dir: str, timeout: float, verbose: int) -> bool:
         return False
     tell(
         f"Access is granted already, by the request_id of {auth.source}; no form was "
-        "sent. renew=True sends one all the same.",
+        "sent. renew=True sends one anyway.",
         verbose,
     )
     return True
