@@ -58,6 +58,7 @@ from .report import make_report as make_report
 from .selection import basic_image_terms as basic_image_terms
 from .selection import basic_roi_terms as basic_roi_terms
 from .stimuli import fetch_laion_stimuli as fetch_laion_stimuli
+from .stimuli import fetch_laion_stimulus_metadata as fetch_laion_stimulus_metadata
 from .stimuli import load_stimuli as load_stimuli
 from .verify import status as status
 from .verify import verify_cache as verify_cache

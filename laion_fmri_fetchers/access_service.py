@@ -1,4 +1,9 @@
-"""The access service over HTTP: what it is asked, and its errors as ours.
+"""The access service over HTTP: requests, bounded answers, and its errors as ours.
+
+    call ─▶ _send          redirects, never with a body to another host
+              └ _send_once     a thread of its own, given up at a deadline
+                  └ _exchange  one request; its answer, of a few MB at most
+         ─▶ _parsed ─▶ Answer ─▶ raise_for_status
 
 A ``request_id`` and a presigned URL are secrets: they are sent to the server they
 came from, and appear in no message, log, ``repr``, exception or exception's context.
@@ -11,12 +16,16 @@ import datetime as dt
 import ipaddress
 import json
 import os
+import queue
 import re
+import threading
 import time
+import zlib
 from typing import Any, NamedTuple
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import SplitResult, urljoin, urlsplit
 
 import requests
+import urllib3
 from urllib3.util import Retry
 
 from .exceptions import (
@@ -38,6 +47,13 @@ _CONNECT_TIMEOUT = 10.0
 _MOST_REDIRECTS = 4
 _BUSY = frozenset({500, 502, 503, 504})
 
+MOST_BYTES = 4 * 2**20
+"""Bytes of an answer, unpacked, at most; real ones have a few kB."""
+_MOST_LEVELS = 32
+_PATIENCE = 3
+"""An answer that is not whole after so many times the time-out is given up."""
+_DAY = 86_400.0
+
 ADVICE = (
     f"Check {URL_VARIABLE} if you set it; else the service may have changed, see "
     f"{DEFAULT_ACCESS_URL}"
@@ -51,6 +67,19 @@ class SecretText(str):
 
     def __repr__(self) -> str:
         return "'...'"
+
+    def __getitem__(self, index: Any) -> SecretText:
+        """Return a part, as secret as the whole: some tracebacks show beginnings."""
+        return SecretText(super().__getitem__(index))
+
+
+class SecretBytes(bytes):
+    """Bytes that a ``repr`` does not show."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "b'...'"
 
 
 class _Secret(dict):
@@ -88,20 +117,29 @@ def call(
     for i in range(tries):
         if i:
             time.sleep(_FIRST_WAIT * 2 ** (i - 1))
-        response = _send(url, body, what, timeout)
-        if not isinstance(response, str) and response.status_code not in _BUSY:
+        reply = _send(url, body, what, timeout)
+        if not isinstance(reply, str) and reply.status not in _BUSY:
             break
-    if isinstance(response, str):
+    if isinstance(reply, str):
         raise AccessServiceError(
-            f"{server} gives no answer to the call for {what} ({response}). Check the "
-            "network; what is on disk can be had with mode='offline'."
+            f"{server} gives no answer to the call for {what} ({reply}). Check the "
+            "network; files on disk can be used with mode='offline'."
         )
-    return _parsed(response, server, what)
+    return _parsed(reply, server, what)
+
+
+class _Reply(NamedTuple):
+    """An answer over HTTP, whole and unpacked."""
+
+    status: int
+    location: SecretText
+    retry_after: str
+    body: SecretBytes
 
 
 def _send(
     url: str, body: dict[str, Any] | None, what: str, timeout: float
-) -> requests.Response | str:
+) -> _Reply | str:
     """Send a request; where there is no answer, return why.
 
     With a body, which may hold a secret, no other host is followed to.
@@ -109,10 +147,10 @@ def _send(
     first = url
     for _ in range(_MOST_REDIRECTS):
         refuse_plain(url, f"The address for {what}")
-        response = _send_once(url, body, timeout)
-        if isinstance(response, str) or not 300 <= response.status_code < 400:
-            return response
-        url = urljoin(url, response.headers.get("Location", ""))
+        reply = _send_once(url, body, what, timeout)
+        if isinstance(reply, str) or not 300 <= reply.status < 400:
+            return reply
+        url = _joined(url, reply.location)
         if body is None:
             continue
         if _origin(url) != _origin(first):
@@ -120,7 +158,7 @@ def _send(
                 f"{_shown(first)} redirects to another host, {_host(url)}, to which "
                 f"nothing was sent. {ADVICE}"
             )
-        if response.status_code not in (307, 308):
+        if reply.status not in (307, 308):
             break
     raise AccessServiceError(
         f"{_shown(first)} answers with redirects that lead nowhere. {ADVICE}"
@@ -128,52 +166,117 @@ def _send(
 
 
 def _send_once(
-    url: str, body: dict[str, Any] | None, timeout: float
-) -> requests.Response | str:
+    url: str, body: dict[str, Any] | None, what: str, timeout: float
+) -> _Reply | str:
+    """Send a request in a thread of its own, and wait for the answer.
+
+    The time-out of a socket starts anew with each byte, so only a clock of our own
+    ends a server that drips. And where Ctrl-C ends the wait, the frames of the HTTP
+    client, whose variables hold the body, are not in the traceback.
+    """
+    replies: queue.SimpleQueue[_Reply | str] = queue.SimpleQueue()
+    threading.Thread(
+        target=lambda: replies.put(_exchange(url, body, timeout)), daemon=True
+    ).start()
     try:
-        return requests.request(
-            "GET" if body is None else "POST",
-            url,
-            json=body,
-            headers={"Accept": "application/json"},
-            timeout=(min(timeout, _CONNECT_TIMEOUT), timeout),
-            allow_redirects=False,
+        reply = replies.get(timeout=_PATIENCE * timeout)
+    except queue.Empty:
+        reply = None
+    if reply is None:
+        raise AccessServiceError(
+            f"{_shown(url)} has not answered the call for {what} completely after "
+            f"{_PATIENCE * timeout:g} s. Try again later. {ADVICE}"
         )
+    if not isinstance(reply, str) and len(reply.body) > MOST_BYTES:
+        raise AccessServiceError(
+            f"{_shown(url)} answers the call for {what} with more than "
+            f"{MOST_BYTES // 2**20} MB, where a few kB are expected. {ADVICE}"
+        )
+    return reply
+
+
+def _exchange(url: str, body: dict[str, Any] | None, timeout: float) -> _Reply | str:
+    """Send a request and read its answer; where there is none, return why.
+
+    No exception leaves it: the frames of one would hold the body.
+    """
+    try:
+        with (
+            requests.Session() as session,
+            session.request(
+                "GET" if body is None else "POST",
+                url,
+                json=body,
+                headers={"Accept": "application/json", "Accept-Encoding": "identity"},
+                timeout=(min(timeout, _CONNECT_TIMEOUT), timeout),
+                allow_redirects=False,
+                stream=True,
+            ) as response,
+        ):
+            headers = response.headers
+            return _Reply(
+                response.status_code,
+                SecretText(headers.get("Location", "")),
+                headers.get("Retry-After", ""),
+                _body(response),
+            )
     except requests.exceptions.SSLError:
         return "TLS fails"
-    except requests.Timeout:
+    except (requests.Timeout, urllib3.exceptions.TimeoutError):
         return f"nothing for {timeout:g} s"
     except requests.ConnectionError:
         return "no connection"
-    except (requests.RequestException, ValueError) as error:
+    except urllib3.exceptions.ProtocolError:
+        return "its answer breaks off"
+    except zlib.error:
+        return "its answer cannot be unpacked"
+    except Exception as error:
         return type(error).__name__
 
 
-def _parsed(response: requests.Response, server: str, what: str) -> Answer:
+def _body(response: requests.Response) -> SecretBytes:
+    """Return the body of an answer, unpacked; no more than a byte too much of it."""
+    content = bytearray()
+    while piece := response.raw.read(2**16, decode_content=False):
+        content += piece
+        if len(content) > MOST_BYTES:
+            return SecretBytes(content[: MOST_BYTES + 1])
+    encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
+    if encoding in ("gzip", "x-gzip", "deflate"):
+        # The service may pack what it was asked not to; a bomb is unpacked no further.
+        either = zlib.MAX_WBITS | 32
+        return SecretBytes(
+            zlib.decompressobj(either).decompress(content, MOST_BYTES + 1)
+        )
+    return SecretBytes(content)
+
+
+def _parsed(reply: _Reply, server: str, what: str) -> Answer:
     """Return status and content of an answer; a success must be a JSON object."""
     content: Any = None
-    with contextlib.suppress(ValueError):
-        content = json.loads(response.content)
-    status = response.status_code
+    with contextlib.suppress(ValueError, RecursionError):
+        content = _hidden(json.loads(reply.body))
     if not isinstance(content, dict):
-        if status < 400 and not (status == 202 and not response.content):
+        if reply.status < 400 and not (reply.status == 202 and not reply.body):
             raise AccessServiceError(
-                f"{server} answers the call for {what} with what is no JSON object "
-                f"(status {status}). {ADVICE}"
+                f"{server} answers the call for {what} with something that is not a "
+                f"JSON object (status {reply.status}). {ADVICE}"
             )
-        content = {}
+        content = _Secret()
     asked = None
     with contextlib.suppress(Exception):
-        asked = Retry().parse_retry_after(response.headers.get("Retry-After", ""))
-    return Answer(status, _hidden(content), asked)
+        asked = Retry().parse_retry_after(reply.retry_after)
+    return Answer(reply.status, content, asked)
 
 
-def _hidden(value: Any) -> Any:
+def _hidden(value: Any, level: int = 0) -> Any:
     """Return parsed JSON such that no ``repr`` shows what is in it."""
+    if level > _MOST_LEVELS:
+        raise ValueError("nested too deep")
     if isinstance(value, dict):
-        return _Secret({name: _hidden(inner) for name, inner in value.items()})
+        return _Secret({name: _hidden(v, level + 1) for name, v in value.items()})
     if isinstance(value, list):
-        return [_hidden(inner) for inner in value]
+        return [_hidden(inner, level + 1) for inner in value]
     return SecretText(value) if isinstance(value, str) else value
 
 
@@ -201,10 +304,10 @@ def raise_for_status(
         _raise_form_error(detail, server, what, request_id)
     if status == 429:
         wait = answer.retry_after
-        when = "later"
-        if wait is not None:
+        when = "later" if wait is None else f"in {wait:g} s"
+        if wait is not None and wait < _DAY:
             at = dt.datetime.now() + dt.timedelta(seconds=wait)
-            when = f"in {wait:g} s, at {at:%H:%M:%S}"
+            when += f", at {at:%H:%M:%S}"
         raise AccessRateLimitedError(
             f"Too many requests to {server}{said}. Try again {when}.", wait
         )
@@ -218,10 +321,12 @@ def _raise_if_outdated(detail: dict[str, Any], server: str, request_id: str) -> 
         return
     version = detail.get("current_terms_version")
     version = _clean(version) if isinstance(version, str) else None
-    url = detail.get("accept_url")
-    url = urljoin(f"{server}/", url if isinstance(url, str) else "terms/accept")
-    if PREFIX in url or (request_id and request_id in url):
-        url = url.partition("?")[0]  # the id in it is a secret
+    given = detail.get("accept_url")
+    page = _joined(f"{server}/", given if isinstance(given, str) else "terms/accept")
+    is_secret = PREFIX in page or (request_id and request_id in page)
+    url = page.partition("?")[0] if is_secret else str(page)
+    if not url.isprintable() or _clean(url, request_id) != _clean(url):
+        url = f"{server}/terms/accept"
     refuse_plain(url, "The address at which to accept the terms")
     raise TermsOutdatedError(
         f"The Data Use Agreement changed to version {version} since access was "
@@ -242,8 +347,8 @@ def _raise_form_error(detail: Any, server: str, what: str, request_id: str) -> N
             fields[name] = _clean(str(one.get("msg")), request_id)
     listing = "; ".join(f"{name}: {text}" for name, text in fields.items())
     raise AccessFormError(
-        f"{server} refuses {what}: {listing or 'it does not say which field'}. Mend it "
-        "and call again.",
+        f"{server} refuses {what}: {listing or 'it does not say which field'}. Correct "
+        "it and call again.",
         fields,
     )
 
@@ -271,7 +376,7 @@ def _clean(text: str, request_id: str = "") -> str:
 
 def refuse_plain(url: str, what: str) -> None:
     """Raise unless an address is https, or of this machine."""
-    parts = urlsplit(url)
+    parts = _parts(url)
     if parts.scheme == "https" and parts.hostname:
         return
     if parts.scheme == "http" and _is_loopback(parts.hostname or ""):
@@ -290,8 +395,27 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
+def _parts(url: str) -> SplitResult:
+    """Return the parts of an address; raise where it is not valid."""
+    with contextlib.suppress(ValueError):
+        parts = urlsplit(url)
+        if parts.port is None or parts.port >= 0:
+            return parts
+    shown = _clean(re.sub("//[^/]*@", "//", url))
+    raise AccessServiceError(f"The address {shown!r} is not valid. {ADVICE}")
+
+
+def _joined(base: str, target: str) -> SecretText:
+    """Return the address that a redirect names; it may hold an id."""
+    with contextlib.suppress(ValueError):
+        return SecretText(urljoin(base, target))
+    raise AccessServiceError(
+        f"{_shown(base)} redirects to an address that is not valid. {ADVICE}"
+    )
+
+
 def _origin(url: str) -> tuple[str, str | None, int | None]:
-    parts = urlsplit(url)
+    parts = _parts(url)
     return (
         parts.scheme,
         parts.hostname,
@@ -301,15 +425,16 @@ def _origin(url: str) -> tuple[str, str | None, int | None]:
 
 def is_same_server(one: str, other: str) -> bool:
     """Tell whether two addresses are those of one service."""
-    paths = (urlsplit(url).path.rstrip("/") for url in (one, other))
+    paths = (_parts(url).path.rstrip("/") for url in (one, other))
     return _origin(one) == _origin(other) and next(paths) == next(paths)
 
 
 def _host(url: str) -> str:
-    return _clean(urlsplit(url).hostname or "none")
+    """Return the host of an address with its port, without a password."""
+    return _clean(_parts(url).netloc.rpartition("@")[2] or "none")
 
 
 def _shown(url: str) -> str:
     """Return an address without query and password."""
-    parts = urlsplit(url)
-    return _clean(f"{parts.scheme}://{parts.hostname or ''}{parts.path}")
+    parts = _parts(url)
+    return _clean(f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}")

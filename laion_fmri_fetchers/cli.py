@@ -130,23 +130,39 @@ def _parser() -> argparse.ArgumentParser:
     _transfer_options(fetch)
 
     access = _command(
-        commands, "request-access", _request_access, "ask for the stimulus images"
+        commands, "request-access", _request_access, "apply for the stimulus images"
     )
     for name in ("name", "email", "institution", "pi", "research-purpose"):
-        access.add_argument(f"--{name}", help="asked for where it is not given")
-    access.add_argument("--accept-terms-version", metavar="VERSION")
-    access.add_argument("--renew", action="store_true", help="even with a good id")
-    _command(commands, "login", _login, "keep a request_id; asks for it")
+        access.add_argument(f"--{name}", help="prompted for if omitted")
+    access.add_argument(
+        "--accept-terms-version",
+        metavar="VERSION",
+        help="you accept this version of the Data Use Agreement; prompted for if "
+        "omitted",
+    )
+    access.add_argument(
+        "--acknowledge-privacy",
+        action="store_true",
+        help="you acknowledge the privacy notice; prompted for if omitted",
+    )
+    access.add_argument(
+        "--renew", action="store_true", help="even if a valid id exists"
+    )
+    _command(commands, "login", _login, "store a request_id (prompts for it)")
     _command(commands, "logout", _logout, "forget the request_id")
 
     stimuli = _command(commands, "fetch-stimuli", _stimuli, "fetch the stimulus images")
     stimuli.add_argument(
-        "--names", nargs="+", metavar="NAME", help="names of images; by default all"
+        "--names", nargs="+", metavar="NAME", help="names of images; default: all"
     )
     _terms(stimuli, "--where", "stimuli")
-    stimuli.add_argument("--max-images", type=int, metavar="N", help="no more images")
+    stimuli.add_argument(
+        "--max-images", type=int, metavar="N", help="maximum number of images"
+    )
     stimuli.add_argument("--extract", action="store_true", help="write image files")
-    stimuli.add_argument("--dry-run", action="store_true", help="plan only")
+    stimuli.add_argument(
+        "--dry-run", action="store_true", help="plan only; needs no request_id"
+    )
     _transfer_options(stimuli)
 
     for name in ("captions", "embeddings", "segmentations"):
@@ -392,6 +408,7 @@ def _request_access(options: argparse.Namespace) -> None:
             pi=options.pi,
             research_purpose=options.research_purpose,
             accept_terms_version=options.accept_terms_version,
+            acknowledge_privacy=options.acknowledge_privacy or None,
             renew=options.renew,
             data_dir=options.data_dir,
         )

@@ -1,4 +1,4 @@
-"""What derives from the stimulus images: captions, embeddings, masks; no gate.
+"""Public data derived from the stimulus images: captions, embeddings, masks.
 
 Each fetcher goes the same way: files from the public bucket, then rows of them, by
 names of images and a filter. All return their rows in the order of ``image_names``.
@@ -6,30 +6,24 @@ names of images and a filter. All return their rows in the order of ``image_name
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from sklearn.utils import Bunch
 
-from . import cache, layout
-from .bucket import bucket_url
-from .calls import Call, Result, fetch_records, prepare
-from .catalog import look, records
-from .exceptions import (
-    BucketError,
-    CorruptImageError,
-    DownloadError,
-    InvalidQueryError,
-    NotCachedError,
-    did_you_mean,
-)
+from . import layout
+from .calls import Call, Result, prepare
+from .exceptions import CorruptImageError, InvalidQueryError, did_you_mean
 from .filters import ResultFilter
-from .messages import listed, readable_size, tell, warn
-from .selection import check_fields
+from .messages import listed, tell, warn
+from .public_files import fetch_public, list_stimuli
+from .selection import check_fields, warn_of_nothing
 from .stimuli import (
     description,
     image_names,
@@ -48,7 +42,7 @@ def fetch_laion_captions(
     *,
     trials: pd.DataFrame | None = None,
     caption_filter: Any = None,
-    mode: str = "download_new",
+    mode: str | None = None,
     data_dir: str | os.PathLike | None = None,
     allow_missing: bool = False,
     n_connections: int = 64,
@@ -63,12 +57,13 @@ def fetch_laion_captions(
     names : str, iterable of str, or DataFrame, optional
         Names of images, as in `fetch_laion_stimuli`; None: all.
     trials : pandas.DataFrame, optional
-        Trials whose images are wanted; the same as to pass them as ``names``.
+        Trials whose images are wanted; the same as passing them as ``names``.
     caption_filter : dict, `ResultFilter` or callable, optional
-        What a row of ``captions`` must fulfil.
-    mode : {"download_new", "overwrite", "offline"}, default="download_new"
-        ``"download_new"`` fetches what is not on disk, ``"overwrite"`` fetches again,
-        ``"offline"`` opens no socket.
+        Which rows of ``captions`` to keep.
+    mode : {"download_new", "overwrite", "offline"}, optional
+        ``"download_new"`` downloads files that are not on disk, ``"overwrite"``
+        downloads them again, ``"offline"`` opens no socket. None: ``"offline"`` where
+        ``LAION_FMRI_OFFLINE=1`` is set, else ``"download_new"``.
     data_dir : str or path, optional
         The data directory, see `get_data_dir`.
     allow_missing : bool, default=False
@@ -78,21 +73,24 @@ def fetch_laion_captions(
     timeout : float, default=30.0
         Seconds without progress after which a connection is given up.
     verbose : int, default=1
-        0: silent, 1: summary and progress bar, 2: a line a file, 3: debug.
+        0: silent, 1: summary and progress bar, 2: one line per file, 3: debug.
     **caption_terms
         Terms on columns of ``captions``, as in ``source="human"``.
 
     Returns
     -------
     :class:`sklearn.utils.Bunch`
-        - ``captions``: :class:`pandas.DataFrame`, a row a caption, in the order of
+        - ``captions``: :class:`pandas.DataFrame`, one row per caption, in the order of
           ``image_names`` and of ``caption_idx``: ``image_name``, ``caption_idx`` (0
           for the model's), ``source`` ("human" or "ai"), ``caption``,
           ``origin_collection``, ``participant_id``, ``ai_model``.
         - ``image_names``: list of str, the images.
         - ``captions_file``: str, the table as published.
-        - ``failed``: list; ``data_dir``: str; ``query``: dict, what was asked;
-          ``description``: str.
+        - ``files_meta``: list of dict, the record of each file on disk, in the order
+          above: ``size`` in bytes, ``etag``, ``last_modified``, ``outdated`` (whether
+          the bucket has a newer version) and others.
+        - ``failed``: list; ``data_dir``: str; ``query``: dict, the arguments of the
+          call; ``description``: str.
 
     Raises
     ------
@@ -107,12 +105,18 @@ def fetch_laion_captions(
     CorruptImageError
         If it cannot be read.
 
+    Warns
+    -----
+    UserWarning
+        If the bucket has a newer version of a file than on disk, or if no
+        caption passes the filter.
+
     Examples
     --------
     What people wrote about the images of some trials::
 
-        told = fetch_laion_captions(data.trials, source="human")
-        told.captions.groupby("image_name")["caption"].first()
+        written = fetch_laion_captions(data.trials, source="human")
+        written.captions.groupby("image_name")["caption"].first()
     """
     wanted = image_names(names, trials)
     filt = with_terms(caption_filter, "caption_filter", caption_terms)
@@ -124,18 +128,22 @@ def fetch_laion_captions(
         timeout=timeout,
         verbose=verbose,
     )
-    failed = _fetch([layout.CAPTIONS], call, required=True)
-    file = cache.local_path(call.data_dir, layout.CAPTIONS)
+    files, failed = fetch_public(
+        [layout.CAPTIONS], list_stimuli(call), call, required=True
+    )
+    file = files[0]["absolute_path"]
     table = _read(file, ["image_name", "caption"], whole=["caption_idx"])
     if wanted is not None:
         known = table["image_name"].unique()
-        wanted = [str(known[at]) for at in positions(wanted, known, call)]
-    chosen, own = _choose(table, wanted, filt, "caption_filter", "caption_idx")
-    tell(f"{len(chosen)} captions of {len(own)} images", call.verbose)
+        rows = positions(wanted, known, "the table of captions", call)
+        wanted = [str(known[row]) for row in rows]
+    chosen, shown = _choose(table, wanted, filt, "caption_filter", "caption_idx")
+    tell(f"{len(chosen)} captions of {len(shown)} images", call.verbose)
     return Result(
         captions=chosen,
-        image_names=own,
+        image_names=shown,
         captions_file=file,
+        files_meta=files,
         **_common(call, failed, wanted, caption_filter=filt),
     )
 
@@ -145,7 +153,7 @@ def fetch_laion_embeddings(
     names: str | Iterable[str] | pd.DataFrame | None = None,
     *,
     trials: pd.DataFrame | None = None,
-    mode: str = "download_new",
+    mode: str | None = None,
     data_dir: str | os.PathLike | None = None,
     allow_missing: bool = False,
     n_connections: int = 64,
@@ -158,24 +166,26 @@ def fetch_laion_embeddings(
     ----------
     models : str or sequence of str, default="all"
         ``"CLIP"``, ``"DINOv2"``, ``"PEcore"``, ``"SigLIP2"``, several, or ``"all"``;
-        in any case. A file has about 51 MB.
+        in any case. A file is about 51 MB.
     names : str, iterable of str, or DataFrame, optional
         Names of images, as in `fetch_laion_stimuli`; None: all.
     trials : pandas.DataFrame, optional
-        Trials whose images are wanted; the same as to pass them as ``names``.
-    mode : {"download_new", "overwrite", "offline"}, default="download_new"
-        ``"download_new"`` fetches what is not on disk, ``"overwrite"`` fetches again,
-        ``"offline"`` opens no socket.
+        Trials whose images are wanted; the same as passing them as ``names``.
+    mode : {"download_new", "overwrite", "offline"}, optional
+        ``"download_new"`` downloads files that are not on disk, ``"overwrite"``
+        downloads them again, ``"offline"`` opens no socket. None: ``"offline"`` where
+        ``LAION_FMRI_OFFLINE=1`` is set, else ``"download_new"``.
     data_dir : str or path, optional
         The data directory, see `get_data_dir`.
     allow_missing : bool, default=False
-        Warn about names and models that are not there, instead of raising.
+        Warn about images and models that are missing, instead of raising. Images that
+        one of the models lacks are left out of all.
     n_connections : int, default=64
         HTTP connections at once.
     timeout : float, default=30.0
         Seconds without progress after which a connection is given up.
     verbose : int, default=1
-        0: silent, 1: summary and progress bar, 2: a line a file, 3: debug.
+        0: silent, 1: summary and progress bar, 2: one line per file, 3: debug.
 
     Returns
     -------
@@ -188,8 +198,11 @@ def fetch_laion_embeddings(
         - ``image_names``: list of str, in the order of ``names`` (each once) or of the
           files.
         - ``files``: dict, model -> path.
+        - ``files_meta``: list of dict, the record of each file on disk, in the order
+          above: ``size`` in bytes, ``etag``, ``last_modified``, ``outdated`` (whether
+          the bucket has a newer version) and others.
         - ``failed``: list of dict, ``id`` and ``reason``; ``data_dir``: str;
-          ``query``: dict, what was asked; ``description``: str.
+          ``query``: dict, the arguments of the call; ``description``: str.
 
     Raises
     ------
@@ -202,11 +215,16 @@ def fetch_laion_embeddings(
     DownloadError
         If a file could not be fetched.
     CorruptImageError
-        If a file cannot be read.
+        If a file cannot be read, or names an image twice.
+
+    Warns
+    -----
+    UserWarning
+        If the bucket has a newer version of a file than on disk.
 
     Examples
     --------
-    A row a trial::
+    One row per trial::
 
         clip = fetch_laion_embeddings("CLIP", data.trials)
         row = pd.Index(clip.image_names).get_indexer(data.trials["label"])
@@ -222,23 +240,22 @@ def fetch_laion_embeddings(
         timeout=timeout,
         verbose=verbose,
     )
-    ids = {layout.embeddings_id(model): model for model in chosen}
-    failed = _fetch(list(ids), call)
-    left_out = {ids[one["id"]] for one in failed}
-    files = {
-        model: cache.local_path(call.data_dir, one)
-        for one, model in ids.items()
-        if model not in left_out
-    }
-    embeddings, valid, own = {}, {}, wanted
+    models_by_id = {layout.embeddings_id(model): model for model in chosen}
+    recs, failed = fetch_public(models_by_id, list_stimuli(call), call)
+    files = {models_by_id[rec["id"]]: rec["absolute_path"] for rec in recs}
+    names_of = {model: _embedded_images(file) for model, file in files.items()}
+    common = _images_of_all(names_of, wanted, call)
+    embeddings, valid = {}, {}
     for model, file in files.items():
-        embeddings[model], valid[model], own = _read_embeddings(file, own, call)
-    tell(f"{listed(list(files))} of {len(own or [])} images", call.verbose)
+        rows = names_of[model].get_indexer(pd.Index(common, dtype=object))
+        embeddings[model], valid[model] = _read_embeddings(file, rows)
+    tell(f"{listed(list(files))} of {len(common)} images", call.verbose)
     return Result(
         embeddings=embeddings,
         valid=valid,
-        image_names=own or [],
+        image_names=common,
         files=files,
+        files_meta=recs,
         **_common(call, failed, wanted, models=chosen),
     )
 
@@ -250,7 +267,7 @@ def fetch_laion_segmentations(
     segmentation_filter: Any = None,
     vectorize_nouns: bool = False,
     masks: bool = True,
-    mode: str = "download_new",
+    mode: str | None = None,
     data_dir: str | os.PathLike | None = None,
     allow_missing: bool = False,
     n_connections: int = 64,
@@ -266,16 +283,17 @@ def fetch_laion_segmentations(
         Names of images, as in `fetch_laion_stimuli`; None: all with
         masks. Only shared images have masks.
     trials : pandas.DataFrame, optional
-        Trials whose images are wanted; the same as to pass them as ``names``.
+        Trials whose images are wanted; the same as passing them as ``names``.
     segmentation_filter : dict, `ResultFilter` or callable, optional
-        What a row of ``segmentations`` must fulfil.
+        Which rows of ``segmentations`` to keep.
     vectorize_nouns : bool, default=False
         Count the masks of each noun in each image.
     masks : bool, default=True
         Fetch the masks too, not only the table.
-    mode : {"download_new", "overwrite", "offline"}, default="download_new"
-        ``"download_new"`` fetches what is not on disk, ``"overwrite"`` fetches again,
-        ``"offline"`` opens no socket.
+    mode : {"download_new", "overwrite", "offline"}, optional
+        ``"download_new"`` downloads files that are not on disk, ``"overwrite"``
+        downloads them again, ``"offline"`` opens no socket. None: ``"offline"`` where
+        ``LAION_FMRI_OFFLINE=1`` is set, else ``"download_new"``.
     data_dir : str or path, optional
         The data directory, see `get_data_dir`.
     allow_missing : bool, default=False
@@ -285,27 +303,30 @@ def fetch_laion_segmentations(
     timeout : float, default=30.0
         Seconds without progress after which a connection is given up.
     verbose : int, default=1
-        0: silent, 1: summary and progress bar, 2: a line a file, 3: debug.
+        0: silent, 1: summary and progress bar, 2: one line per file, 3: debug.
     **segmentation_terms
         Terms on columns of ``segmentations``, as in ``noun="dog"`` or ``localized=1``.
 
     Returns
     -------
     :class:`sklearn.utils.Bunch`
-        - ``segmentations``: :class:`pandas.DataFrame`, a row a mask, in the order of
-          ``image_names`` and of ``mask_row``: ``mask_row``, ``image_name``, ``noun``,
-          ``instance_id``, score, bounding box, ``localized`` (0 where the noun was
-          found but could not be bounded).
+        - ``segmentations``: :class:`pandas.DataFrame`, one row per mask, in the order
+          of ``image_names`` and of ``mask_row``: ``mask_row``, ``image_name``,
+          ``noun``, ``instance_id``, score, bounding box, ``localized`` (0 where the
+          noun was found but could not be bounded).
         - ``image_names``: list of str, in the order of ``names`` (each once, also those
           without masks) or of the table.
-        - ``masks_file``: str, HDF5 file whose dataset ``masks`` has a mask a row,
+        - ``masks_file``: str, HDF5 file whose dataset ``masks`` has one mask per row,
           (1000, 1000) uint8, at ``mask_row``; None without ``masks``.
         - ``segmentations_file``: str, the table as published.
         - ``noun_counts``: array of int32, shape (n_images, n_nouns), and
           ``vocabulary``: array of str, shape (n_nouns,), the nouns of its columns;
           with ``vectorize_nouns`` only.
+        - ``files_meta``: list of dict, the records of the table and of the masks on
+          disk: ``size`` in bytes, ``etag``, ``last_modified``, ``outdated`` (whether
+          the bucket has a newer version) and others.
         - ``failed``: list of dict, ``id`` and ``reason``; ``data_dir``: str;
-          ``query``: dict, what was asked; ``description``: str.
+          ``query``: dict, the arguments of the call; ``description``: str.
 
     Raises
     ------
@@ -319,6 +340,12 @@ def fetch_laion_segmentations(
         If a file could not be fetched.
     CorruptImageError
         If the table cannot be read.
+
+    Warns
+    -----
+    UserWarning
+        If the bucket has a newer version of a file than on disk, or if no mask
+        passes the filter.
 
     Examples
     --------
@@ -340,8 +367,11 @@ def fetch_laion_segmentations(
         timeout=timeout,
         verbose=verbose,
     )
-    failed = _fetch([layout.SEGMENTATIONS_TABLE], call, required=True)
-    file = cache.local_path(call.data_dir, layout.SEGMENTATIONS_TABLE)
+    catalog = list_stimuli(call)
+    files, failed = fetch_public(
+        [layout.SEGMENTATIONS_TABLE], catalog, call, required=True
+    )
+    file = files[0]["absolute_path"]
     table = _read(
         file,
         ["image_name", "noun"],
@@ -350,89 +380,28 @@ def fetch_laion_segmentations(
     )
     if wanted is not None:
         _warn_of_unsegmented(wanted, table)
-    chosen, own = _choose(table, wanted, filt, "segmentation_filter", "mask_row")
-    masks_file = None
+    chosen, shown = _choose(table, wanted, filt, "segmentation_filter", "mask_row")
+    of_masks: list[dict[str, Any]] = []
     if masks and len(chosen):
-        failed += _fetch([layout.SEGMENTATIONS], call)
-        if not failed:
-            masks_file = cache.local_path(call.data_dir, layout.SEGMENTATIONS)
+        of_masks, failed = fetch_public([layout.SEGMENTATIONS], catalog, call)
     bunch = Result(
         segmentations=chosen,
-        image_names=own,
-        masks_file=masks_file,
+        image_names=shown,
+        masks_file=of_masks[0]["absolute_path"] if of_masks else None,
         segmentations_file=file,
+        files_meta=files + of_masks,
         **_common(call, failed, wanted, segmentation_filter=filt),
     )
     if vectorize_nouns:
-        bunch.noun_counts, bunch.vocabulary = _count_nouns(chosen, own)
-    tell(f"{len(chosen)} masks of {len(own)} images", call.verbose)
+        bunch.noun_counts, bunch.vocabulary = _count_nouns(chosen, shown)
+    tell(f"{len(chosen)} masks of {len(shown)} images", call.verbose)
     return bunch
-
-
-# --- Files of the bucket ---------------------------------------------------------
-
-
-def _fetch(ids: list[str], call: Call, required: bool = False) -> list[dict[str, Any]]:
-    """Fetch public files; return those that failed where they may be missing."""
-    offline = call.mode == "offline"
-    found = look(
-        [(layout.STIMULI, "/")],
-        call.data_dir,
-        offline=offline,
-        n_connections=call.n_connections,
-        timeout=call.timeout,
-        verbose=call.verbose,
-    )
-    again = call.mode == "overwrite"
-    missing = [one for one in ids if again or one not in found.on_disk]
-    if found.error and not missing:
-        warn(f"{found.error} All that was asked for is on disk: went on offline.")
-    if found.error and missing:
-        raise BucketError(
-            f"{found.error} Missing in {call.data_dir}: {listed(missing)}. "
-            "mode='offline' returns what is there."
-        )
-    if offline:
-        reason = "it is not on disk"
-        failed = [{"id": one, "reason": reason} for one in missing]
-    else:
-        reason = "it is not in the bucket"
-        absent = [one for one in missing if one not in found.objects]
-        failed = [{"id": one, "reason": reason} for one in absent]
-        there = [one for one in missing if one not in absent]
-        failed += _download(records(found, there, call.data_dir), call)
-    if not failed:
-        return []
-    text = "; ".join(f"{one['id']}: {one['reason']}" for one in failed)
-    if call.allow_missing and not required:
-        warn(f"Left out: {text}")
-        return failed
-    if offline:
-        raise NotCachedError(f"{text}, in {call.data_dir}. {call.how_to_fetch}")
-    raise DownloadError(
-        f"Could not be fetched: {text}. What arrived stays, and the same call goes on "
-        "from there.",
-        failed=failed,
-    )
-
-
-def _download(recs: list[dict[str, Any]], call: Call) -> list[dict[str, Any]]:
-    if not recs:
-        return []
-    size = readable_size(sum(rec["size"] for rec in recs))
-    tell(
-        f"Fetching {listed([rec['id'] for rec in recs])}, {size}, from {bucket_url()} "
-        f"to {call.data_dir}",
-        call.verbose,
-    )
-    failures = fetch_records(recs, call).values()
-    return [{"id": one["id"], "reason": one["reason"]} for one in failures]
 
 
 def _common(
     call: Call, failed: list[dict], wanted: list[str] | None, **asked: Any
 ) -> dict[str, Any]:
-    """Return what all Bunches have."""
+    """Return the keys that all Bunches have."""
     filters = {k: v for k, v in asked.items() if isinstance(v, ResultFilter)}
     others = {k: v for k, v in asked.items() if k not in filters}
     return {
@@ -479,12 +448,17 @@ def _choose(
     then_by: str,
 ) -> tuple[pd.DataFrame, list[str]]:
     """Return the rows of images that pass, in order, and the images."""
-    check_fields(filt, f"{name} or a term", table.columns)
+    name = f"{name} or a term"
+    check_fields(filt, name, table.columns)
+    if wanted is not None:
+        table = table[table["image_name"].isin(wanted)]
     chosen = table[filt.mask(table)]
-    own = list(dict.fromkeys(chosen["image_name"])) if wanted is None else wanted
-    at = pd.Index(own, dtype=object).get_indexer(pd.Index(chosen["image_name"]))
-    chosen = chosen.assign(_at=at)[at >= 0].sort_values(["_at", then_by], kind="stable")
-    return chosen.drop(columns="_at").reset_index(drop=True), own
+    if len(table) and not len(chosen):
+        warn_of_nothing(name, filt, table)
+    shown = list(dict.fromkeys(chosen["image_name"])) if wanted is None else wanted
+    place = pd.Index(shown, dtype=object).get_indexer(pd.Index(chosen["image_name"]))
+    chosen = chosen.assign(_at=place).sort_values(["_at", then_by], kind="stable")
+    return chosen.drop(columns="_at").reset_index(drop=True), shown
 
 
 def _warn_of_unsegmented(wanted: list[str], table: pd.DataFrame) -> None:
@@ -496,7 +470,7 @@ def _warn_of_unsegmented(wanted: list[str], table: pd.DataFrame) -> None:
         and layout.stimulus_fields(one)["unique_or_shared"] != "unique"
     ]
     if lacking:
-        warn(f"No masks are known of {listed([repr(one) for one in lacking])}.")
+        warn(f"The table has no masks of {listed([repr(one) for one in lacking])}.")
 
 
 def _count_nouns(chosen: pd.DataFrame, own: list[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -532,29 +506,49 @@ def _models(models: Any) -> list[str]:
     return list(dict.fromkeys(by_lower[one.lower()] for one in given))
 
 
-def _read_embeddings(
-    file: str, wanted: list[str] | None, call: Call
-) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Return embeddings and validity of images, and which images they are."""
+def _embedded_images(file: str) -> pd.Index:
+    """Return the names of the images in a file of embeddings, in the order of rows."""
+    with _embeddings_in(file) as content:
+        raw = content["image_ids"][()]
+        names = pd.Index(
+            [n.decode() if isinstance(n, bytes) else str(n) for n in raw], dtype=object
+        )
+        if not len(names) == len(content["valid"]) == len(content["embedding"]):
+            raise ValueError("its datasets differ in length")
+        if not names.is_unique:
+            raise ValueError(f"it names {names[names.duplicated()][0]!r} twice")
+    return names
+
+
+def _images_of_all(
+    names_of: dict[str, pd.Index], wanted: list[str] | None, call: Call
+) -> list[str]:
+    """Return the images that all models have; raise or warn about others."""
+    if wanted is None:
+        wanted = list(dict.fromkeys(chain.from_iterable(names_of.values())))
+    for model, names in names_of.items():
+        rows = positions(wanted, names, f"the embeddings of {model}", call)
+        wanted = [str(names[row]) for row in rows]
+    return wanted
+
+
+def _read_embeddings(file: str, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return rows of embeddings, and whether each is valid."""
+    with _embeddings_in(file) as content:
+        embedding, valid = content["embedding"], content["valid"][()].astype(bool)
+        if np.array_equal(rows, np.arange(len(embedding))):
+            return embedding[()], valid
+        return _rows(embedding, rows), valid[rows]
+
+
+@contextlib.contextmanager
+def _embeddings_in(file: str) -> Iterator[Any]:
+    """Open a file of embeddings; CorruptImageError for one that cannot be read."""
     import h5py
 
     try:
         with h5py.File(file, "r") as content:
-            raw = content["image_ids"][()]
-            valid = content["valid"][()].astype(bool)
-            names = [n.decode() if isinstance(n, bytes) else str(n) for n in raw]
-            if not len(names) == len(valid) == len(content["embedding"]):
-                raise ValueError("its datasets differ in length")
-            if wanted is None or wanted == names:
-                return content["embedding"][()], valid, names
-            rows = positions(wanted, names, call)
-            return (
-                _rows(content["embedding"], rows),
-                valid[rows],
-                [names[row] for row in rows],
-            )
-    except InvalidQueryError:
-        raise
+            yield content
     except (OSError, KeyError, ValueError) as error:
         raise CorruptImageError(
             f"The embeddings {file} cannot be read ({error}). Fetch them again with "

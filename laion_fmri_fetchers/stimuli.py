@@ -1,14 +1,14 @@
-"""The stimulus images: one gated archive, its metadata, and single images of it.
+"""The stimulus images: their public table, one gated archive, and single images of it.
 
 The way through, as for the fMRI data::
 
-    arguments -> gate         cached request_id, or an error
-              -> metadata     the gated table: fetched, read, cut by names and filter
+    arguments -> gate         cached request_id, or an error; not for the table alone
+              -> table        public: fetched, read, cut by names and filter
               -> archive      one file: fetched only if an image is selected
               -> images       extracted on demand, only those selected
               -> Bunch -> load_stimuli
 
-Presigned URLs are asked for only when a file must be fetched.
+Presigned URLs are asked for only when the archive must be fetched.
 """
 
 from __future__ import annotations
@@ -22,31 +22,49 @@ import secrets
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import pandas as pd
 from sklearn.utils import Bunch
 
 from . import cache, layout
-from .access import Gate, open_gate
+from .access import (
+    Gate,
+    GatedFile,
+    fetch_manifest,
+    open_gate,
+    save_manifest,
+    saved_manifest,
+)
 from .calls import Call, Result, prepare
+from .catalog import Catalog, records
 from .exceptions import (
     CorruptImageError,
     DiskSpaceError,
     DownloadError,
     InvalidQueryError,
     NotCachedError,
+    StimulusAccessError,
 )
 from .filters import ResultFilter, as_filter
 from .messages import counted, listed, readable_size, tell, warn
-from .selection import as_limit, check_fields, check_positive, is_empty
+from .public_files import fetch_public, list_stimuli
+from .selection import (
+    as_limit,
+    check_fields,
+    check_positive,
+    is_empty,
+    warn_of_nothing,
+)
 from .transfer import Download, download_files
 
 _WRITERS = 4
 _DECODERS = 8
+_LONGEST_LOOK = 10.0
 _FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 
 
@@ -57,7 +75,7 @@ def fetch_laion_stimuli(
     stimulus_filter: Any = None,
     max_images: int | None = None,
     extract: bool = False,
-    mode: str = "download_new",
+    mode: str | None = None,
     data_dir: str | os.PathLike | None = None,
     dry_run: bool = False,
     allow_missing: bool = False,
@@ -68,8 +86,9 @@ def fetch_laion_stimuli(
 ) -> Bunch:
     """Fetch the stimulus images of LAION-fMRI and their metadata.
 
-    All images are in one archive of 3.2 GB, fetched once, whatever is selected. A Data
-    Use Agreement gates them: request access once with `request_stimulus_access`.
+    All images are in one archive of 3.2 GB, downloaded once, whatever is selected. A
+    Data Use Agreement gates it: request access once with `request_stimulus_access`. The
+    metadata alone are public, see `fetch_laion_stimulus_metadata`; so is a dry run.
 
     Parameters
     ----------
@@ -77,64 +96,68 @@ def fetch_laion_stimuli(
         Names of images, as in ``trials["label"]`` of `fetch_laion_fmri`, or its
         ``trials`` themselves. None: all images.
     trials : pandas.DataFrame, optional
-        Trials whose images are wanted; the same as to pass them as ``names``.
+        Trials whose images are wanted; the same as passing them as ``names``.
     stimulus_filter : dict, `ResultFilter` or callable, optional
-        What a row of ``metadata`` must fulfil, as a dict with ``image_name``.
+        Which rows of ``metadata`` to keep, each as a dict with ``image_name``.
     max_images : int, optional
-        Most images; None or negative: all.
+        Maximum number of images; None or negative: all.
     extract : bool, default=False
-        Write the selected images as files, byte for byte as in the archive. What is
-        there is not written again, except in mode ``"overwrite"``.
-    mode : {"download_new", "overwrite", "offline"}, default="download_new"
-        ``"download_new"`` fetches what is not on disk; ``"overwrite"`` fetches
-        metadata and archive again; ``"offline"`` opens no socket.
+        Write the selected images as files, byte for byte as in the archive. Files
+        already on disk are not written again, except in mode ``"overwrite"``.
+    mode : {"download_new", "overwrite", "offline"}, optional
+        ``"download_new"`` downloads files that are not on disk; ``"overwrite"``
+        downloads table and archive again; ``"offline"`` opens no socket. None:
+        ``"offline"`` where ``LAION_FMRI_OFFLINE=1`` is set, else ``"download_new"``.
     data_dir : str or path, optional
         The data directory, see `get_data_dir`.
     dry_run : bool, default=False
-        Plan only: nothing but the metadata is fetched, nothing is extracted.
+        Plan only: nothing but the table is downloaded, nothing is extracted, and no
+        ``request_id`` is needed.
     allow_missing : bool, default=False
         Warn about names that are not in the metadata, and about an archive that could
-        not be fetched, instead of raising.
+        not be downloaded, instead of raising.
     n_connections : int, default=64
         HTTP connections at once.
     timeout : float, default=30.0
         Seconds without progress after which a connection is given up.
     verbose : int, default=1
-        0: silent, 1: summary and progress bar, 2: a line a file, 3: debug.
+        0: silent, 1: summary and progress bar, 2: one line per file, 3: debug.
     **stimulus_terms
         Terms on columns of ``metadata``, as in ``unique_or_shared="shared"``.
 
     Returns
     -------
     :class:`sklearn.utils.Bunch`
-        - ``metadata``: :class:`pandas.DataFrame` indexed by ``image_name``, one row a
-          selected image, in the order of ``names`` (each once) or of the archive, so
-          that ``metadata.loc[trials["label"]]`` aligns with trials. Columns:
-          ``dataset``, ``participant`` ("sub-05" or None), ``unique_or_shared``,
-          ``n_reps``, ``ood_type`` and ``h5_index``, the row in the archive.
+        - ``metadata``: :class:`pandas.DataFrame`, see `fetch_laion_stimulus_metadata`.
         - ``images``: list of str, paths of the extracted images, in the order of
           ``metadata``; empty without ``extract``.
         - ``archive``: str, the HDF5 archive; None where it is not on disk.
         - ``metadata_file``: str, the table as published.
+        - ``files_meta``: list of dict, the records of the table and the archive on
+          disk: ``size`` in bytes, ``etag``, ``last_modified``, ``outdated`` (whether
+          there is a newer version) and others.
         - ``failed``: list of dict, ``id`` and ``reason``; see ``allow_missing``.
-        - ``data_dir``: str; ``query``: dict, what was asked; ``description``: str.
+        - ``data_dir``: str; ``query``: dict, the arguments of the call;
+          ``description``: str.
         - ``plan``: :class:`pandas.DataFrame` with ``id``, ``size`` in bytes and
           ``reason``, and ``plan_size``, their sum; with ``dry_run`` only.
 
     Raises
     ------
     AccessRequiredError
-        If no ``request_id`` is cached; in every mode.
+        If no ``request_id`` is cached; in every mode, but not for a dry run.
     AccessPendingError
         If it is not approved yet.
     StimulusAccessError
-        What else the access service answers, such as `TermsOutdatedError`.
+        If the access service refuses in another way, as by `TermsOutdatedError`.
     InvalidQueryError
         If an argument, a name or a term is not valid.
     NotCachedError
-        Offline, if the archive or its metadata are not on disk.
+        Offline, if the archive or its table is not on disk.
+    BucketError
+        If the bucket cannot be read and the table is not on disk.
     DownloadError
-        If a file could not be fetched, or has another sha256 than it should.
+        If a file could not be downloaded, or its SHA-256 is wrong.
     DiskSpaceError
         If the disk is too small.
     CorruptImageError
@@ -142,11 +165,18 @@ def fetch_laion_stimuli(
     UnsafeKeyError
         If the name of an image would leave the data directory.
 
+    Warns
+    -----
+    UserWarning
+        If there is a newer version of the archive or the table than on disk, or if
+        no image passes the filter.
+
     See Also
     --------
     load_stimuli : The images as an array.
+    fetch_laion_stimulus_metadata : The metadata alone, without a gate.
     fetch_laion_captions, fetch_laion_embeddings, fetch_laion_segmentations :
-        What derives from the images, without a gate.
+        Public data derived from the images.
 
     Examples
     --------
@@ -156,9 +186,11 @@ def fetch_laion_stimuli(
         stimuli = fetch_laion_stimuli(names=data.trials["label"])
         shown = stimuli.metadata.loc[data.trials["label"]]
     """
-    wanted = image_names(names, trials)
-    filt = with_terms(stimulus_filter, "stimulus_filter", stimulus_terms)
     limit = as_limit(max_images)
+    query = _StimulusQuery(
+        image_names(names, trials),
+        with_terms(stimulus_filter, "stimulus_filter", stimulus_terms),
+    )
     call = prepare(
         mode,
         data_dir,
@@ -167,51 +199,168 @@ def fetch_laion_stimuli(
         timeout=timeout,
         verbose=verbose,
     )
-    gate = open_gate(
-        call.data_dir, offline=call.mode == "offline", timeout=call.timeout
-    )
-    _fetch(layout.STIMULUS_TABLE, gate, call)
-    whole = _read_metadata(cache.local_path(call.data_dir, layout.STIMULUS_TABLE))
-    table = whole
-    if wanted is not None:
-        table = whole.iloc[positions(wanted, whole["image_name"], call)]
-    check_fields(filt, "stimulus_filter or a term", table.columns)
-    metadata = table[filt.mask(table)].iloc[:limit].set_index("image_name")
+    is_offline = call.mode == "offline"
+    gate = None
+    if not dry_run:
+        gate = open_gate(call.data_dir, offline=is_offline, timeout=call.timeout)
+    catalog = list_stimuli(call)
+    table = _fetch_table(query, catalog, call)
+    metadata = table.selected.iloc[:limit]
 
-    missing = [_missing(layout.ARCHIVE, call)] if len(metadata) else []
-    plan = [(layout.ARCHIVE, why) for why in missing if why]
-    failed = []
-    if plan and not dry_run:
-        _tell_of_archive(gate, call)
-        failed = _fetch(layout.ARCHIVE, gate, call)
     archive = cache.local_path(call.data_dir, layout.ARCHIVE)
-    there = os.path.exists(archive) and not failed
+    reason = _reason_to_fetch(layout.ARCHIVE, call) if len(metadata) else ""
+    failed = _fetch_archive(gate, call) if reason and gate else []
+    is_there = os.path.exists(archive) and not failed
     images = []
-    if there and not dry_run:
-        if plan or extract:
-            _check_archive(archive, len(whole))
-        if extract or (plan and call.mode == "overwrite"):
+    if is_there and gate:
+        if reason or extract:
+            _check_archive(archive, len(table.whole))
+        if extract or (reason and call.mode == "overwrite"):
             chosen = list(metadata.index) if extract else []
-            images = _extract(archive, whole, chosen, call)
+            images = _extract(archive, table.whole, chosen, call)
     bunch = Result(
         metadata=metadata,
         images=images,
-        archive=archive if there else None,
-        metadata_file=cache.local_path(call.data_dir, layout.STIMULUS_TABLE),
+        archive=archive if is_there else None,
+        metadata_file=table.record["absolute_path"],
+        files_meta=[table.record],
         failed=failed,
         data_dir=call.data_dir,
-        query={**query(wanted, stimulus_filter=filt), "max_images": limit},
+        query={**query.as_dict(), "max_images": limit},
         description=description(),
     )
+    if is_there:
+        # Only a file that this call did not just fetch may be of an earlier version.
+        is_fresh = bool(reason and gate)
+        bunch.files_meta.append(_archive_record(catalog, call, is_fresh))
     if dry_run:
-        rows = [(one, gate.file(one).size, why) for one, why in plan]
+        rows = [(layout.ARCHIVE, _archive_size(catalog, call), reason)] * bool(reason)
         bunch.plan = pd.DataFrame(rows, columns=["id", "size", "reason"])
         bunch.plan_size = sum(size for _, size, _ in rows)
-    what = f"{counted(len(metadata), 'stimulus image')} in {call.data_dir}"
+    line = f"{counted(len(metadata), 'stimulus image')} in {call.data_dir}"
     if dry_run:
-        what += f"; {readable_size(bunch.plan_size)} would be fetched for them"
-    tell(what, call.verbose)
+        line += f"; {readable_size(bunch.plan_size)} would be downloaded"
+    tell(line, call.verbose)
     return bunch
+
+
+def fetch_laion_stimulus_metadata(
+    names: str | Iterable[str] | pd.DataFrame | None = None,
+    *,
+    trials: pd.DataFrame | None = None,
+    stimulus_filter: Any = None,
+    mode: str | None = None,
+    data_dir: str | os.PathLike | None = None,
+    allow_missing: bool = False,
+    n_connections: int = 64,
+    timeout: float = 30.0,
+    verbose: int = 1,
+    **stimulus_terms: Any,
+) -> Bunch:
+    """Fetch the table of the stimulus images, which is public; no image is fetched.
+
+    Parameters
+    ----------
+    names : str, iterable of str, or DataFrame, optional
+        Names of images, as in ``trials["label"]`` of `fetch_laion_fmri`, or its
+        ``trials`` themselves. None: all images.
+    trials : pandas.DataFrame, optional
+        Trials whose images are wanted; the same as passing them as ``names``.
+    stimulus_filter : dict, `ResultFilter` or callable, optional
+        Which rows of ``metadata`` to keep, each as a dict with ``image_name``.
+    mode : {"download_new", "overwrite", "offline"}, optional
+        ``"download_new"`` downloads the table (1.6 MB) if it is not on disk;
+        ``"overwrite"`` downloads it again; ``"offline"`` opens no socket. None:
+        ``"offline"`` where ``LAION_FMRI_OFFLINE=1`` is set, else ``"download_new"``.
+    data_dir : str or path, optional
+        The data directory, see `get_data_dir`.
+    allow_missing : bool, default=False
+        Warn about names that are not in the table, instead of raising.
+    n_connections : int, default=64
+        HTTP connections at once.
+    timeout : float, default=30.0
+        Seconds without progress after which a connection is given up.
+    verbose : int, default=1
+        0: silent, 1: summary and progress bar, 2: one line per file, 3: debug.
+    **stimulus_terms
+        Terms on columns of ``metadata``, as in ``unique_or_shared="shared"``.
+
+    Returns
+    -------
+    :class:`sklearn.utils.Bunch`
+        - ``metadata``: :class:`pandas.DataFrame` indexed by ``image_name``, one row per
+          selected image, in the order of ``names`` (each once) or of the table, so
+          that ``metadata.loc[trials["label"]]`` aligns with trials. Columns, spelled as
+          in ``trials``: ``dataset`` ("LAION", "NSD", "OOD", "THINGS", "THINGS+"),
+          ``participant`` ("sub-05" of an image unique to a participant, else None),
+          ``unique_or_shared``, ``n_reps`` (Int64, as planned), ``ood_type`` and
+          ``h5_index`` (int64), the row in the archive of images.
+        - ``metadata_file``: str, the table as published.
+        - ``files_meta``: list of one dict, the record of the table on disk: ``size`` in
+          bytes, ``etag``, ``last_modified``, ``outdated`` (whether the bucket has a
+          newer version) and others.
+        - ``failed``: list, empty, as without the table the call fails.
+        - ``data_dir``: str; ``query``: dict, the arguments of the call;
+          ``description``: str.
+
+    Raises
+    ------
+    InvalidQueryError
+        If an argument, a name or a term is not valid.
+    NotCachedError
+        Offline, if the table is not on disk.
+    BucketError
+        If the bucket cannot be read and the table is not on disk.
+    DownloadError
+        If it could not be downloaded.
+    CorruptImageError
+        If it cannot be read.
+    UnsafeKeyError
+        If the name of an image would leave the data directory.
+
+    Warns
+    -----
+    UserWarning
+        If the bucket has a newer version of the table than on disk, or if no image
+        passes the filter.
+
+    See Also
+    --------
+    fetch_laion_stimuli : The images too.
+
+    Examples
+    --------
+    The images that all participants saw twelve times::
+
+        shared = fetch_laion_stimulus_metadata(n_reps=12).metadata
+    """
+    query = _StimulusQuery(
+        image_names(names, trials),
+        with_terms(stimulus_filter, "stimulus_filter", stimulus_terms),
+    )
+    call = prepare(
+        mode,
+        data_dir,
+        allow_missing=allow_missing,
+        n_connections=n_connections,
+        timeout=timeout,
+        verbose=verbose,
+    )
+    table = _fetch_table(query, list_stimuli(call), call)
+    tell(
+        f"Metadata of {counted(len(table.selected), 'stimulus image')} in "
+        f"{call.data_dir}",
+        call.verbose,
+    )
+    return Result(
+        metadata=table.selected,
+        metadata_file=table.record["absolute_path"],
+        files_meta=[table.record],
+        failed=[],
+        data_dir=call.data_dir,
+        query=query.as_dict(),
+        description=description(),
+    )
 
 
 def load_stimuli(
@@ -226,8 +375,8 @@ def load_stimuli(
     Parameters
     ----------
     stimuli : :class:`sklearn.utils.Bunch`
-        What `fetch_laion_stimuli` returns. Its ``metadata`` may have been cut or
-        reordered; ``h5_index`` tells which images to load.
+        The Bunch of `fetch_laion_stimuli`. Its ``metadata`` may have been cut or
+        reordered; ``h5_index`` says which images to load.
     as_displayed : bool, default=True
         Lay transparent pixels over mid-grey, as in the scanner. Otherwise colours are
         as stored, and transparency is left out.
@@ -235,8 +384,8 @@ def load_stimuli(
         Height and width in pixels to which images are resized; by default they stay
         as they are, 1000 x 1000.
     batch_size : int, optional
-        Yield arrays of so many images, for selections larger than the memory: an image
-        takes 3 MB.
+        Yield arrays of this many images, for selections larger than the memory: an
+        image takes 3 MB.
 
     Returns
     -------
@@ -247,8 +396,8 @@ def load_stimuli(
     Raises
     ------
     InvalidQueryError
-        If ``size`` or ``batch_size`` is not valid, or images differ in size and no
-        ``size`` is given.
+        If ``stimuli`` is something else, ``size`` or ``batch_size`` is not valid, or
+        images differ in size and no ``size`` is given.
     NotCachedError
         If the archive is not on disk.
     CorruptImageError
@@ -265,6 +414,7 @@ def load_stimuli(
     shape = None if size is None else _shape(size)
     if batch_size is not None:
         check_positive(batch_size, "batch_size", whole=True)
+    _check_stimuli(stimuli)
     if not stimuli.archive or not os.path.exists(stimuli.archive):
         raise NotCachedError(
             f"The archive of stimuli, {stimuli.archive}, is not on disk. Fetch it with "
@@ -291,9 +441,12 @@ def image_names(
     """
     if names is not None and trials is not None:
         raise InvalidQueryError("Both names and trials are given; give one of them.")
+    argument = "names" if trials is None else "trials"
     given: Any = names if trials is None else trials
     if given is None:
         return None
+    if isinstance(given, dict):
+        _raise_for_bunch(given, argument)
     if isinstance(given, pd.DataFrame):
         column = next((c for c in ("label", "image_name") if c in given), None)
         if column is None and given.index.name != "image_name":
@@ -302,24 +455,39 @@ def image_names(
                 "'image_name'."
             )
         given = given.index if column is None else given[column]
-    if isinstance(given, (bytes, dict)) or not isinstance(given, Iterable):
-        raise InvalidQueryError(f"names is {given!r}; give names of images, or trials")
+    if isinstance(given, bytes) or not isinstance(given, Iterable):
+        raise InvalidQueryError(
+            f"{argument} is {given!r}; give names of images, or trials"
+        )
     found = [given] if isinstance(given, str) else list(dict.fromkeys(given))
-    for one in found:
-        if not isinstance(one, str):
-            raise InvalidQueryError(f"names holds {one!r}; names are str")
-    return [str(one) for one in found]
+    for name in found:
+        if not isinstance(name, str):
+            raise InvalidQueryError(f"{argument} holds {name!r}; names are str")
+    return [str(name) for name in found]
 
 
-def positions(wanted: Sequence[str], known: Iterable[str], call: Call) -> np.ndarray:
-    """Return where names are among those known; raise for one that is not."""
+def _raise_for_bunch(given: dict, argument: str) -> NoReturn:
+    """Raise for a Bunch, or another dict, in the place of names of images."""
+    key = next((k for k in ("trials", "metadata", "image_names") if k in given), None)
+    advice = f"give its {key}, as in data.{key}" if key else "give names of images"
+    raise InvalidQueryError(
+        f"{argument} is a {type(given).__name__} with {listed(list(map(str, given)))}; "
+        f"{advice}"
+    )
+
+
+def positions(
+    wanted: Sequence[str], known: Iterable[str], source: str, call: Call
+) -> np.ndarray:
+    """Return where names are among those of a source; raise for one that is not."""
     known = pd.Index(known)
     found = known.get_indexer(pd.Index(wanted, dtype=object))
-    unknown = [one for one, at in zip(wanted, found, strict=True) if at < 0]
+    unknown = [name for name, at in zip(wanted, found, strict=True) if at < 0]
     if unknown:
         close = difflib.get_close_matches(unknown[0], list(known), n=1, cutoff=0.5)
         hint = f"did you mean {close[0]!r}?" if close else "names are labels of trials."
-        text = f"There is no image {listed([repr(n) for n in unknown])}; {hint}"
+        names = listed([repr(name) for name in unknown])
+        text = f"There is no image {names} in {source}; {hint}"
         if not call.allow_missing:
             raise InvalidQueryError(f"{text} allow_missing=True leaves such names out.")
         warn(f"{text} Left out.")
@@ -347,7 +515,7 @@ def description() -> str:
 
 
 def read_table(file: str, needed: Iterable[str]) -> pd.DataFrame:
-    """Read a CSV table of text; CorruptImageError where it is none."""
+    """Read a CSV table of text; CorruptImageError if it is not one."""
     try:
         frame = pd.read_csv(
             file, dtype=object, keep_default_na=False, encoding="utf-8-sig"
@@ -369,11 +537,49 @@ def mapped(column: pd.Series, function: Callable[[Any], Any]) -> pd.Series:
     return pd.Series([values[v] for v in column], column.index, object, column.name)
 
 
-# --- Metadata --------------------------------------------------------------------
+# --- The table -------------------------------------------------------------------
+
+
+class _StimulusQuery(NamedTuple):
+    """Which rows of the table are asked for."""
+
+    names: list[str] | None
+    filter: ResultFilter
+
+    def as_dict(self) -> dict[str, Any]:
+        return query(self.names, stimulus_filter=self.filter)
+
+
+class _Table(NamedTuple):
+    """The table of images: the record of its file, its rows, those selected."""
+
+    record: dict[str, Any]
+    whole: pd.DataFrame
+    selected: pd.DataFrame
+
+
+def _fetch_table(asked: _StimulusQuery, catalog: Catalog, call: Call) -> _Table:
+    """Fetch the table and select rows of it."""
+    (record,), _ = fetch_public([layout.STIMULUS_TABLE], catalog, call, required=True)
+    whole = _read_metadata(record["absolute_path"])
+    named = whole
+    if asked.names is not None:
+        source = "the table of stimuli"
+        rows = positions(asked.names, whole["image_name"], source, call)
+        named = whole.iloc[rows]
+    check_fields(asked.filter, "stimulus_filter or a term", whole.columns)
+    selected = named[asked.filter.mask(named)]
+    if len(named) and not len(selected):
+        warn_of_nothing("stimulus_filter or a term", asked.filter, named)
+    return _Table(record, whole, selected.set_index("image_name"))
 
 
 def _read_metadata(file: str) -> pd.DataFrame:
-    """Read the table of stimuli; a row of it is a row of the archive."""
+    """Read the table of stimuli; a row of it is a row of the archive.
+
+    The table and the labels say the same in different words. Users get the label's,
+    which the trials have too, and the table's only for a name that is not a label.
+    """
     frame = read_table(file, ["image_name"])
     names = frame["image_name"]
     for name in names:
@@ -384,81 +590,125 @@ def _read_metadata(file: str) -> pd.DataFrame:
             f"The table {file} names {twice!r} twice. Fetch it again with "
             "mode='overwrite'."
         )
+    labels = [layout.label_values(name) for name in names]
     for at, field in enumerate(layout.LABEL_FIELDS):
-        if field not in frame:
-            # Parsing 25,000 labels takes longer than all else; few have a type.
-            mark = "_OOD_" if field == "ood_type" else ""
-            told = [layout.label_values(n)[at] if mark in n else None for n in names]
-            frame[field] = pd.Series(told, frame.index, object)
-    for field in frame.columns.drop("image_name"):
-        clean = layout.none_if_null
-        if field == "participant":
-            clean = layout.none_if_null
-        frame[field] = mapped(frame[field], clean)
-    try:
-        frame["n_reps"] = pd.to_numeric(frame["n_reps"]).astype("Int64")
-    except (TypeError, ValueError) as error:
-        raise CorruptImageError(
-            f"The table {file} is broken (n_reps: {error}). Fetch it again with "
-            "mode='overwrite'."
-        ) from error
+        cells = frame.get(field, pd.Series([None] * len(frame), dtype=object))
+        cells = mapped(cells, partial(layout.stimulus_value, field))
+        frame[field] = pd.Series(
+            [
+                values[at] if values[0] else cell
+                for values, cell in zip(labels, cells, strict=True)
+            ],
+            frame.index,
+            object,
+        )
+    for field in frame.columns.drop(["image_name", *layout.LABEL_FIELDS]):
+        frame[field] = mapped(frame[field], layout.none_if_null)
+    frame["n_reps"] = pd.to_numeric(frame["n_reps"]).astype("Int64")
     frame["h5_index"] = np.arange(len(frame))
     return frame
 
 
-# --- Gated files -----------------------------------------------------------------
+# --- The archive and its versions ------------------------------------------------
 
 
-def _missing(one: str, call: Call) -> str:
+def _reason_to_fetch(file_id: str, call: Call) -> str:
     """Return why a file must be fetched, "" if it need not."""
-    there = os.path.exists(cache.local_path(call.data_dir, one))
-    if call.mode == "offline" and not there:
+    is_there = os.path.exists(cache.local_path(call.data_dir, file_id))
+    if call.mode == "offline" and not is_there:
         raise NotCachedError(
-            f"{one} is not on disk in {call.data_dir}. {call.how_to_fetch}"
+            f"{file_id} is not on disk in {call.data_dir}. {call.how_to_fetch}"
         )
-    if call.mode == "overwrite":
-        return "overwrite" if there else "missing"
-    return "" if there else "missing"
+    if not is_there:
+        return "missing"
+    return "overwrite" if call.mode == "overwrite" else ""
 
 
-def _tell_of_archive(gate: Gate, call: Call) -> None:
-    size = readable_size(gate.file(layout.ARCHIVE).size)
+def _fetch_archive(gate: Gate, call: Call) -> list[dict[str, Any]]:
+    """Fetch the archive; return it if it failed and may be missing."""
+    about = gate.file(layout.ARCHIVE)
     tell(
-        f"The stimulus images are one archive (3.2 GB as published, here {size}), "
-        f"fetched once whatever is selected: {layout.ARCHIVE} to {call.data_dir}",
+        "The stimulus images are one archive (3.2 GB as published, here "
+        f"{readable_size(about.size)}), downloaded once whatever is selected: "
+        f"{layout.ARCHIVE} to {call.data_dir}",
         call.verbose,
     )
-
-
-def _fetch(one: str, gate: Gate, call: Call) -> list[dict[str, Any]]:
-    """Fetch a gated file if need be; return it if it failed and may be missing."""
-    if not _missing(one, call):
-        return []
-    about, quiet = gate.file(one), one == layout.STIMULUS_TABLE
-    path = Path(cache.local_path(call.data_dir, one))
+    download = Download(
+        layout.ARCHIVE,
+        gate.url(layout.ARCHIVE),
+        Path(cache.local_path(call.data_dir, layout.ARCHIVE)),
+        about.size,
+        sha256=about.sha256,
+    )
     failures = download_files(
-        [Download(one, gate.url(one), path, about.size, sha256=about.sha256)],
+        [download],
         partial_dir=cache.partial_dir(call.data_dir),
         overwrite=call.mode == "overwrite",
         n_connections=call.n_connections,
         timeout=call.timeout,
-        verbose=0 if quiet and call.verbose < 2 else call.verbose,
+        verbose=call.verbose,
     )
     if not failures:
+        save_manifest(call.data_dir, {layout.ARCHIVE: about})
         return []
     reason = failures[0]["reason"].replace("SHA-256", "sha256")
-    failed = [{"id": one, "reason": reason}]
-    if not call.allow_missing or one == layout.STIMULUS_TABLE:
+    failed = [{"id": layout.ARCHIVE, "reason": reason}]
+    if not call.allow_missing:
         raise DownloadError(
-            f"{one} could not be fetched: {reason}. What arrived and is right stays, "
+            f"{layout.ARCHIVE} could not be downloaded: {reason}. Verified parts stay, "
             "and the same call goes on from there.",
             failed=failed,
         )
-    warn(f"{one} could not be fetched: {reason}.")
+    warn(f"{layout.ARCHIVE} could not be downloaded: {reason}.")
     return failed
 
 
-# --- The archive -----------------------------------------------------------------
+def _archive_record(catalog: Catalog, call: Call, is_fresh: bool) -> dict[str, Any]:
+    """Return the record of the archive on disk; warn where there is a newer one.
+
+    The manifest says which version there is now. Where it cannot be had, the size in
+    the bucket's listing has to do.
+    """
+    (record,) = records(catalog, [layout.ARCHIVE], call.data_dir)
+    size = os.path.getsize(record["absolute_path"])
+    if is_fresh:
+        return {**record, "size": size}
+    is_cut_off = call.mode == "offline" or catalog.error
+    now = None if is_cut_off else _archive_now(call)
+    new_size = now.size if now else record["size"]
+    saved = saved_manifest(call.data_dir).get(layout.ARCHIVE)
+    is_other = new_size not in (None, size)
+    if now and saved and saved.size == size:
+        is_other = saved != now
+    if not is_other:
+        return {**record, "size": size}
+    if call.mode == "download_new":
+        warn(
+            f"There is a new version of {layout.ARCHIVE}, of {new_size:,} bytes; the "
+            f"version on disk has {size:,} bytes and was used. mode='overwrite' "
+            "downloads the new one."
+        )
+    unknown = {"etag": None, "last_modified": None}
+    return {**record, **unknown, "size": size, "outdated": True}
+
+
+def _archive_now(call: Call) -> GatedFile | None:
+    """Return what the manifest says of the archive; None if it cannot be had."""
+    with contextlib.suppress(StimulusAccessError):
+        manifest = fetch_manifest(min(call.timeout, _LONGEST_LOOK), tries=1)
+        return manifest.files[layout.ARCHIVE]
+    return None
+
+
+def _archive_size(catalog: Catalog, call: Call) -> int:
+    """Return the size of the archive in the bucket, else by the manifest."""
+    if layout.ARCHIVE in catalog.objects:
+        (record,) = records(catalog, [layout.ARCHIVE], call.data_dir)
+        return int(record["size"])
+    return fetch_manifest(call.timeout).files[layout.ARCHIVE].size
+
+
+# --- Reading the archive ---------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -581,6 +831,21 @@ def _finish(tasks: Iterable[Future]) -> None:
 
 
 # --- Pictures --------------------------------------------------------------------
+
+
+def _check_stimuli(stimuli: Any) -> None:
+    """Raise InvalidQueryError unless a Bunch is that of `fetch_laion_stimuli`."""
+    columns = getattr(getattr(stimuli, "metadata", None), "columns", ())
+    if isinstance(stimuli, dict) and "archive" in stimuli and "h5_index" in columns:
+        return
+    given = f"a {type(stimuli).__name__}"
+    if isinstance(stimuli, dict):
+        given += f" with {listed(list(map(str, stimuli)))}"
+    raise InvalidQueryError(
+        "load_stimuli takes the Bunch of fetch_laion_stimuli, whose 'archive' and "
+        f"'metadata' it reads; {given} was given. The images of trials: "
+        "fetch_laion_stimuli(data.trials)"
+    )
 
 
 def _shape(size: Any) -> tuple[int, int]:

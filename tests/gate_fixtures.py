@@ -8,12 +8,11 @@ from pathlib import Path
 
 import pytest
 
-import laion_fmri_fetchers
 from laion_fmri_fetchers.demo import serve_access
 from laion_fmri_fetchers.demo.server import UPLOADED
-from laion_fmri_fetchers.layout import GATED
+from laion_fmri_fetchers.layout import ARCHIVE, STIMULUS_TABLE
 
-PACKAGE = str(Path(laion_fmri_fetchers.__file__).parent)
+TESTS = str(Path(__file__).parent)
 
 
 class Secrets(list):
@@ -33,7 +32,7 @@ class Secrets(list):
                 error, capture_locals=True
             )
             for frame in lines.stack:
-                if frame.filename.startswith(PACKAGE):
+                if not frame.filename.startswith(TESTS):
                     self.assert_not_in(f"{frame.locals}", f"locals of {frame.name}")
             error = error.__cause__ or error.__context__
 
@@ -61,8 +60,9 @@ def secrets_of_test(environment, tmp_path, capfd, caplog, recwarn):
 
 @pytest.fixture
 def access(server, bucket_folder, monkeypatch, secrets_of_test):
-    """The access service, in force; gated objects are as they were at its end."""
-    before = {key: (bucket_folder / key).read_bytes() for key in GATED}
+    """The access service, in force; its files are as they were at its end."""
+    files = (ARCHIVE, STIMULUS_TABLE)
+    before = {key: (bucket_folder / key).read_bytes() for key in files}
     with serve_access(server) as service:
         monkeypatch.setenv("LAION_FMRI_ACCESS_URL", service.url)
         grant = service.grant

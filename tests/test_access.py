@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import _thread
 import builtins
 import contextlib
+import errno
+import gzip
 import json
 import os
 import shutil
+import socket
 import stat
+import threading
+import time
+import tracemalloc
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import fault_server as faults
 import gate_fixtures
 import pandas as pd
 import pytest
+import requests
 from fault_server import FaultServer, always
 
 from laion_fmri_fetchers import accept_license, access_service, cache
@@ -36,6 +45,7 @@ from laion_fmri_fetchers.exceptions import (
     AccessRequiredError,
     AccessRevokedError,
     AccessServiceError,
+    DiskSpaceError,
     DownloadError,
     InvalidQueryError,
     NotCachedError,
@@ -55,6 +65,7 @@ FORM = {
     "institution": "University of Examples",
     "research_purpose": "Encoding models of natural images",
     "accept_terms_version": "1.0",
+    "acknowledge_privacy": True,
 }
 OFFICIAL = {"email": "ada@university.example", "saved_at": "2026-01-01T00:00:00+00:00"}
 
@@ -85,11 +96,11 @@ def auth_of(data_dir):
 
 
 def files_of(folder):
-    """Return path -> content of all files of a data directory, locks aside."""
+    """Return path -> content of all files of a data directory, listings aside."""
     return {
         file.relative_to(folder).as_posix(): file.read_bytes()
         for file in folder.rglob("*")
-        if file.is_file()
+        if file.is_file() and file.parent.name != "listings"
     }
 
 
@@ -128,9 +139,9 @@ def test_from_the_request_to_the_images_on_a_shell(
 ):
     """A request that waits for approval is no failure: it was sent."""
     access.approves = False
-    form = {k: v for k, v in FORM.items() if k != "accept_terms_version"}
+    form = {k: v for k, v in FORM.items() if k != "acknowledge_privacy"}
     words = [w for k, v in form.items() for w in (f"--{k.replace('_', '-')}", v)]
-    assert main(["request-access", *words, "--accept-terms-version", "1.0"]) == 0
+    assert main(["request-access", *words, "--acknowledge-privacy"]) == 0
     out, _ = capfd.readouterr()
     assert "form was sent" in out
     assert "waits for approval" in out
@@ -141,7 +152,7 @@ def test_from_the_request_to_the_images_on_a_shell(
     assert main(["fetch-stimuli", "--dry-run", "--where", "n_reps=12"]) == 0
     out, err = capfd.readouterr()
     assert out.split("\t")[1:] == ["missing", f"{ARCHIVE}\n"]
-    assert "would be fetched" in err
+    assert "would be downloaded" in err
     assert main(["fetch-stimuli", "-q", "--where", "n_reps=12", "--extract"]) == 0
     paths = [Path(line) for line in capfd.readouterr().out.splitlines()]
     assert all(path.is_file() for path in paths)
@@ -184,6 +195,7 @@ def test_request_approved_at_once_opens_the_gate(access, data_dir, bucket_folder
         "pi_or_supervisor": None,
         "research_purpose": FORM["research_purpose"],
         "accepted_terms": True,
+        "acknowledged_privacy": True,
         "terms_version": "1.0",
         "source": "cli",
     }
@@ -235,12 +247,12 @@ def test_a_pending_id_is_asked_about_though_all_is_on_disk(access, data_dir):
 def test_urls_are_asked_for_only_when_something_is_fetched(access, server, data_dir):
     request()
     first = fetch()
-    n = len(access.requests)
+    n = len(refreshes(access))
     server.requests.clear()
 
     again = fetch()
-    assert len(access.requests) == n
-    assert server.requests == []
+    assert len(refreshes(access)) == n
+    assert {key for _, key, _ in server.requests} == {""}
     pd.testing.assert_frame_equal(again.metadata, first.metadata)
 
 
@@ -312,7 +324,7 @@ REFRESH_ERRORS = {
         AccessServiceError,
         r"\(Not from there\)",
     ),
-    "no json": ((200, {}, b"<html>hello</html>"), AccessServiceError, "no JSON"),
+    "no json": ((200, {}, b"<html>hello</html>"), AccessServiceError, "not a JSON"),
     "other files": (
         (200, {}, {"files": [{"name": "a.h5", "url": "https://x.org/a"}, 3]}),
         AccessServiceError,
@@ -379,7 +391,7 @@ def test_service_unreachable(access, data_dir, monkeypatch, secrets_of_test):
     ("fault", "said"),
     [
         (faults.wait(5.0), "nothing for 0.3 s"),
-        (faults.short(3), "ChunkedEncodingError"),
+        (faults.short(3), "its answer breaks off"),
         (faults.fine, None),
     ],
 )
@@ -548,7 +560,7 @@ def test_a_url_refused_after_renewal_is_an_error(
         fetch(n_connections=1)
     secrets_of_test.assert_not_told_by(caught.value)
     assert len(refreshes(access)) == n + 2
-    assert len(server.requests) == 2
+    assert [key for _, key, _ in server.requests] == ["", ARCHIVE, ARCHIVE]
     assert not (data_dir / ARCHIVE).exists()
 
 
@@ -589,24 +601,21 @@ def test_a_file_that_changes_in_mid_download(access, server, data_dir, large_arc
         fetch(n_connections=1)
 
 
-@pytest.mark.parametrize("key", [ARCHIVE, STIMULUS_TABLE])
-def test_a_sha256_mismatch_leaves_no_file(access, data_dir, secrets_of_test, key):
+def test_a_sha256_mismatch_leaves_no_file(access, data_dir, secrets_of_test):
     request()
-    if key == ARCHIVE:
-        fetch(max_images=0)
 
     def tampered(body):
         status, headers, content = access._refresh(body)
         for one in content["files"]:
-            if one["name"] in key:
-                one["sha256"] = "0" * 64
+            one["sha256"] = "0" * 64
         return status, headers, content
 
     access.answers[REFRESH] = tampered
     with pytest.raises(DownloadError, match="sha256") as caught:
         fetch()
     secrets_of_test.assert_not_told_by(caught.value)
-    assert not (data_dir / key).exists()
+    assert not (data_dir / ARCHIVE).exists()
+    assert client.saved_manifest(str(data_dir)) == {}
 
 
 # ---------------------------------------------------------------- the form
@@ -641,6 +650,7 @@ def test_missing_fields_are_named_where_nobody_can_be_asked(access, data_dir):
         "email",
         "research_purpose",
         "accept_terms_version",
+        "acknowledge_privacy",
     }
     for name in caught.value.fields:
         assert name in str(caught.value)
@@ -724,7 +734,7 @@ def test_a_manifest_without_version(access, content):
         current_terms_version()
 
 
-def test_asked_at_a_terminal(access, data_dir, at_terminal):
+def test_asked_at_a_terminal(access, data_dir, at_terminal, capfd):
     asked = at_terminal(
         "Ada Example",
         "not an address",
@@ -741,7 +751,12 @@ def test_asked_at_a_terminal(access, data_dir, at_terminal):
     assert form["email"] == "ada@university.example"
     assert form["pi_or_supervisor"] is None
     assert len(asked) == 8
-    assert "1.0" in asked[-1]
+    assert "accept version 1.0 of the agreement" in asked[-1]
+    assert "acknowledge the privacy notice" in asked[-1]
+    shown = capfd.readouterr().out
+    assert f"{access.url}/terms" in shown
+    assert f"{access.url}/privacy" in shown
+    assert "version 1.0" in shown
     assert fetch().archive
 
 
@@ -753,11 +768,79 @@ def test_only_what_is_missing_is_asked(access, data_dir, at_terminal):
     assert forms(access)[0]["pi_or_supervisor"] == "P. Example"
 
 
+@pytest.mark.parametrize(
+    "lacking",
+    [["accept_terms_version"], ["acknowledge_privacy"]],
+)
+def test_one_question_where_a_consent_is_missing(
+    access, data_dir, at_terminal, lacking
+):
+    asked = at_terminal("I AGREE")
+    request(**dict.fromkeys(lacking))
+
+    assert len(asked) == 1
+    (form,) = forms(access)
+    assert form["accepted_terms"] is True
+    assert form["acknowledged_privacy"] is True
+
+
+@pytest.mark.parametrize(
+    ("lacking", "said"),
+    [
+        ({"acknowledge_privacy": None}, "is missing"),
+        ({"accept_terms_version": None}, "is missing"),
+        ({"acknowledge_privacy": False}, "only to those who acknowledge"),
+        ({"acknowledge_privacy": "no"}, "only to those who acknowledge"),
+    ],
+)
+def test_a_script_gives_both_consents(access, data_dir, lacking, said):
+    with pytest.raises(AccessFormError, match=said) as caught:
+        request(**lacking)
+    assert list(caught.value.fields) == list(lacking)
+    assert f"{access.url}/terms" in str(caught.value)
+    assert f"{access.url}/privacy" in str(caught.value)
+    assert access.requests == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"acknowledged_privacy": None}, "Field required"),
+        ({"acknowledged_privacy": False}, "Input should be True"),
+        ({"accepted_terms": None}, "Field required"),
+    ],
+)
+def test_the_demo_refuses_a_form_without_consents(access, changes, message):
+    form = {
+        "name": "Ada Example",
+        "email": "ada@university.example",
+        "institution": "University of Examples",
+        "pi_or_supervisor": None,
+        "research_purpose": "Encoding models of natural images",
+        "accepted_terms": True,
+        "acknowledged_privacy": True,
+        "terms_version": "1.0",
+        "source": "cli",
+    }
+    for name, value in changes.items():
+        if value is None:
+            del form[name]
+        else:
+            form[name] = value
+    answer = requests.post(f"{access.url}/api/v1/access/request", json=form, timeout=9)
+
+    assert answer.status_code == 422
+    (wrong,) = answer.json()["detail"]
+    assert wrong["loc"] == ["body", next(iter(changes))]
+    assert wrong["msg"] == message
+
+
 @pytest.mark.parametrize("answer", ["no", "", None])
 def test_the_agreement_declined(access, data_dir, at_terminal, answer):
     at_terminal(*([] if answer is None else [answer]))
-    with pytest.raises(AccessFormError, match="declined"):
+    with pytest.raises(AccessFormError, match="declined") as caught:
         request(accept_terms_version=None)
+    assert set(caught.value.fields) == {"accept_terms_version", "acknowledge_privacy"}
     assert forms(access) == []
 
 
@@ -777,7 +860,7 @@ def test_addresses_must_be_https(monkeypatch, data_dir, no_network, path):
     monkeypatch.setenv("LAION_FMRI_REQUEST_ID", "lfm_of_a_test")
 
     with pytest.raises(AccessServiceError, match="https"):
-        fetch() if path == REFRESH else current_terms_version()
+        login("lfm_of_a_test") if path == REFRESH else current_terms_version()
 
 
 def test_presigned_urls_must_be_https(access, data_dir):
@@ -800,7 +883,10 @@ def test_no_redirect_to_another_host(access, server, data_dir, secrets_of_test, 
     with serve_access(server) as other:
         for path in (REFRESH, REQUEST):
             access.answers[path] = (status, {"Location": other.url + path}, {})
-        with pytest.raises(AccessServiceError, match="another host") as caught:
+        port = urlsplit(other.url).port
+        with pytest.raises(
+            AccessServiceError, match=rf"another host, 127\.0\.0\.1:{port}"
+        ) as caught:
             fetch()
         secrets_of_test.assert_not_told_by(caught.value)
         with pytest.raises(AccessServiceError, match="another host"):
@@ -870,11 +956,11 @@ def test_a_server_without_access_takes_a_new_form(
 def test_the_order_in_which_ids_are_looked_for(access, data_dir, monkeypatch):
     ids = [access.grant() for _ in range(3)]
     save_official(cache.official_auth_file(), ids[0], access.url)
-    fetch(max_images=0)
+    fetch()
     save_official(cache.auth_file(data_dir), ids[1], access.url)
-    fetch(max_images=0, mode="overwrite")
+    fetch(mode="overwrite")
     monkeypatch.setenv("LAION_FMRI_REQUEST_ID", f" {ids[2]}\n")
-    fetch(max_images=0, mode="overwrite")
+    fetch(mode="overwrite")
 
     assert [body["request_id"] for body in refreshes(access)] == ids
 
@@ -927,14 +1013,15 @@ def test_an_auth_file_of_somebody_else(access, data_dir, monkeypatch):
     """One that may not be read is passed over, and not replaced."""
     theirs = cache.auth_file(data_dir)
     save_official(theirs, "lfm_theirs", access.url)
-    read_text, may = Path.read_text, os.access
+    read_bytes, may = Path.read_bytes, os.access
 
-    def refused(self, *args, **kwargs):
-        if self == theirs:
+    def refused(self):
+        if self == theirs and not is_over:
             raise PermissionError(13, "denied", str(self))
-        return read_text(self, *args, **kwargs)
+        return read_bytes(self)
 
-    monkeypatch.setattr(Path, "read_text", refused)
+    is_over = False
+    monkeypatch.setattr(Path, "read_bytes", refused)
     monkeypatch.setattr(
         os, "access", lambda path, mode: path != theirs and may(path, mode)
     )
@@ -942,18 +1029,20 @@ def test_an_auth_file_of_somebody_else(access, data_dir, monkeypatch):
         fetch()
 
     request()
-    assert "lfm_theirs" in theirs.read_bytes().decode()
     assert cache.official_auth_file().exists()
     assert fetch().archive
+    logout()
+    is_over = True
+    assert "lfm_theirs" in theirs.read_bytes().decode()
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"request_id": 3}', '""'])
-def test_a_broken_auth_file_is_passed_over(access, data_dir, content):
+def test_a_broken_auth_file_is_ignored(access, data_dir, content):
     save_official(cache.official_auth_file(), access.grant(), access.url)
     cache.auth_file(data_dir).parent.mkdir(parents=True)
     cache.auth_file(data_dir).write_text(content)
 
-    with pytest.warns(UserWarning, match="passed over"):
+    with pytest.warns(UserWarning, match="ignored"):
         assert fetch().archive
 
 
@@ -1034,8 +1123,9 @@ def test_login_keeps_only_what_the_service_honours(access, data_dir, secrets_of_
         request()
     request_id = auth_of(data_dir)["request_id"]
     logout()
-    with pytest.raises(AccessPendingError):
+    with pytest.raises(AccessPendingError) as caught:
         login(request_id)
+    assert f"is kept ({cache.auth_file(data_dir)})" in str(caught.value)
     assert auth_of(data_dir)["status"] == "pending"
 
 
@@ -1051,7 +1141,380 @@ def test_a_new_id_behind_that_of_the_environment(access, data_dir, monkeypatch):
         request(renew=True)
 
 
+# ---------------------------------------------------------------- shared with others
+
+
+@pytest.fixture
+def of_dataset(access, monkeypatch):
+    """The access service as if it were that of the dataset."""
+    monkeypatch.setattr(client, "DEFAULT_ACCESS_URL", access.url)
+    return access
+
+
+def official():
+    return json.loads(cache.official_auth_file().read_text())
+
+
+def test_an_id_is_shared_with_the_dataset_package(of_dataset, data_dir, tmp_path):
+    request()
+
+    shared = cache.official_auth_file()
+    assert shared == Path.home() / ".cache/laion-fmri/auth.json"
+    assert stat.S_IMODE(shared.stat().st_mode) == 0o600
+    assert {**official(), "saved_at": ""} == {**auth_of(data_dir), "saved_at": ""}
+    assert official()["server_url"] == of_dataset.url
+    assert official()["email"] == "ada@university.example"
+    assert fetch(max_images=1, data_dir=tmp_path / "second").archive
+
+    logout()
+    assert not shared.exists()
+    assert not cache.auth_file(data_dir).exists()
+
+
+def test_the_approval_is_noted_in_both_files(of_dataset, data_dir):
+    of_dataset.approves = False
+    with pytest.raises(AccessPendingError):
+        request()
+    assert official()["status"] == "pending"
+    of_dataset.approve()
+    fetch(max_images=1)
+    assert official()["status"] == auth_of(data_dir)["status"] == "approved"
+
+
+def test_an_id_of_another_service_is_of_no_use_to_the_dataset_package(access, data_dir):
+    request()
+    assert cache.auth_file(data_dir).exists()
+    assert not cache.official_auth_file().exists()
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        {"server_url": "https://other.example.org"},
+        {"email": "bob@university.example"},
+        {"email": None},
+    ],
+)
+def test_the_id_of_somebody_else_stays(of_dataset, data_dir, kept):
+    shared = cache.official_auth_file()
+    theirs = {"request_id": "lfm_theirs", "server_url": of_dataset.url, **kept}
+    save_official(shared, **theirs)
+    before = shared.read_bytes()
+
+    request(renew=True)
+    assert shared.read_bytes() == before
+    assert auth_of(data_dir)["request_id"] != "lfm_theirs"
+    with pytest.warns(UserWarning, match="stays in force"):
+        logout()
+    assert shared.read_bytes() == before
+
+
+def test_a_new_id_replaces_the_old_in_both_files(of_dataset, data_dir):
+    login(of_dataset.grant(), verbose=0)
+    assert official()["email"] is None
+    request(renew=True)
+    assert official()["request_id"] == auth_of(data_dir)["request_id"]
+    login(of_dataset.grant(), verbose=0)
+    assert official()["request_id"] == auth_of(data_dir)["request_id"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig"])
+def test_an_auth_file_saved_by_an_editor(access, data_dir, encoding):
+    """As Notepad and PowerShell write text."""
+    file = cache.auth_file(data_dir)
+    save_official(file, access.grant(), access.url)
+    file.write_bytes(file.read_text().encode(encoding))
+    assert fetch(max_images=1).archive
+
+
+def test_an_auth_file_that_is_not_text(access, data_dir, secrets_of_test):
+    file = cache.auth_file(data_dir)
+    save_official(file, access.grant(), access.url, email="a@b.example \u00e9")
+    file.write_bytes(file.read_text().encode().replace(b"\\u00e9", b"\xe9"))
+
+    with (
+        pytest.warns(UserWarning, match="does not hold a request_id"),
+        pytest.raises(AccessRequiredError) as caught,
+    ):
+        fetch()
+    secrets_of_test.assert_not_told_by(caught.value)
+
+
+# ---------------------------------------------------------------- the manifest
+
+DIGEST = "0123456789abcdef" * 4
+DOCUMENTED = {
+    "dataset": "LAION-fMRI",
+    "current_terms_version": "2026-05-12",
+    "versions": ["v1"],
+    "files": [
+        {"name": "task-images_stimuli.h5", "size": 3_200_000_000, "sha256": DIGEST},
+        {"name": "task-images_metadata.csv", "size": 1_600_000, "sha256": "F" * 64},
+    ],
+}
+
+
+def test_the_manifest_as_documented(access):
+    access.answers[MANIFEST] = (200, {}, DOCUMENTED)
+    manifest = client.fetch_manifest(timeout=5)
+
+    assert manifest.dataset == "LAION-fMRI"
+    assert manifest.terms_version == "2026-05-12"
+    assert manifest.versions == ("v1",)
+    assert manifest.files == {
+        "stimuli/task-images_stimuli.h5": (3_200_000_000, DIGEST),
+        "stimuli/task-images_metadata.csv": (1_600_000, "f" * 64),
+    }
+    assert current_terms_version() == "2026-05-12"
+
+
+def test_the_manifest_of_the_demo(access, bucket_folder):
+    content = requests.get(f"{access.url}/api/v1/manifest", timeout=9).json()
+    assert set(content) == {"dataset", "current_terms_version", "versions", "files"}
+    assert [set(file) for file in content["files"]] == [{"name", "size", "sha256"}] * 2
+    size = (bucket_folder / ARCHIVE).stat().st_size
+    assert client.fetch_manifest().files[ARCHIVE].size == size
+
+
+def entry(**changes):
+    return [{**DOCUMENTED["files"][0], **changes}]
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"dataset": None}, "'dataset'"),
+        ({"current_terms_version": ["1"]}, "'current_terms_version'"),
+        ({"current_terms_version": "\x1b[2J"}, "'current_terms_version'"),
+        ({"versions": "v1"}, "'versions'"),
+        ({"versions": [1]}, "'versions'"),
+        ({"files": {}}, "'files'"),
+        ({"files": []}, "'files'"),
+        ({"files": entry() + entry()}, "'files'"),
+        ({"files": ["task-images_stimuli.h5"]}, r"'files\[0\]\.name'"),
+        ({"files": entry(name="../x.h5")}, r"'files\[0\]\.name'"),
+        ({"files": entry(name="")}, r"'files\[0\]\.name'"),
+        ({"files": entry(size="3")}, r"'files\[0\]\.size or \.sha256'"),
+        ({"files": entry(size=True)}, r"'files\[0\]\.size or \.sha256'"),
+        ({"files": entry(size=-1)}, r"'files\[0\]\.size or \.sha256'"),
+        ({"files": entry(sha256="ab")}, r"'files\[0\]\.size or \.sha256'"),
+    ],
+)
+def test_a_manifest_that_is_not_as_documented(access, changes, field):
+    content = {**DOCUMENTED, **changes}
+    content = {name: value for name, value in content.items() if value is not None}
+    access.answers[MANIFEST] = (200, {}, content)
+    with pytest.raises(AccessServiceError, match=f"field .?{field}"):
+        client.fetch_manifest()
+
+
+def test_the_manifest_is_kept_with_the_archive(access, data_dir, bucket_folder):
+    import hashlib
+
+    data = (bucket_folder / ARCHIVE).read_bytes()
+    assert client.saved_manifest(str(data_dir)) == {}
+    request()
+    fetch()
+    assert client.saved_manifest(str(data_dir)) == {
+        ARCHIVE: (len(data), hashlib.sha256(data).hexdigest())
+    }
+    file = data_dir / ".laion_fmri/manifest.json"
+    for broken in (b"{", b"[]", b"\xff", b'{"%s": 3}' % ARCHIVE.encode(), b"[" * 10**6):
+        file.write_bytes(broken)
+        assert client.saved_manifest(str(data_dir)) == {}
+
+
+@pytest.mark.parametrize("n_more", [0, 7])
+def test_a_new_version_of_the_archive(access, server, data_dir, bucket_folder, n_more):
+    """HDF5 ignores what follows its end; of the same size, the SHA-256 tells."""
+    old = (bucket_folder / ARCHIVE).read_bytes() + bytes(4)
+    server.put(ARCHIVE, old)
+    request()
+    fetch()
+    new = old[:-1] + b"x" + bytes(n_more)
+    server.put(ARCHIVE, new)
+
+    with pytest.warns(UserWarning, match="new version") as warned:
+        stimuli = fetch()
+    (warning,) = warned
+    for said in (ARCHIVE, f"{len(old):,}", f"{len(new):,}", "mode='overwrite'"):
+        assert said in str(warning.message)
+    assert Path(stimuli.archive).read_bytes() == old
+    record = stimuli.files_meta[1]
+    assert (record["id"], record["size"]) == (ARCHIVE, len(old))
+    assert record["outdated"] is True
+
+    stimuli = fetch(mode="overwrite")
+    assert Path(stimuli.archive).read_bytes() == new
+    record = stimuli.files_meta[1]
+    assert (record["outdated"], record["size"]) == (False, len(new))
+    assert fetch().files_meta[1]["outdated"] is False
+
+
+def test_images_on_disk_need_no_service_that_answers(access, data_dir):
+    request()
+    fetch()
+    access.answers[MANIFEST] = (503, {}, b"")
+    assert fetch().archive
+    access.stop()
+    assert fetch(timeout=5).archive
+
+
+# ---------------------------------------------------------------- hostile answers
+
+
+@contextlib.contextmanager
+def dripping():
+    """Serve headers that never end, a byte at a time; yield the address."""
+    stopped = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve():
+            with contextlib.suppress(OSError):
+                client, _ = listener.accept()
+                with client:
+                    client.sendall(b"HTTP/1.1 200 OK\r\nX: ")
+                    while not stopped.wait(0.05):
+                        client.sendall(b"x")
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            stopped.set()
+            thread.join()
+
+
+def test_headers_that_drip(monkeypatch):
+    with dripping() as url:
+        monkeypatch.setenv("LAION_FMRI_ACCESS_URL", url)
+        began = time.monotonic()
+        with pytest.raises(AccessServiceError, match="not answered .* completely"):
+            current_terms_version(timeout=0.3)
+        assert time.monotonic() - began < 5
+
+
+def test_a_body_that_drips(monkeypatch):
+    with FaultServer() as service:
+        service.put("api/v1/manifest", b'{"dataset": "' + b"x" * 10_000)
+        service.faults["api/v1/manifest"] = [always(faults.drip(20))]
+        monkeypatch.setenv("LAION_FMRI_ACCESS_URL", service.url)
+        began = time.monotonic()
+        with pytest.raises(AccessServiceError, match="not answered .* completely"):
+            current_terms_version(timeout=0.3)
+        assert time.monotonic() - began < 5
+
+
+def test_a_body_without_end(monkeypatch):
+    with FaultServer() as service:
+        service.put("api/v1/manifest", bytes(64 * 2**20))
+        service.faults["api/v1/manifest"] = [always(faults.no_length)]
+        monkeypatch.setenv("LAION_FMRI_ACCESS_URL", service.url)
+        with pytest.raises(AccessServiceError, match="more than 4 MB"):
+            current_terms_version(timeout=5)
+        assert service.sent < 32 * 2**20
+
+
+def test_a_body_that_unpacks_to_more_than_the_memory(access):
+    bomb = gzip.compress(bytes(2**28))
+    access.answers[MANIFEST] = (200, {"Content-Encoding": "gzip"}, bomb)
+    tracemalloc.start()
+    try:
+        with pytest.raises(AccessServiceError, match="more than 4 MB"):
+            current_terms_version(timeout=20)
+        assert tracemalloc.get_traced_memory()[1] < 2**26
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_body_that_is_packed(access):
+    packed = gzip.compress(json.dumps(DOCUMENTED).encode())
+    access.answers[MANIFEST] = (200, {"Content-Encoding": "gzip"}, packed)
+    assert current_terms_version() == "2026-05-12"
+    access.answers[MANIFEST] = (200, {"Content-Encoding": "gzip"}, b"plain")
+    with pytest.raises(AccessServiceError, match="cannot be unpacked"):
+        current_terms_version()
+
+
+@pytest.mark.parametrize("levels", [100, 400, 100_000])
+@pytest.mark.parametrize("status", [200, 403])
+def test_json_that_is_nested_deep(access, data_dir, levels, status):
+    request()
+    body = b'{"detail": ' + b"[" * levels + b"]" * levels + b"}"
+    access.answers[REFRESH] = (status, {}, body)
+    with pytest.raises(AccessServiceError):
+        fetch()
+
+
+@pytest.mark.parametrize(
+    "target", ["http://[::1", "//127.0.0.1:port/x", "http://127.0.0.1:99999/x"]
+)
+def test_a_redirect_that_is_not_valid(access, target):
+    access.answers[MANIFEST] = (302, {"Location": target}, {})
+    with pytest.raises(AccessServiceError, match="not valid|no answer"):
+        current_terms_version()
+
+
+def test_a_wait_longer_than_the_calendar(access, data_dir):
+    request()
+    access.answers[REFRESH] = (429, {"Retry-After": "9" * 15}, {})
+    with pytest.raises(AccessRateLimitedError, match="Try again in"):
+        fetch()
+
+
 # ---------------------------------------------------------------- what may not leak
+
+
+def test_ctrl_c_while_the_service_is_silent(access, data_dir, secrets_of_test):
+    request()
+
+    def silent(body):
+        _thread.interrupt_main()
+        time.sleep(1)
+        return 503, {}, b""
+
+    access.answers[REFRESH] = silent
+    with pytest.raises(KeyboardInterrupt) as caught:
+        fetch(timeout=5)
+    secrets_of_test.assert_not_told_by(caught.value)
+
+
+def test_an_id_that_cannot_be_written(access, data_dir, secrets_of_test):
+    for file in (cache.auth_file(data_dir), cache.official_auth_file()):
+        (file / "in the way").mkdir(parents=True)
+
+    with pytest.raises(StimulusAccessError, match="cannot be kept") as caught:
+        request(renew=True)
+    assert str(cache.auth_file(data_dir)) in str(caught.value)
+    secrets_of_test.assert_not_told_by(caught.value)
+
+
+def test_an_id_for_which_the_disk_is_full(
+    access, data_dir, secrets_of_test, monkeypatch
+):
+    replace = os.replace
+
+    def full(source, target):
+        if "auth.json" in str(target):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(DiskSpaceError, match="disk is full") as caught:
+        request()
+    assert caught.value.errno == errno.ENOSPC
+    secrets_of_test.assert_not_told_by(caught.value)
+    with pytest.raises(DiskSpaceError) as caught:
+        login(secrets_of_test[0])
+    secrets_of_test.assert_not_told_by(caught.value)
+    assert not list(data_dir.rglob("*auth.json*"))
+
+
+def test_the_beginning_of_a_secret_is_secret():
+    """Tracebacks that cut long values show beginnings."""
+    assert repr(access_service.SecretText("lfm_0123")[:6]) == "'...'"
+    assert f"{access_service.SecretText('lfm_0123')[-3:]}" == "123"
 
 
 def test_nothing_shows_a_secret(access, data_dir, secrets_of_test, capfd):

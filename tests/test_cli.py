@@ -164,7 +164,8 @@ def test_an_interrupt_ends_it_though_the_bucket_is_silent(tmp_path):
 
 
 def form(**changes):
-    return ["request-access", *itertools.chain(*{**FORM, **changes}.items())]
+    words = itertools.chain(*{**FORM, **changes}.items())
+    return ["request-access", *words, "--acknowledge-privacy"]
 
 
 def test_request_access(access, data_dir, capfd):
@@ -183,7 +184,7 @@ def test_request_access(access, data_dir, capfd):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"--email": "nowhere"}, "email is no email address"),
+        ({"--email": "nowhere"}, "email is not a valid email address"),
         ({"--accept-terms-version": "0.9"}, "'1.0' is in force"),
     ],
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import hashlib
 import io
 import os
 import threading
@@ -14,8 +16,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from sklearn.utils import Bunch
 
-from laion_fmri_fetchers import fetch_laion_fmri
+from laion_fmri_fetchers import fetch_laion_fmri, fetch_laion_stimulus_metadata
+from laion_fmri_fetchers.demo.access import MANIFEST
 from laion_fmri_fetchers.demo.server import UPLOADED
 from laion_fmri_fetchers.derivatives import (
     fetch_laion_captions,
@@ -23,6 +27,7 @@ from laion_fmri_fetchers.derivatives import (
     fetch_laion_segmentations,
 )
 from laion_fmri_fetchers.exceptions import (
+    AccessServiceError,
     BucketError,
     CorruptImageError,
     DiskSpaceError,
@@ -31,7 +36,13 @@ from laion_fmri_fetchers.exceptions import (
     NotCachedError,
     UnsafeKeyError,
 )
-from laion_fmri_fetchers.filters import GreaterThan, NotNull, Pattern, ResultFilter
+from laion_fmri_fetchers.filters import (
+    GreaterThan,
+    IsNull,
+    NotNull,
+    Pattern,
+    ResultFilter,
+)
 from laion_fmri_fetchers.layout import (
     ARCHIVE,
     CAPTIONS,
@@ -54,6 +65,10 @@ def fetch(*args, **kwargs):
     return fetch_laion_stimuli(*args, **{"verbose": 0, **kwargs})
 
 
+def metadata(*args, **kwargs):
+    return fetch_laion_stimulus_metadata(*args, **{"verbose": 0, **kwargs})
+
+
 def captions(*args, **kwargs):
     return fetch_laion_captions(*args, **{"verbose": 0, **kwargs})
 
@@ -64,6 +79,9 @@ def embeddings(*args, **kwargs):
 
 def segmentations(*args, **kwargs):
     return fetch_laion_segmentations(*args, **{"verbose": 0, **kwargs})
+
+
+FETCHERS = [captions, embeddings, segmentations]
 
 
 @pytest.fixture
@@ -162,6 +180,7 @@ def test_metadata_in_the_order_of_the_archive(granted, published):
         "images",
         "archive",
         "metadata_file",
+        "files_meta",
         "failed",
         "data_dir",
         "query",
@@ -201,11 +220,11 @@ def test_metadata_aligns_with_trials(granted, labels):
     [
         ({"unique_or_shared": "shared"}, lambda t: t["unique_or_shared"] == "shared"),
         ({"n_reps": GreaterThan(4)}, lambda t: t["n_reps"] == 12),
-        ({"participant": ["sub-03"]}, lambda t: t["participant"] == "sub-03"),
+        ({"participant": ["sub-01"]}, lambda t: t["participant"] == "sub-01"),
         ({"ood_type": NotNull()}, lambda t: t["ood_type"] is not None),
         (
-            {"image_name": Pattern("unique_.*_p03")},
-            lambda t: t["participant"] == "sub-03",
+            {"image_name": Pattern("unique_.*_p01")},
+            lambda t: t["participant"] == "sub-01",
         ),
         (
             {"stimulus_filter": ResultFilter(dataset="NSD") | ResultFilter(n_reps=12)},
@@ -270,7 +289,7 @@ def test_the_archive_is_fetched_only_for_images(granted, server, data_dir):
     assert len(data.metadata) == 0
     assert data.archive is None
     assert not (data_dir / ARCHIVE).exists()
-    assert {key for _, key, _ in server.requests} == {STIMULUS_TABLE}
+    assert {key for _, key, _ in server.requests} == {"", STIMULUS_TABLE}
 
 
 def test_dry_run(granted, server, data_dir, bucket_folder):
@@ -290,9 +309,207 @@ def test_dry_run(granted, server, data_dir, bucket_folder):
     ]
 
 
+def test_a_dry_run_needs_no_id(server, data_dir, bucket_folder):
+    """Nor the access service: the bucket lists the archive, though it denies it."""
+    size = (bucket_folder / ARCHIVE).stat().st_size
+    plan = fetch(dry_run=True, unique_or_shared="shared")
+
+    assert plan.plan.to_dict("records") == [
+        {"id": ARCHIVE, "size": size, "reason": "missing"}
+    ]
+    assert plan.plan_size == size
+    assert set(plan.metadata["unique_or_shared"]) == {"shared"}
+    assert not (data_dir / ARCHIVE).exists()
+
+
+def test_a_dry_run_where_the_bucket_does_not_list_the_archive(
+    access, server, data_dir, bucket_folder
+):
+    server.delete(ARCHIVE)
+    file = {"name": "task-images_stimuli.h5", "size": 3_200_000_000, "sha256": "0" * 64}
+    access.answers[MANIFEST] = (
+        200,
+        {},
+        {
+            "dataset": "LAION-fMRI",
+            "current_terms_version": "2026-05-12",
+            "versions": ["v1"],
+            "files": [file],
+        },
+    )
+    assert fetch(dry_run=True).plan_size == 3_200_000_000
+    access.answers[MANIFEST] = (500, {}, b"")
+    with pytest.raises(AccessServiceError, match="500"):
+        fetch(dry_run=True)
+
+
+# ---------------------------------------------------------------- the public table
+
+
+def test_the_table_needs_no_id(server, data_dir, monkeypatch):
+    monkeypatch.delenv("LAION_FMRI_LICENSE")
+    data = metadata()
+
+    assert set(data) == {
+        "metadata",
+        "metadata_file",
+        "files_meta",
+        "failed",
+        "data_dir",
+        "query",
+        "description",
+    }
+    assert data.metadata_file == str(data_dir / STIMULUS_TABLE)
+    assert Path(data.metadata_file).is_file()
+    assert data.failed == []
+    (record,) = data.files_meta
+    assert record["id"] == STIMULUS_TABLE
+    assert record["size"] == os.path.getsize(data.metadata_file)
+    assert record["outdated"] is False
+    assert {key for _, key, _ in server.requests} == {"", STIMULUS_TABLE}
+    assert not (data_dir / ARCHIVE).exists()
+
+
+def test_the_table_is_the_same_by_both_fetchers(granted):
+    images = fetch(unique_or_shared="shared", max_images=-1)
+    table = metadata(unique_or_shared="shared")
+    pd.testing.assert_frame_equal(table.metadata, images.metadata)
+    assert table.query == {
+        "names": None,
+        "stimulus_filter": images.query["stimulus_filter"],
+    }
+    offline = metadata([PNG, SCREENSHOT], mode="offline")
+    assert list(offline.metadata.index) == [PNG, SCREENSHOT]
+
+
+def test_the_table_offline(data_dir, no_network, monkeypatch):
+    with pytest.raises(NotCachedError, match="download_new"):
+        metadata(mode="offline")
+    monkeypatch.setenv("LAION_FMRI_OFFLINE", "1")
+    for fetch_one in (metadata, *FETCHERS):
+        with pytest.raises(NotCachedError, match="not on disk"):
+            fetch_one()
+
+
+TABLE = """image_name,dataset,participant,unique_or_shared,n_reps
+shared_12rep_THINGS+_kmeans_211_bracelet2.jpg,THINGSplus,shared,shared,12rep
+shared_4rep_NSD_special1000_100.jpg,NSD,sub-01;sub-03;sub-05,shared,4rep
+shared_4rep_OOD_shape_blob_round-01.png,OOD,shared,shared,4rep
+unique_LAION_initial_cluster_1122_i1_p05.jpg,LAION,sub-07,unique,4rep
+unique_THINGS_air_pump_p03.jpg,THINGS,sub-05,unique,4rep
+an image of another name.jpg,THINGSplus,sub-06,unique,4rep
+another.jpg,n/a,sub-01;sub-03,shared,12rep
+"""
+FIELDS = ["dataset", "participant", "unique_or_shared", "n_reps", "ood_type"]
+AS_LABELS = [
+    ("THINGS+", None, "shared", 12, None),
+    ("NSD", None, "shared", 4, None),
+    ("OOD", None, "shared", 4, "shape"),
+    ("LAION", "sub-07", "unique", 4, None),
+    ("THINGS", "sub-05", "unique", 4, None),
+    ("THINGS+", "sub-06", "unique", 4, None),
+    (None, None, "shared", 12, None),
+]
+
+
+def rows(frame):
+    plain = frame[FIELDS].astype(object)
+    return list(plain.where(plain.notna(), None).itertuples(index=False, name=None))
+
+
+def test_the_table_in_the_spelling_of_labels(server, data_dir):
+    file = data_dir / STIMULUS_TABLE
+    file.parent.mkdir(parents=True)
+    file.write_text(TABLE)
+    table = metadata(mode="offline").metadata
+
+    assert rows(table) == AS_LABELS
+    assert table["n_reps"].dtype == "Int64"
+    assert list(table["h5_index"]) == list(range(7))
+    for terms, n in (
+        ({"n_reps": 12}, 2),
+        ({"dataset": "THINGS+"}, 2),
+        ({"participant": "sub-05"}, 1),
+        ({"participant": IsNull()}, 4),
+    ):
+        assert len(metadata(mode="offline", **terms).metadata) == n
+
+
+def test_the_label_has_the_last_word(server, data_dir):
+    file = data_dir / STIMULUS_TABLE
+    file.parent.mkdir(parents=True)
+    file.write_text(
+        "image_name,dataset,participant,unique_or_shared,n_reps,colour\n"
+        "unique_THINGS_air_pump_p03.jpg,NSD,sub-03,shared,many,red\n"
+        "unique_THINGS_air_pump_p99.jpg,THINGS,sub-03,unique,4rep,n/a\n"
+    )
+    table = metadata(mode="offline").metadata
+    assert rows(table) == [
+        ("THINGS", "sub-05", "unique", 4, None),
+        ("THINGS", None, "unique", 4, None),
+    ]
+    assert list(table["colour"]) == ["red", None]
+
+
+def test_an_old_table_of_names_alone(server, data_dir):
+    file = data_dir / STIMULUS_TABLE
+    file.parent.mkdir(parents=True)
+    file.write_text("image_name\nunique_THINGS_air_pump_p03.jpg\nanother.jpg\n")
+    assert rows(metadata(mode="offline").metadata) == [
+        ("THINGS", "sub-05", "unique", 4, None),
+        (None,) * 5,
+    ]
+    file.write_text("image_name\nanother.jpg\n")
+    table = metadata(mode="offline").metadata
+    assert rows(table) == [(None,) * 5]
+    assert table["n_reps"].dtype == "Int64"
+
+
+def test_nothing_passes(server, data_dir):
+    """The values that exist are named."""
+    with pytest.warns(UserWarning, match="dataset is LAION, NSD, OOD") as warned:
+        assert len(metadata(dataset="nowhere").metadata) == 0
+    assert "stimulus_filter or a term" in str(warned[0].message)
+    with pytest.warns(UserWarning, match="source is ai, human"):
+        assert captions(source="people").image_names == []
+    with pytest.warns(UserWarning, match="localized is 0, 1"):
+        assert segmentations(localized=2).image_names == []
+
+
+@pytest.mark.parametrize("fetch_one", [metadata, captions, segmentations])
+def test_a_bunch_in_the_place_of_names(server, data_dir, fetch_one):
+    given = Bunch(images=["a.nii.gz"], trials=pd.DataFrame({"label": [PNG]}))
+    with pytest.raises(InvalidQueryError, match=r"names is a Bunch .* data\.trials"):
+        fetch_one(given)
+    with pytest.raises(InvalidQueryError, match=r"trials is a Bunch .* data\.metadata"):
+        fetch_one(trials=Bunch(metadata=pd.DataFrame()))
+    with pytest.raises(InvalidQueryError, match="names is a dict with 3; give names"):
+        fetch_one({3: 4})
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (Bunch(images=["a.nii.gz"], trials=[]), "a Bunch with images, trials"),
+        (Bunch(metadata=pd.DataFrame({"x": [1]}), archive="a.h5"), "a Bunch with"),
+        ("stimuli.h5", "a str was given"),
+        (None, "a NoneType was given"),
+    ],
+)
+def test_load_what_is_not_of_stimuli(given, said):
+    with pytest.raises(InvalidQueryError, match=f"fetch_laion_stimuli.*{said}"):
+        load_stimuli(given)
+
+
+def test_load_the_bunch_of_the_table_alone(server, data_dir):
+    with pytest.raises(InvalidQueryError, match="archive"):
+        load_stimuli(metadata())
+
+
 def test_the_size_of_the_archive_is_said_first(granted, capfd):
     fetch(verbose=1)
-    assert "3.2 GB" in capfd.readouterr().err.splitlines()[0]
+    lines = capfd.readouterr().err.splitlines()
+    assert "3.2 GB" in next(line for line in lines if ARCHIVE in line)
     fetch(verbose=1)
     assert "3.2 GB" not in capfd.readouterr().err
     fetch(verbose=0, mode="overwrite")
@@ -374,7 +591,7 @@ def test_a_disk_that_fills_while_extracting(granted, monkeypatch, data_dir):
     replace, left = os.replace, [3]
 
     def until_full(source, target):
-        left[0] -= 1
+        left[0] -= "stimuli/images/" in str(target)
         if left[0] < 0:
             raise OSError(28, "No space left on device")
         replace(source, target)
@@ -443,7 +660,7 @@ def test_an_archive_that_may_be_missing(granted, server, data_dir):
     with pytest.raises(DownloadError, match="404") as caught:
         fetch(max_images=2)
     assert [one["id"] for one in caught.value.failed] == [ARCHIVE]
-    with pytest.warns(UserWarning, match=r"stimuli\.h5 could not be fetched: .*404"):
+    with pytest.warns(UserWarning, match=r"stimuli\.h5 could not be downloaded: .*404"):
         data = fetch(max_images=2, allow_missing=True, extract=True)
     assert data.archive is None
     assert data.images == []
@@ -462,7 +679,6 @@ def test_an_archive_and_metadata_that_disagree(granted, server, published):
     [
         lambda t: t.rename(columns={"image_name": "name"}),
         lambda t: t.assign(image_name=t["image_name"].iloc[0]),
-        lambda t: t.assign(n_reps="many"),
     ],
 )
 def test_a_broken_table(granted, server, published, change):
@@ -598,7 +814,122 @@ def test_load_images_that_cannot_be_decoded_or_differ(granted, server, published
 
 # ---------------------------------------------------------------- public derivatives
 
-FETCHERS = [captions, embeddings, segmentations]
+
+@pytest.fixture
+def put(server, bucket_folder):
+    """Replace objects of the bucket; at the end they are as they were."""
+    keys = []
+
+    def replace(key, data):
+        keys.append(key)
+        server.put(key, data, last_modified=dt.datetime(2026, 9, 28))
+
+    yield replace
+    for key in keys:
+        data = (bucket_folder / key).read_bytes()
+        server.put(key, data, last_modified=UPLOADED)
+
+
+@pytest.mark.parametrize(
+    ("fetch_one", "key"),
+    [
+        (metadata, STIMULUS_TABLE),
+        (captions, CAPTIONS),
+        (lambda **how: embeddings("CLIP", **how), embeddings_id("CLIP")),
+        (segmentations, SEGMENTATIONS_TABLE),
+        (segmentations, SEGMENTATIONS),
+    ],
+)
+@pytest.mark.parametrize("same_size", [False, True])
+def test_a_file_that_was_replaced_at_its_key(
+    data_dir, put, bucket_folder, fetch_one, key, same_size
+):
+    old = (bucket_folder / key).read_bytes()
+    new = old[:-1] + (b"\n" if old[-1:] != b"\n" else b" ") + b"\n" * (not same_size)
+    fetch_one()
+    put(key, new)
+
+    with pytest.warns(UserWarning, match="another version") as warned:
+        data = fetch_one()
+    (text,) = {str(warning.message) for warning in warned}
+    for said in (key, f"{len(old):,} bytes", f"{len(new):,} bytes", "2026-09-28"):
+        assert said in text
+    assert f"downloaded on {dt.datetime.now(dt.timezone.utc):%Y-%m-%d}" in text
+    assert "mode='overwrite'" in text
+    archived = (
+        "fetch_laion_fmri_ids"
+        '("archive/embeddings/v1/task-images_desc-CLIP_embeddings.h5")'
+    )
+    assert (archived in text) == ("CLIP" in key)
+    record = next(rec for rec in data.files_meta if rec["id"] == key)
+    assert record["outdated"] is True
+    assert (record["size"], record["last_modified"]) == (len(old), None)
+    assert record["etag"] == hashlib.md5(old).hexdigest()
+    assert (data_dir / key).read_bytes() == old
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        offline = fetch_one(mode="offline")
+        data = fetch_one(mode="overwrite")
+        assert fetch_one().files_meta == data.files_meta
+    assert offline.files_meta[-1]["outdated"] is (offline.files_meta[-1]["id"] == key)
+    record = next(rec for rec in data.files_meta if rec["id"] == key)
+    assert record["outdated"] is False
+    assert (record["size"], record["etag"]) == (len(new), hashlib.md5(new).hexdigest())
+    assert record["last_modified"].startswith("2026-09-28")
+    assert (data_dir / key).read_bytes() == new
+
+
+def test_a_file_that_others_put_there(server, data_dir, bucket_folder):
+    """Its version is not known, only its size."""
+    file = data_dir / CAPTIONS
+    file.parent.mkdir(parents=True)
+    whole = (bucket_folder / CAPTIONS).read_bytes()
+    file.write_bytes(whole)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert captions().files_meta[0]["outdated"] is False
+    file.write_bytes(whole[: whole.rindex(b"\n", 0, -1) + 1])
+    with pytest.warns(UserWarning, match="another version"):
+        data = captions()
+    (record,) = data.files_meta
+    assert (record["size"], record["etag"]) == (file.stat().st_size, None)
+
+
+def put_embeddings(data_dir, model, names):
+    """Write embeddings whose only value is the position in the alphabet."""
+    file = data_dir / embeddings_id(model)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with h5py.File(file, "w") as content:
+        content["embedding"] = np.array([[ord(name[0]) - 97] for name in names], "f2")
+        content["image_ids"] = np.array(names, "S")
+        content["valid"] = [name != "d.jpg" for name in names]
+
+
+def test_embeddings_of_different_images(server, data_dir):
+    put_embeddings(data_dir, "CLIP", ["a.jpg", "b.jpg", "c.jpg", "d.jpg"])
+    put_embeddings(data_dir, "DINOv2", ["d.jpg", "a.jpg", "c.jpg", "e.jpg"])
+    models = ["CLIP", "DINOv2"]
+    with pytest.raises(InvalidQueryError, match=r"'e\.jpg' in the embeddings of CLIP"):
+        embeddings(models, mode="offline")
+    for names, expected in (
+        (None, ["a.jpg", "c.jpg", "d.jpg"]),
+        (["d.jpg", "b.jpg", "a.jpg"], ["d.jpg", "a.jpg"]),
+    ):
+        with pytest.warns(UserWarning, match=r"'b\.jpg' in the embeddings of DINOv2"):
+            data = embeddings(models, names, mode="offline", allow_missing=True)
+        assert data.image_names == expected
+        for model in models:
+            values = [ord(name[0]) - 97 for name in expected]
+            assert data.embeddings[model][:, 0].tolist() == values
+            assert data.valid[model].tolist() == [name != "d.jpg" for name in expected]
+
+
+def test_embeddings_that_name_an_image_twice(server, data_dir):
+    put_embeddings(data_dir, "CLIP", ["a.jpg", "b.jpg", "a.jpg"])
+    for names in (None, ["a.jpg"]):
+        with pytest.raises(CorruptImageError, match=r"names 'a\.jpg' twice"):
+            embeddings("CLIP", names, mode="offline")
 
 
 @pytest.mark.parametrize("fetch_one", FETCHERS)

@@ -2,7 +2,7 @@
 
     serve_access ─▶ AccessServer.__call__   /api/v1/manifest, access/request, refresh
                       └ _files              presigned URLs: path, expiry, signature
-    bucket's gated objects ─▶ _gate         the signature is checked: 200, 206 or 403
+    bucket's gated archive ─▶ _gate         the signature is checked: 200, 206 or 403
 
 The service keeps only hashes of the ids it gave, as the real one does.
 """
@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 from urllib.parse import parse_qs, quote, urlencode
 
-from laion_fmri_fetchers.layout import ARCHIVE, GATED
+from laion_fmri_fetchers.layout import ARCHIVE, STIMULUS_TABLE
 
 from .server import Answer, Server
 
@@ -33,6 +33,9 @@ REQUEST, REFRESH, MANIFEST = (
     "/api/v1/manifest",
 )
 """Paths of the service."""
+
+_FILES = (ARCHIVE, STIMULUS_TABLE)
+"""Keys of the files of the service; the bucket gives away the table to anybody."""
 
 _FIELDS = {
     "name": 1,
@@ -197,7 +200,7 @@ class AccessServer:
         self, method: str, path: str, body: Any
     ) -> tuple[int, dict[str, str], Any]:
         if (method, path) == ("GET", MANIFEST):
-            return 200, {}, {"current_terms_version": self.terms_version}
+            return 200, {}, self._manifest()
         if (method, path) == ("POST", REQUEST):
             return self._request(body if isinstance(body, dict) else {})
         if (method, path) == ("POST", REFRESH):
@@ -212,8 +215,11 @@ class AccessServer:
             for name, least in _FIELDS.items()
             if not isinstance(form.get(name), str) or len(form[name]) < least
         ]
-        if form.get("accepted_terms") is not True:
-            wrong.append(_wrong("accepted_terms", "Input should be true"))
+        for name in ("accepted_terms", "acknowledged_privacy"):
+            if name not in form:
+                wrong.append(_wrong(name, "Field required"))
+            elif form[name] is not True:
+                wrong.append(_wrong(name, "Input should be True"))
         if "pi_or_supervisor" not in form:
             wrong.append(_wrong("pi_or_supervisor", "Field required"))
         if "@" not in str(form.get("email")):
@@ -255,22 +261,28 @@ class AccessServer:
             return 200, {}, {"status": "pending", "expires_at": None, "files": []}
         return 200, {}, {"expires_at": at}
 
-    # Presigned URLs
+    # Files
+
+    def _manifest(self) -> dict[str, Any]:
+        return {
+            "dataset": "LAION-fMRI",
+            "current_terms_version": self.terms_version,
+            "versions": ["v1"],
+            "files": [self._about(key) for key in _FILES],
+        }
+
+    def _about(self, key: str) -> dict[str, Any]:
+        data = self._data(key)
+        return {
+            "name": key.rpartition("/")[2],
+            "size": len(data),
+            "sha256": hashlib.sha256(data).hexdigest(),
+        }
 
     def _files(self) -> list[dict[str, Any]]:
-        files = []
-        for key in sorted(GATED, key=lambda key: key != ARCHIVE):
-            data = self._data(key)
+        for key in _FILES:
             self.bucket.faults[key] = self._gate(key)
-            files.append(
-                {
-                    "name": key.rpartition("/")[2],
-                    "url": self._presigned(key),
-                    "size": len(data),
-                    "sha256": hashlib.sha256(data).hexdigest(),
-                }
-            )
-        return files
+        return [{**self._about(key), "url": self._presigned(key)} for key in _FILES]
 
     def _data(self, key: str) -> bytes:
         stored = self.bucket._backend.get_bucket(self.bucket._bucket).keys[key]
