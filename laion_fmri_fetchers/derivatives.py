@@ -22,7 +22,7 @@ from .calls import Call, Result, prepare
 from .exceptions import CorruptImageError, InvalidQueryError, did_you_mean
 from .filters import ResultFilter
 from .messages import listed, tell, warn
-from .public_files import fetch_public, list_stimuli
+from .public_files import fetch_public, know_stimuli
 from .selection import check_fields, warn_of_nothing
 from .stimuli import (
     description,
@@ -129,7 +129,7 @@ def fetch_laion_captions(
         verbose=verbose,
     )
     files, failed = fetch_public(
-        [layout.CAPTIONS], list_stimuli(call), call, required=True
+        [layout.CAPTIONS], know_stimuli(call), call, required=True
     )
     file = files[0]["absolute_path"]
     table = _read(file, ["image_name", "caption"], whole=["caption_idx"])
@@ -241,7 +241,7 @@ def fetch_laion_embeddings(
         verbose=verbose,
     )
     models_by_id = {layout.embeddings_id(model): model for model in chosen}
-    recs, failed = fetch_public(models_by_id, list_stimuli(call), call)
+    recs, failed = fetch_public(models_by_id, know_stimuli(call), call)
     files = {models_by_id[rec["id"]]: rec["absolute_path"] for rec in recs}
     names_of = {model: _embedded_images(file) for model, file in files.items()}
     common = _images_of_all(names_of, wanted, call)
@@ -367,9 +367,9 @@ def fetch_laion_segmentations(
         timeout=timeout,
         verbose=verbose,
     )
-    catalog = list_stimuli(call)
+    known = know_stimuli(call)
     files, failed = fetch_public(
-        [layout.SEGMENTATIONS_TABLE], catalog, call, required=True
+        [layout.SEGMENTATIONS_TABLE], known, call, required=True
     )
     file = files[0]["absolute_path"]
     table = _read(
@@ -383,7 +383,7 @@ def fetch_laion_segmentations(
     chosen, shown = _choose(table, wanted, filt, "segmentation_filter", "mask_row")
     of_masks: list[dict[str, Any]] = []
     if masks and len(chosen):
-        of_masks, failed = fetch_public([layout.SEGMENTATIONS], catalog, call)
+        of_masks, failed = fetch_public([layout.SEGMENTATIONS], known, call)
     bunch = Result(
         segmentations=chosen,
         image_names=shown,

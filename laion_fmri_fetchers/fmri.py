@@ -79,6 +79,7 @@ from .resample import (
 )
 from .selection import Selection, select
 from .tables import read_participants, read_trials
+from .versions import compare_versions
 
 
 class Grid(NamedTuple):
@@ -815,7 +816,7 @@ def _bunch(
             "Bunch under 'failed'."
         )
     chosen = chosen.without({rec["id"] for rec in failed})
-    _note_versions(chosen.files(), known, outcome)
+    compare_versions(chosen.files(), known, outcome.fetched)
     subjects = [meta["subject"] for meta in subjects_meta]
     masks = _brain_masks(subjects, chosen.companions.brain_masks, call, outcome)
     if grid is not None:
@@ -842,55 +843,6 @@ def _bunch(
         .joinpath("descriptions/laion_fmri.rst")
         .read_text("utf-8"),
     )
-
-
-def _note_versions(files: list[Record], known: Known, outcome: Outcome) -> None:
-    """Say in records and in a warning which files are not as the bucket has them."""
-    outdated, differing = [], []
-    for rec in files:
-        rec["outdated"] = rec["outdated"] and rec["id"] not in outcome.fetched
-        size = size_on_disk(rec)
-        if size is None:
-            continue
-        if rec["size"] is None:
-            rec["size"] = size
-        if rec["outdated"]:
-            outdated.append(rec)
-        elif size != rec["size"]:
-            differing.append(rec["id"])
-    if outdated:
-        warn_of_outdated(outdated, known.objects)
-    if differing:
-        warn(
-            f"{len(differing)} files on disk differ in size from the bucket's listing: "
-            f"{listed(differing)}. They may be cut short or outdated; "
-            "'laion-fmri-fetchers verify --repair' or mode='overwrite' downloads them "
-            "again."
-        )
-
-
-def warn_of_outdated(files: list[Record], objects: dict[str, Any]) -> None:
-    """Warn of files that the bucket has in a newer version than the disk."""
-    changes = []
-    for rec in files:
-        version = layout.record(*objects[rec["id"]])
-        changes.append(f"{rec['id']} ({_version(rec)}; now {_version(version)})")
-    archived = ""
-    if any(rec["id"].startswith(layout.STIMULI) for rec in files):
-        archived = (
-            " Versions that the publishers archived are below 'archive/': "
-            "inspect_bucket('archive/embeddings/')."
-        )
-    warn(
-        f"The bucket has another version of {counted(len(files), 'file')} than is on "
-        f"disk: {listed(changes)}. The version on disk is used; mode='overwrite' "
-        f"downloads the new one, and outdated=True as a term only such files.{archived}"
-    )
-
-
-def _version(rec: Record) -> str:
-    size = readable_size(rec["size"] or 0)
-    return f"{size} of {rec['last_modified'][:10]}" if rec["last_modified"] else size
 
 
 # --- Other grids -----------------------------------------------------------------

@@ -636,6 +636,19 @@ def embeddings_id(model: str) -> str:
     return f"{STIMULI}task-images_desc-{model}_embeddings.h5"
 
 
+def archived_key(path: str) -> str | None:
+    """Return where the publishers keep the first version of a file, None for nowhere.
+
+    Examples
+    --------
+    >>> archived_key("stimuli/task-images_desc-CLIP_embeddings.h5")
+    'archive/embeddings/v1/task-images_desc-CLIP_embeddings.h5'
+    """
+    if path not in map(embeddings_id, EMBEDDING_MODELS):
+        return None
+    return f"{ARCHIVED}embeddings/v1/{path.removeprefix(STIMULI)}"
+
+
 def stimulus_image(name: str) -> str:
     """Return the path, below the data directory, of an extracted stimulus image.
 

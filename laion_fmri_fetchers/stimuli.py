@@ -41,7 +41,6 @@ from .access import (
     saved_manifest,
 )
 from .calls import Call, Result, prepare
-from .catalog import Catalog, records
 from .exceptions import (
     CorruptImageError,
     DiskSpaceError,
@@ -51,8 +50,9 @@ from .exceptions import (
     StimulusAccessError,
 )
 from .filters import ResultFilter, as_filter
+from .known import Known
 from .messages import counted, listed, readable_size, tell, warn
-from .public_files import fetch_public, list_stimuli
+from .public_files import fetch_public, know_stimuli
 from .selection import (
     as_limit,
     check_fields,
@@ -203,8 +203,8 @@ def fetch_laion_stimuli(
     gate = None
     if not dry_run:
         gate = open_gate(call.data_dir, offline=is_offline, timeout=call.timeout)
-    catalog = list_stimuli(call)
-    table = _fetch_table(query, catalog, call)
+    known = know_stimuli(call)
+    table = _fetch_table(query, known, call)
     metadata = table.selected.iloc[:limit]
 
     archive = cache.local_path(call.data_dir, layout.ARCHIVE)
@@ -232,9 +232,9 @@ def fetch_laion_stimuli(
     if is_there:
         # Only a file that this call did not just fetch may be of an earlier version.
         is_fresh = bool(reason and gate)
-        bunch.files_meta.append(_archive_record(catalog, call, is_fresh))
+        bunch.files_meta.append(_archive_record(known, call, is_fresh))
     if dry_run:
-        rows = [(layout.ARCHIVE, _archive_size(catalog, call), reason)] * bool(reason)
+        rows = [(layout.ARCHIVE, _archive_size(known, call), reason)] * bool(reason)
         bunch.plan = pd.DataFrame(rows, columns=["id", "size", "reason"])
         bunch.plan_size = sum(size for _, size, _ in rows)
     line = f"{counted(len(metadata), 'stimulus image')} in {call.data_dir}"
@@ -346,7 +346,7 @@ def fetch_laion_stimulus_metadata(
         timeout=timeout,
         verbose=verbose,
     )
-    table = _fetch_table(query, list_stimuli(call), call)
+    table = _fetch_table(query, know_stimuli(call), call)
     tell(
         f"Metadata of {counted(len(table.selected), 'stimulus image')} in "
         f"{call.data_dir}",
@@ -558,9 +558,9 @@ class _Table(NamedTuple):
     selected: pd.DataFrame
 
 
-def _fetch_table(asked: _StimulusQuery, catalog: Catalog, call: Call) -> _Table:
+def _fetch_table(asked: _StimulusQuery, known: Known, call: Call) -> _Table:
     """Fetch the table and select rows of it."""
-    (record,), _ = fetch_public([layout.STIMULUS_TABLE], catalog, call, required=True)
+    (record,), _ = fetch_public([layout.STIMULUS_TABLE], known, call, required=True)
     whole = _read_metadata(record["absolute_path"])
     named = whole
     if asked.names is not None:
@@ -663,17 +663,17 @@ def _fetch_archive(gate: Gate, call: Call) -> list[dict[str, Any]]:
     return failed
 
 
-def _archive_record(catalog: Catalog, call: Call, is_fresh: bool) -> dict[str, Any]:
+def _archive_record(known: Known, call: Call, is_fresh: bool) -> dict[str, Any]:
     """Return the record of the archive on disk; warn where there is a newer one.
 
     The manifest says which version there is now. Where it cannot be had, the size in
     the bucket's listing has to do.
     """
-    (record,) = records(catalog, [layout.ARCHIVE], call.data_dir)
+    record = _known_archive(known, call)
     size = os.path.getsize(record["absolute_path"])
     if is_fresh:
         return {**record, "size": size}
-    is_cut_off = call.mode == "offline" or catalog.error
+    is_cut_off = call.mode == "offline" or known.error
     now = None if is_cut_off else _archive_now(call)
     new_size = now.size if now else record["size"]
     saved = saved_manifest(call.data_dir).get(layout.ARCHIVE)
@@ -700,12 +700,16 @@ def _archive_now(call: Call) -> GatedFile | None:
     return None
 
 
-def _archive_size(catalog: Catalog, call: Call) -> int:
+def _archive_size(known: Known, call: Call) -> int:
     """Return the size of the archive in the bucket, else by the manifest."""
-    if layout.ARCHIVE in catalog.objects:
-        (record,) = records(catalog, [layout.ARCHIVE], call.data_dir)
-        return int(record["size"])
-    return fetch_manifest(call.timeout).files[layout.ARCHIVE].size
+    size = _known_archive(known, call)["size"]
+    return int(size or fetch_manifest(call.timeout).files[layout.ARCHIVE].size)
+
+
+def _known_archive(known: Known, call: Call) -> dict[str, Any]:
+    """Return the record of the archive as the bucket lists it."""
+    record = layout.record(*known.objects.get(layout.ARCHIVE, (layout.ARCHIVE,)))
+    return {**record, "absolute_path": cache.local_path(call.data_dir, record["id"])}
 
 
 # --- Reading the archive ---------------------------------------------------------
