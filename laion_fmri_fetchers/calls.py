@@ -56,9 +56,6 @@ class Call(NamedTuple):
     timeout: float
     verbose: int
     dry_run: bool = False
-    resolution: float | None = None
-    interpolation: str = "continuous"
-    keep_original: bool = True
     is_read_only: bool = False
 
     @property
@@ -66,11 +63,13 @@ class Call(NamedTuple):
         """What to do about a file that is not on disk, to end a message with."""
         if self.is_read_only:
             return "That directory cannot be written; name another data_dir."
-        return "Fetch it with mode='download_new' first."
+        if os.environ.get("LAION_FMRI_OFFLINE"):
+            return "Download it first: mode='download_new', online."
+        return "Download it first, with mode='download_new'."
 
 
 def prepare(
-    mode: str,
+    mode: str | None,
     data_dir: str | os.PathLike | None,
     *,
     allow_missing: bool,
@@ -142,7 +141,7 @@ def fetch_records(
     from .transfer import Download, download_files
 
     by_id = {rec["id"]: rec for rec in records}
-    changed: dict[str, tuple[int | None, str | None]] = {}
+    changed: dict[str, tuple[int | None, str | None, str | None]] = {}
     failures = download_files(
         [
             Download(
@@ -163,8 +162,8 @@ def fetch_records(
     )
     failed = {failure["id"]: failure for failure in failures}
     came = [rec for one, rec in by_id.items() if one not in failed]
-    for one, (size, etag) in changed.items():
-        by_id[one].update(size=size, etag=etag)
+    for one, (size, etag, last_modified) in changed.items():
+        by_id[one].update(size=size, etag=etag, last_modified=last_modified)
     if came:
         cache.note_fetched(call.data_dir, came)
     return failed

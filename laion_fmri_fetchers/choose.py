@@ -1,357 +1,400 @@
-"""Which subjects, images, trials and masks of what there is are selected."""
+"""Which subjects, images, trials and masks are selected: records in, records out.
+
+Nothing here reads a file, asks a server or knows a mode. Records are those of all files
+known; which of them can be had is looked at last, by `leave_out_absent`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Container, Iterable
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
-from . import cache, layout
-from .calls import Call
-from .catalog import Wanted, in_order, look, records
+from . import layout
 from .exceptions import InvalidQueryError, NotCachedError, did_you_mean
-from .filters import admits
-from .messages import listed, warn
-from .scroll import (
-    Known,
-    Record,
-    can_come,
-    download,
-    find_missing,
-    is_cached,
-    records_of,
-)
+from .filters import ResultFilter, admits, fields
+from .messages import counted, listed, warn
 from .selection import Selection, check_fields, is_empty, warn_of_nothing
-from .tables import read_participants, read_trials
+
+Record = dict[str, Any]
+Session = tuple[str, str]
+"""A subject and one of its sessions."""
+
+_NAMES_SHOWN = 40
+_OF_VERSION = {"last_modified", "outdated"}
+"""Fields of terms that ask for what is new; there need not be any of it."""
 
 
 class Trials(NamedTuple):
     """Trial tables: ``image_index`` of a trial is the position of its session."""
 
     frame: pd.DataFrame
-    sessions: list[tuple[str, str]]
+    sessions: list[Session]
+
+
+class Companions(NamedTuple):
+    """Files that go with images: a brain mask for each subject, its noise ceilings."""
+
+    brain_masks: list[Record]
+    noise_ceilings: list[Record]
+
+
+# --- Subjects --------------------------------------------------------------------
+
+
+def describe_subjects(
+    subjects: Iterable[str],
+    records: Iterable[Record],
+    participants: dict[str, dict[str, Any]],
+) -> list[dict[str, Any]]:
+    """Return what is known of each subject: participant, sessions and ROIs."""
+    sessions: dict[str, set[str]] = {subject: set() for subject in subjects}
+    rois: dict[str, set[str]] = {subject: set() for subject in sessions}
+    for rec in records:
+        subject = rec["subject"]
+        if subject not in sessions:
+            continue
+        if rec["roi"]:
+            rois[subject].add(rec["roi"])
+        elif rec["id"].startswith(layout.GLM) and layout.is_of_trials(rec):
+            sessions[subject].add(rec["session"])
+    return [
+        {
+            "subject": subject,
+            **participants.get(subject, {}),
+            "sessions": sorted(sessions[subject] - layout.HELD_OUT),
+            "rois": sorted(rois[subject]),
+        }
+        for subject in sessions
+    ]
 
 
 def choose_subjects(
-    selection: Selection, call: Call, known: Known
+    described: list[dict[str, Any]], subject_filter: ResultFilter
 ) -> list[dict[str, Any]]:
-    """Find the subjects there are, describe them, and filter."""
-    there = [s for s in known.subjects if _is_there(s, call, known)]
-    absent = sorted(set(known.subjects) - set(there))
-    if absent and selection.subjects is not None:
-        _raise_no_subject(absent[0], call, known)
-    table = _participants(selection, call, known)
-    meta = []
-    for subject in there:
-        rois = records_of(call, known, layout.ROIS, subject)
-        meta.append(
-            {
-                "subject": subject,
-                **table.get(subject, {}),
-                "sessions": sorted(_sessions(known, subject) - layout.HELD_OUT),
-                "rois": sorted({rec["roi"] for rec in rois if rec["roi"]}),
-            }
-        )
-    if meta:
-        names = {name for one in meta for name in one}
-        check_fields(selection.subject_filter, "subject_filter", names)
-    described = meta
-    meta = [one for one in meta if selection.subject_filter(one)]
-    if described and not meta:
-        warn_of_nothing("subject_filter", selection.subject_filter, described)
-    known.subjects = [one["subject"] for one in meta]
-    return meta
+    """Return the subjects that pass the filter."""
+    if described:
+        names = {name for meta in described for name in meta}
+        check_fields(subject_filter, "subject_filter", names)
+    chosen = [meta for meta in described if subject_filter(meta)]
+    if described and not chosen:
+        warn_of_nothing("subject_filter", subject_filter, described)
+    return chosen
 
 
-def _is_there(subject: str, call: Call, known: Known) -> bool:
-    ids = (i for tree in layout.TREES for i in known.ids.get((tree, subject), ()))
-    return any(call.mode != "offline" or i in known.catalog.on_disk for i in ids)
+# --- Images ----------------------------------------------------------------------
 
 
-def _raise_no_subject(subject: str, call: Call, known: Known) -> None:
-    offline = call.mode == "offline" or known.catalog.error is not None
-    top = look([(layout.GLM, "/")], call.data_dir, offline=offline)
-    there = listed(list(layout.subjects_among(top.folders))) or "none"
-    if call.mode == "offline":
-        raise NotCachedError(
-            f"Nothing of {subject} is on disk in {call.data_dir}; known subjects: "
-            f"{there}. {call.how_to_fetch}"
-        )
-    raise InvalidQueryError(f"There is no subject {subject!r}; there are {there}.")
-
-
-def _participants(
-    selection: Selection, call: Call, known: Known
-) -> dict[str, dict[str, Any]]:
-    """Return the columns of ``participants.tsv`` by subject; it may be missing."""
-    if not (call.dry_run and is_empty(selection.subject_filter)):
-        table = records(
-            known.catalog,
-            {layout.PARTICIPANTS} & set(known.catalog.objects),
-            call.data_dir,
-        )
-        download(find_missing(table, selection, call, known), call, known)
-    if layout.PARTICIPANTS not in known.catalog.on_disk:
-        return {}
-    file = cache.local_path(call.data_dir, layout.PARTICIPANTS)
-    return read_participants(file)
-
-
-def choose_images(selection: Selection, call: Call, known: Known) -> list[Record]:
-    """Return the images of the chosen sessions that pass the image filter."""
-    sessions = _choose_sessions(selection, call, known)
-    types = layout.IMAGE_TYPES.items()
-    trees = {t for i, t in types if admits(selection.image_filter, "image_type", i)}
-    there = [
+def choose_images(records: Iterable[Record], selection: Selection) -> list[Record]:
+    """Return the images of the selected sessions that pass the image filter."""
+    named = None if selection.sessions is None else {*selection.sessions}
+    types = {t for t in layout.IMAGE_TYPES if _admits_type(selection.image_filter, t)}
+    in_sessions = [
         rec
-        for subject in known.subjects
-        for tree in (layout.TREES if None in trees else sorted(filter(None, trees)))
-        for rec in records_of(call, known, tree, subject)
-        if not layout.is_of_session(rec) or rec["session"] in sessions[subject]
+        for rec in records
+        if rec["subject"] is not None and _is_in_sessions(rec, named)
     ]
-    found = [rec for rec in there if selection.image_filter(rec)]
-    if there and not found and call.mode == "download_new":
-        warn_of_nothing("the terms on images", selection.image_filter, there)
-    return sorted(found, key=in_order)
+    chosen = [
+        rec
+        for rec in in_sessions
+        if rec["image_type"] in types and selection.image_filter(rec)
+    ]
+    if in_sessions and not chosen and not fields(selection.image_filter) & _OF_VERSION:
+        warn_of_nothing("the terms on images", selection.image_filter, in_sessions)
+    return chosen
 
 
-def _choose_sessions(
-    selection: Selection, call: Call, known: Known
-) -> dict[str, set[str]]:
-    """Return the chosen sessions of each subject."""
-    there = {subject: _sessions(known, subject) for subject in known.subjects}
+def _admits_type(given: ResultFilter, image_type: str) -> bool:
+    return admits(given, "image_type", image_type)
+
+
+def _is_in_sessions(rec: Record, named: set[str] | None) -> bool:
+    """Tell whether a file is of a selected session, or of the subject as a whole."""
+    if not layout.is_of_session(rec):
+        return True
+    return not layout.is_held_out(rec) if named is None else rec["session"] in named
+
+
+def limit_images(
+    images: list[Record], absent: Container[str], selection: Selection
+) -> list[Record]:
+    """Return the first ``max_images``.
+
+    Absent images count only where their sessions were named; among all sessions, the
+    first that can be had are returned.
+    """
+    limit = selection.max_images
+    if limit is None:
+        return images
     if selection.sessions is None:
-        return {subject: names - layout.HELD_OUT for subject, names in there.items()}
-    if call.mode == "offline":
-        on_disk = known.catalog.on_disk
-        there = {subject: _sessions(known, subject, on_disk) for subject in there}
-    for name in selection.sessions:
-        _check_named(f"session {name}", name, there, call)
-    return {subject: names & {*selection.sessions} for subject, names in there.items()}
+        present = [rec for rec in images if rec["id"] not in absent]
+        return present[:limit] if len(present) >= limit else images
+    return images[:limit]
 
 
-def _sessions(
-    known: Known, subject: str, paths: Iterable[str] | None = None
-) -> set[str]:
-    """Return the image-viewing sessions of a subject, held-out ones too."""
-    glm = f"{layout.GLM}{subject}/"
-    if paths is None:
-        paths = [*known.ids.get((layout.GLM, subject), ()), *known.catalog.folders]
-    names = {p[len(glm) :].partition("/")[0] for p in paths if p.startswith(glm)}
-    return {name for name in names if layout.clean_session(name) == name}
+# --- Trials ----------------------------------------------------------------------
 
 
-def choose_rois(selection: Selection, call: Call, known: Known) -> list[Record]:
-    """Return the masks of the ROIs and categories asked for."""
-    if selection.rois == ():
-        return []
-    masks = [
-        rec
-        for subject in known.subjects
-        for rec in records_of(call, known, layout.ROIS, subject)
-        if rec["roi"] and can_come(rec, call, known)
+def tables_of(images: Iterable[Record]) -> dict[str, Session]:
+    """Return the trial tables of the sessions of images: id -> session."""
+    return {layout.trials_id(rec): session_of(rec) for rec in images}
+
+
+def earlier_tables(sessions: Iterable[Session]) -> list[str]:
+    """Return the trial tables of all sessions before some, by number.
+
+    Which showing of an image a trial was can be counted with these alone.
+    """
+    last: dict[str, int] = {}
+    for subject, session in sessions:
+        number = int(session.removeprefix("ses-"))
+        last[subject] = max(last.get(subject, 0), number)
+    return [
+        layout.trials_id({"subject": subject, "session": layout.clean_session(number)})
+        for subject, n_sessions in last.items()
+        for number in range(1, n_sessions)
     ]
-    there: dict[str, set[str]] = {subject: set() for subject in known.subjects}
-    for rec in masks:
-        there[rec["subject"]] |= {rec["roi"], rec["roi_category"]}
-    for name in selection.rois or ():
-        _check_named(f"ROI {name}", name, there, call)
-    names = None if selection.rois is None else {*selection.rois}
-    named = [
+
+
+def choose_trials(trials: Trials, trial_filter: ResultFilter) -> Trials:
+    """Return the trials that pass the filter."""
+    passed = trial_filter.mask(trials.frame)
+    if len(passed) and not passed.any():
+        warn_of_nothing("trial_filter", trial_filter, trials.frame)
+    return trials._replace(frame=trials.frame[passed])
+
+
+def images_with_trials(images: list[Record], trials: Trials) -> list[Record]:
+    """Return the images of sessions with trials, and those of no such session."""
+    with_trials = {trials.sessions[i] for i in trials.frame["image_index"].unique()}
+    return [
         rec
-        for rec in masks
-        if names is None or rec["roi"] in names or rec["roi_category"] in names
+        for rec in images
+        if not layout.is_of_trials(rec) or session_of(rec) in with_trials
     ]
-    passed = [rec for rec in named if selection.roi_filter(rec)]
-    if named and not passed:
-        warn_of_nothing("the terms on ROI masks", selection.roi_filter, named)
-    return passed
 
 
-def _check_named(what: str, name: str, there: dict[str, set[str]], call: Call) -> None:
-    """Warn of a name that some subjects lack; raise for one that all lack."""
-    lacking = [subject for subject, names in there.items() if name not in names]
-    if not lacking:
-        return
-    if len(lacking) < len(there):
-        warn(f"There is no {what} for {listed(lacking)}, where it is left out.")
-        return
-    names = set().union(*there.values()) - {None} - layout.HELD_OUT
-    hint = did_you_mean(name, names)
-    if call.mode == "offline" and layout.is_published_roi(name):
-        hint = f"there are {listed(sorted(names), most=40)}."
-    if what.startswith("session"):
-        hint = f"there are {listed(sorted(names), most=40)}."
-    if call.mode == "offline":
-        hint = f"; {hint}" if names else "."
-        raise NotCachedError(
-            f"No {what} of {listed(lacking)} is on disk in {call.data_dir}{hint} "
-            f"{call.how_to_fetch}"
-        )
-    raise InvalidQueryError(f"There is no {what} for {listed(lacking)}; {hint}")
-
-
-def choose_companions(
-    call: Call, known: Known, subjects: Iterable[str]
-) -> dict[str, list[Record]]:
-    """Return the files that go with images: a brain mask a subject, noise ceilings."""
-    masks, ceilings = [], []
-    for subject in subjects:
-        anatomical = records_of(call, known, layout.ANATOMICAL, subject)
-        maps = records_of(call, known, layout.GLM, subject)
-        there = [rec for rec in anatomical + maps if can_come(rec, call, known)]
-        own = [rec for rec in there if layout.is_functional_brain_mask(rec)]
-        if not own and not cache.brain_mask_file(call.data_dir, subject).exists():
-            own = [rec for rec in there if rec["image_type"] == "mean_rsquare"]
-        masks += own[:1]
-        ceilings += [
-            rec for rec in there if rec["image_type"] == "subject_noise_ceiling"
-        ]
-    return {"brain_masks": masks, "noise_ceilings": ceilings}
-
-
-def named_records(image_ids: str | Iterable[str]) -> list[Record]:
-    """Return the records of ids as far as their names tell."""
-    ids = [image_ids] if isinstance(image_ids, str) else list(image_ids)
-    for one in ids:
-        if not isinstance(one, str):
-            raise InvalidQueryError(
-                f"image_ids holds {one!r}; give ids or keys, as str"
-            )
-    named = {rec["id"]: rec for rec in map(layout.record, ids)}
-    for gated in layout.GATED & set(named):
-        raise InvalidQueryError(
-            f"{gated!r} is gated by a Data Use Agreement; use fetch_laion_stimuli."
-        )
-    return sorted(named.values(), key=in_order)
-
-
-def folders_beside(named: list[Record]) -> list[Wanted]:
-    """Return the folders of named files that lie beside what subjects are listed by."""
-    folders = {
-        rec["id"].rpartition("/")[0]
-        for rec in named
-        if layout.place(rec["id"])[0]
-        not in (layout.GLM, layout.ROIS, layout.ANATOMICAL)
-    }
-    return [(f"{folder}/", "/") for folder in sorted(folders) if folder]
-
-
-def find_named(call: Call, known: Known, ids: list[str]) -> list[Record]:
-    """Return the records of named files; raise for one that is not there."""
-    there = known.catalog.on_disk
-    if call.mode != "offline":
-        there = there | set(known.catalog.objects)
-    for one in ids:
-        if one not in there:
-            hint = did_you_mean(one, there)
-            if call.mode == "offline":
-                raise NotCachedError(
-                    f"{one} is not on disk in {call.data_dir}; {hint} "
-                    f"{call.how_to_fetch}"
-                )
-            raise InvalidQueryError(f"There is no file {one!r} in the bucket; {hint}")
-    return records(known.catalog, ids, call.data_dir)
-
-
-def read_tables(
-    selection: Selection, call: Call, known: Known, images: list[Record]
-) -> tuple[list[Record], Trials]:
-    """Read trial tables, and cut the images by the trial filter and ``max_images``."""
-    filtered = not is_empty(selection.trial_filter)
-    if filtered:
-        of_sessions = [rec for rec in images if layout.is_of_session(rec)]
-        trials = _trials(selection, call, known, of_sessions)
-        dropped = _without_table(selection, call, known, of_sessions, trials)
-        passed = selection.trial_filter.mask(trials.frame)
-        if len(passed) and not passed.any():
-            warn_of_nothing("trial_filter", selection.trial_filter, trials.frame)
-        trials = trials._replace(frame=trials.frame[passed])
-        sessions = {trials.sessions[i] for i in trials.frame["image_index"].unique()}
-        images = [
-            rec
-            for rec in images
-            if not layout.is_of_session(rec) or session_of(rec) in sessions - dropped
-        ]
-    if call.mode == "offline":
-        images = _only_cached(selection, call, known, images)
-    images = images[: selection.max_images]
-    if not filtered:
-        betas = [rec for rec in images if rec["image_type"] == "betas"]
-        trials = _trials(selection, call, known, betas)
-        dropped = _without_table(selection, call, known, betas, trials)
-        images = [
-            rec
-            for rec in images
-            if rec["image_type"] != "betas" or session_of(rec) not in dropped
-        ]
-    return images, trials
-
-
-def session_of(rec: Record) -> tuple[str, str]:
+def session_of(rec: Record) -> Session:
     """Return subject and session of a record."""
     return rec["subject"], rec["session"]
 
 
-def _trials(
-    selection: Selection, call: Call, known: Known, images: list[Record]
-) -> Trials:
-    """Fetch and read the trial tables of the sessions of images."""
-    ids = {layout.trials_id(rec): session_of(rec) for rec in images}
-    in_bucket = [one for one in ids if one in known.catalog.objects]
-    tables = records(known.catalog, in_bucket, call.data_dir)
-    download(find_missing(tables, selection, call, known), call, known)
-    failed = {rec["id"] for rec in known.failed}
-    on_disk = [o for o in ids if o in known.catalog.on_disk and o not in failed]
-    return Trials(read_trials(call.data_dir, on_disk), [ids[one] for one in on_disk])
-
-
-def _without_table(
-    selection: Selection,
-    call: Call,
-    known: Known,
-    images: list[Record],
-    trials: Trials,
-) -> set[tuple[str, str]]:
-    """Say which sessions have no trial table; return those to drop."""
-    lacking = [rec for rec in images if session_of(rec) not in set(trials.sessions)]
-    failed = {session_of(rec) for rec in known.failed if rec["image_type"] == "trials"}
-    known.failed += [
-        {**rec, "reason": "the trial table of its session could not be fetched"}
-        for rec in lacking
-        if session_of(rec) in failed
-    ]
-    lacking = [rec for rec in lacking if session_of(rec) not in failed]
-    filtered = not is_empty(selection.trial_filter)
-    if lacking and filtered and call.mode == "offline" and selection.sessions:
-        raise NotCachedError(
-            f"The trial table {layout.trials_id(lacking[0])} is not on disk in "
-            f"{call.data_dir}, so trial_filter cannot be applied to a session that "
-            f"was named. {call.how_to_fetch}"
-        )
-    seen = [rec for rec in lacking if can_come(rec, call, known)]
-    if seen:
-        warn(
-            f"There is no trial table for {listed([rec['id'] for rec in seen])}; "
-            + ("left out." if filtered else "returned without trials.")
-        )
-    return failed | {session_of(rec) for rec in lacking if filtered}
-
-
-def _only_cached(
-    selection: Selection, call: Call, known: Known, images: list[Record]
-) -> list[Record]:
-    """Return the images on disk; raise for a session that was named and is not."""
-    cached = [rec for rec in images if is_cached(rec, call, known)]
-    there = {rec["session"] for rec in cached}
+def align(
+    trials: Trials, images: list[Record]
+) -> tuple[pd.DataFrame, list[np.ndarray | None]]:
+    """Return the trials in the order of images, and the volumes of each image."""
+    frame = trials.frame
+    table = frame["image_index"].to_numpy()
+    starts = np.searchsorted(table, np.arange(len(trials.sessions) + 1))
+    position = {session: i for i, session in enumerate(trials.sessions)}
+    volumes = frame["beta_index"].to_numpy()
+    sample_masks: list[np.ndarray | None] = []
+    rows = [np.empty(0, dtype=np.intp)]
     for rec in images:
-        if selection.sessions and layout.is_of_session(rec) and rec not in cached:
-            what = f"{rec['session']} of {rec['subject']}"
-            if rec["session"] not in there:
-                raise NotCachedError(
-                    f"{what} has no {rec['image_type']} on disk in {call.data_dir}. "
-                    f"{call.how_to_fetch}"
-                )
-            warn(f"{what} has no {rec['image_type']} on disk and is left out.")
-    return cached
+        at = position.get(session_of(rec)) if rec["image_type"] == "betas" else None
+        if at is None:
+            sample_masks.append(None)
+        else:
+            sample_masks.append(volumes[starts[at] : starts[at + 1]].copy())
+            rows.append(np.arange(starts[at], starts[at + 1]))
+    sizes = [0 if mask is None else len(mask) for mask in sample_masks]
+    take = np.concatenate(rows)
+    if not np.array_equal(take, np.arange(len(frame))):
+        frame = frame.iloc[take]
+    frame = frame.reset_index(drop=True)
+    frame["image_index"] = np.repeat(np.arange(len(images)), sizes)
+    return frame, sample_masks
+
+
+# --- Masks and maps --------------------------------------------------------------
+
+
+def choose_rois(records: Iterable[Record], selection: Selection) -> list[Record]:
+    """Return the masks of the selected ROIs and categories that pass the filter."""
+    if selection.rois == ():
+        return []
+    names = None if selection.rois is None else {*selection.rois}
+    masks = [
+        rec
+        for rec in records
+        if rec["roi"]
+        and (names is None or rec["roi"] in names or rec["roi_category"] in names)
+    ]
+    passed = [rec for rec in masks if selection.roi_filter(rec)]
+    if masks and not passed:
+        warn_of_nothing("the terms on ROI masks", selection.roi_filter, masks)
+    return passed
+
+
+def choose_companions(
+    records: Iterable[Record],
+    subjects: Container[str],
+    absent: Container[str],
+    derived: Container[str],
+) -> Companions:
+    """Return the brain mask and the noise ceilings of each subject.
+
+    Parameters
+    ----------
+    records : iterable of dict
+        Records of all files.
+    subjects : container of str
+        Whose.
+    absent : container of str
+        Ids of files that cannot be had.
+    derived : container of str
+        Subjects for whom a brain mask was derived already. For others without one, it
+        is the map of mean R2, to derive it from.
+    """
+    masks: dict[str, Record] = {}
+    means: dict[str, Record] = {}
+    ceilings = []
+    for rec in records:
+        subject = rec["subject"]
+        if subject not in subjects:
+            continue
+        if rec["image_type"] == "subject_noise_ceiling":
+            ceilings.append(rec)
+        elif rec["id"] in absent:
+            continue
+        elif layout.is_functional_brain_mask(rec):
+            masks.setdefault(subject, rec)
+        elif rec["image_type"] == "mean_rsquare" and subject not in derived:
+            means.setdefault(subject, rec)
+    return Companions([*{**means, **masks}.values()], ceilings)
+
+
+# --- Names -----------------------------------------------------------------------
+
+
+def check_names(
+    kind: str,
+    names: Iterable[str] | None,
+    by_subject: dict[str, set[str]],
+    where: str | None,
+) -> None:
+    """Warn of a name that some subjects lack; raise for one that all lack.
+
+    Parameters
+    ----------
+    kind : {"ROI", "session"}
+        What is named.
+    names : iterable of str or None
+        What was asked for; None: all.
+    by_subject : dict
+        The names of each subject.
+    where : str or None
+        The data directory, where nothing but the disk is known; else None.
+
+    Raises
+    ------
+    InvalidQueryError
+        If a name does not exist.
+    NotCachedError
+        If nothing but the disk is known, and does not have it.
+    """
+    for name in names or ():
+        lacking = [s for s, there in by_subject.items() if name not in there]
+        if not lacking:
+            continue
+        has = "has" if len(lacking) == 1 else "have"
+        if len(lacking) < len(by_subject):
+            warn(f"{listed(lacking)} {has} no {kind} {name}; it is left out there.")
+            continue
+        known = set().union(*by_subject.values()) - layout.HELD_OUT
+        if kind == "session" or (where and layout.is_published_roi(name)):
+            hint = f"there are {listed(sorted(known), most=_NAMES_SHOWN)}."
+        else:
+            hint = did_you_mean(name, known)
+        if where:
+            raise NotCachedError(
+                f"No {kind} {name} of {listed(lacking)} is on disk in {where}"
+                + (f"; {hint}" if known else ".")
+            )
+        raise InvalidQueryError(f"{listed(lacking)} {has} no {kind} {name}; {hint}")
+
+
+def session_names(records: Iterable[Record]) -> dict[str, set[str]]:
+    """Return the sessions of each subject, whichever their files."""
+    names: dict[str, set[str]] = {}
+    for rec in records:
+        if layout.is_of_session(rec):
+            names.setdefault(rec["subject"], set()).add(rec["session"])
+    return names
+
+
+def roi_names(records: Iterable[Record]) -> dict[str, set[str]]:
+    """Return the ROIs and ROI categories of each subject."""
+    names: dict[str, set[str]] = {}
+    for rec in records:
+        if rec["roi"]:
+            names.setdefault(rec["subject"], set()).update(
+                (rec["roi"], rec["roi_category"])
+            )
+    return names
+
+
+# --- Files that cannot be had ----------------------------------------------------
+
+
+def leave_out_absent(
+    kind: str,
+    chosen: list[Record],
+    absent: Collection[str],
+    *,
+    is_named: Callable[[Record], bool],
+    advice: str,
+) -> list[Record]:
+    """Return the files that can be had; never leave one out without a word.
+
+    Parameters
+    ----------
+    kind : str
+        What the files are, in the plural.
+    chosen : list of dict
+        Records of selected files.
+    absent : collection of str
+        Ids of files that cannot be had.
+    is_named : callable
+        Whether a record's file, its session or ROI was named: then it is an error.
+    advice : str
+        What to do, to end the message with.
+
+    Raises
+    ------
+    NotCachedError
+        If a file that was named cannot be had.
+    """
+    lacking = [rec for rec in chosen if rec["id"] in absent]
+    if not lacking:
+        return chosen
+    named = [rec["id"] for rec in lacking if is_named(rec)]
+    if named:
+        raise NotCachedError(
+            f"{counted(len(named), 'file')} of the selection "
+            f"{'is' if len(named) == 1 else 'are'} not on disk: {listed(named)}. "
+            f"{advice} allow_missing=True leaves such files out."
+        )
+    present = [rec for rec in chosen if rec["id"] not in absent]
+    warn(
+        f"{len(lacking)} of {len(chosen)} {kind} are in the saved listing but not on "
+        f"disk, and are left out: {listed(_short_names(lacking))}. {advice}"
+    )
+    return present
+
+
+def _short_names(lacking: list[Record]) -> list[str]:
+    """Return what to call files in a warning: ROI or session, and the subject."""
+    return list(
+        dict.fromkeys(
+            f"{rec['roi'] or rec['session'] or rec['id']} of {rec['subject']}"
+            for rec in lacking
+        )
+    )
+
+
+def has_filter(given: ResultFilter) -> bool:
+    """Tell whether a filter leaves anything out."""
+    return not is_empty(given)

@@ -167,7 +167,12 @@ def _parser() -> argparse.ArgumentParser:
     _command(commands, "status", _status, "what is configured, accepted and cached")
 
     verify = _command(commands, "verify", _verify, "check the files on disk")
-    verify.add_argument("--repair", action="store_true", help="fetch bad files again")
+    verify.add_argument(
+        "--repair", action="store_true", help="download bad files again"
+    )
+    verify.add_argument(
+        "--online", action="store_true", help="compare with the bucket of today"
+    )
     _verbosity(verify)
 
     completion = commands.add_parser(
@@ -204,9 +209,7 @@ def _terms(command: argparse.ArgumentParser, option: str, what: str) -> None:
 
 def _transfer_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--mode",
-        default="download_new",
-        help="download_new (the default), overwrite or offline",
+        "--mode", help="download_new (the default), overwrite or offline"
     )
     command.add_argument(
         "--n-connections",
@@ -439,9 +442,10 @@ def _verify(options: argparse.Namespace) -> int:
     report = verify_cache(
         data_dir=options.data_dir,
         repair=options.repair,
+        online=options.online,
         verbose=0 if options.quiet else options.verbose,
     )
-    bad = report[~report["status"].isin(["ok", "unknown", "repaired"])]
+    bad = report[~report["status"].isin(["ok", "unknown", "outdated", "repaired"])]
     for row in bad.itertuples():
         print(f"{row.status}\t{row.id}")
     return 1 if len(bad) else 0

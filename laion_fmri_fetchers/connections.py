@@ -19,6 +19,8 @@ import threading
 import time
 import weakref
 from collections.abc import Generator
+from datetime import timezone
+from email.utils import parsedate_to_datetime
 from typing import NamedTuple
 from urllib.parse import unquote, urljoin, urlsplit, urlunsplit
 
@@ -85,6 +87,15 @@ class Answer(NamedTuple):
     stop: int
     size: int
     etag: str | None
+
+    @property
+    def last_modified(self) -> str | None:
+        """Date of the object's last change, ISO 8601 in UTC as listings have it."""
+        try:
+            date = parsedate_to_datetime(self.response.headers["Last-Modified"])
+        except (TypeError, ValueError):
+            return None
+        return f"{date.astimezone(timezone.utc):%Y-%m-%dT%H:%M:%S}.000Z"
 
 
 class Connections:

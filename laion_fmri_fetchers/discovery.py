@@ -11,6 +11,9 @@ from .cache import get_data_dir, local_path
 from .catalog import Catalog, Wanted, look
 from .exceptions import BucketError, InvalidQueryError, did_you_mean
 from .messages import listed, readable_size, warn
+from .selection import check_mode
+
+_DESCRIBED = (layout.GLM, layout.ROIS, layout.ANATOMICAL)
 
 
 def get_subjects(
@@ -42,8 +45,13 @@ def get_subjects(
         >>> get_subjects()  # doctest: +SKIP
         ['sub-01', 'sub-03', 'sub-05', 'sub-06', 'sub-07']
     """
-    found = _look([(layout.GLM, "/")], get_data_dir(data_dir), timeout)
-    return list(layout.subjects_among(found.folders))
+    folder = get_data_dir(data_dir)
+    levels: list[Wanted] = [(tree, "/") for tree in (*layout.TREES, layout.DERIVATIVES)]
+    folders = _look(levels, folder, timeout).folders
+    unknown: list[Wanted] = [(tree, "/") for tree in layout.unknown_trees(folders)]
+    if unknown:
+        folders = folders | _look(unknown, folder, timeout).folders
+    return list(layout.subjects_among(folders))
 
 
 def get_rois(
@@ -135,13 +143,15 @@ def describe(
     print(f"LAION-fMRI in {bucket_url()}")
     print(f"Data directory: {folder}\n")
     subjects = get_subjects(data_dir=folder, timeout=timeout)
-    wanted = [w for subject in subjects for w in layout.listings_of(subject)]
+    wanted = [
+        w for subject in subjects for w in layout.listings_of(subject, _DESCRIBED)
+    ]
     found = _look(wanted, folder, timeout)
     recs = [layout.record(one) for one in found.objects]
     print("subject  sessions  held out    betas      ROIs  on disk")
     for subject in subjects:
         own = [rec for rec in recs if rec["subject"] == subject]
-        sessions = {rec["session"] for rec in own if layout.is_of_session(rec)}
+        sessions = {rec["session"] for rec in own if layout.is_of_trials(rec)}
         held_out = sessions & layout.HELD_OUT
         size = sum(
             found.objects[rec["id"]][1]
@@ -210,18 +220,30 @@ def inspect_bucket(
 
 def _look(wanted: Iterable[Wanted], data_dir: str, timeout: float) -> Catalog:
     """Look at the bucket; at saved listings and the disk where it does not answer."""
-    found = look(wanted, data_dir, timeout=timeout)
+    offline = check_mode(None) == "offline"
+    found = look(wanted, data_dir, offline=offline, timeout=timeout)
+    if offline and found.unlisted:
+        return _by_disk(found, data_dir)
     if not found.error:
         return found
     if not found.unlisted:
-        warn(f"{found.error} This is by a listing saved earlier.")
+        warn(f"{found.error} Showing a listing saved earlier.")
         return found
-    if not (found.on_disk or found.folders):
+    prefixes = tuple(prefix for prefix, _ in wanted)
+    below = [f for f in found.folders if f.startswith(prefixes) and f not in prefixes]
+    if not (found.on_disk or below):
         raise BucketError(
             f"{found.error} Nothing of it is in {data_dir}, and no listing was saved "
             "earlier."
         )
-    warn(f"{found.error} This is by what is on disk.")
-    sizes = {one: os.path.getsize(local_path(data_dir, one)) for one in found.on_disk}
-    on_disk = {one: [one, size, None, None] for one, size in sizes.items()}
+    warn(f"{found.error} Showing what is on disk.")
+    return _by_disk(found, data_dir)
+
+
+def _by_disk(found: Catalog, data_dir: str) -> Catalog:
+    """Return what is known with the files on disk for lack of a listing."""
+    on_disk = {
+        path: (path, os.path.getsize(local_path(data_dir, path)), None, None)
+        for path in found.on_disk
+    }
     return found._replace(objects={**on_disk, **found.objects})

@@ -2,15 +2,14 @@
 
 The way through, with no step back::
 
-    arguments -> Selection, Call     select, prepare
-              -> Known               scroll: the bucket, or saved listings, and the disk
-              -> subjects            choose_subjects, by subject_filter
-              -> images              choose_images, by sessions and image_filter
-              -> trials              read_tables, by trial_filter; cuts images
-              -> masks and maps      choose_rois, choose_companions
-              -> plan                find_missing
-              -> transfer            download
-              -> Bunch               _bunch
+    arguments -> Selection, Call, Grid   select, prepare
+              -> Known                   know_subjects: bucket or saved listings, disk
+              -> subjects                choose_subjects, by subject_filter
+              -> images                  choose_images, by sessions and image_filter
+              -> trials                  trial tables: obtain, read, choose_trials
+              -> masks and maps          choose_rois, choose_companions
+              -> files                   plan, obtain
+              -> Bunch                   _bunch
 
 Filters cut metadata at each step, before bytes move: of the bucket, nothing but
 listings and small tables is read until the plan stands.
@@ -21,10 +20,10 @@ from __future__ import annotations
 import gzip
 import inspect
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -32,44 +31,89 @@ from joblib import Parallel, delayed
 from sklearn.utils import Bunch
 
 from . import cache, layout
-from .bucket import bucket_url
 from .calls import Call, Result, prepare
+from .catalog import Wanted
 from .choose import (
+    Companions,
     Trials,
+    align,
+    check_names,
     choose_companions,
     choose_images,
     choose_rois,
     choose_subjects,
-    find_named,
-    folders_beside,
-    named_records,
-    read_tables,
+    choose_trials,
+    describe_subjects,
+    earlier_tables,
+    has_filter,
+    images_with_trials,
+    leave_out_absent,
+    limit_images,
+    roi_names,
+    session_names,
     session_of,
+    tables_of,
+)
+from .exceptions import InvalidQueryError, NotCachedError, did_you_mean
+from .filters import admits
+from .known import (
+    SUBJECT_TREES,
+    Known,
+    Record,
+    find_subjects,
+    know,
+    know_subjects,
+    size_on_disk,
 )
 from .licenses import accept_license
 from .messages import counted, listed, readable_size, tell, warn
+from .obtain import Outcome, Planned, obtain, plan, planned_size
 from .resample import (
     can_be_resampled,
+    describe_folder,
+    find_resampled,
     interpolation_for,
     resample_file,
     resampled_path,
     resolution_label,
 )
-from .scroll import (
-    Known,
-    Record,
-    download,
-    find_missing,
-    refuse_without_bucket,
-    scroll,
-)
-from .selection import Selection, select, select_ids
+from .selection import Selection, select
+from .tables import read_participants, read_trials
 
-_MUCH = 10**9
-_LESS = (
-    ". For less, narrow subjects, sessions, rois or a filter; a dry run lists what "
-    "would come."
-)
+
+class Grid(NamedTuple):
+    """An isotropic grid that images are resampled to."""
+
+    resolution: float
+    interpolation: str
+    keep_original: bool
+
+
+class Chosen(NamedTuple):
+    """What a Bunch is made of."""
+
+    images: list[Record]
+    rois: list[Record]
+    companions: Companions
+    trials: Trials
+
+    def files(self) -> list[Record]:
+        """Return the records of all files."""
+        return [
+            *self.images,
+            *self.rois,
+            *self.companions.brain_masks,
+            *self.companions.noise_ceilings,
+        ]
+
+    def without(self, ids: set[str]) -> Chosen:
+        """Return the same without some files."""
+
+        def others(records: list[Record]) -> list[Record]:
+            return [rec for rec in records if rec["id"] not in ids]
+
+        companions = Companions(*map(others, self.companions))
+        return Chosen(others(self.images), others(self.rois), companions, self.trials)
 
 
 def fetch_laion_fmri(
@@ -85,7 +129,7 @@ def fetch_laion_fmri(
     resolution: float | None = None,
     interpolation: str = "continuous",
     keep_original: bool = True,
-    mode: str = "download_new",
+    mode: str | None = None,
     data_dir: str | os.PathLike | None = None,
     dry_run: bool = False,
     allow_missing: bool = False,
@@ -225,6 +269,7 @@ callable, optional
         image_terms,
         inspect.signature(fetch_laion_fmri).parameters,
     )
+    grid = _grid(resolution, interpolation, keep_original)
     call = prepare(
         mode,
         data_dir,
@@ -234,26 +279,36 @@ callable, optional
         verbose=verbose,
         dry_run=dry_run,
     )
-    call = _with_grid(call, resolution, interpolation, keep_original)
-    known = scroll(selection, call)
-    subjects_meta = choose_subjects(selection, call, known)
-    images = choose_images(selection, call, known)
-    images, trials = read_tables(selection, call, known, images)
-    chosen = {
-        "images": images,
-        "rois": choose_rois(selection, call, known),
-        **choose_companions(call, known, known.subjects),
-    }
+    subject_names, known = know_subjects(selection, call, grid and grid.resolution)
+    _check_subjects(subject_names, selection, known, call)
+    participants = _participants(selection, known, call)
+    described = describe_subjects(subject_names, known.records, participants)
+    described = choose_subjects(described, selection.subject_filter)
+    names = {meta["subject"] for meta in described}
+    records = [rec for rec in known.records if rec["subject"] in names]
+    _check_names(selection, records, names, known, call)
+    images = choose_images(records, selection)
+    _tell_of_bulk(images, call)
+    images, trials, tables = _choose_by_trials(images, selection, known, call)
+    derived = _derived_masks(names, call)
+    chosen = Chosen(
+        images,
+        choose_rois(records, selection),
+        choose_companions(records, names, known.absent, derived),
+        trials,
+    )
+    chosen = _leave_out_absent(chosen, selection.is_named, known, call)
+    described = [m for m in described if _is_there(m["subject"], records, known)]
     query = selection.as_query()
-    if call.resolution is not None:
-        query |= {"resolution": call.resolution, "interpolation": call.interpolation}
-    return _fetch(selection, call, known, query, subjects_meta, chosen, trials)
+    if grid is not None:
+        query |= {"resolution": resolution, "interpolation": interpolation}
+    return _fetch(chosen, described, query, selection, known, call, grid, tables)
 
 
 def fetch_laion_fmri_ids(
     image_ids: str | Iterable[str] = (),
     *,
-    mode: str = "download_new",
+    mode: str | None = None,
     data_dir: str | os.PathLike | None = None,
     dry_run: bool = False,
     allow_missing: bool = False,
@@ -265,12 +320,15 @@ def fetch_laion_fmri_ids(
 
     Parameters
     ----------
-    image_ids : str or iterable of str
-        The ``id`` of records, or keys of the bucket. Betas bring their trial tables
-        and, for each subject, brain mask and noise ceilings; other files come alone.
-    mode : {"download_new", "overwrite", "offline"}, default="download_new"
-        ``"download_new"`` fetches what is not on disk, ``"overwrite"`` all that is
-        named, ``"offline"`` opens no socket.
+    image_ids : str or iterable of str, default=()
+        The ``id`` of records, or keys of the bucket; one that ends with ``/`` stands
+        for every file below it, such as ``"derivatives/retinotopy/sub-01/"``, except
+        files that are held out or gated. Betas bring their trial tables and, for each
+        subject, brain mask and noise ceilings; other files are fetched alone.
+    mode : {"download_new", "overwrite", "offline"}, optional
+        ``"download_new"`` (the default) downloads files that are not on disk,
+        ``"overwrite"`` all that are named, ``"offline"`` opens no socket; see
+        `fetch_laion_fmri`.
     data_dir : str or path, optional
         The data directory, see `get_data_dir`.
     dry_run : bool, default=False
@@ -293,11 +351,11 @@ def fetch_laion_fmri_ids(
     Raises
     ------
     InvalidQueryError
-        If an id names no file of the bucket.
+        If an id is not that of a file of the bucket, or nothing is below a prefix.
     UnsafeKeyError
         If an id would leave the data directory.
     NotCachedError
-        Offline, if a file is not on disk.
+        Offline, if a file is not on disk, unless ``allow_missing``.
 
     See Also
     --------
@@ -309,9 +367,12 @@ def fetch_laion_fmri_ids(
 
         ids = [meta["id"] for meta in data.images_meta]
         again = fetch_laion_fmri_ids(ids)
+
+    All files of a subject in a tree, whatever they are::
+
+        maps = fetch_laion_fmri_ids("derivatives/retinotopy/sub-01/")
     """
-    named = named_records(image_ids)
-    selection = select_ids(named)
+    ids, prefixes = _named(image_ids)
     call = prepare(
         mode,
         data_dir,
@@ -321,125 +382,460 @@ def fetch_laion_fmri_ids(
         verbose=verbose,
         dry_run=dry_run,
     )
-    known = scroll(selection, call, folders_beside(named))
-    subjects_meta = choose_subjects(selection, call, known)
-    images = find_named(call, known, [rec["id"] for rec in named])
-    images, trials = read_tables(selection, call, known, images)
+    known, names = _know_named(ids, prefixes, call)
+    images = _choose_named(ids, prefixes, known, call)
+    _tell_of_bulk(images, call)
+    names &= {rec["subject"] for rec in images}
+    everything = Selection(rois=())
+    participants = _participants(everything, known, call)
+    images, trials, tables = _choose_by_trials(images, everything, known, call)
     with_betas = {rec["subject"] for rec in images if rec["image_type"] == "betas"}
-    chosen = {
-        "images": images,
-        "rois": [],
-        **choose_companions(call, known, sorted(with_betas)),
-    }
-    query = {"image_ids": [rec["id"] for rec in images]}
-    return _fetch(selection, call, known, query, subjects_meta, chosen, trials)
+    derived = _derived_masks(with_betas, call)
+    companions = choose_companions(known.records, with_betas, known.absent, derived)
+    chosen = Chosen(images, [], companions, trials)
+    chosen = _leave_out_absent(chosen, lambda _: True, known, call)
+    described = describe_subjects(sorted(names), known.records, participants)
+    query = {"image_ids": [*ids, *prefixes]}
+    return _fetch(chosen, described, query, everything, known, call, None, tables)
 
 
-def _with_grid(
-    call: Call, resolution: float | None, interpolation: str, keep_original: bool
-) -> Call:
+# --- What is asked and known -----------------------------------------------------
+
+
+def _grid(
+    resolution: float | None, interpolation: str, keep_original: bool
+) -> Grid | None:
     """Check the grid that images are to be resampled to."""
     if resolution is None:
-        return call
+        return None
     resolution_label(resolution)
     interpolation_for({"suffix": None}, interpolation)
-    return call._replace(
-        resolution=float(resolution),
-        interpolation=interpolation,
-        keep_original=keep_original,
+    return Grid(float(resolution), interpolation, bool(keep_original))
+
+
+def _check_subjects(
+    names: list[str], selection: Selection, known: Known, call: Call
+) -> None:
+    """Raise for a subject that was named and of which nothing is there."""
+    there = {rec["subject"] for rec in known.records if rec["id"] not in known.absent}
+    absent = sorted(set(names) - there) if selection.subjects else []
+    if not absent:
+        return
+    published, _ = find_subjects(call)
+    if known.offline:
+        raise NotCachedError(
+            f"Nothing of {absent[0]} is on disk in {call.data_dir}; known subjects: "
+            f"{listed(list(published)) or 'none'}. {call.how_to_fetch}"
+        )
+    if absent[0] not in published:
+        raise InvalidQueryError(
+            f"There is no subject {absent[0]!r}; there are {listed(list(published))}."
+        )
+    warn(f"The bucket has no files of {absent[0]} where the selection looks.")
+
+
+def _is_there(subject: str, records: Iterable[Record], known: Known) -> bool:
+    return not known.offline or any(
+        rec["subject"] == subject and rec["id"] not in known.absent for rec in records
     )
+
+
+def _participants(
+    selection: Selection, known: Known, call: Call
+) -> dict[str, dict[str, Any]]:
+    """Return the columns of ``participants.tsv`` by subject; it may be missing."""
+    filtered = has_filter(selection.subject_filter)
+    table = [rec for rec in known.records if rec["id"] == layout.PARTICIPANTS]
+    fetched: frozenset[str] = frozenset()
+    if filtered or not call.dry_run:
+        planned = plan(table, known, call, again=lambda rec: _is_newer(rec, selection))
+        optional = () if filtered else {layout.PARTICIPANTS}
+        outcome = obtain(planned, known, call, optional=optional, quiet=True)
+        fetched = outcome.fetched
+        for rec in outcome.failed:
+            warn(f"{rec['id']} could not be downloaded ({rec['reason']}).")
+    if layout.PARTICIPANTS not in known.on_disk | fetched:
+        return {}
+    return read_participants(cache.local_path(call.data_dir, layout.PARTICIPANTS))
+
+
+def _is_newer(rec: Record, selection: Selection) -> bool:
+    """Tell whether a file passes a term on the date, where there is one."""
+    return admits(selection.image_filter, "last_modified", rec["last_modified"])
+
+
+def _check_names(
+    selection: Selection,
+    records: list[Record],
+    subjects: Iterable[str],
+    known: Known,
+    call: Call,
+) -> None:
+    """Raise for sessions and ROIs that no subject has; warn where some lack them."""
+    where = call.data_dir if known.offline else None
+    for kind, names, found in (
+        ("session", selection.sessions, session_names(records)),
+        ("ROI", selection.rois, roi_names(records)),
+    ):
+        by_subject = {
+            subject: found.get(subject, set()) for subject in sorted(subjects)
+        }
+        check_names(kind, names, by_subject, where)
+
+
+def _tell_of_bulk(images: list[Record], call: Call) -> None:
+    """Say how much raw and preprocessed time series are, before anything else."""
+    bulk = [rec for rec in images if layout.place(rec["id"])[0] in layout.BULK]
+    if bulk:
+        size = readable_size(sum(rec["size"] or 0 for rec in bulk))
+        tell(
+            f"Time series selected: {size} in {counted(len(bulk), 'file')}",
+            call.verbose,
+        )
+
+
+# --- Files that were named -------------------------------------------------------
+
+
+def _named(image_ids: object) -> tuple[list[str], list[str]]:
+    """Return ids and prefixes that were named, each once."""
+    given = [image_ids] if isinstance(image_ids, str) else image_ids
+    if isinstance(given, (bytes, dict)) or not isinstance(given, Iterable):
+        raise InvalidQueryError(f"image_ids is {image_ids!r}; give ids or keys, as str")
+    ids: dict[str, None] = {}
+    prefixes: dict[str, None] = {}
+    for name in given:
+        if not isinstance(name, str):
+            raise InvalidQueryError(
+                f"image_ids holds {name!r}; give ids or keys, as str"
+            )
+        if name.strip("/") == "" or not name.endswith("/"):
+            ids[layout.clean_key(name)] = None
+        else:
+            prefixes[f"{layout.clean_key(name.rstrip('/'))}/"] = None
+    for gated in layout.GATED & set(ids):
+        raise InvalidQueryError(
+            f"{gated!r} is gated by a Data Use Agreement; use fetch_laion_stimuli."
+        )
+    return sorted(ids), sorted(prefixes)
+
+
+def _know_named(
+    ids: list[str], prefixes: list[str], call: Call
+) -> tuple[Known, set[str]]:
+    """Return what is known of named files and of their subjects, and the subjects."""
+    folders = {f"{path.rpartition('/')[0]}/" for path in ids} - {"/"}
+    wanted: list[Wanted] = [("", "/"), *((folder, "/") for folder in sorted(folders))]
+    wanted += [(prefix, "") for prefix in prefixes]
+    subjects = {layout.place(path)[1] for path in (*ids, *prefixes)}
+    while True:
+        names = {subject for subject in subjects if subject}
+        known = know(
+            wanted
+            + [
+                listing
+                for subject in sorted(names)
+                for listing in layout.listings_of(subject, SUBJECT_TREES)
+            ],
+            call,
+        )
+        below = (
+            rec for rec in known.records if rec["id"].startswith((*prefixes, "\0"))
+        )
+        subjects = names | {rec["subject"] for rec in below if rec["subject"]}
+        if subjects == names:
+            return known, names
+
+
+def _choose_named(
+    ids: list[str], prefixes: list[str], known: Known, call: Call
+) -> list[Record]:
+    """Return the records of named files; raise for names that are not there."""
+    by_id = {rec["id"]: rec for rec in known.records}
+    for path in ids:
+        if path not in by_id:
+            hint = did_you_mean(path, by_id)
+            if known.offline:
+                raise NotCachedError(
+                    f"{path} is not on disk in {call.data_dir}; {hint} "
+                    f"{call.how_to_fetch}"
+                )
+            raise InvalidQueryError(f"There is no file {path!r} in the bucket; {hint}")
+    chosen = {path: by_id[path] for path in ids}
+    for prefix in prefixes:
+        below = [rec for rec in known.records if rec["id"].startswith(prefix)]
+        if not below and known.offline:
+            raise NotCachedError(
+                f"Nothing below {prefix} is on disk in {call.data_dir}. "
+                f"{call.how_to_fetch}"
+            )
+        if not below:
+            raise InvalidQueryError(
+                f"There is nothing below {prefix!r} in the bucket; inspect_bucket() "
+                "shows its folders."
+            )
+        free = [
+            rec
+            for rec in below
+            if not layout.is_held_out(rec) and rec["id"] not in layout.GATED
+        ]
+        if len(free) < len(below):
+            tell(
+                f"Below {prefix}, {counted(len(below) - len(free), 'file')} held out "
+                "for evaluation or gated by the Data Use Agreement are left out",
+                call.verbose,
+            )
+        chosen |= {rec["id"]: rec for rec in free}
+    return [rec for rec in known.records if rec["id"] in chosen]
+
+
+# --- Trials ----------------------------------------------------------------------
+
+
+def _choose_by_trials(
+    images: list[Record], selection: Selection, known: Known, call: Call
+) -> tuple[list[Record], Trials, Outcome]:
+    """Cut images by the trial filter and ``max_images``, and read their trials."""
+    filtered = has_filter(selection.trial_filter)
+    if not filtered:
+        images = limit_images(images, known.absent, selection)
+    with_tables = [
+        rec
+        for rec in images
+        if layout.is_of_trials(rec) and (filtered or rec["image_type"] == "betas")
+    ]
+    trials, outcome = _read_tables(with_tables, selection, known, call)
+    lacking = [rec for rec in with_tables if session_of(rec) not in {*trials.sessions}]
+    failed = {session_of(rec) for rec in outcome.failed}
+    outcome = outcome._replace(
+        failed=tuple(
+            rec for rec in outcome.failed if rec["id"] in tables_of(with_tables)
+        )
+        + tuple(
+            {**rec, "reason": "the trial table of its session could not be downloaded"}
+            for rec in lacking
+            if session_of(rec) in failed
+        )
+    )
+    dropped = _refuse_or_warn(lacking, failed, selection, known, call)
+    images = [rec for rec in images if rec["id"] not in dropped]
+    if filtered:
+        trials = choose_trials(trials, selection.trial_filter)
+        images = images_with_trials(images, trials)
+        images = limit_images(images, known.absent, selection)
+    return images, trials, outcome
+
+
+def _read_tables(
+    images: list[Record], selection: Selection, known: Known, call: Call
+) -> tuple[Trials, Outcome]:
+    """Download and read the trial tables of images, and all before them."""
+    tables = tables_of(images)
+    earlier = [one for one in earlier_tables(tables.values()) if one not in tables]
+    needed = {*tables, *earlier}
+    planned = plan(
+        [rec for rec in known.records if rec["id"] in needed],
+        known,
+        call,
+        again=lambda rec: _is_newer(rec, selection),
+    )
+    outcome = obtain(planned, known, call, optional=earlier, quiet=True)
+    failed = {rec["id"] for rec in outcome.failed}
+    there = (known.on_disk | outcome.fetched) - failed
+    if uncounted := sorted(failed & {*earlier}):
+        warn(
+            f"{listed(uncounted)} could not be downloaded, so 'repetition' is unknown "
+            "for later sessions."
+        )
+    on_disk = [one for one in tables if one in there]
+    frame = read_trials(call.data_dir, on_disk)
+    return Trials(frame, [tables[one] for one in on_disk]), outcome
+
+
+def _refuse_or_warn(
+    lacking: list[Record],
+    failed: set[tuple[str, str]],
+    selection: Selection,
+    known: Known,
+    call: Call,
+) -> set[str]:
+    """Return the ids of images to leave out, as their trial tables are not there."""
+    filtered = has_filter(selection.trial_filter)
+    dropped = {rec["id"] for rec in lacking if session_of(rec) in failed}
+    others = [rec for rec in lacking if session_of(rec) not in failed]
+    refuses = filtered and known.offline and not call.allow_missing
+    if refuses and selection.sessions and others:
+        raise NotCachedError(
+            f"The trial table {layout.trials_id(others[0])} is not on disk in "
+            f"{call.data_dir}, so trial_filter cannot be applied to a session that "
+            f"was named. {call.how_to_fetch}"
+        )
+    seen = [rec["id"] for rec in others if rec["id"] not in known.absent or filtered]
+    if seen:
+        warn(
+            f"There is no trial table for {listed(seen)}; "
+            + ("left out." if filtered else "returned without trials.")
+        )
+    return dropped | ({rec["id"] for rec in others} if filtered else set())
+
+
+def _derived_masks(subjects: Iterable[str], call: Call) -> set[str]:
+    """Return the subjects whose brain mask was derived and need not be again."""
+    if call.mode == "overwrite":
+        return set()
+    return {s for s in subjects if cache.brain_mask_file(call.data_dir, s).exists()}
+
+
+def _leave_out_absent(
+    chosen: Chosen, is_named: Callable[[Record], bool], known: Known, call: Call
+) -> Chosen:
+    """Leave out files that cannot be had; raise where they were named."""
+
+    def present(kind: str, records: list[Record]) -> list[Record]:
+        return leave_out_absent(
+            kind,
+            records,
+            known.absent,
+            is_named=lambda rec: is_named(rec) and not call.allow_missing,
+            advice=call.how_to_fetch,
+        )
+
+    masks, ceilings = chosen.companions
+    return chosen._replace(
+        images=present("images", chosen.images),
+        rois=present("ROI masks", chosen.rois),
+        companions=Companions(masks, present("noise ceilings", ceilings)),
+    )
+
+
+# --- Files and the Bunch ---------------------------------------------------------
 
 
 def _fetch(
-    selection: Selection,
-    call: Call,
-    known: Known,
-    query: dict[str, Any],
+    chosen: Chosen,
     subjects_meta: list[dict[str, Any]],
-    chosen: dict[str, list[Record]],
-    trials: Trials,
+    query: dict[str, Any],
+    selection: Selection,
+    known: Known,
+    call: Call,
+    grid: Grid | None,
+    tables: Outcome,
 ) -> Bunch:
-    """Fetch what is missing of the chosen files, and make the Bunch."""
-    selected = {rec["id"] for rec in chosen["images"]}
-    wanted = [rec for kind in chosen.values() for rec in kind]
-    missing = find_missing(wanted, selection, call, known, selected)
-    size = sum(rec["size"] or 0 for rec, _ in missing)
-    if missing and not call.dry_run:
-        refuse_without_bucket([rec for rec, _ in missing], call, known)
-        tell(
-            f"Fetching {counted(len(missing), 'file')}, {readable_size(size)}, from "
-            f"{bucket_url()} to {call.data_dir}{_LESS if size >= _MUCH else ''}",
-            call.verbose,
+    """Download what is missing of the chosen files, and make the Bunch."""
+    planned = _plan(chosen, selection, known, call, grid, tables)
+    outcome = tables
+    if not call.dry_run:
+        outcome += obtain(
+            planned,
+            known,
+            call,
+            accept=accept_license if any(map(_is_data, planned)) else None,
+            optional=layout.ROOT_FILES,
         )
-        if any(rec["image_type"] != "trials" for rec, _ in missing):
-            accept_license(call.data_dir)
-        download(missing, call, known, quiet=False)
-    if known.catalog.error:
+    if known.error:
         warn(
-            f"{known.catalog.error} By a listing saved earlier, "
+            f"{known.error} By a listing saved earlier, "
             + (
                 "this is what is planned."
                 if call.dry_run
-                else "all of the selection is on disk: this call went on offline."
+                else "everything selected is on disk; continuing offline."
             )
         )
-    bunch = _bunch(call, known, query, subjects_meta, chosen, trials)
-    what = (
+    bunch = _bunch(chosen, subjects_meta, query, known, call, grid, outcome)
+    summary = (
         f"{counted(len(bunch.images), 'image')}, "
         f"{counted(len(bunch.rois), 'ROI mask')} and "
         f"{counted(len(bunch.trials), 'trial')} of "
-        f"{listed(known.subjects) or 'no subject'} in {call.data_dir}"
+        f"{listed([meta['subject'] for meta in subjects_meta]) or 'no subject'} in "
+        f"{call.data_dir}"
     )
     if call.dry_run:
-        what += (
-            f"; {counted(len(missing), 'file')}, {readable_size(size)}, would be "
-            "fetched for them"
+        size = planned_size(planned)
+        summary += (
+            f"; {counted(len(planned), 'file')}, {readable_size(size)}, would be "
+            "downloaded for them"
         )
-        rows = [(rec["id"], rec["size"], reason) for rec, reason in missing]
+        rows = [(rec["id"], rec["size"], reason) for rec, reason in planned]
         bunch.plan = pd.DataFrame(rows, columns=["id", "size", "reason"])
         bunch.plan_size = size
-    tell(what, call.verbose)
+    tell(summary, call.verbose)
     return bunch
 
 
-def _bunch(
-    call: Call,
+def _is_data(item: Planned) -> bool:
+    """Tell whether a file is under the terms of the data, as tables are not."""
+    rec = item.record
+    return rec["image_type"] != "trials" and rec["id"] not in layout.ROOT_FILES
+
+
+def _plan(
+    chosen: Chosen,
+    selection: Selection,
     known: Known,
-    query: dict[str, Any],
+    call: Call,
+    grid: Grid | None,
+    tables: Outcome,
+) -> list[Planned]:
+    """Return the files to download, and the dataset's root files with them."""
+    selected = {rec["id"] for rec in chosen.images}
+    files = chosen.files()
+    if grid is not None:
+        _check_targets(files, grid)
+        if call.mode != "overwrite":
+            files = [rec for rec in files if not _has_resampled(rec, call, grid)]
+    done = tables.fetched | {rec["id"] for rec in tables.failed}
+    planned = plan(
+        files,
+        known,
+        call,
+        again=lambda rec: rec["id"] in selected or _is_newer(rec, selection),
+        done=done,
+    )
+    if planned:
+        root = [rec for rec in known.records if rec["id"] in layout.ROOT_FILES]
+        planned += plan(root, known, call, done={*selected, *done})
+    return planned
+
+
+def _bunch(
+    chosen: Chosen,
     subjects_meta: list[dict[str, Any]],
-    chosen: dict[str, list[Record]],
-    trials: Trials,
+    query: dict[str, Any],
+    known: Known,
+    call: Call,
+    grid: Grid | None,
+    outcome: Outcome,
 ) -> Bunch:
-    """Return the Bunch of what was chosen and did not fail."""
-    failed = {rec["id"] for rec in known.failed}
-    chosen = {
-        kind: [rec for rec in recs if rec["id"] not in failed]
-        for kind, recs in chosen.items()
-    }
-    _compare_sizes([rec for recs in chosen.values() for rec in recs])
-    if call.resolution is not None:
-        _resample(call, known, chosen)
+    """Return the Bunch of files that were chosen and did not fail."""
+    failed = [rec for rec in outcome.failed if rec["id"] not in layout.ROOT_FILES]
     if failed:
         warn(
-            f"{len(failed)} files could not be fetched and are left out: "
-            f"{listed(sorted(failed))}. The reasons are in the Bunch under 'failed'."
+            f"{len(failed)} files could not be downloaded and are left out: "
+            f"{listed(sorted(rec['id'] for rec in failed))}. The reasons are in the "
+            "Bunch under 'failed'."
         )
-    frame, sample_masks = _align(trials, chosen["images"])
+    chosen = chosen.without({rec["id"] for rec in failed})
+    _note_versions(chosen.files(), known, outcome)
+    subjects = [meta["subject"] for meta in subjects_meta]
+    masks = _brain_masks(subjects, chosen.companions.brain_masks, call, outcome)
+    if grid is not None:
+        chosen, masks = _resample(chosen, masks, call, grid, outcome)
+    trials, sample_masks = align(chosen.trials, chosen.images)
     ceilings: dict[str, dict[str, str]] = {}
-    for rec in chosen["noise_ceilings"]:
+    for rec in chosen.companions.noise_ceilings:
         name = layout.noise_ceiling_name(rec)
         ceilings.setdefault(rec["subject"], {})[name] = rec["absolute_path"]
     return Result(
-        images=[rec["absolute_path"] for rec in chosen["images"]],
-        images_meta=chosen["images"],
-        rois=[rec["absolute_path"] for rec in chosen["rois"]],
-        rois_meta=chosen["rois"],
-        brain_masks=_brain_masks(call, known, chosen["brain_masks"]),
+        images=[rec["absolute_path"] for rec in chosen.images],
+        images_meta=chosen.images,
+        rois=[rec["absolute_path"] for rec in chosen.rois],
+        rois_meta=chosen.rois,
+        brain_masks=masks,
         noise_ceilings=ceilings,
-        trials=frame,
+        trials=trials,
         sample_masks=sample_masks,
         subjects_meta=subjects_meta,
-        failed=known.failed,
+        failed=[{k: v for k, v in rec.items() if k != "status"} for rec in failed],
         data_dir=call.data_dir,
         query=query,
         description=resources.files(__package__)
@@ -448,109 +844,185 @@ def _bunch(
     )
 
 
-def _resample(call: Call, known: Known, chosen: dict[str, list[Record]]) -> None:
-    """Replace records by those of the images resampled from them, made if need be."""
-    for kind in ("images", "rois", "noise_ceilings"):
-        recs = [rec for rec in chosen[kind] if can_be_resampled(rec)]
-        if recs and not call.dry_run:
-            Parallel()(
-                delayed(resample_file)(
-                    rec["absolute_path"],
-                    call.resolution,
-                    interpolation_for(rec, call.interpolation),
-                    overwrite=rec["id"] in known.fetched,
-                    keep_original=call.keep_original or kind != "images",
-                )
-                for rec in recs
-            )
-        chosen[kind] = [
-            _resampled(rec, call) if can_be_resampled(rec) else rec
-            for rec in chosen[kind]
-        ]
-
-
-def _resampled(rec: Record, call: Call) -> Record:
-    """Return the record of the image resampled from that of a record."""
-    assert call.resolution is not None
-    path = resampled_path(rec["id"], call.resolution)
-    file = cache.local_path(call.data_dir, path)
-    return {
-        **rec,
-        "id": path,
-        "relative_path": path,
-        "absolute_path": file,
-        "res": resolution_label(call.resolution),
-        "size": os.path.getsize(file) if os.path.exists(file) else None,
-    }
-
-
-def _compare_sizes(chosen: list[Record]) -> None:
-    """Warn of files that differ in size from the listing; where none has it, set it."""
-    differ = []
-    for rec in chosen:
-        try:
-            size = os.stat(rec["absolute_path"]).st_size
-        except OSError:
+def _note_versions(files: list[Record], known: Known, outcome: Outcome) -> None:
+    """Say in records and in a warning which files are not as the bucket has them."""
+    outdated, differing = [], []
+    for rec in files:
+        rec["outdated"] = rec["outdated"] and rec["id"] not in outcome.fetched
+        size = size_on_disk(rec)
+        if size is None:
             continue
         if rec["size"] is None:
             rec["size"] = size
+        if rec["outdated"]:
+            outdated.append(rec)
         elif size != rec["size"]:
-            differ.append(rec["id"])
-    if differ:
+            differing.append(rec["id"])
+    if outdated:
+        warn_of_outdated(outdated, known.objects)
+    if differing:
         warn(
-            f"{len(differ)} files on disk differ in size from the bucket's listing: "
-            f"{listed(differ)}. They may be cut short or outdated; "
-            "'laion-fmri-fetchers verify --repair' or mode='overwrite' fetches them "
+            f"{len(differing)} files on disk differ in size from the bucket's listing: "
+            f"{listed(differing)}. They may be cut short or outdated; "
+            "'laion-fmri-fetchers verify --repair' or mode='overwrite' downloads them "
             "again."
         )
 
 
-def _align(
-    trials: Trials, images: list[Record]
-) -> tuple[pd.DataFrame, list[np.ndarray | None]]:
-    """Return the trials in the order of images, and the volumes of each image."""
-    frame = trials.frame
-    table = frame["image_index"].to_numpy()
-    starts = np.searchsorted(table, np.arange(len(trials.sessions) + 1))
-    position = {session: i for i, session in enumerate(trials.sessions)}
-    volumes = frame["beta_index"].to_numpy()
-    sample_masks: list[np.ndarray | None] = []
-    rows = [np.empty(0, dtype=np.intp)]
-    for rec in images:
-        at = position.get(session_of(rec)) if rec["image_type"] == "betas" else None
-        if at is None:
-            sample_masks.append(None)
-        else:
-            sample_masks.append(volumes[starts[at] : starts[at + 1]].copy())
-            rows.append(np.arange(starts[at], starts[at + 1]))
-    sizes = [0 if mask is None else len(mask) for mask in sample_masks]
-    take = np.concatenate(rows)
-    if not np.array_equal(take, np.arange(len(frame))):
-        frame = frame.iloc[take]
-    frame = frame.reset_index(drop=True)
-    frame["image_index"] = np.repeat(np.arange(len(images)), sizes)
-    return frame, sample_masks
+def warn_of_outdated(files: list[Record], objects: dict[str, Any]) -> None:
+    """Warn of files that the bucket has in a newer version than the disk."""
+    changes = []
+    for rec in files:
+        version = layout.record(*objects[rec["id"]])
+        changes.append(f"{rec['id']} ({_version(rec)}; now {_version(version)})")
+    archived = ""
+    if any(rec["id"].startswith(layout.STIMULI) for rec in files):
+        archived = (
+            " Versions that the publishers archived are below 'archive/': "
+            "inspect_bucket('archive/embeddings/')."
+        )
+    warn(
+        f"The bucket has another version of {counted(len(files), 'file')} than is on "
+        f"disk: {listed(changes)}. The version on disk is used; mode='overwrite' "
+        f"downloads the new one, and outdated=True as a term only such files.{archived}"
+    )
 
 
-def _brain_masks(call: Call, known: Known, masks: list[Record]) -> dict[str, str]:
-    """Return a brain mask a subject; derived where the bucket has none."""
-    found = {}
-    for subject in known.subjects:
-        derived = cache.brain_mask_file(call.data_dir, subject)
-        own = [rec for rec in masks if rec["subject"] == subject]
-        if own and own[0]["image_type"] == "brain_mask":
-            found[subject] = own[0]["absolute_path"]
-            continue
-        if own and not call.dry_run:
-            _derive_brain_mask(own[0]["absolute_path"], derived)
-        if derived.exists() or (own and call.dry_run):
-            found[subject] = str(derived)
-    if call.resolution is None or call.dry_run:
-        return found
-    return {
-        subject: resample_file(path, call.resolution, "nearest")
-        for subject, path in found.items()
+def _version(rec: Record) -> str:
+    size = readable_size(rec["size"] or 0)
+    return f"{size} of {rec['last_modified'][:10]}" if rec["last_modified"] else size
+
+
+# --- Other grids -----------------------------------------------------------------
+
+
+def _target(rec: Record, call: Call, grid: Grid) -> str:
+    return cache.local_path(call.data_dir, resampled_path(rec["id"], grid.resolution))
+
+
+def _has_resampled(rec: Record, call: Call, grid: Grid) -> bool:
+    """Tell whether the resampled image of a file is on disk, and fits."""
+    if not can_be_resampled(rec):
+        return False
+    method = interpolation_for(rec, grid.interpolation)
+    target = _target(rec, call, grid)
+    return find_resampled(rec["absolute_path"], target, grid.resolution, method)
+
+
+def _check_targets(files: list[Record], grid: Grid) -> None:
+    """Raise where two files would be resampled to one."""
+    originals: dict[str, str] = {}
+    for rec in filter(can_be_resampled, files):
+        path = resampled_path(rec["id"], grid.resolution)
+        other = originals.setdefault(path, rec["id"])
+        if other != rec["id"]:
+            raise InvalidQueryError(
+                f"{other} and {rec['id']} are one image on two grids, and would be one "
+                "file when resampled. Choose one grid by a term, such as res='1pt8'."
+            )
+
+
+def _resample(
+    chosen: Chosen, masks: dict[str, str], call: Call, grid: Grid, outcome: Outcome
+) -> tuple[Chosen, dict[str, str]]:
+    """Return what was chosen as resampled images, made where they are not there."""
+    groups = (chosen.images, chosen.rois, chosen.companions.noise_ceilings)
+    files = {
+        rec["id"]: rec for group in groups for rec in filter(can_be_resampled, group)
     }
+    targets = {path: _target(rec, call, grid) for path, rec in files.items()}
+    mask_targets = {
+        subject: cache.local_path(call.data_dir, _mask_path(subject, grid))
+        for subject in masks
+    }
+    if not call.dry_run:
+        describe_folder(call.data_dir)
+        jobs = [
+            (
+                rec["absolute_path"],
+                targets[path],
+                interpolation_for(rec, grid.interpolation),
+                path,
+            )
+            for path, rec in files.items()
+        ]
+        jobs += [(masks[s], mask_targets[s], "nearest", "") for s in masks]
+        Parallel()(
+            delayed(resample_file)(
+                file,
+                target,
+                grid.resolution,
+                method,
+                source=path,
+                overwrite=path in outcome.fetched,
+            )
+            for file, target, method, path in jobs
+        )
+        if not grid.keep_original:
+            _remove_originals(filter(can_be_resampled, chosen.images), call)
+
+    def resampled(records: list[Record]) -> list[Record]:
+        return [
+            _resampled_record(rec, targets[rec["id"]], grid)
+            if rec["id"] in targets
+            else rec
+            for rec in records
+        ]
+
+    companions = chosen.companions._replace(noise_ceilings=resampled(groups[2]))
+    new = Chosen(resampled(groups[0]), resampled(groups[1]), companions, chosen.trials)
+    return new, mask_targets
+
+
+def _mask_path(subject: str, grid: Grid) -> str:
+    """Return where the resampled brain mask of a subject is."""
+    mask = f"{subject}_space-T1w_res-{layout.FUNCTIONAL_GRID}_desc-brain_mask.nii.gz"
+    return resampled_path(f"brain_masks/{subject}/{mask}", grid.resolution)
+
+
+def _remove_originals(records: Iterable[Record], call: Call) -> None:
+    removed = []
+    for rec in records:
+        if os.path.exists(rec["absolute_path"]):
+            os.unlink(rec["absolute_path"])
+            removed.append(rec["id"])
+    if removed:
+        cache.note_removed(call.data_dir, removed)
+
+
+def _resampled_record(rec: Record, target: str, grid: Grid) -> Record:
+    """Return the record of a resampled image; its ``id`` is that of the original."""
+    return {
+        **rec,
+        "relative_path": resampled_path(rec["id"], grid.resolution),
+        "absolute_path": target,
+        "res": resolution_label(grid.resolution),
+        "size": size_on_disk({"absolute_path": target}),
+    }
+
+
+# --- Brain masks -----------------------------------------------------------------
+
+
+def _brain_masks(
+    subjects: Iterable[str], records: list[Record], call: Call, outcome: Outcome
+) -> dict[str, str]:
+    """Return the brain mask of each subject, derived where the bucket has none."""
+    masks = {}
+    sources = {rec["subject"]: rec for rec in records}
+    for subject in subjects:
+        source = sources.get(subject)
+        derived = cache.brain_mask_file(call.data_dir, subject)
+        if source and source["image_type"] == "brain_mask":
+            masks[subject] = source["absolute_path"]
+            continue
+        if source and not call.dry_run:
+            is_stale = source["id"] in outcome.fetched
+            if is_stale or not derived.exists():
+                _derive_brain_mask(source["absolute_path"], derived)
+        if derived.exists() or (source and call.dry_run):
+            masks[subject] = str(derived)
+    return masks
 
 
 def _derive_brain_mask(mean_rsquare: str, target: Path) -> None:

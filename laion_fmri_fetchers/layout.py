@@ -308,8 +308,7 @@ def _entities(
     found: dict[str, str] = {}
     match = _BIDS_NAME.fullmatch(tail) if tree != FREESURFER else None
     if match:
-        pairs = (e.split("-", 1) for e in match[1].rstrip("_").split("_") if e)
-        found = {entity: value for entity, value in pairs}
+        found = dict(e.split("-", 1) for e in match[1].rstrip("_").split("_"))
         found |= {"suffix": match[2], "extension": match[3][1:]}
     elif "." in tail:
         found = {"extension": tail.rpartition(".")[2]}
@@ -373,12 +372,20 @@ def _image_type(
         return _LOCALIZER_MAPS.get(entities.get("stat", ""), "other")
     if tree == RAW and suffix == "events" and extension == "tsv":
         return "events"
-    if extension not in _VOLUMES:
+    return _volume_type(tree, kind, of_session, entities)
+
+
+def _volume_type(
+    tree: str | None, kind: str | None, of_session: bool, entities: dict[str, str]
+) -> str:
+    """Return the ``image_type`` of a NIfTI file, "other" for any other file."""
+    if entities.get("extension") not in _VOLUMES:
         return "other"
+    suffix = entities.get("suffix", "")
     if tree == TEDANA:
         return "preprocessed_bold" if suffix == "bold" else "other"
     if tree == RAW:
-        return _RAW_SUFFIXES.get(suffix or "", _RAW_FOLDERS.get(kind or "", "other"))
+        return _RAW_SUFFIXES.get(suffix) or _RAW_FOLDERS.get(kind or "", "other")
     stat, desc = entities.get("stat"), entities.get("desc")
     return _MAPS.get((tree, of_session, suffix, stat, desc), "other")
 
@@ -442,6 +449,22 @@ def subjects_among(folders: Iterable[str]) -> tuple[str, ...]:
     """
     names = {folder[:-1].rpartition("/")[2] for folder in folders}
     return tuple(sorted(name for name in names if clean_subject(name) == name))
+
+
+def unknown_trees(folders: Iterable[str]) -> list[str]:
+    """Return the trees among folders whose layout is not known.
+
+    Examples
+    --------
+    >>> unknown_trees(["derivatives/rois/", "derivatives/retinotopy/", "stimuli/"])
+    ['derivatives/retinotopy/']
+    """
+    return sorted(
+        folder
+        for folder in folders
+        if re.fullmatch(rf"{DERIVATIVES}[^/]+/", folder)
+        and folder not in (*TREES, MADE_HERE)
+    )
 
 
 def is_of_session(record: dict[str, Any]) -> bool:

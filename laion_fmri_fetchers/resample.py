@@ -1,29 +1,37 @@
-"""Images on a coarser or finer grid, beside the originals.
+"""Images on a coarser or finer grid, in a folder that the bucket does not have.
 
-A resampled file carries the original's name with a ``res-`` entity, ``res-2pt5`` for
-2.5 mm, and says in its header what it was made from, so that it can be used again.
+A resampled file lies below ``derivatives/laion-fmri-fetchers/`` under the original's
+path and name, with a ``res-`` entity such as ``res-2pt5`` for 2.5 mm. Its header says
+how and from which version of the original it was made, so that it can be used again;
+the ``.json`` beside it names the original, as BIDS derivatives do.
 """
 
 from __future__ import annotations
 
-import contextlib
+import json
 import math
 import os
 import re
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import joblib
 import nibabel as nib
 import numpy as np
 
+from . import __version__
+from .cache import local_path, write_atomically
 from .exceptions import CorruptImageError, InvalidQueryError
+from .layout import DERIVATIVES, FUNCTIONAL_GRID, MADE_HERE
 from .volumes import Header, iter_volumes, read_header, scaled, write_volumes
 
 INTERPOLATIONS = ("continuous", "linear", "nearest")
 
-_OWN_GRIDS = (None, "1pt8")
+_MARK = "resampled: "
+_GZIP_TRAILER = 8
+"""Bytes at the end of a gzip file: CRC-32 and length of what is compressed in it."""
 
 
 def resolution_label(resolution: float) -> str:
@@ -42,7 +50,7 @@ def resolution_label(resolution: float) -> str:
     Raises
     ------
     InvalidQueryError
-        If it is no positive number, or reads as the dataset's own ``res-1pt8``.
+        If it is not a positive number, or reads as ``res-1pt8``.
 
     Examples
     --------
@@ -55,7 +63,7 @@ def resolution_label(resolution: float) -> str:
             f"resolution is {resolution!r}; it must be a voxel size in mm, such as 3"
         )
     label = f"{resolution:g}".replace(".", "pt").replace("-", "m")
-    if label in _OWN_GRIDS:
+    if label == FUNCTIONAL_GRID:
         raise InvalidQueryError(
             f"resolution is {resolution!r}, but res-{label} is the name of the "
             "functional grid itself (1.778 mm); leave resolution out for it"
@@ -64,44 +72,50 @@ def resolution_label(resolution: float) -> str:
 
 
 def resampled_path(path: str, resolution: float) -> str:
-    """Return where the resampled image of a file is, or of an id.
+    """Return where the resampled image of an original is, below the data directory.
 
     Parameters
     ----------
     path : str
-        Path of the original, or its ``id``.
+        The original's ``id``.
     resolution : float
         Voxel size, in mm.
 
     Returns
     -------
     str
-        A path in the same folder.
+        A relative path.
 
     Examples
     --------
-    >>> resampled_path("rois/sub-01_space-T1w_res-1pt8_label-FFA1_mask.nii.gz", 3)
-    'rois/sub-01_space-T1w_res-3_label-FFA1_mask.nii.gz'
-    >>> resampled_path("sub-01_ses-01_space-T1w_stat-effect_statmap.nii.gz", 2.5)
-    'sub-01_ses-01_space-T1w_res-2pt5_stat-effect_statmap.nii.gz'
+    >>> mask = "derivatives/rois/sub-01/sub-01_space-T1w_res-1pt8_label-MT_mask.nii.gz"
+    >>> resampled_path(mask, 3).removeprefix("derivatives/laion-fmri-fetchers/")
+    'rois/sub-01/sub-01_space-T1w_res-3_label-MT_mask.nii.gz'
     """
-    folder, name = os.path.split(path)
+    folder, _, name = path.removeprefix(DERIVATIVES).rpartition("/")
     name = re.sub(r"_res-[^_.]+", "", name)
     space = re.search(r"_space-[^_.]+", name)
     at = space.end() if space else name.rfind("_")
     name = f"{name[:at]}_res-{resolution_label(resolution)}{name[at:]}"
-    return os.path.join(folder, name)
+    return f"{MADE_HERE}{folder}/{name}"
 
 
-def is_resampled(record: dict[str, Any]) -> bool:
-    """Tell by a record whether a file was made here, and is not of the dataset.
+def is_leftover(file: str, record: dict[str, Any]) -> bool:
+    """Tell whether a file is a resampled image that an earlier version of us made.
 
-    Examples
-    --------
-    >>> is_resampled({"res": "3"}), is_resampled({"res": "1pt8"})
-    (True, False)
+    Those lay beside the originals, where files of the dataset may be: its 1.5 mm grid
+    has the name that an image resampled to 1.5 mm had. The header tells them apart.
+
+    Parameters
+    ----------
+    file : str
+        Its path.
+    record : dict
+        What its name tells.
     """
-    return record["res"] not in _OWN_GRIDS
+    if not can_be_resampled(record) or record["res"] in (None, FUNCTIONAL_GRID):
+        return False
+    return _description(file).startswith(_MARK)
 
 
 def can_be_resampled(record: dict[str, Any]) -> bool:
@@ -143,14 +157,16 @@ def interpolation_for(record: dict[str, Any], interpolation: str) -> str:
 
 
 def find_resampled(
-    file: str | os.PathLike, resolution: float, interpolation: str = "continuous"
-) -> str | None:
-    """Return the resampled image of a file where there is one that holds.
+    file: str, target: str, resolution: float, interpolation: str = "continuous"
+) -> bool:
+    """Tell whether a resampled image is there that still fits its original.
 
     Parameters
     ----------
-    file : str or path
-        The original; it need not exist anymore.
+    file : str
+        Path of the original, which need not exist anymore.
+    target : str
+        Path of the resampled image.
     resolution : float
         Voxel size, in mm.
     interpolation : {"continuous", "linear", "nearest"}, default="continuous"
@@ -158,93 +174,155 @@ def find_resampled(
 
     Returns
     -------
-    str or None
-        Its path. None where there is none, or one made otherwise, or of an original of
-        another size in bytes.
+    bool
+        False also for an image made in another way, or of another version of the
+        original.
     """
-    file = os.fspath(file)
-    target = resampled_path(file, resolution)
+    description = _description(target)
+    if not description.startswith(_method(resolution, interpolation)):
+        return False
+    return not os.path.exists(file) or description.endswith(_origin(file))
+
+
+def _description(file: str) -> str:
+    """Return the description in the header of an image, "" where it has none."""
     try:
-        found = read_header(target).nifti["descrip"].item().decode("latin-1")
-    except (FileNotFoundError, CorruptImageError):
-        return None
-    made_as_asked = found.startswith(_how(resolution, interpolation))
-    of_this_one = not os.path.exists(file) or found.endswith(_origin(file))
-    return target if made_as_asked and of_this_one else None
+        return read_header(file).nifti["descrip"].item().decode("latin-1")
+    except (OSError, CorruptImageError):
+        return ""
 
 
-def _how(resolution: float, interpolation: str) -> str:
-    return f"resampled: {resolution:g} mm, {interpolation}, "
+def _method(resolution: float, interpolation: str) -> str:
+    return f"{_MARK}{resolution:g} mm, {interpolation}, "
 
 
 def _origin(file: str) -> str:
-    return f"from {os.path.getsize(file)} bytes"
+    """Return what tells one version of a file from another, in a few characters.
+
+    The size alone does not: a mask that moved by some voxels often keeps it.
+    """
+    with open(file, "rb") as stream:
+        size = stream.seek(0, os.SEEK_END)
+        if file.endswith(".gz"):
+            stream.seek(-min(size, _GZIP_TRAILER), os.SEEK_END)
+            return f"from {size}-{stream.read().hex()}"
+        return f"from {size}-{os.fstat(stream.fileno()).st_mtime_ns:x}"
 
 
 def resample_file(
-    file: str | os.PathLike,
+    file: str,
+    target: str,
     resolution: float,
     interpolation: str = "continuous",
     *,
+    source: str = "",
     overwrite: bool = False,
-    keep_original: bool = True,
     n_jobs: int | None = None,
-) -> str:
-    """Resample an image to an isotropic grid, and write it beside the original.
+) -> None:
+    """Resample an image to an isotropic grid.
 
     It is read, resampled by :func:`nilearn.image.resample_img` and written a volume at
     a time.
 
     Parameters
     ----------
-    file : str or path
+    file : str
         A 3-D or 4-D ``.nii.gz`` or ``.nii`` file.
+    target : str
+        Where to write; its folder is made.
     resolution : float
         Voxel size of the grid, in mm. Its axes are those of the space, and it is the
         same for all images on one grid.
     interpolation : {"continuous", "linear", "nearest"}, default="continuous"
         Splines of order 3, 1 or 0.
+    source : str, default=""
+        The original's ``id``, to note in the ``.json`` beside the image.
     overwrite : bool, default=False
-        Resample again where `find_resampled` finds a file.
-    keep_original : bool, default=True
-        False: delete the original when the resampled file is whole.
+        Resample again even where `find_resampled` finds the image.
     n_jobs : int, optional
         Volumes resampled at once, through joblib.
-
-    Returns
-    -------
-    str
-        Path of the resampled file.
 
     Raises
     ------
     InvalidQueryError
         If the resolution or interpolation is not valid.
     FileNotFoundError
-        If neither the original nor a resampled file exists.
+        If neither the original nor the resampled image exists.
     CorruptImageError
         If the original cannot be read.
 
     Examples
     --------
     >>> import tempfile, nibabel as nib, numpy as np
-    >>> file = tempfile.mkdtemp() + "/sub-01_space-T1w_statmap.nii.gz"
+    >>> folder = tempfile.mkdtemp()
+    >>> file, target = folder + "/image.nii.gz", folder + "/res-2.nii.gz"
     >>> values = np.arange(1458, dtype="float32").reshape(9, 9, 9, 2)
     >>> nib.save(nib.Nifti1Image(values, np.eye(4)), file)
-    >>> resampled = resample_file(file, 2)
-    >>> resampled.rpartition("/")[2], nib.load(resampled).shape
-    ('sub-01_space-T1w_res-2_statmap.nii.gz', (5, 5, 5, 2))
+    >>> resample_file(file, target, 2)
+    >>> nib.load(target).shape
+    (5, 5, 5, 2)
     """
-    file = os.fspath(file)
     interpolation_for({"suffix": None}, interpolation)
-    target = None if overwrite else find_resampled(file, resolution, interpolation)
-    if target is None:
-        target = resampled_path(file, resolution)
-        _resample(file, target, float(resolution), interpolation, n_jobs)
-    if not keep_original:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(file)
-    return target
+    if not overwrite and find_resampled(file, target, resolution, interpolation):
+        return
+    os.makedirs(os.path.dirname(target), exist_ok=True)
+    sidecar = {
+        "Description": f"Resampled to {resolution:g} mm, {interpolation}",
+        "Resolution": f"{resolution:g} mm isotropic",
+        "Sources": [f"bids::{source}"],
+    }
+    write_atomically(_sidecar(target), json.dumps(sidecar, indent=2).encode())
+    _resample(file, target, float(resolution), interpolation, n_jobs)
+
+
+def _sidecar(target: str) -> Path:
+    folder, name = os.path.split(target)
+    return Path(folder, f"{name.partition('.')[0]}.json")
+
+
+def resampled_originals(data_dir: str, ids: set[str], resolution: float) -> set[str]:
+    """Return the ids of originals of which a resampled image is on disk.
+
+    Parameters
+    ----------
+    data_dir : str
+        The data directory.
+    ids : set of str
+        Ids of files on disk, those below ``derivatives/laion-fmri-fetchers/`` among
+        them.
+    resolution : float
+        Voxel size of the resampled images, in mm.
+    """
+    entity = f"_res-{resolution_label(resolution)}"
+    originals = set()
+    for path in ids:
+        if not path.startswith(MADE_HERE) or not path.endswith(".json"):
+            continue
+        if entity not in path.rpartition("/")[2]:
+            continue
+        try:
+            sidecar = json.loads(Path(local_path(data_dir, path)).read_bytes())
+            (source,) = sidecar["Sources"]
+            source = source.removeprefix("bids::")
+            if resampled_path(source, resolution) in ids:
+                originals.add(source)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue
+    return originals
+
+
+def describe_folder(data_dir: str) -> None:
+    """Write the ``dataset_description.json`` that BIDS asks of a derivative dataset."""
+    file = Path(local_path(data_dir, f"{MADE_HERE}dataset_description.json"))
+    if file.exists():
+        return
+    description = {
+        "Name": "LAION-fMRI, resampled",
+        "BIDSVersion": "1.10.0",
+        "DatasetType": "derivative",
+        "GeneratedBy": [{"Name": "laion_fmri_fetchers", "Version": __version__}],
+    }
+    write_atomically(file, (json.dumps(description, indent=2) + "\n").encode())
 
 
 def _resample(
@@ -274,7 +352,7 @@ def _resample(
         header.set_zooms((*[resolution] * 3, *source.nifti.get_zooms()[3:]))
         header.set_qform(first.affine, int(source.nifti["qform_code"]) or 1)
         header.set_sform(first.affine, int(source.nifti["sform_code"]) or 1)
-        description = _how(resolution, interpolation) + _origin(file)
+        description = _method(resolution, interpolation) + _origin(file)
         header["descrip"] = description.encode("latin-1")
         write_volumes(target, (np.asanyarray(im.dataobj) for im in images), header)
 

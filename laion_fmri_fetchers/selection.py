@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any
+import os
+from collections.abc import Callable, Hashable, Iterable
+from typing import Any, NamedTuple
 
 from .exceptions import InvalidQueryError, did_you_mean
-from .filters import NotEqual, ResultFilter, admits, as_filter, fields
+from .filters import ResultFilter, admits, as_filter, fields
 from .layout import (
+    FUNCTIONAL_GRID,
     IMAGE_TYPES,
     RECORD_FIELDS,
     TRIAL_FIELDS,
@@ -20,6 +21,7 @@ from .layout import (
 from .messages import listed, warn
 
 MODES = ("download_new", "overwrite", "offline")
+_YES = frozenset({"1", "true", "yes", "on"})
 _FEW = 20
 _ARGUMENT_FOR = {"subject": "subjects", "session": "sessions", "roi": "rois"}
 
@@ -45,7 +47,9 @@ def basic_image_terms() -> dict[str, Any]:
 def basic_roi_terms() -> dict[str, Any]:
     """Return the terms on ROI masks that apply by default.
 
-    A term of your own on the same field replaces them.
+    A term of your own on the same field replaces them; one on another ``space`` lifts
+    ``res`` too, as a grid belongs to its space. The other grid in T1w space, of 1.5 mm,
+    is ``res="1pt5"``.
 
     Returns
     -------
@@ -55,23 +59,37 @@ def basic_roi_terms() -> dict[str, Any]:
     Examples
     --------
     >>> basic_roi_terms()
-    {'space': 'T1w', 'extension': 'nii.gz'}
+    {'space': 'T1w', 'res': '1pt8', 'extension': 'nii.gz'}
     """
-    return {"space": "T1w", "extension": "nii.gz"}
+    return {"space": "T1w", "res": FUNCTIONAL_GRID, "extension": "nii.gz"}
 
 
-@dataclass(frozen=True)
-class Selection:
+_EVERYTHING = ResultFilter()
+
+
+class Selection(NamedTuple):
     """What is asked; None for subjects, sessions and ROIs means all."""
 
-    subjects: tuple[str, ...] | None
-    sessions: tuple[str, ...] | None
-    rois: tuple[str, ...] | None
-    subject_filter: ResultFilter
-    image_filter: ResultFilter
-    roi_filter: ResultFilter
-    trial_filter: ResultFilter
+    subjects: tuple[str, ...] | None = None
+    sessions: tuple[str, ...] | None = None
+    rois: tuple[str, ...] | None = None
+    subject_filter: ResultFilter = _EVERYTHING
+    image_filter: ResultFilter = _EVERYTHING
+    roi_filter: ResultFilter = _EVERYTHING
+    trial_filter: ResultFilter = _EVERYTHING
     max_images: int | None = None
+
+    def is_named(self, record: dict[str, Any]) -> bool:
+        """Tell whether a file was asked for by a name, and not as one of all.
+
+        The nearest name counts: of a mask the ROI, of other files the session, and
+        for files of no session the subject. Noise ceilings only go with images.
+        """
+        if record["roi"]:
+            return bool(self.rois)
+        if record["image_type"] == "subject_noise_ceiling":
+            return False
+        return bool(self.sessions if is_of_session(record) else self.subjects)
 
     def as_query(self) -> dict[str, Any]:
         """Return what is asked, in a form that may be asked again.
@@ -140,13 +158,18 @@ def select(
             "subjects",
         ),
         sessions=_required(
-            _names(sessions, "sessions", clean_session, "'ses-01', '01' or 1"),
+            _names(
+                sessions,
+                "sessions",
+                clean_session,
+                "'ses-01', '01', 1 or a name such as '4BarScreenfLoc'",
+            ),
             "sessions",
         ),
         rois=selected_rois,
         subject_filter=as_filter(subject_filter, "subject_filter"),
         image_filter=images,
-        roi_filter=_with_defaults(roi_filter, "roi_filter", basic_roi_terms(), {}),
+        roi_filter=_roi_filter(roi_filter),
         trial_filter=_checked(
             as_filter(trial_filter, "trial_filter"),
             "trial_filter",
@@ -156,23 +179,22 @@ def select(
     )
 
 
-def select_ids(records: Iterable[dict[str, Any]]) -> Selection:
-    """Return the selection under which the named files are found."""
-    records = list(records)
-    everything = ResultFilter()
-    return Selection(
-        subjects=tuple(sorted({r["subject"] for r in records if r["subject"]})),
-        sessions=tuple(sorted({r["session"] for r in records if is_of_session(r)})),
-        rois=(),
-        subject_filter=everything,
-        image_filter=ResultFilter(image_type=NotEqual("freesurfer")),
-        roi_filter=everything,
-        trial_filter=everything,
-    )
-
-
 def check_mode(mode: object) -> str:
-    """Return a mode in lower case; InvalidQueryError for what is none."""
+    """Return a mode in lower case; None is what the environment asks for.
+
+    Raises
+    ------
+    InvalidQueryError
+        If it is not a mode.
+
+    Examples
+    --------
+    >>> check_mode("OFFLINE"), check_mode(None)
+    ('offline', 'download_new')
+    """
+    if mode is None:
+        asked = os.environ.get("LAION_FMRI_OFFLINE", "").strip().lower()
+        return "offline" if asked in _YES else "download_new"
     if not isinstance(mode, str) or mode.lower() not in MODES:
         hint = f"{did_you_mean(mode, MODES)} " if isinstance(mode, str) else ""
         raise InvalidQueryError(
@@ -229,6 +251,14 @@ def _with_defaults(
     return base if is_empty(filt) else base & filt
 
 
+def _roi_filter(given: object) -> ResultFilter:
+    """Return the filter on ROI masks; another space has grids of its own."""
+    defaults = basic_roi_terms()
+    if not admits(as_filter(given, "roi_filter"), "space", defaults["space"]):
+        del defaults["res"]
+    return _with_defaults(given, "roi_filter", defaults, {})
+
+
 def _check_image_type(value: object) -> None:
     """Raise InvalidQueryError for a mistyped image type; other terms pass."""
     value = ResultFilter(image_type=value)["image_type"]
@@ -262,7 +292,8 @@ def warn_of_nothing(name: str, given: ResultFilter, among: Any) -> None:
         if hasattr(among, "columns"):
             values = set(among[field].dropna().unique())
         else:
-            values = {one.get(field) for one in among} - {None}
+            found = (record.get(field) for record in among)
+            values = {value for value in found if isinstance(value, Hashable)} - {None}
         admitted = any(admits(given, field, value) for value in values)
         if 0 < len(values) <= _FEW and not admitted:
             hints.append(f"{field} is {listed(sorted(map(str, values)), _FEW)}")
@@ -284,6 +315,10 @@ def _names(
     single = isinstance(value, (str, bytes)) or not isinstance(value, Iterable)
     values = [value] if single else list(value)  # type: ignore[call-overload]
     if any(isinstance(v, str) and v.lower() == "all" for v in values):
+        if len(values) > 1:
+            raise InvalidQueryError(
+                f"{argument} holds 'all' beside other names; give either 'all' or names"
+            )
         return None
     names = []
     for one in values:

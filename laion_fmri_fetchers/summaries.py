@@ -66,18 +66,17 @@ def sessions(data: Bunch) -> pd.DataFrame:
     """
     selected: dict[tuple[str, str], set[str]] = {}
     for rec in data.images_meta:
-        if layout.is_of_session(rec):
+        if layout.is_of_trials(rec):
             one = selected.setdefault((rec["subject"], rec["session"]), set())
             one.add(rec["id"])
     types = session_types(data)
     rows: dict[tuple[str, str], dict[str, Any]] = {}
-    wanted = [w for s in subjects_of(data) for w in layout.listings_of(s)]
-    found = look(wanted, data.data_dir, offline=True)
+    found = look(_listings(data), data.data_dir, offline=True)
     for meta in data.subjects_meta:
         for session in meta["sessions"]:
             rows[meta["subject"], session] = _no_files()
     for rec in records(found, set(found.objects) | found.on_disk, data.data_dir):
-        if layout.is_of_session(rec) and rec["subject"] in subjects_of(data):
+        if layout.is_of_trials(rec) and rec["subject"] in subjects_of(data):
             row = rows.setdefault((rec["subject"], rec["session"]), _no_files())
             if rec["image_type"] in types:
                 there = rec["id"] in found.on_disk
@@ -96,15 +95,26 @@ def sessions(data: Bunch) -> pd.DataFrame:
 
 def session_types(data: Bunch) -> list[str]:
     """Return the image types of sessions in ``images_meta``; of none, betas."""
-    types = {r["image_type"] for r in data.images_meta if layout.is_of_session(r)}
+    types = {r["image_type"] for r in data.images_meta if layout.is_of_trials(r)}
     return sorted(types) or ["betas"]
 
 
 def listed_at(data: Bunch) -> float | None:
     """Return when the bucket was last listed, in seconds since 1970; None for never."""
-    wanted = [w for s in subjects_of(data) for w in layout.listings_of(s)]
-    saved = cache.saved_listings(data.data_dir, wanted)
+    saved = cache.saved_listings(data.data_dir, _listings(data))
     return saved[-1]["listed_at"] if saved else None
+
+
+def _listings(data: Bunch) -> list[tuple[str, str]]:
+    """Return what was listed for files of the types in a Bunch."""
+    trees = {layout.IMAGE_TYPES[name] for name in session_types(data)}
+    trees |= {layout.GLM, layout.ROIS, layout.ANATOMICAL}
+    names = subjects_of(data)
+    return [
+        w
+        for s in names
+        for w in layout.listings_of(s, sorted(t for t in trees if t is not None))
+    ]
 
 
 def _no_files() -> dict[str, Any]:

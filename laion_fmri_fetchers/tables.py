@@ -20,7 +20,15 @@ import pandas as pd
 
 from .cache import local_path, save_arrays, saved_arrays
 from .exceptions import CorruptImageError
-from .layout import LABEL_FIELDS, TRIAL_FIELDS, label_values, none_if_null, record
+from .layout import (
+    LABEL_FIELDS,
+    TRIAL_FIELDS,
+    clean_session,
+    label_values,
+    none_if_null,
+    record,
+    trials_id,
+)
 
 
 class _Table(NamedTuple):
@@ -72,13 +80,25 @@ def read_trials(data_dir: str, ids: list[str]) -> pd.DataFrame:
     of_subject: dict[str, list[str]] = {}
     for rec in records:
         of_subject.setdefault(rec["subject"], []).append(rec["id"])
-    parts = [_tables(data_dir, *one) for one in of_subject.items()]
-
+    numbered = [_numbered(data_dir, *one) for one in of_subject.items()]
+    parts = [
+        _tables(data_dir, subject, sorted({*tables, *with_earlier}))
+        for (subject, tables), with_earlier in zip(
+            of_subject.items(), numbered, strict=True
+        )
+    ]
     spans, n_rows = {}, 0
     for part in parts:
         for one, (_, _, first, count) in part.spans.items():
             spans[one] = range(n_rows + first, n_rows + first + count)
         n_rows += len(part.rows)
+    repetition = _join(
+        [
+            _repetitions(part, tables)
+            for part, tables in zip(parts, numbered, strict=True)
+        ],
+        np.int64,
+    )
     take = _join([np.arange(spans[o].start, spans[o].stop) for o in ids], np.intp)
     table = np.repeat(np.arange(len(ids)), [len(spans[one]) for one in ids])
 
@@ -86,7 +106,7 @@ def read_trials(data_dir: str, ids: list[str]) -> pd.DataFrame:
     kind = _stacked([(part.kind, len(part.kinds)) for part in parts])[label]
     kinds = [values for part in parts for values in part.kinds]
     columns: dict[str, Any] = {
-        "run": _join([p.runs[p.rows[:, 1]] for p in parts])[take],
+        "run": _numbers(_join([p.runs[p.rows[:, 1]] for p in parts])[take]),
         "beta_index": _join([p.rows[:, 0] for p in parts], int)[take].astype(np.int64),
         "label": _join([p.labels for p in parts])[label],
         "image_index": table,
@@ -98,6 +118,8 @@ def read_trials(data_dir: str, ids: list[str]) -> pd.DataFrame:
     at = LABEL_FIELDS.index("n_reps")
     n_reps = np.array([values[at] or 0 for values in kinds], dtype=np.int64)[kind]
     columns["n_reps"] = pd.arrays.IntegerArray(n_reps, n_reps == 0)
+    repetition = repetition[take]
+    columns["repetition"] = pd.arrays.IntegerArray(repetition, repetition == 0)
     return pd.DataFrame(
         {
             name: pd.Series(columns[name], dtype=columns[name].dtype, copy=False)
@@ -105,6 +127,44 @@ def read_trials(data_dir: str, ids: list[str]) -> pd.DataFrame:
         },
         copy=False,
     )
+
+
+def _numbered(data_dir: str, subject: str, ids: list[str]) -> list[str]:
+    """Return the tables from the first session on, in order, as far as on disk.
+
+    The list ends before the first session whose table is not on disk, as in later ones
+    it is not known how often an image was shown before.
+    """
+    last = max(_number(one) for one in ids)
+    tables = []
+    for number in range(1, last + 1):
+        session = {"subject": subject, "session": clean_session(number)}
+        table = trials_id(session)
+        if not os.path.exists(local_path(data_dir, table)):
+            break
+        tables.append(table)
+    return tables
+
+
+def _number(table: str) -> int:
+    return int(record(table)["session"].removeprefix("ses-"))
+
+
+def _repetitions(tables: _Tables, numbered: list[str]) -> np.ndarray:
+    """Return which showing of its image each row is, from 1; 0 where not known."""
+    repetitions = np.zeros(len(tables.rows), dtype=np.int64)
+    spans = [tables.spans[one][2:] for one in numbered]
+    rows = _join([np.arange(first, first + count) for first, count in spans], np.intp)
+    labels = tables.rows[rows, 2]
+    order = np.argsort(labels, kind="stable")
+    ordered = labels[order]
+    is_first = np.append(True, ordered[1:] != ordered[:-1])[: len(ordered)]
+    starts = np.flatnonzero(is_first)
+    n_before = np.arange(len(ordered)) - np.repeat(
+        starts, np.diff(np.append(starts, len(ordered)))
+    )
+    repetitions[rows[order]] = n_before + 1
+    return repetitions
 
 
 def _stacked(parts: list[tuple[np.ndarray, int]]) -> np.ndarray:
@@ -193,13 +253,14 @@ def _parse(data_dir: str, ids: list[str]) -> list[_Table]:
             io.BytesIO(whole),
             sep="\t",
             usecols=["run", "beta_index", "label"],
-            dtype={"label": object},
+            dtype={"run": object, "label": object},
             na_filter=False,
         )
         if len(frame) != sum(counts):
             raise ValueError(f"{len(frame)} trials in {sum(counts)} lines")
         if frame["beta_index"].dtype.kind != "i":
             raise ValueError("a beta_index is no whole number")
+        frame["run"] = _runs(frame["run"])
         columns = [frame[name].to_numpy() for name in _Table._fields]
         return [
             _in_order(_Table(*(column[stop - count : stop] for column in columns)))
@@ -212,6 +273,12 @@ def _parse(data_dir: str, ids: list[str]) -> list[_Table]:
             f"The trial table {files[0]} is broken ({error}). Fetch it again with "
             "mode='overwrite', or delete it."
         ) from error
+
+
+def _runs(column: pd.Series) -> pd.Series:
+    """Return runs as int, cell by cell: text stays text, and nulls are None."""
+    values = {text: _value(text) for text in column.unique()}
+    return pd.Series([values[text] for text in column], column.index, object)
 
 
 def _in_order(table: _Table) -> _Table:
@@ -228,7 +295,7 @@ def _in_order(table: _Table) -> _Table:
 def _encode(tables: dict[str, _Table], signatures: dict[str, list[int]]) -> _Tables:
     """Return tables as codes into distinct values, with what labels tell."""
     index, run, label = map(np.concatenate, zip(*tables.values(), strict=True))
-    runs, distinct_runs = pd.factorize(run)
+    runs, distinct_runs = pd.factorize(run, use_na_sentinel=False)
     codes, labels = pd.factorize(label)
     kinds: dict[tuple, int] = {}
     kind = [kinds.setdefault(label_values(label), len(kinds)) for label in labels]
@@ -254,9 +321,16 @@ def _decode(tables: _Tables, one: str) -> _Table:
     return _Table(index, tables.runs[runs], tables.labels[labels])
 
 
+def _numbers(values: np.ndarray) -> np.ndarray:
+    """Return values as int64 where all are int, else as they are."""
+    is_whole = pd.api.types.infer_dtype(values, skipna=False) == "integer"
+    return values.astype(np.int64) if is_whole else values
+
+
 def _array(values: list) -> np.ndarray:
-    numbers = bool(values) and isinstance(values[0], int)
-    return np.array(values, dtype=np.int64 if numbers else object)
+    array = np.empty(len(values), dtype=object)
+    array[:] = values
+    return array
 
 
 def _pack(tables: _Tables) -> dict[str, np.ndarray]:
@@ -275,16 +349,37 @@ def _pack(tables: _Tables) -> dict[str, np.ndarray]:
 
 
 def _unpack(arrays: dict[str, np.ndarray]) -> _Tables:
-    """Return the tables of `_pack`; none where the arrays are not of this format."""
-    if set(arrays) != {"about", "rows", "kind"}:
-        none = np.empty(0, dtype=object)
-        return _Tables({}, np.empty((0, 3), dtype=np.int32), none, none, none, [])
-    about = json.loads(arrays["about"].tobytes())
-    return _Tables(
-        about["spans"],
-        arrays["rows"],
-        _array(about["runs"]),
-        _array(about["labels"]),
-        arrays["kind"],
-        about["kinds"],
+    """Return the tables of `_pack`; none where the arrays are not as it made them."""
+    try:
+        about = json.loads(arrays["about"].tobytes())
+        tables = _Tables(
+            about["spans"],
+            arrays["rows"],
+            _array(about["runs"]),
+            _array(about["labels"]),
+            arrays["kind"],
+            about["kinds"],
+        )
+        if _is_sound(tables):
+            return tables
+    except (KeyError, ValueError, TypeError, RecursionError):
+        pass
+    none = np.empty(0, dtype=object)
+    return _Tables({}, np.empty((0, 3), dtype=np.int32), none, none, none, [])
+
+
+def _is_sound(tables: _Tables) -> bool:
+    """Tell whether codes and spans lead to values and rows that are there."""
+    rows, kind = tables.rows, tables.kind
+    if rows.ndim != 2 or rows.shape[1] != 3 or len(kind) != len(tables.labels):
+        return False
+    limits = (np.iinfo(np.int32).max, len(tables.runs), len(tables.labels))
+    return (
+        bool(((rows >= 0) & (rows < limits)).all())
+        and bool(((kind >= 0) & (kind < len(tables.kinds))).all())
+        and all(len(values) == len(LABEL_FIELDS) for values in tables.kinds)
+        and all(
+            len(span) == 4 and 0 <= span[2] <= span[2] + span[3] <= len(rows)
+            for span in tables.spans.values()
+        )
     )

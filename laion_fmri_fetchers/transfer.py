@@ -105,7 +105,7 @@ def download_files(
     timeout: float = 30.0,
     max_consecutive_fails: int = 100,
     verbose: int = 1,
-    changed: dict[str, tuple[int | None, str | None]] | None = None,
+    changed: dict[str, tuple[int | None, str | None, str | None]] | None = None,
 ) -> list[dict[str, Any]]:
     """Download files such that each appears under its name only whole and verified.
 
@@ -185,7 +185,7 @@ def download_files(
         warn(note)
     if changed is not None:
         renewed = [f for f in files if "changed" in f.restarts and not f.failure]
-        changed.update({file.id: (file.size, file.etag) for file in renewed})
+        changed.update({f.id: (f.size, f.etag, f.last_modified) for f in renewed})
     return [file.failure for file in files if file.failure]
 
 
@@ -196,6 +196,7 @@ class _File:
         self.id, self.url = download.id, download.url
         self.path = os.path.abspath(download.path)
         self.size, self.sha256 = download.size, download.sha256
+        self.last_modified: str | None = None
         self.etag = partials.bare(download.etag) if download.etag else None
         relative = os.path.relpath(self.path, folder)
         self.stem = partials.stem(relative)
@@ -565,6 +566,7 @@ class _Run:
                 fault = Fault(f"the server has {sent} bytes of it instead of {n}")
             else:
                 file.etag = file.etag or answer.etag
+                file.last_modified = answer.last_modified
                 file.has_answered = True
                 if stop is None:
                     self.total += answer.size - (file.size or 0)

@@ -4,45 +4,60 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterable
+from typing import Any
 
 import pandas as pd
 from joblib import Parallel, delayed
 from tqdm.auto import tqdm
 
-from . import cache, layout
+from . import cache, layout, resample
 from .access import access_status
 from .bucket import bucket_url
 from .calls import fetch_records, prepare
-from .catalog import look
-from .exceptions import DownloadError, LaionFmriError
+from .catalog import Wanted, look
+from .exceptions import (
+    CorruptImageError,
+    DownloadError,
+    InvalidQueryError,
+    LaionFmriError,
+    NotCachedError,
+)
 from .licenses import accept_license
 from .messages import readable_size, tell
 from .partials import check_file
+from .volumes import iter_volumes, read_header
 
-_TREES = (("", "/"), ("derivatives/", ""), ("stimuli/", ""))
+_EVERYTHING = (("", ""),)
 _COLUMNS = ["id", "status", "size", "reason"]
+_NOT_BAD = ("ok", "unknown", "outdated")
+"""States of files that nothing is wrong with."""
 
 
 def verify_cache(
     *,
     data_dir: str | os.PathLike | None = None,
     repair: bool = False,
+    online: bool = False,
     n_jobs: int = 2,
     n_connections: int = 64,
     timeout: float = 30.0,
     verbose: int = 1,
 ) -> pd.DataFrame:
-    """Check the files on disk against what the bucket listed and what was fetched.
+    """Check the files on disk against what was downloaded and what the bucket lists.
 
     Sizes are compared, then checksums: the MD5 or multi-part ETag of S3. No socket is
-    opened unless something is repaired.
+    opened unless ``online``, or something is repaired.
 
     Parameters
     ----------
     data_dir : str or path, optional
         The data directory, see `get_data_dir`.
     repair : bool, default=False
-        Fetch again what is missing, truncated or altered.
+        Download files again that are missing, truncated or altered.
+    online : bool, default=False
+        Ask the bucket for its listings, and compare with these. So a directory can be
+        verified that was filled by hand or by the dataset's own package.
     n_jobs : int, default=2
         Files read at once.
     n_connections : int, default=64
@@ -55,13 +70,19 @@ def verify_cache(
     Returns
     -------
     pandas.DataFrame
-        A row a file, sorted by ``id``: ``status``, ``size`` in bytes on disk (nullable)
-        and ``reason``. The status is ``"ok"``, ``"missing"`` (fetched once, but not on
-        disk), ``"truncated"``, ``"altered"``, ``"unreadable"``, ``"unknown"`` (nothing
-        is known to check it by) or, after a repair, ``"repaired"``.
+        One row per file, sorted by ``id``: ``status``, ``size`` in bytes on disk
+        (nullable) and ``reason``. The status is ``"ok"``, ``"missing"`` (downloaded
+        once, but not on disk), ``"truncated"``, ``"altered"``, ``"outdated"`` (as it
+        was downloaded, but the bucket has another version), ``"unreadable"``,
+        ``"unknown"`` (not a file of any listing, nor made by this package) or, after a
+        repair, ``"repaired"``. Originals removed after resampling are left out.
 
     Raises
     ------
+    NotCachedError
+        If the data directory does not exist.
+    BucketError
+        With ``online``, if the bucket cannot be listed.
     DownloadError
         If files could not be repaired.
     LaionFmriError
@@ -74,30 +95,39 @@ def verify_cache(
     True
     """
     folder = cache.get_data_dir(data_dir)
-    expected = _expected(folder)
-    files, _ = cache.scan(folder, _TREES)
-    noted = set(cache.fetched(folder))
-    names = sorted(files | noted)
-    sizes = {one: _size(folder, one) for one in names}
+    if not os.path.isdir(folder):
+        raise NotCachedError(
+            f"The data directory {folder} does not exist. Check its name, and whether "
+            "its disk is mounted."
+        )
+    files, _ = cache.scan(folder, _EVERYTHING)
+    notes = cache.fetched(folder)
+    objects = _listed(folder, files, online, n_connections, timeout, verbose)
+    names = sorted(files | set(notes))
+    sizes = {path: _size(folder, path) for path in names}
     total = sum(size or 0 for size in sizes.values())
     tell(f"Checking {len(names)} files, {readable_size(total)}, in {folder}", verbose)
     with tqdm(
         total=total, unit="B", unit_scale=True, disable=None if verbose else True
     ) as bar:
-        found = Parallel(n_jobs=n_jobs, prefer="threads", return_as="generator")(
-            delayed(_check)(folder, one, sizes[one], expected.get(one)) for one in names
+        checks = Parallel(n_jobs, "threading", return_as="generator")(
+            delayed(_check)(
+                folder, path, sizes[path], notes.get(path), objects.get(path)
+            )
+            for path in names
         )
         rows = []
-        for one, (status, reason) in zip(names, found, strict=True):
-            rows.append((one, status, sizes[one], reason))
-            bar.update(sizes[one] or 0)
+        for path, (state, reason) in zip(names, checks, strict=True):
+            rows.append((path, state, sizes[path], reason))
+            bar.update(sizes[path] or 0)
             if verbose >= 2:
-                bar.write(f"{status:<10} {one}", sys.stderr)
+                bar.write(f"{state:<10} {path}", sys.stderr)
     report = pd.DataFrame(rows, columns=_COLUMNS)
     report["size"] = report["size"].astype("Int64")
     tell(_summary(report), verbose)
     if repair:
-        _repair(folder, report, expected, n_connections, timeout, verbose)
+        versions = {**objects, **{path: note[:3] for path, note in notes.items()}}
+        _repair(folder, report, versions, n_connections, timeout, verbose)
     return report
 
 
@@ -118,7 +148,7 @@ def status(*, data_dir: str | os.PathLike | None = None) -> None:
     folder = cache.get_data_dir(data_dir)
     access = access_status(folder)
     accepted = cache.license_marker(folder).exists()
-    files, _ = cache.scan(folder, _TREES)
+    files, _ = cache.scan(folder, _EVERYTHING)
     writable = "" if cache.is_writable(folder) else ", cannot be written"
     rows = {
         "Data directory": f"{folder}{writable}",
@@ -134,7 +164,24 @@ def status(*, data_dir: str | os.PathLike | None = None) -> None:
     }
     for name, value in rows.items():
         print(f"{name:<16} {value}")
-    recs = [layout.record(one) for one in sorted(files)]
+    sizes = {path: _size(folder, path) or 0 for path in sorted(files)}
+    _print_trees(sizes)
+    _print_subjects([layout.record(path, size) for path, size in sizes.items()])
+
+
+def _print_trees(sizes: dict[str, int]) -> None:
+    trees: dict[str, list[int]] = {}
+    for path, size in sizes.items():
+        tree = layout.place(path)[0]
+        name = {None: "top level", layout.RAW: "raw data"}.get(tree, tree)
+        trees.setdefault(str(name), []).append(size)
+    if trees:
+        print(f"\n{'folder':<32} {'files':>6} {'size':>10}")
+    for tree, numbers in sorted(trees.items()):
+        print(f"{tree:<32} {len(numbers):>6} {readable_size(sum(numbers)):>10}")
+
+
+def _print_subjects(recs: list[dict[str, Any]]) -> None:
     subjects = sorted({rec["subject"] for rec in recs if rec["subject"]})
     if subjects:
         print("\nsubject  sessions with betas  ROIs  files       size")
@@ -142,7 +189,7 @@ def status(*, data_dir: str | os.PathLike | None = None) -> None:
         own = [rec for rec in recs if rec["subject"] == subject]
         n_betas = sum(rec["image_type"] == "betas" for rec in own)
         n_rois = len({rec["roi"] for rec in own} - {None})
-        size = sum(_size(folder, rec["id"]) or 0 for rec in own)
+        size = sum(rec["size"] for rec in own)
         print(
             f"{subject:<8} {n_betas:>19} {n_rois:>5} {len(own):>6} "
             f"{readable_size(size):>10}"
@@ -159,10 +206,46 @@ def _unfinished(data_dir: str) -> str:
     return f"{len(parts)} downloads" if parts else "nothing"
 
 
-def _expected(data_dir: str) -> dict[str, list]:
-    """Return id -> ``[key, size, etag]``: as fetched, else as listed."""
-    listed = look([("", "")], data_dir, offline=True).objects
-    return {**{one: o[:3] for one, o in listed.items()}, **cache.fetched(data_dir)}
+def _listed(
+    data_dir: str,
+    files: set[str],
+    online: bool,
+    n_connections: int,
+    timeout: float,
+    verbose: int,
+) -> dict[str, Any]:
+    """Return what the bucket lists, by id: of all listings saved, or asked anew."""
+    if not online:
+        return look(_EVERYTHING, data_dir, offline=True).objects
+    found = look(
+        _listings_of(files),
+        data_dir,
+        n_connections=n_connections,
+        timeout=timeout,
+        verbose=verbose,
+    )
+    if found.error:
+        raise found.error
+    return found.objects
+
+
+def _listings_of(files: Iterable[str]) -> list[Wanted]:
+    """Return what to list so that all of some files are listed."""
+    wanted: dict[Wanted, None] = {}
+    sessions: dict[tuple[str, str], set[str]] = {}
+    for path in files:
+        rec = layout.record(path)
+        tree, subject = layout.place(path)
+        if tree is None or subject is None:
+            folder = path.rpartition("/")[0]
+            wanted[f"{folder}/" if folder else "", "/"] = None
+        elif tree in layout.BULK and rec["session"]:
+            sessions.setdefault((tree, subject), set()).add(rec["session"])
+        else:
+            wanted[f"{tree}{subject}/", ""] = None
+    for (tree, subject), names in sessions.items():
+        wanted |= dict.fromkeys(layout.listings_of(subject, [tree], sorted(names)))
+    return list(wanted)
 
 
 def _size(data_dir: str, one: str) -> int | None:
@@ -173,21 +256,61 @@ def _size(data_dir: str, one: str) -> int | None:
 
 
 def _check(
-    data_dir: str, one: str, size: int | None, expected: list | None
+    data_dir: str,
+    path: str,
+    size: int | None,
+    note: cache.Note | None,
+    listed: Any,
 ) -> tuple[str, str | None]:
     """Return the status of a file and the reason."""
+    file = cache.local_path(data_dir, path)
     if size is None:
-        return "missing", "it was fetched, but is not on disk"
-    if expected is None:
-        return "unknown", "no listing tells its size and checksum"
-    _, right, etag = expected
+        return "missing", "it was downloaded, but is not on disk"
     try:
-        wrong = check_file(cache.local_path(data_dir, one), size=right, etag=etag)
+        if path.startswith(layout.MADE_HERE):
+            return _check_made(file)
+        if note is None and resample.is_leftover(file, layout.record(path)):
+            return _check_leftover(file, listed)
+        if note is None and listed is None:
+            return "unknown", "no listing has a file of this name"
+        _, right, etag, *_ = note or listed
+        wrong = check_file(file, size=right, etag=etag)
     except OSError as error:
         return "unreadable", str(error)
-    if wrong is None:
-        return "ok", None
-    return ("truncated" if right and size < right else "altered"), wrong
+    if wrong is not None:
+        return ("truncated" if right and size < right else "altered"), wrong
+    if (
+        note
+        and listed
+        and note.differs_from(*listed[1:3])
+        and note.is_older_than(listed[3])
+    ):
+        return (
+            "outdated",
+            "the bucket has another version; mode='overwrite' downloads it",
+        )
+    return "ok", None
+
+
+def _check_made(file: str) -> tuple[str, str | None]:
+    """Return the status of a file that this package made."""
+    try:
+        if file.endswith((".nii", ".nii.gz")):
+            for _ in iter_volumes(read_header(file)):
+                pass
+    except CorruptImageError:
+        return (
+            "altered",
+            "it cannot be read; delete it, and the same call makes it again",
+        )
+    return "ok", None
+
+
+def _check_leftover(file: str, listed: Any) -> tuple[str, str | None]:
+    """Return the status of an image that an earlier version of us resampled."""
+    if listed is None:
+        return _check_made(file)
+    return "altered", "an image resampled by an earlier version is in its place"
 
 
 def _summary(report: pd.DataFrame) -> str:
@@ -201,13 +324,14 @@ def _summary(report: pd.DataFrame) -> str:
 def _repair(
     data_dir: str,
     report: pd.DataFrame,
-    expected: dict[str, list],
+    versions: dict[str, Any],
     n_connections: int,
     timeout: float,
     verbose: int,
 ) -> None:
     """Fetch again what is damaged, and say so in the report."""
-    bad = report.index[~report["status"].isin(["ok", "unknown"])]
+    made = report["id"].str.startswith(layout.MADE_HERE)
+    bad = report.index[~report["status"].isin(_NOT_BAD) & ~made]
     ids = report.loc[bad, "id"].tolist()
     if not ids:
         return
@@ -226,11 +350,17 @@ def _repair(
         timeout=timeout,
         verbose=verbose,
     )
-    path = cache.local_path
+    if call.is_read_only:
+        raise InvalidQueryError(
+            f"The data directory {data_dir} cannot be written, so nothing was repaired."
+        )
     failed = fetch_records(
         [
-            {**layout.record(*expected[one]), "absolute_path": path(data_dir, one)}
-            for one in ids
+            {
+                **layout.record(*versions[path]),
+                "absolute_path": cache.local_path(data_dir, path),
+            }
+            for path in ids
         ],
         call,
     )

@@ -63,7 +63,7 @@ def test_without_the_bucket(bucket_folder, data_dir, monkeypatch):
     with pytest.warns(UserWarning, match="saved earlier"):
         assert get_rois(1) == rois
     with pytest.raises(BucketError, match="no listing was saved"):
-        inspect_bucket("derivatives/anatomical")
+        inspect_bucket("derivatives/anatomical/sub-01")
 
 
 def test_subjects_stay_known_when_the_bucket_is_gone(server, data_dir, monkeypatch):
@@ -79,11 +79,11 @@ def test_subjects_stay_known_when_the_bucket_is_gone(server, data_dir, monkeypat
 
 def test_without_the_bucket_and_its_listings(cached, capsys):
     shutil.rmtree(cached / ".laion_fmri" / "listings")
-    with pytest.warns(UserWarning, match="by what is on disk"):
+    with pytest.warns(UserWarning, match="Showing what is on disk"):
         assert get_subjects() == ["sub-01", "sub-03"]
-    with pytest.warns(UserWarning, match="by what is on disk"):
+    with pytest.warns(UserWarning, match="Showing what is on disk"):
         assert get_rois(1, "place") == ["MPA", "OPA", "PPA"]
-    with pytest.warns(UserWarning, match="by what is on disk"):
+    with pytest.warns(UserWarning, match="Showing what is on disk"):
         describe()
     assert "sub-03" in capsys.readouterr().out
 

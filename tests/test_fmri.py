@@ -7,7 +7,9 @@ import pickle
 import shutil
 import time
 import warnings
+from collections import Counter
 from pathlib import Path
+from urllib.parse import parse_qs
 
 import nibabel as nib
 import numpy as np
@@ -36,6 +38,7 @@ from laion_fmri_fetchers import (
 from laion_fmri_fetchers.demo import serve_bucket
 from laion_fmri_fetchers.layout import TRIAL_FIELDS, record, stimulus_fields, trials_id
 
+ROOT = {"README", "dataset_description.json", "participants.json", "participants.tsv"}
 KEYS = {
     "images",
     "images_meta",
@@ -339,12 +342,17 @@ def test_max_images_counts_over_cache_and_bucket(server, data_dir):
     assert len(fetch(rois=None, max_images=-1, dry_run=True).images) == 4
 
 
-def test_named_sessions_become_prefixes(server, data_dir):
+def test_a_subject_is_listed_by_one_request_per_tree(server, data_dir):
+    """The tables of earlier sessions are needed, too, to count repetitions."""
     fetch(sessions=[1, 2], rois=None)
-    prefixes = [q for q in listings(server) if "glmsingle" in q]
-    assert sum("ses-01" in q for q in prefixes) == 1
-    assert sum("ses-02" in q for q in prefixes) == 1
-    assert len(prefixes) == 3
+    prefixes = [
+        parse_qs(query)["prefix"] for query in listings(server) if "prefix=d" in query
+    ]
+    assert sorted(prefixes) == [
+        ["derivatives/anatomical/sub-01/"],
+        ["derivatives/glmsingle-tedana/sub-01/"],
+        ["derivatives/rois/sub-01/"],
+    ]
 
 
 # ---------------------------------------------------------------- modes
@@ -360,7 +368,7 @@ def test_offline_and_stopped_server_give_the_same(bucket_folder, data_dir, monke
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert_same(fetch("all", mode="offline", **query), first)
-    with pytest.warns(UserWarning, match="went on offline") as caught:
+    with pytest.warns(UserWarning, match="continuing offline") as caught:
         assert_same(fetch("all", **query), first)
     assert len(caught) == 1
     assert caught[0].filename == __file__
@@ -372,9 +380,13 @@ def test_offline_and_stopped_server_give_the_same(bucket_folder, data_dir, monke
 def test_a_bucket_that_does_not_answer_is_asked_once(cached, server, monkeypatch):
     monkeypatch.setattr(bucket, "_FIRST_WAIT", 0.001)
     server.faults[""] = (503, {}, b"")
-    with pytest.warns(UserWarning, match="status 503.*went on offline"):
+    with pytest.warns(UserWarning, match="status 503.*continuing offline"):
         fetch("all", sessions=1)
-    assert len(server.requests) == bucket._TRIES_BUSY
+    asked = Counter(
+        parse_qs(query).get("prefix", [""])[0] for query in listings(server)
+    )
+    assert set(asked.values()) == {bucket._TRIES_BUSY}
+    assert not [prefix for prefix in asked if "sub-" in prefix]
 
 
 def test_without_the_bucket_and_its_listings(cached, data_dir, tmp_path):
@@ -441,8 +453,10 @@ def test_offline_named_sessions_that_some_subjects_lack(server, data_dir):
     fetch("sub-01", sessions=[1, 2], rois=None)
     fetch("sub-03", sessions=[2], rois=None)
     next(data_dir.rglob("sub-03_ses-02*Betas_statmap.nii.gz")).unlink()
-    with pytest.warns(UserWarning, match=r"ses-02 of sub-03 has no betas.*left out"):
-        data = fetch("all", sessions=2, mode="offline")
+    with pytest.raises(NotCachedError, match=r"1 file .*sub-03_ses-02.*Betas_statmap"):
+        fetch("all", sessions=2, mode="offline")
+    with pytest.warns(UserWarning, match=r"1 of 2 images.*left out: ses-02 of sub-03"):
+        data = fetch("all", sessions=2, mode="offline", allow_missing=True)
     assert [m["subject"] for m in data.images_meta] == ["sub-01"]
     next(data_dir.rglob("sub-01_ses-02*_trials.tsv")).unlink()
     with pytest.raises(NotCachedError, match=r"sub-01_ses-02.*_trials\.tsv is not on"):
@@ -643,7 +657,7 @@ def test_ids_fetch_exactly_the_named(server, data_dir, bucket_folder):
     surface = "derivatives/freesurfer/sub-01/surf/lh.white"
     data = fetch_laion_fmri_ids([key, surface, "README"], verbose=0)
     assert {m["id"] for m in data.images_meta} == {record(key)["id"], surface, "README"}
-    assert set(gets(server)) - {"participants.tsv"} == {key, surface, "README"}
+    assert set(gets(server)) - ROOT == {key, surface}
     assert data.sample_masks == [None] * 3
 
 
@@ -678,9 +692,10 @@ def test_ids_that_are_none(server, data_dir):
         ({"rois": "ffa1"}, "did you mean 'FFA1'"),
         ({"rois": 7}, "rois.*7"),
         ({"sessions": 77}, "ses-77"),
-        ({"sessions": "one"}, "sessions.*one"),
+        ({"sessions": "one"}, "session ses-one; there are ses-01"),
+        ({"sessions": "ses 1"}, "sessions holds 'ses 1'"),
         ({"mode": "ofline"}, "did you mean 'offline'"),
-        ({"mode": None}, "mode"),
+        ({"mode": 1}, "mode"),
         ({"image_filter": 3}, "image_filter"),
         ({"trial_filter": "n_reps=12"}, "trial_filter"),
         ({"trial_filter": {"nreps": 12}}, "did you mean 'n_reps'"),
@@ -938,7 +953,7 @@ def test_what_is_said(server, data_dir, capsys):
     fetch(sessions=1, rois="FFA1", verbose=1)
     said = capsys.readouterr()
     assert said.out == ""
-    assert "Fetching" in said.err
+    assert "Downloading" in said.err
     assert str(data_dir) in said.err
     assert "MB" in said.err or "kB" in said.err
     fetch(sessions=1, rois="FFA1", verbose=0)
@@ -953,7 +968,7 @@ def test_query_is_readable_and_without_settings(cached):
         "rois": ["FFA1"],
         "subject_filter": None,
         "image_filter": ResultFilter(image_type="betas"),
-        "roi_filter": ResultFilter(space="T1w", extension="nii.gz"),
+        "roi_filter": ResultFilter(space="T1w", res="1pt8", extension="nii.gz"),
         "trial_filter": None,
         "max_images": None,
     }

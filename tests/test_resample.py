@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import tracemalloc
 import warnings
@@ -11,16 +12,14 @@ import numpy as np
 import pytest
 from nilearn.image import index_img, resample_img
 
-from laion_fmri_fetchers import fetch_laion_fmri
+from laion_fmri_fetchers import fetch_laion_fmri, resample
 from laion_fmri_fetchers.betas import load_betas
 from laion_fmri_fetchers.exceptions import CorruptImageError, InvalidQueryError
 from laion_fmri_fetchers.layout import record
 from laion_fmri_fetchers.resample import (
     can_be_resampled,
-    find_resampled,
     interpolation_for,
-    is_resampled,
-    resample_file,
+    is_leftover,
     resampled_path,
     resolution_label,
 )
@@ -36,6 +35,24 @@ def save(file, n=3, dtype="float32", seed=0):
     image.header.set_xyzt_units("mm", "sec")
     nib.save(image, file)
     return str(file)
+
+
+def target_of(file, resolution):
+    folder, name = os.path.split(os.fspath(file))
+    path = resampled_path(f"derivatives/glmsingle-tedana/{name}", resolution)
+    return f"{folder}/{path}"
+
+
+def resample_file(file, resolution, interpolation="continuous", **how):
+    target = target_of(file, resolution)
+    resample.resample_file(os.fspath(file), target, resolution, interpolation, **how)
+    return target
+
+
+def find_resampled(file, resolution, interpolation="continuous"):
+    target = target_of(file, resolution)
+    found = resample.find_resampled(os.fspath(file), target, resolution, interpolation)
+    return target if found else None
 
 
 @pytest.mark.parametrize("interpolation", ["continuous", "linear", "nearest"])
@@ -103,24 +120,38 @@ def test_a_file_that_holds_is_used_again(tmp_path):
 
 def test_doing_without_the_original(tmp_path):
     file = save(tmp_path / NAME)
-    made = resample_file(file, 3, keep_original=False)
-    assert os.listdir(tmp_path) == [os.path.basename(made)]
+    made = resample_file(file, 3)
+    os.unlink(file)
     assert find_resampled(file, 3) == made
     assert find_resampled(file, 3, "linear") is None
-    assert resample_file(file, 3, keep_original=False) == made
+    assert resample_file(file, 3) == made
     with pytest.raises(FileNotFoundError):
         resample_file(file, 3, "linear")
-    assert os.listdir(tmp_path) == [os.path.basename(made)]
+    assert find_resampled(file, 3) == made
+
+
+def test_an_original_that_changed_and_kept_its_size_is_resampled_again(tmp_path):
+    sizes, masks = set(), []
+    for shift in (0, 1):
+        values = np.zeros(SHAPE, "uint8")
+        values[3 + shift : 7 + shift, 3:7, 3:7] = 1
+        content = nib.Nifti1Image(values, AFFINE).to_bytes()
+        stored = gzip.compress(content, compresslevel=0, mtime=0)
+        (tmp_path / NAME).write_bytes(stored)
+        sizes.add(len(stored))
+        masks.append(nib.load(resample_file(tmp_path / NAME, 2, "nearest")).get_fdata())
+    assert len(sizes) == 1
+    assert not np.array_equal(*masks)
 
 
 def test_nothing_is_left_of_a_failure(tmp_path):
     file = save(tmp_path / NAME, n=40)
     with open(file, "r+b") as stream:
         stream.truncate(os.path.getsize(file) - 2000)
-    for keep in (True, False):
-        with pytest.raises(CorruptImageError, match="verify --repair"):
-            resample_file(file, 3, keep_original=keep)
-        assert os.listdir(tmp_path) == [NAME]
+    with pytest.raises(CorruptImageError, match="verify --repair"):
+        resample_file(file, 3)
+    assert [path.name for path in tmp_path.rglob("*.nii.gz")] == [NAME]
+    assert [path.name for path in tmp_path.rglob(".*")] == []
 
 
 def test_several_volumes_at_once(tmp_path):
@@ -153,7 +184,9 @@ def test_resolutions_that_are_not_valid(resolution, tmp_path):
 def test_names():
     assert resolution_label(np.float32(2.5)) == "2pt5"
     assert resolution_label(0.75) == "0pt75"
-    assert resampled_path("sub-01_T1w.nii.gz", 2) == "sub-01_res-2_T1w.nii.gz"
+    ours = "derivatives/laion-fmri-fetchers/"
+    path = resampled_path("sub-01/anat/sub-01_T1w.nii.gz", 2)
+    assert path == f"{ours}sub-01/anat/sub-01_res-2_T1w.nii.gz"
     mask = (
         "derivatives/rois/sub-01/face/sub-01_space-T1w_res-1pt8_label-FFA1_mask.nii.gz"
     )
@@ -163,17 +196,26 @@ def test_names():
     )
     for path, res in ((mask, "1pt8"), (betas, None)):
         before, after = record(path), record(resampled_path(path, 3))
-        assert (before["res"], after["res"]) == (res, "3")
-        assert not is_resampled(before)
-        assert is_resampled(after)
-        for name in ("image_type", "roi", "session", "stat", "desc", "suffix"):
-            assert before[name] == after[name]
+        assert before["res"] == res
+        assert "_res-3_" in after["id"]
+        assert after["id"].startswith(ours)
         assert can_be_resampled(before)
     assert interpolation_for(record(mask), "linear") == "nearest"
     assert interpolation_for(record(betas), "linear") == "linear"
     with pytest.raises(InvalidQueryError, match="'continuous'"):
         interpolation_for(record(betas), "cubic")
     assert not can_be_resampled(record(mask.replace(".nii.gz", ".func.gii")))
+
+
+def test_images_that_earlier_versions_left_are_told_from_published_ones(tmp_path):
+    published = save(tmp_path / NAME)
+    made = resample_file(published, 1.5)
+    on_localizer_grid = record("sub-01/sub-01_space-T1w_res-1pt5_label-MT_mask.nii.gz")
+    on_functional_grid = record("sub-01/sub-01_res-1pt8_label-MT_mask.nii.gz")
+    assert is_leftover(made, on_localizer_grid)
+    assert not is_leftover(made, on_functional_grid)
+    assert not is_leftover(published, on_localizer_grid)
+    assert not is_leftover("missing.nii.gz", on_localizer_grid)
 
 
 def test_resampled_betas_and_masks_load_together(cached, no_network):

@@ -133,8 +133,7 @@ def test_a_repair_asks_for_the_licence(cached, server, monkeypatch):
     assert server.requests == []
 
 
-def test_what_was_fetched_comes_before_what_was_listed(cached):
-    """A file that changed in the bucket after it was fetched is good all the same."""
+def test_a_file_that_changed_in_the_bucket_is_outdated_and_not_damaged(cached):
     file = next(cached.rglob("sub-01_ses-01*_trials.tsv"))
     one = file.relative_to(cached).as_posix()
     listings = cached / ".laion_fmri" / "listings"
@@ -143,7 +142,8 @@ def test_what_was_fetched_comes_before_what_was_listed(cached):
     for path, before in text.items():
         path.write_text(before.replace(etag, "0" * 32))
     assert any(path.read_text() != before for path, before in text.items())
-    assert statuses(verify_cache(verbose=0)) == {}
+    assert statuses(verify_cache(verbose=0)) == {one: "outdated"}
+    assert main(["verify", "-q"]) == 0
 
 
 def test_an_object_that_changed_since_it_was_listed(
@@ -177,9 +177,13 @@ def test_command(cached, server, capsys):
     assert main(["verify", "-q"]) == 0
 
 
+UNDATED = {"last_modified": None}
+
+
 def note(folder, name):
     for i in range(30):
-        record = {"id": f"{name}-{i}", "key": "k", "size": i, "etag": None}
+        path = f"{name}-{i}"
+        record = {"id": path, "key": path, "size": i, "etag": None, **UNDATED}
         cache.note_fetched(folder, [record])
 
 
@@ -202,10 +206,11 @@ def test_notes_of_many_writers_are_all_kept(tmp_path):
 
 def test_the_newest_note_counts_when_notes_are_joined(tmp_path):
     for i in range(120):
-        record = {"id": "always", "key": "k", "size": i, "etag": None}
-        cache.note_fetched(str(tmp_path), [record, {**record, "id": f"once-{i}"}])
+        record = {"id": "a", "key": "a", "size": i, "etag": None, **UNDATED}
+        once = {"id": f"once-{i}", "key": f"once-{i}"}
+        cache.note_fetched(str(tmp_path), [record, {**record, **once}])
         noted = cache.fetched(str(tmp_path))
-        assert noted["always"] == ["k", i, None]
+        assert noted["a"] == ("a", i, None, None)
         assert len(noted) == i + 2
 
 
@@ -213,7 +218,8 @@ def test_a_call_notes_what_it_fetched(server, data_dir):
     data = fetch_laion_fmri(sessions=1, rois="FFA1", verbose=0)
     noted = cache.fetched(str(data_dir))
     for meta in [*data.images_meta, *data.rois_meta]:
-        assert noted[meta["id"]] == [meta["key"], meta["size"], meta["etag"]]
+        version = (meta["key"], meta["size"], meta["etag"], meta["last_modified"])
+        assert noted[meta["id"]] == version
     assert all(Path(data_dir, one).is_file() for one in noted)
 
 
