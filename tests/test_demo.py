@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import http.client
 import io
@@ -15,6 +16,7 @@ import sys
 import tempfile
 import threading
 import xml.etree.ElementTree as ET
+from pathlib import Path
 from urllib.parse import parse_qs, quote, unquote_plus, urlsplit
 
 import h5py
@@ -422,20 +424,18 @@ def _localizer(bucket, subject, session, task, rest):
 @pytest.mark.parametrize("subject", SUBJECTS)
 def test_localizers_find_their_regions(bucket, subject):
     for session, task, contrast, category, label in [
-        ("ses-4BarScreenfLoc", "floc", "bodyVsOthers", "body", "EBA"),
+        ("ses-4BarScreenfLoc", "floc", "faceVsOthers", "face", "FFA-1"),
         ("ses-4BarScreenfLoc", "floc", "placeVsOthers", "place", "PPA"),
         ("ses-31", "oloc", "objectVsScrambled", "object", "l-objects"),
         ("ses-MotionLocBarsSML", "MotionLoc", "movingVsStatic", "motion", "MT"),
     ]:
-        for res in ("1pt5", "1pt8"):
-            name = f"space-T1w_res-{res}_contrast-{contrast}_stat-z_statmap.nii.gz"
-            z = _localizer(bucket, subject, session, task, name).get_fdata()
-            roi = f"{subject}_space-T1w_res-{res}_label-{label}_mask.nii.gz"
-            folder = bucket / "derivatives/rois" / subject / category
-            inside = nibabel.load(folder / roi).get_fdata() > 0
-            assert z.shape == inside.shape
-            assert np.nanmean(z[inside]) > 2
-            assert abs(np.nanmean(z[~inside])) < 1
+        name = f"space-T1w_res-1pt5_contrast-{contrast}_stat-z_statmap.nii.gz"
+        z = _localizer(bucket, subject, session, task, name).get_fdata()
+        roi = f"{subject}_space-T1w_res-1pt5_label-{label}_mask.nii.gz"
+        folder = bucket / "derivatives/rois" / subject / category
+        inside = nibabel.load(folder / roi).get_fdata() > 0
+        assert z[inside].mean() > 2
+        assert abs(z[~inside].mean()) < 1
         name = f"hemi-L_space-fsnative_contrast-{contrast}_stat-z_statmap.func.gii"
         z = _localizer(bucket, subject, session, task, name).agg_data()
         roi = f"{subject}_hemi-L_space-fsnative_label-{label}_mask.func.gii"
@@ -465,6 +465,10 @@ def test_localizers_on_the_grid_of_betas_lack_what_was_not_fitted(bucket):
     assert missing.ravel()[outside].all()
     within = ((at >= 0) & (at <= np.array(fit.shape) - 1)).all(axis=1)
     assert not missing.ravel()[within].any()
+    nearest = tuple(np.round(at[within]).astype(int).T)
+    same = resampled.get_fdata().ravel()[within] == fit.get_fdata()[nearest]
+    assert same.mean() > 0.99
+    assert (fit.get_fdata() != 0).any()
 
 
 def test_same_arguments_same_bytes(tmp_path):
@@ -1249,6 +1253,23 @@ def test_serving_leaves_the_process_as_it_was(capfd):
         requests.get(f"{server.url}/", timeout=10)
     assert dict(os.environ) == before
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        path
+        for path in Path(server_module.__file__).parent.glob("*.py")
+        if path.name not in ("access.py", "walkthrough.py")
+    ],
+    ids=lambda path: path.stem,
+)
+def test_facts_are_not_those_of_the_library(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        modules = [node.module] if isinstance(node, ast.ImportFrom) else []
+        modules += [x.name for x in node.names] if isinstance(node, ast.Import) else []
+        assert not any("laion_fmri_fetchers" in str(name) for name in modules)
+        assert not (isinstance(node, ast.ImportFrom) and node.level > 1)
 
 
 def test_moto_is_imported_only_to_serve():

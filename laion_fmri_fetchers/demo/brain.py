@@ -36,16 +36,17 @@ class Roi(NamedTuple):
 # Mackey et al. 2017 (eLife 6:e22974). Without published positions are the anterior face
 # patches (here along the anterior fusiform gyrus), the place region SPL (here on the
 # superior parietal lobule) and the laion regions (early, ventral, lateral and dorsal
-# visual cortex, and all of it).
+# visual cortex, and all of it). Neighbours that prefer different content are moved some
+# millimetres apart, for a coarse grid to tell them apart.
 ROIS = {
-    "EBA": Roi("body", "EBA", (48, -72, 3), 10),
-    "FBA": Roi("body", "FBA", (42, -46, -20), 8),
+    "EBA": Roi("body", "EBA", (50, -76, 8), 9),
+    "FBA": Roi("body", "FBA", (44, -42, -20), 7),
     "VWFA1": Roi("character", "VWFA-1", (44, -68, -12), 8),
-    "VWFA2": Roi("character", "VWFA-2", (44, -56, -14), 8),
-    "mfswords": Roi("character", "mfs-words", (38, -44, -18), 7),
+    "VWFA2": Roi("character", "VWFA-2", (46, -56, -13), 8),
+    "mfswords": Roi("character", "mfs-words", (38, -38, -19), 7),
     "pSTSwords": Roi("character", "pSTS-words", (56, -40, 6), 8),
     "FFA1": Roi("face", "FFA-1", (40, -60, -17), 8),
-    "FFA2": Roi("face", "FFA-2", (40, -48, -19), 8),
+    "FFA2": Roi("face", "FFA-2", (40, -51, -19), 8),
     "OFA": Roi("face", "OFA", (40, -78, -12), 8),
     "pSTSfaces": Roi("face", "pSTS-faces", (52, -48, 8), 9),
     "AFP1": Roi("face", "AFP-1", (38, -24, -26), 8),
@@ -55,10 +56,10 @@ ROIS = {
     "laiongeneral": Roi("laion", "laion-general", (30, -76, 4), 34),
     "laionlateral": Roi("laion", "laion-lateral", (46, -72, 4), 16),
     "laionventral": Roi("laion", "laion-ventral", (34, -58, -14), 18),
-    "MST": Roi("motion", "MST", (46, -60, 7), 7),
-    "MT": Roi("motion", "MT", (46, -68, 2), 8),
-    "lobjects": Roi("object", "l-objects", (44, -78, -4), 9),
-    "vobjects": Roi("object", "v-objects", (36, -54, -16), 8),
+    "MST": Roi("motion", "MST", (46, -58, 7), 7),
+    "MT": Roi("motion", "MT", (46, -66, 2), 8),
+    "lobjects": Roi("object", "l-objects", (44, -80, -4), 9),
+    "vobjects": Roi("object", "v-objects", (33, -58, -13), 8),
     "MPA": Roi("place", "MPA", (16, -56, 12), 9),
     "OPA": Roi("place", "OPA", (34, -82, 22), 9),
     "PPA": Roi("place", "PPA", (28, -45, -8), 9),
@@ -106,6 +107,7 @@ PREFERENCES = {
     "place": {"place": 1.0, "motion": 0.1},
 }
 
+BOTH_SIDES = (-1, 1)
 SELECTIVITY = 0.6  # response to what a region prefers, in units of the noise
 
 # The box (mm) of the volumetric localizer fits: all regions, but not all of the brain.
@@ -149,7 +151,7 @@ def functional_brain(subject: str, resolution: float, seed: int) -> Brain:
 
     inside = {name: roi[fitted] for name, roi in rois.items()}
     rng = rng_of(seed, subject, "tuning")
-    tuning = preferences(inside)
+    tuning = preferences(subject, points_of_grid(affine, fitted), BOTH_SIDES)
     tuning *= rng.uniform(0.7, 1.3, (len(tuning), 1))
     tuning += rng.normal(0, 0.05, tuning.shape)
     edge = np.flatnonzero(is_edge[fitted])
@@ -236,12 +238,17 @@ def regions_of_grid(
     subject: str, affine: np.ndarray, mask: np.ndarray
 ) -> dict[str, np.ndarray]:
     """Return the regions of a subject on a grid, by clean name."""
-    points = np.argwhere(mask) @ affine[:3, :3] + affine[:3, 3]
     rois = {}
-    for name, inside in regions_of_points(subject, points, (-1, 1)).items():
+    points = points_of_grid(affine, mask)
+    for name, inside in regions_of_points(subject, points, BOTH_SIDES).items():
         rois[name] = np.zeros_like(mask)
         rois[name][mask] = inside
     return rois
+
+
+def points_of_grid(affine: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Return the positions (mm) of the voxels of a mask."""
+    return np.argwhere(mask) @ affine[:3, :3] + affine[:3, 3]
 
 
 def regions_of_points(
@@ -249,27 +256,45 @@ def regions_of_points(
 ) -> dict[str, np.ndarray]:
     """Return which points lie in each region of a subject, on some sides (-1 left)."""
     inside = {
-        name: np.any([_near(points, roi, side) for side in sides], axis=0)
+        name: np.any([_distance(points, roi, side) <= 1 for side in sides], axis=0)
         for name, roi in ROIS.items()
     }
     inside["EVC"] = np.any([inside[name] for name in EVC], axis=0)
     return {name: inside[name] for name in inside if name not in LACKING[subject]}
 
 
-def _near(points: np.ndarray, roi: Roi, side: int) -> np.ndarray:
-    """Return which points lie in a region of one side (-1 left), one or more."""
+def _distance(points: np.ndarray, roi: Roi, side: int) -> np.ndarray:
+    """Return distances from the centre of a region; those up to 1 lie in it.
+
+    In units of its radius, or of the distance of the nearest point if that is farther:
+    a region has a point or more on every grid.
+    """
     distance = np.linalg.norm(points - np.multiply(roi.centre, (side, 1, 1)), axis=1)
-    return distance <= max(roi.radius, distance.min())
+    return distance / max(roi.radius, distance.min())
 
 
-def preferences(inside: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Return what points respond to beyond anything seen: (points, contents)."""
-    n_points = len(next(iter(inside.values())))
-    tuning = np.zeros((n_points, len(CONTENT)))
-    for name, is_inside in inside.items():
-        for content, weight in PREFERENCES.get(category_of(name), {}).items():
-            tuning[is_inside, CONTENT.index(content)] += SELECTIVITY * weight
-    return tuning
+def preferences(subject: str, points: np.ndarray, sides: tuple[int, ...]) -> np.ndarray:
+    """Return what points respond to beyond anything seen: (points, contents).
+
+    Regions overlap; what a point prefers is decided by the one whose centre is nearest.
+    """
+    rois = [
+        roi
+        for name, roi in ROIS.items()
+        if roi.category in PREFERENCES and name not in LACKING[subject]
+    ]
+    distances = np.array(
+        [
+            np.min([_distance(points, roi, side) for side in sides], axis=0)
+            for roi in rois
+        ]
+    )
+    of_roi = np.zeros((len(rois), len(CONTENT)))
+    for row, roi in zip(of_roi, rois, strict=True):
+        for content, weight in PREFERENCES[roi.category].items():
+            row[CONTENT.index(content)] = SELECTIVITY * weight
+    is_inside = distances.min(axis=0) <= 1
+    return of_roi[distances.argmin(axis=0)] * is_inside[:, None]
 
 
 def visual_drive(inside: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -7,11 +7,12 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from .brain import (
+    BOTH_SIDES,
     Brain,
     Grid,
     localizer_grid,
+    points_of_grid,
     preferences,
-    regions_of_grid,
     regions_of_points,
     surface,
     visual_drive,
@@ -33,11 +34,11 @@ def localizer_files(
 ) -> Iterator[tuple[str, bytes]]:
     """Yield the maps of all localizers, on surfaces and on two grids."""
     fine = localizer_grid(subject, resolution)
-    rois = regions_of_grid(subject, fine.affine, fine.mask)
+    voxels = points_of_grid(fine.affine, fine.mask)
     spaces = {
-        "volume": _evoked({name: roi[fine.mask] for name, roi in rois.items()}),
-        "L": _evoked(regions_of_points(subject, surface(-1)[0], (-1,))),
-        "R": _evoked(regions_of_points(subject, surface(1)[0], (1,))),
+        "volume": _evoked(subject, voxels, BOTH_SIDES),
+        "L": _evoked(subject, surface(-1)[0], (-1,)),
+        "R": _evoked(subject, surface(1)[0], (1,)),
     }
     for localizer in LOCALIZERS:
         folder = f"derivatives/localizers/{subject}/{localizer.session}/func"
@@ -72,9 +73,12 @@ def _maps(localizer: Localizer) -> Iterator[tuple[str, int, str, str]]:
                 yield task, run, condition, "effect"
 
 
-def _evoked(inside: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _evoked(
+    subject: str, points: np.ndarray, sides: tuple[int, ...]
+) -> dict[str, np.ndarray]:
     """Return the percent signal change that each condition evokes at some points."""
-    drive, tuning = visual_drive(inside), preferences(inside)
+    drive = visual_drive(regions_of_points(subject, points, sides))
+    tuning = preferences(subject, points, sides)
     evoked = {}
     for condition in {c for localizer in LOCALIZERS for c in localizer.conditions}:
         content = _CONTENT_OF.get(condition, condition)
