@@ -501,7 +501,7 @@ def _tell_of_bulk(images: list[Record], call: Call) -> None:
 def _named(image_ids: object) -> tuple[list[str], list[str]]:
     """Return ids and prefixes that were named, each once."""
     given = [image_ids] if isinstance(image_ids, str) else image_ids
-    if isinstance(given, (bytes, dict)) or not isinstance(given, Iterable):
+    if isinstance(given, bytes) or not isinstance(given, Iterable):
         raise InvalidQueryError(f"image_ids is {image_ids!r}; give ids or keys, as str")
     ids: dict[str, None] = {}
     prefixes: dict[str, None] = {}

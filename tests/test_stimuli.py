@@ -854,7 +854,6 @@ def test_a_file_that_was_replaced_at_its_key(
     (text,) = {str(warning.message) for warning in warned}
     for said in (key, f"{len(old):,} bytes", f"{len(new):,} bytes", "2026-09-28"):
         assert said in text
-    assert f"downloaded on {dt.datetime.now(dt.timezone.utc):%Y-%m-%d}" in text
     assert "mode='overwrite'" in text
     archived = (
         "fetch_laion_fmri_ids"
@@ -863,7 +862,8 @@ def test_a_file_that_was_replaced_at_its_key(
     assert (archived in text) == ("CLIP" in key)
     record = next(rec for rec in data.files_meta if rec["id"] == key)
     assert record["outdated"] is True
-    assert (record["size"], record["last_modified"]) == (len(old), None)
+    assert record["size"] == len(old)
+    assert record["last_modified"].startswith("2025-06-01")
     assert record["etag"] == hashlib.md5(old).hexdigest()
     assert (data_dir / key).read_bytes() == old
 
@@ -890,10 +890,8 @@ def test_a_file_that_others_put_there(server, data_dir, bucket_folder):
         warnings.simplefilter("error")
         assert captions().files_meta[0]["outdated"] is False
     file.write_bytes(whole[: whole.rindex(b"\n", 0, -1) + 1])
-    with pytest.warns(UserWarning, match="another version"):
-        data = captions()
-    (record,) = data.files_meta
-    assert (record["size"], record["etag"]) == (file.stat().st_size, None)
+    with pytest.warns(UserWarning, match="differ in size.*cut short or another"):
+        captions()
 
 
 def put_embeddings(data_dir, model, names):

@@ -42,6 +42,7 @@ try:
         institution="University of Examples",
         research_purpose="Category selectivity of visual cortex",
         accept_terms_version=current_terms_version(),
+        acknowledge_privacy=True,
         renew=True,
     )
 except AccessPendingError:

@@ -157,6 +157,7 @@ def _stimuli(server: Any, figure: Path) -> None:
                     institution="University of Examples",
                     research_purpose="See how the package works",
                     accept_terms_version=service.terms_version,
+                    acknowledge_privacy=True,
                     renew=True,
                     verbose=0,
                 )
