@@ -12,11 +12,12 @@ from joblib import Parallel, delayed
 from tqdm.auto import tqdm
 
 from . import cache, layout, resample
-from .access import access_status
+from .access import GatedFile, access_status, fetch_manifest, saved_manifest
 from .bucket import bucket_url
 from .calls import fetch_records, prepare
 from .catalog import Wanted, look
 from .exceptions import (
+    AccessServiceError,
     CorruptImageError,
     DownloadError,
     InvalidQueryError,
@@ -24,7 +25,7 @@ from .exceptions import (
     NotCachedError,
 )
 from .licenses import accept_license
-from .messages import readable_size, tell
+from .messages import readable_size, tell, warn
 from .partials import check_file
 from .volumes import iter_volumes, read_header
 
@@ -56,8 +57,9 @@ def verify_cache(
     repair : bool, default=False
         Download files again that are missing, truncated or altered.
     online : bool, default=False
-        Ask the bucket for its listings, and compare with these. So a directory can be
-        verified that was filled by hand or by the dataset's own package.
+        Ask the bucket for its listings and the access service for its manifest, and
+        compare with these. So a directory can be verified that was filled by hand or by
+        the dataset's own package.
     n_jobs : int, default=2
         Files read at once.
     n_connections : int, default=64
@@ -103,6 +105,7 @@ def verify_cache(
     files, _ = cache.scan(folder, _EVERYTHING)
     notes = cache.fetched(folder)
     objects = _listed(folder, files, online, n_connections, timeout, verbose)
+    sums = _sums(folder, online and layout.ARCHIVE in files, timeout)
     names = sorted(files | set(notes))
     sizes = {path: _size(folder, path) for path in names}
     total = sum(size or 0 for size in sizes.values())
@@ -112,7 +115,12 @@ def verify_cache(
     ) as bar:
         checks = Parallel(n_jobs, "threading", return_as="generator")(
             delayed(_check)(
-                folder, path, sizes[path], notes.get(path), objects.get(path)
+                folder,
+                path,
+                sizes[path],
+                notes.get(path),
+                objects.get(path),
+                sums.get(path),
             )
             for path in names
         )
@@ -229,6 +237,17 @@ def _listed(
     return found.objects
 
 
+def _sums(data_dir: str, online: bool, timeout: float) -> dict[str, GatedFile]:
+    """Return size and SHA-256 of gated files, as downloaded or as published now."""
+    if not online:
+        return saved_manifest(data_dir)
+    try:
+        return fetch_manifest(timeout).files
+    except AccessServiceError as error:
+        warn(f"{error} The archive is compared with what was saved at its download.")
+        return saved_manifest(data_dir)
+
+
 def _listings_of(files: Iterable[str]) -> list[Wanted]:
     """Return what to list so that all of some files are listed."""
     wanted: dict[Wanted, None] = {}
@@ -261,6 +280,7 @@ def _check(
     size: int | None,
     note: cache.Note | None,
     listed: Any,
+    gated: GatedFile | None,
 ) -> tuple[str, str | None]:
     """Return the status of a file and the reason."""
     file = cache.local_path(data_dir, path)
@@ -271,10 +291,14 @@ def _check(
             return _check_made(file)
         if note is None and resample.is_leftover(file, layout.record(path)):
             return _check_leftover(file, listed)
-        if note is None and listed is None:
+        if note is None and listed is None and gated is None:
             return "unknown", "no listing has a file of this name"
-        _, right, etag, *_ = note or listed
-        wrong = check_file(file, size=right, etag=etag)
+        right: int | None
+        if gated is not None:
+            right, wrong = gated.size, check_file(file, **gated._asdict())
+        else:
+            _, right, etag, *_ = note or listed
+            wrong = check_file(file, size=right, etag=etag)
     except OSError as error:
         return "unreadable", str(error)
     if wrong is not None:

@@ -40,7 +40,7 @@ def compare_versions(
             outdated.append(rec)
         elif size != rec["size"]:
             differing.append(rec["id"])
-    if outdated:
+    if outdated and not known.offline:
         _warn_of_outdated(outdated, known.objects)
     if differing:
         warn(

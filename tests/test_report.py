@@ -165,7 +165,7 @@ def test_table_of_rois(data):
     np.testing.assert_allclose(quartiles, expected, rtol=1e-5)
     cells = {r[0]: r for r in rows(section(make_report(data).html, "rois"))}
     assert cells["FFA1\nface"][2].startswith(f"{mask.sum()}\n")
-    assert cells["aTLfaces\nface"][1] == "-"
+    assert cells["AFP1\nface"][1] == "-"
 
 
 def test_surface_masks_count_vertices(cached, server):

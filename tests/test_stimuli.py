@@ -857,7 +857,7 @@ def test_a_file_that_was_replaced_at_its_key(
     assert "mode='overwrite'" in text
     archived = (
         "fetch_laion_fmri_ids"
-        '("archive/embeddings/v1/task-images_desc-CLIP_embeddings.h5")'
+        "('archive/embeddings/v1/task-images_desc-CLIP_embeddings.h5')"
     )
     assert (archived in text) == ("CLIP" in key)
     record = next(rec for rec in data.files_meta if rec["id"] == key)

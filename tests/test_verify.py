@@ -7,21 +7,30 @@ import shutil
 from multiprocessing import get_context
 from pathlib import Path
 
+import gate_fixtures
 import pytest
 from conftest import unprivileged
 
 from laion_fmri_fetchers import (
+    BucketError,
     DownloadError,
+    InvalidQueryError,
     LaionFmriError,
     LicenseNotAcceptedError,
+    NotCachedError,
     cache,
     fetch_laion_captions,
     fetch_laion_fmri,
+    fetch_laion_stimuli,
+    login,
     verify_cache,
 )
 from laion_fmri_fetchers.cli import main
 from laion_fmri_fetchers.demo import serve_bucket
 from laion_fmri_fetchers.layout import ARCHIVE
+
+access = gate_fixtures.access
+secrets_of_test = gate_fixtures.secrets_of_test
 
 
 def damage(folder):
@@ -243,3 +252,91 @@ def test_status_and_verify_count_the_same_files(cached, capsys):
     assert main(["status"]) == 0
     assert f"{len(report)} files" in capsys.readouterr().out
     assert "participants.tsv" in set(report["id"])
+
+
+# ---------------------------------------------------------------- online
+
+
+def test_a_directory_filled_by_others_is_verified_online(cached, server):
+    shutil.rmtree(cached / ".laion_fmri")
+    assert set(verify_cache(verbose=0)["status"]) == {"unknown"}
+    assert server.requests == []
+    assert set(verify_cache(online=True, verbose=0)["status"]) == {"ok"}
+    assert {key for _, key, _ in server.requests} == {""}
+    expected = damage(cached)
+    del expected[next(path for path, state in expected.items() if state == "missing")]
+    assert statuses(verify_cache(online=True, verbose=0)) == expected
+
+
+def test_online_without_the_bucket_is_an_error(cached):
+    with pytest.raises(BucketError, match="No answer"):
+        verify_cache(online=True, verbose=0)
+
+
+def test_the_archive_is_compared_with_its_sha256(server, access, data_dir):
+    login(access.grant(), verbose=0)
+    fetch_laion_stimuli(verbose=0)
+    assert set(verify_cache(verbose=0)["status"]) == {"ok"}
+    archive = data_dir / ARCHIVE
+    content = bytearray(archive.read_bytes())
+    content[len(content) // 2] ^= 1
+    archive.write_bytes(content)
+    report = verify_cache(verbose=0).set_index("id")
+    assert report.loc[ARCHIVE, "status"] == "altered"
+    assert "SHA-256" in report.loc[ARCHIVE, "reason"]
+    shutil.rmtree(data_dir / ".laion_fmri")
+    assert statuses(verify_cache(verbose=0))[ARCHIVE] == "unknown"
+    assert statuses(verify_cache(online=True, verbose=0)) == {ARCHIVE: "altered"}
+
+
+def test_a_directory_that_does_not_exist(tmp_path, capsys):
+    with pytest.raises(NotCachedError, match="nowhere does not exist"):
+        verify_cache(data_dir=tmp_path / "nowhere")
+    assert main(["verify", "--data-dir", str(tmp_path / "nowhere")]) == 1
+    assert "does not exist" in capsys.readouterr().err
+
+
+def test_a_note_of_a_file_outside_is_not_repaired(cached, server, tmp_path):
+    """In a shared directory, others can write notes."""
+    victim = tmp_path / "victim.txt"
+    victim.write_text("mine")
+    note = {"../victim.txt": ["participants.tsv", 5, "0" * 32]}
+    (cached / ".laion_fmri/fetched/0-evil.json").write_text(json.dumps(note))
+    report = verify_cache(repair=True, verbose=0)
+    assert set(report["status"]) == {"ok"}
+    assert victim.read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "note",
+    [
+        "[]",
+        "null",
+        '{"a": 1}',
+        '{"a": ["b", 1, "c"]}',
+        '{"a": ["a", "1", "c"]}',
+        '{"a": ["a", -1, "c"]}',
+        '{"a": ["a", 1]}',
+        "[" * 100_000,
+    ],
+)
+def test_broken_notes_are_passed_over(cached, note):
+    before = cache.fetched(str(cached))
+    (cached / ".laion_fmri/fetched/9-broken.json").write_text(note)
+    assert cache.fetched(str(cached)) == before
+
+
+def test_a_repair_of_a_directory_that_cannot_be_written(cached, reachable):
+    folder = reachable / "data"
+    shutil.copytree(cached, folder)
+    damage(folder)
+    for path in [folder, *folder.rglob("*")]:
+        path.chmod(path.stat().st_mode & ~0o222)
+    with (
+        unprivileged(),
+        pytest.warns(UserWarning, match="cannot be written"),
+        pytest.raises(InvalidQueryError, match="nothing was repaired"),
+    ):
+        verify_cache(data_dir=folder, repair=True, verbose=0)
+    for path in [folder, *folder.rglob("*")]:
+        path.chmod(path.stat().st_mode | 0o700)
