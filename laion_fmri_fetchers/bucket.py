@@ -1,5 +1,8 @@
 """The bucket over HTTP: where it is, and listing what it holds.
 
+    list_many ─▶ a few threads, each with a session ─▶ pages, one after the other
+        └─ watches over them, and cuts what makes no progress
+
 The bucket is public and read anonymously, with S3's ListObjectsV2. Another S3
 server, such as a lab's mirror, is named by ``LAION_FMRI_BUCKET_URL``, a base such
 that ``{base}/{key}`` is an object and ``{base}/?list-type=2`` lists; virtual-host
@@ -10,15 +13,20 @@ The HTTP client is imported when it is first needed: offline calls do without it
 
 from __future__ import annotations
 
+import contextlib
+import email.utils
 import os
+import queue
 import random
 import re
+import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, unquote_plus
-from xml.etree import ElementTree as ET
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import quote, unquote_plus, urljoin
+from xml.parsers import expat
 
 from .exceptions import BucketError, InvalidQueryError
 from .messages import tell
@@ -33,15 +41,28 @@ _TRIES_NO_ANSWER = 3
 _FIRST_WAIT = 0.25
 _LONGEST_WAIT = 60.0
 _CONNECT_TIMEOUT = 10.0
+_REDIRECTS = 4
 _QUIET = 3.0
+_WATCH = 0.1
+_GRACE = 1.0
+_LEAST_PROGRESS = 2**14
+_LARGEST_PAGE = 2**24
+_MOST_DIGITS = 18
 _CONNECTION = re.compile(r"<?\S*HTTPS?Connection(Pool)?(\([^)]*\))?( at 0x\w+)?>?: ")
 _RETRIED = frozenset({429, 500, 502, 503, 504})
-
-_local = threading.local()
 
 
 class UnreachableError(BucketError):
     """The bucket gives no answer, or none but "busy"; it may pass."""
+
+
+class Object(NamedTuple):
+    """An object as the bucket lists it: size in bytes, ETag without quotes."""
+
+    key: str
+    size: int
+    etag: str | None = None
+    last_modified: str | None = None
 
 
 def bucket_url() -> str:
@@ -95,40 +116,24 @@ def list_objects(
         With ``"/"``, only objects directly below the prefix are listed, and what
         lies deeper is summed up in ``prefixes``.
     timeout : float, default=30.0
-        Seconds without an answer after which a request is given up.
+        Seconds without an answer, or without progress of it, after which a request
+        is given up.
 
     Returns
     -------
     dict
         ``prefix``, ``delimiter``, ``bucket`` (base address), ``listed_at`` (seconds
-        since the epoch), ``objects`` (list of ``[key, size in bytes, etag,
-        last_modified]``) and ``prefixes`` (list of str).
+        since the epoch), ``objects`` (list of `Object`) and ``prefixes`` (list of
+        str).
 
     Raises
     ------
+    UnreachableError
+        If the bucket does not answer, or is busy.
     BucketError
-        If the bucket denies listing, or what it answers is no listing.
+        If the bucket denies listing, or its answer is not a listing.
     """
-    listing: dict[str, Any] = {
-        "prefix": prefix,
-        "delimiter": delimiter,
-        "bucket": bucket_url(),
-        "listed_at": time.time(),
-        "objects": [],
-        "prefixes": [],
-    }
-    for page in _pages(prefix, delimiter, timeout):
-        decode = unquote_plus if _text(page, "EncodingType") == "url" else str
-        listing["objects"] += [
-            _object(element, decode)
-            for element in page.iterfind("{*}Contents")
-            if not (_text(element, "Key") or "").endswith(("/", "%2F"))
-        ]
-        listing["prefixes"] += [
-            decode(_text(element, "Prefix") or "")
-            for element in page.iterfind("{*}CommonPrefixes")
-        ]
-    return listing
+    return list_many([(prefix, delimiter)], timeout=timeout, verbose=0)[0]
 
 
 def list_many(
@@ -140,44 +145,249 @@ def list_many(
 ) -> list[dict[str, Any]]:
     """List several ``(prefix, delimiter)`` at once; errors as `list_objects`.
 
-    A line is printed where that takes long, and ``verbose`` is not 0.
+    The first error ends all of them. A line is printed where listing takes long, and
+    ``verbose`` is not 0.
     """
     wanted = list(wanted)
     if not wanted:
         return []
-    # Its threads are daemons: Ctrl-C does not wait for a bucket that is silent.
-    from multiprocessing.pool import ThreadPool
+    work = _Work(bucket_url(), timeout, deque(enumerate(wanted)))
+    listers = [_Lister(work) for _ in range(min(n_connections, len(wanted)))]
+    for lister in listers:
+        lister.start()
+    listings: dict[int, dict[str, Any]] = {}
+    patience = time.monotonic() + _QUIET
+    try:
+        while len(listings) < len(wanted):
+            pause = min(_WATCH, max(0.0, patience - time.monotonic()))
+            with contextlib.suppress(queue.Empty):
+                number, found = work.done.get(timeout=pause)
+                if isinstance(found, BaseException):
+                    raise found
+                listings[number] = found
+            for lister in listers:
+                lister.cut_if_stuck()
+            if time.monotonic() > patience and len(listings) < len(wanted):
+                tell(f"Waiting for {work.url} to list what it holds ...", verbose)
+                patience = float("inf")
+    finally:
+        work.stopped.set()
+        for lister in listers:
+            lister.cut()
+        until = time.monotonic() + _GRACE
+        for lister in listers:
+            lister.join(max(0.0, until - time.monotonic()))
+    return [listings[number] for number in range(len(wanted))]
 
-    how, patience = {"timeout": timeout}, time.monotonic() + _QUIET
-    with ThreadPool(min(n_connections, len(wanted))) as pool:
-        tasks = [pool.apply_async(list_objects, one, how) for one in wanted]
-        for task in tasks:
-            task.wait(max(0.0, patience - time.monotonic()))
-        if not all(task.ready() for task in tasks):
-            tell(f"Waiting for {bucket_url()} to list what it holds ...", verbose)
-        return [task.get() for task in tasks]
+
+class _Work:
+    """What the threads of one call share."""
+
+    def __init__(
+        self, url: str, timeout: float, todo: deque[tuple[int, tuple[str, str]]]
+    ) -> None:
+        self.url, self.timeout, self.todo = url, timeout, todo
+        self.done: queue.SimpleQueue[tuple[int, Any]] = queue.SimpleQueue()
+        self.stopped = threading.Event()
+        self.has_answered = threading.Event()
 
 
-def _pages(prefix: str, delimiter: str, timeout: float) -> Iterator[ET.Element]:
-    """Yield the pages of a listing."""
-    query = {"list-type": "2", "prefix": prefix, "encoding-type": "url"}
-    if delimiter:
-        query["delimiter"] = delimiter
-    level = repr(prefix) if prefix else "the top level"
-    what = f"the listing of {level} in {bucket_url()}"
-    while True:
-        response = _get(f"{bucket_url()}/", query, what, timeout)
-        _raise_for_status(response, what)
-        page = _parse(response.content, what)
-        yield page
-        if _text(page, "IsTruncated") != "true":
-            return
-        token = _text(page, "NextContinuationToken")
-        if not token or token == query.get("continuation-token"):
-            raise BucketError(
-                f"The server breaks off {what} without saying how to go on. {_ADVICE}"
+class _Lister(threading.Thread):
+    """A thread that lists prefixes, one after the other, until none is left.
+
+    It is a daemon: Ctrl-C does not wait for a bucket that is silent. The socket's
+    time-out is that of each read, so a server that sends a byte now and then is cut by
+    the thread that waits for the listings.
+    """
+
+    def __init__(self, work: _Work) -> None:
+        super().__init__(daemon=True, name="laion-fmri-listing")
+        self._work = work
+        self._socket: socket.socket | None = None
+        self._waits_since = float("inf")
+
+    def run(self) -> None:
+        with _session() as session:
+            while not self._work.stopped.is_set():
+                try:
+                    number, (prefix, delimiter) = self._work.todo.popleft()
+                except IndexError:
+                    return
+                try:
+                    self._work.done.put(
+                        (number, self._list(session, prefix, delimiter))
+                    )
+                except BaseException as error:
+                    self._work.done.put((number, error))
+                    return
+
+    def note(self, connected: socket.socket) -> None:
+        """Take note of the socket in use, from which an answer is awaited."""
+        self._socket, self._waits_since = connected, time.monotonic()
+        if self._work.stopped.is_set():
+            self.cut()
+
+    def cut(self) -> None:
+        """End what waits for the network."""
+        if self._socket is not None:
+            with contextlib.suppress(OSError):
+                socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
+
+    def cut_if_stuck(self) -> None:
+        """End a request without progress; one without any byte ends by itself."""
+        if time.monotonic() - self._waits_since > self._work.timeout + _GRACE:
+            self.cut()
+
+    def _list(
+        self, session: requests.Session, prefix: str, delimiter: str
+    ) -> dict[str, Any]:
+        listing: dict[str, Any] = {
+            "prefix": prefix,
+            "delimiter": delimiter,
+            "bucket": self._work.url,
+            "listed_at": time.time(),
+            "objects": [],
+            "prefixes": [],
+        }
+        query = {"list-type": "2", "prefix": prefix, "encoding-type": "url"}
+        if delimiter:
+            query["delimiter"] = delimiter
+        level = repr(prefix) if prefix else "the top level"
+        what = f"the listing of {level} in {self._work.url}"
+        last = ""
+        while True:
+            page = self._page(session, query, what)
+            names = [*page.prefixes, *(one.key for one in page.objects)]
+            listing["prefixes"] += page.prefixes
+            # Keys that end in a slash are marks of folders, not files.
+            listing["objects"] += [
+                one for one in page.objects if not one.key.endswith("/")
+            ]
+            if not page.is_truncated:
+                return listing
+            if not (names and page.token and min(names) > last):
+                raise BucketError(
+                    f"The server breaks off {what}, or repeats it, without saying how "
+                    f"to go on. {_ADVICE}"
+                )
+            last = max(names)
+            query["continuation-token"] = page.token
+
+    def _page(
+        self, session: requests.Session, query: dict[str, str], what: str
+    ) -> _Page:
+        """Return a page, asked for again after a while where that may help."""
+        import requests
+        import urllib3
+
+        errors = (requests.RequestException, urllib3.exceptions.HTTPError)
+        tries, began = 0, time.monotonic()
+        while True:
+            tries += 1
+            wait = _FIRST_WAIT * 2 ** (tries - 1) * random.uniform(0.5, 1.5)
+            try:
+                with self._ask(session, query) as response:
+                    self._work.has_answered.set()
+                    if response.status_code not in _RETRIED:
+                        _refuse(response, what)
+                        return _parse(self._body(response, what), what)
+            except (*errors, ValueError) as error:
+                if isinstance(error, ValueError):  # the address, or that of a redirect
+                    raise BucketError(
+                        f"Cannot ask for {what} ({_reason(error)}). {_ADVICE}"
+                    ) from None
+                if tries >= _TRIES_NO_ANSWER or self._is_out_of_reach(error, began):
+                    raise UnreachableError(
+                        f"No answer to {what} ({_reason(error)}). Check the network, "
+                        "and LAION_FMRI_BUCKET_URL if you set it."
+                    ) from None
+            else:
+                if tries >= _TRIES_BUSY:
+                    raise UnreachableError(
+                        f"The server is busy: status {response.status_code} for "
+                        f"{what}, {tries} times. Try again later."
+                    )
+                asked = _seconds(response.headers.get("Retry-After", ""))
+                wait = min(max(wait, asked), _LONGEST_WAIT)
+            finally:
+                self._waits_since = float("inf")
+            if self._work.stopped.wait(wait):
+                raise UnreachableError(f"Interrupted: {what}.")
+
+    def _is_out_of_reach(self, error: Exception, began: float) -> bool:
+        """Tell whether connecting took all of its time, and nothing ever answered."""
+        import requests
+
+        return (
+            isinstance(error, requests.ConnectionError)
+            and not self._work.has_answered.is_set()
+            and time.monotonic() - began >= self._connect_timeout
+        )
+
+    @property
+    def _connect_timeout(self) -> float:
+        return min(self._work.timeout, _CONNECT_TIMEOUT)
+
+    def _ask(
+        self, session: requests.Session, query: dict[str, str]
+    ) -> requests.Response:
+        """Send a request; return the answer, of which the body is not read."""
+        url, params = f"{self._work.url}/", query
+        for _ in range(_REDIRECTS):
+            self._waits_since = time.monotonic()
+            response = session.get(
+                url,
+                params=params,
+                headers={"Accept-Encoding": "identity"},
+                timeout=(self._connect_timeout, self._work.timeout),
+                stream=True,
+                allow_redirects=False,
             )
-        query["continuation-token"] = token
+            if not response.is_redirect:
+                break
+            response.close()
+            url, params = urljoin(url, response.headers["Location"]), {}
+        return response
+
+    def _body(self, response: requests.Response, what: str) -> Iterator[bytes]:
+        """Yield the body in pieces; each is progress."""
+        n_bytes = 0
+        self._waits_since = time.monotonic()
+        while piece := response.raw.read(_LEAST_PROGRESS, decode_content=False):
+            self._waits_since = time.monotonic()
+            n_bytes += len(piece)
+            if n_bytes > _LARGEST_PAGE:
+                raise BucketError(
+                    f"The server sends more than {_LARGEST_PAGE // 2**20} MiB as "
+                    f"a page of {what}. {_ADVICE}"
+                )
+            yield piece
+
+
+def _session() -> requests.Session:
+    """Return a session whose connections are made known to the thread using them."""
+    import requests
+
+    class Adapter(requests.adapters.HTTPAdapter):
+        def get_connection_with_tls_context(self, *args: Any, **kwargs: Any) -> Any:
+            pool: Any = super().get_connection_with_tls_context(*args, **kwargs)
+            made = pool.ConnectionCls
+            if not issubclass(made, _Noted):
+                pool.ConnectionCls = type("Connection", (_Noted, made), {})
+            return pool
+
+    session = requests.Session()
+    session.mount("http://", Adapter())
+    session.mount("https://", Adapter())
+    return session
+
+
+class _Noted:
+    """A connection of urllib3 that makes its socket known to its `_Lister`."""
+
+    def connect(self: Any) -> None:
+        super().connect()  # type: ignore[misc]
+        threading.current_thread().note(self.sock)  # type: ignore[attr-defined]
 
 
 _ADVICE = (
@@ -186,56 +396,23 @@ _ADVICE = (
 )
 
 
-def _get(
-    url: str, query: dict[str, str], what: str, timeout: float
-) -> requests.Response:
-    """GET, again after a while where that may help."""
-    import requests
-    from urllib3.util import Retry
+def _seconds(retry_after: str) -> float:
+    """Return what a Retry-After says, in seconds from now; 0 if that is unclear.
 
-    tries = 0
-    while True:
-        tries += 1
-        wait = _FIRST_WAIT * 2 ** (tries - 1) * random.uniform(0.5, 1.5)
+    >>> _seconds("7"), _seconds("0.5"), _seconds("Fri, 31 Dec 1999 23:59:59 GMT")
+    (7.0, 0.5, 0.0)
+    >>> _seconds("soon"), _seconds("nan"), _seconds("")
+    (0.0, 0.0, 0.0)
+    """
+    try:
+        seconds = float(retry_after)
+    except ValueError:
         try:
-            response = session().get(
-                url, params=query, timeout=(min(timeout, _CONNECT_TIMEOUT), timeout)
-            )
-        except (
-            requests.ConnectionError,
-            requests.Timeout,
-            requests.exceptions.ChunkedEncodingError,
-            requests.exceptions.ContentDecodingError,
-        ) as error:
-            if tries >= _TRIES_NO_ANSWER:
-                raise UnreachableError(
-                    f"No answer to {what} ({_reason(error)}). Check the network, and "
-                    "LAION_FMRI_BUCKET_URL if you set it."
-                ) from None
-        except requests.RequestException as error:
-            raise BucketError(
-                f"Cannot ask for {what} ({_reason(error)}). {_ADVICE}"
-            ) from None
-        else:
-            if response.status_code not in _RETRIED:
-                return response
-            if tries >= _TRIES_BUSY:
-                raise UnreachableError(
-                    f"The server is busy: status {response.status_code} for {what}, "
-                    f"{tries} times. Try again later."
-                )
-            asked = Retry().get_retry_after(response.raw) or 0.0
-            wait = min(max(wait, asked), _LONGEST_WAIT)
-        time.sleep(wait)
-
-
-def session() -> requests.Session:
-    """Return this thread's session, whose connections are kept."""
-    import requests
-
-    if getattr(_local, "pid", None) != os.getpid():
-        _local.session, _local.pid = requests.Session(), os.getpid()
-    return _local.session
+            due = email.utils.parsedate_to_datetime(retry_after).timestamp()
+        except (TypeError, ValueError, OverflowError):
+            return 0.0
+        seconds = due - time.time()
+    return seconds if seconds > 0 else 0.0
 
 
 def _reason(error: Exception) -> str:
@@ -249,43 +426,92 @@ def _reason(error: Exception) -> str:
     return _CONNECTION.sub("", str(cause.args[-1] if cause.args else cause))
 
 
-def _raise_for_status(response: requests.Response, what: str) -> None:
+def _refuse(response: requests.Response, what: str) -> None:
+    """Raise where an answer is not the page of a listing, by its head."""
     status = response.status_code
-    if status == 200:
-        return
     if status == 403:
         raise BucketError(f"The server denies {what} (status 403). {_ADVICE}")
     if status == 404:
         raise BucketError(f"No such bucket: status 404 for {what}. {_ADVICE}")
-    raise BucketError(f"Status {status} for {what}. {_ADVICE}")
-
-
-def _parse(content: bytes, what: str) -> ET.Element:
-    try:
-        page = ET.fromstring(content)
-    except ET.ParseError as error:
+    if status != 200:
+        raise BucketError(f"Status {status} for {what}. {_ADVICE}")
+    # A compressed page of a few kB may be one of many GB.
+    if response.headers.get("Content-Encoding", "identity") != "identity":
         raise BucketError(
-            f"What the server answers to {what} is no listing: {error}. {_ADVICE}"
-        ) from error
-    if page.tag.rpartition("}")[2] != "ListBucketResult":
-        raise BucketError(
-            f"What the server answers to {what} is no listing but "
-            f"{page.tag.rpartition('}')[2]!r}. {_ADVICE}"
+            f"The server compresses {what}, though it was asked not to. {_ADVICE}"
         )
-    return page
 
 
-def _object(element: ET.Element, decode: Any) -> list[Any]:
-    """Return ``[key, size, etag, last_modified]`` of a ``Contents``."""
-    key, size = _text(element, "Key"), _text(element, "Size")
-    if not key or size is None or not size.isdecimal():
+class _Page(NamedTuple):
+    """A page of a listing."""
+
+    objects: list[Object]
+    prefixes: list[str]
+    is_truncated: bool
+    token: str | None
+
+
+def _parse(body: Iterable[bytes], what: str) -> _Page:
+    """Parse a page as it comes; a listing has no DTD, so entities are refused."""
+    head: dict[str, str] = {}
+    entries: dict[str, list[dict[str, str]]] = {"Contents": [], "CommonPrefixes": []}
+    fields, text = head, ""
+
+    def start(name: str, _: object) -> None:
+        nonlocal fields, text
+        text = ""
+        if name in entries:
+            fields = {}
+
+    def characters(more: str) -> None:
+        nonlocal text
+        text += more
+
+    def end(name: str) -> None:
+        nonlocal fields
+        if name in entries:
+            entries[name].append(fields)
+            fields = head
+        else:
+            fields[name] = text
+
+    def refuse_dtd(*_: object) -> None:
+        raise ValueError("it has a document type")
+
+    parser = expat.ParserCreate()
+    parser.buffer_text = True
+    parser.StartElementHandler = start
+    parser.CharacterDataHandler = characters
+    parser.EndElementHandler = end
+    parser.StartDoctypeDeclHandler = refuse_dtd
+    try:
+        for piece in body:
+            parser.Parse(piece, False)
+        parser.Parse(b"", True)
+    except (expat.ExpatError, LookupError, ValueError) as error:
+        raise BucketError(
+            f"The answer to {what} is not a listing: {error}. {_ADVICE}"
+        ) from None
+    root = next(reversed(head), "")
+    if root != "ListBucketResult":
+        raise BucketError(
+            f"The answer to {what} is not a listing but {root!r}. {_ADVICE}"
+        )
+    decode = unquote_plus if head.get("EncodingType") == "url" else str
+    return _Page(
+        [_object(one, decode) for one in entries["Contents"]],
+        [decode(one.get("Prefix", "")) for one in entries["CommonPrefixes"]],
+        head.get("IsTruncated") == "true",
+        head.get("NextContinuationToken"),
+    )
+
+
+def _object(fields: dict[str, str], decode: Any) -> Object:
+    key, size = fields.get("Key"), fields.get("Size", "")
+    if not key or not size.isdecimal() or len(size) > _MOST_DIGITS:
         raise BucketError(
             f"The listing holds an object without key or size (key {key!r}, size "
             f"{size!r}). {_ADVICE}"
         )
-    etag = (_text(element, "ETag") or "").strip('"') or None
-    return [decode(key), int(size), etag, _text(element, "LastModified")]
-
-
-def _text(element: ET.Element, name: str) -> str | None:
-    return element.findtext("{*}" + name)
+    etag = fields.get("ETag", "").strip('"') or None
+    return Object(decode(key), int(size), etag, fields.get("LastModified"))

@@ -162,7 +162,10 @@ def _unfinished(data_dir: str) -> str:
 def _expected(data_dir: str) -> dict[str, list]:
     """Return id -> ``[key, size, etag]``: as fetched, else as listed."""
     listed = look([("", "")], data_dir, offline=True).objects
-    return {**{one: o[:3] for one, o in listed.items()}, **cache.fetched(data_dir)}
+    return {
+        **{one: [o.key, o.size, o.etag] for one, o in listed.items()},
+        **cache.fetched(data_dir),
+    }
 
 
 def _size(data_dir: str, one: str) -> int | None:
