@@ -236,7 +236,7 @@ def _scan_folder(
                     files.add(prefix + name)
 
 
-def write_atomically(file: Path, content: bytes, mode: int = 0o666) -> None:
+def write_atomically(file: Path, content: bytes | bytearray, mode: int = 0o666) -> None:
     """Write a small file such that it appears whole or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f".{file.name}.{os.getpid()}-{secrets.token_hex(4)}")
@@ -297,9 +297,7 @@ def save_listing(data_dir: str, listing: dict[str, Any]) -> None:
     content += _END
     name = _listing_name(listing["prefix"]) + ".level" * bool(listing["delimiter"])
     with contextlib.suppress(OSError):
-        write_atomically(
-            state_path(data_dir, "listings", f"{name}.json"), bytes(content)
-        )
+        write_atomically(state_path(data_dir, "listings", f"{name}.json"), content)
 
 
 def saved_listings(
