@@ -6,11 +6,12 @@ kept; offline, or when the bucket does not answer, the listings kept tell the sa
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from . import bucket, cache
-from .bucket import UnreachableError
+from .bucket import Object, UnreachableError
 from .exceptions import BucketError
 from .layout import clean_key, record
 
@@ -21,8 +22,8 @@ Wanted = tuple[str, str]
 class Catalog(NamedTuple):
     """What is known of some prefixes, see `look`."""
 
-    objects: dict[str, list]
-    folders: set[str]
+    objects: dict[str, Object]
+    folders: frozenset[str]
     on_disk: set[str]
     unlisted: list[str]
     error: UnreachableError | None
@@ -57,8 +58,8 @@ def look(
     Returns
     -------
     Catalog
-        ``objects``: id -> ``[key, size, etag, last_modified]``; ``folders``: those
-        found by looking at one level, ending in ``/`` (offline, of the disk too);
+        ``objects``: id -> `Object`; ``folders``: those found by looking at one
+        level, ending in ``/`` (offline, of the disk too);
         ``on_disk``: ids of files on disk; ``unlisted``: prefixes of which no listing
         is known (offline); ``error``: why saved listings were used although the
         bucket was asked.
@@ -82,7 +83,7 @@ def look(
             error = unreachable
     on_disk, local_folders = cache.scan(data_dir, wanted)
     if listings is None:
-        listings = cache.saved_listings(data_dir, wanted)
+        listings = _saved(data_dir, wanted, of_this_bucket=error is not None)
         unlisted = [w[0] for w in wanted if not any(_covers(g, w) for g in listings)]
         objects, folders = _merge(listings)
         folders |= local_folders
@@ -91,14 +92,14 @@ def look(
         objects, folders = _merge(listings)
         for listing in listings:
             cache.save_listing(data_dir, listing)
-    return Catalog(objects, folders, on_disk, unlisted, error)
+    return Catalog(objects, frozenset(folders), on_disk, unlisted, error)
 
 
 def records(catalog: Catalog, ids: Iterable[str], data_dir: str) -> list[dict]:
     """Return the records of some ids of a catalog, sorted by subject and session."""
     found = []
     for one in ids:
-        rec = record(*catalog.objects.get(one, [one]))
+        rec = record(*catalog.objects.get(one, (one,)))
         rec["absolute_path"] = cache.local_path(data_dir, one)
         found.append(rec)
     found.sort(key=in_order)
@@ -110,6 +111,23 @@ def in_order(rec: dict[str, Any]) -> tuple[str, str, str]:
     return rec["subject"] or "", rec["session"] or "", rec["id"]
 
 
+def _saved(
+    data_dir: str, wanted: list[Wanted], of_this_bucket: bool
+) -> list[dict[str, Any]]:
+    """Return saved listings, oldest first.
+
+    Those of another address may stand in for it, as mirrors move, unless the bucket
+    that the user names was asked in vain.
+    """
+    listings = cache.saved_listings(data_dir, wanted)
+    if of_this_bucket and os.environ.get("LAION_FMRI_BUCKET_URL"):
+        here = bucket.bucket_url()
+        listings = [one for one in listings if one.get("bucket", here) == here]
+    for listing in listings:
+        listing["objects"] = [*map(Object._make, listing["objects"])]
+    return listings
+
+
 def _covers(listing: dict[str, Any], wanted: Wanted) -> bool:
     """Tell whether a listing says all that another would."""
     prefix, delimiter = wanted
@@ -118,15 +136,16 @@ def _covers(listing: dict[str, Any], wanted: Wanted) -> bool:
     return prefix.startswith(listing["prefix"])
 
 
-def _merge(listings: list[dict[str, Any]]) -> tuple[dict[str, list], set[str]]:
+def _merge(listings: list[dict[str, Any]]) -> tuple[dict[str, Object], set[str]]:
     """Lay listings over each other, oldest first; each replaces what it covers."""
-    objects: dict[str, list] = {}
+    objects: dict[str, Object] = {}
     levels: dict[str, set[str]] = {}
-    for listing in listings:
+    for n, listing in enumerate(listings):
         prefix, below = listing["prefix"], set(listing["prefixes"])
-        for one in [i for i in objects if i.startswith(prefix)]:
-            if not _is_in(below, one, prefix):
-                del objects[one]
+        if any(_overlaps(other, prefix) for other in listings[:n]):
+            for one in [i for i in objects if i.startswith(prefix)]:
+                if not _is_in(below, one, prefix):
+                    del objects[one]
         for level in [p for p in levels if p.startswith(prefix)]:
             if not _is_in(below, level, prefix):
                 del levels[level]
@@ -136,19 +155,27 @@ def _merge(listings: list[dict[str, Any]]) -> tuple[dict[str, list], set[str]]:
     return objects, set().union(*levels.values())
 
 
+def _overlaps(listing: dict[str, Any], prefix: str) -> bool:
+    """Tell whether a listing may have objects whose ids begin with a prefix."""
+    other = listing["prefix"]
+    return other.startswith(prefix) or (
+        not listing["delimiter"] and prefix.startswith(other)
+    )
+
+
 def _is_in(folders: set[str], path: str, prefix: str) -> bool:
     """Tell whether a path that begins with a prefix lies in one of its folders."""
     folder, slash, _ = path[len(prefix) :].partition("/")
     return bool(slash) and f"{prefix}{folder}/" in folders
 
 
-def _by_id(objects: list[list]) -> dict[str, list]:
-    by_id: dict[str, list] = {}
+def _by_id(objects: list[Object]) -> dict[str, Object]:
+    by_id: dict[str, Object] = {}
     for one in objects:
-        other = by_id.setdefault(clean_key(one[0]), one)
+        other = by_id.setdefault(clean_key(one.key), one)
         if other is not one:
             raise BucketError(
-                f"The bucket holds two keys for one file, {other[0]!r} and {one[0]!r}. "
-                "Ask its owner to remove one of them."
+                f"The bucket holds two keys for one file, {other.key!r} and "
+                f"{one.key!r}. Ask its owner to remove one of them."
             )
     return by_id

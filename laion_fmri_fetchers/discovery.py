@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable
 
 from . import layout
-from .bucket import bucket_url
+from .bucket import Object, bucket_url
 from .cache import get_data_dir, local_path
 from .catalog import Catalog, Wanted, look
 from .exceptions import BucketError, InvalidQueryError, did_you_mean
@@ -154,7 +154,7 @@ def describe(
         sessions = {rec["session"] for rec in own if layout.is_of_trials(rec)}
         held_out = sessions & layout.HELD_OUT
         size = sum(
-            found.objects[rec["id"]][1]
+            found.objects[rec["id"]].size
             for rec in own
             if rec["image_type"] == "betas" and rec["session"] not in held_out
         )
@@ -212,10 +212,10 @@ def inspect_bucket(
             "inspect_bucket()."
         )
     print(f"{bucket_url()}/{prefix}")
-    for one in folders:
-        print(f"  {'folder':>10}  {one[len(prefix) :]}")
-    for key, size, *_ in sorted(found.objects.values()):
-        print(f"  {readable_size(size):>10}  {key[len(prefix) :]}")
+    for folder in folders:
+        print(f"  {'folder':>10}  {folder[len(prefix) :]}")
+    for one in sorted(found.objects.values(), key=lambda one: one.key):
+        print(f"  {readable_size(one.size):>10}  {one.key[len(prefix) :]}")
 
 
 def _look(wanted: Iterable[Wanted], data_dir: str, timeout: float) -> Catalog:
@@ -243,7 +243,7 @@ def _look(wanted: Iterable[Wanted], data_dir: str, timeout: float) -> Catalog:
 def _by_disk(found: Catalog, data_dir: str) -> Catalog:
     """Return what is known with the files on disk for lack of a listing."""
     on_disk = {
-        path: (path, os.path.getsize(local_path(data_dir, path)), None, None)
+        path: Object(path, os.path.getsize(local_path(data_dir, path)))
         for path in found.on_disk
     }
     return found._replace(objects={**on_disk, **found.objects})

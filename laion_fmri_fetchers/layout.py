@@ -167,7 +167,6 @@ _SHARED_SOURCES = frozenset({"LAION", "NSD", "THINGS+", "OOD"})
 _UNIQUE_SOURCES = frozenset({"LAION", "THINGS", "THINGS+"})
 
 
-@lru_cache(maxsize=2**15)
 def clean_key(key: str) -> str:
     """Return the local path of a key: hyphens of each ``label-`` value removed.
 
@@ -192,21 +191,37 @@ def clean_key(key: str) -> str:
     >>> clean_key("derivatives/rois/sub-01/face/sub-01_label-pSTS-faces_mask.nii.gz")
     'derivatives/rois/sub-01/face/sub-01_label-pSTSfaces_mask.nii.gz'
     """
-    folders = key.split("/")
-    if (
-        not _UNSAFE_FOLDERS.isdisjoint(folders)
-        or _UNSAFE.search(key)
-        or folders[0][1:2] == ":"
-        or folders[0].casefold() == STATE_FOLDER
-    ):
+    folder, slash, name = key.rpartition("/")
+    if _UNSAFE.search(key):
+        raise UnsafeKeyError(
+            f"The name {key!r} has a control character or a backslash, which names of "
+            "files may not have here; nothing was written."
+        )
+    if not _is_safe(folder, name) or (slash and not folder):
         raise UnsafeKeyError(
             f"The name {key!r} would lead out of the data directory; nothing was "
             "written. Check that LAION_FMRI_BUCKET_URL names a bucket you trust."
         )
-    if "label-" in folders[-1]:
-        folders[-1] = _LABEL_VALUE.sub(_without_hyphens, folders[-1])
-        return "/".join(folders)
+    if "label-" in name:
+        return folder + slash + _LABEL_VALUE.sub(_without_hyphens, name)
     return key
+
+
+def _is_safe(folder: str, name: str) -> bool:
+    """Tell whether a path stays in the data directory, and out of the state folder."""
+    if name in _UNSAFE_FOLDERS or (folder and not _is_safe_folder(folder)):
+        return False
+    return bool(folder) or _is_safe_top(name)
+
+
+@lru_cache(maxsize=4096)
+def _is_safe_folder(folder: str) -> bool:
+    folders = folder.split("/")
+    return _UNSAFE_FOLDERS.isdisjoint(folders) and _is_safe_top(folders[0])
+
+
+def _is_safe_top(name: str) -> bool:
+    return name[1:2] != ":" and name.casefold() != STATE_FOLDER
 
 
 def _without_hyphens(match: re.Match) -> str:

@@ -306,8 +306,8 @@ def _check(
     if (
         note
         and listed
-        and note.differs_from(*listed[1:3])
-        and note.is_older_than(listed[3])
+        and note.differs_from(listed.size, listed.etag)
+        and note.is_older_than(listed.last_modified)
     ):
         return (
             "outdated",

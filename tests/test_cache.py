@@ -184,13 +184,101 @@ def test_listings_of_many_writers_are_never_torn(tmp_path):
 
 def test_saved_listings_are_those_around_and_below(tmp_path):
     for at, prefix in enumerate(["a/b/", "a/", "a/b/c/", "x/", ""]):
-        listing = {"prefix": prefix, "delimiter": "", "listed_at": -at}
-        cache_module.save_listing(str(tmp_path), listing)
+        cache_module.save_listing(str(tmp_path), listing(prefix, listed_at=-at))
     (tmp_path / ".laion_fmri/listings/a%2Fbroken.json").write_text("{")
     found = cache_module.saved_listings(str(tmp_path), [("", "/")])
     assert [listing["prefix"] for listing in found] == [""]
     found = cache_module.saved_listings(str(tmp_path), [("a/b/", "")])
     assert [listing["prefix"] for listing in found] == ["", "a/b/c/", "a/", "a/b/"]
+
+
+def listing(prefix="a/", **changes):
+    return {
+        "prefix": prefix,
+        "delimiter": "",
+        "bucket": "http://host/bucket",
+        "listed_at": 1.5,
+        "objects": [["a/x", 1, "etag", "2026-05-01T10:00:00.000Z"]],
+        "prefixes": [],
+        **changes,
+    }
+
+
+@pytest.mark.parametrize("n", [0, 1, 999, 1000, 1001, 3500])
+def test_listings_come_back_as_they_were(tmp_path, n):
+    objects = [[f"a/{i}\n\u00e9", i, None, None] for i in range(n)]
+    saved = listing(objects=objects)
+    cache_module.save_listing(str(tmp_path), saved)
+    assert cache_module.saved_listings(str(tmp_path), [("a/", "")]) == [saved]
+    (file,) = (tmp_path / ".laion_fmri/listings").iterdir()
+    assert json.loads(file.read_text()) == saved
+
+
+def test_listings_in_one_line_as_once_written(tmp_path):
+    file = tmp_path / ".laion_fmri/listings/a%2F.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps(listing()))
+    assert cache_module.saved_listings(str(tmp_path), [("a/", "")]) == [listing()]
+
+
+KEY, DATE = "a/x", "2026-05-01T10:00:00.000Z"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"listed_at": 1.0},
+        [],
+        None,
+        3,
+        listing(objects=None),
+        listing(objects={"a": 1}),
+        listing(objects=[None]),
+        listing(objects=[[KEY]]),
+        listing(objects=[[KEY, 1, "etag"]]),
+        listing(objects=[[KEY, "1", "etag", DATE]]),
+        listing(objects=[[KEY, 1.5, "etag", DATE]]),
+        listing(objects=[[KEY, True, "etag", DATE]]),
+        listing(objects=[[KEY, -1, "etag", DATE]]),
+        listing(objects=[[None, 1, "etag", DATE]]),
+        listing(objects=[[KEY, 1, 7, DATE]]),
+        listing(objects=[[KEY, 1, "etag", ["2026"]]]),
+        listing(objects=["abcd"]),
+        listing(prefixes=[1]),
+        listing(prefixes="a/b/"),
+        listing(prefix=None),
+        listing(prefix="other/"),
+        listing(delimiter=None),
+        listing(delimiter=":"),
+        listing(listed_at="yesterday"),
+        listing(listed_at=None),
+        listing(listed_at=float("nan")),
+        listing(bucket=3),
+    ],
+)
+def test_a_broken_listing_is_ignored(tmp_path, content):
+    folder = tmp_path / ".laion_fmri/listings"
+    folder.mkdir(parents=True)
+    (folder / "a%2F.json").write_text(json.dumps(content))
+    assert cache_module.saved_listings(str(tmp_path), [("a/", "")]) == []
+
+
+def test_a_damaged_listing_is_ignored(tmp_path):
+    objects = [[f"a/{i}", i, None, None] for i in range(2500)]
+    cache_module.save_listing(str(tmp_path), listing(objects=objects))
+    (file,) = (tmp_path / ".laion_fmri/listings").iterdir()
+    whole = file.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    for content in (
+        b"",
+        whole[: len(whole) // 2],
+        b"".join(lines[:-1]),
+        lines[0],
+        b"[" * 100_000,
+        whole.replace(b"a/7", b"a/\xff"),
+    ):
+        file.write_bytes(content)
+        assert cache_module.saved_listings(str(tmp_path), [("a/", "")]) == []
 
 
 def test_arrays_kept_and_damaged(tmp_path):

@@ -385,7 +385,7 @@ def test_a_bucket_that_does_not_answer_is_asked_once(cached, server, monkeypatch
     asked = Counter(
         parse_qs(query).get("prefix", [""])[0] for query in listings(server)
     )
-    assert set(asked.values()) == {bucket._TRIES_BUSY}
+    assert max(asked.values()) == bucket._TRIES_BUSY
     assert not [prefix for prefix in asked if "sub-" in prefix]
 
 
@@ -764,7 +764,7 @@ def test_bucket_that_denies_listing(server, data_dir):
 def test_xml_that_is_no_listing(server, data_dir):
     for body in (b"<html>login</html>", b"not xml", b""):
         server.faults[""] = (200, {"Content-Type": "text/html"}, body)
-        with pytest.raises(BucketError, match="no listing"):
+        with pytest.raises(BucketError, match="not a listing"):
             fetch()
 
 
