@@ -15,9 +15,15 @@ import fault_server as faults
 import pytest
 from fault_server import FaultServer, always
 
-from laion_fmri_fetchers import BucketError, InvalidQueryError, bucket
-from laion_fmri_fetchers.bucket import Object, UnreachableError, list_many, list_objects
+from laion_fmri_fetchers import BucketError, InvalidQueryError
 from laion_fmri_fetchers.demo import serve_bucket
+from laion_fmri_fetchers.transfer import bucket
+from laion_fmri_fetchers.transfer.bucket import (
+    Object,
+    UnreachableError,
+    list_many,
+    list_objects,
+)
 
 PAGE = """<?xml version="1.0" encoding="UTF-8"?>
 <ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">{}

@@ -11,17 +11,17 @@ import pytest
 from laion_fmri_fetchers import (
     BucketError,
     InvalidQueryError,
-    bucket,
     describe,
     fetch_laion_fmri,
     get_rois,
     get_subjects,
     inspect_bucket,
 )
-from laion_fmri_fetchers.cache import save_listing
-from laion_fmri_fetchers.catalog import look, records
 from laion_fmri_fetchers.demo import serve_bucket
-from laion_fmri_fetchers.layout import ROI_CATEGORIES
+from laion_fmri_fetchers.layout.names import ROI_CATEGORIES
+from laion_fmri_fetchers.storage.catalog import look, records
+from laion_fmri_fetchers.storage.listings import save_listing
+from laion_fmri_fetchers.transfer import bucket
 
 
 def test_subjects(server, data_dir):

@@ -20,15 +20,15 @@ from laion_fmri_fetchers import (
     fetch_laion_fmri,
     fetch_laion_fmri_ids,
 )
-from laion_fmri_fetchers.figures import (
+from laion_fmri_fetchers.reports.figures import (
     background,
     plot_availability,
     plot_noise_ceiling,
     plot_rois,
     plot_trials,
 )
-from laion_fmri_fetchers.report import make_report
-from laion_fmri_fetchers.summaries import rois, sessions
+from laion_fmri_fetchers.reports.report import make_report
+from laion_fmri_fetchers.reports.summaries import rois, sessions
 
 SECTIONS = (
     *("query", "content", "contours", "trials"),

@@ -30,9 +30,9 @@ from laion_fmri_fetchers import (
     status,
     verify_cache,
 )
-from laion_fmri_fetchers.cache import note_fetched
+from laion_fmri_fetchers.arrays.resample import resample_file
 from laion_fmri_fetchers.demo import serve_bucket
-from laion_fmri_fetchers.resample import resample_file
+from laion_fmri_fetchers.storage.notes import note_fetched
 
 FIRST = "sub-01"
 LOCALIZERS = "derivatives/localizers/sub-01/"

@@ -18,7 +18,6 @@ from laion_fmri_fetchers import (
     LaionFmriError,
     LicenseNotAcceptedError,
     NotCachedError,
-    cache,
     fetch_laion_captions,
     fetch_laion_fmri,
     fetch_laion_stimuli,
@@ -27,7 +26,9 @@ from laion_fmri_fetchers import (
 )
 from laion_fmri_fetchers.cli import main
 from laion_fmri_fetchers.demo import serve_bucket
-from laion_fmri_fetchers.layout import ARCHIVE
+from laion_fmri_fetchers.layout.trees import ARCHIVE
+from laion_fmri_fetchers.storage.notes import note_fetched, read_notes
+from laion_fmri_fetchers.storage.state import license_marker
 
 access = gate_fixtures.access
 secrets_of_test = gate_fixtures.secrets_of_test
@@ -135,7 +136,7 @@ def test_what_is_gated_is_not_repaired_from_the_bucket(cached, server):
 
 def test_a_repair_asks_for_the_licence(cached, server, monkeypatch):
     damage(cached)
-    cache.license_marker(str(cached)).unlink()
+    license_marker(str(cached)).unlink()
     monkeypatch.delenv("LAION_FMRI_LICENSE")
     with pytest.raises(LicenseNotAcceptedError):
         verify_cache(repair=True, verbose=0)
@@ -147,7 +148,7 @@ def test_a_file_that_changed_in_the_bucket_is_outdated_and_not_damaged(cached):
     one = file.relative_to(cached).as_posix()
     listings = cached / ".laion_fmri" / "listings"
     text = {path: path.read_text() for path in listings.iterdir()}
-    etag = cache.fetched(str(cached))[one][2]
+    etag = read_notes(str(cached))[one][2]
     for path, before in text.items():
         path.write_text(before.replace(etag, "0" * 32))
     assert any(path.read_text() != before for path, before in text.items())
@@ -193,7 +194,7 @@ def note(folder, name):
     for i in range(30):
         path = f"{name}-{i}"
         record = {"id": path, "key": path, "size": i, "etag": None, **UNDATED}
-        cache.note_fetched(folder, [record])
+        note_fetched(folder, [record])
 
 
 def test_notes_of_many_writers_are_all_kept(tmp_path):
@@ -206,7 +207,7 @@ def test_notes_of_many_writers_are_all_kept(tmp_path):
         writer.start()
     for writer in writers:
         writer.join()
-    assert len(cache.fetched(str(tmp_path))) == 120
+    assert len(read_notes(str(tmp_path))) == 120
     notes = list((tmp_path / ".laion_fmri" / "fetched").iterdir())
     assert len(notes) < 60
     for file in notes:
@@ -217,15 +218,15 @@ def test_the_newest_note_counts_when_notes_are_joined(tmp_path):
     for i in range(120):
         record = {"id": "a", "key": "a", "size": i, "etag": None, **UNDATED}
         once = {"id": f"once-{i}", "key": f"once-{i}"}
-        cache.note_fetched(str(tmp_path), [record, {**record, **once}])
-        noted = cache.fetched(str(tmp_path))
+        note_fetched(str(tmp_path), [record, {**record, **once}])
+        noted = read_notes(str(tmp_path))
         assert noted["a"] == ("a", i, None, None)
         assert len(noted) == i + 2
 
 
 def test_a_call_notes_what_it_fetched(server, data_dir):
     data = fetch_laion_fmri(sessions=1, rois="FFA1", verbose=0)
-    noted = cache.fetched(str(data_dir))
+    noted = read_notes(str(data_dir))
     for meta in [*data.images_meta, *data.rois_meta]:
         version = (meta["key"], meta["size"], meta["etag"], meta["last_modified"])
         assert noted[meta["id"]] == version
@@ -321,9 +322,9 @@ def test_a_note_of_a_file_outside_is_not_repaired(cached, server, tmp_path):
     ],
 )
 def test_broken_notes_are_passed_over(cached, note):
-    before = cache.fetched(str(cached))
+    before = read_notes(str(cached))
     (cached / ".laion_fmri/fetched/9-broken.json").write_text(note)
-    assert cache.fetched(str(cached)) == before
+    assert read_notes(str(cached)) == before
 
 
 def test_a_repair_of_a_directory_that_cannot_be_written(cached, reachable):

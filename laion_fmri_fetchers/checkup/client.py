@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 import requests
 from urllib3.exceptions import ReadTimeoutError
 
-from laion_fmri_fetchers import bucket
 from laion_fmri_fetchers.exceptions import LaionFmriError
+from laion_fmri_fetchers.transfer import bucket
 
 from .points import shown_url
 

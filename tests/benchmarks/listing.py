@@ -60,7 +60,7 @@ OURS = (
     MEASURE
     + """
 import requests
-from laion_fmri_fetchers.catalog import look
+from laion_fmri_fetchers.storage.catalog import look
 before, start = peak(), time.perf_counter()
 found = look([("", "")], sys.argv[2], offline=sys.argv[3] == "offline", verbose=0)
 print(time.perf_counter() - start, peak() - before, len(found.objects))

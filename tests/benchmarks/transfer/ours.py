@@ -16,7 +16,7 @@ from pathlib import Path
 
 import tqdm.auto  # noqa: F401
 
-from laion_fmri_fetchers import bucket, transfer
+from laion_fmri_fetchers.transfer import bucket, transfer
 
 
 def peak_memory() -> int:
