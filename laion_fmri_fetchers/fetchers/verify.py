@@ -42,7 +42,8 @@ from laion_fmri_fetchers.storage.data_dir import get_data_dir, is_writable
 from laion_fmri_fetchers.storage.files import files_on_disk, local_path
 from laion_fmri_fetchers.storage.made_here import is_leftover
 from laion_fmri_fetchers.storage.notes import Note, read_notes
-from laion_fmri_fetchers.storage.settings import fetch_records, prepare
+from laion_fmri_fetchers.storage.obtain import download
+from laion_fmri_fetchers.storage.settings import make_settings
 from laion_fmri_fetchers.storage.state import license_marker, partial_dir
 from laion_fmri_fetchers.transfer.bucket import bucket_url
 from laion_fmri_fetchers.transfer.partials import check_file
@@ -384,7 +385,7 @@ def _repair(
             "fetch_laion_stimuli(mode='overwrite')."
         )
     accept_license(data_dir)
-    call = prepare(
+    settings = make_settings(
         "overwrite",
         data_dir,
         allow_missing=False,
@@ -392,11 +393,11 @@ def _repair(
         timeout=timeout,
         verbose=verbose,
     )
-    if call.is_read_only:
+    if settings.is_read_only:
         raise InvalidQueryError(
             f"The data directory {data_dir} cannot be written, so nothing was repaired."
         )
-    failed = fetch_records(
+    failed = download(
         [
             {
                 **record_of(*versions[path]),
@@ -404,7 +405,7 @@ def _repair(
             }
             for path in ids
         ],
-        call,
+        settings,
     )
     repaired = [i for i in bad if report.at[i, "id"] not in failed]
     report.loc[repaired, ["status", "reason"]] = ["repaired", None]
