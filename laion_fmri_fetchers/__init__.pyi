@@ -1,19 +1,12 @@
-from .access import access_status as access_status
-from .access import current_terms_version as current_terms_version
-from .access import login as login
-from .access import logout as logout
-from .access import request_stimulus_access as request_stimulus_access
-from .betas import load_betas as load_betas
-from .cache import dataset_initialize as dataset_initialize
-from .cache import get_data_dir as get_data_dir
+from .access.licence import accept_license as accept_license
+from .access.licence import license_text as license_text
+from .access.stimulus_access import access_status as access_status
+from .access.stimulus_access import current_terms_version as current_terms_version
+from .access.stimulus_access import login as login
+from .access.stimulus_access import logout as logout
+from .access.stimulus_access import request_stimulus_access as request_stimulus_access
+from .arrays.betas import load_betas as load_betas
 from .checkup import doctor as doctor
-from .derivatives import fetch_laion_captions as fetch_laion_captions
-from .derivatives import fetch_laion_embeddings as fetch_laion_embeddings
-from .derivatives import fetch_laion_segmentations as fetch_laion_segmentations
-from .discovery import describe as describe
-from .discovery import get_rois as get_rois
-from .discovery import get_subjects as get_subjects
-from .discovery import inspect_bucket as inspect_bucket
 from .exceptions import AccessFormError as AccessFormError
 from .exceptions import AccessNotFoundError as AccessNotFoundError
 from .exceptions import AccessPendingError as AccessPendingError
@@ -33,34 +26,45 @@ from .exceptions import NotCachedError as NotCachedError
 from .exceptions import StimulusAccessError as StimulusAccessError
 from .exceptions import TermsOutdatedError as TermsOutdatedError
 from .exceptions import UnsafeKeyError as UnsafeKeyError
-from .figures import plot_availability as plot_availability
-from .figures import plot_noise_ceiling as plot_noise_ceiling
-from .figures import plot_rois as plot_rois
-from .figures import plot_trials as plot_trials
-from .filters import Contains as Contains
-from .filters import GreaterOrEqual as GreaterOrEqual
-from .filters import GreaterThan as GreaterThan
-from .filters import IsIn as IsIn
-from .filters import IsNull as IsNull
-from .filters import LessOrEqual as LessOrEqual
-from .filters import LessThan as LessThan
-from .filters import NotContains as NotContains
-from .filters import NotEqual as NotEqual
-from .filters import NotIn as NotIn
-from .filters import NotNull as NotNull
-from .filters import Pattern as Pattern
-from .filters import ResultFilter as ResultFilter
-from .fmri import fetch_laion_fmri as fetch_laion_fmri
-from .fmri import fetch_laion_fmri_ids as fetch_laion_fmri_ids
-from .licenses import accept_license as accept_license
-from .licenses import license_text as license_text
-from .report import make_report as make_report
-from .selection import basic_image_terms as basic_image_terms
-from .selection import basic_roi_terms as basic_roi_terms
-from .stimuli import fetch_laion_stimuli as fetch_laion_stimuli
-from .stimuli import fetch_laion_stimulus_metadata as fetch_laion_stimulus_metadata
-from .stimuli import load_stimuli as load_stimuli
-from .verify import status as status
-from .verify import verify_cache as verify_cache
+from .fetchers.discovery import describe as describe
+from .fetchers.discovery import get_rois as get_rois
+from .fetchers.discovery import get_subjects as get_subjects
+from .fetchers.discovery import inspect_bucket as inspect_bucket
+from .fetchers.fmri import fetch_laion_fmri as fetch_laion_fmri
+from .fetchers.fmri import fetch_laion_fmri_ids as fetch_laion_fmri_ids
+from .fetchers.stimuli import fetch_laion_stimuli as fetch_laion_stimuli
+from .fetchers.stimuli import (
+    fetch_laion_stimulus_metadata as fetch_laion_stimulus_metadata,
+)
+from .fetchers.stimuli import load_stimuli as load_stimuli
+from .fetchers.stimulus_features import fetch_laion_captions as fetch_laion_captions
+from .fetchers.stimulus_features import fetch_laion_embeddings as fetch_laion_embeddings
+from .fetchers.stimulus_features import (
+    fetch_laion_segmentations as fetch_laion_segmentations,
+)
+from .fetchers.verify import status as status
+from .fetchers.verify import verify_cache as verify_cache
+from .query.filters import Contains as Contains
+from .query.filters import GreaterOrEqual as GreaterOrEqual
+from .query.filters import GreaterThan as GreaterThan
+from .query.filters import IsIn as IsIn
+from .query.filters import IsNull as IsNull
+from .query.filters import LessOrEqual as LessOrEqual
+from .query.filters import LessThan as LessThan
+from .query.filters import NotContains as NotContains
+from .query.filters import NotEqual as NotEqual
+from .query.filters import NotIn as NotIn
+from .query.filters import NotNull as NotNull
+from .query.filters import Pattern as Pattern
+from .query.filters import ResultFilter as ResultFilter
+from .query.selection import basic_image_terms as basic_image_terms
+from .query.selection import basic_roi_terms as basic_roi_terms
+from .reports.figures import plot_availability as plot_availability
+from .reports.figures import plot_noise_ceiling as plot_noise_ceiling
+from .reports.figures import plot_rois as plot_rois
+from .reports.figures import plot_trials as plot_trials
+from .reports.report import make_report as make_report
+from .storage.data_dir import dataset_initialize as dataset_initialize
+from .storage.data_dir import get_data_dir as get_data_dir
 
 __version__: str

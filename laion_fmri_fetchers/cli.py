@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from .exceptions import InvalidQueryError, LaionFmriError
 
 if TYPE_CHECKING:
-    from .filters import ResultFilter
+    from laion_fmri_fetchers.query.filters import ResultFilter
 
 _TERM = re.compile(r"\s*(\w+)\s*(>=|<=|!=|==|=|>|<|~|\bin\b)\s*(.*?)\s*", re.DOTALL)
 _FLOAT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
@@ -307,18 +307,21 @@ def _complete(parser: argparse.ArgumentParser) -> None:
     """Answer the shell that asks what may come next, and end."""
     import argcomplete
 
-    from . import layout
+    from laion_fmri_fetchers.layout.keys import RECORD_FIELDS
+    from laion_fmri_fetchers.layout.labels import TRIAL_FIELDS
+    from laion_fmri_fetchers.layout.names import ROI_CATEGORIES, SUBJECTS
+    from laion_fmri_fetchers.layout.trees import EMBEDDING_MODELS
 
-    categories = layout.ROI_CATEGORIES
+    categories = ROI_CATEGORIES
     known: dict[str, Iterable[str]] = {
-        "subject": layout.SUBJECTS,
-        "subjects": ["all", *layout.SUBJECTS],
+        "subject": SUBJECTS,
+        "subjects": ["all", *SUBJECTS],
         "category": categories,
         "rois": ["all", "none", *categories, *chain(*categories.values())],
         "sessions": ["all", *(f"ses-{n:02d}" for n in range(1, 31))],
-        "where": [f"{field}=" for field in layout.TRIAL_FIELDS],
-        "image_where": [f"{field}=" for field in layout.RECORD_FIELDS],
-        "models": ["all", *layout.EMBEDDING_MODELS],
+        "where": [f"{field}=" for field in TRIAL_FIELDS],
+        "image_where": [f"{field}=" for field in RECORD_FIELDS],
+        "models": ["all", *EMBEDDING_MODELS],
         "mode": ["download_new", "overwrite", "offline"],
     }
     commands: Any = next(a.choices for a in parser._actions if a.dest == "command")
@@ -335,7 +338,7 @@ def _completion(options: argparse.Namespace) -> None:
 
 
 def _config(options: argparse.Namespace) -> None:
-    from .cache import dataset_initialize, get_data_dir
+    from laion_fmri_fetchers.storage.data_dir import dataset_initialize, get_data_dir
 
     if options.folder:
         print(dataset_initialize(options.folder))
@@ -344,8 +347,8 @@ def _config(options: argparse.Namespace) -> None:
 
 
 def _accept(options: argparse.Namespace) -> None:
-    from .cache import get_data_dir
-    from .licenses import accept_license, license_text
+    from laion_fmri_fetchers.access.licence import accept_license, license_text
+    from laion_fmri_fetchers.storage.data_dir import get_data_dir
 
     if options.show:
         print(license_text())
@@ -355,20 +358,20 @@ def _accept(options: argparse.Namespace) -> None:
 
 
 def _info(options: argparse.Namespace) -> None:
-    from .discovery import describe
+    from laion_fmri_fetchers.fetchers.discovery import describe
 
     describe(data_dir=options.data_dir)
 
 
 def _rois(options: argparse.Namespace) -> None:
-    from .discovery import get_rois
+    from laion_fmri_fetchers.fetchers.discovery import get_rois
 
     rois = get_rois(options.subject, options.category, data_dir=options.data_dir)
     print("\n".join(rois))
 
 
 def _fetch(options: argparse.Namespace) -> None:
-    from .fmri import fetch_laion_fmri
+    from laion_fmri_fetchers.fetchers.fmri import fetch_laion_fmri
 
     data = fetch_laion_fmri(
         options.subjects,
@@ -397,7 +400,8 @@ def _print_paths(paths: Sequence[str | None]) -> None:
 
 
 def _request_access(options: argparse.Namespace) -> None:
-    from .access import request_stimulus_access
+    from laion_fmri_fetchers.access.stimulus_access import request_stimulus_access
+
     from .exceptions import AccessPendingError
 
     try:
@@ -417,19 +421,19 @@ def _request_access(options: argparse.Namespace) -> None:
 
 
 def _login(options: argparse.Namespace) -> None:
-    from .access import login
+    from laion_fmri_fetchers.access.stimulus_access import login
 
     login(data_dir=options.data_dir)
 
 
 def _logout(options: argparse.Namespace) -> None:
-    from .access import logout
+    from laion_fmri_fetchers.access.stimulus_access import logout
 
     logout(options.data_dir)
 
 
 def _stimuli(options: argparse.Namespace) -> None:
-    from .stimuli import fetch_laion_stimuli
+    from laion_fmri_fetchers.fetchers.stimuli import fetch_laion_stimuli
 
     data = fetch_laion_stimuli(
         options.names,
@@ -446,7 +450,7 @@ def _stimuli(options: argparse.Namespace) -> None:
 
 
 def _derivatives(options: argparse.Namespace) -> None:
-    from . import derivatives
+    from laion_fmri_fetchers.fetchers import stimulus_features as derivatives
 
     if options.what == "captions":
         data = derivatives.fetch_laion_captions(**_how(options))
@@ -460,13 +464,13 @@ def _derivatives(options: argparse.Namespace) -> None:
 
 
 def _status(options: argparse.Namespace) -> None:
-    from .verify import status
+    from laion_fmri_fetchers.fetchers.verify import status
 
     status(data_dir=options.data_dir)
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from .verify import verify_cache
+    from laion_fmri_fetchers.fetchers.verify import verify_cache
 
     report = verify_cache(
         data_dir=options.data_dir,
@@ -528,7 +532,7 @@ def parse_terms(terms: Sequence[str]) -> ResultFilter | None:
     >>> parse_terms(["n_reps>=4", "n_reps<12"])({"n_reps": 4})
     True
     """
-    from . import filters
+    from laion_fmri_fetchers.query import filters
 
     parsed = None
     for term in terms:

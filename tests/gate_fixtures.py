@@ -10,7 +10,7 @@ import pytest
 
 from laion_fmri_fetchers.demo import serve_access
 from laion_fmri_fetchers.demo.server import UPLOADED
-from laion_fmri_fetchers.layout import ARCHIVE, STIMULUS_TABLE
+from laion_fmri_fetchers.layout.trees import ARCHIVE, STIMULUS_TABLE
 
 TESTS = str(Path(__file__).parent)
 

@@ -25,9 +25,10 @@ import pytest
 import requests
 from fault_server import FaultServer, always
 
-from laion_fmri_fetchers import accept_license, access_service, cache
-from laion_fmri_fetchers import access as client
-from laion_fmri_fetchers.access import (
+from laion_fmri_fetchers import accept_license
+from laion_fmri_fetchers.access import service as access_service
+from laion_fmri_fetchers.access import stimulus_access as client
+from laion_fmri_fetchers.access.stimulus_access import (
     access_status,
     current_terms_version,
     login,
@@ -52,8 +53,9 @@ from laion_fmri_fetchers.exceptions import (
     StimulusAccessError,
     TermsOutdatedError,
 )
-from laion_fmri_fetchers.layout import ARCHIVE, GATED, STIMULUS_TABLE
-from laion_fmri_fetchers.stimuli import fetch_laion_stimuli, load_stimuli
+from laion_fmri_fetchers.fetchers.stimuli import fetch_laion_stimuli, load_stimuli
+from laion_fmri_fetchers.layout.trees import ARCHIVE, GATED, STIMULUS_TABLE
+from laion_fmri_fetchers.storage.state import auth_file, official_auth_file
 
 access = gate_fixtures.access
 secrets_of_test = gate_fixtures.secrets_of_test
@@ -226,7 +228,7 @@ def test_pending_then_approved_without_a_new_form(
 
 
 def test_a_pending_id_does_not_open_the_gate_offline(access, data_dir, no_network):
-    save_official(cache.auth_file(data_dir), "lfm_x", access.url, status="pending")
+    save_official(auth_file(data_dir), "lfm_x", access.url, status="pending")
 
     with pytest.raises(AccessPendingError, match="Offline"):
         fetch(mode="offline")
@@ -236,7 +238,7 @@ def test_a_pending_id_is_asked_about_though_all_is_on_disk(access, data_dir):
     request()
     fetch()
     auth = {**auth_of(data_dir), "status": "pending"}
-    cache.auth_file(data_dir).write_text(json.dumps(auth))
+    auth_file(data_dir).write_text(json.dumps(auth))
     n = len(refreshes(access))
 
     fetch()
@@ -686,7 +688,7 @@ def test_fields_that_the_service_refuses(access, data_dir, secrets_of_test):
         "email": "domain does not exist",
         "pi_or_supervisor": "too long",
     }
-    assert not cache.auth_file(data_dir).exists()
+    assert not auth_file(data_dir).exists()
 
 
 @pytest.mark.parametrize(
@@ -955,9 +957,9 @@ def test_a_server_without_access_takes_a_new_form(
 
 def test_the_order_in_which_ids_are_looked_for(access, data_dir, monkeypatch):
     ids = [access.grant() for _ in range(3)]
-    save_official(cache.official_auth_file(), ids[0], access.url)
+    save_official(official_auth_file(), ids[0], access.url)
     fetch()
-    save_official(cache.auth_file(data_dir), ids[1], access.url)
+    save_official(auth_file(data_dir), ids[1], access.url)
     fetch(mode="overwrite")
     monkeypatch.setenv("LAION_FMRI_REQUEST_ID", f" {ids[2]}\n")
     fetch(mode="overwrite")
@@ -966,7 +968,7 @@ def test_the_order_in_which_ids_are_looked_for(access, data_dir, monkeypatch):
 
 
 def test_the_auth_file_of_the_dataset_package_opens_the_gate(access, data_dir):
-    file = cache.official_auth_file()
+    file = official_auth_file()
     assert file == Path.home() / ".cache/laion-fmri/auth.json"
     save_official(file, access.grant(), access.url)
     before = file.read_bytes()
@@ -1003,15 +1005,15 @@ def test_the_licence_marker_is_that_of_the_dataset_package(data_dir, monkeypatch
 
 @pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root reads all")
 def test_an_unreadable_auth_file_is_passed_over(access, data_dir):
-    save_official(cache.auth_file(data_dir), access.grant(), access.url)
-    cache.auth_file(data_dir).chmod(0)
+    save_official(auth_file(data_dir), access.grant(), access.url)
+    auth_file(data_dir).chmod(0)
     with pytest.raises(AccessRequiredError):
         fetch()
 
 
 def test_an_auth_file_of_somebody_else(access, data_dir, monkeypatch):
     """One that may not be read is passed over, and not replaced."""
-    theirs = cache.auth_file(data_dir)
+    theirs = auth_file(data_dir)
     save_official(theirs, "lfm_theirs", access.url)
     read_bytes, may = Path.read_bytes, os.access
 
@@ -1029,7 +1031,7 @@ def test_an_auth_file_of_somebody_else(access, data_dir, monkeypatch):
         fetch()
 
     request()
-    assert cache.official_auth_file().exists()
+    assert official_auth_file().exists()
     assert fetch().archive
     logout()
     is_over = True
@@ -1038,9 +1040,9 @@ def test_an_auth_file_of_somebody_else(access, data_dir, monkeypatch):
 
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"request_id": 3}', '""'])
 def test_a_broken_auth_file_is_ignored(access, data_dir, content):
-    save_official(cache.official_auth_file(), access.grant(), access.url)
-    cache.auth_file(data_dir).parent.mkdir(parents=True)
-    cache.auth_file(data_dir).write_text(content)
+    save_official(official_auth_file(), access.grant(), access.url)
+    auth_file(data_dir).parent.mkdir(parents=True)
+    auth_file(data_dir).write_text(content)
 
     with pytest.warns(UserWarning, match="ignored"):
         assert fetch().archive
@@ -1068,13 +1070,13 @@ def test_auth_json_is_never_readable_by_others(access, data_dir, monkeypatch):
         access.approves = False
         with pytest.raises(AccessPendingError):
             request()
-        cache.auth_file(data_dir).chmod(0o644)
+        auth_file(data_dir).chmod(0o644)
         access.approve()
         fetch()
     finally:
         os.umask(umask)
     assert seen == [0o600] * 4
-    assert stat.S_IMODE(cache.auth_file(data_dir).stat().st_mode) == 0o600
+    assert stat.S_IMODE(auth_file(data_dir).stat().st_mode) == 0o600
 
 
 def test_login_and_logout(access, data_dir, capfd):
@@ -1084,12 +1086,12 @@ def test_login_and_logout(access, data_dir, capfd):
     assert fetch(max_images=0) is not None
     status = access_status()
     assert status["status"] == "approved"
-    assert status["source"] == str(cache.auth_file(data_dir))
+    assert status["source"] == str(auth_file(data_dir))
     assert request_id not in str(status)
     assert status["request_id"].endswith(request_id[-3:])
 
     logout()
-    assert not cache.auth_file(data_dir).exists()
+    assert not auth_file(data_dir).exists()
     assert access_status()["request_id"] is None
     with pytest.raises(AccessRequiredError):
         fetch()
@@ -1116,7 +1118,7 @@ def test_login_keeps_only_what_the_service_honours(access, data_dir, secrets_of_
     with pytest.raises(InvalidQueryError, match="lfm_") as caught:
         login("secret of something else")
     secrets_of_test.assert_not_told_by(caught.value)
-    assert not cache.auth_file(data_dir).exists()
+    assert not auth_file(data_dir).exists()
 
     access.approves = False
     with pytest.raises(AccessPendingError):
@@ -1125,7 +1127,7 @@ def test_login_keeps_only_what_the_service_honours(access, data_dir, secrets_of_
     logout()
     with pytest.raises(AccessPendingError) as caught:
         login(request_id)
-    assert f"is kept ({cache.auth_file(data_dir)})" in str(caught.value)
+    assert f"is kept ({auth_file(data_dir)})" in str(caught.value)
     assert auth_of(data_dir)["status"] == "pending"
 
 
@@ -1152,13 +1154,13 @@ def of_dataset(access, monkeypatch):
 
 
 def official():
-    return json.loads(cache.official_auth_file().read_text())
+    return json.loads(official_auth_file().read_text())
 
 
 def test_an_id_is_shared_with_the_dataset_package(of_dataset, data_dir, tmp_path):
     request()
 
-    shared = cache.official_auth_file()
+    shared = official_auth_file()
     assert shared == Path.home() / ".cache/laion-fmri/auth.json"
     assert stat.S_IMODE(shared.stat().st_mode) == 0o600
     assert {**official(), "saved_at": ""} == {**auth_of(data_dir), "saved_at": ""}
@@ -1168,7 +1170,7 @@ def test_an_id_is_shared_with_the_dataset_package(of_dataset, data_dir, tmp_path
 
     logout()
     assert not shared.exists()
-    assert not cache.auth_file(data_dir).exists()
+    assert not auth_file(data_dir).exists()
 
 
 def test_the_approval_is_noted_in_both_files(of_dataset, data_dir):
@@ -1183,8 +1185,8 @@ def test_the_approval_is_noted_in_both_files(of_dataset, data_dir):
 
 def test_an_id_of_another_service_is_of_no_use_to_the_dataset_package(access, data_dir):
     request()
-    assert cache.auth_file(data_dir).exists()
-    assert not cache.official_auth_file().exists()
+    assert auth_file(data_dir).exists()
+    assert not official_auth_file().exists()
 
 
 @pytest.mark.parametrize(
@@ -1196,7 +1198,7 @@ def test_an_id_of_another_service_is_of_no_use_to_the_dataset_package(access, da
     ],
 )
 def test_the_id_of_somebody_else_stays(of_dataset, data_dir, kept):
-    shared = cache.official_auth_file()
+    shared = official_auth_file()
     theirs = {"request_id": "lfm_theirs", "server_url": of_dataset.url, **kept}
     save_official(shared, **theirs)
     before = shared.read_bytes()
@@ -1221,14 +1223,14 @@ def test_a_new_id_replaces_the_old_in_both_files(of_dataset, data_dir):
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig"])
 def test_an_auth_file_saved_by_an_editor(access, data_dir, encoding):
     """As Notepad and PowerShell write text."""
-    file = cache.auth_file(data_dir)
+    file = auth_file(data_dir)
     save_official(file, access.grant(), access.url)
     file.write_bytes(file.read_text().encode(encoding))
     assert fetch(max_images=1).archive
 
 
 def test_an_auth_file_that_is_not_text(access, data_dir, secrets_of_test):
-    file = cache.auth_file(data_dir)
+    file = auth_file(data_dir)
     save_official(file, access.grant(), access.url, email="a@b.example \u00e9")
     file.write_bytes(file.read_text().encode().replace(b"\\u00e9", b"\xe9"))
 
@@ -1481,12 +1483,12 @@ def test_ctrl_c_while_the_service_is_silent(access, data_dir, secrets_of_test):
 
 
 def test_an_id_that_cannot_be_written(access, data_dir, secrets_of_test):
-    for file in (cache.auth_file(data_dir), cache.official_auth_file()):
+    for file in (auth_file(data_dir), official_auth_file()):
         (file / "in the way").mkdir(parents=True)
 
     with pytest.raises(StimulusAccessError, match="cannot be kept") as caught:
         request(renew=True)
-    assert str(cache.auth_file(data_dir)) in str(caught.value)
+    assert str(auth_file(data_dir)) in str(caught.value)
     secrets_of_test.assert_not_told_by(caught.value)
 
 

@@ -17,10 +17,11 @@ from nilearn.maskers import NiftiMasker
 from nilearn.masking import apply_mask, unmask
 from sklearn.utils import Bunch
 
-from laion_fmri_fetchers import betas as betas_module
-from laion_fmri_fetchers import columns as columns_module
-from laion_fmri_fetchers import fetch_laion_fmri, one_pass
-from laion_fmri_fetchers.betas import load_betas
+from laion_fmri_fetchers import fetch_laion_fmri
+from laion_fmri_fetchers.arrays import betas as betas_module
+from laion_fmri_fetchers.arrays import one_pass
+from laion_fmri_fetchers.arrays import voxels as columns_module
+from laion_fmri_fetchers.arrays.betas import load_betas
 from laion_fmri_fetchers.exceptions import (
     CorruptImageError,
     InvalidQueryError,

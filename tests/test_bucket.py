@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+import gzip
 import itertools
+import socket
 import threading
 import time
+import tracemalloc
 from urllib.parse import parse_qs
 
+import fault_server as faults
 import pytest
+from fault_server import FaultServer, always
 
-from laion_fmri_fetchers import BucketError, InvalidQueryError, bucket
-from laion_fmri_fetchers.bucket import UnreachableError, list_many, list_objects
+from laion_fmri_fetchers import BucketError, InvalidQueryError
 from laion_fmri_fetchers.demo import serve_bucket
+from laion_fmri_fetchers.transfer import bucket
+from laion_fmri_fetchers.transfer.bucket import (
+    Object,
+    UnreachableError,
+    list_many,
+    list_objects,
+)
 
 PAGE = """<?xml version="1.0" encoding="UTF-8"?>
 <ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">{}
@@ -30,18 +42,18 @@ def test_all_below_a_prefix(server, bucket_folder):
         path.relative_to(bucket_folder).as_posix(): path.stat().st_size
         for path in (bucket_folder / prefix).iterdir()
     }
-    assert {key: size for key, size, _, _ in listing["objects"]} == files
-    for _, _, etag, last_modified in listing["objects"]:
-        assert len(etag) == 32
-        assert last_modified.endswith("Z")
+    assert {one.key: one.size for one in listing["objects"]} == files
+    for one in listing["objects"]:
+        assert len(one.etag) == 32
+        assert one.last_modified.endswith("Z")
     assert listing["prefixes"] == []
 
 
 def test_one_level(server):
     listing = list_objects("", "/")
     assert "derivatives/" in listing["prefixes"]
-    assert "participants.tsv" in [key for key, *_ in listing["objects"]]
-    assert not [key for key, *_ in listing["objects"] if "/" in key]
+    assert "participants.tsv" in [one.key for one in listing["objects"]]
+    assert not [one.key for one in listing["objects"] if "/" in one.key]
 
 
 def test_pages_and_odd_names(monkeypatch):
@@ -52,7 +64,7 @@ def test_pages_and_odd_names(monkeypatch):
         for name in names + odd:
             server.put(name, b"x")
         listing = list_objects("many/")
-    assert sorted(key for key, *_ in listing["objects"]) == sorted(names + odd)
+    assert sorted(one.key for one in listing["objects"]) == sorted(names + odd)
     queries = [parse_qs(query) for _, _, query in server.requests]
     assert len(queries) == 3
     assert all(query["encoding-type"] == ["url"] for query in queries)
@@ -193,13 +205,13 @@ def test_folder_marks_are_no_files(server):
         "<Contents><Key>a/b+c</Key><Size>1</Size></Contents>"
     )
     server.faults[""] = (200, {}, page.encode())
-    assert [key for key, *_ in list_objects()["objects"]] == ["a/b c"]
+    assert [one.key for one in list_objects()["objects"]] == ["a/b c"]
 
 
 def test_keys_as_they_are_without_encoding(server):
     page = PAGE.format("<Contents><Key>a+b%20c</Key><Size>1</Size></Contents>")
     server.faults[""] = (200, {}, page.encode())
-    assert [key for key, *_ in list_objects()["objects"]] == ["a+b%20c"]
+    assert [one.key for one in list_objects()["objects"]] == ["a+b%20c"]
 
 
 def test_many_at_once(server):
@@ -209,15 +221,257 @@ def test_many_at_once(server):
     assert list_many([]) == []
 
 
-def test_a_session_a_thread():
-    sessions = {}
-    threads = [
-        threading.Thread(target=lambda n=n: sessions.setdefault(n, bucket.session()))
-        for n in range(3)
+def test_no_thread_is_left(server):
+    list_many([("derivatives/", "/"), ("", "/")])
+    assert not listers()
+
+
+def listers():
+    return [t for t in threading.enumerate() if t.name == "laion-fmri-listing"]
+
+
+def contents(*keys):
+    return "".join(f"<Contents><Key>{k}</Key><Size>1</Size></Contents>" for k in keys)
+
+
+def truncated(token, *keys):
+    return PAGE.format(
+        f"<IsTruncated>true</IsTruncated>{contents(*keys)}"
+        f"<NextContinuationToken>{token}</NextContinuationToken>"
+    ).encode()
+
+
+def test_all_that_s3_says_of_objects(server):
+    page = """<?xml version="1.0" encoding="UTF-8"?>
+<ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><Name>b</Name>
+<Prefix></Prefix><KeyCount>3</KeyCount><EncodingType>url</EncodingType>
+<IsTruncated>false</IsTruncated>
+<Contents><Key>a%2Bb+c%26</Key><LastModified>2026-05-01T10:00:00.000Z</LastModified>
+<ETag>&quot;0cc175b9c0f1b6a831c399e269772661-3&quot;</ETag><Size>12</Size>
+<StorageClass>STANDARD</StorageClass></Contents>
+<Contents><Size>0</Size><ETag>&#34;92eb5ffee6ae2fec3ad71c777531578f&#34;</ETag>
+<Key>d/e</Key><LastModified>2026-05-02T10:00:00.000Z</LastModified></Contents>
+<CommonPrefixes><Prefix>x+y/</Prefix></CommonPrefixes>
+<CommonPrefixes>
+  <Prefix>z/</Prefix>
+</CommonPrefixes></ListBucketResult>"""
+    server.faults[""] = (200, {}, page.encode())
+    listing = list_objects("", "/")
+    assert listing["objects"] == [
+        Object(
+            "a+b c&",
+            12,
+            "0cc175b9c0f1b6a831c399e269772661-3",
+            "2026-05-01T10:00:00.000Z",
+        ),
+        Object(
+            "d/e", 0, "92eb5ffee6ae2fec3ad71c777531578f", "2026-05-02T10:00:00.000Z"
+        ),
     ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len({id(session) for session in sessions.values()}) == 3
-    assert bucket.session() is bucket.session()
+    assert listing["prefixes"] == ["x y/", "z/"]
+
+
+@pytest.mark.parametrize(
+    "pages",
+    [
+        [truncated("A", "a"), truncated("B", "b"), truncated("A", "a")],
+        [truncated("A", "b"), truncated("B", "a")],
+        [truncated("A", "a"), truncated("B", "a")],
+        [truncated("A")],
+    ],
+)
+def test_pages_must_advance(server, pages):
+    left = itertools.cycle(pages)
+    server.faults[""] = lambda environ: (200, {}, next(left))
+    with pytest.raises(BucketError, match="breaks off"):
+        list_objects()
+    assert len(server.requests) <= 3
+
+
+BOMB = "<!DOCTYPE x [<!ENTITY a 'aaaaaaaaaa'>" + "".join(
+    f"<!ENTITY {b} '{f'&{a};' * 10}'>" for a, b in itertools.pairwise("abcdefghi")
+)
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (f"{BOMB}]>{PAGE[39:].format('<Name>&i;</Name>')}", "document type"),
+        ('<?xml version="1.0" encoding="no-such"?><ListBucketResult/>', "no-such"),
+        ('<?xml version="1.0" encoding="utf-16"?><ListBucketResult/>', "utf-16"),
+        (PAGE.format("<![CDATA[<Contents>]]>"), "document type"),
+        (PAGE.format("<a:Contents></a:Contents>"), "not every object"),
+        (PAGE.format(contents("")), "empty key"),
+        (PAGE.format("<Contents><Key>a</Key><Size>-1</Size></Contents>"), "size"),
+        (
+            PAGE.format(f"<Contents><Key>a</Key><Size>{'9' * 5000}</Size></Contents>"),
+            "size",
+        ),
+        (PAGE.format(contents("a"))[:-9], "no element|not well-formed|unclosed"),
+        (PAGE.format(contents("a")).encode() + b"\xff", "not well-formed|invalid"),
+    ],
+)
+def test_xml_that_is_refused(server, body, words):
+    body = body if isinstance(body, bytes) else body.encode()
+    server.faults[""] = (200, {}, body)
+    with pytest.raises(BucketError, match=words) as error:
+        list_objects()
+    assert not isinstance(error.value, UnreachableError)
+
+
+def test_an_endless_body_is_refused_with_little_memory(server):
+    sent = []
+
+    def endless():
+        yield PAGE.format("").encode()
+        while True:
+            sent.append(2**16)
+            yield b" " * 2**16
+
+    server.faults[""] = lambda environ: (200, {"Content-Length": str(2**40)}, endless())
+    with pytest.raises(BucketError, match="8 MiB"):
+        list_objects()
+    assert sum(sent) < 2**25
+
+
+def test_a_compressed_page_is_refused(server):
+    page = gzip.compress(PAGE.format(" " * 2**26).encode())
+    server.faults[""] = (200, {"Content-Encoding": "gzip"}, page)
+    tracemalloc.start()
+    try:
+        with pytest.raises(BucketError, match="compresses"):
+            list_objects()
+        assert tracemalloc.get_traced_memory()[1] < 2**24
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("value", ["0.5", "soon", "nan", "-1", "Fri, 99 Dec 1999"])
+def test_retry_after_of_any_kind(server, value):
+    server.faults[""] = answers(503, headers={"Retry-After": value})
+    assert list_objects("participants")["objects"]
+
+
+@pytest.mark.parametrize("url", ["http://a..b", f"http://{'a' * 70}.example"])
+def test_a_host_name_that_cannot_be(monkeypatch, url):
+    monkeypatch.setenv("LAION_FMRI_BUCKET_URL", url)
+    with pytest.raises(BucketError, match="Cannot ask for.*LAION_FMRI_BUCKET_URL"):
+        list_objects()
+
+
+@pytest.mark.parametrize("location", ["http://[", "http://a..b/", "/there"])
+def test_redirects_to_nowhere(server, location):
+    server.faults[""] = (302, {"Location": location}, b"")
+    with pytest.raises(BucketError, match="Cannot ask for|302|403|404"):
+        list_objects()
+
+
+def test_a_redirect_is_followed(server, monkeypatch):
+    with FaultServer() as other:
+        monkeypatch.setenv("LAION_FMRI_BUCKET_URL", other.url)
+        location = f"{server.url}/?list-type=2&prefix=participants.tsv"
+        other.faults[""] = [always(faults.status(307, Location=location))]
+        (one,) = list_objects("participants.tsv")["objects"]
+    assert one.key == "participants.tsv"
+
+
+def raw(page):
+    """Serve a page at the top of a server on a raw socket."""
+    server = FaultServer()
+    server.objects[""] = (page, None)
+    return server
+
+
+@pytest.mark.parametrize("fault", [faults.drip(5.0), faults.no_length])
+def test_a_body_that_drips_is_given_up(monkeypatch, fault):
+    monkeypatch.setattr(bucket, "_GRACE", 0.2)
+    with raw(PAGE.format(contents("a")).encode()) as server:
+        monkeypatch.setenv("LAION_FMRI_BUCKET_URL", server.url)
+
+        def slowly(reply):
+            fault(reply)
+            faults.drip(5.0)(reply)
+
+        server.faults[""] = [always(slowly)]
+        start = time.monotonic()
+        with pytest.raises(BucketError):
+            list_objects(timeout=0.5)
+        assert time.monotonic() - start < 6
+        assert not listers()
+
+
+def test_headers_that_drip_are_given_up(monkeypatch):
+    monkeypatch.setattr(bucket, "_GRACE", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        stopped = threading.Event()
+
+        def drip(client):
+            with client, contextlib.suppress(OSError):
+                client.sendall(b"HTTP/1.1 200 OK\r\n")
+                while not stopped.wait(0.1):
+                    client.sendall(b"X: y\r\n")
+
+        def accept():
+            with contextlib.suppress(OSError):
+                while True:
+                    client, _ = listener.accept()
+                    threading.Thread(target=drip, args=(client,), daemon=True).start()
+
+        threading.Thread(target=accept, daemon=True).start()
+        port = listener.getsockname()[1]
+        monkeypatch.setenv("LAION_FMRI_BUCKET_URL", f"http://127.0.0.1:{port}")
+        start = time.monotonic()
+        with pytest.raises(UnreachableError):
+            list_objects(timeout=0.5)
+        assert time.monotonic() - start < 6
+        assert not listers()
+        stopped.set()
+
+
+def test_a_slow_body_that_makes_progress_is_read(monkeypatch):
+    """40 kB at 40 kB/s with 0.6 s of patience: longer in all than any of it."""
+    keys = [f"{n:0200d}" for n in range(200)]
+    with raw(PAGE.format(contents(*keys)).encode()) as server:
+        monkeypatch.setattr(bucket, "_GRACE", 0.0)
+        monkeypatch.setenv("LAION_FMRI_BUCKET_URL", server.url)
+        server.faults[""] = [always(faults.slow(40_000.0))]
+        start = time.monotonic()
+        assert [one.key for one in list_objects(timeout=0.6)["objects"]] == keys
+        assert time.monotonic() - start > 1
+
+
+def test_one_time_out_to_connect_in_all(monkeypatch):
+    """A full queue of a listener drops what wants to connect, as a firewall does."""
+    monkeypatch.setattr(bucket, "_CONNECT_TIMEOUT", 1.0)
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(
+            socket.create_server(("127.0.0.1", 0), backlog=0)
+        )
+        address = listener.getsockname()
+        stack.enter_context(socket.create_connection(address))
+        monkeypatch.setenv("LAION_FMRI_BUCKET_URL", f"http://127.0.0.1:{address[1]}")
+        wanted = [(f"sub-{n:02d}/", "") for n in range(30)]
+        start = time.monotonic()
+        with pytest.raises(UnreachableError, match="timed out"):
+            list_many(wanted, n_connections=4)
+        assert 1.0 <= time.monotonic() - start < 2.6
+
+
+def test_an_error_of_one_ends_the_others(server):
+    release = threading.Event()
+
+    def answer(environ):
+        if "prefix=b%2F" in environ["QUERY_STRING"]:
+            return 403, {}, b""
+        release.wait(20)
+        return None
+
+    server.faults[""] = answer
+    start = time.monotonic()
+    try:
+        with pytest.raises(BucketError, match="denies"):
+            list_many([("a/", ""), ("b/", ""), ("c/", "")])
+        assert time.monotonic() - start < 5
+        assert not listers()
+    finally:
+        release.set()

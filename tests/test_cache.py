@@ -13,7 +13,9 @@ import pytest
 from conftest import unprivileged
 
 from laion_fmri_fetchers import InvalidQueryError, dataset_initialize, get_data_dir
-from laion_fmri_fetchers import cache as cache_module
+from laion_fmri_fetchers.storage.files import files_on_disk, write_atomically
+from laion_fmri_fetchers.storage.listings import save_listing, saved_listings
+from laion_fmri_fetchers.storage.state import save_arrays, saved_arrays
 
 
 def test_precedence(tmp_path, monkeypatch, environment):
@@ -115,7 +117,7 @@ def test_scan_leaves_out_what_is_none_of_ours(tmp_path):
     (tmp_path / ".laion_fmri").mkdir()
     (tmp_path / ".laion_fmri" / "auth.json").touch()
 
-    files, folders = cache_module.scan(str(tmp_path), [("derivatives/", ""), ("", "/")])
+    files, folders = files_on_disk(str(tmp_path), [("derivatives/", ""), ("", "/")])
 
     assert files == {
         "derivatives/rois/sub-01/face/sub-01_label-FFA1_mask.nii.gz",
@@ -127,7 +129,7 @@ def test_scan_leaves_out_what_is_none_of_ours(tmp_path):
 
 def test_written_whole_or_not_at_all(tmp_path, monkeypatch):
     file = tmp_path / "folder" / "file.json"
-    cache_module.write_atomically(file, b"first")
+    write_atomically(file, b"first")
     assert stat.S_IMODE(file.stat().st_mode) & 0o600 == 0o600
 
     def fail(*args):
@@ -135,7 +137,7 @@ def test_written_whole_or_not_at_all(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError, match="no"):
-        cache_module.write_atomically(file, b"second")
+        write_atomically(file, b"second")
     assert file.read_bytes() == b"first"
     assert list(file.parent.iterdir()) == [file]
 
@@ -143,8 +145,8 @@ def test_written_whole_or_not_at_all(tmp_path, monkeypatch):
 def test_umask_and_mode(tmp_path):
     before = os.umask(0o027)
     try:
-        cache_module.write_atomically(tmp_path / "a", b"")
-        cache_module.write_atomically(tmp_path / "b", b"", mode=0o600)
+        write_atomically(tmp_path / "a", b"")
+        write_atomically(tmp_path / "b", b"", mode=0o600)
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o640
@@ -160,7 +162,7 @@ def _write_listings(folder, number):
             "objects": [[f"{number}", 1, None, None]] * 200,
             "prefixes": [],
         }
-        cache_module.save_listing(folder, listing)
+        save_listing(folder, listing)
 
 
 def test_listings_of_many_writers_are_never_torn(tmp_path):
@@ -184,23 +186,111 @@ def test_listings_of_many_writers_are_never_torn(tmp_path):
 
 def test_saved_listings_are_those_around_and_below(tmp_path):
     for at, prefix in enumerate(["a/b/", "a/", "a/b/c/", "x/", ""]):
-        listing = {"prefix": prefix, "delimiter": "", "listed_at": -at}
-        cache_module.save_listing(str(tmp_path), listing)
+        save_listing(str(tmp_path), listing(prefix, listed_at=-at))
     (tmp_path / ".laion_fmri/listings/a%2Fbroken.json").write_text("{")
-    found = cache_module.saved_listings(str(tmp_path), [("", "/")])
+    found = saved_listings(str(tmp_path), [("", "/")])
     assert [listing["prefix"] for listing in found] == [""]
-    found = cache_module.saved_listings(str(tmp_path), [("a/b/", "")])
+    found = saved_listings(str(tmp_path), [("a/b/", "")])
     assert [listing["prefix"] for listing in found] == ["", "a/b/c/", "a/", "a/b/"]
+
+
+def listing(prefix="a/", **changes):
+    return {
+        "prefix": prefix,
+        "delimiter": "",
+        "bucket": "http://host/bucket",
+        "listed_at": 1.5,
+        "objects": [["a/x", 1, "etag", "2026-05-01T10:00:00.000Z"]],
+        "prefixes": [],
+        **changes,
+    }
+
+
+@pytest.mark.parametrize("n", [0, 1, 999, 1000, 1001, 3500])
+def test_listings_come_back_as_they_were(tmp_path, n):
+    objects = [[f"a/{i}\n\u00e9", i, None, None] for i in range(n)]
+    saved = listing(objects=objects)
+    save_listing(str(tmp_path), saved)
+    assert saved_listings(str(tmp_path), [("a/", "")]) == [saved]
+    (file,) = (tmp_path / ".laion_fmri/listings").iterdir()
+    assert json.loads(file.read_text()) == saved
+
+
+def test_listings_in_one_line_as_once_written(tmp_path):
+    file = tmp_path / ".laion_fmri/listings/a%2F.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps(listing()))
+    assert saved_listings(str(tmp_path), [("a/", "")]) == [listing()]
+
+
+KEY, DATE = "a/x", "2026-05-01T10:00:00.000Z"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"listed_at": 1.0},
+        [],
+        None,
+        3,
+        listing(objects=None),
+        listing(objects={"a": 1}),
+        listing(objects=[None]),
+        listing(objects=[[KEY]]),
+        listing(objects=[[KEY, 1, "etag"]]),
+        listing(objects=[[KEY, "1", "etag", DATE]]),
+        listing(objects=[[KEY, 1.5, "etag", DATE]]),
+        listing(objects=[[KEY, True, "etag", DATE]]),
+        listing(objects=[[KEY, -1, "etag", DATE]]),
+        listing(objects=[[None, 1, "etag", DATE]]),
+        listing(objects=[[KEY, 1, 7, DATE]]),
+        listing(objects=[[KEY, 1, "etag", ["2026"]]]),
+        listing(objects=["abcd"]),
+        listing(prefixes=[1]),
+        listing(prefixes="a/b/"),
+        listing(prefix=None),
+        listing(prefix="other/"),
+        listing(delimiter=None),
+        listing(delimiter=":"),
+        listing(listed_at="yesterday"),
+        listing(listed_at=None),
+        listing(listed_at=float("nan")),
+        listing(bucket=3),
+    ],
+)
+def test_a_broken_listing_is_ignored(tmp_path, content):
+    folder = tmp_path / ".laion_fmri/listings"
+    folder.mkdir(parents=True)
+    (folder / "a%2F.json").write_text(json.dumps(content))
+    assert saved_listings(str(tmp_path), [("a/", "")]) == []
+
+
+def test_a_damaged_listing_is_ignored(tmp_path):
+    objects = [[f"a/{i}", i, None, None] for i in range(2500)]
+    save_listing(str(tmp_path), listing(objects=objects))
+    (file,) = (tmp_path / ".laion_fmri/listings").iterdir()
+    whole = file.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    for content in (
+        b"",
+        whole[: len(whole) // 2],
+        b"".join(lines[:-1]),
+        lines[0],
+        b"[" * 100_000,
+        whole.replace(b"a/7", b"a/\xff"),
+    ):
+        file.write_bytes(content)
+        assert saved_listings(str(tmp_path), [("a/", "")]) == []
 
 
 def test_arrays_kept_and_damaged(tmp_path):
     arrays = {"a": np.arange(3), "b": np.zeros((2, 2))}
-    cache_module.save_arrays(str(tmp_path), "trials/x.npz", arrays)
-    again = cache_module.saved_arrays(str(tmp_path), "trials/x.npz")
+    save_arrays(str(tmp_path), "trials/x.npz", arrays)
+    again = saved_arrays(str(tmp_path), "trials/x.npz")
     assert set(again) == {"a", "b"}
     np.testing.assert_array_equal(again["a"], arrays["a"])
     file = tmp_path / ".laion_fmri/trials/x.npz"
     for content in (b"", b"PK\x03\x04 no zip", file.read_bytes()[:100]):
         file.write_bytes(content)
-        assert cache_module.saved_arrays(str(tmp_path), "trials/x.npz") == {}
-    assert cache_module.saved_arrays(str(tmp_path), "none.npz") == {}
+        assert saved_arrays(str(tmp_path), "trials/x.npz") == {}
+    assert saved_arrays(str(tmp_path), "none.npz") == {}

@@ -1378,6 +1378,7 @@ FORM = {
     "pi_or_supervisor": None,
     "research_purpose": "Encoding models of natural images",
     "accepted_terms": True,
+    "acknowledged_privacy": True,
     "terms_version": "1.0",
     "source": "cli",
 }
@@ -1395,6 +1396,8 @@ def _post(service, path, body):
         ("institution", None),
         ("research_purpose", "too short"),
         ("accepted_terms", "yes"),
+        ("acknowledged_privacy", False),
+        ("acknowledged_privacy", ...),
         ("terms_version", "0.9"),
         ("pi_or_supervisor", ...),
         ("source", ...),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import warnings
 
@@ -10,17 +11,17 @@ import pytest
 from laion_fmri_fetchers import (
     BucketError,
     InvalidQueryError,
-    bucket,
     describe,
     fetch_laion_fmri,
     get_rois,
     get_subjects,
     inspect_bucket,
 )
-from laion_fmri_fetchers.cache import save_listing
-from laion_fmri_fetchers.catalog import look, records
 from laion_fmri_fetchers.demo import serve_bucket
-from laion_fmri_fetchers.layout import ROI_CATEGORIES
+from laion_fmri_fetchers.layout.names import ROI_CATEGORIES
+from laion_fmri_fetchers.storage.catalog import look, records
+from laion_fmri_fetchers.storage.listings import save_listing
+from laion_fmri_fetchers.transfer import bucket
 
 
 def test_subjects(server, data_dir):
@@ -67,11 +68,14 @@ def test_without_the_bucket(bucket_folder, data_dir, monkeypatch):
         inspect_bucket("derivatives/anatomical/sub-01")
 
 
-def test_subjects_stay_known_when_the_bucket_is_gone(server, data_dir, monkeypatch):
+def test_subjects_stay_known_when_the_bucket_is_gone(
+    bucket_folder, data_dir, monkeypatch
+):
     """What a fetch lists of the top level says nothing about the subjects."""
-    fetch_laion_fmri("all", sessions=1, rois=None, verbose=0)
+    with serve_bucket(bucket_folder) as server:
+        monkeypatch.setenv("LAION_FMRI_BUCKET_URL", server.url)
+        fetch_laion_fmri("all", sessions=1, rois=None, verbose=0)
     shutil.rmtree(data_dir / "derivatives/glmsingle-tedana/sub-03")
-    monkeypatch.setenv("LAION_FMRI_BUCKET_URL", "http://127.0.0.1:9/none")
     with pytest.warns(UserWarning, match="saved earlier"):
         assert get_subjects() == ["sub-01", "sub-03"]
     with pytest.raises(BucketError, match="Missing.*sub-03"):
@@ -87,6 +91,31 @@ def test_without_the_bucket_and_its_listings(cached, capsys):
     with pytest.warns(UserWarning, match="Showing what is on disk"):
         describe()
     assert "sub-03" in capsys.readouterr().out
+
+
+def test_listings_of_another_bucket_do_not_answer_for_this(
+    server, data_dir, monkeypatch
+):
+    wanted = [("derivatives/", "/")]
+    before = look(wanted, str(data_dir))
+    assert before.folders
+    monkeypatch.setenv("LAION_FMRI_BUCKET_URL", "http://127.0.0.1:9/other")
+    found = look(wanted, str(data_dir))
+    assert (found.folders, found.unlisted) == (frozenset(), ["derivatives/"])
+    assert look(wanted, str(data_dir), offline=True).folders == before.folders
+    monkeypatch.delenv("LAION_FMRI_BUCKET_URL")
+    assert look(wanted, str(data_dir), offline=True).folders == before.folders
+
+
+def test_a_broken_listing_is_made_anew(server, data_dir):
+    wanted = [("derivatives/rois/", "")]
+    before = look(wanted, str(data_dir))
+    (file,) = (data_dir / ".laion_fmri/listings").iterdir()
+    saved = json.loads(file.read_text())
+    file.write_text(json.dumps({**saved, "objects": [[None]]}))
+    assert look(wanted, str(data_dir), offline=True).unlisted == ["derivatives/rois/"]
+    assert look(wanted, str(data_dir)).objects == before.objects
+    assert look(wanted, str(data_dir), offline=True).objects == before.objects
 
 
 def test_a_bucket_that_takes_long_is_told_of(server, data_dir, capsys, monkeypatch):
@@ -155,9 +184,7 @@ def test_newer_listings_replace_what_they_cover(tmp_path, listings, expected):
     for one in listings:
         save_listing(str(tmp_path), one)
     found = look([("a/", "")], str(tmp_path), offline=True)
-    assert {
-        name[2:]: size for name, (_, size, _, _) in found.objects.items()
-    } == expected
+    assert {name[2:]: one.size for name, one in found.objects.items()} == expected
     assert found.error is None
 
 

@@ -18,9 +18,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from nilearn.datasets import neurovault
 
-from laion_fmri_fetchers import filters
 from laion_fmri_fetchers.exceptions import InvalidQueryError
-from laion_fmri_fetchers.filters import (
+from laion_fmri_fetchers.query import filters
+from laion_fmri_fetchers.query.filters import (
     Contains,
     GreaterOrEqual,
     GreaterThan,

@@ -31,12 +31,14 @@ from laion_fmri_fetchers import (
     NotNull,
     ResultFilter,
     UnsafeKeyError,
-    bucket,
     fetch_laion_fmri,
     fetch_laion_fmri_ids,
 )
 from laion_fmri_fetchers.demo import serve_bucket
-from laion_fmri_fetchers.layout import TRIAL_FIELDS, record, stimulus_fields, trials_id
+from laion_fmri_fetchers.layout.keys import record_of
+from laion_fmri_fetchers.layout.labels import TRIAL_FIELDS, stimulus_fields
+from laion_fmri_fetchers.layout.trees import trials_id
+from laion_fmri_fetchers.transfer import bucket
 
 ROOT = {"README", "dataset_description.json", "participants.json", "participants.tsv"}
 KEYS = {
@@ -385,7 +387,7 @@ def test_a_bucket_that_does_not_answer_is_asked_once(cached, server, monkeypatch
     asked = Counter(
         parse_qs(query).get("prefix", [""])[0] for query in listings(server)
     )
-    assert set(asked.values()) == {bucket._TRIES_BUSY}
+    assert max(asked.values()) == bucket._TRIES_BUSY
     assert not [prefix for prefix in asked if "sub-" in prefix]
 
 
@@ -656,7 +658,11 @@ def test_ids_fetch_exactly_the_named(server, data_dir, bucket_folder):
     key = key.relative_to(bucket_folder).as_posix()
     surface = "derivatives/freesurfer/sub-01/surf/lh.white"
     data = fetch_laion_fmri_ids([key, surface, "README"], verbose=0)
-    assert {m["id"] for m in data.images_meta} == {record(key)["id"], surface, "README"}
+    assert {m["id"] for m in data.images_meta} == {
+        record_of(key)["id"],
+        surface,
+        "README",
+    }
     assert set(gets(server)) - ROOT == {key, surface}
     assert data.sample_masks == [None] * 3
 
@@ -764,7 +770,7 @@ def test_bucket_that_denies_listing(server, data_dir):
 def test_xml_that_is_no_listing(server, data_dir):
     for body in (b"<html>login</html>", b"not xml", b""):
         server.faults[""] = (200, {"Content-Type": "text/html"}, body)
-        with pytest.raises(BucketError, match="no listing"):
+        with pytest.raises(BucketError, match="not a listing"):
             fetch()
 
 

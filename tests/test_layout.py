@@ -6,8 +6,29 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from laion_fmri_fetchers import layout
 from laion_fmri_fetchers.exceptions import UnsafeKeyError
+from laion_fmri_fetchers.layout.keys import (
+    RECORD_FIELDS,
+    clean_key,
+    is_held_out,
+    is_of_session,
+    is_of_trials,
+    place_of,
+    record_of,
+)
+from laion_fmri_fetchers.layout.labels import (
+    LABEL_FIELDS,
+    stimulus_fields,
+    stimulus_value,
+)
+from laion_fmri_fetchers.layout.names import (
+    ROI_CATEGORIES,
+    clean_session,
+    clean_subject,
+    is_published_roi,
+    none_if_null,
+)
+from laion_fmri_fetchers.layout.trees import IMAGE_TYPES
 
 GLM = "derivatives/glmsingle-tedana/sub-01/"
 FUNC = f"{GLM}ses-02/func/sub-01_ses-02_task-images_"
@@ -83,10 +104,10 @@ BOLD = "part-phase_bold.nii.gz"
     ],
 )
 def test_every_kind_of_key(key, image_type):
-    record = layout.record(key, 5, "abc", "2026-01-01T00:00:00.000Z")
+    record = record_of(key, 5, "abc", "2026-01-01T00:00:00.000Z")
 
     assert record["image_type"] == image_type
-    assert tuple(record) == layout.RECORD_FIELDS
+    assert tuple(record) == RECORD_FIELDS
     assert record["key"] == key
     assert record["size"] == 5
     assert record["etag"] == "abc"
@@ -95,7 +116,7 @@ def test_every_kind_of_key(key, image_type):
 
 
 def test_entities_of_an_image():
-    record = layout.record(
+    record = record_of(
         f"{FUNC}space-T1w_stat-effect_desc-SingletrialBetas_statmap.nii.gz"
     )
 
@@ -130,7 +151,7 @@ def test_entities_of_an_image():
 def test_hyphens_of_a_label_go_and_nothing_else(label, roi):
     key = f"{ROI}hemi-L_space-fsnative_label-{label}_mask.func.gii"
 
-    record = layout.record(key)
+    record = record_of(key)
 
     assert record["id"] == f"{ROI}hemi-L_space-fsnative_label-{roi}_mask.func.gii"
     assert record["relative_path"] == record["id"]
@@ -142,7 +163,7 @@ def test_hyphens_of_a_label_go_and_nothing_else(label, roi):
 
 def test_hyphens_go_from_labels_in_every_tree_and_from_nothing_else():
     key = f"{ROI}space-T1w_label-FFA-1_desc-a-b_mask.nii.gz"
-    assert layout.clean_key(key) == f"{ROI}space-T1w_label-FFA1_desc-a-b_mask.nii.gz"
+    assert clean_key(key) == f"{ROI}space-T1w_label-FFA1_desc-a-b_mask.nii.gz"
     for key, path in (
         (
             "derivatives/x/label-a-b_label-c-d.e-f",
@@ -152,13 +173,11 @@ def test_hyphens_go_from_labels_in_every_tree_and_from_nothing_else():
         ("derivatives/rois/sub-01/my-own/notes.txt", None),
         ("derivatives/freesurfer/sub-01/label-x-y/lh.my-label.label", None),
     ):
-        assert layout.clean_key(key) == (path or key)
+        assert clean_key(key) == (path or key)
 
 
 def test_entities_of_a_localizer():
-    record = layout.record(
-        f"{LOC}task-floc_run-02_space-T1w_res-1pt5_contrast-face_{Z}"
-    )
+    record = record_of(f"{LOC}task-floc_run-02_space-T1w_res-1pt5_contrast-face_{Z}")
 
     expected = {
         "subject": "sub-01",
@@ -175,7 +194,7 @@ def test_entities_of_a_localizer():
 
 
 def test_entities_of_raw_data():
-    record = layout.record(f"{RAW}func/sub-01_ses-02_task-images_run-11_echo-3_{BOLD}")
+    record = record_of(f"{RAW}func/sub-01_ses-02_task-images_run-11_echo-3_{BOLD}")
 
     expected = {
         "subject": "sub-01",
@@ -199,9 +218,9 @@ def test_what_belongs_to_a_session():
         (f"{FUNC}space-T1w_x.nii.gz", True, True),
         (f"{RAW}func/sub-01_ses-02_task-images_run-01_events.tsv", True, True),
     ):
-        record = layout.record(key)
-        assert layout.is_of_session(record) is of_session, key
-        assert layout.is_of_trials(record) is of_trials, key
+        record = record_of(key)
+        assert is_of_session(record) is of_session, key
+        assert is_of_trials(record) is of_trials, key
 
 
 @pytest.mark.parametrize("session", ["ses-31", "ses-32", "ses-33", "ses-34"])
@@ -212,10 +231,10 @@ def test_held_out_but_for_localizers(session):
         (RAW, True),
         (LOC.replace("ses-4BarScreenfLoc", "ses-02"), False),
     ):
-        record = layout.record(f"{key.replace('ses-02', session)}x.nii.gz")
+        record = record_of(f"{key.replace('ses-02', session)}x.nii.gz")
         assert record["session"] == session
-        assert layout.is_held_out(record) is held_out, key
-    assert not layout.is_held_out(layout.record(f"{FUNC}x.nii.gz"))
+        assert is_held_out(record) is held_out, key
+    assert not is_held_out(record_of(f"{FUNC}x.nii.gz"))
 
 
 def test_trees_and_subjects_of_paths():
@@ -231,11 +250,11 @@ def test_trees_and_subjects_of_paths():
         ("archive/embeddings/v1/x.h5", ("archive/", None)),
         ("README", (None, None)),
     ):
-        assert layout.place(key) == place
+        assert place_of(key) == place
 
 
 def test_freesurfer_has_fewer_fields():
-    record = layout.record("derivatives/freesurfer/sub-01/mri/brain.mgz")
+    record = record_of("derivatives/freesurfer/sub-01/mri/brain.mgz")
 
     assert (record["subject"], record["extension"]) == ("sub-01", "mgz")
     assert record["session"] is record["suffix"] is record["roi"] is None
@@ -250,17 +269,17 @@ def test_freesurfer_has_fewer_fields():
 )
 def test_unsafe_keys(key):
     with pytest.raises(UnsafeKeyError) as error:
-        layout.record(key)
+        record_of(key)
     assert repr(key) in str(error.value)
 
 
 @given(st.text())
 def test_any_key_gives_a_record_or_is_unsafe(key):
     try:
-        record = layout.record(key)
+        record = record_of(key)
     except UnsafeKeyError:
         return
-    assert record["image_type"] in layout.IMAGE_TYPES
+    assert record["image_type"] in IMAGE_TYPES
     assert ".." not in record["id"].split("/")
 
 
@@ -323,28 +342,28 @@ OOD = (
     ],
 )
 def test_labels(label, fields):
-    assert tuple(layout.stimulus_fields(label).values()) == fields
-    assert tuple(layout.stimulus_fields(label)) == layout.LABEL_FIELDS
+    assert tuple(stimulus_fields(label).values()) == fields
+    assert tuple(stimulus_fields(label)) == LABEL_FIELDS
 
 
 @pytest.mark.parametrize("value", ["sub-01", "01", "1", 1, "sub-1", " 01 "])
 def test_forms_of_a_subject(value):
-    assert layout.clean_subject(value) == "sub-01"
+    assert clean_subject(value) == "sub-01"
 
 
 @pytest.mark.parametrize("value", ["sub", "", "bob", None, True, 1.0, -1, "ses-01"])
 def test_no_subject(value):
-    assert layout.clean_subject(value) is None
+    assert clean_subject(value) is None
 
 
 @pytest.mark.parametrize("text", ["n/a", "N/A", "na", "None", "null", "", "  ", "NULL"])
 def test_null_strings(text):
-    assert layout.none_if_null(text) is None
+    assert none_if_null(text) is None
 
 
 @pytest.mark.parametrize("value", ["Nancy", "nullify", 0, 0.0, False, "none of these"])
 def test_what_is_no_null_string(value):
-    assert layout.none_if_null(value) == value
+    assert none_if_null(value) == value
 
 
 @pytest.mark.parametrize(
@@ -363,7 +382,7 @@ def test_what_is_no_null_string(value):
     ],
 )
 def test_forms_of_a_session(value, session):
-    assert layout.clean_session(value) == session
+    assert clean_session(value) == session
 
 
 @pytest.mark.parametrize(
@@ -384,11 +403,11 @@ def test_forms_of_a_session(value, session):
     ],
 )
 def test_cells_of_the_stimulus_table(field, cell, value):
-    assert layout.stimulus_value(field, cell) == value
+    assert stimulus_value(field, cell) == value
 
 
 def test_published_rois():
-    counts = {category: len(names) for category, names in layout.ROI_CATEGORIES.items()}
+    counts = {category: len(names) for category, names in ROI_CATEGORIES.items()}
     assert counts == {
         "body": 2,
         "character": 4,
@@ -400,4 +419,4 @@ def test_published_rois():
         "retinotopy": 19,
     }
     for name in ("AFP1", "AFP2", "SPL", "EVC"):
-        assert layout.is_published_roi(name)
+        assert is_published_roi(name)

@@ -50,7 +50,7 @@ def test_a_session_of_work(run):
         "axes = plot_trials(data)",
     )
     said = text(fetching, "stderr")
-    assert said.startswith("Fetching ")
+    assert said.startswith("Downloading ")
     assert "1 image, 4 ROI masks and 64 trials of sub-01" in said
     assert "Warning" not in said
     (result,) = shown

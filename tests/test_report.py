@@ -20,15 +20,15 @@ from laion_fmri_fetchers import (
     fetch_laion_fmri,
     fetch_laion_fmri_ids,
 )
-from laion_fmri_fetchers.figures import (
+from laion_fmri_fetchers.reports.figures import (
     background,
     plot_availability,
     plot_noise_ceiling,
     plot_rois,
     plot_trials,
 )
-from laion_fmri_fetchers.report import make_report
-from laion_fmri_fetchers.summaries import rois, sessions
+from laion_fmri_fetchers.reports.report import make_report
+from laion_fmri_fetchers.reports.summaries import rois, sessions
 
 SECTIONS = (
     *("query", "content", "contours", "trials"),
@@ -165,7 +165,7 @@ def test_table_of_rois(data):
     np.testing.assert_allclose(quartiles, expected, rtol=1e-5)
     cells = {r[0]: r for r in rows(section(make_report(data).html, "rois"))}
     assert cells["FFA1\nface"][2].startswith(f"{mask.sum()}\n")
-    assert cells["aTLfaces\nface"][1] == "-"
+    assert cells["AFP1\nface"][1] == "-"
 
 
 def test_surface_masks_count_vertices(cached, server):

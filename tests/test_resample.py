@@ -12,17 +12,18 @@ import numpy as np
 import pytest
 from nilearn.image import index_img, resample_img
 
-from laion_fmri_fetchers import fetch_laion_fmri, resample
-from laion_fmri_fetchers.betas import load_betas
+from laion_fmri_fetchers import fetch_laion_fmri
+from laion_fmri_fetchers.arrays import resample
+from laion_fmri_fetchers.arrays.betas import load_betas
+from laion_fmri_fetchers.arrays.resample import interpolation_for
 from laion_fmri_fetchers.exceptions import CorruptImageError, InvalidQueryError
-from laion_fmri_fetchers.layout import record
-from laion_fmri_fetchers.resample import (
+from laion_fmri_fetchers.layout.grids import (
     can_be_resampled,
-    interpolation_for,
-    is_leftover,
     resampled_path,
     resolution_label,
 )
+from laion_fmri_fetchers.layout.keys import record_of
+from laion_fmri_fetchers.storage.made_here import is_leftover
 
 SHAPE = (10, 11, 9)
 AFFINE = np.array([[-1.8, 0.1, 0, 9], [0, 1.8, 0.1, -8], [0, 0, 1.8, -7], [0, 0, 0, 1]])
@@ -195,23 +196,25 @@ def test_names():
         "space-T1w_stat-effect_desc-SingletrialBetas_statmap.nii.gz"
     )
     for path, res in ((mask, "1pt8"), (betas, None)):
-        before, after = record(path), record(resampled_path(path, 3))
+        before, after = record_of(path), record_of(resampled_path(path, 3))
         assert before["res"] == res
         assert "_res-3_" in after["id"]
         assert after["id"].startswith(ours)
         assert can_be_resampled(before)
-    assert interpolation_for(record(mask), "linear") == "nearest"
-    assert interpolation_for(record(betas), "linear") == "linear"
+    assert interpolation_for(record_of(mask), "linear") == "nearest"
+    assert interpolation_for(record_of(betas), "linear") == "linear"
     with pytest.raises(InvalidQueryError, match="'continuous'"):
-        interpolation_for(record(betas), "cubic")
-    assert not can_be_resampled(record(mask.replace(".nii.gz", ".func.gii")))
+        interpolation_for(record_of(betas), "cubic")
+    assert not can_be_resampled(record_of(mask.replace(".nii.gz", ".func.gii")))
 
 
 def test_images_that_earlier_versions_left_are_told_from_published_ones(tmp_path):
     published = save(tmp_path / NAME)
     made = resample_file(published, 1.5)
-    on_localizer_grid = record("sub-01/sub-01_space-T1w_res-1pt5_label-MT_mask.nii.gz")
-    on_functional_grid = record("sub-01/sub-01_res-1pt8_label-MT_mask.nii.gz")
+    on_localizer_grid = record_of(
+        "sub-01/sub-01_space-T1w_res-1pt5_label-MT_mask.nii.gz"
+    )
+    on_functional_grid = record_of("sub-01/sub-01_res-1pt8_label-MT_mask.nii.gz")
     assert is_leftover(made, on_localizer_grid)
     assert not is_leftover(made, on_functional_grid)
     assert not is_leftover(published, on_localizer_grid)

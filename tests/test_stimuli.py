@@ -21,11 +21,6 @@ from sklearn.utils import Bunch
 from laion_fmri_fetchers import fetch_laion_fmri, fetch_laion_stimulus_metadata
 from laion_fmri_fetchers.demo.access import MANIFEST
 from laion_fmri_fetchers.demo.server import UPLOADED
-from laion_fmri_fetchers.derivatives import (
-    fetch_laion_captions,
-    fetch_laion_embeddings,
-    fetch_laion_segmentations,
-)
 from laion_fmri_fetchers.exceptions import (
     AccessServiceError,
     BucketError,
@@ -36,23 +31,29 @@ from laion_fmri_fetchers.exceptions import (
     NotCachedError,
     UnsafeKeyError,
 )
-from laion_fmri_fetchers.filters import (
-    GreaterThan,
-    IsNull,
-    NotNull,
-    Pattern,
-    ResultFilter,
+from laion_fmri_fetchers.fetchers.stimuli import fetch_laion_stimuli, load_stimuli
+from laion_fmri_fetchers.fetchers.stimulus_features import (
+    fetch_laion_captions,
+    fetch_laion_embeddings,
+    fetch_laion_segmentations,
 )
-from laion_fmri_fetchers.layout import (
+from laion_fmri_fetchers.layout.labels import stimulus_fields
+from laion_fmri_fetchers.layout.trees import (
     ARCHIVE,
     CAPTIONS,
     SEGMENTATIONS,
     SEGMENTATIONS_TABLE,
     STIMULUS_TABLE,
     embeddings_id,
-    stimulus_fields,
 )
-from laion_fmri_fetchers.stimuli import fetch_laion_stimuli, load_stimuli
+from laion_fmri_fetchers.query.filters import (
+    GreaterThan,
+    IsNull,
+    NotNull,
+    Pattern,
+    ResultFilter,
+)
+from laion_fmri_fetchers.storage import settings
 
 access = gate_fixtures.access
 secrets_of_test = gate_fixtures.secrets_of_test
@@ -857,7 +858,7 @@ def test_a_file_that_was_replaced_at_its_key(
     assert "mode='overwrite'" in text
     archived = (
         "fetch_laion_fmri_ids"
-        '("archive/embeddings/v1/task-images_desc-CLIP_embeddings.h5")'
+        "('archive/embeddings/v1/task-images_desc-CLIP_embeddings.h5')"
     )
     assert (archived in text) == ("CLIP" in key)
     record = next(rec for rec in data.files_meta if rec["id"] == key)
@@ -1082,7 +1083,7 @@ def test_embeddings_in_different_orders(server, data_dir, tmp_path, bucket_folde
 
 
 def test_rows_are_read_block_by_block(tmp_path):
-    from laion_fmri_fetchers.derivatives import _rows
+    from laion_fmri_fetchers.fetchers.stimulus_features import _rows
 
     values = np.arange(5000 * 3, dtype=np.float16).reshape(5000, 3)
     with h5py.File(tmp_path / "a.h5", "w") as file:
@@ -1192,11 +1193,10 @@ def test_vectorized_nouns(server, data_dir):
 
 
 def test_a_data_directory_that_cannot_be_written(granted, monkeypatch, data_dir):
-    from laion_fmri_fetchers import cache
 
     before = fetch([PNG])
     caption = captions([PNG])
-    monkeypatch.setattr(cache, "is_writable", lambda folder: False)
+    monkeypatch.setattr(settings, "is_writable", lambda folder: False)
     with pytest.warns(UserWarning, match="cannot be written"):
         pd.testing.assert_frame_equal(fetch([PNG]).metadata, before.metadata)
     with pytest.warns(UserWarning, match="cannot be written"):

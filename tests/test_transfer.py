@@ -29,9 +29,9 @@ from conftest import unprivileged
 from fault_server import FaultServer, always, etag_of, fine
 from filelock import FileLock
 
-from laion_fmri_fetchers import partials, transfer
 from laion_fmri_fetchers.exceptions import AccessRevokedError, DiskSpaceError
-from laion_fmri_fetchers.transfer import (
+from laion_fmri_fetchers.transfer import partials, transfer
+from laion_fmri_fetchers.transfer.transfer import (
     Download,
     check_file,
     download_files,
@@ -898,7 +898,7 @@ def test_a_killed_process_leaves_what_the_next_one_uses(server, folder):
     server.faults["file"] = [fine] * 10 + [always(faults.stall(0))]
     script = f"""
 from pathlib import Path
-from laion_fmri_fetchers import transfer
+from laion_fmri_fetchers.transfer import transfer
 transfer.RANGE = {RANGE}
 transfer.download_files(
     [transfer.Download("file", {download.url!r}, Path({str(download.path)!r}),

@@ -21,8 +21,8 @@ from pathlib import Path
 import pytest
 from fault_server import FaultServer, always, slow
 
-from laion_fmri_fetchers import transfer
-from laion_fmri_fetchers.transfer import Download, download_files
+from laion_fmri_fetchers.transfer import transfer
+from laion_fmri_fetchers.transfer.transfer import Download, download_files
 
 pytestmark = pytest.mark.skipif(
     not sys.platform.startswith("linux"), reason="watches files with inotify"

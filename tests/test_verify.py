@@ -7,21 +7,31 @@ import shutil
 from multiprocessing import get_context
 from pathlib import Path
 
+import gate_fixtures
 import pytest
 from conftest import unprivileged
 
 from laion_fmri_fetchers import (
+    BucketError,
     DownloadError,
+    InvalidQueryError,
     LaionFmriError,
     LicenseNotAcceptedError,
-    cache,
+    NotCachedError,
     fetch_laion_captions,
     fetch_laion_fmri,
+    fetch_laion_stimuli,
+    login,
     verify_cache,
 )
 from laion_fmri_fetchers.cli import main
 from laion_fmri_fetchers.demo import serve_bucket
-from laion_fmri_fetchers.layout import ARCHIVE
+from laion_fmri_fetchers.layout.trees import ARCHIVE
+from laion_fmri_fetchers.storage.notes import note_fetched, read_notes
+from laion_fmri_fetchers.storage.state import license_marker
+
+access = gate_fixtures.access
+secrets_of_test = gate_fixtures.secrets_of_test
 
 
 def damage(folder):
@@ -126,7 +136,7 @@ def test_what_is_gated_is_not_repaired_from_the_bucket(cached, server):
 
 def test_a_repair_asks_for_the_licence(cached, server, monkeypatch):
     damage(cached)
-    cache.license_marker(str(cached)).unlink()
+    license_marker(str(cached)).unlink()
     monkeypatch.delenv("LAION_FMRI_LICENSE")
     with pytest.raises(LicenseNotAcceptedError):
         verify_cache(repair=True, verbose=0)
@@ -138,7 +148,7 @@ def test_a_file_that_changed_in_the_bucket_is_outdated_and_not_damaged(cached):
     one = file.relative_to(cached).as_posix()
     listings = cached / ".laion_fmri" / "listings"
     text = {path: path.read_text() for path in listings.iterdir()}
-    etag = cache.fetched(str(cached))[one][2]
+    etag = read_notes(str(cached))[one][2]
     for path, before in text.items():
         path.write_text(before.replace(etag, "0" * 32))
     assert any(path.read_text() != before for path, before in text.items())
@@ -184,7 +194,7 @@ def note(folder, name):
     for i in range(30):
         path = f"{name}-{i}"
         record = {"id": path, "key": path, "size": i, "etag": None, **UNDATED}
-        cache.note_fetched(folder, [record])
+        note_fetched(folder, [record])
 
 
 def test_notes_of_many_writers_are_all_kept(tmp_path):
@@ -197,7 +207,7 @@ def test_notes_of_many_writers_are_all_kept(tmp_path):
         writer.start()
     for writer in writers:
         writer.join()
-    assert len(cache.fetched(str(tmp_path))) == 120
+    assert len(read_notes(str(tmp_path))) == 120
     notes = list((tmp_path / ".laion_fmri" / "fetched").iterdir())
     assert len(notes) < 60
     for file in notes:
@@ -208,15 +218,15 @@ def test_the_newest_note_counts_when_notes_are_joined(tmp_path):
     for i in range(120):
         record = {"id": "a", "key": "a", "size": i, "etag": None, **UNDATED}
         once = {"id": f"once-{i}", "key": f"once-{i}"}
-        cache.note_fetched(str(tmp_path), [record, {**record, **once}])
-        noted = cache.fetched(str(tmp_path))
+        note_fetched(str(tmp_path), [record, {**record, **once}])
+        noted = read_notes(str(tmp_path))
         assert noted["a"] == ("a", i, None, None)
         assert len(noted) == i + 2
 
 
 def test_a_call_notes_what_it_fetched(server, data_dir):
     data = fetch_laion_fmri(sessions=1, rois="FFA1", verbose=0)
-    noted = cache.fetched(str(data_dir))
+    noted = read_notes(str(data_dir))
     for meta in [*data.images_meta, *data.rois_meta]:
         version = (meta["key"], meta["size"], meta["etag"], meta["last_modified"])
         assert noted[meta["id"]] == version
@@ -243,3 +253,91 @@ def test_status_and_verify_count_the_same_files(cached, capsys):
     assert main(["status"]) == 0
     assert f"{len(report)} files" in capsys.readouterr().out
     assert "participants.tsv" in set(report["id"])
+
+
+# ---------------------------------------------------------------- online
+
+
+def test_a_directory_filled_by_others_is_verified_online(cached, server):
+    shutil.rmtree(cached / ".laion_fmri")
+    assert set(verify_cache(verbose=0)["status"]) == {"unknown"}
+    assert server.requests == []
+    assert set(verify_cache(online=True, verbose=0)["status"]) == {"ok"}
+    assert {key for _, key, _ in server.requests} == {""}
+    expected = damage(cached)
+    del expected[next(path for path, state in expected.items() if state == "missing")]
+    assert statuses(verify_cache(online=True, verbose=0)) == expected
+
+
+def test_online_without_the_bucket_is_an_error(cached):
+    with pytest.raises(BucketError, match="No answer"):
+        verify_cache(online=True, verbose=0)
+
+
+def test_the_archive_is_compared_with_its_sha256(server, access, data_dir):
+    login(access.grant(), verbose=0)
+    fetch_laion_stimuli(verbose=0)
+    assert set(verify_cache(verbose=0)["status"]) == {"ok"}
+    archive = data_dir / ARCHIVE
+    content = bytearray(archive.read_bytes())
+    content[len(content) // 2] ^= 1
+    archive.write_bytes(content)
+    report = verify_cache(verbose=0).set_index("id")
+    assert report.loc[ARCHIVE, "status"] == "altered"
+    assert "SHA-256" in report.loc[ARCHIVE, "reason"]
+    shutil.rmtree(data_dir / ".laion_fmri")
+    assert statuses(verify_cache(verbose=0))[ARCHIVE] == "unknown"
+    assert statuses(verify_cache(online=True, verbose=0)) == {ARCHIVE: "altered"}
+
+
+def test_a_directory_that_does_not_exist(tmp_path, capsys):
+    with pytest.raises(NotCachedError, match="nowhere does not exist"):
+        verify_cache(data_dir=tmp_path / "nowhere")
+    assert main(["verify", "--data-dir", str(tmp_path / "nowhere")]) == 1
+    assert "does not exist" in capsys.readouterr().err
+
+
+def test_a_note_of_a_file_outside_is_not_repaired(cached, server, tmp_path):
+    """In a shared directory, others can write notes."""
+    victim = tmp_path / "victim.txt"
+    victim.write_text("mine")
+    note = {"../victim.txt": ["participants.tsv", 5, "0" * 32]}
+    (cached / ".laion_fmri/fetched/0-evil.json").write_text(json.dumps(note))
+    report = verify_cache(repair=True, verbose=0)
+    assert set(report["status"]) == {"ok"}
+    assert victim.read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "note",
+    [
+        "[]",
+        "null",
+        '{"a": 1}',
+        '{"a": ["b", 1, "c"]}',
+        '{"a": ["a", "1", "c"]}',
+        '{"a": ["a", -1, "c"]}',
+        '{"a": ["a", 1]}',
+        "[" * 100_000,
+    ],
+)
+def test_broken_notes_are_passed_over(cached, note):
+    before = read_notes(str(cached))
+    (cached / ".laion_fmri/fetched/9-broken.json").write_text(note)
+    assert read_notes(str(cached)) == before
+
+
+def test_a_repair_of_a_directory_that_cannot_be_written(cached, reachable):
+    folder = reachable / "data"
+    shutil.copytree(cached, folder)
+    damage(folder)
+    for path in [folder, *folder.rglob("*")]:
+        path.chmod(path.stat().st_mode & ~0o222)
+    with (
+        unprivileged(),
+        pytest.warns(UserWarning, match="cannot be written"),
+        pytest.raises(InvalidQueryError, match="nothing was repaired"),
+    ):
+        verify_cache(data_dir=folder, repair=True, verbose=0)
+    for path in [folder, *folder.rglob("*")]:
+        path.chmod(path.stat().st_mode | 0o700)

@@ -12,13 +12,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from laion_fmri_fetchers.exceptions import CorruptImageError
-from laion_fmri_fetchers.volumes import (
+from laion_fmri_fetchers.arrays.volumes import (
     iter_volumes,
     read_header,
     scaled,
     write_volumes,
 )
+from laion_fmri_fetchers.exceptions import CorruptImageError
 
 SHAPE = (7, 6, 5)
 

@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 import requests
 from urllib3.exceptions import ReadTimeoutError
 
-from laion_fmri_fetchers import bucket
 from laion_fmri_fetchers.exceptions import LaionFmriError
+from laion_fmri_fetchers.transfer import bucket
 
 from .points import shown_url
 
@@ -43,8 +43,7 @@ class Reply(NamedTuple):
 class Client:
     """What a check-up asks of servers, and a count of it; threads may share it.
 
-    It asks by `bucket.session`, so that proxies and certificates are those of the
-    fetchers' own calls.
+    Proxies and certificates are those of listings, which requests heeds as well.
 
     Parameters
     ----------
@@ -103,7 +102,7 @@ class Client:
             most = stop - start
         began = time.monotonic()
         try:
-            with bucket.session().get(
+            with requests.get(
                 url,
                 params=query,
                 headers=asked,
@@ -136,20 +135,16 @@ class Client:
 
     def list(self, prefix: str, delimiter: str = "") -> dict[str, Any]:
         """List as the fetchers do, and count the bytes of the pages."""
-        hooks = bucket.session().hooks["response"]
-        hooks.append(self._count_page)
-        try:
-            return bucket.list_objects(prefix, delimiter, timeout=self.timeout)
-        finally:
-            hooks.remove(self._count_page)
-
-    def _count_page(self, response: requests.Response, **_: Any) -> None:
         with self._lock:
-            self.n_bytes += len(response.content)
-            self.latencies.append(response.elapsed.total_seconds())
-            is_spent = self.n_bytes > MOST_BYTES
-        if is_spent:
-            raise NoAnswerError("the listings are longer than what is read here")
+            left = MOST_BYTES - self.n_bytes
+        began = time.monotonic()
+        listing = bucket.list_objects(
+            prefix, delimiter, timeout=self.timeout, most_bytes=left
+        )
+        with self._lock:
+            self.n_bytes += listing["n_bytes"]
+            self.latencies.append(time.monotonic() - began)
+        return listing
 
     def _read(
         self, response: requests.Response, most: int, began: float, may_be_cut: bool

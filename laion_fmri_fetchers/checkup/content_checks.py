@@ -11,11 +11,23 @@ from typing import Any
 import nibabel as nib
 import pandas as pd
 
-from laion_fmri_fetchers import bucket, layout
-from laion_fmri_fetchers.columns import on_grid
+from laion_fmri_fetchers.arrays.volumes import Header
+from laion_fmri_fetchers.arrays.voxels import on_grid
+from laion_fmri_fetchers.layout.keys import is_held_out
+from laion_fmri_fetchers.layout.labels import stimulus_fields, stimulus_value
+from laion_fmri_fetchers.layout.trees import (
+    ARCHIVE,
+    CAPTIONS,
+    FUNCTIONAL_GRID,
+    GATED,
+    HELD_OUT,
+    PARTICIPANTS,
+    SEGMENTATIONS_TABLE,
+    STIMULUS_TABLE,
+)
 from laion_fmri_fetchers.messages import counted, listed, readable_size
-from laion_fmri_fetchers.partials import bare, part_sizes
-from laion_fmri_fetchers.volumes import Header
+from laion_fmri_fetchers.transfer import bucket
+from laion_fmri_fetchers.transfer.partials import bare, part_sizes
 
 from .client import SMALL, NoAnswerError, Reply
 from .context import Context, Record
@@ -87,7 +99,7 @@ def trial_table(context: Context) -> Iterator[Point]:
 
 def _labels(labels: pd.Series, subject: str) -> Iterator[Point]:
     """Yield whether labels parse, and whether unique images are the subject's."""
-    fields = {label: layout.stimulus_fields(label) for label in labels.unique()}
+    fields = {label: stimulus_fields(label) for label in labels.unique()}
     unknown = [label for label, f in fields.items() if f["unique_or_shared"] is None]
     yield judged(
         not unknown,
@@ -116,7 +128,7 @@ def _labels(labels: pd.Series, subject: str) -> Iterator[Point]:
 
 def participants(context: Context) -> Iterator[Point]:
     """Read the table of participants, where there is one."""
-    rec = _listed(context, layout.PARTICIPANTS)
+    rec = _listed(context, PARTICIPANTS)
     if rec is None:
         yield note("participants.tsv", "not there; filters on age or sex find nobody")
         return
@@ -166,7 +178,7 @@ def images(context: Context) -> Iterator[Point]:
         is_volume = rec["extension"] == "nii.gz"
         is_session = rec["session"] in (None, context.sample.session)
         is_mask = rec["image_type"] in ("roi", "brain_mask")
-        res = layout.FUNCTIONAL_GRID if is_mask else None
+        res = FUNCTIONAL_GRID if is_mask else None
         if is_volume and rec["res"] == res and (is_mask or is_session):
             first.setdefault(rec["image_type"], rec)
     off = []
@@ -259,10 +271,10 @@ def checksums(context: Context) -> Iterator[Point]:
 
 def held_out(context: Context) -> Iterator[Point]:
     """See that held-out sessions are denied, and their localizers public."""
-    recs = [r for r in context.sample.records if r["session"] in layout.HELD_OUT]
+    recs = [r for r in context.sample.records if r["session"] in HELD_OUT]
     tried = {
-        "held-out session": [r for r in recs if layout.is_held_out(r)],
-        "released localizers": [r for r in recs if not layout.is_held_out(r)],
+        "held-out session": [r for r in recs if is_held_out(r)],
+        "released localizers": [r for r in recs if not is_held_out(r)],
     }
     for point, group in tried.items():
         files = [rec for rec in group if rec["size"]]
@@ -283,7 +295,7 @@ def held_out(context: Context) -> Iterator[Point]:
 
 def gated_archive(context: Context) -> Iterator[Point]:
     """See that the archive of stimulus images is gated."""
-    status = context.client.read(layout.ARCHIVE, 0, 1).status
+    status = context.client.read(ARCHIVE, 0, 1).status
     yield judged(
         status == 403,
         "gated archive",
@@ -296,7 +308,7 @@ def gated_archive(context: Context) -> Iterator[Point]:
 
 def stimulus_table(context: Context) -> Iterator[Point]:
     """Compare the table of stimuli, which is public, with labels."""
-    reply = context.client.read(layout.STIMULUS_TABLE, 0, _MOST_TABLE)
+    reply = context.client.read(STIMULUS_TABLE, 0, _MOST_TABLE)
     yield judged(
         reply.status in (200, 206),
         "stimulus table",
@@ -321,11 +333,11 @@ def stimulus_table(context: Context) -> Iterator[Point]:
     )
     different = []
     for row in rows.to_dict("records"):
-        of_label = layout.stimulus_fields(row["image_name"])
+        of_label = stimulus_fields(row["image_name"])
         different += [
             f"{field} {row[field]!r} of {row['image_name']}"
             for field in ("dataset", "n_reps", "participant", "unique_or_shared")
-            if layout.stimulus_value(field, row[field]) not in (of_label[field], None)
+            if stimulus_value(field, row[field]) not in (of_label[field], None)
             and not (field == "participant" and of_label[field] is None)
         ]
     spelled = {name: sorted(set(rows[name])) for name in ("dataset", "n_reps")}
@@ -344,8 +356,8 @@ def stimulus_table(context: Context) -> Iterator[Point]:
 def captions_and_masks(context: Context) -> Iterator[Point]:
     """Read the columns of captions and of segmentations."""
     for point, key, columns in (
-        ("captions", layout.CAPTIONS, CAPTION_COLUMNS),
-        ("segmentations", layout.SEGMENTATIONS_TABLE, SEGMENTATION_COLUMNS),
+        ("captions", CAPTIONS, CAPTION_COLUMNS),
+        ("segmentations", SEGMENTATIONS_TABLE, SEGMENTATION_COLUMNS),
     ):
         if _listed(context, key):
             body = _body(context.client.read(key), key).partition(b"\n")[0] + b"\n"
@@ -390,8 +402,8 @@ def _of_session(context: Context, image_type: str) -> Record | None:
 
 
 def _largest(context: Context) -> Record | None:
-    public = [r for r in context.sample.records if not layout.is_held_out(r)]
-    free = [rec for rec in public if rec["id"] not in layout.GATED]
+    public = [r for r in context.sample.records if not is_held_out(r)]
+    free = [rec for rec in public if rec["id"] not in GATED]
     return max(free, key=lambda rec: rec["size"] or 0, default=None)
 
 

@@ -15,13 +15,24 @@ from collections.abc import Iterable
 from multiprocessing.pool import ThreadPool
 from typing import Any, NamedTuple
 
-from laion_fmri_fetchers import layout
+from laion_fmri_fetchers.layout.keys import record_of
+from laion_fmri_fetchers.layout.names import SUBJECTS, subjects_among
+from laion_fmri_fetchers.layout.trees import (
+    ARCHIVED,
+    DERIVATIVES,
+    GLM,
+    HELD_OUT,
+    RAW,
+    STIMULI,
+    TEDANA,
+    TREES,
+)
 
 from .client import Client
 
 Record = dict[str, Any]
 
-FIRST_EMBEDDINGS = f"{layout.ARCHIVED}embeddings/v1/"
+FIRST_EMBEDDINGS = f"{ARCHIVED}embeddings/v1/"
 """Embeddings as first published."""
 
 
@@ -68,44 +79,43 @@ def survey(client: Client, pool: ThreadPool) -> Sample:
 
     of_top = listed(
         [
-            *(("", "/"), (layout.DERIVATIVES, "/"), (layout.GLM, "/")),
-            *((layout.STIMULI, "/"), (FIRST_EMBEDDINGS, "/")),
+            *(("", "/"), (DERIVATIVES, "/"), (GLM, "/")),
+            *((STIMULI, "/"), (FIRST_EMBEDDINGS, "/")),
         ]
     )
     top, derivatives, glm = of_top[:3]
-    subjects = layout.subjects_among(glm["prefixes"])
-    subject = subjects[0] if subjects else layout.SUBJECTS[0]
+    subjects = subjects_among(glm["prefixes"])
+    subject = subjects[0] if subjects else SUBJECTS[0]
     of_subject = listed(
-        (f"{tree}{subject}/", "/" if tree in _WITH_SESSIONS else "")
-        for tree in layout.TREES
+        (f"{tree}{subject}/", "/" if tree in _WITH_SESSIONS else "") for tree in TREES
     )
     folders = [p for listing in of_subject for p in listing["prefixes"]]
     sessions = [
         folder.rstrip("/").rpartition("/")[2]
         for folder in folders
-        if folder.startswith(f"{layout.GLM}{subject}/ses-")
+        if folder.startswith(f"{GLM}{subject}/ses-")
     ]
-    public = [name for name in sessions if name not in layout.HELD_OUT]
+    public = [name for name in sessions if name not in HELD_OUT]
     session = public[0] if public else "ses-01"
-    held_out = [name for name in sessions if name in layout.HELD_OUT][:1]
+    held_out = [name for name in sessions if name in HELD_OUT][:1]
     of_session = listed(
         [
             *((f"{tree}{subject}/{session}/", "") for tree in sorted(_WITH_SESSIONS)),
-            *((f"{layout.GLM}{subject}/{name}/", "") for name in held_out),
+            *((f"{GLM}{subject}/{name}/", "") for name in held_out),
         ]
     )
     listings = (*of_top, *of_subject, *of_session)
     objects = {one[0]: one for listing in listings for one in listing["objects"]}
-    names = [folder for folder in top["prefixes"] if folder != layout.DERIVATIVES]
+    names = [folder for folder in top["prefixes"] if folder != DERIVATIVES]
     return Sample(
         trees=[n for n in names if not n.startswith("sub-")] + derivatives["prefixes"],
         subjects=list(subjects),
         subject=subject,
         sessions=sessions,
         session=session,
-        records=[layout.record(*objects[key]) for key in sorted(objects)],
+        records=[record_of(*objects[key]) for key in sorted(objects)],
     )
 
 
-_WITH_SESSIONS = frozenset({layout.GLM, layout.TEDANA, layout.RAW})
+_WITH_SESSIONS = frozenset({GLM, TEDANA, RAW})
 """Trees of which one session is listed, and of the others all of the subject."""

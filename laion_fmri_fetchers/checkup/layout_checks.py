@@ -4,14 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from laion_fmri_fetchers import layout
+from laion_fmri_fetchers.layout.keys import place_of
+from laion_fmri_fetchers.layout.names import ROI_CATEGORIES, SUBJECTS
+from laion_fmri_fetchers.layout.trees import (
+    ANATOMICAL,
+    ARCHIVE,
+    ARCHIVED,
+    CAPTIONS,
+    EMBEDDING_MODELS,
+    FUNCTIONAL_GRID,
+    GLM,
+    HELD_OUT,
+    IMAGE_TYPES,
+    LOCALIZER_GRID,
+    RAW,
+    ROIS,
+    ROOT_FILES,
+    SEGMENTATIONS,
+    SEGMENTATIONS_TABLE,
+    STIMULI,
+    STIMULUS_TABLE,
+    TREES,
+    embeddings_id,
+)
 from laion_fmri_fetchers.messages import listed
 
 from .context import FIRST_EMBEDDINGS, Context, Record, Sample
 from .points import FAILED, NOTE, Point, judged, note
 
 ANNOUNCED = frozenset({"derivatives/retinotopy/"})
-NEEDED_TREES = (layout.GLM, layout.ROIS, layout.ANATOMICAL)
+NEEDED_TREES = (GLM, ROIS, ANATOMICAL)
 NEEDED_TYPES = ("betas", "trials", "roi", "brain_mask")
 N_SESSIONS = 34
 EMBEDDED_ANEW = "2026-09-28"
@@ -22,7 +44,7 @@ _REPORT = "The bucket changed: update this package, or report this to its develo
 def root_files(context: Context) -> Iterator[Point]:
     """Look at files at the top; any may be missing."""
     names = {rec["id"] for rec in context.sample.records if "/" not in rec["id"]}
-    unknown = sorted(names - layout.ROOT_FILES)
+    unknown = sorted(names - ROOT_FILES)
     yield judged(
         not unknown,
         "files at the top",
@@ -36,8 +58,8 @@ def root_files(context: Context) -> Iterator[Point]:
 def trees(context: Context) -> Iterator[Point]:
     """Look at folders of the top and of derivatives."""
     found = set(context.sample.trees)
-    known = {tree for tree in layout.TREES if tree}
-    other = found - known - ANNOUNCED - {layout.STIMULI, layout.ARCHIVED}
+    known = {tree for tree in TREES if tree}
+    other = found - known - ANNOUNCED - {STIMULI, ARCHIVED}
     lacking = sorted(known - found)
     needed = [tree for tree in NEEDED_TREES if tree in lacking]
     yield judged(
@@ -59,12 +81,12 @@ def trees(context: Context) -> Iterator[Point]:
 def subjects(context: Context) -> Iterator[Point]:
     """Compare the subjects that have betas with the published ones."""
     found = context.sample.subjects
-    same = sorted(found) == sorted(layout.SUBJECTS)
+    same = sorted(found) == sorted(SUBJECTS)
     yield judged(
         same,
         "subjects",
         listed(found, 9) or "none",
-        listed(list(layout.SUBJECTS)),
+        listed(list(SUBJECTS)),
         _REPORT,
         NOTE if found else FAILED,
     )
@@ -73,10 +95,10 @@ def subjects(context: Context) -> Iterator[Point]:
 def sessions(context: Context) -> Iterator[Point]:
     """Count the sessions of the subject sampled."""
     sample = context.sample
-    held_out = [name for name in sample.sessions if name in layout.HELD_OUT]
+    held_out = [name for name in sample.sessions if name in HELD_OUT]
     public = len(sample.sessions) - len(held_out)
     yield judged(
-        (public, len(held_out)) == (N_SESSIONS - len(layout.HELD_OUT), 4),
+        (public, len(held_out)) == (N_SESSIONS - len(HELD_OUT), 4),
         "sessions",
         f"{sample.subject}: {public} public, {len(held_out)} held out",
         "30 public, 4 held out",
@@ -109,7 +131,7 @@ def image_types(context: Context) -> Iterator[Point]:
     found = {rec["image_type"] for rec in sample.records}
     lacking = [
         name
-        for name, tree in layout.IMAGE_TYPES.items()
+        for name, tree in IMAGE_TYPES.items()
         if tree is not None and name not in found and _is_there(tree, sample)
     ]
     needed = [name for name in NEEDED_TYPES if name in lacking]
@@ -129,7 +151,7 @@ def roi_names(context: Context) -> Iterator[Point]:
     """Compare ROIs and their categories with the published ones."""
     sample = context.sample
     found = {(rec["roi_category"], rec["roi"]) for rec in sample.of_type("roi")}
-    known = {(c, name) for c, names in layout.ROI_CATEGORIES.items() for name in names}
+    known = {(c, name) for c, names in ROI_CATEGORIES.items() for name in names}
     unknown = [f"{category}/{name}" for category, name in sorted(found - known)]
     yield judged(
         not unknown,
@@ -145,7 +167,7 @@ def roi_names(context: Context) -> Iterator[Point]:
 
 def grids_of_masks(context: Context) -> Iterator[Point]:
     """Look at the grids of volumetric ROI masks, by their names."""
-    expected = {layout.FUNCTIONAL_GRID, layout.LOCALIZER_GRID}
+    expected = {FUNCTIONAL_GRID, LOCALIZER_GRID}
     masks = [r for r in context.sample.of_type("roi") if r["extension"] == "nii.gz"]
     found = {rec["res"] or "without res-" for rec in masks}
     yield judged(
@@ -154,16 +176,16 @@ def grids_of_masks(context: Context) -> Iterator[Point]:
         listed(sorted(found)) or "none",
         listed(sorted(expected)),
         _REPORT,
-        NOTE if layout.FUNCTIONAL_GRID in found else FAILED,
+        NOTE if FUNCTIONAL_GRID in found else FAILED,
     )
 
 
 def stimulus_files(context: Context) -> Iterator[Point]:
     """Look for files below stimuli/, and for what is archived of them."""
     recs = {rec["id"]: rec for rec in context.sample.records}
-    embeddings = [layout.embeddings_id(model) for model in layout.EMBEDDING_MODELS]
-    others = [layout.CAPTIONS, layout.SEGMENTATIONS, layout.SEGMENTATIONS_TABLE]
-    expected = [layout.ARCHIVE, layout.STIMULUS_TABLE, *embeddings, *others]
+    embeddings = [embeddings_id(model) for model in EMBEDDING_MODELS]
+    others = [CAPTIONS, SEGMENTATIONS, SEGMENTATIONS_TABLE]
+    expected = [ARCHIVE, STIMULUS_TABLE, *embeddings, *others]
     lacking = [one.rpartition("/")[2] for one in expected if one not in recs]
     yield judged(
         not lacking,
@@ -197,8 +219,8 @@ def stimulus_files(context: Context) -> Iterator[Point]:
 
 
 def _is_of_known_tree(rec: Record) -> bool:
-    tree, subject = layout.place(rec["id"])
-    return subject is not None and tree in layout.TREES
+    tree, subject = place_of(rec["id"])
+    return subject is not None and tree in TREES
 
 
 def _is_bids(rec: Record) -> bool:
@@ -206,8 +228,8 @@ def _is_bids(rec: Record) -> bool:
 
 
 def _is_there(tree: str, sample: Sample) -> bool:
-    if tree == layout.RAW:
-        return any(layout.place(rec["id"])[0] == tree for rec in sample.records)
+    if tree == RAW:
+        return any(place_of(rec["id"])[0] == tree for rec in sample.records)
     return tree in sample.trees
 
 

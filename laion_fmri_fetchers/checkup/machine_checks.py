@@ -14,10 +14,17 @@ from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from laion_fmri_fetchers import cache, layout
 from laion_fmri_fetchers.exceptions import did_you_mean
+from laion_fmri_fetchers.layout.trees import STATE_FOLDER
 from laion_fmri_fetchers.messages import counted, listed, readable_size
-from laion_fmri_fetchers.partials import leftovers
+from laion_fmri_fetchers.storage.data_dir import _read_config, get_data_dir
+from laion_fmri_fetchers.storage.state import (
+    auth_file,
+    official_auth_file,
+    partial_dir,
+    state_path,
+)
+from laion_fmri_fetchers.transfer.partials import leftovers
 
 from .context import Context
 from .points import ID_VARIABLE, NOTE, PROXY_VARIABLES, Point, failed, judged, note, ok
@@ -101,7 +108,7 @@ def _shown(value: str) -> str:
 
 def saved_configuration(_: Context) -> Iterator[Point]:
     """Look at the data directory that dataset_initialize saved."""
-    saved = cache._read_config().get("data_dir")
+    saved = _read_config().get("data_dir")
     if not saved:
         yield ok("saved data directory", "none")
         return
@@ -117,7 +124,7 @@ def saved_configuration(_: Context) -> Iterator[Point]:
 
 def data_directory(context: Context) -> Iterator[Point]:
     """Write, rename, lock and remove a file in the data directory."""
-    data_dir = Path(cache.get_data_dir(context.data_dir))
+    data_dir = Path(get_data_dir(context.data_dir))
     if data_dir.is_dir():
         yield ok("data directory", str(data_dir))
     else:
@@ -204,7 +211,7 @@ except Timeout:
 
 def free_space(context: Context) -> Iterator[Point]:
     """Compare free space with the betas of a session and of a subject."""
-    folder = Path(cache.get_data_dir(context.data_dir))
+    folder = Path(get_data_dir(context.data_dir))
     while not folder.is_dir() and folder != folder.parent:
         folder = folder.parent
     free = shutil.disk_usage(folder).free
@@ -221,19 +228,19 @@ def free_space(context: Context) -> Iterator[Point]:
 
 def state_folder(context: Context) -> Iterator[Point]:
     """Look at permissions in the state folder, and at unfinished downloads."""
-    data_dir = cache.get_data_dir(context.data_dir)
-    folder = cache.state_path(data_dir)
+    data_dir = get_data_dir(context.data_dir)
+    folder = state_path(data_dir)
     mode = _mode(folder)
     if mode is not None:
         yield judged(
             os.access(folder, os.R_OK | os.W_OK | os.X_OK),
-            layout.STATE_FOLDER,
+            STATE_FOLDER,
             f"mode {mode:04o}",
             "readable and writable",
             "Listings and unfinished downloads cannot be kept; ask the folder's owner.",
             NOTE,
         )
-    for file in (cache.auth_file(data_dir), cache.official_auth_file()):
+    for file in (auth_file(data_dir), official_auth_file()):
         mode = _mode(file)
         if os.name == "posix" and mode is not None:
             yield judged(
@@ -243,7 +250,7 @@ def state_folder(context: Context) -> Iterator[Point]:
                 "0600: others cannot read the request_id",
                 f"chmod 600 {file}",
             )
-    partial = cache.partial_dir(data_dir)
+    partial = partial_dir(data_dir)
     if os.access(partial, os.R_OK | os.X_OK):
         left = [one for group in leftovers(str(partial)).values() for one in group]
         size = sum(os.path.getsize(o.part) for o in left if os.path.exists(o.part))

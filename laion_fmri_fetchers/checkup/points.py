@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 from urllib.parse import unquote
 
-from laion_fmri_fetchers.access_service import PREFIX
+from laion_fmri_fetchers.access.service import PREFIX
 from laion_fmri_fetchers.messages import counted
 
 OK, NOTE, FAILED = "ok", "note", "failed"

@@ -13,8 +13,8 @@ from typing import Any
 from urllib.parse import urlsplit
 from xml.etree import ElementTree as ET
 
-from laion_fmri_fetchers.bucket import bucket_url
 from laion_fmri_fetchers.messages import listed
+from laion_fmri_fetchers.transfer.bucket import bucket_url
 
 from .client import CONNECT_TIMEOUT, Client, NoAnswerError, Reply, proxy_of
 from .points import Point, failed, judged, note, ok, shown_url

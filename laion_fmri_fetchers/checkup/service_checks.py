@@ -6,11 +6,11 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from laion_fmri_fetchers import layout
-from laion_fmri_fetchers.access import access_status
-from laion_fmri_fetchers.access_service import ADVICE, refuse_plain, server_url
-from laion_fmri_fetchers.cache import get_data_dir
+from laion_fmri_fetchers.access.service import ADVICE, refuse_plain, server_url
+from laion_fmri_fetchers.access.stimulus_access import access_status
+from laion_fmri_fetchers.layout.trees import ARCHIVE
 from laion_fmri_fetchers.messages import listed
+from laion_fmri_fetchers.storage.data_dir import get_data_dir
 
 from .client import NoAnswerError
 from .context import Context
@@ -20,7 +20,7 @@ MANIFEST = "/api/v1/manifest"
 PAGES = ("/terms", "/privacy")
 FILE_FIELDS = ("name", "size", "sha256")
 
-_ARCHIVE_NAME = layout.ARCHIVE.rpartition("/")[2]
+_ARCHIVE_NAME = ARCHIVE.rpartition("/")[2]
 
 
 def access_manifest(context: Context) -> Iterator[Point]:
@@ -60,7 +60,7 @@ def access_manifest(context: Context) -> Iterator[Point]:
 def archive_size(context: Context) -> Iterator[Point]:
     """Compare the size of the archive in the manifest with that in the bucket."""
     _, good = _files(_manifest(context, server_url()))
-    size = context.sample.size(layout.ARCHIVE)
+    size = context.sample.size(ARCHIVE)
     told = next((f["size"] for f in good if f["name"] == _ARCHIVE_NAME), None)
     if size is not None and told is not None:
         yield judged(

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 from urllib.parse import parse_qs, quote, urlencode
 
-from laion_fmri_fetchers.layout import ARCHIVE, STIMULUS_TABLE
+from laion_fmri_fetchers.layout.trees import ARCHIVE, STIMULUS_TABLE
 
 from .server import Answer, Server
 

@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from laion_fmri_fetchers.discovery import get_rois, get_subjects
 from laion_fmri_fetchers.exceptions import AccessPendingError, LaionFmriError
-from laion_fmri_fetchers.figures import plot_rois
-from laion_fmri_fetchers.fmri import fetch_laion_fmri
+from laion_fmri_fetchers.fetchers.discovery import get_rois, get_subjects
+from laion_fmri_fetchers.fetchers.fmri import fetch_laion_fmri
 from laion_fmri_fetchers.messages import readable_size
-from laion_fmri_fetchers.report import make_report
+from laion_fmri_fetchers.reports.figures import plot_rois
+from laion_fmri_fetchers.reports.report import make_report
 
 from .bucket import build_bucket
 from .environment import demo_variables, variables
@@ -139,9 +139,9 @@ def _draw_rois(data: Any, subject: str, file: Path) -> None:
 
 def _stimuli(server: Any, figure: Path) -> None:
     """Ask for access, wait for approval, fetch, and draw stimuli and responses."""
-    from laion_fmri_fetchers.access import request_stimulus_access
-    from laion_fmri_fetchers.betas import load_betas
-    from laion_fmri_fetchers.stimuli import fetch_laion_stimuli, load_stimuli
+    from laion_fmri_fetchers.access.stimulus_access import request_stimulus_access
+    from laion_fmri_fetchers.arrays.betas import load_betas
+    from laion_fmri_fetchers.fetchers.stimuli import fetch_laion_stimuli, load_stimuli
 
     from . import serve_access
 

@@ -16,8 +16,9 @@ from pathlib import Path
 
 import offline
 
-from laion_fmri_fetchers import bucket, fetch_laion_fmri
+from laion_fmri_fetchers import fetch_laion_fmri
 from laion_fmri_fetchers.demo import serve_bucket
+from laion_fmri_fetchers.transfer import bucket
 
 REPEATS = 7
 

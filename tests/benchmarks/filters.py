@@ -15,7 +15,8 @@ import numpy as np
 import pandas as pd
 from nilearn.datasets import neurovault
 
-from laion_fmri_fetchers import filters, layout
+from laion_fmri_fetchers.layout.labels import stimulus_fields
+from laion_fmri_fetchers.query import filters
 
 SUBJECTS = ("sub-01", "sub-03", "sub-05", "sub-06", "sub-07")
 N_SESSIONS = 33
@@ -42,7 +43,7 @@ def trials() -> pd.DataFrame:
                 for i in range(N_UNIQUE)
             ),
         ]
-        told = pd.DataFrame(map(layout.stimulus_fields, labels), dtype=object)
+        told = pd.DataFrame(map(stimulus_fields, labels), dtype=object)
         told.insert(0, "label", pd.Series(labels, dtype=object))
         for session in range(1, N_SESSIONS + 1):
             chosen = rng.integers(0, len(labels), n_trials)

@@ -65,7 +65,7 @@ print(time.perf_counter() - start, len(data.images), len(data.trials))
 
 def build(root: Path) -> None:
     """Write files of the real names; those of images are tiny."""
-    from laion_fmri_fetchers.layout import ROI_CATEGORIES
+    from laion_fmri_fetchers.layout.names import ROI_CATEGORIES
 
     rng = random.Random(0)
     shared = [f"shared_12rep_LAION_cluster_{i}_i0.jpg" for i in range(700)]

@@ -42,7 +42,7 @@ print(time.perf_counter() - start)
 OURS = """
 import json, sys, time
 import h5py
-from laion_fmri_fetchers.stimuli import fetch_laion_stimuli
+from laion_fmri_fetchers.fetchers.stimuli import fetch_laion_stimuli
 root, names = sys.argv[1], json.load(open(sys.argv[2]))
 how = {"mode": "offline", "data_dir": root, "verbose": 0}
 fetch_laion_stimuli(max_images=0, **how)

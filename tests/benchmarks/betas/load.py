@@ -143,7 +143,7 @@ def ours(
 ) -> Callable[[], Any]:
     import joblib
 
-    from laion_fmri_fetchers.betas import load_betas
+    from laion_fmri_fetchers.arrays.betas import load_betas
 
     data = bunch(folder, trials, n_sessions)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import tqdm.auto  # noqa: F401
 
-from laion_fmri_fetchers import bucket, transfer
+from laion_fmri_fetchers.transfer import bucket, transfer
 
 
 def peak_memory() -> int:
@@ -36,8 +36,14 @@ def main() -> None:
     before = peak_memory()
     began = time.perf_counter()
     downloads = [
-        transfer.Download(key, bucket.object_url(key), args.folder / key, size, etag)
-        for key, size, etag, _ in bucket.list_objects(args.prefix)["objects"]
+        transfer.Download(
+            one.key,
+            bucket.object_url(one.key),
+            args.folder / one.key,
+            one.size,
+            one.etag,
+        )
+        for one in bucket.list_objects(args.prefix)["objects"]
     ]
     failed = transfer.download_files(
         downloads,

@@ -1,0 +1,93 @@
+"""Acceptance of the terms of the fMRI data, CC0 1.0, once a data directory."""
+
+from __future__ import annotations
+
+import os
+from importlib import resources
+
+from laion_fmri_fetchers.exceptions import LicenseNotAcceptedError
+from laion_fmri_fetchers.messages import AGREEMENT, can_ask
+from laion_fmri_fetchers.storage.data_dir import get_data_dir
+from laion_fmri_fetchers.storage.files import write_atomically
+from laion_fmri_fetchers.storage.state import license_marker
+
+_ASKED = 3
+
+
+def license_text() -> str:
+    """Return the terms that `accept_license` shows.
+
+    Returns
+    -------
+    str
+        The terms of the fMRI data, several lines.
+
+    Examples
+    --------
+    >>> "CC0 1.0" in license_text()
+    True
+    """
+    return resources.files(__package__).joinpath("license.rst").read_text()
+
+
+def accept_license(data_dir: str | os.PathLike | None = None) -> None:
+    """Show the CC0 terms of the fMRI data and ask to accept them.
+
+    Acceptance is remembered in the data directory, in a file that the dataset's own
+    package knows too. With the environment variable ``LAION_FMRI_LICENSE`` set to
+    ``I AGREE``, the terms are accepted without a prompt, as a batch job needs it.
+
+    Parameters
+    ----------
+    data_dir : str or path, optional
+        The data directory; by default the one in force, see `get_data_dir`.
+
+    Raises
+    ------
+    LicenseNotAcceptedError
+        If the terms are declined, or there is no terminal to ask at.
+    OSError
+        If the acceptance cannot be written down.
+
+    See Also
+    --------
+    license_text : The terms.
+
+    Examples
+    --------
+    >>> import os, tempfile
+    >>> os.environ["LAION_FMRI_LICENSE"] = "I AGREE"
+    >>> accept_license(tempfile.mkdtemp())
+    """
+    marker = license_marker(get_data_dir(data_dir))
+    if not marker.exists():
+        _agree_or_raise(str(marker.parent.parent))
+        write_atomically(marker, b"")
+
+
+def _agree_or_raise(data_dir: str) -> None:
+    if os.environ.get("LAION_FMRI_LICENSE", "").strip() == AGREEMENT:
+        return
+    if not can_ask():
+        raise LicenseNotAcceptedError(
+            f"The CC0 terms of the fMRI data are not accepted yet for {data_dir}, and "
+            "there is no terminal to ask at. Read them with license_text() or "
+            "'laion-fmri-fetchers accept-license --show', then set the environment "
+            f"variable LAION_FMRI_LICENSE='{AGREEMENT}', or run 'laion-fmri-fetchers "
+            "accept-license' once at a terminal."
+        )
+    print(license_text())
+    question = f"Type {AGREEMENT} to accept these terms, or nothing to decline: "
+    for _ in range(_ASKED):
+        try:
+            answer = input(question).strip().strip("'\"").upper()
+        except EOFError:
+            break
+        if answer == AGREEMENT:
+            return
+        if answer in ("", "N", "NO"):
+            break
+    raise LicenseNotAcceptedError(
+        "The CC0 terms were declined; no image was downloaded. Call accept_license() "
+        f"and type {AGREEMENT} to accept them."
+    )

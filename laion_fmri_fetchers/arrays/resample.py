@@ -1,0 +1,251 @@
+"""Images on a coarser or finer grid, in a folder that the bucket does not have.
+
+A resampled file lies below ``derivatives/laion-fmri-fetchers/`` under the original's
+path and name, with a ``res-`` entity such as ``res-2pt5`` for 2.5 mm. Its header says
+how and from which version of the original it was made, so that it can be used again;
+the ``.json`` beside it names the original, as BIDS derivatives do.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import joblib
+import nibabel as nib
+import numpy as np
+
+from laion_fmri_fetchers import __version__
+from laion_fmri_fetchers.exceptions import InvalidQueryError
+from laion_fmri_fetchers.layout.trees import MADE_HERE
+from laion_fmri_fetchers.storage.files import local_path, write_atomically
+from laion_fmri_fetchers.storage.made_here import MARK, description_of
+
+from .volumes import Header, iter_volumes, read_header, scaled, write_volumes
+
+INTERPOLATIONS = ("continuous", "linear", "nearest")
+
+_GZIP_TRAILER = 8
+"""Bytes at the end of a gzip file: CRC-32 and length of what is compressed in it."""
+
+
+def interpolation_for(record: dict[str, Any], interpolation: str) -> str:
+    """Return how to resample a file: labels and masks by the nearest voxel.
+
+    Parameters
+    ----------
+    record : dict
+        Record of the original.
+    interpolation : {"continuous", "linear", "nearest"}
+        For all else.
+
+    Returns
+    -------
+    str
+
+    Raises
+    ------
+    InvalidQueryError
+        If the interpolation is another.
+
+    Examples
+    --------
+    >>> interpolation_for({"suffix": "mask"}, "linear")
+    'nearest'
+    """
+    if interpolation not in INTERPOLATIONS:
+        raise InvalidQueryError(
+            f"interpolation is {interpolation!r}; it must be one of "
+            f"{', '.join(map(repr, INTERPOLATIONS))}"
+        )
+    return "nearest" if record["suffix"] in ("mask", "dseg") else interpolation
+
+
+def find_resampled(
+    file: str, target: str, resolution: float, interpolation: str = "continuous"
+) -> bool:
+    """Tell whether a resampled image is there that still fits its original.
+
+    Parameters
+    ----------
+    file : str
+        Path of the original, which need not exist anymore.
+    target : str
+        Path of the resampled image.
+    resolution : float
+        Voxel size, in mm.
+    interpolation : {"continuous", "linear", "nearest"}, default="continuous"
+        How it must have been made.
+
+    Returns
+    -------
+    bool
+        False also for an image made in another way, or of another version of the
+        original.
+    """
+    description = description_of(target)
+    if not description.startswith(_method(resolution, interpolation)):
+        return False
+    return not os.path.exists(file) or description.endswith(_origin(file))
+
+
+def _method(resolution: float, interpolation: str) -> str:
+    return f"{MARK}{resolution:g} mm, {interpolation}, "
+
+
+def _origin(file: str) -> str:
+    """Return what tells one version of a file from another, in a few characters.
+
+    The size alone does not: a mask that moved by some voxels often keeps it.
+    """
+    with open(file, "rb") as stream:
+        size = stream.seek(0, os.SEEK_END)
+        if file.endswith(".gz"):
+            stream.seek(-min(size, _GZIP_TRAILER), os.SEEK_END)
+            return f"from {size}-{stream.read().hex()}"
+        return f"from {size}-{os.fstat(stream.fileno()).st_mtime_ns:x}"
+
+
+def resample_file(
+    file: str,
+    target: str,
+    resolution: float,
+    interpolation: str = "continuous",
+    *,
+    source: str = "",
+    overwrite: bool = False,
+    n_jobs: int | None = None,
+) -> None:
+    """Resample an image to an isotropic grid.
+
+    It is read, resampled by :func:`nilearn.image.resample_img` and written a volume at
+    a time.
+
+    Parameters
+    ----------
+    file : str
+        A 3-D or 4-D ``.nii.gz`` or ``.nii`` file.
+    target : str
+        Where to write; its folder is made.
+    resolution : float
+        Voxel size of the grid, in mm. Its axes are those of the space, and it is the
+        same for all images on one grid.
+    interpolation : {"continuous", "linear", "nearest"}, default="continuous"
+        Splines of order 3, 1 or 0.
+    source : str, default=""
+        The original's ``id``, to note in the ``.json`` beside the image.
+    overwrite : bool, default=False
+        Resample again even where `find_resampled` finds the image.
+    n_jobs : int, optional
+        Volumes resampled at once, through joblib.
+
+    Raises
+    ------
+    InvalidQueryError
+        If the resolution or interpolation is not valid.
+    FileNotFoundError
+        If neither the original nor the resampled image exists.
+    CorruptImageError
+        If the original cannot be read.
+
+    Examples
+    --------
+    >>> import tempfile, nibabel as nib, numpy as np
+    >>> folder = tempfile.mkdtemp()
+    >>> file, target = folder + "/image.nii.gz", folder + "/res-2.nii.gz"
+    >>> values = np.arange(1458, dtype="float32").reshape(9, 9, 9, 2)
+    >>> nib.save(nib.Nifti1Image(values, np.eye(4)), file)
+    >>> resample_file(file, target, 2)
+    >>> nib.load(target).shape
+    (5, 5, 5, 2)
+    """
+    interpolation_for({"suffix": None}, interpolation)
+    if not overwrite and find_resampled(file, target, resolution, interpolation):
+        return
+    os.makedirs(os.path.dirname(target), exist_ok=True)
+    sidecar = {
+        "Description": f"Resampled to {resolution:g} mm, {interpolation}",
+        "Resolution": f"{resolution:g} mm isotropic",
+        "Sources": [f"bids::{source}"],
+    }
+    write_atomically(_sidecar(target), json.dumps(sidecar, indent=2).encode())
+    _resample(file, target, float(resolution), interpolation, n_jobs)
+
+
+def _sidecar(target: str) -> Path:
+    folder, name = os.path.split(target)
+    return Path(folder, f"{name.partition('.')[0]}.json")
+
+
+def describe_folder(data_dir: str) -> None:
+    """Write the ``dataset_description.json`` that BIDS asks of a derivative dataset."""
+    file = Path(local_path(data_dir, f"{MADE_HERE}dataset_description.json"))
+    if file.exists():
+        return
+    description = {
+        "Name": "LAION-fMRI, resampled",
+        "BIDSVersion": "1.10.0",
+        "DatasetType": "derivative",
+        "GeneratedBy": [{"Name": "laion_fmri_fetchers", "Version": __version__}],
+    }
+    write_atomically(file, (json.dumps(description, indent=2) + "\n").encode())
+
+
+def _resample(
+    file: str, target: str, resolution: float, interpolation: str, n_jobs: int | None
+) -> None:
+    source = read_header(file)
+    is_scaled = (source.slope, source.inter) != (1, 0)
+    keeps_type = interpolation == "nearest" and not is_scaled
+    dtype = None if keeps_type else "float32"
+    (volume,) = iter_volumes(source, [0])
+    isotropic = np.diag([resolution] * 3)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "NaNs or infinite", RuntimeWarning)
+        first = _resampled(_image(source, volume, dtype), interpolation, isotropic)
+        images = joblib.Parallel(
+            n_jobs=n_jobs,
+            prefer="threads",
+            return_as="generator",
+            pre_dispatch="n_jobs",
+        )(
+            joblib.delayed(_resampled)(image, interpolation, first.affine, first.shape)
+            for image in _images(source, dtype)
+        )
+        header = source.nifti.copy()
+        header.set_data_shape((*first.shape, *header.get_data_shape()[3:]))
+        header.set_data_dtype(first.get_data_dtype())
+        header.set_zooms((*[resolution] * 3, *source.nifti.get_zooms()[3:]))
+        header.set_qform(first.affine, int(source.nifti["qform_code"]) or 1)
+        header.set_sform(first.affine, int(source.nifti["sform_code"]) or 1)
+        description = _method(resolution, interpolation) + _origin(file)
+        header["descrip"] = description.encode("latin-1")
+        write_volumes(target, (np.asanyarray(im.dataobj) for im in images), header)
+
+
+def _images(source: Header, dtype: Any) -> Iterator[nib.Nifti1Image]:
+    for volume in iter_volumes(source):
+        yield _image(source, volume, dtype)
+
+
+def _image(source: Header, volume: np.ndarray, dtype: Any) -> nib.Nifti1Image:
+    """Return a volume as an image of its own."""
+    values = scaled(source, volume, dtype).reshape(source.shape, order="F").copy("F")
+    return nib.Nifti1Image(values, source.affine, dtype=values.dtype)
+
+
+def _resampled(
+    image: nib.Nifti1Image,
+    interpolation: str,
+    affine: np.ndarray,
+    shape: tuple[int, int, int] | None = None,
+) -> nib.Nifti1Image:
+    from nilearn.image import resample_img
+
+    return resample_img(
+        image, affine, shape, interpolation, copy_header=True, force_resample=True
+    )

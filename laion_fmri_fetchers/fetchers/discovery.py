@@ -1,0 +1,259 @@
+"""What the dataset holds, without downloading any of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+from laion_fmri_fetchers.exceptions import BucketError, InvalidQueryError, did_you_mean
+from laion_fmri_fetchers.layout.keys import is_of_trials, record_of
+from laion_fmri_fetchers.layout.names import clean_subject, subjects_among
+from laion_fmri_fetchers.layout.trees import (
+    ANATOMICAL,
+    DERIVATIVES,
+    GLM,
+    HELD_OUT,
+    ROIS,
+    TREES,
+    listings_of,
+    unknown_trees,
+)
+from laion_fmri_fetchers.messages import listed, readable_size, warn
+from laion_fmri_fetchers.query.selection import check_mode
+from laion_fmri_fetchers.storage.catalog import Catalog, Wanted, look
+from laion_fmri_fetchers.storage.data_dir import get_data_dir
+from laion_fmri_fetchers.storage.files import local_path
+from laion_fmri_fetchers.transfer.bucket import Object, bucket_url
+
+_DESCRIBED = (GLM, ROIS, ANATOMICAL)
+
+
+def get_subjects(
+    *, data_dir: str | os.PathLike | None = None, timeout: float = 30.0
+) -> list[str]:
+    """Return the subjects that the bucket holds.
+
+    Parameters
+    ----------
+    data_dir : str or path, optional
+        The data directory, where listings are kept; see `get_data_dir`.
+    timeout : float, default=30.0
+        Seconds without an answer.
+
+    Returns
+    -------
+    list of str
+        Such as ``["sub-01", "sub-03"]``, sorted.
+
+    Raises
+    ------
+    BucketError
+        If the bucket cannot be listed and no listing was saved.
+
+    Examples
+    --------
+    Needs the bucket or a saved listing::
+
+        >>> get_subjects()  # doctest: +SKIP
+        ['sub-01', 'sub-03', 'sub-05', 'sub-06', 'sub-07']
+    """
+    folder = get_data_dir(data_dir)
+    levels: list[Wanted] = [(tree, "/") for tree in (*TREES, DERIVATIVES)]
+    folders = _look(levels, folder, timeout).folders
+    unknown: list[Wanted] = [(tree, "/") for tree in unknown_trees(folders)]
+    if unknown:
+        folders = folders | _look(unknown, folder, timeout).folders
+    return list(subjects_among(folders))
+
+
+def get_rois(
+    subject: str | int | None = None,
+    category: str | None = None,
+    *,
+    data_dir: str | os.PathLike | None = None,
+    timeout: float = 30.0,
+) -> list[str]:
+    """Return the names of the ROIs that the bucket holds.
+
+    Parameters
+    ----------
+    subject : str or int, optional
+        Such as ``"sub-01"``; None: those of any subject.
+    category : str, optional
+        Such as ``"face"``; None: those of any category.
+    data_dir : str or path, optional
+        The data directory, where listings are kept; see `get_data_dir`.
+    timeout : float, default=30.0
+        Seconds without an answer.
+
+    Returns
+    -------
+    list of str
+        ROI names without hyphens, sorted.
+
+    Raises
+    ------
+    InvalidQueryError
+        If there is no such subject or category.
+    BucketError
+        If the bucket cannot be listed and no listing was saved.
+
+    Examples
+    --------
+    Needs the bucket or a saved listing::
+
+        >>> get_rois("sub-01", "place")  # doctest: +SKIP
+        ['MPA', 'OPA', 'PPA']
+    """
+    folder = get_data_dir(data_dir)
+    if subject is None:
+        found = _look([(ROIS, "/")], folder, timeout)
+        prefixes = sorted(found.folders)
+    else:
+        prefixes = [f"{ROIS}{clean_subject(subject)}/"]
+    found = _look([(prefix, "") for prefix in prefixes], folder, timeout)
+    rois: dict[str, set[str]] = {}
+    for one in found.objects:
+        rec = record_of(one)
+        if rec["roi"]:
+            rois.setdefault(rec["roi_category"], set()).add(rec["roi"])
+    if subject is not None and not rois:
+        there = get_subjects(data_dir=folder, timeout=timeout)
+        raise InvalidQueryError(
+            f"There are no ROIs of a subject {subject!r}; there are {listed(there)}."
+        )
+    if category is not None and category not in rois:
+        hint = did_you_mean(category, rois)
+        raise InvalidQueryError(f"There is no ROI category {category!r}; {hint}")
+    return sorted(set().union(*(v for c, v in rois.items() if category in (None, c))))
+
+
+def describe(
+    *, data_dir: str | os.PathLike | None = None, timeout: float = 30.0
+) -> None:
+    """Print what the dataset holds: sessions and ROIs of each subject.
+
+    Parameters
+    ----------
+    data_dir : str or path, optional
+        The data directory, where listings are kept; see `get_data_dir`.
+    timeout : float, default=30.0
+        Seconds without an answer.
+
+    Raises
+    ------
+    BucketError
+        If the bucket cannot be listed and no listing was saved.
+
+    Examples
+    --------
+    Needs the bucket or a saved listing::
+
+        >>> describe()  # doctest: +SKIP
+    """
+    folder = get_data_dir(data_dir)
+    print(f"LAION-fMRI in {bucket_url()}")
+    print(f"Data directory: {folder}\n")
+    subjects = get_subjects(data_dir=folder, timeout=timeout)
+    wanted = [w for subject in subjects for w in listings_of(subject, _DESCRIBED)]
+    found = _look(wanted, folder, timeout)
+    recs = [record_of(one) for one in found.objects]
+    print("subject  sessions  held out    betas      ROIs  on disk")
+    for subject in subjects:
+        own = [rec for rec in recs if rec["subject"] == subject]
+        sessions = {rec["session"] for rec in own if is_of_trials(rec)}
+        held_out = sessions & HELD_OUT
+        size = sum(
+            found.objects[rec["id"]].size
+            for rec in own
+            if rec["image_type"] == "betas" and rec["session"] not in held_out
+        )
+        n_rois = len({rec["roi"] for rec in own} - {None})
+        n_disk = sum(rec["id"] in found.on_disk for rec in own)
+        print(
+            f"{subject:<8} {len(sessions - held_out):>8} {len(held_out):>9}  "
+            f"{readable_size(size):>9} {n_rois:>8}  {n_disk} of {len(own)} files"
+        )
+    by_category: dict[str, set[str]] = {}
+    for rec in recs:
+        if rec["roi"]:
+            by_category.setdefault(rec["roi_category"], set()).add(rec["roi"])
+    print("\nROIs by category")
+    for category, names in sorted(by_category.items()):
+        print(f"  {category:<12} {' '.join(sorted(names))}")
+
+
+def inspect_bucket(
+    prefix: str = "",
+    *,
+    data_dir: str | os.PathLike | None = None,
+    timeout: float = 30.0,
+) -> None:
+    """Print the folders and files of one level of the bucket.
+
+    Parameters
+    ----------
+    prefix : str, default=""
+        A folder, such as ``"derivatives/rois/sub-01/"``.
+    data_dir : str or path, optional
+        The data directory, where listings are kept; see `get_data_dir`.
+    timeout : float, default=30.0
+        Seconds without an answer.
+
+    Raises
+    ------
+    InvalidQueryError
+        If there is nothing of that name.
+    BucketError
+        If the bucket cannot be listed and no listing was saved.
+
+    Examples
+    --------
+    Needs the bucket or a saved listing::
+
+        >>> inspect_bucket("derivatives/")  # doctest: +SKIP
+    """
+    prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
+    found = _look([(prefix, "/")], get_data_dir(data_dir), timeout)
+    folders = sorted(f for f in found.folders if f.startswith(prefix))
+    if not folders and not found.objects:
+        raise InvalidQueryError(
+            f"There is nothing in {prefix!r} of {bucket_url()}; begin with "
+            "inspect_bucket()."
+        )
+    print(f"{bucket_url()}/{prefix}")
+    for folder in folders:
+        print(f"  {'folder':>10}  {folder[len(prefix) :]}")
+    for one in sorted(found.objects.values(), key=lambda one: one.key):
+        print(f"  {readable_size(one.size):>10}  {one.key[len(prefix) :]}")
+
+
+def _look(wanted: Iterable[Wanted], data_dir: str, timeout: float) -> Catalog:
+    """Look at the bucket; at saved listings and the disk where it does not answer."""
+    offline = check_mode(None) == "offline"
+    found = look(wanted, data_dir, offline=offline, timeout=timeout)
+    if offline and found.unlisted:
+        return _by_disk(found, data_dir)
+    if not found.error:
+        return found
+    if not found.unlisted:
+        warn(f"{found.error} Showing a listing saved earlier.")
+        return found
+    prefixes = tuple(prefix for prefix, _ in wanted)
+    below = [f for f in found.folders if f.startswith(prefixes) and f not in prefixes]
+    if not (found.on_disk or below):
+        raise BucketError(
+            f"{found.error} Nothing of it is in {data_dir}, and no listing was saved "
+            "earlier."
+        )
+    warn(f"{found.error} Showing what is on disk.")
+    return _by_disk(found, data_dir)
+
+
+def _by_disk(found: Catalog, data_dir: str) -> Catalog:
+    """Return what is known with the files on disk for lack of a listing."""
+    on_disk = {
+        path: Object(path, os.path.getsize(local_path(data_dir, path)))
+        for path in found.on_disk
+    }
+    return found._replace(objects={**on_disk, **found.objects})

@@ -1,0 +1,574 @@
+"""Public data derived from the stimulus images: captions, embeddings, masks.
+
+Each fetcher goes the same way: files from the public bucket, then rows of them, by
+names of images and a filter. All return their rows in the order of ``image_names``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from sklearn.utils import Bunch
+
+from laion_fmri_fetchers.exceptions import (
+    CorruptImageError,
+    InvalidQueryError,
+    did_you_mean,
+)
+from laion_fmri_fetchers.layout.labels import stimulus_fields
+from laion_fmri_fetchers.layout.names import none_if_null
+from laion_fmri_fetchers.layout.trees import (
+    CAPTIONS,
+    EMBEDDING_MODELS,
+    SEGMENTATIONS,
+    SEGMENTATIONS_TABLE,
+    embeddings_id,
+)
+from laion_fmri_fetchers.messages import listed, tell, warn
+from laion_fmri_fetchers.query.filters import ResultFilter
+from laion_fmri_fetchers.query.selection import check_fields, warn_of_nothing
+from laion_fmri_fetchers.storage.settings import Call, Result, prepare
+
+from .public_files import fetch_public, know_stimuli
+from .stimuli import (
+    description,
+    image_names,
+    mapped,
+    positions,
+    query,
+    read_table,
+    with_terms,
+)
+
+_BLOCK = 1024
+
+
+def fetch_laion_captions(
+    names: str | Iterable[str] | pd.DataFrame | None = None,
+    *,
+    trials: pd.DataFrame | None = None,
+    caption_filter: Any = None,
+    mode: str | None = None,
+    data_dir: str | os.PathLike | None = None,
+    allow_missing: bool = False,
+    n_connections: int = 64,
+    timeout: float = 30.0,
+    verbose: int = 1,
+    **caption_terms: Any,
+) -> Bunch:
+    """Fetch captions of the stimulus images, written by people and by models.
+
+    Parameters
+    ----------
+    names : str, iterable of str, or DataFrame, optional
+        Names of images, as in `fetch_laion_stimuli`; None: all.
+    trials : pandas.DataFrame, optional
+        Trials whose images are wanted; the same as passing them as ``names``.
+    caption_filter : dict, `ResultFilter` or callable, optional
+        Which rows of ``captions`` to keep.
+    mode : {"download_new", "overwrite", "offline"}, optional
+        ``"download_new"`` downloads files that are not on disk, ``"overwrite"``
+        downloads them again, ``"offline"`` opens no socket. None: ``"offline"`` where
+        ``LAION_FMRI_OFFLINE=1`` is set, else ``"download_new"``.
+    data_dir : str or path, optional
+        The data directory, see `get_data_dir`.
+    allow_missing : bool, default=False
+        Warn about names without captions, instead of raising.
+    n_connections : int, default=64
+        HTTP connections at once.
+    timeout : float, default=30.0
+        Seconds without progress after which a connection is given up.
+    verbose : int, default=1
+        0: silent, 1: summary and progress bar, 2: one line per file, 3: debug.
+    **caption_terms
+        Terms on columns of ``captions``, as in ``source="human"``.
+
+    Returns
+    -------
+    :class:`sklearn.utils.Bunch`
+        - ``captions``: :class:`pandas.DataFrame`, one row per caption, in the order of
+          ``image_names`` and of ``caption_idx``: ``image_name``, ``caption_idx`` (0
+          for the model's), ``source`` ("human" or "ai"), ``caption``,
+          ``origin_collection``, ``participant_id``, ``ai_model``.
+        - ``image_names``: list of str, the images.
+        - ``captions_file``: str, the table as published.
+        - ``files_meta``: list of dict, the record of each file on disk, in the order
+          above: ``size`` in bytes, ``etag``, ``last_modified``, ``outdated`` (whether
+          the bucket has a newer version) and others.
+        - ``failed``: list; ``data_dir``: str; ``query``: dict, the arguments of the
+          call; ``description``: str.
+
+    Raises
+    ------
+    InvalidQueryError
+        If an argument, a name or a term is not valid.
+    NotCachedError
+        Offline, if the table is not on disk.
+    BucketError
+        If the bucket cannot be read and the table is not on disk.
+    DownloadError
+        If it could not be fetched.
+    CorruptImageError
+        If it cannot be read.
+
+    Warns
+    -----
+    UserWarning
+        If the bucket has a newer version of a file than on disk, or if no
+        caption passes the filter.
+
+    Examples
+    --------
+    What people wrote about the images of some trials::
+
+        written = fetch_laion_captions(data.trials, source="human")
+        written.captions.groupby("image_name")["caption"].first()
+    """
+    wanted = image_names(names, trials)
+    filt = with_terms(caption_filter, "caption_filter", caption_terms)
+    call = prepare(
+        mode,
+        data_dir,
+        allow_missing=allow_missing,
+        n_connections=n_connections,
+        timeout=timeout,
+        verbose=verbose,
+    )
+    files, failed = fetch_public([CAPTIONS], know_stimuli(call), call, required=True)
+    file = files[0]["absolute_path"]
+    table = _read(file, ["image_name", "caption"], whole=["caption_idx"])
+    if wanted is not None:
+        known = table["image_name"].unique()
+        rows = positions(wanted, known, "the table of captions", call)
+        wanted = [str(known[row]) for row in rows]
+    chosen, shown = _choose(table, wanted, filt, "caption_filter", "caption_idx")
+    tell(f"{len(chosen)} captions of {len(shown)} images", call.verbose)
+    return Result(
+        captions=chosen,
+        image_names=shown,
+        captions_file=file,
+        files_meta=files,
+        **_common(call, failed, wanted, caption_filter=filt),
+    )
+
+
+def fetch_laion_embeddings(
+    models: str | Sequence[str] = "all",
+    names: str | Iterable[str] | pd.DataFrame | None = None,
+    *,
+    trials: pd.DataFrame | None = None,
+    mode: str | None = None,
+    data_dir: str | os.PathLike | None = None,
+    allow_missing: bool = False,
+    n_connections: int = 64,
+    timeout: float = 30.0,
+    verbose: int = 1,
+) -> Bunch:
+    """Fetch embeddings of the stimulus images by vision models.
+
+    Parameters
+    ----------
+    models : str or sequence of str, default="all"
+        ``"CLIP"``, ``"DINOv2"``, ``"PEcore"``, ``"SigLIP2"``, several, or ``"all"``;
+        in any case. A file is about 51 MB.
+    names : str, iterable of str, or DataFrame, optional
+        Names of images, as in `fetch_laion_stimuli`; None: all.
+    trials : pandas.DataFrame, optional
+        Trials whose images are wanted; the same as passing them as ``names``.
+    mode : {"download_new", "overwrite", "offline"}, optional
+        ``"download_new"`` downloads files that are not on disk, ``"overwrite"``
+        downloads them again, ``"offline"`` opens no socket. None: ``"offline"`` where
+        ``LAION_FMRI_OFFLINE=1`` is set, else ``"download_new"``.
+    data_dir : str or path, optional
+        The data directory, see `get_data_dir`.
+    allow_missing : bool, default=False
+        Warn about images and models that are missing, instead of raising. Images that
+        one of the models lacks are left out of all.
+    n_connections : int, default=64
+        HTTP connections at once.
+    timeout : float, default=30.0
+        Seconds without progress after which a connection is given up.
+    verbose : int, default=1
+        0: silent, 1: summary and progress bar, 2: one line per file, 3: debug.
+
+    Returns
+    -------
+    :class:`sklearn.utils.Bunch`
+        - ``embeddings``: dict, model -> array of float16, shape (n_images, D), rows in
+          the order of ``image_names``. D is 1024, for SigLIP2 1152. Only the selected
+          rows are read.
+        - ``valid``: dict, model -> array of bool, shape (n_images,), whether the model
+          gave an embedding of the image.
+        - ``image_names``: list of str, in the order of ``names`` (each once) or of the
+          files.
+        - ``files``: dict, model -> path.
+        - ``files_meta``: list of dict, the record of each file on disk, in the order
+          above: ``size`` in bytes, ``etag``, ``last_modified``, ``outdated`` (whether
+          the bucket has a newer version) and others.
+        - ``failed``: list of dict, ``id`` and ``reason``; ``data_dir``: str;
+          ``query``: dict, the arguments of the call; ``description``: str.
+
+    Raises
+    ------
+    InvalidQueryError
+        If an argument, a model or a name is not valid.
+    NotCachedError
+        Offline, if a file is not on disk.
+    BucketError
+        If the bucket cannot be read and a file is not on disk.
+    DownloadError
+        If a file could not be fetched.
+    CorruptImageError
+        If a file cannot be read, or names an image twice.
+
+    Warns
+    -----
+    UserWarning
+        If the bucket has a newer version of a file than on disk.
+
+    Examples
+    --------
+    One row per trial::
+
+        clip = fetch_laion_embeddings("CLIP", data.trials)
+        row = pd.Index(clip.image_names).get_indexer(data.trials["label"])
+        X = clip.embeddings["CLIP"][row]
+    """
+    chosen = _models(models)
+    wanted = image_names(names, trials)
+    call = prepare(
+        mode,
+        data_dir,
+        allow_missing=allow_missing,
+        n_connections=n_connections,
+        timeout=timeout,
+        verbose=verbose,
+    )
+    models_by_id = {embeddings_id(model): model for model in chosen}
+    recs, failed = fetch_public(models_by_id, know_stimuli(call), call)
+    files = {models_by_id[rec["id"]]: rec["absolute_path"] for rec in recs}
+    names_of = {model: _embedded_images(file) for model, file in files.items()}
+    common = _images_of_all(names_of, wanted, call)
+    embeddings, valid = {}, {}
+    for model, file in files.items():
+        rows = names_of[model].get_indexer(pd.Index(common, dtype=object))
+        embeddings[model], valid[model] = _read_embeddings(file, rows)
+    tell(f"{listed(list(files))} of {len(common)} images", call.verbose)
+    return Result(
+        embeddings=embeddings,
+        valid=valid,
+        image_names=common,
+        files=files,
+        files_meta=recs,
+        **_common(call, failed, wanted, models=chosen),
+    )
+
+
+def fetch_laion_segmentations(
+    names: str | Iterable[str] | pd.DataFrame | None = None,
+    *,
+    trials: pd.DataFrame | None = None,
+    segmentation_filter: Any = None,
+    vectorize_nouns: bool = False,
+    masks: bool = True,
+    mode: str | None = None,
+    data_dir: str | os.PathLike | None = None,
+    allow_missing: bool = False,
+    n_connections: int = 64,
+    timeout: float = 30.0,
+    verbose: int = 1,
+    **segmentation_terms: Any,
+) -> Bunch:
+    """Fetch masks of the objects in the shared stimulus images, with their nouns.
+
+    Parameters
+    ----------
+    names : str, iterable of str, or DataFrame, optional
+        Names of images, as in `fetch_laion_stimuli`; None: all with
+        masks. Only shared images have masks.
+    trials : pandas.DataFrame, optional
+        Trials whose images are wanted; the same as passing them as ``names``.
+    segmentation_filter : dict, `ResultFilter` or callable, optional
+        Which rows of ``segmentations`` to keep.
+    vectorize_nouns : bool, default=False
+        Count the masks of each noun in each image.
+    masks : bool, default=True
+        Fetch the masks too, not only the table.
+    mode : {"download_new", "overwrite", "offline"}, optional
+        ``"download_new"`` downloads files that are not on disk, ``"overwrite"``
+        downloads them again, ``"offline"`` opens no socket. None: ``"offline"`` where
+        ``LAION_FMRI_OFFLINE=1`` is set, else ``"download_new"``.
+    data_dir : str or path, optional
+        The data directory, see `get_data_dir`.
+    allow_missing : bool, default=False
+        Warn if the masks could not be fetched, instead of raising.
+    n_connections : int, default=64
+        HTTP connections at once.
+    timeout : float, default=30.0
+        Seconds without progress after which a connection is given up.
+    verbose : int, default=1
+        0: silent, 1: summary and progress bar, 2: one line per file, 3: debug.
+    **segmentation_terms
+        Terms on columns of ``segmentations``, as in ``noun="dog"`` or ``localized=1``.
+
+    Returns
+    -------
+    :class:`sklearn.utils.Bunch`
+        - ``segmentations``: :class:`pandas.DataFrame`, one row per mask, in the order
+          of ``image_names`` and of ``mask_row``: ``mask_row``, ``image_name``,
+          ``noun``, ``instance_id``, score, bounding box, ``localized`` (0 where the
+          noun was found but could not be bounded).
+        - ``image_names``: list of str, in the order of ``names`` (each once, also those
+          without masks) or of the table.
+        - ``masks_file``: str, HDF5 file whose dataset ``masks`` has one mask per row,
+          (1000, 1000) uint8, at ``mask_row``; None without ``masks``.
+        - ``segmentations_file``: str, the table as published.
+        - ``noun_counts``: array of int32, shape (n_images, n_nouns), and
+          ``vocabulary``: array of str, shape (n_nouns,), the nouns of its columns;
+          with ``vectorize_nouns`` only.
+        - ``files_meta``: list of dict, the records of the table and of the masks on
+          disk: ``size`` in bytes, ``etag``, ``last_modified``, ``outdated`` (whether
+          the bucket has a newer version) and others.
+        - ``failed``: list of dict, ``id`` and ``reason``; ``data_dir``: str;
+          ``query``: dict, the arguments of the call; ``description``: str.
+
+    Raises
+    ------
+    InvalidQueryError
+        If an argument or a term is not valid.
+    NotCachedError
+        Offline, if a file is not on disk.
+    BucketError
+        If the bucket cannot be read and a file is not on disk.
+    DownloadError
+        If a file could not be fetched.
+    CorruptImageError
+        If the table cannot be read.
+
+    Warns
+    -----
+    UserWarning
+        If the bucket has a newer version of a file than on disk, or if no mask
+        passes the filter.
+
+    Examples
+    --------
+    ::
+
+        import h5py
+
+        dogs = fetch_laion_segmentations(noun="dog", localized=1)
+        with h5py.File(dogs.masks_file) as file:
+            mask = file["masks"][dogs.segmentations["mask_row"].iloc[0]]
+    """
+    wanted = image_names(names, trials)
+    filt = with_terms(segmentation_filter, "segmentation_filter", segmentation_terms)
+    call = prepare(
+        mode,
+        data_dir,
+        allow_missing=allow_missing,
+        n_connections=n_connections,
+        timeout=timeout,
+        verbose=verbose,
+    )
+    known = know_stimuli(call)
+    files, failed = fetch_public([SEGMENTATIONS_TABLE], known, call, required=True)
+    file = files[0]["absolute_path"]
+    table = _read(
+        file,
+        ["image_name", "noun"],
+        whole=["mask_row", "instance_id", "localized"],
+        numbers=True,
+    )
+    if wanted is not None:
+        _warn_of_unsegmented(wanted, table)
+    chosen, shown = _choose(table, wanted, filt, "segmentation_filter", "mask_row")
+    of_masks: list[dict[str, Any]] = []
+    if masks and len(chosen):
+        of_masks, failed = fetch_public([SEGMENTATIONS], known, call)
+    bunch = Result(
+        segmentations=chosen,
+        image_names=shown,
+        masks_file=of_masks[0]["absolute_path"] if of_masks else None,
+        segmentations_file=file,
+        files_meta=files + of_masks,
+        **_common(call, failed, wanted, segmentation_filter=filt),
+    )
+    if vectorize_nouns:
+        bunch.noun_counts, bunch.vocabulary = _count_nouns(chosen, shown)
+    tell(f"{len(chosen)} masks of {len(shown)} images", call.verbose)
+    return bunch
+
+
+def _common(
+    call: Call, failed: list[dict], wanted: list[str] | None, **asked: Any
+) -> dict[str, Any]:
+    """Return the keys that all Bunches have."""
+    filters = {k: v for k, v in asked.items() if isinstance(v, ResultFilter)}
+    others = {k: v for k, v in asked.items() if k not in filters}
+    return {
+        "failed": failed,
+        "data_dir": call.data_dir,
+        "query": {**query(wanted, **filters), **others},
+        "description": description(),
+    }
+
+
+# --- Tables ----------------------------------------------------------------------
+
+
+def _read(
+    file: str, text: list[str], whole: list[str], numbers: bool = False
+) -> pd.DataFrame:
+    """Read a table whose columns ``text`` stay text and ``whole`` are whole numbers.
+
+    With ``numbers``, other columns that hold nothing but numbers are numbers too.
+    """
+    frame = read_table(file, [*text, *whole])
+    try:
+        for name in whole:
+            frame[name] = pd.to_numeric(frame[name]).astype(np.int64)
+    except (TypeError, ValueError) as error:
+        raise CorruptImageError(
+            f"The table {file} is broken ({name}: {error}). Fetch it again with "
+            "mode='overwrite'."
+        ) from error
+    for name in frame.columns.drop([*text, *whole]):
+        frame[name] = mapped(frame[name], none_if_null)
+        if numbers:
+            converted = pd.to_numeric(frame[name], errors="coerce")
+            if converted.notna().equals(frame[name].notna()):
+                frame[name] = converted.astype(float)
+    return frame
+
+
+def _choose(
+    table: pd.DataFrame,
+    wanted: list[str] | None,
+    filt: ResultFilter,
+    name: str,
+    then_by: str,
+) -> tuple[pd.DataFrame, list[str]]:
+    """Return the rows of images that pass, in order, and the images."""
+    name = f"{name} or a term"
+    check_fields(filt, name, table.columns)
+    if wanted is not None:
+        table = table[table["image_name"].isin(wanted)]
+    chosen = table[filt.mask(table)]
+    if len(table) and not len(chosen):
+        warn_of_nothing(name, filt, table)
+    shown = list(dict.fromkeys(chosen["image_name"])) if wanted is None else wanted
+    place = pd.Index(shown, dtype=object).get_indexer(pd.Index(chosen["image_name"]))
+    chosen = chosen.assign(_at=place).sort_values(["_at", then_by], kind="stable")
+    return chosen.drop(columns="_at").reset_index(drop=True), shown
+
+
+def _warn_of_unsegmented(wanted: list[str], table: pd.DataFrame) -> None:
+    known = set(table["image_name"])
+    lacking = [
+        one
+        for one in wanted
+        if one not in known and stimulus_fields(one)["unique_or_shared"] != "unique"
+    ]
+    if lacking:
+        warn(f"The table has no masks of {listed([repr(one) for one in lacking])}.")
+
+
+def _count_nouns(chosen: pd.DataFrame, own: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the counts of nouns in images, and the nouns."""
+    from sklearn.feature_extraction import DictVectorizer
+
+    counts: dict[str, Counter] = {one: Counter() for one in own}
+    for image, noun in zip(chosen["image_name"], chosen["noun"], strict=True):
+        if none_if_null(noun) is not None:
+            counts[image][noun] += 1
+    if not counts:
+        return np.zeros((0, 0), np.int32), np.array([], dtype=object)
+    vectorizer = DictVectorizer(dtype=np.int32, sparse=False)
+    matrix = vectorizer.fit_transform(counts.values())
+    return matrix, np.array(vectorizer.feature_names_, dtype=object)
+
+
+# --- Embeddings ------------------------------------------------------------------
+
+
+def _models(models: Any) -> list[str]:
+    """Return names of models as they are published, each once."""
+    given = [models] if isinstance(models, str) else list(models)
+    if any(isinstance(one, str) and one.lower() == "all" for one in given):
+        return list(EMBEDDING_MODELS)
+    by_lower = {model.lower(): model for model in EMBEDDING_MODELS}
+    for one in given:
+        if not isinstance(one, str) or one.lower() not in by_lower:
+            hint = did_you_mean(one, EMBEDDING_MODELS)
+            raise InvalidQueryError(f"There is no model {one!r}; {hint}")
+    if not given:
+        raise InvalidQueryError("models is empty; name at least one, or 'all'")
+    return list(dict.fromkeys(by_lower[one.lower()] for one in given))
+
+
+def _embedded_images(file: str) -> pd.Index:
+    """Return the names of the images in a file of embeddings, in the order of rows."""
+    with _embeddings_in(file) as content:
+        raw = content["image_ids"][()]
+        names = pd.Index(
+            [n.decode() if isinstance(n, bytes) else str(n) for n in raw], dtype=object
+        )
+        if not len(names) == len(content["valid"]) == len(content["embedding"]):
+            raise ValueError("its datasets differ in length")
+        if not names.is_unique:
+            raise ValueError(f"it names {names[names.duplicated()][0]!r} twice")
+    return names
+
+
+def _images_of_all(
+    names_of: dict[str, pd.Index], wanted: list[str] | None, call: Call
+) -> list[str]:
+    """Return the images that all models have; raise or warn about others."""
+    if wanted is None:
+        wanted = list(dict.fromkeys(chain.from_iterable(names_of.values())))
+    for model, names in names_of.items():
+        rows = positions(wanted, names, f"the embeddings of {model}", call)
+        wanted = [str(names[row]) for row in rows]
+    return wanted
+
+
+def _read_embeddings(file: str, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return rows of embeddings, and whether each is valid."""
+    with _embeddings_in(file) as content:
+        embedding, valid = content["embedding"], content["valid"][()].astype(bool)
+        if np.array_equal(rows, np.arange(len(embedding))):
+            return embedding[()], valid
+        return _rows(embedding, rows), valid[rows]
+
+
+@contextlib.contextmanager
+def _embeddings_in(file: str) -> Iterator[Any]:
+    """Open a file of embeddings; CorruptImageError for one that cannot be read."""
+    import h5py
+
+    try:
+        with h5py.File(file, "r") as content:
+            yield content
+    except (OSError, KeyError, ValueError) as error:
+        raise CorruptImageError(
+            f"The embeddings {file} cannot be read ({error}). Fetch them again with "
+            "mode='overwrite'."
+        ) from error
+
+
+def _rows(dataset: Any, rows: np.ndarray) -> np.ndarray:
+    """Return some rows of a dataset; read block by block, only blocks with any."""
+    found = np.empty((len(rows), *dataset.shape[1:]), dataset.dtype)
+    for start in np.unique(rows // _BLOCK) * _BLOCK:
+        inside = np.flatnonzero((rows >= start) & (rows < start + _BLOCK))
+        first, last = rows[inside].min(), rows[inside].max()
+        found[inside] = dataset[first : last + 1][rows[inside] - first]
+    return found

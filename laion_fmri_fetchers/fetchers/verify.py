@@ -1,0 +1,419 @@
+"""The cache against what was listed and fetched: what is missing, cut or altered."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+import pandas as pd
+from joblib import Parallel, delayed
+from tqdm.auto import tqdm
+
+from laion_fmri_fetchers.access.licence import accept_license
+from laion_fmri_fetchers.access.stimulus_access import (
+    GatedFile,
+    access_status,
+    fetch_manifest,
+    saved_manifest,
+)
+from laion_fmri_fetchers.arrays.volumes import iter_volumes, read_header
+from laion_fmri_fetchers.exceptions import (
+    AccessServiceError,
+    CorruptImageError,
+    DownloadError,
+    InvalidQueryError,
+    LaionFmriError,
+    NotCachedError,
+)
+from laion_fmri_fetchers.layout.keys import place_of, record_of
+from laion_fmri_fetchers.layout.trees import (
+    ARCHIVE,
+    BULK,
+    GATED,
+    MADE_HERE,
+    RAW,
+    listings_of,
+)
+from laion_fmri_fetchers.messages import readable_size, tell, warn
+from laion_fmri_fetchers.storage.catalog import Wanted, look
+from laion_fmri_fetchers.storage.data_dir import get_data_dir, is_writable
+from laion_fmri_fetchers.storage.files import files_on_disk, local_path
+from laion_fmri_fetchers.storage.made_here import is_leftover
+from laion_fmri_fetchers.storage.notes import Note, read_notes
+from laion_fmri_fetchers.storage.settings import fetch_records, prepare
+from laion_fmri_fetchers.storage.state import license_marker, partial_dir
+from laion_fmri_fetchers.transfer.bucket import bucket_url
+from laion_fmri_fetchers.transfer.partials import check_file
+
+_EVERYTHING = (("", ""),)
+_COLUMNS = ["id", "status", "size", "reason"]
+_NOT_BAD = ("ok", "unknown", "outdated")
+"""States of files that nothing is wrong with."""
+
+
+def verify_cache(
+    *,
+    data_dir: str | os.PathLike | None = None,
+    repair: bool = False,
+    online: bool = False,
+    n_jobs: int = 2,
+    n_connections: int = 64,
+    timeout: float = 30.0,
+    verbose: int = 1,
+) -> pd.DataFrame:
+    """Check the files on disk against what was downloaded and what the bucket lists.
+
+    Sizes are compared, then checksums: the MD5 or multi-part ETag of S3. No socket is
+    opened unless ``online``, or something is repaired.
+
+    Parameters
+    ----------
+    data_dir : str or path, optional
+        The data directory, see `get_data_dir`.
+    repair : bool, default=False
+        Download files again that are missing, truncated or altered.
+    online : bool, default=False
+        Ask the bucket for its listings and the access service for its manifest, and
+        compare with these. So a directory can be verified that was filled by hand or by
+        the dataset's own package.
+    n_jobs : int, default=2
+        Files read at once.
+    n_connections : int, default=64
+        HTTP connections at once, for repairs.
+    timeout : float, default=30.0
+        Seconds without progress after which a connection is given up.
+    verbose : int, default=1
+        0: silent, 1: summary and progress bar, 2: a line a file.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per file, sorted by ``id``: ``status``, ``size`` in bytes on disk
+        (nullable) and ``reason``. The status is ``"ok"``, ``"missing"`` (downloaded
+        once, but not on disk), ``"truncated"``, ``"altered"``, ``"outdated"`` (as it
+        was downloaded, but the bucket has another version), ``"unreadable"``,
+        ``"unknown"`` (not a file of any listing, nor made by this package) or, after a
+        repair, ``"repaired"``. Originals removed after resampling are left out.
+
+    Raises
+    ------
+    NotCachedError
+        If the data directory does not exist.
+    BucketError
+        With ``online``, if the bucket cannot be listed.
+    DownloadError
+        If files could not be repaired.
+    LaionFmriError
+        If a damaged file is gated; fetch it again by ``fetch_laion_stimuli``.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> verify_cache(data_dir=tempfile.mkdtemp(), verbose=0).empty
+    True
+    """
+    folder = get_data_dir(data_dir)
+    if not os.path.isdir(folder):
+        raise NotCachedError(
+            f"The data directory {folder} does not exist. Check its name, and whether "
+            "its disk is mounted."
+        )
+    files, _ = files_on_disk(folder, _EVERYTHING)
+    notes = read_notes(folder)
+    objects = _listed(folder, files, online, n_connections, timeout, verbose)
+    sums = _sums(folder, online and ARCHIVE in files, timeout)
+    names = sorted(files | set(notes))
+    sizes = {path: _size(folder, path) for path in names}
+    total = sum(size or 0 for size in sizes.values())
+    tell(f"Checking {len(names)} files, {readable_size(total)}, in {folder}", verbose)
+    with tqdm(
+        total=total, unit="B", unit_scale=True, disable=None if verbose else True
+    ) as bar:
+        checks = Parallel(n_jobs, "threading", return_as="generator")(
+            delayed(_check)(
+                folder,
+                path,
+                sizes[path],
+                notes.get(path),
+                objects.get(path),
+                sums.get(path),
+            )
+            for path in names
+        )
+        rows = []
+        for path, (state, reason) in zip(names, checks, strict=True):
+            rows.append((path, state, sizes[path], reason))
+            bar.update(sizes[path] or 0)
+            if verbose >= 2:
+                bar.write(f"{state:<10} {path}", sys.stderr)
+    report = pd.DataFrame(rows, columns=_COLUMNS)
+    report["size"] = report["size"].astype("Int64")
+    tell(_summary(report), verbose)
+    if repair:
+        versions = {**objects, **{path: note[:3] for path, note in notes.items()}}
+        _repair(folder, report, versions, n_connections, timeout, verbose)
+    return report
+
+
+def status(*, data_dir: str | os.PathLike | None = None) -> None:
+    """Print what is configured, accepted and cached; no socket is opened.
+
+    Parameters
+    ----------
+    data_dir : str or path, optional
+        The data directory, see `get_data_dir`.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> status(data_dir=tempfile.mkdtemp())  # doctest: +ELLIPSIS
+    Data directory   /...
+    """
+    folder = get_data_dir(data_dir)
+    access = access_status(folder)
+    accepted = license_marker(folder).exists()
+    files, _ = files_on_disk(folder, _EVERYTHING)
+    writable = "" if is_writable(folder) else ", cannot be written"
+    rows = {
+        "Data directory": f"{folder}{writable}",
+        "Bucket": bucket_url(),
+        "CC0 terms": "accepted" if accepted else "not accepted yet",
+        "Stimulus access": (
+            f"{access['status']}, {access['request_id']} from {access['source']}"
+            if access["status"]
+            else "not requested yet"
+        ),
+        "On disk": _amount(folder, files),
+        "Unfinished": _unfinished(folder),
+    }
+    for name, value in rows.items():
+        print(f"{name:<16} {value}")
+    sizes = {path: _size(folder, path) or 0 for path in sorted(files)}
+    _print_trees(sizes)
+    _print_subjects([record_of(path, size) for path, size in sizes.items()])
+
+
+def _print_trees(sizes: dict[str, int]) -> None:
+    trees: dict[str, list[int]] = {}
+    for path, size in sizes.items():
+        tree = place_of(path)[0]
+        name = {None: "top level", RAW: "raw data"}.get(tree, tree)
+        trees.setdefault(str(name), []).append(size)
+    if trees:
+        print(f"\n{'folder':<32} {'files':>6} {'size':>10}")
+    for tree, numbers in sorted(trees.items()):
+        print(f"{tree:<32} {len(numbers):>6} {readable_size(sum(numbers)):>10}")
+
+
+def _print_subjects(recs: list[dict[str, Any]]) -> None:
+    subjects = sorted({rec["subject"] for rec in recs if rec["subject"]})
+    if subjects:
+        print("\nsubject  sessions with betas  ROIs  files       size")
+    for subject in subjects:
+        own = [rec for rec in recs if rec["subject"] == subject]
+        n_betas = sum(rec["image_type"] == "betas" for rec in own)
+        n_rois = len({rec["roi"] for rec in own} - {None})
+        size = sum(rec["size"] for rec in own)
+        print(
+            f"{subject:<8} {n_betas:>19} {n_rois:>5} {len(own):>6} "
+            f"{readable_size(size):>10}"
+        )
+
+
+def _amount(data_dir: str, files: set[str]) -> str:
+    size = sum(_size(data_dir, one) or 0 for one in files)
+    return f"{len(files)} files, {readable_size(size)}"
+
+
+def _unfinished(data_dir: str) -> str:
+    parts = list(partial_dir(data_dir).glob("*.part"))
+    return f"{len(parts)} downloads" if parts else "nothing"
+
+
+def _listed(
+    data_dir: str,
+    files: set[str],
+    online: bool,
+    n_connections: int,
+    timeout: float,
+    verbose: int,
+) -> dict[str, Any]:
+    """Return what the bucket lists, by id: of all listings saved, or asked anew."""
+    if not online:
+        return look(_EVERYTHING, data_dir, offline=True).objects
+    found = look(
+        _listings_of(files),
+        data_dir,
+        n_connections=n_connections,
+        timeout=timeout,
+        verbose=verbose,
+    )
+    if found.error:
+        raise found.error
+    return found.objects
+
+
+def _sums(data_dir: str, online: bool, timeout: float) -> dict[str, GatedFile]:
+    """Return size and SHA-256 of gated files, as downloaded or as published now."""
+    if not online:
+        return saved_manifest(data_dir)
+    try:
+        return fetch_manifest(timeout).files
+    except AccessServiceError as error:
+        warn(f"{error} The archive is compared with what was saved at its download.")
+        return saved_manifest(data_dir)
+
+
+def _listings_of(files: Iterable[str]) -> list[Wanted]:
+    """Return what to list so that all of some files are listed."""
+    wanted: dict[Wanted, None] = {}
+    sessions: dict[tuple[str, str], set[str]] = {}
+    for path in files:
+        rec = record_of(path)
+        tree, subject = place_of(path)
+        if tree is None or subject is None:
+            folder = path.rpartition("/")[0]
+            wanted[f"{folder}/" if folder else "", "/"] = None
+        elif tree in BULK and rec["session"]:
+            sessions.setdefault((tree, subject), set()).add(rec["session"])
+        else:
+            wanted[f"{tree}{subject}/", ""] = None
+    for (tree, subject), names in sessions.items():
+        wanted |= dict.fromkeys(listings_of(subject, [tree], sorted(names)))
+    return list(wanted)
+
+
+def _size(data_dir: str, one: str) -> int | None:
+    try:
+        return os.stat(local_path(data_dir, one)).st_size
+    except OSError:
+        return None
+
+
+def _check(
+    data_dir: str,
+    path: str,
+    size: int | None,
+    note: Note | None,
+    listed: Any,
+    gated: GatedFile | None,
+) -> tuple[str, str | None]:
+    """Return the status of a file and the reason."""
+    file = local_path(data_dir, path)
+    if size is None:
+        return "missing", "it was downloaded, but is not on disk"
+    try:
+        if path.startswith(MADE_HERE):
+            return _check_made(file)
+        if note is None and is_leftover(file, record_of(path)):
+            return _check_leftover(file, listed)
+        if note is None and listed is None and gated is None:
+            return "unknown", "no listing has a file of this name"
+        right: int | None
+        if gated is not None:
+            right, wrong = gated.size, check_file(file, **gated._asdict())
+        else:
+            _, right, etag, *_ = note or listed
+            wrong = check_file(file, size=right, etag=etag)
+    except OSError as error:
+        return "unreadable", str(error)
+    if wrong is not None:
+        return ("truncated" if right and size < right else "altered"), wrong
+    if (
+        note
+        and listed
+        and note.differs_from(listed.size, listed.etag)
+        and note.is_older_than(listed.last_modified)
+    ):
+        return (
+            "outdated",
+            "the bucket has another version; mode='overwrite' downloads it",
+        )
+    return "ok", None
+
+
+def _check_made(file: str) -> tuple[str, str | None]:
+    """Return the status of a file that this package made."""
+    try:
+        if file.endswith((".nii", ".nii.gz")):
+            for _ in iter_volumes(read_header(file)):
+                pass
+    except CorruptImageError:
+        return (
+            "altered",
+            "it cannot be read; delete it, and the same call makes it again",
+        )
+    return "ok", None
+
+
+def _check_leftover(file: str, listed: Any) -> tuple[str, str | None]:
+    """Return the status of an image that an earlier version of us resampled."""
+    if listed is None:
+        return _check_made(file)
+    return "altered", "an image resampled by an earlier version is in its place"
+
+
+def _summary(report: pd.DataFrame) -> str:
+    counts = report["status"].value_counts()
+    lines = [", ".join(f"{n} {status}" for status, n in counts.items()) or "no files"]
+    bad = report[~report["status"].isin(["ok", "unknown"])]
+    lines += [f"  {row.status:<10} {row.id}: {row.reason}" for row in bad.itertuples()]
+    return "\n".join(lines)
+
+
+def _repair(
+    data_dir: str,
+    report: pd.DataFrame,
+    versions: dict[str, Any],
+    n_connections: int,
+    timeout: float,
+    verbose: int,
+) -> None:
+    """Fetch again what is damaged, and say so in the report."""
+    made = report["id"].str.startswith(MADE_HERE)
+    bad = report.index[~report["status"].isin(_NOT_BAD) & ~made]
+    ids = report.loc[bad, "id"].tolist()
+    if not ids:
+        return
+    gated = sorted(GATED & set(ids))
+    if gated:
+        raise LaionFmriError(
+            f"{gated[0]} is damaged, and gated: fetch it again with "
+            "fetch_laion_stimuli(mode='overwrite')."
+        )
+    accept_license(data_dir)
+    call = prepare(
+        "overwrite",
+        data_dir,
+        allow_missing=False,
+        n_connections=n_connections,
+        timeout=timeout,
+        verbose=verbose,
+    )
+    if call.is_read_only:
+        raise InvalidQueryError(
+            f"The data directory {data_dir} cannot be written, so nothing was repaired."
+        )
+    failed = fetch_records(
+        [
+            {
+                **record_of(*versions[path]),
+                "absolute_path": local_path(data_dir, path),
+            }
+            for path in ids
+        ],
+        call,
+    )
+    repaired = [i for i in bad if report.at[i, "id"] not in failed]
+    report.loc[repaired, ["status", "reason"]] = ["repaired", None]
+    for i in repaired:
+        report.at[i, "size"] = _size(data_dir, str(report.at[i, "id"]))
+    if failed:
+        reasons = [f"  {one}: {failure['reason']}" for one, failure in failed.items()]
+        raise DownloadError(
+            f"{len(failed)} of {len(ids)} files could not be repaired; they are as "
+            "they were.\n" + "\n".join(reasons),
+            failed=failed.values(),
+        )

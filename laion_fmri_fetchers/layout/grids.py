@@ -1,0 +1,85 @@
+"""Names of images on other grids than the dataset's own."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+import numpy as np
+
+from laion_fmri_fetchers.exceptions import InvalidQueryError
+
+from .trees import DERIVATIVES, FUNCTIONAL_GRID, MADE_HERE
+
+
+def resolution_label(resolution: float) -> str:
+    """Return a resolution as file names have it.
+
+    Parameters
+    ----------
+    resolution : float
+        Voxel size, in mm.
+
+    Returns
+    -------
+    str
+        The value of the ``res-`` entity.
+
+    Raises
+    ------
+    InvalidQueryError
+        If it is not a positive number, or reads as ``res-1pt8``.
+
+    Examples
+    --------
+    >>> resolution_label(3), resolution_label(2.5)
+    ('3', '2pt5')
+    """
+    is_number = isinstance(resolution, (int, float, np.number))
+    if isinstance(resolution, bool) or not is_number or not 0 < resolution < math.inf:
+        raise InvalidQueryError(
+            f"resolution is {resolution!r}; it must be a voxel size in mm, such as 3"
+        )
+    label = f"{resolution:g}".replace(".", "pt").replace("-", "m")
+    if label == FUNCTIONAL_GRID:
+        raise InvalidQueryError(
+            f"resolution is {resolution!r}, but res-{label} is the name of the "
+            "functional grid itself (1.778 mm); leave resolution out for it"
+        )
+    return label
+
+
+def resampled_path(path: str, resolution: float) -> str:
+    """Return where the resampled image of an original is, below the data directory.
+
+    Parameters
+    ----------
+    path : str
+        The original's ``id``.
+    resolution : float
+        Voxel size, in mm.
+
+    Returns
+    -------
+    str
+        A relative path.
+
+    Examples
+    --------
+    >>> mask = "derivatives/rois/sub-01/sub-01_space-T1w_res-1pt8_label-MT_mask.nii.gz"
+    >>> resampled_path(mask, 3).removeprefix("derivatives/laion-fmri-fetchers/")
+    'rois/sub-01/sub-01_space-T1w_res-3_label-MT_mask.nii.gz'
+    """
+    folder, _, name = path.removeprefix(DERIVATIVES).rpartition("/")
+    name = re.sub(r"_res-[^_.]+", "", name)
+    space = re.search(r"_space-[^_.]+", name)
+    at = space.end() if space else name.rfind("_")
+    name = f"{name[:at]}_res-{resolution_label(resolution)}{name[at:]}"
+    return f"{MADE_HERE}{folder}/{name}"
+
+
+def can_be_resampled(record: dict[str, Any]) -> bool:
+    """Tell by a record whether a file is a volume image."""
+    is_image = record["extension"] in ("nii", "nii.gz")
+    return is_image and record["image_type"] != "freesurfer"

@@ -1,0 +1,126 @@
+"""What the label of a stimulus says of the image, and the stimulus table likewise."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from .names import clean_subject, none_if_null
+
+LABEL_FIELDS = ("unique_or_shared", "n_reps", "dataset", "ood_type", "participant")
+
+
+TRIAL_FIELDS = (
+    *("subject", "session", "run", "beta_index", "label", "image_index"),
+    *(*LABEL_FIELDS, "repetition"),
+)
+
+
+_NUMBER_OF_REPS = re.compile(r"(\d+)(?:\s*reps?)?", re.IGNORECASE)
+
+
+PARTICIPANT_OF_NUMBER = {
+    "01": "sub-01",
+    "02": "sub-06",
+    "03": "sub-05",
+    "04": "sub-03",
+    "05": "sub-07",
+}
+"""``p<NN>`` of a label, the number of an acquisition, to the BIDS subject."""
+
+
+OOD_TYPES = frozenset(
+    (
+        *("cropped", "gabor", "gaudy", "illusion-classic", "illusion-natural"),
+        *("relations", "selfmade", "shape", "unusual"),
+    )
+)
+
+
+_N_REPS = {"12rep": 12, "4rep": 4}
+
+
+_SHARED_SOURCES = frozenset({"LAION", "NSD", "THINGS+", "OOD"})
+
+
+_UNIQUE_SOURCES = frozenset({"LAION", "THINGS", "THINGS+"})
+
+
+def stimulus_fields(label: str) -> dict[str, Any]:
+    """Return what a stimulus label tells.
+
+    Parameters
+    ----------
+    label : str
+        File name of the stimulus image, as in the trial tables.
+
+    Returns
+    -------
+    dict
+        ``unique_or_shared`` ("unique" or "shared"), ``n_reps`` (int: times the image
+        is shown to a participant over the main sessions; 4 for a unique one),
+        ``dataset`` (the label's SOURCE), ``ood_type`` and ``participant`` ("sub-05").
+        What a label does not tell is None; of an unknown label, all is.
+
+    Examples
+    --------
+    >>> stimulus_fields("shared_12rep_THINGS+_kmeans_211_bracelet2.jpg")["dataset"]
+    'THINGS+'
+    >>> stimulus_fields("unique_THINGS_air_pump_p03.jpg")["participant"]
+    'sub-05'
+    """
+    return dict(zip(LABEL_FIELDS, label_values(label), strict=True))
+
+
+def label_values(label: str) -> tuple[str | int | None, ...]:
+    """Return the values of `stimulus_fields` alone, in the order of `LABEL_FIELDS`."""
+    kind, _, rest = label.partition("_")
+    stem, _, extension = rest.rpartition(".")
+    first, _, rest = stem.partition("_")
+    if kind == "shared" and extension in ("jpg", "png"):
+        source, _, name = rest.partition("_")
+        if first in _N_REPS and source in _SHARED_SOURCES and name:
+            ood_type, _, name = name.partition("_")
+            is_ood = source == "OOD" and ood_type in OOD_TYPES and name
+            return kind, _N_REPS[first], source, ood_type if is_ood else None, None
+    elif kind == "unique" and extension == "jpg":
+        name, _, number = rest.rpartition("_p")
+        if first in _UNIQUE_SOURCES and name and re.fullmatch("[0-9][0-9]", number):
+            return kind, 4, first, None, PARTICIPANT_OF_NUMBER.get(number)
+    return (None,) * len(LABEL_FIELDS)
+
+
+def stimulus_value(field: str, value: object) -> str | int | None:
+    """Return a cell of the stimulus table as a label would say it.
+
+    Parameters
+    ----------
+    field : str
+        The column, one of `LABEL_FIELDS`; cells of others come as they are.
+    value : object
+        The cell: ``"12rep"``, ``"THINGSplus"``, or a list of participants.
+
+    Examples
+    --------
+    >>> stimulus_value("n_reps", "12rep"), stimulus_value("dataset", "THINGSplus")
+    (12, 'THINGS+')
+    >>> stimulus_value("participant", "sub-05")
+    'sub-05'
+    >>> stimulus_value("participant", "sub-01;sub-03") is None
+    True
+    """
+    value = none_if_null(value)
+    if value is None:
+        return None
+    text = str(value).strip()
+    if field == "n_reps":
+        number = _NUMBER_OF_REPS.fullmatch(text)
+        return int(number[1]) if number else None
+    if field == "dataset":
+        return _SOURCE_OF_DATASET.get(text, text)
+    if field == "participant":
+        return text if clean_subject(text) == text else None
+    return text
+
+
+_SOURCE_OF_DATASET = {"THINGSplus": "THINGS+"}

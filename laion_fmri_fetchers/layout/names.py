@@ -1,0 +1,119 @@
+"""Names of subjects, sessions and ROIs, as people and folders spell them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+SUBJECTS = ("sub-01", "sub-03", "sub-05", "sub-06", "sub-07")
+"""The published participants; what a bucket holds is asked of it."""
+
+
+ROI_CATEGORIES = {
+    "body": ("EBA", "FBA"),
+    "character": ("VWFA1", "VWFA2", "mfswords", "pSTSwords"),
+    "face": ("AFP1", "AFP2", "FFA1", "FFA2", "OFA", "pSTSfaces"),
+    "laion": (
+        "laionEVC",
+        "laiondorsal",
+        "laiongeneral",
+        "laionlateral",
+        "laionventral",
+    ),
+    "motion": ("MST", "MT"),
+    "object": ("lobjects", "vobjects"),
+    "place": ("MPA", "OPA", "PPA", "SPL"),
+    "retinotopy": (
+        *("EVC", "IPCS", "IPS0", "LO1", "LO2", "SPCS", "TO1", "TO2", "V1d", "V1v"),
+        *("V2d", "V2v", "V3A", "V3B", "V3d", "V3v", "VO1", "VO2", "hV4"),
+    ),
+}
+"""The published ROI names by category; a subject has most of them."""
+
+
+def is_published_roi(name: str) -> bool:
+    """Tell whether a name is that of a published ROI or of a category."""
+    return any(name == c or name in names for c, names in ROI_CATEGORIES.items())
+
+
+_NULL = re.compile(r"(n/?a|none|null|)", re.IGNORECASE)
+
+
+def subjects_among(folders: Iterable[str]) -> tuple[str, ...]:
+    """Return the subjects that have a folder among some, in whichever tree.
+
+    Examples
+    --------
+    >>> subjects_among(["derivatives/rois/sub-03/", "sub-01/", "derivatives/x/"])
+    ('sub-01', 'sub-03')
+    """
+    names = {folder[:-1].rpartition("/")[2] for folder in folders}
+    return tuple(sorted(name for name in names if clean_subject(name) == name))
+
+
+def clean_subject(value: object) -> str | None:
+    """Return ``"sub-01"`` for ``"sub-01"``, ``"01"`` or 1; None for anything else.
+
+    Examples
+    --------
+    >>> clean_subject("sub-01"), clean_subject("1"), clean_subject(1)
+    ('sub-01', 'sub-01', 'sub-01')
+    >>> clean_subject("subject one") is None
+    True
+    """
+    return _clean_label("sub", value)
+
+
+def clean_session(value: object) -> str | None:
+    """Return ``"ses-01"`` for ``"ses-01"``, ``"01"`` or 1; names are kept.
+
+    None for anything that cannot be the name of a session.
+
+    Examples
+    --------
+    >>> clean_session("ses-01"), clean_session(31), clean_session("4BarScreenfLoc")
+    ('ses-01', 'ses-31', 'ses-4BarScreenfLoc')
+    >>> clean_session("ses 1") is None
+    True
+    """
+    number = _clean_label("ses", value)
+    if number or not isinstance(value, str):
+        return number
+    name = re.fullmatch(r"(?:ses-)?([A-Za-z0-9]+)", value.strip())
+    return f"ses-{name[1]}" if name and not name[1].isdecimal() else None
+
+
+def _clean_label(entity: str, value: object) -> str | None:
+    if not (isinstance(value, str) or _is_integer(value)):
+        return None
+    match = re.fullmatch(rf"(?:{entity}-)?(\d{{1,4}})", str(value).strip())
+    return f"{entity}-{int(match[1]):02d}" if match else None
+
+
+def _is_integer(value: object) -> bool:
+    return hasattr(value, "__index__")
+
+
+def clean_roi(name: str) -> str:
+    """Return an ROI name without hyphens.
+
+    Examples
+    --------
+    >>> clean_roi("pSTS-faces")
+    'pSTSfaces'
+    """
+    return name.replace("-", "")
+
+
+def none_if_null(value: Any) -> Any:
+    """Return None for the strings that stand for a null in the dataset's tables.
+
+    Examples
+    --------
+    >>> none_if_null("n/a") is None, none_if_null("None") is None, none_if_null("LAION")
+    (True, True, 'LAION')
+    """
+    if isinstance(value, str) and _NULL.fullmatch(value.strip()):
+        return None
+    return value

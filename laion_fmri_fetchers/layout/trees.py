@@ -1,0 +1,258 @@
+"""Where the files of the dataset are: folders, file names and grids.
+
+Nothing else in the package spells a folder or a file name of the bucket.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from laion_fmri_fetchers.exceptions import UnsafeKeyError
+
+STATE_FOLDER = ".laion_fmri"
+
+
+GLM = "derivatives/glmsingle-tedana/"
+
+
+ROIS = "derivatives/rois/"
+
+
+LOCALIZERS = "derivatives/localizers/"
+
+
+TEDANA = "derivatives/tedana/"
+
+
+ANATOMICAL = "derivatives/anatomical/"
+
+
+FREESURFER = "derivatives/freesurfer/"
+
+
+RAW = ""
+"""Raw BIDS data lie in folders of subjects at the top of the bucket."""
+
+
+TREES = (GLM, ROIS, LOCALIZERS, TEDANA, ANATOMICAL, FREESURFER, RAW)
+"""The trees whose layout is known; a subject's files are below ``{tree}{subject}/``."""
+
+
+BULK = frozenset({TEDANA, RAW})
+"""Trees of time series, hundreds of GB a subject: never part of what is not named."""
+
+
+MADE_HERE = "derivatives/laion-fmri-fetchers/"
+"""What this package makes of the dataset's files; the bucket holds nothing there."""
+
+
+DERIVATIVES = "derivatives/"
+
+
+STIMULI = "stimuli/"
+
+
+ARCHIVED = "archive/"
+
+
+PARTICIPANTS = "participants.tsv"
+
+
+ROOT_FILES = frozenset(
+    (
+        *("dataset_description.json", PARTICIPANTS, "participants.json", "README"),
+        *("README.md", "README.rst", "README.txt", "CHANGES", "LICENSE"),
+        "CITATION.cff",
+    )
+)
+"""Small files at the top of a BIDS dataset; any may be missing."""
+
+
+ARCHIVE = "stimuli/task-images_stimuli.h5"
+
+
+STIMULUS_TABLE = "stimuli/task-images_metadata.csv"
+
+
+GATED = frozenset({ARCHIVE})
+
+
+STIMULUS_IMAGES = "stimuli/images/"
+
+
+CAPTIONS = "stimuli/task-images_desc-captions.csv"
+
+
+SEGMENTATIONS = "stimuli/task-images_desc-segmentations.h5"
+
+
+SEGMENTATIONS_TABLE = "stimuli/task-images_desc-segmentations_metadata.csv"
+
+
+EMBEDDING_MODELS = ("CLIP", "DINOv2", "PEcore", "SigLIP2")
+
+
+HELD_OUT = frozenset(f"ses-{n}" for n in range(31, 35))
+
+
+FUNCTIONAL_GRID = "1pt8"
+"""``res-`` of images on the grid of the betas, 1.778 mm."""
+
+
+LOCALIZER_GRID = "1pt5"
+"""``res-`` of images on the 1.5 mm grid of the volumetric localizer fits."""
+
+
+IMAGE_TYPES = {
+    "betas": GLM,
+    "trials": GLM,
+    "noise_ceiling": GLM,
+    "rsquare": GLM,
+    "hrf_index": GLM,
+    "fracridge": GLM,
+    "model": GLM,
+    "summary": GLM,
+    "figure": GLM,
+    "mean_rsquare": GLM,
+    "subject_noise_ceiling": GLM,
+    "subject_summary": GLM,
+    "brain_mask": ANATOMICAL,
+    "anatomical": ANATOMICAL,
+    "roi": ROIS,
+    "freesurfer": FREESURFER,
+    "localizer": LOCALIZERS,
+    "localizer_effect": LOCALIZERS,
+    "preprocessed_bold": TEDANA,
+    "raw_bold": RAW,
+    "sbref": RAW,
+    "events": RAW,
+    "fieldmap": RAW,
+    "raw_anatomical": RAW,
+    "sidecar": None,
+    "other": None,
+}
+"""Every ``image_type``, and the tree its files lie in (None: in any)."""
+
+
+_FILE_NAME = re.compile(r"(?!\.{1,2}\Z)(?!.:)[^\x00-\x1f\x7f/\\]+")
+
+
+def listings_of(
+    subject: str, trees: Iterable[str], sessions: Iterable[str] | None = None
+) -> list[tuple[str, str]]:
+    """Return the ``(prefix, delimiter)`` to list for files of a subject.
+
+    Sessions become prefixes of their own where a subject has hundreds of thousands of
+    files. Elsewhere a request more would cost more than the keys it saves.
+
+    Parameters
+    ----------
+    subject : str
+        Such as ``"sub-01"``.
+    trees : iterable of str
+        Of `TREES`, or others.
+    sessions : iterable of str, optional
+        Only these sessions are needed; None: all.
+
+    Examples
+    --------
+    >>> listings_of("sub-01", [ROIS, RAW], ["ses-02"])  # doctest: +NORMALIZE_WHITESPACE
+    [('derivatives/rois/sub-01/', ''), ('sub-01/', '/'), ('sub-01/ses-02/', '')]
+    """
+    sessions = None if sessions is None else list(sessions)
+    wanted = []
+    for tree in trees:
+        top = f"{tree}{subject}/"
+        if sessions is None or tree not in BULK:
+            wanted.append((top, ""))
+        else:
+            wanted += [(top, "/"), *((f"{top}{session}/", "") for session in sessions)]
+    return wanted
+
+
+def unknown_trees(folders: Iterable[str]) -> list[str]:
+    """Return the trees among folders whose layout is not known.
+
+    Examples
+    --------
+    >>> unknown_trees(["derivatives/rois/", "derivatives/retinotopy/", "stimuli/"])
+    ['derivatives/retinotopy/']
+    """
+    return sorted(
+        folder
+        for folder in folders
+        if re.fullmatch(rf"{DERIVATIVES}[^/]+/", folder)
+        and folder not in (*TREES, MADE_HERE)
+    )
+
+
+def trials_id(record: dict[str, Any]) -> str:
+    """Return the ``id`` of the trial table of a record's session.
+
+    Examples
+    --------
+    >>> trials_id({"subject": "sub-01", "session": "ses-02"}).rpartition("/")[2]
+    'sub-01_ses-02_task-images_desc-SingletrialBetas_trials.tsv'
+    """
+    subject, session = record["subject"], record["session"]
+    return (
+        f"{GLM}{subject}/{session}/func/"
+        f"{subject}_{session}_task-images_desc-SingletrialBetas_trials.tsv"
+    )
+
+
+def embeddings_id(model: str) -> str:
+    """Return the ``id`` of the embeddings of a model.
+
+    Examples
+    --------
+    >>> embeddings_id("CLIP")
+    'stimuli/task-images_desc-CLIP_embeddings.h5'
+    """
+    return f"{STIMULI}task-images_desc-{model}_embeddings.h5"
+
+
+def archived_key(path: str) -> str | None:
+    """Return where the publishers keep the first version of a file, None for nowhere.
+
+    Examples
+    --------
+    >>> archived_key("stimuli/task-images_desc-CLIP_embeddings.h5")
+    'archive/embeddings/v1/task-images_desc-CLIP_embeddings.h5'
+    """
+    if path not in map(embeddings_id, EMBEDDING_MODELS):
+        return None
+    return f"{ARCHIVED}embeddings/v1/{path.removeprefix(STIMULI)}"
+
+
+def stimulus_image(name: str) -> str:
+    """Return the path, below the data directory, of an extracted stimulus image.
+
+    Parameters
+    ----------
+    name : str
+        ``image_name``, the label of trial tables.
+
+    Returns
+    -------
+    str
+        The path; spaces, ``+`` and dots of the name are kept.
+
+    Raises
+    ------
+    UnsafeKeyError
+        If the name would leave the folder of images.
+
+    Examples
+    --------
+    >>> stimulus_image("shared_4rep_OOD_unusual_Screenshot 2024.jpg")
+    'stimuli/images/shared_4rep_OOD_unusual_Screenshot 2024.jpg'
+    """
+    if not _FILE_NAME.fullmatch(name):
+        raise UnsafeKeyError(
+            f"The image name {name!r} would lead out of {STIMULUS_IMAGES}; nothing was "
+            "written. Check where the stimulus metadata come from."
+        )
+    return STIMULUS_IMAGES + name

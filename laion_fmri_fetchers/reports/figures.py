@@ -1,0 +1,473 @@
+"""Figures of what a Bunch holds; nothing is fetched and no socket is opened.
+
+Each takes Axes to draw on, or makes a figure, and returns the Axes. Colours are told
+apart by colour-blind people too, and never alone in telling.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+from sklearn.utils import Bunch
+
+from laion_fmri_fetchers.exceptions import InvalidQueryError, did_you_mean
+from laion_fmri_fetchers.layout.trees import ANATOMICAL
+from laion_fmri_fetchers.messages import readable_size
+from laion_fmri_fetchers.storage.catalog import look, records
+
+from .summaries import (
+    default_ceiling,
+    is_volume,
+    read_volume,
+    roi_records,
+    rois,
+    sessions,
+    subjects_of,
+    trial_counts,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_GREY = "#8a8a8a"
+_CATEGORIES = {
+    "face": "#d55e00",
+    "place": "#009e73",
+    "body": "#cc79a7",
+    "character": "#e69f00",
+    "motion": "#f0e442",
+    "object": "#56b4e9",
+    "retinotopy": "#0072b2",
+    "laion": "#ffffff",
+}
+"""Colours of ROI categories; told apart by colour-blind people too (Okabe and Ito)."""
+
+_SOURCES = {
+    "LAION": "#0072b2",
+    "THINGS": "#e69f00",
+    "THINGS+": "#d55e00",
+    "NSD": "#009e73",
+    "OOD": "#cc79a7",
+    "other": _GREY,
+}
+"""Colours of the sources of images."""
+
+_STATES: dict[str, dict[str, Any]] = {
+    "selected, on disk": {"marker": "s", "color": "#0072b2"},
+    "selected, not on disk": {"marker": "D", "color": "#d55e00", "mfc": "none"},
+    "on disk": {"marker": "s", "color": "#56b4e9"},
+    "partly on disk": {"marker": "s", "color": "#56b4e9", "fillstyle": "bottom"},
+    "in the bucket": {"marker": "s", "color": _GREY, "mfc": "none"},
+    "held out": {"marker": "x", "color": _GREY},
+}
+"""Marks of the states of a session: told apart by shape and filling, too."""
+
+_SUBJECT_MARKS = (
+    *(("o", "#0072b2"), ("s", "#d55e00"), ("^", "#009e73")),
+    *(("D", "#cc79a7"), ("v", "#e69f00"), ("P", "#56b4e9")),
+)
+
+
+def plot_availability(data: Bunch, *, axes: Axes | None = None) -> Axes:
+    """Plot which sessions are on disk and which the bucket holds.
+
+    The state is that of the selected types of images; of betas where none is of a
+    session. What the bucket holds is by listings saved earlier.
+
+    Parameters
+    ----------
+    data : :class:`sklearn.utils.Bunch`
+        From `fetch_laion_fmri`.
+    axes : matplotlib Axes, optional
+        Where to draw; None: a new figure.
+
+    Returns
+    -------
+    matplotlib Axes
+        A row a subject, a mark a session; at the right, the size on disk, of that of
+        all where the listings tell. Sessions that are held out do not count.
+
+    Raises
+    ------
+    ImportError
+        If matplotlib is not installed.
+
+    Examples
+    --------
+    ::
+
+        plot_availability(data).figure.savefig("availability.png")
+    """
+    table = sessions(data)
+    subjects = subjects_of(data)
+    axes = _axes(axes, (6.4, 1.5 + 0.3 * len(subjects)))
+    if table.empty:
+        return _say(axes, "No session is known.")
+    last = table["number"].max()
+    for state, marks in _STATES.items():
+        own = table[table["state"] == state]
+        if len(own):
+            rows = own["subject"].map(subjects.index)
+            size = min(10, 160 / max(last, 1))
+            axes.plot(own["number"], rows, ls="", ms=size, label=state, **marks)
+    for row, subject in enumerate(subjects):
+        own = table[table["subject"] == subject]
+        amount = f"{readable_size(own['on_disk'].sum())}"
+        if not ((own["state"] == "in the bucket") & (own["size"] == 0)).any():
+            amount += f" of\n{readable_size(own['size'].sum())}"
+        place = axes.get_yaxis_transform()
+        axes.text(1.02, row, amount, transform=place, va="center", fontsize="small")
+    axes.set_yticks(range(len(subjects)), subjects)
+    axes.set(xlabel="Session", xlim=(0.3, max(last, 8) + 0.7))
+    axes.set_ylim(len(subjects) - 0.4, -0.6)
+    axes.locator_params(axis="x", integer=True)
+    axes.spines[["top", "right"]].set_visible(False)
+    _legend(axes)
+    return axes
+
+
+def plot_rois(
+    data: Bunch,
+    subject: str | int | None = None,
+    *,
+    cut_coords: int | Sequence[float] = 6,
+    axes: Axes | None = None,
+) -> Axes:
+    """Plot the outlines of a subject's ROIs, a colour a category, on the brain.
+
+    Parameters
+    ----------
+    data : :class:`sklearn.utils.Bunch`
+        From `fetch_laion_fmri`, with ROI masks of volumes on disk.
+    subject : str or int, optional
+        Such as ``"sub-01"``; None: the first one.
+    cut_coords : int or sequence of float, default=6
+        How many axial slices, or where (z, mm), three in a row.
+    axes : matplotlib Axes, optional
+        Where to draw; None: a new figure.
+
+    Returns
+    -------
+    matplotlib Axes
+        With the legend; slices lie over it. The background is the subject's anatomy
+        (T1w before T2w) where it is on disk, else the brain mask.
+
+    Raises
+    ------
+    InvalidQueryError
+        If there is no such subject in the Bunch.
+    ImportError
+        If matplotlib is not installed.
+
+    Examples
+    --------
+    Fetch the anatomy first, to draw on it::
+
+        fetch_laion_fmri("sub-01", rois=None, image_type="anatomical")
+        plot_rois(data, "sub-01", cut_coords=[-20, -12, -4])
+    """
+    subject = next(iter(subjects_of(data, subject)), "")
+    canvas = axes is None
+    axes = _axes(axes, (7.2, 5.4), layout=None)
+    if canvas:
+        axes.figure.set_facecolor("black")
+        axes.set_position((0, 0, 1, 1))
+    axes.set(xticks=[], yticks=[], facecolor="black")
+    axes.spines[:].set_visible(False)
+    masks, found = _unions(data, subject), background(data, subject)
+    if not masks and not found:
+        return _say(axes, "Neither ROIs nor the brain are on disk.", color="white")
+    from matplotlib.lines import Line2D
+
+    brain: Any = nib.load(found[0]) if found else _join([*masks.values()])
+    _draw_slices(axes, brain, masks, _cuts([*masks.values()] or [brain], cut_coords))
+    lines = [Line2D([], [], c=_CATEGORIES.get(name, _GREY), lw=2) for name in masks]
+    axes.legend(
+        lines,
+        list(masks),
+        loc="lower center",
+        ncols=4,
+        labelcolor="white",
+        frameon=False,
+    )
+    return axes
+
+
+def _join(masks: list[nib.Nifti1Image]) -> nib.Nifti1Image:
+    """Return what is inside of any of some masks of one grid."""
+    inside = np.max([np.asanyarray(mask.dataobj) for mask in masks], axis=0)
+    return nib.Nifti1Image(inside, masks[0].affine)
+
+
+def _draw_slices(
+    axes: Axes,
+    brain: nib.Nifti1Image,
+    masks: dict[str, nib.Nifti1Image],
+    cuts: list[float],
+) -> None:
+    """Draw axial slices, three in a row, over axes; room is left for the legend."""
+    from nilearn import plotting
+
+    box, n_rows = axes.get_position(), math.ceil(len(cuts) / 3)
+    bottom = box.y0 + 0.16 * box.height
+    height = (box.y1 - bottom) / n_rows
+    is_mask = np.unique(np.asanyarray(brain.dataobj)).size <= 2
+    for row in range(n_rows):
+        place = (box.x0, box.y1 - (row + 1) * height, box.width, height)
+        display = plotting.plot_anat(
+            brain,
+            axes=axes.figure.add_axes(place),
+            figure=axes.figure,
+            display_mode="z",
+            cut_coords=cuts[3 * row : 3 * row + 3],
+            draw_cross=False,
+            black_bg=True,
+            colorbar=False,
+            **({"vmin": 0, "vmax": 3} if is_mask else {}),
+        )
+        for category, mask in masks.items():
+            colour = _CATEGORIES.get(category, _GREY)
+            width = 0.8 if category == "laion" else 1.4
+            display.add_contours(mask, levels=[0.5], colors=colour, linewidths=width)
+
+
+def plot_trials(
+    data: Bunch, subject: str | int | None = None, *, axes: Axes | None = None
+) -> Axes:
+    """Plot the number of selected trials by session, source and repetition.
+
+    Parameters
+    ----------
+    data : :class:`sklearn.utils.Bunch`
+        From `fetch_laion_fmri`; its ``trials`` are counted.
+    subject : str or int, optional
+        Such as ``"sub-01"``; None: those of all subjects together.
+    axes : matplotlib Axes, optional
+        Where to draw; None: a new figure.
+
+    Returns
+    -------
+    matplotlib Axes
+        A stacked bar a session: coloured by the source of the images, hatched where
+        an image is shown twelve times.
+
+    Raises
+    ------
+    InvalidQueryError
+        If there is no such subject in the Bunch.
+    ImportError
+        If matplotlib is not installed.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from sklearn.utils import Bunch
+    >>> trials = {"subject": ["sub-01"] * 3, "session": ["ses-01", "ses-02", "ses-02"]}
+    >>> trials |= {"dataset": ["LAION", "LAION", "NSD"], "n_reps": [12, 12, 4]}
+    >>> data = Bunch(subjects_meta=[{"subject": "sub-01"}])
+    >>> axes = plot_trials(Bunch(**data, trials=pd.DataFrame(trials)))
+    >>> axes.get_legend_handles_labels()[1]
+    ['LAION, 12 times', 'NSD, 4 times']
+    """
+    trials = data.trials[data.trials["subject"].isin(subjects_of(data, subject))]
+    axes = _axes(axes, (6.4, 3.6))
+    if trials.empty:
+        return _say(axes, "No trials.")
+    counts: Any = trial_counts(trials, "session")
+    below = np.zeros(len(counts.columns))
+    places = np.arange(len(below))
+    for (source, times), row in counts.iterrows():
+        axes.bar(
+            places,
+            row,
+            bottom=below,
+            color=_SOURCES[source],
+            edgecolor="white",
+            linewidth=0.4,
+            hatch="////" if "12" in times else None,
+            label=f"{source}, {times}",
+        )
+        below += row.to_numpy()
+    step = math.ceil(len(places) / 15)
+    names = [name.removeprefix("ses-") for name in counts.columns]
+    axes.set_xticks(places[::step], names[::step])
+    axes.set(xlabel="Session", ylabel="Trials", xlim=(-0.6, max(len(places), 3) - 0.4))
+    axes.locator_params(axis="y", integer=True)
+    axes.spines[["top", "right"]].set_visible(False)
+    _legend(axes)
+    return axes
+
+
+def plot_noise_ceiling(
+    data: Bunch,
+    subject: str | int | None = None,
+    *,
+    ceiling: str | None = None,
+    axes: Axes | None = None,
+) -> Axes:
+    """Plot the noise ceiling of each ROI: its median and quartiles over voxels.
+
+    Parameters
+    ----------
+    data : :class:`sklearn.utils.Bunch`
+        From `fetch_laion_fmri`, with ROI masks of volumes on disk.
+    subject : str or int, optional
+        Such as ``"sub-01"``; None: all, a mark each.
+    ceiling : {"Allrep", "12rep", "4rep"}, optional
+        Which map of ``noise_ceilings``; None: the first of these there is.
+    axes : matplotlib Axes, optional
+        Where to draw; None: a new figure.
+
+    Returns
+    -------
+    matplotlib Axes
+        A row an ROI, in order of categories; percent of variance.
+
+    Raises
+    ------
+    InvalidQueryError
+        If the Bunch has no such subject or noise ceiling.
+    CorruptImageError
+        If a mask or map on disk is damaged.
+    ImportError
+        If matplotlib is not installed.
+
+    Examples
+    --------
+    ::
+
+        plot_noise_ceiling(data, ceiling="12rep")
+    """
+    known = {name for maps in data.noise_ceilings.values() for name in maps}
+    if ceiling is not None and ceiling not in known:
+        hint = did_you_mean(ceiling, known)
+        raise InvalidQueryError(f"There is no noise ceiling {ceiling!r}; {hint}")
+    chosen = subjects_of(data, subject)
+    table = rois(data, ceiling or default_ceiling(data))
+    return draw_noise_ceiling(table[table["subject"].isin(chosen)], axes)
+
+
+def draw_noise_ceiling(table: pd.DataFrame, axes: Axes | None) -> Axes:
+    """Draw what `plot_noise_ceiling` does, of a table of `summaries.rois`."""
+    table = table.dropna(subset="median")
+    names = sorted(set(zip(table["category"], table["name"], strict=True)))
+    axes = _axes(axes, (6.4, 1.4 + 0.22 * len(names)))
+    if table.empty:
+        return _say(axes, "No noise ceiling of an ROI.")
+    subjects = list(dict.fromkeys(table["subject"]))
+    for i, subject in enumerate(subjects):
+        own = table[table["subject"] == subject]
+        places = zip(own["category"], own["name"], strict=True)
+        shift = 0.6 * ((i + 0.5) / len(subjects) - 0.5)
+        rows = np.array([names.index(place) + shift for place in places])
+        marker, colour = _SUBJECT_MARKS[i % len(_SUBJECT_MARKS)]
+        axes.hlines(rows, own["low"], own["high"], color=colour, lw=1, alpha=0.7)
+        size = max(3, 6 - len(subjects) / 2)
+        axes.plot(own["median"], rows, marker, color=colour, ms=size, label=subject)
+    for row, (above, below) in enumerate(itertools.pairwise(names)):
+        if above[0] != below[0]:
+            axes.axhline(row + 0.5, color=_GREY, lw=0.6, ls=":")
+    axes.set_yticks(range(len(names)), [name for _, name in names])
+    axes.tick_params(axis="y", labelsize="small", length=0)
+    axes.set(ylim=(len(names) - 0.4, -0.6), xlabel="Noise ceiling (%)")
+    axes.set_xlim(left=0)
+    axes.spines[["top", "right"]].set_visible(False)
+    _legend(axes)
+    return axes
+
+
+def require_matplotlib() -> None:
+    """Raise ImportError, saying how to install it, where there is no matplotlib."""
+    try:
+        import matplotlib as mpl  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            "Figures and reports need matplotlib: "
+            "pip install 'laion_fmri_fetchers[plot]'"
+        ) from error
+
+
+def _axes(
+    axes: Axes | None, size: tuple[float, float], layout: str | None = "constrained"
+) -> Axes:
+    """Return the axes given, or those of a new figure."""
+    require_matplotlib()
+    if axes is not None:
+        return axes
+    from matplotlib import pyplot as plt
+
+    return plt.subplots(figsize=size, layout=layout)[1]
+
+
+def _say(axes: Axes, text: str, **style: Any) -> Axes:
+    """Let axes tell that there is nothing to draw."""
+    place = axes.transAxes
+    axes.text(0.5, 0.5, text, ha="center", va="center", transform=place, **style)
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
+    return axes
+
+
+def _legend(axes: Axes) -> None:
+    labels = axes.get_legend_handles_labels()[1]
+    axes.legend(
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+        ncols=2 if max(map(len, labels)) > 12 else 3,
+        frameon=False,
+        fontsize="small",
+    )
+
+
+def background(data: Bunch, subject: str) -> tuple[str, str] | None:
+    """Return what to draw ROIs on: a file on disk and what it is.
+
+    The sharpest anatomy, T1w before T2w; else the brain mask on the functional grid.
+    """
+    found = look([(f"{ANATOMICAL}{subject}/", "")], data.data_dir, offline=True)
+    there = records(found, found.on_disk, data.data_dir)
+    anatomy = [rec for rec in there if rec["image_type"] == "anatomical"]
+    anatomy.sort(key=lambda rec: (rec["suffix"] != "T1w", rec["res"] is not None))
+    if anatomy:
+        return anatomy[0]["absolute_path"], "anatomy"
+    mask = data.brain_masks.get(subject, "")
+    return (mask, "brain mask") if os.path.exists(mask) else None
+
+
+def _unions(data: Bunch, subject: str) -> dict[str, nib.Nifti1Image]:
+    """Return a mask a category, of all its ROIs that are on disk as volumes."""
+    found: dict[str, Any] = {}
+    for rec in roi_records(data):
+        if rec["subject"] == subject and is_volume(rec):
+            header, values = read_volume(rec["absolute_path"])
+            _, union = found.setdefault(rec["roi_category"], (header, values > 0))
+            union |= values > 0
+    order = [*_CATEGORIES, *sorted(set(found) - set(_CATEGORIES))]
+    return {
+        name: nib.Nifti1Image(
+            found[name][1].reshape(found[name][0].shape, order="F").astype(np.uint8),
+            found[name][0].affine,
+        )
+        for name in order
+        if name in found
+    }
+
+
+def _cuts(masks: list[nib.Nifti1Image], wanted: int | Sequence[float]) -> list[float]:
+    """Return where to cut, in mm: evenly through where most of the voxels are."""
+    if not isinstance(wanted, int):
+        return [float(one) for one in wanted]
+    heights = [
+        np.argwhere(np.asanyarray(mask.dataobj) > 0) @ mask.affine[2, :3]
+        + mask.affine[2, 3]
+        for mask in masks
+    ]
+    low, high = np.quantile(np.concatenate(heights), (0.02, 0.98))
+    return [float(z) for z in np.linspace(low, high, wanted + 2)[1:-1]]

@@ -1,0 +1,471 @@
+"""What was fetched, to look at: an HTML report of a Bunch, and its figures alone.
+
+Everything is read from the disk and from listings saved earlier; no socket is opened.
+The report is one page that needs nothing else: `report.html` is filled
+with fragments, a section each, and figures are part of the page. Metadata reach it
+escaped, and its content policy lets a browser load nothing.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import html
+import importlib.metadata
+import io
+import os
+import platform
+import re
+import string
+import tempfile
+import time
+import webbrowser
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from sklearn.utils import Bunch
+
+from laion_fmri_fetchers.messages import listed, readable_size
+
+from . import summaries
+from .figures import (
+    background,
+    draw_noise_ceiling,
+    plot_availability,
+    plot_rois,
+    plot_trials,
+    require_matplotlib,
+)
+from .summaries import subjects_of
+
+_INK = "#010203"
+"""Colour of text in figures; in the page it becomes the page's own."""
+
+_LINK = r'<a href="\1">\1</a>'
+_MANY = 50
+_SVG_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "text.parse_math": False,
+    "font.size": 11,
+    **dict.fromkeys(
+        ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color"), _INK
+    ),
+    "ytick.color": _INK,
+}
+
+
+class Report:
+    """A page of HTML, with the methods of nilearn's reports.
+
+    As the last value of a notebook's cell it is shown there.
+
+    Parameters
+    ----------
+    page : str
+        The whole page.
+
+    Examples
+    --------
+    >>> report = Report("<!DOCTYPE html><title>Nothing</title>")
+    >>> report.get_standalone()
+    '<!DOCTYPE html><title>Nothing</title>'
+    >>> print(report.get_iframe(height=100)[-52:])
+    width="100%" height="100" frameborder="0"></iframe>
+    """
+
+    def __init__(self, page: str) -> None:
+        self.html = page
+
+    def __str__(self) -> str:
+        return self.html
+
+    def __repr__(self) -> str:
+        return f"<Report, {readable_size(len(self.html))}; save_as_html() keeps it>"
+
+    def _repr_html_(self) -> str:
+        return self.get_iframe()
+
+    def get_standalone(self) -> str:
+        """Return the page."""
+        return self.html
+
+    def get_iframe(self, width: int | str = "100%", height: int | str = 700) -> str:
+        """Return the page in an inline frame, to put into another page."""
+        page = html.escape(self.html)
+        size = f'width="{html.escape(str(width))}" height="{html.escape(str(height))}"'
+        return f'<iframe srcdoc="{page}" {size} frameborder="0"></iframe>'
+
+    def save_as_html(self, file_name: str | os.PathLike) -> None:
+        """Write the page to a file."""
+        Path(file_name).write_text(self.html, "utf-8")
+
+    def open_in_browser(self, file_name: str | os.PathLike | None = None) -> None:
+        """Write the page to a file, by default a temporary one, and show it."""
+        file = file_name or Path(tempfile.mkdtemp(), "laion_fmri_report.html")
+        self.save_as_html(file)
+        webbrowser.open(Path(file).absolute().as_uri())
+
+
+def make_report(data: Bunch, title: str | None = None) -> Report:
+    """Make an HTML report of what was fetched; no socket is opened.
+
+    It tells what was asked and what came, with sizes, shows ROIs on the brain, trials
+    and noise ceilings, and ends with licence, citation and versions.
+
+    Parameters
+    ----------
+    data : :class:`sklearn.utils.Bunch`
+        From `fetch_laion_fmri` or `fetch_laion_fmri_ids`; of a dry run, too.
+    title : str, optional
+        Title of the page.
+
+    Returns
+    -------
+    Report
+        One page that needs no other file and no network: ``save_as_html(file)``,
+        ``open_in_browser()``, ``get_iframe()``; in a notebook it is shown inline.
+
+    Raises
+    ------
+    ImportError
+        If matplotlib is not installed.
+    CorruptImageError
+        If a mask or map on disk is damaged.
+
+    See Also
+    --------
+    plot_availability, plot_rois, plot_trials, plot_noise_ceiling : The figures alone.
+
+    Examples
+    --------
+    ::
+
+        data = fetch_laion_fmri("sub-01", rois="face")
+        make_report(data).save_as_html("report.html")
+    """
+    require_matplotlib()
+    from laion_fmri_fetchers import __version__
+
+    subjects = subjects_of(data)
+    verb = "would be" if "plan" in data else "was"
+    ceiling = summaries.default_ceiling(data)
+    rois = summaries.rois(data, ceiling)
+    template = resources.files(__package__).joinpath("report.html")
+    page = string.Template(template.read_text("utf-8")).substitute(
+        title=html.escape(title or f"LAION-fMRI: what {verb} fetched"),
+        came="What would come" if "plan" in data else "What came",
+        subtitle=html.escape(f"{listed(subjects) or 'No subject'} in {data.data_dir}"),
+        query=_query(data.query),
+        content=_content(data),
+        contours=_contours(data, rois),
+        trials=_trials(data),
+        noise_ceiling=_noise_ceiling(rois, ceiling),
+        rois=_rois(rois, ceiling),
+        description=_prose(data.description),
+        versions=_versions(__version__),
+        footer=html.escape(f"Made by laion_fmri_fetchers {__version__}."),
+    )
+    return Report(page)
+
+
+def _query(query: dict[str, Any]) -> str:
+    """Show what was asked; filters as they read."""
+    rows, lists = [], []
+    for name, value in query.items():
+        if isinstance(value, list) and len(value) > _MANY:
+            each = _table((name,), [(one,) for one in value], f"All of {name}")
+            lists.append(f"<details><summary>All of {name}</summary>{each}</details>")
+            value = f"{len(value)} of them, listed below"
+        elif value is None:
+            value = "none" if name.endswith("_filter") else "no limit"
+        elif isinstance(value, list):
+            value = ", ".join(map(str, value)) or "none"
+        rows.append((name, value if isinstance(value, str) else repr(value)))
+    return _table(("Argument", "Value"), rows, "Arguments of the call") + "".join(lists)
+
+
+def _content(data: Bunch) -> str:
+    """Show what came: amounts, what failed or is planned, sessions."""
+    masks = summaries.roi_records(data)
+    tiles = [
+        ("Subjects", len(data.subjects_meta), ""),
+        ("Images", len(data.images), _total(data.images_meta)),
+        ("ROI masks", len(masks), _total(masks)),
+        (
+            "Trials",
+            len(data.trials),
+            f"{data.trials['label'].nunique():,} images shown",
+        ),
+    ]
+    if data.failed:
+        tiles.append(("Failed", len(data.failed), _total(data.failed)))
+    if "plan" in data:
+        tiles.append(
+            ("Would be fetched", len(data.plan), readable_size(data.plan_size))
+        )
+    parts = ["<dl class='tiles'>"]
+    for name, number, size in tiles:
+        small = f"<small>{html.escape(size)}</small>" if size else ""
+        parts.append(f"<div><dt>{name}</dt><dd>{number:,}{small}</dd></div>")
+    parts.append("</dl>")
+    if data.failed:
+        failed = [(rec["id"], rec["reason"]) for rec in data.failed]
+        parts.append(_table(("File", "Reason"), failed, "Files that failed"))
+    if "plan" in data and len(data.plan):
+        planned = [(p.id, p.reason, _size(p.size)) for p in data.plan.itertuples()]
+        plan = _table(("File", "Reason", "Size"), planned, "Files to fetch", numbers=1)
+        parts.append(f"<details><summary>Files to fetch</summary>{plan}</details>")
+    return "".join(parts) + _sessions(data)
+
+
+def _sessions(data: Bunch) -> str:
+    """Show subjects and sessions: on disk, in the bucket, with sizes."""
+    table = summaries.sessions(data)
+    if table.empty:
+        return "<p>No session is known.</p>"
+    rows, cells, says = [], {}, []
+    for subject, own in table.groupby("subject"):
+        n_disk = int((own["on_disk"] > 0).sum())
+        n_all = int((own["state"] != "held out").sum())
+        on_disk, size = float(own["on_disk"].sum()), float(own["size"].sum())
+        rows.append((subject, n_disk, _size(on_disk), n_all, _size(size)))
+        says.append(f"{subject}: {n_disk} of {n_all} sessions on disk")
+    for one in table.to_dict("records"):
+        amount = f"{_size(one['size'])}\n" if one["size"] else ""
+        cells[one["session"], one["subject"]] = f"{amount}{one['state']}"
+    figure = _svg(
+        partial(plot_availability, data),
+        (4.8, 1.6 + 0.36 * len(rows)),
+        f"Sessions on disk and in the bucket. {'; '.join(says)}.",
+    )
+    subjects = sorted(table["subject"].unique())
+    each = [
+        (session, *(cells.get((session, subject), "") for subject in subjects))
+        for session in sorted(table["session"].unique())
+    ]
+    when = summaries.listed_at(data)
+    date = "no listing of the bucket is saved, so only the disk is known"
+    if when is not None:
+        day = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(when))
+        date = f"the bucket as listed on {day}"
+    return (
+        f"<h3>Subjects and sessions</h3><p class='note'>Files of type "
+        f"{html.escape(listed(summaries.session_types(data), most=20))}; {date}. "
+        "Sessions that are held out are not counted.</p>"
+        + _figure(figure, "Each mark is a session; at the right, sizes on disk of all.")
+        + _table(
+            ("Subject", "Sessions on disk", "Size", "Sessions in all", "Size"),
+            rows,
+            "Sessions on disk, and with those in the bucket",
+            numbers=4,
+        )
+        + "<details><summary>Each session</summary>"
+        + _table(("Session", *subjects), each, "Size and state of each session")
+        + "</details>"
+    )
+
+
+def _contours(data: Bunch, rois: pd.DataFrame) -> str:
+    """Show the outlines of ROIs, a picture a subject."""
+    there = rois[(rois["unit"] == "voxels") & rois["n"].notna()]
+    if there.empty:
+        return "<p>No ROI mask of volumes is among what is on disk.</p>"
+    pictures = []
+    for subject, own in there.groupby("subject"):
+        found = background(data, str(subject))
+        on = f"the {found[1]} of {subject}" if found else f"the ROIs of {subject}"
+        alt = (
+            f"Axial slices of {on} with outlines of {len(own)} ROIs in the categories "
+            f"{', '.join(own['category'].unique())}"
+        )
+        picture = _png(partial(plot_rois, data, str(subject)), alt)
+        pictures.append(_figure(picture, f"{subject}: {len(own)} ROIs on {on}."))
+    return f"<div class='grid'>{''.join(pictures)}</div>"
+
+
+def _trials(data: Bunch) -> str:
+    """Show trials by session, source and repetition, a figure a subject."""
+    trials = data.trials
+    if trials.empty:
+        return "<p>No trials are selected.</p>"
+    counts: Any = summaries.trial_counts(trials, "subject")
+    figures = []
+    for subject in counts.columns:
+        n_trials = int(counts[subject].sum())
+        kinds = counts[subject][counts[subject] > 0].items()
+        alt = ", ".join(f"{n} of {kind[0]} shown {kind[1]}" for kind, n in kinds)
+        figure = _svg(
+            partial(plot_trials, data, subject),
+            (4.8, 3.6),
+            f"Trials of {subject} by session: {alt}",
+        )
+        figures.append(_figure(figure, f"{subject}: {n_trials:,} trials."))
+    rows = [(*kind, *(f"{n:,}" for n in row)) for kind, row in counts.iterrows()]
+    rows.append(("all", "", *(f"{n:,}" for n in counts.sum())))
+    return f"<div class='grid'>{''.join(figures)}</div>" + _table(
+        ("Source", "Shown", *counts.columns),
+        rows,
+        "Trials by the source of images and the times each is shown in all sessions",
+        numbers=len(counts.columns),
+    )
+
+
+def _noise_ceiling(rois: pd.DataFrame, ceiling: str) -> str:
+    """Show the noise ceiling by ROI."""
+    known = rois.dropna(subset="median")
+    if known.empty:
+        return "<p>No noise ceiling of an ROI is known from what is on disk.</p>"
+    n_rows = len(known.groupby(["category", "name"]))
+    best = known.iloc[int(known["median"].argmax())]
+    figure = _svg(
+        partial(draw_noise_ceiling, known),
+        (4.8, 1.2 + 0.21 * n_rows),
+        f"Median noise ceiling of {n_rows} ROIs; the highest is {best['median']:.0f} % "
+        f"in {best['name']} of {best['subject']}. The table of ROIs has all values.",
+    )
+    return _figure(
+        figure,
+        f"Map {ceiling}, percent of variance: median and quartiles over the voxels of "
+        "each ROI.",
+    )
+
+
+def _rois(rois: pd.DataFrame, ceiling: str) -> str:
+    """Show a table of ROIs: voxels, and the median noise ceiling."""
+    if rois.empty:
+        return "<p>No ROIs are selected.</p>"
+    subjects = list(dict.fromkeys(rois["subject"]))
+    rows = []
+    for (category, name, unit), own in rois.groupby(["category", "name", "unit"]):
+        cells = []
+        for subject in subjects:
+            masks = own[own["subject"] == subject].itertuples()
+            cells.append("\n".join(_mask(mask) for mask in masks) or "-")
+        unit = "" if unit == "voxels" else f", {unit}"
+        rows.append((f"{name}{unit}\n{category}", *cells))
+    return _table(
+        ("ROI", *subjects),
+        rows,
+        f"Voxels of each ROI; below, the median noise ceiling ({ceiling}) of these",
+        numbers=len(subjects),
+    )
+
+
+def _mask(mask: Any) -> str:
+    if pd.isna(mask.n):
+        return "not on disk"
+    return f"{mask.n:,}" + (f"\n{mask.median:.1f} %" if mask.median >= 0 else "")
+
+
+def _prose(text: str) -> str:
+    """Show a description in reStructuredText, as far as ours go."""
+    parts = []
+    for block in re.split(r"\n\s*\n", text.strip()):
+        lines = block.splitlines()
+        if lines[0].startswith(".. "):
+            continue
+        if len(lines) > 1 and re.fullmatch(r"=+|-+", lines[1]):
+            parts.append(f"<h3>{html.escape(lines[0])}</h3>")
+            lines = lines[2:]
+        if lines:
+            escaped = html.escape(" ".join(lines))
+            escaped = re.sub(r"``(.+?)``", r"<code>\1</code>", escaped)
+            links = r"(https://[\w./-]*[\w/])"
+            parts.append(f"<p>{re.sub(links, _LINK, escaped)}</p>")
+    return "".join(parts)
+
+
+def _versions(own: str) -> str:
+    names = ("nilearn", "nibabel", "numpy", "pandas", "scikit-learn", "matplotlib")
+    rows = [
+        ("laion_fmri_fetchers", own),
+        *((name, importlib.metadata.version(name)) for name in names),
+        ("Python", platform.python_version()),
+    ]
+    return _table(("Software", "Version"), rows, "What made this page")
+
+
+def _table(
+    header: Sequence[str], rows: Iterable[Sequence[Any]], caption: str, numbers: int = 0
+) -> str:
+    """Return a table; the last columns may be numbers. Everything is escaped."""
+    kinds = ["text"] * (len(header) - numbers) + ["number"] * numbers
+    heads = (
+        f'<th scope="col" class="{kind}">{html.escape(name)}</th>'
+        for kind, name in zip(kinds, header, strict=True)
+    )
+    body = []
+    for row in rows:
+        first, *cells = (html.escape(str(value)) for value in row)
+        others = (
+            f'<td class="{kind}">{cell}</td>'
+            for kind, cell in zip(kinds[1:], cells, strict=True)
+        )
+        body.append(f'<tr><th scope="row">{first}</th>{"".join(others)}</tr>')
+    caption = html.escape(caption)
+    return (
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{caption}">'
+        f"<table><caption>{caption}</caption><thead><tr>{''.join(heads)}</tr></thead>"
+        f"<tbody>{''.join(body)}</tbody></table></div>"
+    )
+
+
+def _figure(picture: str, caption: str) -> str:
+    caption = html.escape(caption)
+    return f"<figure>{picture}<figcaption>{caption}</figcaption></figure>"
+
+
+def _svg(draw: Callable[..., Any], size: tuple[float, float], alt: str) -> str:
+    """Draw to SVG that takes its ink from the page."""
+    from matplotlib.figure import Figure
+
+    out = io.StringIO()
+    with _style({**_SVG_STYLE, "svg.hashsalt": alt}):
+        figure = Figure(figsize=size, layout="constrained")
+        draw(axes=figure.subplots())
+        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(out, format="svg", transparent=True, metadata=nothing)
+    text = out.getvalue()
+    text = text[text.index("<svg") :].replace(_INK, "currentColor")
+    text = re.sub('<g id="[^"]*"', "<g", text)
+    return text.replace("<svg", f'<svg role="img" aria-label="{html.escape(alt)}"', 1)
+
+
+def _png(draw: Callable[..., Any], alt: str) -> str:
+    """Draw to PNG, on black, with a palette: a fraction of the size."""
+    from matplotlib.figure import Figure
+    from PIL import Image
+
+    drawn, out = io.BytesIO(), io.BytesIO()
+    with _style({"text.parse_math": False, "font.size": 13}):
+        figure = Figure(figsize=(6.4, 4.8), facecolor="black")
+        draw(axes=figure.add_axes((0, 0, 1, 1)))
+        figure.savefig(drawn, format="png", dpi=130)
+    picture = Image.open(drawn).convert("RGB")
+    octree = Image.Quantize.FASTOCTREE  # others merge the colours of thin lines
+    picture.quantize(256, octree).save(out, "PNG", optimize=True)
+    content = base64.b64encode(out.getvalue()).decode()
+    return f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{content}">'
+
+
+@contextlib.contextmanager
+def _style(settings: dict[Any, Any]) -> Iterator[None]:
+    """Draw by some settings; a notebook's backend that begins meanwhile stays on."""
+    import matplotlib as mpl
+
+    with mpl.rc_context(settings):
+        yield
+        interactive = mpl.is_interactive()
+    mpl.interactive(interactive)
+
+
+def _total(recs: list[dict[str, Any]]) -> str:
+    return _size(sum(rec["size"] or 0 for rec in recs))
+
+
+def _size(n_bytes: float) -> str:
+    return "" if pd.isna(n_bytes) else readable_size(n_bytes)

@@ -1,0 +1,156 @@
+"""The data directory: which one is in force, and the one that is remembered."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from laion_fmri_fetchers.exceptions import InvalidQueryError
+
+from .files import write_atomically
+
+if TYPE_CHECKING:
+    pass
+
+
+def get_data_dir(data_dir: str | os.PathLike | None = None) -> str:
+    """Return the data directory in force.
+
+    Parameters
+    ----------
+    data_dir : str or path, optional
+        A directory named by the caller.
+
+    Returns
+    -------
+    str
+        Absolute path of the first of: ``data_dir``, the environment variable
+        ``LAION_FMRI_DATA_DIR``, the directory saved by `dataset_initialize`, and
+        ``laion_fmri`` in nilearn's data directory. It need not exist.
+
+    Raises
+    ------
+    InvalidQueryError
+        If the directory is not a path, or names a file.
+
+    See Also
+    --------
+    dataset_initialize : Save the data directory for later calls.
+
+    Examples
+    --------
+    >>> get_data_dir("/data/laion_fmri")
+    '/data/laion_fmri'
+    """
+    if data_dir is not None and not isinstance(data_dir, (str, os.PathLike)):
+        raise InvalidQueryError(
+            f"data_dir is {data_dir!r}; it must be a path, or None for the saved one"
+        )
+    chosen = (
+        data_dir
+        or os.environ.get("LAION_FMRI_DATA_DIR")
+        or _read_config().get("data_dir")
+        or _nilearn_data_dir()
+    )
+    path = Path(os.path.abspath(Path(chosen).expanduser()))
+    if path.exists() and not path.is_dir():
+        raise InvalidQueryError(f"The data directory {path} is a file; name a folder.")
+    return str(path)
+
+
+def dataset_initialize(data_dir: str | os.PathLike) -> str:
+    """Set the data directory once; later calls of any script remember it.
+
+    It is saved in ``${XDG_CONFIG_HOME:-~/.config}/laion_fmri/config.json``, which the
+    dataset's own package reads too.
+
+    Parameters
+    ----------
+    data_dir : str or path
+        The directory; it is created where it does not exist.
+
+    Returns
+    -------
+    str
+        Its absolute path.
+
+    Raises
+    ------
+    InvalidQueryError
+        If it names a file, or the saved configuration cannot be read.
+    OSError
+        If it cannot be created or the configuration cannot be written.
+
+    Examples
+    --------
+    >>> import os, tempfile
+    >>> folder = tempfile.mkdtemp()
+    >>> os.environ["XDG_CONFIG_HOME"] = folder
+    >>> dataset_initialize(folder + "/laion") == folder + "/laion"
+    True
+    """
+    if not data_dir:
+        raise InvalidQueryError("data_dir is empty; name a folder.")
+    path = get_data_dir(data_dir)
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except PermissionError as error:
+        raise PermissionError(
+            error.errno, "You may not make this data directory; name another", path
+        ) from None
+    config = {**_read_config(), "data_dir": path}
+    content = (json.dumps(config, indent=2) + "\n").encode()
+    try:
+        write_atomically(_config_file(), content)
+    except PermissionError as error:
+        raise PermissionError(
+            error.errno,
+            "The data directory cannot be remembered; set LAION_FMRI_DATA_DIR instead "
+            "of writing",
+            str(_config_file()),
+        ) from None
+    return path
+
+
+def _config_file() -> Path:
+    base = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
+    return Path(base) / "laion_fmri" / "config.json"
+
+
+def _read_config() -> dict[str, Any]:
+    file = _config_file()
+    try:
+        config = json.loads(file.read_text("utf-8"))
+    except OSError:
+        return {}
+    except ValueError as error:
+        config = error
+    if not isinstance(config, dict) or not isinstance(config.get("data_dir", ""), str):
+        raise InvalidQueryError(
+            f"The saved configuration {file} is broken. Delete it, then call "
+            "dataset_initialize again."
+        )
+    return config
+
+
+def _nilearn_data_dir() -> str:
+    from nilearn.datasets import get_data_dirs
+
+    candidates = [Path(d) / "laion_fmri" for d in get_data_dirs()]
+    for candidate in candidates:
+        if candidate.is_dir():
+            return str(candidate)
+    for candidate in candidates:
+        if is_writable(candidate):
+            return str(candidate)
+    return str(candidates[0])
+
+
+def is_writable(data_dir: str | os.PathLike) -> bool:
+    """Tell whether files can be created below a directory that may not exist yet."""
+    folder = Path(data_dir)
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)

@@ -1,0 +1,89 @@
+"""Files of the data directory: their paths, what is on disk, and writing them whole."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from laion_fmri_fetchers.exceptions import UnsafeKeyError
+from laion_fmri_fetchers.layout.keys import clean_key
+
+if TYPE_CHECKING:
+    pass
+
+
+def local_path(data_dir: str, relative_path: str) -> str:
+    """Return the absolute path of a file of the data directory."""
+    path = f"{data_dir}/{relative_path}"
+    return path if os.sep == "/" else path.replace("/", os.sep)
+
+
+def files_on_disk(
+    data_dir: str, wanted: Iterable[tuple[str, str]]
+) -> tuple[set[str], set[str]]:
+    """Return what is on disk below some folders.
+
+    Parameters
+    ----------
+    data_dir : str
+        The data directory.
+    wanted : iterable of (prefix, delimiter)
+        Folders below it, ending in ``/`` (``""``: the data directory itself), as for
+        a listing of the bucket: with ``"/"``, only one level is looked at.
+
+    Returns
+    -------
+    files : set of str
+        Relative paths. Hidden files are left out, and names that are not as this
+        package or the dataset's own would write them.
+    folders : set of str
+        Relative paths, ending in ``/``, of the folders of levels looked at.
+    """
+    files: set[str] = set()
+    folders: set[str] = set()
+    for prefix, delimiter in wanted:
+        _scan_folder(
+            local_path(data_dir, prefix), prefix, files, folders if delimiter else None
+        )
+    return files, folders
+
+
+def _scan_folder(
+    folder: str, prefix: str, files: set[str], folders: set[str] | None
+) -> None:
+    try:
+        entries = list(os.scandir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    for entry in entries:
+        name = entry.name
+        if name.startswith("."):
+            continue
+        if entry.is_dir():
+            if folders is None:
+                _scan_folder(entry.path, f"{prefix}{name}/", files, None)
+            else:
+                folders.add(f"{prefix}{name}/")
+        elif entry.is_file():
+            with contextlib.suppress(UnsafeKeyError):
+                if clean_key(prefix + name) == prefix + name:
+                    files.add(prefix + name)
+
+
+def write_atomically(file: Path, content: bytes | bytearray, mode: int = 0o666) -> None:
+    """Write a small file such that it appears whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f".{file.name}.{os.getpid()}-{secrets.token_hex(4)}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(content)
+        os.replace(temporary, file)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise

@@ -1,0 +1,245 @@
+"""What is known before anything is downloaded: listings, the disk, earlier versions.
+
+Gathered once, and not changed afterwards::
+
+    find_subjects ─┐
+    trees_of ──────┴─▶ know ─▶ look (bucket or saved listings, disk)
+                         └───▶ Known.records: a record for each file
+
+Whether the bucket may be asked is decided here, and nowhere after: offline, files that
+a saved listing has and the disk has not are known by ``Known.absent``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from laion_fmri_fetchers.exceptions import BucketError
+from laion_fmri_fetchers.layout.keys import record_of
+from laion_fmri_fetchers.layout.names import subjects_among
+from laion_fmri_fetchers.layout.trees import (
+    ANATOMICAL,
+    BULK,
+    DERIVATIVES,
+    FREESURFER,
+    FUNCTIONAL_GRID,
+    GLM,
+    IMAGE_TYPES,
+    MADE_HERE,
+    ROIS,
+    TREES,
+    listings_of,
+    unknown_trees,
+)
+from laion_fmri_fetchers.messages import listed
+from laion_fmri_fetchers.query.filters import admits
+from laion_fmri_fetchers.query.selection import Selection
+
+from .catalog import Catalog, Wanted, in_order, look
+from .files import files_on_disk, local_path
+from .made_here import is_leftover, resampled_originals
+from .notes import Note, read_notes
+from .settings import Call
+
+Record = dict[str, Any]
+
+SUBJECT_TREES = (GLM, ROIS, ANATOMICAL)
+"""Trees of which every Bunch reports something: sessions, ROIs, brain masks."""
+
+_UNHEARD_OF = "a type that no file has"
+
+
+class Known(NamedTuple):
+    """What is known of some files; nothing of it changes during a call."""
+
+    records: list[Record]
+    """Of all files, by subject and session; those that changed in the bucket since they
+    were downloaded describe the version on disk, but for the mode ``"overwrite"``."""
+    on_disk: frozenset[str]
+    """Ids of files on disk, or of which a resampled image is."""
+    absent: frozenset[str]
+    """Ids of files that cannot be had: offline, and not on disk."""
+    objects: dict[str, Any]
+    """id -> what the bucket lists."""
+    offline: bool
+    error: BucketError | None
+    """Why the bucket, though asked, did not answer."""
+
+
+def know(
+    wanted: Iterable[Wanted],
+    call: Call,
+    *,
+    top: Catalog | None = None,
+    resolution: float | None = None,
+    needs_listing: bool = True,
+) -> Known:
+    """Look at the bucket, or at saved listings, and at the disk.
+
+    Parameters
+    ----------
+    wanted : iterable of (prefix, delimiter)
+        What to list, see `catalog.look`.
+    call : Call
+        How to work.
+    top : Catalog, optional
+        What was found at the top of the bucket, and whether it answered.
+    resolution : float, optional
+        In mm; originals of which an image of this resolution is on disk count as on
+        disk.
+    needs_listing : bool, default=True
+        Whether the selection depends on what the bucket lists; named files may all be
+        on disk.
+
+    Raises
+    ------
+    BucketError
+        If the bucket does not answer and no listing was saved.
+    """
+    wanted = list(dict.fromkeys(wanted))
+    is_offline = call.mode == "offline"
+    is_down = top is not None and top.error is not None
+    catalog = _look(wanted, call, offline=is_down, needs_listing=needs_listing)
+    if top:
+        catalog = catalog._replace(
+            objects={**top.objects, **catalog.objects},
+            on_disk=top.on_disk | catalog.on_disk,
+            error=top.error or catalog.error,
+        )
+        wanted.append(("", "/"))
+    notes = read_notes(call.data_dir)
+    on_disk = {one for one in catalog.on_disk if not _is_leftover(one, notes, call)}
+    if resolution is not None:
+        made, _ = files_on_disk(call.data_dir, [(MADE_HERE, "")])
+        on_disk |= resampled_originals(call.data_dir, made, resolution)
+    prefixes = tuple(prefix for prefix, delimiter in wanted if not delimiter)
+    levels = {prefix for prefix, delimiter in wanted if delimiter}
+
+    def is_wanted(path: str) -> bool:
+        return path.startswith(prefixes) or _folder(path) in levels
+
+    ids = set(catalog.objects)
+    if call.mode != "overwrite":
+        ids |= on_disk
+    files = []
+    for path in filter(is_wanted, ids):
+        rec = record_of(*catalog.objects.get(path, (path,)))
+        rec["absolute_path"] = local_path(call.data_dir, path)
+        note = notes.get(path)
+        if note and path in on_disk and note.differs_from(rec["size"], rec["etag"]):
+            rec["outdated"] = note.is_older_than(rec["last_modified"])
+            if call.mode != "overwrite":
+                _, rec["size"], rec["etag"], rec["last_modified"] = note
+        files.append(rec)
+    return Known(
+        sorted(files, key=in_order),
+        frozenset(on_disk),
+        frozenset(ids - on_disk) if is_offline else frozenset(),
+        catalog.objects,
+        is_offline,
+        catalog.error,
+    )
+
+
+def know_subjects(
+    selection: Selection, call: Call, resolution: float | None = None
+) -> tuple[list[str], Known]:
+    """Return the subjects asked for, and what is known of their files."""
+    subjects, top = selection.subjects, None
+    if subjects is None:
+        subjects, top = find_subjects(call)
+    wanted: list[Wanted] = [] if top else [("", "/")]
+    trees = trees_of(selection, call)
+    for subject in subjects:
+        wanted += listings_of(subject, trees, selection.sessions)
+    return sorted(subjects), know(wanted, call, top=top, resolution=resolution)
+
+
+def find_subjects(call: Call) -> tuple[tuple[str, ...], Catalog]:
+    """Return the subjects that any tree has, and what is at the top of the bucket."""
+    levels: list[Wanted] = [(tree, "/") for tree in TREES]
+    top = _look([*levels, (DERIVATIVES, "/")], call)
+    folders = set(top.folders)
+    others: list[Wanted] = [(tree, "/") for tree in unknown_trees(folders)]
+    if others:
+        folders |= _look(others, call, offline=top.error is not None).folders
+    return subjects_among(folders), top
+
+
+def trees_of(selection: Selection, call: Call) -> list[str]:
+    """Return the trees in which files of the selected image types may lie.
+
+    Time series, hundreds of GB a subject, must be named: a term that any type passes,
+    such as ``NotNull()``, does not reach them.
+    """
+
+    def passes(image_type: str) -> bool:
+        return admits(selection.image_filter, "image_type", image_type)
+
+    anything = passes(_UNHEARD_OF)
+    trees = dict.fromkeys(SUBJECT_TREES)
+    for image_type, tree in IMAGE_TYPES.items():
+        if not passes(image_type):
+            continue
+        if tree is None:
+            trees |= dict.fromkeys({*TREES} - BULK - {FREESURFER})
+        elif tree not in BULK or not anything:
+            trees[tree] = None
+    if passes("other"):
+        found = _look([(DERIVATIVES, "/")], call)
+        trees |= dict.fromkeys(unknown_trees(found.folders))
+    return list(trees)
+
+
+def _look(
+    wanted: list[Wanted],
+    call: Call,
+    *,
+    offline: bool = False,
+    needs_listing: bool = True,
+) -> Catalog:
+    """Look at the bucket; raise where neither it nor a saved listing answers."""
+    found = look(
+        wanted,
+        call.data_dir,
+        offline=offline or call.mode == "offline",
+        n_connections=call.n_connections,
+        timeout=call.timeout,
+        verbose=call.verbose,
+    )
+    if not (found.error and found.unlisted and needs_listing):
+        return found
+    if not found.on_disk:
+        raise BucketError(
+            f"{found.error} Nothing of it is in {call.data_dir}, and no listing was "
+            "saved earlier."
+        )
+    lacking = [prefix or "the top level" for prefix in found.unlisted]
+    raise BucketError(
+        f"{found.error} No listing of {listed(lacking)} was saved earlier, so what "
+        "is missing cannot be determined. mode='offline' returns what is on disk."
+    )
+
+
+def _folder(path: str) -> str:
+    folder, slash, _ = path.rpartition("/")
+    return folder + slash
+
+
+def _is_leftover(path: str, notes: dict[str, Note], call: Call) -> bool:
+    """Tell whether a file on disk was resampled by an earlier version of us."""
+    if "_res-" not in path or f"_res-{FUNCTIONAL_GRID}_" in path:
+        return False
+    if path in notes:
+        return False
+    return is_leftover(local_path(call.data_dir, path), record_of(path))
+
+
+def size_on_disk(rec: Record) -> int | None:
+    """Return the size in bytes of a record's file, None where it is not on disk."""
+    try:
+        return os.stat(rec["absolute_path"]).st_size
+    except OSError:
+        return None

@@ -1,0 +1,82 @@
+"""Images that this package resampled, told from those of the dataset."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+from laion_fmri_fetchers.layout.grids import (
+    can_be_resampled,
+    resampled_path,
+    resolution_label,
+)
+from laion_fmri_fetchers.layout.trees import FUNCTIONAL_GRID, MADE_HERE
+
+from .files import local_path
+
+MARK = "resampled: "
+"""What the description in the header of a resampled image begins with."""
+
+_DESCRIPTION = slice(148, 228)
+"""Where a NIfTI-1 header has its description (``descrip``)."""
+
+
+def is_leftover(file: str, record: dict[str, Any]) -> bool:
+    """Tell whether a file is a resampled image that an earlier version of us made.
+
+    Those lay beside the originals, where files of the dataset may be: its 1.5 mm grid
+    has the name that an image resampled to 1.5 mm had. The header tells them apart.
+
+    Parameters
+    ----------
+    file : str
+        Its path.
+    record : dict
+        What its name tells.
+    """
+    if not can_be_resampled(record) or record["res"] in (None, FUNCTIONAL_GRID):
+        return False
+    return description_of(file).startswith(MARK)
+
+
+def description_of(file: str) -> str:
+    """Return the description in the header of an image, "" where it has none."""
+    try:
+        with gzip.open(file) if file.endswith(".gz") else open(file, "rb") as stream:
+            header = stream.read(_DESCRIPTION.stop)
+    except (OSError, EOFError):
+        return ""
+    return header[_DESCRIPTION].rstrip(b"\0").decode("latin-1")
+
+
+def resampled_originals(data_dir: str, ids: set[str], resolution: float) -> set[str]:
+    """Return the ids of originals of which a resampled image is on disk.
+
+    Parameters
+    ----------
+    data_dir : str
+        The data directory.
+    ids : set of str
+        Ids of files on disk, those below ``derivatives/laion-fmri-fetchers/`` among
+        them.
+    resolution : float
+        Voxel size of the resampled images, in mm.
+    """
+    entity = f"_res-{resolution_label(resolution)}"
+    originals = set()
+    for path in ids:
+        if not path.startswith(MADE_HERE) or not path.endswith(".json"):
+            continue
+        if entity not in path.rpartition("/")[2]:
+            continue
+        try:
+            sidecar = json.loads(Path(local_path(data_dir, path)).read_bytes())
+            (source,) = sidecar["Sources"]
+            source = source.removeprefix("bids::")
+            if resampled_path(source, resolution) in ids:
+                originals.add(source)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue
+    return originals

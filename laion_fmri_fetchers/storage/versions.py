@@ -1,0 +1,74 @@
+"""Which version of a file is on disk, compared with the one in the bucket.
+
+The publishers replace files at their keys. A record describes the version on disk, and
+says by ``outdated`` that the bucket has another one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from typing import Any
+
+from laion_fmri_fetchers.layout.keys import record_of
+from laion_fmri_fetchers.layout.trees import archived_key
+from laion_fmri_fetchers.messages import counted, listed, warn
+
+from .known import Known, Record, size_on_disk
+
+
+def compare_versions(
+    files: list[Record], known: Known, fetched: Container[str]
+) -> None:
+    """Complete records by what is on disk, and warn of versions that differ.
+
+    Parameters
+    ----------
+    files : list of dict
+        Records of files that were selected.
+    known : Known
+        The bucket's versions.
+    fetched : container of str
+        Ids of files that were downloaded just now.
+    """
+    outdated, differing = [], []
+    for rec in files:
+        rec["outdated"] = rec["outdated"] and rec["id"] not in fetched
+        size = size_on_disk(rec)
+        if size is None:
+            continue
+        if rec["size"] is None:
+            rec["size"] = size
+        if rec["outdated"]:
+            outdated.append(rec)
+        elif size != rec["size"]:
+            differing.append(rec["id"])
+    if outdated and not known.offline:
+        _warn_of_outdated(outdated, known.objects)
+    if differing:
+        warn(
+            f"{counted(len(differing), 'file')} on disk differ in size from the "
+            f"bucket's listing: {listed(differing)}. They may be cut short or another "
+            "version; 'laion-fmri-fetchers verify --repair' or mode='overwrite' "
+            "downloads them again."
+        )
+
+
+def _warn_of_outdated(files: list[Record], objects: dict[str, Any]) -> None:
+    changes = []
+    for rec in files:
+        now = record_of(*objects[rec["id"]])
+        changes.append(f"{rec['id']} ({_version(rec)}; now {_version(now)})")
+    archived = [key for rec in files if (key := archived_key(rec["id"]))]
+    hint = ""
+    if archived:
+        hint = f" The first version is archived: fetch_laion_fmri_ids({archived[0]!r})."
+    warn(
+        f"The bucket has another version of {counted(len(files), 'file')} than is on "
+        f"disk: {listed(changes)}. The version on disk is used; mode='overwrite' "
+        f"downloads the new one.{hint}"
+    )
+
+
+def _version(rec: Record) -> str:
+    date = f" of {rec['last_modified'][:10]}" if rec["last_modified"] else ""
+    return f"{rec['size'] or 0:,} bytes{date}"
