@@ -74,8 +74,8 @@ explained = 100 * (1 - residual / ((Y - Y.mean(axis=0)) ** 2).sum(axis=0))
 # -----------------
 #
 # A model cannot explain more than the noise ceiling of these averages, which depends on
-# how many trials they have: most images 4, some fewer or more. A published map gives
-# the ratio of signal to noise, and with it the ceiling for any number of trials.
+# how many trials they have. A published map gives the ratio of signal to noise, and
+# with it the ceiling for any number of trials.
 
 signal = betas.noise_ceilings["4rep"] / 100
 snr = signal / (1 - signal) / 4  # of single trials, in units of variance
