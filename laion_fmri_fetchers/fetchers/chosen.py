@@ -88,11 +88,12 @@ class Chosen(NamedTuple):
 
 
 def report_bulk(images: Iterable[Record], verbose: int) -> None:
-    """Say how much raw and preprocessed time series are, before anything else."""
+    """Say how large raw and preprocessed data are, before anything else."""
     bulk = [rec for rec in images if place_of(rec["id"])[0] in BULK]
     if bulk:
         size = readable_size(sum(rec["size"] or 0 for rec in bulk))
-        tell(f"Time series selected: {size} in {counted(len(bulk), 'file')}", verbose)
+        files = counted(len(bulk), "file")
+        tell(f"Raw or preprocessed data selected: {size} in {files}", verbose)
 
 
 def subjects_with_derived_masks(
@@ -150,12 +151,12 @@ def fetch_chosen(
             )
         )
     bunch = make_bunch(chosen, inventory, query, outcome, grid)
+    subjects = listed([meta["subject"] for meta in chosen.subjects_meta])
     summary = (
         f"{counted(len(bunch.images), 'image')}, "
         f"{counted(len(bunch.rois), 'ROI mask')} and "
-        f"{counted(len(bunch.trials), 'trial')} of "
-        f"{listed([m['subject'] for m in chosen.subjects_meta]) or 'no subject'} in "
-        f"{settings.data_dir}"
+        f"{counted(len(bunch.trials), 'trial')}"
+        f"{f' of {subjects}' if subjects else ''} in {settings.data_dir}"
     )
     if settings.dry_run:
         size = planned_size(planned)
@@ -216,7 +217,7 @@ def make_bunch(
     failed = [rec for rec in outcome.failed if rec["id"] not in ROOT_FILES]
     if failed:
         warn(
-            f"{len(failed)} files could not be downloaded and are left out: "
+            f"{counted(len(failed), 'file')} could not be downloaded and left out: "
             f"{listed(sorted(rec['id'] for rec in failed))}. The reasons are in the "
             "Bunch under 'failed'."
         )

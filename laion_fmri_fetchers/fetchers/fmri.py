@@ -25,6 +25,7 @@ from typing import Any
 from sklearn.utils import Bunch
 
 from laion_fmri_fetchers.query.selection import Selection, select
+from laion_fmri_fetchers.query.shared_docs import documented
 from laion_fmri_fetchers.storage.inventory import take_inventory_of_subjects
 from laion_fmri_fetchers.storage.settings import make_settings
 
@@ -42,6 +43,7 @@ from .subjects import check_names, check_subjects, is_on_disk, participants
 from .trials import choose_by_trials
 
 
+@documented
 def fetch_laion_fmri(
     subjects: str | int | Sequence[str | int] = ("sub-01",),
     rois: str | Sequence[str] | None = "all",
@@ -66,8 +68,8 @@ def fetch_laion_fmri(
 ) -> Bunch:
     """Fetch images, ROI masks and trial metadata of LAION-fMRI.
 
-    The local cache is looked at first, then the bucket. What is selected and not on
-    disk is downloaded, and stays there for later calls.
+    The local cache is searched first, then the bucket. Selected files that are not on
+    disk are downloaded, and stay there for later calls.
 
     Parameters
     ----------
@@ -78,41 +80,36 @@ def fetch_laion_fmri(
         ROI names with or without hyphens (``"FFA1"``), categories (``"face"``),
         ``"all"``, or None for none.
     sessions : str, int, or several, default="all"
-        ``"ses-01"``, ``"01"`` or 1, several of them (a range too), or ``"all"`` that
-        are not held out. Chooses among files of a session, such as betas.
+        ``"ses-01"``, ``"01"``, 1 or a name such as ``"4BarScreenfLoc"``, several of
+        them (a range too), or ``"all"`` that are not held out. Chooses among files of a
+        session, such as betas; those of the subject are chosen by image terms alone.
     subject_filter, image_filter, roi_filter, trial_filter : dict, `ResultFilter` or \
 callable, optional
-        What a record of ``subjects_meta``, ``images_meta`` or ``rois_meta``, or a
-        trial as a dict, must fulfil. A term on a field replaces the default term on
-        it, see `basic_image_terms` and `basic_roi_terms`. With a trial filter, only
-        files of sessions in which a trial passes are fetched.
+        Conditions on records of ``subjects_meta``, ``images_meta`` and ``rois_meta``,
+        and on trials as dicts. A term on a field replaces the default term on it, see
+        `basic_image_terms` and `basic_roi_terms`. With a trial filter, only files of
+        sessions in which a trial passes are fetched.
     max_images : int, optional
-        Most images, counted in subject, session order; None or negative: all.
+        Maximum number of image files, in subject, session order; None or negative: all.
     resolution : float, optional
         Voxel size in mm of an isotropic grid. Images, ROI masks, brain masks and noise
-        ceilings are resampled to it, kept beside the originals with a ``res-`` entity,
-        and found there by later calls. Files are resampled one after the other, or as
-        :func:`joblib.parallel_config` says.
+        ceilings are resampled to it, and kept below
+        ``derivatives/laion-fmri-fetchers/`` for later calls. Files are resampled one
+        after the other, or in parallel as :func:`joblib.parallel_config` says.
     interpolation : {"continuous", "linear", "nearest"}, default="continuous"
         How images and noise ceilings are resampled; masks always by the nearest voxel.
     keep_original : bool, default=True
         False: delete the originals of ``images`` once they are resampled.
-    mode : {"download_new", "overwrite", "offline"}, default="download_new"
-        ``"download_new"`` fetches what is not on disk; ``"overwrite"`` fetches all
-        that is selected again (masks and tables only if they, too, fulfil a term on
-        ``last_modified``); ``"offline"`` opens no socket.
-    data_dir : str or path, optional
-        The data directory, see `get_data_dir`.
+    %(mode)s
+    %(data_dir)s
     dry_run : bool, default=False
         Plan only: nothing but listings and the tables that filters read is fetched.
     allow_missing : bool, default=False
-        Warn about files that could not be fetched, instead of raising.
-    n_connections : int, default=64
-        HTTP connections at once.
-    timeout : float, default=30.0
-        Seconds without progress after which a connection is given up.
-    verbose : int, default=1
-        0: silent, 1: summary and progress bar, 2: a line a file, 3: debug.
+        Warn about files that could not be downloaded, or offline are not on disk,
+        instead of raising.
+    %(n_connections)s
+    %(timeout)s
+    %(verbose)s
     **image_terms
         Terms on fields of image records, as in ``image_type="rsquare"``.
 
@@ -120,34 +117,41 @@ callable, optional
     -------
     :class:`sklearn.utils.Bunch`
         - ``images``: list of str, the image files in subject, session order; by
-          default the single-trial betas, one 4-D image a session, float32.
-        - ``images_meta``: list of dict, their records.
+          default the single-trial betas, one 4-D image per session, float32.
+        - ``images_meta``: list of dict, their records. ``outdated`` is True where the
+          bucket has another version than the one on disk, which the record describes.
         - ``rois``, ``rois_meta``: list of str and of dict, ROI masks and records.
         - ``brain_masks``: dict, subject -> brain mask on the functional grid.
         - ``noise_ceilings``: dict, subject -> {``"4rep"``, ``"12rep"``, ``"Allrep"``:
           path of the map, in percent}.
-        - ``trials``: :class:`pandas.DataFrame`, a row a selected trial, in the order
-          of ``images`` and of volumes.
+        - ``trials``: :class:`pandas.DataFrame`, one row per selected trial, in the
+          order of ``images`` and of volumes: ``subject``, ``session``, ``run``,
+          ``beta_index`` (the volume, from 0), ``label`` (the stimulus),
+          ``image_index`` (position in ``images``), ``unique_or_shared``, ``n_reps``
+          (Int64, as planned), ``dataset``, ``ood_type``, ``participant`` (of a unique
+          image) and ``repetition`` (Int64, which showing of the image to the subject
+          it was, from 1; null where a trial table of an earlier session is missing).
         - ``sample_masks``: list of int arrays, the selected volumes of each image;
           None where an image holds no trials.
         - ``subjects_meta``: list of dict, ``subject``, columns of
           ``participants.tsv``, ``sessions``, ``rois``.
         - ``failed``: list of dict, records with a ``reason``; see ``allow_missing``.
-        - ``data_dir``: str; ``query``: dict, what was asked; ``description``: str.
+        - ``data_dir``: str; ``query``: dict, the arguments of the call;
+          ``description``: str.
         - ``plan``: :class:`pandas.DataFrame` with ``id``, ``size`` in bytes and
-          ``reason`` of each file that would be fetched, and ``plan_size``, their sum
-          in bytes; with ``dry_run`` only.
+          ``reason`` of each file that would be downloaded, and ``plan_size``, their
+          sum in bytes; with ``dry_run`` only.
 
     Raises
     ------
     InvalidQueryError
         If an argument, a term or a field name is not valid.
     NotCachedError
-        Offline, if something that was named is not on disk.
+        Offline, if a file of a subject, session or ROI that was named is not on disk.
     HeldOutSessionError
         If a held-out session was named and the bucket denies it.
     BucketError
-        If the bucket cannot be read and what is on disk does not do.
+        If the bucket cannot be read, and files of the selection are not on disk.
     DownloadError
         If files failed after all retries.
     DiskSpaceError
@@ -167,13 +171,18 @@ callable, optional
     The publishers advise to z-score each voxel within a session before sessions are
     pooled, as ridge shrinkage differs between voxels.
 
+    In mode ``"overwrite"``, masks, maps and tables that only go with the images are
+    downloaded again where they, too, fulfil a term on ``last_modified``. Terms see the
+    bucket's values, so ``mode="overwrite", outdated=True`` updates nothing but files of
+    which the bucket has another version.
+
     Examples
     --------
     Face-selective regions and all trials of images shown 12 times::
 
         data = fetch_laion_fmri("sub-01", rois="face", trial_filter={"n_reps": 12})
 
-    Maps of explained variance of two subjects, with what would come and how much::
+    Maps of explained variance of two subjects: what would be downloaded, and how much::
 
         plan = fetch_laion_fmri([1, 3], image_type="rsquare", dry_run=True)
         print(plan.plan, plan.plan_size)
@@ -232,6 +241,7 @@ callable, optional
     return fetch_chosen(chosen, inventory, query, selection.is_newer, tables, grid)
 
 
+@documented
 def fetch_laion_fmri_ids(
     image_ids: str | Iterable[str] = (),
     *,
@@ -252,22 +262,15 @@ def fetch_laion_fmri_ids(
         for every file below it, such as ``"derivatives/retinotopy/sub-01/"``, except
         files that are held out or gated. Betas bring their trial tables and, for each
         subject, brain mask and noise ceilings; other files are fetched alone.
-    mode : {"download_new", "overwrite", "offline"}, optional
-        ``"download_new"`` (the default) downloads files that are not on disk,
-        ``"overwrite"`` all that are named, ``"offline"`` opens no socket; see
-        `fetch_laion_fmri`.
-    data_dir : str or path, optional
-        The data directory, see `get_data_dir`.
+    %(mode)s
+    %(data_dir)s
     dry_run : bool, default=False
         Plan only: nothing but listings and trial tables is fetched.
     allow_missing : bool, default=False
         Warn about files that could not be fetched, instead of raising.
-    n_connections : int, default=64
-        HTTP connections at once.
-    timeout : float, default=30.0
-        Seconds without progress after which a connection is given up.
-    verbose : int, default=1
-        0: silent, 1: summary and progress bar, 2: a line a file, 3: debug.
+    %(n_connections)s
+    %(timeout)s
+    %(verbose)s
 
     Returns
     -------

@@ -31,6 +31,7 @@ from laion_fmri_fetchers.messages import counted, readable_size, tell
 from laion_fmri_fetchers.query.selection import (
     as_limit,
 )
+from laion_fmri_fetchers.query.shared_docs import documented
 from laion_fmri_fetchers.storage.bunch import Result
 from laion_fmri_fetchers.storage.files import local_path
 from laion_fmri_fetchers.storage.settings import make_settings
@@ -47,6 +48,7 @@ from .stimulus_query import description, image_names, with_terms
 from .stimulus_table import StimulusQuery, fetch_table
 
 
+@documented
 def fetch_laion_stimuli(
     names: str | Iterable[str] | pd.DataFrame | None = None,
     *,
@@ -83,24 +85,17 @@ def fetch_laion_stimuli(
     extract : bool, default=False
         Write the selected images as files, byte for byte as in the archive. Files
         already on disk are not written again, except in mode ``"overwrite"``.
-    mode : {"download_new", "overwrite", "offline"}, optional
-        ``"download_new"`` downloads files that are not on disk; ``"overwrite"``
-        downloads table and archive again; ``"offline"`` opens no socket. None:
-        ``"offline"`` where ``LAION_FMRI_OFFLINE=1`` is set, else ``"download_new"``.
-    data_dir : str or path, optional
-        The data directory, see `get_data_dir`.
+    %(mode)s
+    %(data_dir)s
     dry_run : bool, default=False
         Plan only: nothing but the table is downloaded, nothing is extracted, and no
         ``request_id`` is needed.
     allow_missing : bool, default=False
         Warn about names that are not in the metadata, and about an archive that could
         not be downloaded, instead of raising.
-    n_connections : int, default=64
-        HTTP connections at once.
-    timeout : float, default=30.0
-        Seconds without progress after which a connection is given up.
-    verbose : int, default=1
-        0: silent, 1: summary and progress bar, 2: one line per file, 3: debug.
+    %(n_connections)s
+    %(timeout)s
+    %(verbose)s
     **stimulus_terms
         Terms on columns of ``metadata``, as in ``unique_or_shared="shared"``.
 
@@ -223,6 +218,7 @@ def fetch_laion_stimuli(
     return bunch
 
 
+@documented
 def fetch_laion_stimulus_metadata(
     names: str | Iterable[str] | pd.DataFrame | None = None,
     *,
@@ -247,20 +243,13 @@ def fetch_laion_stimulus_metadata(
         Trials whose images are wanted; the same as passing them as ``names``.
     stimulus_filter : dict, `ResultFilter` or callable, optional
         Which rows of ``metadata`` to keep, each as a dict with ``image_name``.
-    mode : {"download_new", "overwrite", "offline"}, optional
-        ``"download_new"`` downloads the table (1.6 MB) if it is not on disk;
-        ``"overwrite"`` downloads it again; ``"offline"`` opens no socket. None:
-        ``"offline"`` where ``LAION_FMRI_OFFLINE=1`` is set, else ``"download_new"``.
-    data_dir : str or path, optional
-        The data directory, see `get_data_dir`.
+    %(mode)s
+    %(data_dir)s
     allow_missing : bool, default=False
         Warn about names that are not in the table, instead of raising.
-    n_connections : int, default=64
-        HTTP connections at once.
-    timeout : float, default=30.0
-        Seconds without progress after which a connection is given up.
-    verbose : int, default=1
-        0: silent, 1: summary and progress bar, 2: one line per file, 3: debug.
+    %(n_connections)s
+    %(timeout)s
+    %(verbose)s
     **stimulus_terms
         Terms on columns of ``metadata``, as in ``unique_or_shared="shared"``.
 

@@ -34,6 +34,7 @@ from laion_fmri_fetchers.layout.trees import (
 from laion_fmri_fetchers.messages import listed, tell, warn
 from laion_fmri_fetchers.query.filters import ResultFilter
 from laion_fmri_fetchers.query.selection import check_fields, warn_of_nothing
+from laion_fmri_fetchers.query.shared_docs import documented
 from laion_fmri_fetchers.storage.bunch import Result
 from laion_fmri_fetchers.storage.settings import Settings, make_settings
 
@@ -51,6 +52,7 @@ from .stimulus_query import (
 _BLOCK = 1024
 
 
+@documented
 def fetch_laion_captions(
     names: str | Iterable[str] | pd.DataFrame | None = None,
     *,
@@ -74,20 +76,13 @@ def fetch_laion_captions(
         Trials whose images are wanted; the same as passing them as ``names``.
     caption_filter : dict, `ResultFilter` or callable, optional
         Which rows of ``captions`` to keep.
-    mode : {"download_new", "overwrite", "offline"}, optional
-        ``"download_new"`` downloads files that are not on disk, ``"overwrite"``
-        downloads them again, ``"offline"`` opens no socket. None: ``"offline"`` where
-        ``LAION_FMRI_OFFLINE=1`` is set, else ``"download_new"``.
-    data_dir : str or path, optional
-        The data directory, see `get_data_dir`.
+    %(mode)s
+    %(data_dir)s
     allow_missing : bool, default=False
         Warn about names without captions, instead of raising.
-    n_connections : int, default=64
-        HTTP connections at once.
-    timeout : float, default=30.0
-        Seconds without progress after which a connection is given up.
-    verbose : int, default=1
-        0: silent, 1: summary and progress bar, 2: one line per file, 3: debug.
+    %(n_connections)s
+    %(timeout)s
+    %(verbose)s
     **caption_terms
         Terms on columns of ``captions``, as in ``source="human"``.
 
@@ -162,6 +157,7 @@ def fetch_laion_captions(
     )
 
 
+@documented
 def fetch_laion_embeddings(
     models: str | Sequence[str] = "all",
     names: str | Iterable[str] | pd.DataFrame | None = None,
@@ -185,21 +181,14 @@ def fetch_laion_embeddings(
         Names of images, as in `fetch_laion_stimuli`; None: all.
     trials : pandas.DataFrame, optional
         Trials whose images are wanted; the same as passing them as ``names``.
-    mode : {"download_new", "overwrite", "offline"}, optional
-        ``"download_new"`` downloads files that are not on disk, ``"overwrite"``
-        downloads them again, ``"offline"`` opens no socket. None: ``"offline"`` where
-        ``LAION_FMRI_OFFLINE=1`` is set, else ``"download_new"``.
-    data_dir : str or path, optional
-        The data directory, see `get_data_dir`.
+    %(mode)s
+    %(data_dir)s
     allow_missing : bool, default=False
         Warn about images and models that are missing, instead of raising. Images that
         one of the models lacks are left out of all.
-    n_connections : int, default=64
-        HTTP connections at once.
-    timeout : float, default=30.0
-        Seconds without progress after which a connection is given up.
-    verbose : int, default=1
-        0: silent, 1: summary and progress bar, 2: one line per file, 3: debug.
+    %(n_connections)s
+    %(timeout)s
+    %(verbose)s
 
     Returns
     -------
@@ -274,6 +263,7 @@ def fetch_laion_embeddings(
     )
 
 
+@documented
 def fetch_laion_segmentations(
     names: str | Iterable[str] | pd.DataFrame | None = None,
     *,
@@ -304,20 +294,13 @@ def fetch_laion_segmentations(
         Count the masks of each noun in each image.
     masks : bool, default=True
         Fetch the masks too, not only the table.
-    mode : {"download_new", "overwrite", "offline"}, optional
-        ``"download_new"`` downloads files that are not on disk, ``"overwrite"``
-        downloads them again, ``"offline"`` opens no socket. None: ``"offline"`` where
-        ``LAION_FMRI_OFFLINE=1`` is set, else ``"download_new"``.
-    data_dir : str or path, optional
-        The data directory, see `get_data_dir`.
+    %(mode)s
+    %(data_dir)s
     allow_missing : bool, default=False
         Warn if the masks could not be fetched, instead of raising.
-    n_connections : int, default=64
-        HTTP connections at once.
-    timeout : float, default=30.0
-        Seconds without progress after which a connection is given up.
-    verbose : int, default=1
-        0: silent, 1: summary and progress bar, 2: one line per file, 3: debug.
+    %(n_connections)s
+    %(timeout)s
+    %(verbose)s
     **segmentation_terms
         Terms on columns of ``segmentations``, as in ``noun="dog"`` or ``localized=1``.
 

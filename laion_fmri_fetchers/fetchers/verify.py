@@ -37,6 +37,7 @@ from laion_fmri_fetchers.layout.trees import (
     listings_of,
 )
 from laion_fmri_fetchers.messages import readable_size, tell, warn
+from laion_fmri_fetchers.query.shared_docs import documented
 from laion_fmri_fetchers.storage.catalog import Wanted, look
 from laion_fmri_fetchers.storage.data_dir import get_data_dir, is_writable
 from laion_fmri_fetchers.storage.files import files_on_disk, local_path
@@ -54,6 +55,7 @@ _NOT_BAD = ("ok", "unknown", "outdated")
 """States of files that nothing is wrong with."""
 
 
+@documented
 def verify_cache(
     *,
     data_dir: str | os.PathLike | None = None,
@@ -71,8 +73,7 @@ def verify_cache(
 
     Parameters
     ----------
-    data_dir : str or path, optional
-        The data directory, see `get_data_dir`.
+    %(data_dir)s
     repair : bool, default=False
         Download files again that are missing, truncated or altered.
     online : bool, default=False
@@ -81,12 +82,9 @@ def verify_cache(
         the dataset's own package.
     n_jobs : int, default=2
         Files read at once.
-    n_connections : int, default=64
-        HTTP connections at once, for repairs.
-    timeout : float, default=30.0
-        Seconds without progress after which a connection is given up.
-    verbose : int, default=1
-        0: silent, 1: summary and progress bar, 2: a line a file.
+    %(n_connections)s
+    %(timeout)s
+    %(verbose)s
 
     Returns
     -------
@@ -158,13 +156,13 @@ def verify_cache(
     return report
 
 
+@documented
 def status(*, data_dir: str | os.PathLike | None = None) -> None:
     """Print what is configured, accepted and cached; no socket is opened.
 
     Parameters
     ----------
-    data_dir : str or path, optional
-        The data directory, see `get_data_dir`.
+    %(data_dir)s
 
     Examples
     --------
@@ -272,6 +270,8 @@ def _listings_of(files: Iterable[str]) -> list[Wanted]:
     wanted: dict[Wanted, None] = {}
     sessions: dict[tuple[str, str], set[str]] = {}
     for path in files:
+        if path.startswith(MADE_HERE):
+            continue
         rec = record_of(path)
         tree, subject = place_of(path)
         if tree is None or subject is None:
