@@ -76,7 +76,9 @@ def describe_subjects(
             continue
         if rec["roi"]:
             rois[subject].add(rec["roi"])
-        elif rec["id"].startswith(GLM) and is_of_trials(rec):
+        elif rec["session"] in sessions[subject] or not rec["id"].startswith(GLM):
+            continue
+        elif is_of_trials(rec):
             sessions[subject].add(rec["session"])
     return [
         {

@@ -222,17 +222,17 @@ callable, optional
     subjects_meta = choose_subjects(
         describe_subjects(names, inventory.records, table), selection.subject_filter
     )
-    names = [meta["subject"] for meta in subjects_meta]
-    records = [rec for rec in inventory.records if rec["subject"] in names]
-    check_names(records, names, inventory, selection)
+    selected = {meta["subject"] for meta in subjects_meta}
+    records = [rec for rec in inventory.records if rec["subject"] in selected]
+    check_names(records, selected, inventory, selection)
     images = choose_images(records, selection)
     report_bulk(images, settings.verbose)
     images, trials, tables = choose_by_trials(images, inventory, selection)
-    derived = subjects_with_derived_masks(names, settings)
+    derived = subjects_with_derived_masks(selected, settings)
     chosen = Chosen(
         images,
         choose_rois(records, selection),
-        choose_companions(records, names, inventory.absent, derived),
+        choose_companions(records, selected, inventory.absent, derived),
         trials,
         [meta for meta in subjects_meta if is_on_disk(meta["subject"], inventory)],
     )

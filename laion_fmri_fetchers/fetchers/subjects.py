@@ -45,8 +45,11 @@ def check_subjects(names: Iterable[str], inventory: Inventory, *, named: bool) -
 
 def is_on_disk(subject: str, inventory: Inventory) -> bool:
     """Tell whether not all files of a subject are absent; online, none is."""
-    ids = {rec["id"] for rec in inventory.records if rec["subject"] == subject}
-    return not ids or not ids <= inventory.absent
+    absent = inventory.absent
+    if not absent:
+        return True
+    of_subject = [rec for rec in inventory.records if rec["subject"] == subject]
+    return not of_subject or any(rec["id"] not in absent for rec in of_subject)
 
 
 def participants(
@@ -90,10 +93,11 @@ def check_names(
     selection: Selection,
 ) -> None:
     """Raise for sessions and ROIs that no subject has; warn where some lack them."""
-    for kind, names, by_subject in (
-        ("session", selection.sessions, session_names(records)),
-        ("ROI", selection.rois, roi_names(records)),
+    for kind, names, names_in in (
+        ("session", selection.sessions, session_names),
+        ("ROI", selection.rois, roi_names),
     ):
+        by_subject = names_in(records) if names else {}
         of_subjects = {name: by_subject.get(name, set()) for name in sorted(subjects)}
         for lacking, name, hint in missing_names(kind, names, of_subjects):
             has = "has" if len(lacking) == 1 else "have"

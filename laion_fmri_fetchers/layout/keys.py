@@ -98,6 +98,24 @@ def clean_key(key: str) -> str:
     return key
 
 
+def is_local_name(name: str) -> bool:
+    """Tell whether a file name is as `clean_key` gives it, wherever its folder is.
+
+    Examples
+    --------
+    >>> is_local_name("label-FFA1_mask.nii"), is_local_name("label-FFA-1_mask.nii")
+    (True, False)
+    """
+    if _UNSAFE.search(name) or name in _UNSAFE_FOLDERS:
+        return False
+    return "label-" not in name or _LABEL_VALUE.sub(_without_hyphens, name) == name
+
+
+def is_local_folder(folder: str) -> bool:
+    """Tell whether files may lie in a folder: "" is the data directory."""
+    return not folder or (_is_safe_folder(folder) and not _UNSAFE.search(folder))
+
+
 def _is_safe(folder: str, name: str) -> bool:
     """Tell whether a path stays in the data directory, and out of the state folder."""
     if name in _UNSAFE_FOLDERS or (folder and not _is_safe_folder(folder)):

@@ -9,8 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from laion_fmri_fetchers.exceptions import UnsafeKeyError
-from laion_fmri_fetchers.layout.keys import clean_key
+from laion_fmri_fetchers.layout.keys import is_local_folder, is_local_name
 
 if TYPE_CHECKING:
     pass
@@ -55,6 +54,8 @@ def files_on_disk(
 def _scan_folder(
     folder: str, prefix: str, files: set[str], folders: set[str] | None
 ) -> None:
+    if not is_local_folder(prefix[:-1]):
+        return
     try:
         entries = list(os.scandir(folder))
     except (FileNotFoundError, NotADirectoryError):
@@ -68,10 +69,8 @@ def _scan_folder(
                 _scan_folder(entry.path, f"{prefix}{name}/", files, None)
             else:
                 folders.add(f"{prefix}{name}/")
-        elif entry.is_file():
-            with contextlib.suppress(UnsafeKeyError):
-                if clean_key(prefix + name) == prefix + name:
-                    files.add(prefix + name)
+        elif entry.is_file() and is_local_name(name):
+            files.add(prefix + name)
 
 
 @contextlib.contextmanager

@@ -103,7 +103,7 @@ def read_trials(data_dir: str, ids: list[str]) -> pd.DataFrame:
     kind = _stacked([(part.kind, len(part.kinds)) for part in parts])[label]
     kinds = [values for part in parts for values in part.kinds]
     columns: dict[str, Any] = {
-        "run": _numbers(_join([p.runs[p.rows[:, 1]] for p in parts])[take]),
+        "run": _runs_of(parts)[take],
         "beta_index": _join([p.rows[:, 0] for p in parts], int)[take].astype(np.int64),
         "label": _join([p.labels for p in parts])[label],
         "image_index": table,
@@ -133,11 +133,11 @@ def _numbered(data_dir: str, subject: str, ids: list[str]) -> list[str]:
     it is not known how often an image was shown before.
     """
     last = max(_number(one) for one in ids)
-    tables = []
+    tables, on_disk = [], {*ids}
     for number in range(1, last + 1):
         session = {"subject": subject, "session": clean_session(number)}
         table = trials_id(session)
-        if not os.path.exists(local_path(data_dir, table)):
+        if table not in on_disk and not os.path.exists(local_path(data_dir, table)):
             break
         tables.append(table)
     return tables
@@ -153,6 +153,8 @@ def _repetitions(tables: _Tables, numbered: list[str]) -> np.ndarray:
     spans = [tables.spans[one][2:] for one in numbered]
     rows = _join([np.arange(first, first + count) for first, count in spans], np.intp)
     labels = tables.rows[rows, 2]
+    if len(tables.labels) < np.iinfo(np.int16).max:
+        labels = labels.astype(np.int16)  # sorted by radix, some five times as fast
     order = np.argsort(labels, kind="stable")
     ordered = labels[order]
     is_first = np.append(True, ordered[1:] != ordered[:-1])[: len(ordered)]
@@ -318,10 +320,13 @@ def _decode(tables: _Tables, one: str) -> _Table:
     return _Table(index, tables.runs[runs], tables.labels[labels])
 
 
-def _numbers(values: np.ndarray) -> np.ndarray:
-    """Return values as int64 where all are int, else as they are."""
-    is_whole = pd.api.types.infer_dtype(values, skipna=False) == "integer"
-    return values.astype(np.int64) if is_whole else values
+def _runs_of(parts: list[_Tables]) -> np.ndarray:
+    """Return the run of each row: int64 where all are int, else as they are."""
+    distinct = [part.runs for part in parts]
+    if all(type(run) is int for runs in distinct for run in runs):
+        distinct = [runs.astype(np.int64) for runs in distinct]
+    pairs = zip(parts, distinct, strict=True)
+    return _join([runs[part.rows[:, 1]] for part, runs in pairs])
 
 
 def _array(values: list) -> np.ndarray:
