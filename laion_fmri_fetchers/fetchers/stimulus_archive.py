@@ -23,7 +23,6 @@ from laion_fmri_fetchers.access.stimulus_access import (
 from laion_fmri_fetchers.arrays.pictures import finish, open_images, read_image
 from laion_fmri_fetchers.exceptions import (
     DiskSpaceError,
-    NotCachedError,
     StimulusAccessError,
 )
 from laion_fmri_fetchers.layout.keys import record_of
@@ -55,10 +54,10 @@ def reason_to_fetch(inventory: Inventory) -> str:
     settings = inventory.settings
     if ARCHIVE in inventory.on_disk:
         return "overwrite" if settings.overwrites else ""
-    if settings.is_offline:
-        raise NotCachedError(
-            f"{ARCHIVE} is not on disk in {settings.data_dir}. {settings.how_to_fetch}"
-        )
+    settings = settings._replace(allow_missing=False)
+    inventory._replace(settings=settings).refuse_offline(
+        f"{ARCHIVE} is not on disk in {settings.data_dir}."
+    )
     return "missing"
 
 
@@ -107,7 +106,7 @@ def describe_archive(inventory: Inventory, is_fresh: bool) -> Record:
         is_other = saved != now
     if not is_other:
         return {**record, "size": size}
-    if not (settings.is_offline or settings.overwrites):
+    if settings.adds_new:
         warn(
             f"There is a new version of {ARCHIVE}, of {new_size:,} bytes; the version "
             f"on disk has {size:,} bytes and was used. mode='overwrite' downloads the "

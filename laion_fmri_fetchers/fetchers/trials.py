@@ -5,7 +5,8 @@ choose_by_trials ─▶ read_tables ─▶ choose_trials ─▶ images_with_tria
 
 from __future__ import annotations
 
-from laion_fmri_fetchers.exceptions import NotCachedError
+from collections.abc import Callable
+
 from laion_fmri_fetchers.layout.keys import is_of_trials
 from laion_fmri_fetchers.layout.trees import trials_id
 from laion_fmri_fetchers.messages import listed, warn
@@ -47,13 +48,18 @@ def choose_by_trials(
         for rec in images
         if is_of_trials(rec) and (is_filtered or rec["image_type"] == "betas")
     ]
-    trials, tables = _read_tables(with_tables, inventory, selection)
+    trials, tables = _read_tables(with_tables, inventory, selection.is_newer)
     lacking = [rec for rec in with_tables if session_of(rec) not in {*trials.sessions}]
     images, tables = _without_tables(images, lacking, tables)
     failed = {rec["id"] for rec in tables.failed}
     lacking = [rec for rec in lacking if rec["id"] not in failed]
     if is_filtered:
-        _refuse_unfiltered(lacking, inventory, selection)
+        if selection.sessions and lacking:
+            inventory.refuse_offline(
+                f"The trial table {trials_id(lacking[0])} is not on disk in "
+                f"{inventory.settings.data_dir}, so trial_filter cannot be applied to "
+                "a session that was named."
+            )
         unfiltered = {rec["id"] for rec in lacking}
         images = [rec for rec in images if rec["id"] not in unfiltered]
         trials = choose_trials(trials, selection.trial_filter)
@@ -64,7 +70,7 @@ def choose_by_trials(
 
 
 def _read_tables(
-    images: list[Record], inventory: Inventory, selection: Selection
+    images: list[Record], inventory: Inventory, again: Callable[[Record], bool]
 ) -> tuple[Trials, Outcome]:
     """Download and read the trial tables of images, and all before them."""
     tables = tables_of(images)
@@ -72,7 +78,7 @@ def _read_tables(
     needed = [
         rec for rec in inventory.records if rec["id"] in tables or rec["id"] in earlier
     ]
-    planned = plan(needed, inventory, again=selection.is_newer)
+    planned = plan(needed, inventory, again=again)
     outcome = obtain(planned, inventory, optional=earlier, quiet=True)
     failed = {rec["id"] for rec in outcome.failed}
     on_disk = (inventory.on_disk | outcome.fetched) - failed
@@ -102,21 +108,6 @@ def _without_tables(
         [rec for rec in images if rec["id"] not in ids],
         tables._replace(failed=(*tables.failed, *lost)),
     )
-
-
-def _refuse_unfiltered(
-    lacking: list[Record], inventory: Inventory, selection: Selection
-) -> None:
-    """Raise where a session was named whose trials cannot be filtered offline."""
-    settings = inventory.settings
-    if not (lacking and settings.is_offline and selection.sessions):
-        return
-    if not settings.allow_missing:
-        raise NotCachedError(
-            f"The trial table {trials_id(lacking[0])} is not on disk in "
-            f"{settings.data_dir}, so trial_filter cannot be applied to a session that "
-            f"was named. {settings.how_to_fetch}"
-        )
 
 
 def _warn_of_lacking(

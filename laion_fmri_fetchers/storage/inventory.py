@@ -38,7 +38,7 @@ from laion_fmri_fetchers.layout.trees import (
     unknown_trees,
 )
 from laion_fmri_fetchers.messages import listed
-from laion_fmri_fetchers.query.filters import admits
+from laion_fmri_fetchers.query.filters import ResultFilter, admits
 from laion_fmri_fetchers.query.selection import Selection
 
 from .catalog import Catalog, Wanted, in_order, look
@@ -81,6 +81,11 @@ class Inventory(NamedTuple):
     def is_cut_off(self) -> bool:
         """Whether nothing can be downloaded: offline, or without an answer."""
         return self.settings.is_offline or self.error is not None
+
+    def refuse_offline(self, problem: str) -> None:
+        """Raise where a file that is needed cannot be asked for."""
+        if self.settings.is_offline and not self.settings.allow_missing:
+            raise NotCachedError(f"{problem} {self.settings.how_to_fetch}")
 
     def refuse(self, query_problem: str, disk_problem: str) -> NoReturn:
         """Raise the error on a name: it does not exist, or offline, is not on disk."""
@@ -171,7 +176,7 @@ def take_inventory_of_subjects(
     if subjects is None:
         subjects, top = find_subjects(settings)
     wanted: list[Wanted] = [] if top else [("", "/")]
-    trees = trees_of(selection, settings)
+    trees = trees_of(selection.image_filter, settings)
     for subject in subjects:
         wanted += listings_of(subject, trees, selection.sessions)
     return sorted(subjects), take_inventory(
@@ -190,7 +195,7 @@ def find_subjects(settings: Settings) -> tuple[tuple[str, ...], Catalog]:
     return subjects_among(folders), top
 
 
-def trees_of(selection: Selection, settings: Settings) -> list[str]:
+def trees_of(image_filter: ResultFilter, settings: Settings) -> list[str]:
     """Return the trees in which files of the selected image types may lie.
 
     Time series, hundreds of GB a subject, must be named: a term that any type passes,
@@ -198,7 +203,7 @@ def trees_of(selection: Selection, settings: Settings) -> list[str]:
     """
 
     def passes(image_type: str) -> bool:
-        return admits(selection.image_filter, "image_type", image_type)
+        return admits(image_filter, "image_type", image_type)
 
     anything = passes(_UNHEARD_OF)
     trees = dict.fromkeys(SUBJECT_TREES)

@@ -34,6 +34,11 @@ class Settings(NamedTuple):
         return self.mode == "offline"
 
     @property
+    def adds_new(self) -> bool:
+        """Whether nothing but files that are not on disk is downloaded."""
+        return self.mode == "download_new"
+
+    @property
     def overwrites(self) -> bool:
         """Whether files on disk are downloaded again."""
         return self.mode == "overwrite"

@@ -42,7 +42,7 @@ def compare_versions(
             outdated.append(rec)
         elif size != rec["size"]:
             differing.append(rec["id"])
-    if outdated and not inventory.is_cut_off:
+    if outdated and inventory.settings.adds_new:
         _warn_of_outdated(outdated, inventory.objects)
     if differing:
         warn(
