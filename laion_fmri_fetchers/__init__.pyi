@@ -1,10 +1,10 @@
+from .access.account import access_status as access_status
+from .access.account import login as login
+from .access.account import logout as logout
 from .access.licence import accept_license as accept_license
 from .access.licence import license_text as license_text
-from .access.stimulus_access import access_status as access_status
-from .access.stimulus_access import current_terms_version as current_terms_version
-from .access.stimulus_access import login as login
-from .access.stimulus_access import logout as logout
-from .access.stimulus_access import request_stimulus_access as request_stimulus_access
+from .access.manifest import current_terms_version as current_terms_version
+from .access.request import request_stimulus_access as request_stimulus_access
 from .arrays.betas import load_betas as load_betas
 from .checkup import doctor as doctor
 from .exceptions import AccessFormError as AccessFormError

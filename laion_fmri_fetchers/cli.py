@@ -400,7 +400,7 @@ def _print_paths(paths: Sequence[str | None]) -> None:
 
 
 def _request_access(options: argparse.Namespace) -> None:
-    from laion_fmri_fetchers.access.stimulus_access import request_stimulus_access
+    from laion_fmri_fetchers.access.request import request_stimulus_access
 
     from .exceptions import AccessPendingError
 
@@ -421,13 +421,13 @@ def _request_access(options: argparse.Namespace) -> None:
 
 
 def _login(options: argparse.Namespace) -> None:
-    from laion_fmri_fetchers.access.stimulus_access import login
+    from laion_fmri_fetchers.access.account import login
 
     login(data_dir=options.data_dir)
 
 
 def _logout(options: argparse.Namespace) -> None:
-    from laion_fmri_fetchers.access.stimulus_access import logout
+    from laion_fmri_fetchers.access.account import logout
 
     logout(options.data_dir)
 

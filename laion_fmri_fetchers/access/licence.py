@@ -1,4 +1,4 @@
-"""Acceptance of the terms of the fMRI data, CC0 1.0, once a data directory."""
+"""The licence of the fMRI data, CC0 1.0: accepted once per data directory."""
 
 from __future__ import annotations
 
@@ -34,20 +34,20 @@ def accept_license(data_dir: str | os.PathLike | None = None) -> None:
     """Show the CC0 terms of the fMRI data and ask to accept them.
 
     Acceptance is remembered in the data directory, in a file that the dataset's own
-    package knows too. With the environment variable ``LAION_FMRI_LICENSE`` set to
-    ``I AGREE``, the terms are accepted without a prompt, as a batch job needs it.
+    package recognises too. If the environment variable ``LAION_FMRI_LICENSE`` is
+    ``I AGREE``, the terms are accepted without a prompt, as batch jobs need.
 
     Parameters
     ----------
     data_dir : str or path, optional
-        The data directory; by default the one in force, see `get_data_dir`.
+        The data directory; see `get_data_dir`.
 
     Raises
     ------
     LicenseNotAcceptedError
         If the terms are declined, or there is no terminal to ask at.
     OSError
-        If the acceptance cannot be written down.
+        If the acceptance cannot be saved.
 
     See Also
     --------

@@ -6,8 +6,8 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from laion_fmri_fetchers.access.account import access_status
 from laion_fmri_fetchers.access.service import ADVICE, refuse_plain, server_url
-from laion_fmri_fetchers.access.stimulus_access import access_status
 from laion_fmri_fetchers.layout.trees import ARCHIVE
 from laion_fmri_fetchers.messages import listed
 from laion_fmri_fetchers.storage.data_dir import get_data_dir

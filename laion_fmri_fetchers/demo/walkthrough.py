@@ -139,7 +139,7 @@ def _draw_rois(data: Any, subject: str, file: Path) -> None:
 
 def _stimuli(server: Any, figure: Path) -> None:
     """Ask for access, wait for approval, fetch, and draw stimuli and responses."""
-    from laion_fmri_fetchers.access.stimulus_access import request_stimulus_access
+    from laion_fmri_fetchers.access.request import request_stimulus_access
     from laion_fmri_fetchers.arrays.betas import load_betas
     from laion_fmri_fetchers.fetchers.stimuli import fetch_laion_stimuli, load_stimuli
 

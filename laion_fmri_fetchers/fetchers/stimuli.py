@@ -31,11 +31,10 @@ import numpy as np
 import pandas as pd
 from sklearn.utils import Bunch
 
-from laion_fmri_fetchers.access.stimulus_access import (
-    Gate,
+from laion_fmri_fetchers.access.gate import Gate, open_gate
+from laion_fmri_fetchers.access.manifest import (
     GatedFile,
     fetch_manifest,
-    open_gate,
     save_manifest,
     saved_manifest,
 )
