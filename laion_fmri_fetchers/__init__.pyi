@@ -6,7 +6,7 @@ from .access.licence import license_text as license_text
 from .access.manifest import current_terms_version as current_terms_version
 from .access.request import request_stimulus_access as request_stimulus_access
 from .arrays.betas import load_betas as load_betas
-from .checkup import doctor as doctor
+from .checkup.doctor import doctor as doctor
 from .exceptions import AccessFormError as AccessFormError
 from .exceptions import AccessNotFoundError as AccessNotFoundError
 from .exceptions import AccessPendingError as AccessPendingError
