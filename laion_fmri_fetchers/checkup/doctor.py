@@ -1,36 +1,22 @@
-"""The check-up: the real services, met once, against what is known of them.
-
-What is known of the dataset is in `layout` and in the checks; here it is compared with
-the bucket, the access service and this machine, by a sample that is quick and kind::
-
-    reach ─▶ name, connection, TLS, proxy, first pages of the listing
-      └▶ survey ─▶ Sample: listings of a subject in every tree, and of a session
-           └▶ CHECKS, several at once: (context) ─▶ points
-    checks of this machine and of the access service need neither
-
-A check is a generator function of the `Context`, and a row of `CHECKS`. It reads by
-``context.client``, whose bytes are counted and limited. What it raises becomes a failed
-point; where what it needs was not reached, it becomes a note.
-"""
+"""`doctor`: the checks, run several at once, and their points in order."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterable
-from multiprocessing import TimeoutError as LateError
-from multiprocessing.pool import AsyncResult, ThreadPool
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as LateError
 from typing import NamedTuple
 
 from laion_fmri_fetchers.exceptions import LaionFmriError
 from laion_fmri_fetchers.messages import counted, readable_size
+from laion_fmri_fetchers.query.selection import check_mode
 
 from . import content_checks, layout_checks, machine_checks, service_checks
-from .client import CONNECT_TIMEOUT, Client
+from .client import CONNECT_TIMEOUT, Client, begin
 from .context import Context, survey
 from .points import FAILED, Point, failed, note, ok, without_secrets
 from .reach import reach
-
-N_THREADS = 8
 
 
 class Check(NamedTuple):
@@ -39,6 +25,11 @@ class Check(NamedTuple):
     points: Callable[[Context], Iterable[Point]]
     needs: str
     """"nothing", "network", or "bucket": a bucket that was listed."""
+
+    @property
+    def name(self) -> str:
+        """Return its name, in words."""
+        return self.points.__name__.replace("_", " ")
 
 
 CHECKS = (
@@ -80,7 +71,7 @@ def doctor(
 
     A sample is looked at: one subject and one session. At most 20 MB are read, nothing
     is downloaded into the data directory, and no licence is asked for. The result holds
-    no secret, and can go into a report of a bug.
+    no secret, and can be part of a bug report.
 
     Parameters
     ----------
@@ -88,7 +79,7 @@ def doctor(
         The data directory, see `get_data_dir`. A file is written to it for a moment, to
         see whether that works.
     timeout : float, default=30.0
-        Seconds without an answer after which a server is asked no more.
+        Seconds without an answer after which a server is given up.
 
     Returns
     -------
@@ -112,27 +103,26 @@ def doctor(
     """
     client = Client(timeout)
     context = Context(data_dir, client)
-    is_offline = os.environ.get("LAION_FMRI_OFFLINE", "").strip() not in ("", "0")
+    is_offline = check_mode(None) == "offline"
     missing = dict.fromkeys(("network", "bucket"), _OFFLINE) if is_offline else {}
-    # Its threads are daemons: Ctrl-C does not wait for servers that are silent.
-    with ThreadPool(N_THREADS) as pool:
-        tasks = _begin(pool, ("nothing", "network"), context, missing)
-        points: list[Point] = []
-        if not is_offline:
-            points += _guarded(lambda: reach(client, pool), "bucket")
-            if all(point.state != FAILED for point in points):
-                context, more = _surveyed(context, pool)
-                points += more
-            if any(point.state == FAILED for point in points):
-                missing["bucket"] = _NOT_LISTED
-        tasks |= _begin(pool, ("bucket",), context, missing)
-        limit = 2 * (timeout + CONNECT_TIMEOUT)
-        for check in CHECKS:
-            points += _result(check, tasks[check], limit)
-        # When nothing else is under way.
-        if "bucket" not in missing:
-            points += _guarded(lambda: content_checks.speed(context), "speed")
-    amount = counted(len(client.latencies), "answer")
+    tasks = _begin(("nothing", "network"), context, missing)
+    points: list[Point] = []
+    if not is_offline:
+        points += _guarded("bucket", lambda: reach(client))
+        if all(point.state != FAILED for point in points):
+            try:
+                context = context._replace(sample=survey(client))
+            except LaionFmriError as error:
+                points.append(failed("listings", str(error)))
+        if any(point.state == FAILED for point in points):
+            missing["bucket"] = _NOT_LISTED
+    tasks |= _begin(("bucket",), context, missing)
+    limit = 2 * (timeout + CONNECT_TIMEOUT)
+    for check in CHECKS:
+        points += _result(check, tasks[check], limit)
+    if "bucket" not in missing:  # now that nothing else takes a share of the bandwidth
+        points += _guarded("speed", lambda: content_checks.speed(context))
+    amount = counted(client.n_answers, "answer")
     points.append(ok("traffic", f"{readable_size(client.n_bytes)} in {amount}"))
     return [without_secrets(point)._asdict() for point in points]
 
@@ -142,31 +132,30 @@ _NOT_LISTED = "the bucket was not listed"
 
 
 def _begin(
-    pool: ThreadPool, needs: Collection[str], context: Context, missing: dict[str, str]
-) -> dict[Check, AsyncResult]:
-    """Start the checks that need no more than is there."""
+    needs: tuple[str, ...], context: Context, missing: dict[str, str]
+) -> dict[Check, Future]:
+    """Start the checks with some needs."""
     return {
-        check: pool.apply_async(_run, (check, context, missing.get(check.needs)))
+        check: begin(_run, check, context, missing.get(check.needs))
         for check in CHECKS
         if check.needs in needs
     }
 
 
-def _surveyed(context: Context, pool: ThreadPool) -> tuple[Context, list[Point]]:
-    """Return the context with a sample of the bucket, or a point that says why not."""
-    try:
-        return context._replace(sample=survey(context.client, pool)), []
-    except LaionFmriError as error:
-        return context, [failed("listings", str(error))]
-
-
 def _run(check: Check, context: Context, missing: str | None) -> list[Point]:
     if missing:
-        return [note(_name(check), f"not checked, because {missing}")]
-    return _guarded(lambda: check.points(context), _name(check))
+        return [note(check.name, f"not checked, because {missing}")]
+    return _guarded(check.name, lambda: check.points(context))
 
 
-def _guarded(check: Callable[[], Iterable[Point]], name: str) -> list[Point]:
+def _result(check: Check, task: Future, limit: float) -> list[Point]:
+    try:
+        return task.result(limit)
+    except LateError:
+        return [failed(check.name, f"no result within {limit:g} s")]
+
+
+def _guarded(name: str, check: Callable[[], Iterable[Point]]) -> list[Point]:
     """Return the points of a check; what it raises is the last of them."""
     points: list[Point] = []
     try:
@@ -183,14 +172,3 @@ _UNEXPECTED = (
     "what this check understands",
     "Report this to the developers of this package.",
 )
-
-
-def _result(check: Check, task: AsyncResult, limit: float) -> list[Point]:
-    try:
-        return task.get(limit)
-    except LateError:
-        return [failed(_name(check), f"no result within {limit:g} s")]
-
-
-def _name(check: Check) -> str:
-    return check.points.__name__.replace("_", " ")
