@@ -42,11 +42,11 @@ def begin(function: Callable[..., Any], *arguments: Any) -> Future:
 
 
 class NoAnswerError(LaionFmriError, ConnectionError):
-    """A server gives no answer, or less than was asked for; the text says why."""
+    """A server does not answer, or breaks off; the text says why."""
 
 
 class Reply(NamedTuple):
-    """An answer, and as much of its body as was asked for."""
+    """An answer, and as much of its body as was requested."""
 
     status: int
     headers: Mapping[str, str]

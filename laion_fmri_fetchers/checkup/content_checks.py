@@ -280,8 +280,8 @@ def speed(context: Context) -> Iterator[Point]:
 # --- Reading ---------------------------------------------------------------------
 
 
-def _nothing(what: str) -> Point:
-    return note("files to try", f"not checked, because the bucket lists no {what}")
+def _nothing(files: str) -> Point:
+    return note("files to try", f"not checked, because the bucket lists no {files}")
 
 
 def _largest(context: Context) -> Record | None:

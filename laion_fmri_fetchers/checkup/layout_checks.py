@@ -110,13 +110,13 @@ def roi_names(context: Context) -> Iterator[Point]:
     """Compare ROIs and their categories with the published ones."""
     sample = context.sample
     rois = {(rec["roi_category"], rec["roi"]) for rec in sample.of_type("roi")}
-    known = {(c, name) for c, names in ROI_CATEGORIES.items() for name in names}
+    published = {(c, name) for c, names in ROI_CATEGORIES.items() for name in names}
     yield none_of(
-        [f"{category}/{name}" for category, name in sorted(rois - known)],
+        [f"{category}/{name}" for category, name in sorted(rois - published)],
         "ROI names",
         "not known",
         f"{len(rois)} of {sample.subject}",
-        expected=f"of the {len(known)} published names",
+        expected=f"of the {len(published)} published names",
     )
 
 

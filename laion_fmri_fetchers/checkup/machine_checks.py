@@ -52,9 +52,9 @@ _PROBE = 2**16
 def versions(_: Context) -> Iterator[Point]:
     """Name the versions of Python, of this package, and of what it stands on."""
     yield ok("python", f"{platform.python_version()}, {platform.platform()}")
-    found = {name: _version(name) for name in PACKAGES}
-    lacking = [name for name, number in found.items() if number is None]
-    texts = [f"{name} {number}" for name, number in found.items() if number]
+    numbers = {name: _version(name) for name in PACKAGES}
+    lacking = [name for name, number in numbers.items() if number is None]
+    texts = [f"{name} {number}" for name, number in numbers.items() if number]
     more = f"; not installed: {listed(lacking)}" * bool(lacking)
     yield judged(not lacking, "packages", ", ".join(texts) + more)
 

@@ -64,12 +64,12 @@ def judged(
 
     What is not given comes from ``expectations.ini``.
     """
-    known = _expectations().get(point, {})
-    expected = expected or known.get("expected", "")
+    usual = _expectations().get(point, {})
+    expected = expected or usual.get("expected", "")
     if is_right:
         return Point(point, OK, found, expected)
-    state = otherwise or known.get("otherwise", FAILED)
-    return Point(point, state, found, expected, advice or known.get("advice", ""))
+    state = otherwise or usual.get("otherwise", FAILED)
+    return Point(point, state, found, expected, advice or usual.get("advice", ""))
 
 
 def advice_on(point: str) -> str:
@@ -111,7 +111,7 @@ def shown_url(url: str) -> str:
 
 
 def without_secrets(point: Point) -> Point:
-    """Return a point in which no secret is left, whatever a server or library said."""
+    """Return a point without secrets, whatever a server or library put into it."""
     return Point(*(_hidden(text) for text in point))
 
 

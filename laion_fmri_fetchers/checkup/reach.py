@@ -38,11 +38,11 @@ def reach(client: Client) -> Iterator[Point]:
     limit = min(client.timeout, CONNECT_TIMEOUT)
     who = f"the proxy {host}" if proxy else host
     try:
-        found = _within(limit, socket.getaddrinfo, host, port)
+        addresses = _within(limit, socket.getaddrinfo, host, port)
     except (OSError, LateError, UnicodeError):
         yield failed("name", f"{who} is not resolved")
         return
-    yield ok("name", f"{who} is {listed(sorted({a[4][0] for a in found}), 2)}")
+    yield ok("name", f"{who} is {listed(sorted({a[4][0] for a in addresses}), 2)}")
     try:
         _within(limit, socket.create_connection, (host, port), limit).close()
     except (OSError, LateError) as error:
