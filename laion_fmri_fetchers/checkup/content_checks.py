@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import io
-import zlib
+import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any
+from pathlib import Path
 
 import nibabel as nib
 import pandas as pd
 
-from laion_fmri_fetchers.arrays.volumes import Header
+from laion_fmri_fetchers.arrays.volumes import Header, read_header
 from laion_fmri_fetchers.arrays.voxels import on_grid
 from laion_fmri_fetchers.layout import trees as layout
 from laion_fmri_fetchers.layout.keys import is_held_out
@@ -335,17 +335,7 @@ def _columns(
 def _header(context: Context, rec: Record) -> Header:
     """Return the header of a compressed image, from its first bytes."""
     body = _body(context.client.read(rec["key"], 0, SMALL), rec["id"])
-    raw = zlib.decompressobj(wbits=31).decompress(body, 2**20)
-    image: Any = nib.Nifti1Image.from_bytes(raw)
-    proxy, shape = image.dataobj, image.shape
-    return Header(
-        rec["id"],
-        tuple(shape[:3]),
-        shape[3] if len(shape) == 4 else 1,
-        image.affine,
-        proxy.dtype,
-        float(proxy.slope),
-        float(proxy.inter),
-        proxy.offset,
-        image.header,
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, rec["id"].rpartition("/")[2])
+        file.write_bytes(body)
+        return read_header(file)

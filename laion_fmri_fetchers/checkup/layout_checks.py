@@ -10,7 +10,7 @@ from laion_fmri_fetchers.layout.names import ROI_CATEGORIES, SUBJECTS
 from laion_fmri_fetchers.messages import listed
 
 from .context import FIRST_EMBEDDINGS, Context, Record, Sample
-from .points import FAILED, NOTE, Point, judged, none_of, note
+from .points import FAILED, NOTE, Point, judged, none_of
 
 ANNOUNCED = frozenset({"derivatives/retinotopy/"})
 NEEDED_TREES = (layout.GLM, layout.ROIS, layout.ANATOMICAL)
@@ -45,7 +45,7 @@ def trees(context: Context) -> Iterator[Point]:
         ("trees not known", other),
     ):
         if names:
-            yield note(point, listed(sorted(names), 9))
+            yield judged(False, point, listed(sorted(names), 9))
 
 
 def subjects(context: Context) -> Iterator[Point]:

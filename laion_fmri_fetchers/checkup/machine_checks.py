@@ -28,7 +28,7 @@ from laion_fmri_fetchers.storage.state import (
 from laion_fmri_fetchers.transfer.partials import leftovers
 
 from .context import Context
-from .points import PROXY_VARIABLES, Point, failed, judged, note, ok
+from .points import PROXY_VARIABLES, Point, judged, note, ok
 from .points import shown_url as shown
 from .reach import CA_VARIABLES
 
@@ -115,7 +115,7 @@ def data_directory(context: Context) -> Iterator[Point]:
         yield from _probe(probe)
     except OSError as error:
         why = error.strerror or type(error).__name__
-        yield failed("data directory", f"{folder} cannot be written: {why}")
+        yield judged(False, "data directory", f"{folder} cannot be written: {why}")
     finally:
         for file in folder.glob(f"{probe.name}*"):
             with contextlib.suppress(OSError):
@@ -163,7 +163,7 @@ def _locks(file: Path) -> Point:
                 check=False,
             )
     except (OSError, NotImplementedError, subprocess.SubprocessError) as error:
-        return note("file locks", f"not supported: {type(error).__name__}")
+        return judged(False, "file locks", f"not supported: {type(error).__name__}")
     words = {0: "another process took the same lock", 3: "keep other processes off"}
     found = words.get(done.returncode, "could not be tried")
     return judged(done.returncode == 3, "file locks", found)

@@ -39,17 +39,17 @@ class Point(NamedTuple):
 
 def ok(point: str, found: str) -> Point:
     """Return a point that is as it should be."""
-    return judged(True, point, found)
+    return Point(point, OK, found)
 
 
 def note(point: str, found: str, advice: str = "") -> Point:
     """Return a point that is worth knowing, or differs but stops nobody."""
-    return judged(False, point, found, advice=advice, otherwise=NOTE)
+    return Point(point, NOTE, found, "", advice)
 
 
 def failed(point: str, found: str, expected: str = "", advice: str = "") -> Point:
     """Return a point in which something that a user needs is not as expected."""
-    return judged(False, point, found, expected, advice, FAILED)
+    return Point(point, FAILED, found, expected, advice)
 
 
 def judged(

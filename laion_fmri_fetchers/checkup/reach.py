@@ -17,7 +17,7 @@ from laion_fmri_fetchers.messages import listed
 from laion_fmri_fetchers.transfer.bucket import bucket_url
 
 from .client import CONNECT_TIMEOUT, Client, NoAnswerError, Reply, begin, proxy_of
-from .points import Point, advice_on, failed, judged, note, ok, shown_url
+from .points import Point, advice_on, judged, note, ok, shown_url
 
 CA_VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
 
@@ -40,15 +40,16 @@ def reach(client: Client) -> Iterator[Point]:
     try:
         addresses = _within(limit, socket.getaddrinfo, host, port)
     except (OSError, LateError, UnicodeError):
-        yield failed("name", f"{who} is not resolved")
+        yield judged(False, "name", f"{who} is not resolved")
         return
     yield ok("name", f"{who} is {listed(sorted({a[4][0] for a in addresses}), 2)}")
     try:
         _within(limit, socket.create_connection, (host, port), limit).close()
     except (OSError, LateError) as error:
         why = getattr(error, "strerror", None) or f"nothing for {limit:g} s"
+        found = f"{who}, port {port}: {why}"
         advice = advice_on("proxy") if proxy else ""
-        yield failed("connection", f"{who}, port {port}: {why}", advice=advice)
+        yield judged(False, "connection", found, advice=advice)
         return
     yield ok("connection", f"{who}, port {port}, accepts connections")
     yield from _first_pages(client, url, proxy)
@@ -74,21 +75,21 @@ def _first_pages(client: Client, url: str, proxy: str | None) -> Iterator[Point]
     is_of_s3 = b"<Error>" in reply.body
     if reply.status == 407 or (proxy and reply.status >= 400 and not is_of_s3):
         status = f"{proxy} answers with status {reply.status}"
-        yield failed("proxy", status)
+        yield judged(False, "proxy", status)
         return
     yield _clock(reply)
     if reply.status != 200:
-        yield failed("listing", f"status {reply.status}", "200")
+        yield judged(False, "listing", f"status {reply.status}", "200")
         return
     yield from _listing(client, f"{url}/", query, reply)
 
 
 def _no_answer(why: str) -> Point:
     if why.startswith("TLS"):
-        return failed("TLS", why, advice=_advice_on_tls(why))
+        return judged(False, "TLS", why, advice=_advice_on_tls(why))
     if why.startswith("the proxy"):
-        return failed("proxy", why)
-    return failed("listing", why, "an answer")
+        return judged(False, "proxy", why)
+    return judged(False, "listing", why, "an answer")
 
 
 def _advice_on_tls(why: str) -> str:
@@ -137,9 +138,9 @@ def _listing(
         found = f"{first.get('tag')}, {len(first.get('names', ()))} names, "
         found += f"truncated: {first.get('IsTruncated')}, token: {bool(token)}, "
         found += f"encoding: {first.get('EncodingType')}"
-        yield failed("listing", found)
+        yield judged(False, "listing", found)
         return
-    yield ok("listing", "pages of 2 names, encoded as URLs, with a token")
+    yield judged(True, "listing", "pages of 2 names, encoded as URLs, with a token")
     rest = client.get(url, query={**query, "continuation-token": token})
     second = _page(rest)
     names = second.get("names", [])
@@ -150,7 +151,7 @@ def _listing(
     )
     most = second.get("MaxKeys", "unknown")
     if most != "1000":
-        yield note("keys per page", f"at most {most}")
+        yield judged(False, "keys per page", f"at most {most}")
 
 
 def _page(reply: Reply) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from laion_fmri_fetchers.storage.data_dir import get_data_dir
 
 from .client import NoAnswerError
 from .context import Context
-from .points import Point, judged, note, ok, shown_url
+from .points import Point, judged, ok, shown_url
 
 MANIFEST = "/api/v1/manifest"
 PAGES = ("/terms", "/privacy")
@@ -91,4 +91,4 @@ def request_id(context: Context) -> Iterator[Point]:
     if status["status"]:
         yield ok("request_id", f"kept, {status['status']}; from {status['source']}")
     else:
-        yield note("request_id", "none is kept")
+        yield judged(False, "request_id", "none is kept")
