@@ -105,7 +105,7 @@ _WORDS: dict[str, str | Callable[[re.Match], str]] = {
     r"(?<= )--[a-z_]+|^--[a-z_]+": lambda option: option[0].replace("_", "-"),
     r"\bthe same call\b": "the same command",
 }
-"""What messages of the package say of Python, and how it is written on a shell."""
+"""Python in messages of the package, and how a shell spells it; applied in order."""
 
 
 def on_a_shell(message: str) -> str:
@@ -331,7 +331,7 @@ def _fetch_options(command: Parser) -> None:
 def _fetch(options: Options) -> None:
     """Fetch images and masks."""
     data = _selected(options, dry_run=options.dry_run, **_transfer(options))
-    if not data.images:
+    if not data.images and options.max_images != 0:
         tell("No image file matches the selection.", _verbose(options))
     _print_files(options, data, [*data.images, *data.rois])
 
