@@ -34,6 +34,11 @@ autodoc_typehints = "none"  # docstrings tell types
 numpydoc_show_class_members = False
 numpydoc_xref_param_type = False
 
+# Docstrings of the demo name its functions without the module.
+nitpick_ignore = [
+    ("py:obj", name) for name in ("CONTENT", "build_bucket", "serve_demo")
+]
+
 # Examples are run; one that fails ends the build.
 sphinx_gallery_conf = {
     "examples_dirs": "examples",

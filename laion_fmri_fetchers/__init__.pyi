@@ -6,6 +6,7 @@ from .access.licence import license_text as license_text
 from .access.manifest import current_terms_version as current_terms_version
 from .access.request import request_stimulus_access as request_stimulus_access
 from .arrays.betas import load_betas as load_betas
+from .arrays.pictures import load_stimuli as load_stimuli
 from .checkup.doctor import doctor as doctor
 from .exceptions import AccessFormError as AccessFormError
 from .exceptions import AccessNotFoundError as AccessNotFoundError
@@ -36,7 +37,6 @@ from .fetchers.stimuli import fetch_laion_stimuli as fetch_laion_stimuli
 from .fetchers.stimuli import (
     fetch_laion_stimulus_metadata as fetch_laion_stimulus_metadata,
 )
-from .fetchers.stimuli import load_stimuli as load_stimuli
 from .fetchers.stimulus_features import fetch_laion_captions as fetch_laion_captions
 from .fetchers.stimulus_features import fetch_laion_embeddings as fetch_laion_embeddings
 from .fetchers.stimulus_features import (

@@ -37,6 +37,7 @@ from laion_fmri_fetchers.access.manifest import (
     saved_manifest,
 )
 from laion_fmri_fetchers.access.request import request_stimulus_access
+from laion_fmri_fetchers.arrays.pictures import load_stimuli
 from laion_fmri_fetchers.cli import main
 from laion_fmri_fetchers.demo import serve_access
 from laion_fmri_fetchers.demo.service import MANIFEST, REFRESH, REQUEST
@@ -55,7 +56,7 @@ from laion_fmri_fetchers.exceptions import (
     StimulusAccessError,
     TermsOutdatedError,
 )
-from laion_fmri_fetchers.fetchers.stimuli import fetch_laion_stimuli, load_stimuli
+from laion_fmri_fetchers.fetchers.stimuli import fetch_laion_stimuli
 from laion_fmri_fetchers.layout.trees import ARCHIVE, GATED, STIMULUS_TABLE
 from laion_fmri_fetchers.storage.state import auth_file, official_auth_file
 
@@ -615,7 +616,7 @@ def test_a_sha256_mismatch_leaves_no_file(access, data_dir, secrets_of_test):
         return status, headers, content
 
     access.answers[REFRESH] = tampered
-    with pytest.raises(DownloadError, match="sha256") as caught:
+    with pytest.raises(DownloadError, match="SHA-256") as caught:
         fetch()
     secrets_of_test.assert_not_told_by(caught.value)
     assert not (data_dir / ARCHIVE).exists()
@@ -1051,17 +1052,18 @@ def test_a_broken_auth_file_is_ignored(access, data_dir, content):
 
 
 def test_auth_json_is_never_readable_by_others(access, data_dir, monkeypatch):
-    seen = []
+    seen, created = [], {}
     os_open, replace = os.open, os.replace
 
     def spy_open(path, flags, mode=0o777, **kwargs):
         descriptor = os_open(path, flags, mode, **kwargs)
-        if "auth.json" in str(path) and flags & os.O_CREAT:
-            seen.append(stat.S_IMODE(os.fstat(descriptor).st_mode))
+        if flags & os.O_CREAT:
+            created[str(path)] = stat.S_IMODE(os.fstat(descriptor).st_mode)
         return descriptor
 
     def spy_replace(source, target):
         if "auth.json" in str(target):
+            seen.append(created[str(source)])
             seen.append(stat.S_IMODE(os.stat(source).st_mode))
         replace(source, target)
 

@@ -19,6 +19,7 @@ from PIL import Image
 from sklearn.utils import Bunch
 
 from laion_fmri_fetchers import fetch_laion_fmri, fetch_laion_stimulus_metadata
+from laion_fmri_fetchers.arrays.pictures import load_stimuli
 from laion_fmri_fetchers.demo.server import UPLOADED
 from laion_fmri_fetchers.demo.service import MANIFEST
 from laion_fmri_fetchers.exceptions import (
@@ -31,7 +32,7 @@ from laion_fmri_fetchers.exceptions import (
     NotCachedError,
     UnsafeKeyError,
 )
-from laion_fmri_fetchers.fetchers.stimuli import fetch_laion_stimuli, load_stimuli
+from laion_fmri_fetchers.fetchers.stimuli import fetch_laion_stimuli
 from laion_fmri_fetchers.fetchers.stimulus_features import (
     fetch_laion_captions,
     fetch_laion_embeddings,

@@ -243,7 +243,9 @@ def test_a_dry_run_of_raw_data_says_first_how_much_it_is(server, data_dir, capsy
     data = fetch(FIRST, image_type="raw_bold", dry_run=True, verbose=1)
     size = sum(meta["size"] for meta in data.images_meta)
     first = capsys.readouterr().err.splitlines()[0]
-    assert first == f"Time series selected: {size / 1000:.3g} kB in 12 files"
+    assert (
+        first == f"Raw or preprocessed data selected: {size / 1000:.3g} kB in 12 files"
+    )
 
 
 @pytest.mark.parametrize(

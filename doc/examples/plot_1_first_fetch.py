@@ -2,8 +2,8 @@
 First fetch
 ===========
 
-See which subjects and regions there are and how much would come, fetch it, look at what
-came, draw the regions on the brain, and load the same again without a network.
+See which subjects and regions exist and how large a download would be, fetch it, look
+at the result, draw the regions on the brain, and load the same again without a network.
 """
 
 # %%
@@ -22,8 +22,8 @@ demo = serve_demo(subjects=["sub-01", "sub-03"])
 # What there is
 # -------------
 #
-# Only lists of files are read for this, no data. Subjects differ in the regions they
-# have, and in how many sessions of theirs are out.
+# This reads only lists of files, no data. Subjects differ in the regions they have. The
+# demo has 4 public sessions per subject, LAION-fMRI 30.
 
 from laion_fmri_fetchers import describe, get_rois
 
@@ -32,10 +32,10 @@ print()
 print("Face regions of sub-01:", get_rois("sub-01", category="face"))
 
 # %%
-# How much would come
-# -------------------
+# How large is it?
+# ----------------
 #
-# A session of betas has 1.1 GB in LAION-fMRI, so it is worth to look first. A dry run
+# A session of betas is 1.15 GB in LAION-fMRI, so it is worth checking first. A dry run
 # downloads no image: it lists the files that a call would fetch.
 
 from laion_fmri_fetchers import fetch_laion_fmri
@@ -43,17 +43,17 @@ from laion_fmri_fetchers import fetch_laion_fmri
 query = {"subjects": "sub-01", "rois": ["face", "place", "body"], "sessions": [1, 2]}
 plan = fetch_laion_fmri(**query, dry_run=True)
 print(f"{len(plan.plan)} files, {plan.plan_size / 1e6:.1f} MB, the largest of them:")
-for one in plan.plan.nlargest(2, "size").itertuples():
-    *_, name = one.id.split("/")
-    print(f"{one.size:>9,} bytes  {name[:42]}...")
+for file in plan.plan.nlargest(2, "size").itertuples():
+    *_, name = file.id.split("/")
+    print(f"{file.size:>9,} bytes  {name[:42]}...")
 
 # %%
 # Fetch
 # -----
 #
 # The same call without ``dry_run``. Files that are on disk already are not fetched
-# again. By default the images are single-trial responses ("betas"): one 4-D image a
-# session, a volume a trial.
+# again. By default the images are single-trial responses ("betas"): one 4-D image per
+# session with one volume per trial.
 
 data = fetch_laion_fmri(**query)
 
@@ -63,10 +63,11 @@ print("ROIs:", [meta["roi"] for meta in data.rois_meta])
 print("Noise ceilings:", list(data.noise_ceilings["sub-01"]))
 
 # %%
-# ``trials`` has a row for each trial: its run, the volume of the session's image that
-# holds its response, the image that was shown, and what the name of that image tells.
+# ``trials`` has one row per trial: its run, the volume of the session's image that
+# holds its response, the image that was shown, the information encoded in the name of
+# that image, and which of its showings this was.
 
-data.trials[["session", "run", "beta_index", "label", "n_reps", "dataset"]].head()
+data.trials[["session", "beta_index", "label", "n_reps", "repetition"]].head()
 
 # %%
 # Draw the regions
@@ -88,9 +89,9 @@ plt.show()
 # Without a network
 # -----------------
 #
-# ``mode="offline"`` opens no connection. What comes back is the same, so a script that
-# ran on a login node runs on a compute node as well. The bucket of this example counts
-# its requests:
+# ``mode="offline"`` opens no connection. The result is the same, so a script that ran
+# on a login node runs on a compute node as well. The bucket of this example counts its
+# requests:
 
 demo.bucket.requests.clear()
 again = fetch_laion_fmri(**query, mode="offline")

@@ -2,9 +2,9 @@
 Choose trials before downloading
 ================================
 
-Filters work on metadata. They tell which sessions hold the trials a study needs, and
-only those sessions are downloaded. Here they find images that were shown often, images
-of chosen kinds, and combinations of both.
+Filters work on metadata. They find the sessions with the trials that a study needs, and
+only those sessions are downloaded. Here they select images that were shown often,
+images of certain kinds, and combinations of both.
 """
 
 # %%
@@ -19,12 +19,12 @@ from laion_fmri_fetchers.demo import serve_demo
 demo = serve_demo(subjects=["sub-01", "sub-03", "sub-05"])
 
 # %%
-# Say what is wanted
-# ------------------
+# Define filters
+# --------------
 #
 # A filter has terms on fields of a trial: the columns of ``trials``. A term is a value,
 # several values, or a special value such as `Pattern`. Filters combine with ``&``,
-# ``|``, ``^`` and ``~``, and show what they are.
+# ``|``, ``^`` and ``~``, and are readable when printed.
 
 from laion_fmri_fetchers import IsIn, Pattern, ResultFilter
 
@@ -39,7 +39,7 @@ wanted
 # ----------------------------
 #
 # For a dry run with a trial filter, only the small trial tables are fetched. They are
-# kept, so that further questions are answered from the disk.
+# kept, so further dry runs read them from disk.
 
 import pandas as pd
 
@@ -67,14 +67,14 @@ table = pd.DataFrame(costs, columns=["filter", "trials", "sessions", "MB"])
 table.set_index("filter").round(1)
 
 # %%
-# Images shown 12 times are in half of the sessions only, so half of the download is
-# saved.
+# In the demo, images shown 12 times are in half of the sessions only, so half of the
+# download is saved.
 #
 # Fetch what passes
 # -----------------
 #
-# The filter is kept in ``query``, to be asked again; ``sample_masks`` says which
-# volumes of each image passed.
+# The filter is kept in ``query``, for reuse; ``sample_masks`` has the volumes of each
+# image that passed.
 
 data = fetch_laion_fmri("all", rois=None, sessions=range(1, 5), trial_filter=often)
 print(repr(data.query["trial_filter"]))
@@ -92,8 +92,8 @@ plot_availability(data)
 plt.show()
 
 # %%
-# Filter a table that is there
-# ----------------------------
+# Filter a table in memory
+# ------------------------
 #
 # ``mask`` evaluates a whole DataFrame at once. The trials of one subject, all of them
 # and those of two filters:

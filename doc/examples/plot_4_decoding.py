@@ -3,8 +3,8 @@ Decode what an image shows
 ==========================
 
 From a fetch to a brain map: load betas as an array, take labels from captions, decode
-them with a cross-validated scikit-learn pipeline, compare regions, and put what the
-decoder learnt back into the brain.
+them with a cross-validated scikit-learn pipeline, compare regions, and map the pattern
+of the decoder back to the brain.
 """
 
 # %%
@@ -38,8 +38,8 @@ print(f"{betas.data.shape[0]} trials x {betas.data.shape[1]} voxels")
 # What to decode
 # --------------
 #
-# Captions say what people saw in an image. A trial is labelled by the words in them,
-# and left out if there are none of these words, or words of two kinds.
+# Captions describe what people saw in an image. A trial is labelled by the words in
+# them, and left out if it has none of these words, or words of two kinds.
 
 from laion_fmri_fetchers import fetch_laion_captions
 
@@ -48,14 +48,14 @@ words = {
     "place": {"house", "street", "room"},
     "object": {"object", "tool"},
 }
-told = fetch_laion_captions(betas.trials, source="human").captions
-told = told.groupby("image_name")["caption"].agg(" ".join).str.lower()
+captions = fetch_laion_captions(betas.trials, source="human").captions
+captions = captions.groupby("image_name")["caption"].agg(" ".join).str.lower()
 
 
 def kind(label):
     """Return what the captions of an image are about, None if that is not clear."""
-    said = set(told.get(label, "").replace(",", " ").split())
-    kinds = [name for name, own in words.items() if own & said]
+    found = set(captions.get(label, "").replace(",", " ").split())
+    kinds = [name for name, own in words.items() if own & found]
     return kinds[0] if len(kinds) == 1 else None
 
 
@@ -70,8 +70,8 @@ shown[wanted].value_counts()
 # Decode
 # ------
 #
-# An image is shown several times. Folds are made of images, so that none is both learnt
-# and predicted; ``betas.groups["session"]`` would leave out sessions instead.
+# An image is shown several times. Folds are made of images, so that no image is in both
+# training and test set; ``betas.groups["session"]`` would leave out sessions instead.
 
 import numpy as np
 from matplotlib import pyplot as plt
@@ -95,15 +95,16 @@ ConfusionMatrixDisplay.from_predictions(
     im_kw={"vmin": 0, "vmax": 1},
     ax=ax,
 )
-ax.set(xlabel="Decoded", ylabel="In the captions")
-ax.set_title(f"Share of trials; {np.mean(y == predicted):.2f} correct, chance 0.33")
+ax.set(xlabel="Decoded (share of trials)", ylabel="In the captions")
+largest = shown[wanted].value_counts(normalize=True).max()
+ax.set_title(f"{np.mean(y == predicted):.2f} correct; largest class {largest:.2f}")
 plt.show()
 
 # %%
 # Which regions tell faces apart?
 # -------------------------------
 #
-# ``roi_masks`` says which columns are of a region. The area under the ROC curve is 0.5
+# ``roi_masks`` has the columns of each region. The area under the ROC curve is 0.5
 # by chance; bars are the mean over folds, points are folds.
 
 from sklearn.model_selection import cross_val_score

@@ -26,8 +26,8 @@ demo = serve_demo(
 # ------------------------
 #
 # Images that are shown 12 times are left out: their averages have less noise, in every
-# subject, and that alone would make dissimilarities agree. ROIs are named one by one or
-# by category, and joined to larger regions below.
+# subject, and that alone would make dissimilarities agree. ROIs are named individually
+# or by category, and joined to larger regions below.
 
 from laion_fmri_fetchers import fetch_laion_fmri
 
@@ -50,8 +50,8 @@ data = fetch_laion_fmri(
 #
 # Repeats are averaged after z-scoring. The dissimilarity of two images is one minus the
 # correlation of their patterns, 0 to 2. Matrices need the same images in the same
-# order: those that every subject saw in both halves of the sessions, by what they show,
-# which the demo tells by an image's name.
+# order: those that every subject saw in both halves of the sessions, sorted by their
+# content, which in the demo follows from an image's name.
 
 import numpy as np
 import pandas as pd
@@ -68,24 +68,31 @@ labels = n_halves.index[n_halves == 2 * len(subjects)]
 labels = sorted(labels, key=lambda label: (content_category(label), label))
 
 
+category = {meta["roi"]: meta["roi_category"] for meta in data.rois_meta}
+
+
 def dissimilarities(data):
     """Return dissimilarities of all pairs of images, by region and subject."""
     found = {region: {} for region in regions}
     for subject in subjects:
-        for region, rois in regions.items():
-            betas = load_betas(
-                data, subject, rois, standardize="zscore", average_repeats=True
-            )
-            rows = pd.Index(betas.trials["label"]).get_indexer(labels)
-            found[region][subject] = pdist(betas.data[rows], "correlation")
+        betas = load_betas(data, subject, standardize="zscore", average_repeats=True)
+        rows = pd.Index(betas.trials["label"]).get_indexer(labels)
+        for region, names in regions.items():
+            masks = [
+                mask
+                for roi, mask in betas.roi_masks.items()
+                if roi in names or category[roi] in names
+            ]
+            patterns = betas.data[rows][:, np.any(masks, axis=0)]
+            found[region][subject] = pdist(patterns, "correlation")
     return found
 
 
 found = dissimilarities(data)
 
 # %%
-# The mean over subjects. Images that show the same are more alike in category-selective
-# regions:
+# The mean over subjects. In category-selective regions, images of the same content are
+# more similar:
 
 from matplotlib import pyplot as plt
 
@@ -110,9 +117,9 @@ plt.show()
 # Do subjects agree?
 # ------------------
 #
-# Spearman's correlation of dissimilarities, between each two subjects. How reliable
-# those of one subject are is seen from the two halves of its sessions, with half of the
-# data each. All is on disk, so the halves are selected offline.
+# Spearman's correlation of dissimilarities, between pairs of subjects. The two halves
+# of each subject's sessions, with half of the data each, show how reliable they are.
+# Everything is on disk, so the halves are selected offline.
 
 
 from itertools import combinations
@@ -133,9 +140,9 @@ halves = [
 ]
 
 
-def agreement(one, other):
+def agreement(first, second):
     """Return Spearman's correlation."""
-    return spearmanr(one, other)[0]
+    return spearmanr(first, second)[0]
 
 
 within = {
@@ -168,8 +175,9 @@ ax.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=1)
 plt.show()
 
 # %%
-# In the synthetic data, subjects share what category-selective regions prefer. All else
-# was drawn for each subject apart, so in other regions they do not agree.
+# In the synthetic data, subjects share what category-selective regions prefer.
+# Everything else was drawn separately for each subject, so in other regions they do not
+# agree.
 
 # %%
 # Stop the stand-in; its data are removed.

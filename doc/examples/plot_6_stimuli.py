@@ -17,16 +17,17 @@ fetch the images of chosen trials, and look at those that drive a region most an
 from laion_fmri_fetchers.demo import serve_demo
 
 demo = serve_demo(subjects=["sub-01"], n_trials=128)
-demo.access.approves = False  # as with the real service, people decide later
+demo.access.approves = False  # as with the real service, approval takes time
 
 # %%
 # Request access
 # --------------
 #
 # At a terminal or in a notebook, ``request_stimulus_access()`` asks for all fields. In
-# a script, they are arguments, with the version of the agreement that you have read.
+# a script, they are arguments, including two consents: the version of the agreement
+# that you have read and accept, and that you acknowledge the privacy notice.
 # ``renew=True`` sends the form even if this machine keeps an approved request already.
-# The request waits for approval, which an error says.
+# Until the request is approved, calls raise `AccessPendingError`.
 
 from laion_fmri_fetchers import (
     AccessPendingError,
@@ -49,8 +50,8 @@ except AccessPendingError:
     print("Status:", access_status()["status"])
 
 # %%
-# Later the request is approved. With the real service, that is the work of others; the
-# stand-in is told.
+# Later the request is approved. With the real service, the publishers approve it; here
+# we approve it ourselves.
 
 demo.access.approve()
 
@@ -58,8 +59,9 @@ demo.access.approve()
 # Fetch images of chosen trials
 # -----------------------------
 #
-# All images are in one archive (3.2 GB in LAION-fMRI), which is fetched once.
-# ``trials`` chooses rows of its table, one an image.
+# All images are in one archive (3.2 GB in LAION-fMRI), which is downloaded once.
+# ``trials`` selects rows of its table, one per image. The table alone is public, see
+# `fetch_laion_stimulus_metadata`.
 
 from laion_fmri_fetchers import fetch_laion_fmri, fetch_laion_stimuli, load_betas
 
@@ -73,8 +75,8 @@ stimuli.metadata.head()
 # --------------------------
 #
 # Betas are z-scored within session, averaged over repeats, then over the voxels of
-# FFA1. Only images with four repeats or more are compared, as means of few trials are
-# extreme by noise alone.
+# FFA1. Only images with four or more repeats are compared, because means of few trials
+# are extreme by noise alone.
 
 betas = load_betas(data, rois="FFA1", standardize="zscore", average_repeats=True)
 responses = betas.trials.set_index("label")[["n_averaged"]]
@@ -86,8 +88,8 @@ responses.tail(3)
 # Most and least driving images
 # -----------------------------
 #
-# `load_stimuli` decodes the images in the order of ``metadata``, so rows are chosen
-# there first.
+# `load_stimuli` decodes the images in the order of ``metadata``, so select its rows
+# first.
 
 from matplotlib import pyplot as plt
 
@@ -111,8 +113,8 @@ plt.show()
 # Responses by kind of image
 # --------------------------
 #
-# One extreme image proves little; the distributions tell more: medians and quartiles
-# over images. In the demo, the name of an image tells what it shows. On the real data,
+# One extreme image proves little; distributions show more: medians and quartiles over
+# images. In the demo, the content of an image follows from its name. On the real data,
 # use captions (see :ref:`sphx_glr_auto_examples_plot_4_decoding.py`) or nouns of
 # `fetch_laion_segmentations`.
 

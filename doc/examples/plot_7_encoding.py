@@ -2,18 +2,18 @@
 Encoding model on image embeddings
 ==================================
 
-How much of a voxel's response can be predicted from what a vision model makes of an
-image? Fit a ridge regression from embeddings to betas, test it on images it has not
-seen, and compare it with the noise ceiling.
+How much of a voxel's response can be predicted from the embedding of an image by a
+vision model? Fit a ridge regression from embeddings to betas, test it on new images,
+and compare it with the noise ceiling.
 """
 
 # %%
 # The data of this example
 # ------------------------
 #
-# They are synthetic and served by this machine. Embeddings of images that show the same
-# kind of thing are alike, as those of real models are. Leave out the lines with
-# ``demo``, and the rest runs on LAION-fMRI itself.
+# They are synthetic and served by this machine. Embeddings of images of the same kind
+# of thing are similar, as those of real models are. Leave out the lines with ``demo``,
+# and the rest runs on LAION-fMRI itself.
 
 from laion_fmri_fetchers.demo import serve_demo
 
@@ -23,7 +23,7 @@ demo = serve_demo(subjects=["sub-01"], n_trials=256)
 # Responses
 # ---------
 #
-# The average over repeats, a row an image, of all voxels in any ROI.
+# The average over repeats, one row per image, of all voxels in any ROI.
 
 from laion_fmri_fetchers import fetch_laion_fmri, load_betas
 
@@ -35,8 +35,9 @@ print(f"{betas.data.shape[0]} images x {betas.data.shape[1]} voxels")
 # Embeddings
 # ----------
 #
-# They are public, there is no gate. Rows come in the order of the names asked for, so
-# they align with the responses. ``valid`` tells for which images the model gave one.
+# Embeddings are public; no access request is needed. Rows are in the order of
+# ``names``, so they align with the responses. ``valid`` is False for images without an
+# embedding.
 
 import numpy as np
 
@@ -49,11 +50,11 @@ Y = betas.data[valid]
 print(f"{X.shape[0]} images x {X.shape[1]} features")
 
 # %%
-# Predict images that were not learnt
-# -----------------------------------
+# Predict new images
+# ------------------
 #
-# A row is an image, so no image is in two folds. Each voxel has a penalty of its own,
-# chosen within the images learnt.
+# Each row is an image, so no image is in two folds. Each voxel has a penalty of its
+# own, chosen within the training images.
 
 from sklearn.linear_model import RidgeCV
 from sklearn.model_selection import KFold, cross_val_predict
@@ -72,8 +73,17 @@ explained = 100 * (1 - residual / ((Y - Y.mean(axis=0)) ** 2).sum(axis=0))
 # Below the ceiling
 # -----------------
 #
-# A model cannot explain more than the noise ceiling; the noise ceiling of 4 repeats
-# fits averages of 4 trials. Medians over the voxels of each ROI:
+# A model cannot explain more than the noise ceiling of these averages, which depends on
+# how many trials they have. A published map gives the ratio of signal to noise, and
+# with it the ceiling for any number of trials.
+
+signal = betas.noise_ceilings["4rep"] / 100
+snr = signal / (1 - signal) / 4  # of single trials, in units of variance
+ceiling = 100 * snr / (snr + np.mean(1 / betas.trials["n_averaged"][valid]))
+betas.trials["n_averaged"].value_counts().head()
+
+# %%
+# Medians over the voxels of each ROI:
 
 from matplotlib import pyplot as plt
 
@@ -86,7 +96,6 @@ colours = {
     "object": ("#56b4e9", "D"),
     "retinotopy": ("#0072b2", "X"),
 }
-ceiling = betas.noise_ceilings["4rep"]
 category = {meta["roi"]: meta["roi_category"] for meta in data.rois_meta}
 figure, ax = plt.subplots(figsize=(6.4, 4.4), layout="constrained")
 for name, (colour, marker) in colours.items():
@@ -102,7 +111,7 @@ for name, (colour, marker) in colours.items():
 ax.axline((0, 0), slope=1, color="black", lw=0.8, ls="--", label="ceiling")
 ax.axhline(0, color="black", lw=0.8)
 ax.set(
-    xlabel="Noise ceiling, 4 repeats (%)",
+    xlabel="Noise ceiling of the averages (%)",
     ylabel="Variance explained by the model (%)",
     xlim=(0, 65),
     ylim=(-5, 30),
@@ -112,10 +121,11 @@ ax.legend(frameon=False, fontsize="small", ncols=2, loc="upper right")
 plt.show()
 
 # %%
-# In the synthetic data, embeddings tell what kind of thing an image shows, and nothing
-# of what else a voxel responds to. So the model explains some of category-selective
-# regions, stays far from the ceiling, and fails in retinotopic maps, but for TO1 and
-# TO2, which overlap with MT.
+# In the synthetic data, embeddings encode what kind of thing an image shows, and
+# nothing else that a voxel responds to. So the model explains some of the variance in
+# category-selective regions, stays far below the ceiling, and fails in retinotopic
+# maps, except those that overlap with a category-selective region: TO1 with EBA, TO2
+# with MT, V3B with OPA.
 #
 # Back to the brain
 # -----------------

@@ -2,9 +2,9 @@
 A localizer with nilearn's maskers
 ==================================
 
-What is fetched fits nilearn without this package's own loaders: paths of images, masks,
-and the volumes to take. Here the whole brain is tested for voxels that respond more to
-faces than to anything else.
+The fetched files work in nilearn without this package's own loaders: paths of images
+and masks, and the volumes to select. Here the whole brain is tested for voxels that
+respond more to faces than to anything else.
 """
 
 # %%
@@ -23,7 +23,7 @@ demo = serve_demo(subjects=["sub-01"], n_trials=192)
 # Fetch trials of images that are shown 4 times
 # ----------------------------------------------
 #
-# Averages of 4 trials then have the same noise.
+# Averages of 4 trials have the same noise.
 
 from laion_fmri_fetchers import fetch_laion_fmri
 
@@ -39,9 +39,9 @@ data = fetch_laion_fmri(
 # ---------------------
 #
 # ``NiftiMasker`` takes the brain mask of the subject and, for each image, the volumes
-# of the chosen trials. It reads a whole image into memory: 12 GB for a session of
-# LAION-fMRI, where `load_betas` needs room for its result only. And it z-scores over
-# the trials that were chosen, where `load_betas` does over all of the session.
+# of the selected trials. It reads a whole image into memory: 12 GB for a session of
+# LAION-fMRI, where `load_betas` needs memory for its result only. And it z-scores over
+# the selected trials, where `load_betas` does so over all trials of the session.
 
 import numpy as np
 from nilearn.maskers import NiftiMasker
@@ -59,7 +59,7 @@ responses = np.vstack(sessions)
 print(f"{responses.shape[0]} trials x {responses.shape[1]} voxels")
 
 # %%
-# ``trials`` has a row for each row of this array, in the same order.
+# ``trials`` has one row per row of this array, in the same order.
 
 faces = (data.trials["label"].map(content_category) == "face").to_numpy()
 print(f"{faces.sum()} trials with faces, {(~faces).sum()} with something else")
@@ -71,7 +71,8 @@ assert len(faces) == len(responses)
 #
 # A permutation test with the largest statistic over the brain controls the family-wise
 # error rate. Trials of one image are not independent, so responses are averaged over
-# repeats first, and a test is over images.
+# repeats first, and the test is over images. Voxels of the brain mask that GLMsingle
+# did not fit are constant, and left out.
 
 import pandas as pd
 from nilearn.mass_univariate import permuted_ols
@@ -81,16 +82,20 @@ counts = np.bincount(codes)
 averages = np.zeros((len(labels), responses.shape[1]))
 np.add.at(averages, codes, responses)
 averages /= counts[:, None]
+is_fitted = averages.std(axis=0) > 0
 is_face = np.array([[content_category(label) == "face"] for label in labels], float)
 test = permuted_ols(
     is_face,
-    averages,
+    averages[:, is_fitted],
     n_perm=500,
     two_sided_test=False,
     random_state=0,
     output_type="dict",
 )
-significant = 10.0 ** -test["logp_max_t"][0] < 0.05
+t_values = np.zeros(len(is_fitted))
+t_values[is_fitted] = test["t"][0]
+significant = np.zeros(len(is_fitted), bool)
+significant[is_fitted] = 10.0 ** -test["logp_max_t"][0] < 0.05
 print(f"{significant.sum()} voxels with p < 0.05, corrected")
 
 # %%
@@ -106,7 +111,7 @@ from nilearn.plotting import plot_stat_map
 anatomy = fetch_laion_fmri(
     "sub-01", rois=None, image_type="anatomical", suffix="T1w", res=None
 )
-t_values = np.where(significant, test["t"][0], 0)
+t_values[~significant] = 0
 display = plot_stat_map(
     masker.inverse_transform(t_values),
     bg_img=anatomy.images[0],

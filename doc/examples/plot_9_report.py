@@ -2,7 +2,7 @@
 Report and check what was fetched
 =================================
 
-A data directory grows over months and is shared. Draw what is in it, make a report to
+A data directory grows over months and is shared. Plot its contents, make a report to
 keep with the analysis, and check that all files are whole.
 """
 
@@ -21,7 +21,7 @@ demo = serve_demo(subjects=["sub-01", "sub-03"], n_sessions=8, held_out=())
 # Some fetches
 # ------------
 #
-# Two sessions of two subjects, and later some more of one of them.
+# Two sessions of two subjects, and later four more of one of them: 9 GB in LAION-fMRI.
 
 from laion_fmri_fetchers import fetch_laion_fmri
 
@@ -32,8 +32,8 @@ rest = fetch_laion_fmri("sub-01", rois=None, sessions=range(3, 7))
 # What is on disk
 # ---------------
 #
-# `status` tells the state of the data directory, of the licence and of the access to
-# stimuli; `describe` what the bucket has, and how much of it is on disk.
+# `status` shows the state of the data directory, of the licence and of the access to
+# stimuli; `describe` shows what the bucket has, and how much of it is on disk.
 
 from laion_fmri_fetchers import describe, status
 
@@ -55,9 +55,9 @@ plt.show()
 # A report
 # --------
 #
-# It is one page of HTML that needs no other file. It tells what was asked, so that the
-# selection can be made again, what came, and the versions of the software. In a
-# notebook it is shown as here; ``save_as_html`` keeps it.
+# One page of HTML that needs no other file. It lists the arguments of the call, so that
+# the selection can be repeated, the files it returned, and the versions of the
+# software. A notebook displays it as here; ``save_as_html`` saves it.
 
 from laion_fmri_fetchers import make_report
 
@@ -67,8 +67,9 @@ make_report(data, title="Face and place regions, first sessions")
 # Check files
 # -----------
 #
-# Downloads are verified as they come. Later, disks fill and copies break off:
-# `verify_cache` compares files with what the bucket listed, here after one was cut.
+# Downloads are verified on the way. Later, disks fill up and copies are interrupted:
+# `verify_cache` compares files with what was downloaded and listed. To see it work, a
+# mask is cut short here, which the next step repairs.
 
 from laion_fmri_fetchers import verify_cache
 
@@ -78,7 +79,7 @@ checked = verify_cache()
 checked[checked["status"] != "ok"]
 
 # %%
-# With ``repair=True``, what is broken is fetched again.
+# With ``repair=True``, damaged files are downloaded again.
 
 verify_cache(repair=True)["status"].value_counts()
 

@@ -34,7 +34,7 @@ from laion_fmri_fetchers.exceptions import (
 from laion_fmri_fetchers.layout.names import clean_subject
 from laion_fmri_fetchers.layout.trees import trials_id
 from laion_fmri_fetchers.messages import listed, readable_size, tell
-from laion_fmri_fetchers.storage.settings import Result
+from laion_fmri_fetchers.storage.bunch import Result
 from laion_fmri_fetchers.storage.tables import read_trials
 
 from .one_pass import How, count_finite, read_session

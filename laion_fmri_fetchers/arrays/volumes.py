@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import secrets
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, BinaryIO, NamedTuple
@@ -23,6 +22,7 @@ import numpy as np
 from isal import igzip, isal_zlib
 
 from laion_fmri_fetchers.exceptions import CorruptImageError
+from laion_fmri_fetchers.storage.files import whole_file
 
 CHUNK = 2**18
 """Bytes decompressed at once: few enough to stay in the processor's cache."""
@@ -252,16 +252,9 @@ def write_volumes(
     >>> nib.load(file).get_fdata()[0, 0, 0].tolist()
     [0.0, 1.0, 2.0]
     """
-    folder, name = os.path.split(os.fspath(file))
-    partial = os.path.join(folder, f".{name}.{os.getpid()}-{secrets.token_hex(4)}")
-    try:
-        with open(partial, "xb") as raw, _compressed(raw, name) as stream:
-            _write(stream, volumes, header)
-        os.replace(partial, file)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(partial)
-        raise
+    file = os.fspath(file)
+    with whole_file(file) as raw, _compressed(raw, file) as stream:
+        _write(stream, volumes, header)
 
 
 def _write(

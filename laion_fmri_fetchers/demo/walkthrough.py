@@ -141,7 +141,8 @@ def _stimuli(server: Any, figure: Path) -> None:
     """Ask for access, wait for approval, fetch, and draw stimuli and responses."""
     from laion_fmri_fetchers.access.request import request_stimulus_access
     from laion_fmri_fetchers.arrays.betas import load_betas
-    from laion_fmri_fetchers.fetchers.stimuli import fetch_laion_stimuli, load_stimuli
+    from laion_fmri_fetchers.arrays.pictures import load_stimuli
+    from laion_fmri_fetchers.fetchers.stimuli import fetch_laion_stimuli
 
     from . import serve_access
 

@@ -1,1 +1,15 @@
-"""fetchers."""
+"""The fetchers: calls that select files, get what is missing and return a Bunch.
+
+fmri.fetch_laion_fmri ─┬─ subjects.check_subjects, participants
+                       ├─ choose.choose_images      records in, records out
+                       ├─ trials.choose_by_trials
+                       ├─ choose.choose_rois, choose_companions
+                       └─ chosen.fetch_chosen ─▶ make_bunch
+                            └─ grids.resample_files
+fmri.fetch_laion_fmri_ids ── named.choose_named
+stimuli.fetch_laion_stimuli ─┬─ stimulus_table.fetch_table
+                             └─ stimulus_archive.fetch_archive
+stimulus_features.fetch_laion_captions, …  ── public_files.fetch_public
+discovery.get_subjects, describe, …
+verify.verify_cache, status
+"""

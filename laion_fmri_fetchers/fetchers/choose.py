@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 
 from laion_fmri_fetchers.exceptions import (
-    InvalidQueryError,
     NotCachedError,
     did_you_mean,
 )
@@ -30,7 +29,6 @@ from laion_fmri_fetchers.query.filters import ResultFilter, admits, fields
 from laion_fmri_fetchers.query.selection import (
     Selection,
     check_fields,
-    is_empty,
     warn_of_nothing,
 )
 
@@ -55,6 +53,10 @@ class Companions(NamedTuple):
 
     brain_masks: list[Record]
     noise_ceilings: list[Record]
+
+    def files(self) -> list[Record]:
+        """Return the records of all files."""
+        return self.brain_masks + self.noise_ceilings
 
 
 # --- Subjects --------------------------------------------------------------------
@@ -283,13 +285,10 @@ def choose_companions(
 # --- Names -----------------------------------------------------------------------
 
 
-def check_names(
-    kind: str,
-    names: Iterable[str] | None,
-    by_subject: dict[str, set[str]],
-    where: str | None,
-) -> None:
-    """Warn of a name that some subjects lack; raise for one that all lack.
+def missing_names(
+    kind: str, names: Iterable[str] | None, by_subject: dict[str, set[str]]
+) -> list[tuple[list[str], str, str]]:
+    """Return the names that subjects lack: subjects, name, and a hint.
 
     Parameters
     ----------
@@ -299,35 +298,17 @@ def check_names(
         What was asked for; None: all.
     by_subject : dict
         The names of each subject.
-    where : str or None
-        The data directory, where nothing but the disk is known; else None.
-
-    Raises
-    ------
-    InvalidQueryError
-        If a name does not exist.
-    NotCachedError
-        If nothing but the disk is known, and does not have it.
     """
+    existing = set().union(*by_subject.values()) - HELD_OUT
+    missing = []
     for name in names or ():
-        lacking = [s for s, there in by_subject.items() if name not in there]
-        if not lacking:
-            continue
-        has = "has" if len(lacking) == 1 else "have"
-        if len(lacking) < len(by_subject):
-            warn(f"{listed(lacking)} {has} no {kind} {name}; it is left out there.")
-            continue
-        known = set().union(*by_subject.values()) - HELD_OUT
-        if kind == "session" or (where and is_published_roi(name)):
-            hint = f"there are {listed(sorted(known), most=_NAMES_SHOWN)}."
-        else:
-            hint = did_you_mean(name, known)
-        if where:
-            raise NotCachedError(
-                f"No {kind} {name} of {listed(lacking)} is on disk in {where}"
-                + (f"; {hint}" if known else ".")
-            )
-        raise InvalidQueryError(f"{listed(lacking)} {has} no {kind} {name}; {hint}")
+        lacking = [s for s, of_subject in by_subject.items() if name not in of_subject]
+        if lacking:
+            hint = did_you_mean(name, existing)
+            if existing and (kind == "session" or is_published_roi(name)):
+                hint = f"there are {listed(sorted(existing), most=_NAMES_SHOWN)}."
+            missing.append((lacking, name, hint))
+    return missing
 
 
 def session_names(records: Iterable[Record]) -> dict[str, set[str]]:
@@ -407,8 +388,3 @@ def _short_names(lacking: list[Record]) -> list[str]:
             for rec in lacking
         )
     )
-
-
-def has_filter(given: ResultFilter) -> bool:
-    """Tell whether a filter leaves anything out."""
-    return not is_empty(given)

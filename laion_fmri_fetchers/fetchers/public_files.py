@@ -1,6 +1,6 @@
-"""Public files of the folder ``stimuli/``: known, downloaded, compared.
+"""Public files of the folder ``stimuli/``: found, downloaded, compared.
 
-know_stimuli ─▶ fetch_public ─▶ records of the files on disk, and what failed
+take_inventory_of_stimuli ─▶ fetch_public ─▶ records of files on disk, failures
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ from typing import Any
 from laion_fmri_fetchers.exceptions import BucketError, DownloadError, NotCachedError
 from laion_fmri_fetchers.layout.trees import STIMULI
 from laion_fmri_fetchers.messages import listed, warn
-from laion_fmri_fetchers.storage.known import Known, Record, know
+from laion_fmri_fetchers.storage.inventory import Inventory, Record, take_inventory
 from laion_fmri_fetchers.storage.obtain import obtain, plan
-from laion_fmri_fetchers.storage.settings import Call
+from laion_fmri_fetchers.storage.settings import Settings
 from laion_fmri_fetchers.storage.versions import compare_versions
 
 
-def know_stimuli(call: Call) -> Known:
-    """Return what is known of the folder ``stimuli/``, in the bucket and on disk."""
-    return know([(STIMULI, "/")], call, needs_listing=False)
+def take_inventory_of_stimuli(settings: Settings) -> Inventory:
+    """Return what is in the folder ``stimuli/``, in the bucket and on disk."""
+    return take_inventory([(STIMULI, "/")], settings, needs_listing=False)
 
 
 def fetch_public(
-    ids: Iterable[str], known: Known, call: Call, *, required: bool = False
+    ids: Iterable[str], inventory: Inventory, *, required: bool = False
 ) -> tuple[list[Record], list[dict[str, Any]]]:
     """Download public files that are not on disk.
 
@@ -31,12 +31,10 @@ def fetch_public(
     ----------
     ids : iterable of str
         The files.
-    known : Known
-        Of `know_stimuli`.
-    call : Call
-        How to work; with the mode ``"overwrite"``, all of them are downloaded.
+    inventory : Inventory
+        Of `take_inventory_of_stimuli`.
     required : bool, default=False
-        Raise for files that fail, even if the call allows them to be missing.
+        Raise for files that fail, even if they are allowed to be missing.
 
     Returns
     -------
@@ -55,42 +53,40 @@ def fetch_public(
     UserWarning
         If the bucket has a newer version of a file on disk, or cannot be reached.
     """
-    ids = list(ids)
-    call = call._replace(allow_missing=call.allow_missing and not required)
-    by_id = {rec["id"]: rec for rec in known.records}
-    where = "on disk" if known.offline else "in the bucket"
-    missing = [path for path in ids if path not in by_id]
-    if known.error and missing:
+    settings = inventory.settings
+    if required:
+        settings = settings._replace(allow_missing=False)
+        inventory = inventory._replace(settings=settings)
+    records = [inventory.by_id[path] for path in ids if path in inventory.by_id]
+    lacking = [p for p in ids if p not in inventory.by_id or p in inventory.absent]
+    if lacking and inventory.error:
         raise BucketError(
-            f"{known.error} Missing in {call.data_dir}: {listed(missing)}. "
+            f"{inventory.error} Missing in {settings.data_dir}: {listed(lacking)}. "
             "mode='offline' returns what is on disk."
         )
-    failed = [
-        {"id": path, "reason": f"it is not {where}"}
-        for path in ids
-        if path not in by_id or path in known.absent
-    ]
-    if failed:
-        _raise_or_warn(failed, known, call)
-    files = [by_id[path] for path in ids if path in by_id and path not in known.absent]
-    outcome = obtain(plan(files, known, call, again=lambda _: True), known, call)
-    if known.error:
-        warn(f"{known.error} Everything asked for is on disk; continuing offline.")
-    if outcome.failed:
-        reasons = [{"id": r["id"], "reason": r["reason"]} for r in outcome.failed]
-        _raise_or_warn(reasons, known, call)
-        failed += reasons
-    lost = {failure["id"] for failure in failed}
-    files = [rec for rec in files if rec["id"] not in lost]
-    compare_versions(files, known, outcome.fetched)
-    return files, failed
+    where = "on disk" if inventory.is_cut_off else "in the bucket"
+    failed = [{"id": path, "reason": f"it is not {where}"} for path in lacking]
+    _raise_or_warn(failed, inventory)
+    records = [rec for rec in records if rec["id"] not in lacking]
+    outcome = obtain(plan(records, inventory, again=lambda _: True), inventory)
+    if inventory.error:
+        warn(f"{inventory.error} Everything asked for is on disk; continuing offline.")
+    lost = [{"id": rec["id"], "reason": rec["reason"]} for rec in outcome.failed]
+    _raise_or_warn(lost, inventory)
+    ids_lost = {failure["id"] for failure in lost}
+    records = [rec for rec in records if rec["id"] not in ids_lost]
+    compare_versions(records, inventory, outcome.fetched)
+    return records, failed + lost
 
 
-def _raise_or_warn(failed: list[dict[str, Any]], known: Known, call: Call) -> None:
+def _raise_or_warn(failed: list[dict[str, Any]], inventory: Inventory) -> None:
+    if not failed:
+        return
+    settings = inventory.settings
     text = "; ".join(f"{failure['id']}: {failure['reason']}" for failure in failed)
-    if call.allow_missing:
+    if settings.allow_missing:
         warn(f"Left out: {text}")
-    elif known.offline:
-        raise NotCachedError(f"{text}, in {call.data_dir}. {call.how_to_fetch}")
+    elif inventory.is_cut_off:
+        raise NotCachedError(f"{text}, in {settings.data_dir}. {settings.how_to_fetch}")
     else:
         raise DownloadError(f"Could not be downloaded: {text}.", failed=failed)

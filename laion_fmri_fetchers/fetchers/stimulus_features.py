@@ -34,10 +34,12 @@ from laion_fmri_fetchers.layout.trees import (
 from laion_fmri_fetchers.messages import listed, tell, warn
 from laion_fmri_fetchers.query.filters import ResultFilter
 from laion_fmri_fetchers.query.selection import check_fields, warn_of_nothing
-from laion_fmri_fetchers.storage.settings import Call, Result, prepare
+from laion_fmri_fetchers.query.shared_docs import documented
+from laion_fmri_fetchers.storage.bunch import Result
+from laion_fmri_fetchers.storage.settings import Settings, make_settings
 
-from .public_files import fetch_public, know_stimuli
-from .stimuli import (
+from .public_files import fetch_public, take_inventory_of_stimuli
+from .stimulus_query import (
     description,
     image_names,
     mapped,
@@ -50,6 +52,7 @@ from .stimuli import (
 _BLOCK = 1024
 
 
+@documented
 def fetch_laion_captions(
     names: str | Iterable[str] | pd.DataFrame | None = None,
     *,
@@ -73,20 +76,13 @@ def fetch_laion_captions(
         Trials whose images are wanted; the same as passing them as ``names``.
     caption_filter : dict, `ResultFilter` or callable, optional
         Which rows of ``captions`` to keep.
-    mode : {"download_new", "overwrite", "offline"}, optional
-        ``"download_new"`` downloads files that are not on disk, ``"overwrite"``
-        downloads them again, ``"offline"`` opens no socket. None: ``"offline"`` where
-        ``LAION_FMRI_OFFLINE=1`` is set, else ``"download_new"``.
-    data_dir : str or path, optional
-        The data directory, see `get_data_dir`.
+    %(mode)s
+    %(data_dir)s
     allow_missing : bool, default=False
         Warn about names without captions, instead of raising.
-    n_connections : int, default=64
-        HTTP connections at once.
-    timeout : float, default=30.0
-        Seconds without progress after which a connection is given up.
-    verbose : int, default=1
-        0: silent, 1: summary and progress bar, 2: one line per file, 3: debug.
+    %(n_connections)s
+    %(timeout)s
+    %(verbose)s
     **caption_terms
         Terms on columns of ``captions``, as in ``source="human"``.
 
@@ -133,7 +129,7 @@ def fetch_laion_captions(
     """
     wanted = image_names(names, trials)
     filt = with_terms(caption_filter, "caption_filter", caption_terms)
-    call = prepare(
+    settings = make_settings(
         mode,
         data_dir,
         allow_missing=allow_missing,
@@ -141,24 +137,27 @@ def fetch_laion_captions(
         timeout=timeout,
         verbose=verbose,
     )
-    files, failed = fetch_public([CAPTIONS], know_stimuli(call), call, required=True)
+    files, failed = fetch_public(
+        [CAPTIONS], take_inventory_of_stimuli(settings), required=True
+    )
     file = files[0]["absolute_path"]
     table = _read(file, ["image_name", "caption"], whole=["caption_idx"])
     if wanted is not None:
         known = table["image_name"].unique()
-        rows = positions(wanted, known, "the table of captions", call)
+        rows = positions(wanted, known, "the table of captions", settings)
         wanted = [str(known[row]) for row in rows]
     chosen, shown = _choose(table, wanted, filt, "caption_filter", "caption_idx")
-    tell(f"{len(chosen)} captions of {len(shown)} images", call.verbose)
+    tell(f"{len(chosen)} captions of {len(shown)} images", settings.verbose)
     return Result(
         captions=chosen,
         image_names=shown,
         captions_file=file,
         files_meta=files,
-        **_common(call, failed, wanted, caption_filter=filt),
+        **_common(settings, failed, wanted, caption_filter=filt),
     )
 
 
+@documented
 def fetch_laion_embeddings(
     models: str | Sequence[str] = "all",
     names: str | Iterable[str] | pd.DataFrame | None = None,
@@ -182,21 +181,14 @@ def fetch_laion_embeddings(
         Names of images, as in `fetch_laion_stimuli`; None: all.
     trials : pandas.DataFrame, optional
         Trials whose images are wanted; the same as passing them as ``names``.
-    mode : {"download_new", "overwrite", "offline"}, optional
-        ``"download_new"`` downloads files that are not on disk, ``"overwrite"``
-        downloads them again, ``"offline"`` opens no socket. None: ``"offline"`` where
-        ``LAION_FMRI_OFFLINE=1`` is set, else ``"download_new"``.
-    data_dir : str or path, optional
-        The data directory, see `get_data_dir`.
+    %(mode)s
+    %(data_dir)s
     allow_missing : bool, default=False
         Warn about images and models that are missing, instead of raising. Images that
         one of the models lacks are left out of all.
-    n_connections : int, default=64
-        HTTP connections at once.
-    timeout : float, default=30.0
-        Seconds without progress after which a connection is given up.
-    verbose : int, default=1
-        0: silent, 1: summary and progress bar, 2: one line per file, 3: debug.
+    %(n_connections)s
+    %(timeout)s
+    %(verbose)s
 
     Returns
     -------
@@ -243,7 +235,7 @@ def fetch_laion_embeddings(
     """
     chosen = _models(models)
     wanted = image_names(names, trials)
-    call = prepare(
+    settings = make_settings(
         mode,
         data_dir,
         allow_missing=allow_missing,
@@ -252,25 +244,26 @@ def fetch_laion_embeddings(
         verbose=verbose,
     )
     models_by_id = {embeddings_id(model): model for model in chosen}
-    recs, failed = fetch_public(models_by_id, know_stimuli(call), call)
+    recs, failed = fetch_public(models_by_id, take_inventory_of_stimuli(settings))
     files = {models_by_id[rec["id"]]: rec["absolute_path"] for rec in recs}
     names_of = {model: _embedded_images(file) for model, file in files.items()}
-    common = _images_of_all(names_of, wanted, call)
+    common = _images_of_all(names_of, wanted, settings)
     embeddings, valid = {}, {}
     for model, file in files.items():
         rows = names_of[model].get_indexer(pd.Index(common, dtype=object))
         embeddings[model], valid[model] = _read_embeddings(file, rows)
-    tell(f"{listed(list(files))} of {len(common)} images", call.verbose)
+    tell(f"{listed(list(files))} of {len(common)} images", settings.verbose)
     return Result(
         embeddings=embeddings,
         valid=valid,
         image_names=common,
         files=files,
         files_meta=recs,
-        **_common(call, failed, wanted, models=chosen),
+        **_common(settings, failed, wanted, models=chosen),
     )
 
 
+@documented
 def fetch_laion_segmentations(
     names: str | Iterable[str] | pd.DataFrame | None = None,
     *,
@@ -301,20 +294,13 @@ def fetch_laion_segmentations(
         Count the masks of each noun in each image.
     masks : bool, default=True
         Fetch the masks too, not only the table.
-    mode : {"download_new", "overwrite", "offline"}, optional
-        ``"download_new"`` downloads files that are not on disk, ``"overwrite"``
-        downloads them again, ``"offline"`` opens no socket. None: ``"offline"`` where
-        ``LAION_FMRI_OFFLINE=1`` is set, else ``"download_new"``.
-    data_dir : str or path, optional
-        The data directory, see `get_data_dir`.
+    %(mode)s
+    %(data_dir)s
     allow_missing : bool, default=False
         Warn if the masks could not be fetched, instead of raising.
-    n_connections : int, default=64
-        HTTP connections at once.
-    timeout : float, default=30.0
-        Seconds without progress after which a connection is given up.
-    verbose : int, default=1
-        0: silent, 1: summary and progress bar, 2: one line per file, 3: debug.
+    %(n_connections)s
+    %(timeout)s
+    %(verbose)s
     **segmentation_terms
         Terms on columns of ``segmentations``, as in ``noun="dog"`` or ``localized=1``.
 
@@ -370,7 +356,7 @@ def fetch_laion_segmentations(
     """
     wanted = image_names(names, trials)
     filt = with_terms(segmentation_filter, "segmentation_filter", segmentation_terms)
-    call = prepare(
+    settings = make_settings(
         mode,
         data_dir,
         allow_missing=allow_missing,
@@ -378,8 +364,8 @@ def fetch_laion_segmentations(
         timeout=timeout,
         verbose=verbose,
     )
-    known = know_stimuli(call)
-    files, failed = fetch_public([SEGMENTATIONS_TABLE], known, call, required=True)
+    inventory = take_inventory_of_stimuli(settings)
+    files, failed = fetch_public([SEGMENTATIONS_TABLE], inventory, required=True)
     file = files[0]["absolute_path"]
     table = _read(
         file,
@@ -392,30 +378,30 @@ def fetch_laion_segmentations(
     chosen, shown = _choose(table, wanted, filt, "segmentation_filter", "mask_row")
     of_masks: list[dict[str, Any]] = []
     if masks and len(chosen):
-        of_masks, failed = fetch_public([SEGMENTATIONS], known, call)
+        of_masks, failed = fetch_public([SEGMENTATIONS], inventory)
     bunch = Result(
         segmentations=chosen,
         image_names=shown,
         masks_file=of_masks[0]["absolute_path"] if of_masks else None,
         segmentations_file=file,
         files_meta=files + of_masks,
-        **_common(call, failed, wanted, segmentation_filter=filt),
+        **_common(settings, failed, wanted, segmentation_filter=filt),
     )
     if vectorize_nouns:
         bunch.noun_counts, bunch.vocabulary = _count_nouns(chosen, shown)
-    tell(f"{len(chosen)} masks of {len(shown)} images", call.verbose)
+    tell(f"{len(chosen)} masks of {len(shown)} images", settings.verbose)
     return bunch
 
 
 def _common(
-    call: Call, failed: list[dict], wanted: list[str] | None, **asked: Any
+    settings: Settings, failed: list[dict], wanted: list[str] | None, **asked: Any
 ) -> dict[str, Any]:
     """Return the keys that all Bunches have."""
     filters = {k: v for k, v in asked.items() if isinstance(v, ResultFilter)}
     others = {k: v for k, v in asked.items() if k not in filters}
     return {
         "failed": failed,
-        "data_dir": call.data_dir,
+        "data_dir": settings.data_dir,
         "query": {**query(wanted, **filters), **others},
         "description": description(),
     }
@@ -529,13 +515,13 @@ def _embedded_images(file: str) -> pd.Index:
 
 
 def _images_of_all(
-    names_of: dict[str, pd.Index], wanted: list[str] | None, call: Call
+    names_of: dict[str, pd.Index], wanted: list[str] | None, settings: Settings
 ) -> list[str]:
     """Return the images that all models have; raise or warn about others."""
     if wanted is None:
         wanted = list(dict.fromkeys(chain.from_iterable(names_of.values())))
     for model, names in names_of.items():
-        rows = positions(wanted, names, f"the embeddings of {model}", call)
+        rows = positions(wanted, names, f"the embeddings of {model}", settings)
         wanted = [str(names[row]) for row in rows]
     return wanted
 

@@ -37,12 +37,14 @@ from laion_fmri_fetchers.layout.trees import (
     listings_of,
 )
 from laion_fmri_fetchers.messages import readable_size, tell, warn
+from laion_fmri_fetchers.query.shared_docs import documented
 from laion_fmri_fetchers.storage.catalog import Wanted, look
 from laion_fmri_fetchers.storage.data_dir import get_data_dir, is_writable
 from laion_fmri_fetchers.storage.files import files_on_disk, local_path
 from laion_fmri_fetchers.storage.made_here import is_leftover
 from laion_fmri_fetchers.storage.notes import Note, read_notes
-from laion_fmri_fetchers.storage.settings import fetch_records, prepare
+from laion_fmri_fetchers.storage.obtain import download
+from laion_fmri_fetchers.storage.settings import make_settings
 from laion_fmri_fetchers.storage.state import license_marker, partial_dir
 from laion_fmri_fetchers.transfer.bucket import bucket_url
 from laion_fmri_fetchers.transfer.partials import check_file
@@ -53,6 +55,7 @@ _NOT_BAD = ("ok", "unknown", "outdated")
 """States of files that nothing is wrong with."""
 
 
+@documented
 def verify_cache(
     *,
     data_dir: str | os.PathLike | None = None,
@@ -70,8 +73,7 @@ def verify_cache(
 
     Parameters
     ----------
-    data_dir : str or path, optional
-        The data directory, see `get_data_dir`.
+    %(data_dir)s
     repair : bool, default=False
         Download files again that are missing, truncated or altered.
     online : bool, default=False
@@ -80,12 +82,9 @@ def verify_cache(
         the dataset's own package.
     n_jobs : int, default=2
         Files read at once.
-    n_connections : int, default=64
-        HTTP connections at once, for repairs.
-    timeout : float, default=30.0
-        Seconds without progress after which a connection is given up.
-    verbose : int, default=1
-        0: silent, 1: summary and progress bar, 2: a line a file.
+    %(n_connections)s
+    %(timeout)s
+    %(verbose)s
 
     Returns
     -------
@@ -157,13 +156,13 @@ def verify_cache(
     return report
 
 
+@documented
 def status(*, data_dir: str | os.PathLike | None = None) -> None:
     """Print what is configured, accepted and cached; no socket is opened.
 
     Parameters
     ----------
-    data_dir : str or path, optional
-        The data directory, see `get_data_dir`.
+    %(data_dir)s
 
     Examples
     --------
@@ -271,6 +270,8 @@ def _listings_of(files: Iterable[str]) -> list[Wanted]:
     wanted: dict[Wanted, None] = {}
     sessions: dict[tuple[str, str], set[str]] = {}
     for path in files:
+        if path.startswith(MADE_HERE):
+            continue
         rec = record_of(path)
         tree, subject = place_of(path)
         if tree is None or subject is None:
@@ -384,7 +385,7 @@ def _repair(
             "fetch_laion_stimuli(mode='overwrite')."
         )
     accept_license(data_dir)
-    call = prepare(
+    settings = make_settings(
         "overwrite",
         data_dir,
         allow_missing=False,
@@ -392,11 +393,11 @@ def _repair(
         timeout=timeout,
         verbose=verbose,
     )
-    if call.is_read_only:
+    if settings.is_read_only:
         raise InvalidQueryError(
             f"The data directory {data_dir} cannot be written, so nothing was repaired."
         )
-    failed = fetch_records(
+    failed = download(
         [
             {
                 **record_of(*versions[path]),
@@ -404,7 +405,7 @@ def _repair(
             }
             for path in ids
         ],
-        call,
+        settings,
     )
     repaired = [i for i in bad if report.at[i, "id"] not in failed]
     report.loc[repaired, ["status", "reason"]] = ["repaired", None]

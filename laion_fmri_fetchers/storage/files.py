@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from laion_fmri_fetchers.exceptions import UnsafeKeyError
 from laion_fmri_fetchers.layout.keys import clean_key
@@ -74,16 +74,38 @@ def _scan_folder(
                     files.add(prefix + name)
 
 
-def write_atomically(file: Path, content: bytes | bytearray, mode: int = 0o666) -> None:
-    """Write a small file such that it appears whole or not at all."""
+@contextlib.contextmanager
+def whole_file(file: str | os.PathLike, mode: int = 0o666) -> Iterator[BinaryIO]:
+    """Open a file to be written such that it appears whole or not at all.
+
+    It is written under a hidden name beside its own, and renamed at the end of the
+    block; where the block fails, nothing is left. The hidden name is short, as names of
+    stimuli are as long as a file system allows.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> folder = tempfile.mkdtemp()
+    >>> with whole_file(folder + "/new/table.csv") as stream:
+    ...     _ = stream.write(b"image_name")
+    >>> os.listdir(folder + "/new")
+    ['table.csv']
+    """
+    file = Path(file)
     file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}-{secrets.token_hex(4)}")
+    temporary = file.parent / f".{os.getpid()}-{secrets.token_hex(8)}.tmp"
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     try:
         with os.fdopen(descriptor, "wb") as stream:
-            stream.write(content)
+            yield stream
         os.replace(temporary, file)
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
+
+
+def write_atomically(file: Path, content: bytes | bytearray, mode: int = 0o666) -> None:
+    """Write a small file such that it appears whole or not at all."""
+    with whole_file(file, mode) as stream:
+        stream.write(content)

@@ -5,8 +5,10 @@ plan ──▶ obtain ──▶ Outcome: what was downloaded, what failed and wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable
-from typing import NamedTuple
+from collections.abc import Callable, Container, Iterable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from laion_fmri_fetchers.exceptions import (
     BucketError,
@@ -15,10 +17,12 @@ from laion_fmri_fetchers.exceptions import (
 )
 from laion_fmri_fetchers.layout.keys import is_held_out
 from laion_fmri_fetchers.messages import counted, listed, readable_size, tell
-from laion_fmri_fetchers.transfer.bucket import bucket_url
+from laion_fmri_fetchers.transfer.bucket import bucket_url, object_url
 
-from .known import Known, Record
-from .settings import Call, fetch_records
+from .inventory import Inventory, Record
+from .notes import note_fetched
+from .settings import Settings
+from .state import partial_dir
 
 _MUCH = 10**9
 _LESS = (
@@ -34,6 +38,15 @@ class Planned(NamedTuple):
     reason: str
 
 
+class Source(NamedTuple):
+    """Where a gated file is, and what it must be."""
+
+    url: Callable[[bool], str]
+    """Returns the current address; called with True, a new one."""
+    size: int
+    sha256: str
+
+
 class Outcome(NamedTuple):
     """What came of downloading: ids of what is on disk now, and what failed."""
 
@@ -47,8 +60,7 @@ class Outcome(NamedTuple):
 
 def plan(
     files: Iterable[Record],
-    known: Known,
-    call: Call,
+    inventory: Inventory,
     *,
     again: Callable[[Record], bool] = lambda _: False,
     done: Container[str] = (),
@@ -59,35 +71,34 @@ def plan(
     ----------
     files : iterable of dict
         Records.
-    known : Known
+    inventory : Inventory
         What is on disk, and what the bucket has.
-    call : Call
-        In mode ``"overwrite"``, files on disk are downloaded again.
     again : callable, optional
-        Whether a record's file is one to download again in that mode.
+        In mode ``"overwrite"``, whether a record's file is downloaded again.
     done : container of str, optional
         Ids of files that this call has downloaded already, or tried to.
     """
     planned = {}
     for rec in files:
         path = rec["id"]
-        if path in done or path in known.absent or path not in known.objects:
+        if path in done or path in inventory.absent or path not in inventory.objects:
             continue
-        if path not in known.on_disk:
+        if path not in inventory.on_disk:
             planned[path] = Planned(rec, "missing")
-        elif call.mode == "overwrite" and again(rec):
+        elif inventory.settings.overwrites and again(rec):
             planned[path] = Planned(rec, "overwrite")
     return list(planned.values())
 
 
 def obtain(
     planned: list[Planned],
-    known: Known,
-    call: Call,
+    inventory: Inventory,
     *,
     accept: Callable[[str], None] | None = None,
     optional: Container[str] = (),
+    sources: Mapping[str, Source] = MappingProxyType({}),
     quiet: bool = False,
+    is_announced: bool = False,
 ) -> Outcome:
     """Download planned files.
 
@@ -95,16 +106,18 @@ def obtain(
     ----------
     planned : list of Planned
         What to download.
-    known : Known
-        Whether the bucket answered.
-    call : Call
-        How to work.
+    inventory : Inventory
+        Whether the bucket answered, and how to work.
     accept : callable, optional
         Called with the data directory before the first byte: the licence.
     optional : container of str, optional
         Ids of files without which the call goes on.
+    sources : mapping of str to Source, optional
+        Where gated files are, by id; others are in the bucket.
     quiet : bool, default=False
         Whether small files are downloaded without a word.
+    is_announced : bool, default=False
+        Whether it was said already what is downloaded.
 
     Returns
     -------
@@ -121,30 +134,90 @@ def obtain(
     """
     if not planned:
         return Outcome()
+    settings = inventory.settings
     files = {item.record["id"]: item.record for item in planned}
     needed = [path for path in files if path not in optional]
-    if known.error and not needed:
+    if inventory.error and not needed:
         return Outcome()
-    if known.error:
+    if inventory.error and not set(files) <= set(sources):
         raise BucketError(
-            f"{known.error} Missing in {call.data_dir}: {listed(needed)}. "
+            f"{inventory.error} Missing in {settings.data_dir}: {listed(needed)}. "
             "mode='offline' returns what is on disk."
         )
-    if not quiet:
+    if not (quiet or is_announced):
         size = planned_size(planned)
         tell(
             f"Downloading {counted(len(files), 'file')}, {readable_size(size)}, from "
-            f"{bucket_url()} to {call.data_dir}{_LESS if size >= _MUCH else ''}",
-            call.verbose,
+            f"{bucket_url()} to {settings.data_dir}{_LESS if size >= _MUCH else ''}",
+            settings.verbose,
         )
     if accept:
-        accept(call.data_dir)
-    verbose = 0 if quiet and call.verbose < 2 else call.verbose
-    failures = fetch_records(files.values(), call, verbose)
-    failed = tuple({**files[path], **why} for path, why in failures.items())
-    if not call.allow_missing:
+        accept(settings.data_dir)
+    verbose = 0 if quiet and settings.verbose < 2 else settings.verbose
+    failures = download(files.values(), settings, sources, verbose)
+    failed = tuple({**files[path], **failures[path]} for path in failures)
+    if not settings.allow_missing:
         _raise_if_any([rec for rec in failed if rec["id"] not in optional], len(files))
     return Outcome(frozenset(set(files) - set(failures)), failed)
+
+
+def download(
+    records: Iterable[Record],
+    settings: Settings,
+    sources: Mapping[str, Source] = MappingProxyType({}),
+    verbose: int | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Download files, and note which version came of those of the bucket.
+
+    Parameters
+    ----------
+    records : iterable of dict
+        Records with their paths. Those of files that changed since they were listed
+        are brought up to date.
+    settings : Settings
+        With the mode ``"overwrite"``, files on disk are replaced.
+    sources : mapping of str to Source, optional
+        Where gated files are, by id.
+    verbose : int, optional
+        Instead of that of the settings.
+
+    Returns
+    -------
+    dict
+        id -> failure (``id``, ``reason``, ``status``) of the files that failed.
+    """
+    from laion_fmri_fetchers.transfer.transfer import Download, download_files
+
+    by_id = {rec["id"]: rec for rec in records}
+    changed: dict[str, tuple[int | None, str | None, str | None]] = {}
+    downloads = []
+    for path, rec in by_id.items():
+        source = sources.get(path)
+        target = Path(rec["absolute_path"])
+        if source:
+            gated = Download(
+                path, source.url, target, source.size, sha256=source.sha256
+            )
+            downloads.append(gated)
+        else:
+            url = object_url(rec["key"])
+            downloads.append(Download(path, url, target, rec["size"], rec["etag"]))
+    failures = download_files(
+        downloads,
+        partial_dir=partial_dir(settings.data_dir),
+        overwrite=settings.overwrites,
+        n_connections=settings.n_connections,
+        timeout=settings.timeout,
+        verbose=settings.verbose if verbose is None else verbose,
+        changed=changed,
+    )
+    failed = {failure["id"]: failure for failure in failures}
+    for path, (size, etag, last_modified) in changed.items():
+        by_id[path].update(size=size, etag=etag, last_modified=last_modified)
+    fetched = [r for p, r in by_id.items() if p not in failed and p not in sources]
+    if fetched:
+        note_fetched(settings.data_dir, fetched)
+    return failed
 
 
 def planned_size(planned: Iterable[Planned]) -> int:
@@ -162,13 +235,13 @@ def _raise_if_any(failed: list[Record], n_files: int) -> None:
     )
     if held_out:
         raise HeldOutSessionError(
-            f"{listed(list(held_out))} is held out for evaluation: the bucket denies "
-            "it (status 403). Leave it out of sessions."
+            f"{listed(list(held_out))}: files held out for evaluation, which the "
+            "bucket denies (status 403). Leave such sessions out of sessions."
         )
     reasons = [f"  {rec['id']}: {rec['reason']}" for rec in failed]
     raise DownloadError(
-        f"{len(failed)} of {n_files} files could not be downloaded. Files that arrived "
-        "stay, and the same call goes on from there; allow_missing=True leaves the "
-        "others out.\n" + "\n".join(reasons),
+        f"{len(failed)} of {counted(n_files, 'file')} could not be downloaded. Files "
+        "that arrived stay, and the same call goes on from there; allow_missing=True "
+        "leaves the others out.\n" + "\n".join(reasons),
         failed=failed,
     )

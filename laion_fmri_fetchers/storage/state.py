@@ -1,10 +1,11 @@
-"""The data directory: where it is, what is in it, and its state folder.
+"""The state folder: what is kept in the data directory beside the data.
 
-Data files mirror the bucket below the data directory. Beside them, the state
-folder ``.laion_fmri`` keeps::
+Data files mirror the bucket below the data directory. Beside them, the folder
+``.laion_fmri`` keeps::
 
     license_accepted      marker of the accepted CC0 terms
     auth.json             request_id of the stimulus access service, mode 0600
+    manifest.json         size and SHA-256 of the archive of stimuli, as downloaded
     listings/*.json       what the bucket held when a prefix was last listed
     fetched/*.json        which version of which file was fetched
     trials/sub-XX.npz     trial tables of a subject, parsed

@@ -13,11 +13,11 @@ from laion_fmri_fetchers.layout.keys import record_of
 from laion_fmri_fetchers.layout.trees import archived_key
 from laion_fmri_fetchers.messages import counted, listed, warn
 
-from .known import Known, Record, size_on_disk
+from .inventory import Inventory, Record, size_on_disk
 
 
 def compare_versions(
-    files: list[Record], known: Known, fetched: Container[str]
+    files: list[Record], inventory: Inventory, fetched: Container[str]
 ) -> None:
     """Complete records by what is on disk, and warn of versions that differ.
 
@@ -25,7 +25,7 @@ def compare_versions(
     ----------
     files : list of dict
         Records of files that were selected.
-    known : Known
+    inventory : Inventory
         The bucket's versions.
     fetched : container of str
         Ids of files that were downloaded just now.
@@ -42,8 +42,8 @@ def compare_versions(
             outdated.append(rec)
         elif size != rec["size"]:
             differing.append(rec["id"])
-    if outdated and not known.offline:
-        _warn_of_outdated(outdated, known.objects)
+    if outdated and not inventory.is_cut_off:
+        _warn_of_outdated(outdated, inventory.objects)
     if differing:
         warn(
             f"{counted(len(differing), 'file')} on disk differ in size from the "

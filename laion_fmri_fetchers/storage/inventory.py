@@ -1,22 +1,26 @@
-"""What is known before anything is downloaded: listings, the disk, earlier versions.
+"""What can be had before anything is downloaded: listings, the disk, earlier versions.
 
 Gathered once, and not changed afterwards::
 
     find_subjects ─┐
-    trees_of ──────┴─▶ know ─▶ look (bucket or saved listings, disk)
-                         └───▶ Known.records: a record for each file
+    trees_of ──────┴─▶ take_inventory ─▶ look (bucket or saved listings, disk)
+                          └────────────▶ Inventory: a record of each file
 
 Whether the bucket may be asked is decided here, and nowhere after: offline, files that
-a saved listing has and the disk has not are known by ``Known.absent``.
+a saved listing has and the disk has not are in ``Inventory.absent``.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
-from laion_fmri_fetchers.exceptions import BucketError
+from laion_fmri_fetchers.exceptions import (
+    BucketError,
+    InvalidQueryError,
+    NotCachedError,
+)
 from laion_fmri_fetchers.layout.keys import record_of
 from laion_fmri_fetchers.layout.names import subjects_among
 from laion_fmri_fetchers.layout.trees import (
@@ -41,7 +45,7 @@ from .catalog import Catalog, Wanted, in_order, look
 from .files import files_on_disk, local_path
 from .made_here import is_leftover, resampled_originals
 from .notes import Note, read_notes
-from .settings import Call
+from .settings import Settings
 
 Record = dict[str, Any]
 
@@ -51,8 +55,10 @@ SUBJECT_TREES = (GLM, ROIS, ANATOMICAL)
 _UNHEARD_OF = "a type that no file has"
 
 
-class Known(NamedTuple):
-    """What is known of some files; nothing of it changes during a call."""
+class Inventory(NamedTuple):
+    """Some files, in the bucket and on disk; nothing of it changes afterwards."""
+
+    settings: Settings
 
     records: list[Record]
     """Of all files, by subject and session; those that changed in the bucket since they
@@ -63,19 +69,34 @@ class Known(NamedTuple):
     """Ids of files that cannot be had: offline, and not on disk."""
     objects: dict[str, Any]
     """id -> what the bucket lists."""
-    offline: bool
     error: BucketError | None
     """Why the bucket, though asked, did not answer."""
 
+    @property
+    def by_id(self) -> dict[str, Record]:
+        """The records by ``id``."""
+        return {rec["id"]: rec for rec in self.records}
 
-def know(
+    @property
+    def is_cut_off(self) -> bool:
+        """Whether nothing can be downloaded: offline, or without an answer."""
+        return self.settings.is_offline or self.error is not None
+
+    def refuse(self, query_problem: str, disk_problem: str) -> NoReturn:
+        """Raise the error on a name: it does not exist, or offline, is not on disk."""
+        if self.settings.is_offline:
+            raise NotCachedError(f"{disk_problem} {self.settings.how_to_fetch}")
+        raise InvalidQueryError(query_problem)
+
+
+def take_inventory(
     wanted: Iterable[Wanted],
-    call: Call,
+    settings: Settings,
     *,
     top: Catalog | None = None,
     resolution: float | None = None,
     needs_listing: bool = True,
-) -> Known:
+) -> Inventory:
     """Look at the bucket, or at saved listings, and at the disk.
 
     Parameters
@@ -99,9 +120,8 @@ def know(
         If the bucket does not answer and no listing was saved.
     """
     wanted = list(dict.fromkeys(wanted))
-    is_offline = call.mode == "offline"
     is_down = top is not None and top.error is not None
-    catalog = _look(wanted, call, offline=is_down, needs_listing=needs_listing)
+    catalog = _look(wanted, settings, offline=is_down, needs_listing=needs_listing)
     if top:
         catalog = catalog._replace(
             objects={**top.objects, **catalog.objects},
@@ -109,11 +129,11 @@ def know(
             error=top.error or catalog.error,
         )
         wanted.append(("", "/"))
-    notes = read_notes(call.data_dir)
-    on_disk = {one for one in catalog.on_disk if not _is_leftover(one, notes, call)}
+    notes = read_notes(settings.data_dir)
+    on_disk = {one for one in catalog.on_disk if not _is_leftover(one, notes, settings)}
     if resolution is not None:
-        made, _ = files_on_disk(call.data_dir, [(MADE_HERE, "")])
-        on_disk |= resampled_originals(call.data_dir, made, resolution)
+        made, _ = files_on_disk(settings.data_dir, [(MADE_HERE, "")])
+        on_disk |= resampled_originals(settings.data_dir, made, resolution)
     prefixes = tuple(prefix for prefix, delimiter in wanted if not delimiter)
     levels = {prefix for prefix, delimiter in wanted if delimiter}
 
@@ -121,54 +141,56 @@ def know(
         return path.startswith(prefixes) or _folder(path) in levels
 
     ids = set(catalog.objects)
-    if call.mode != "overwrite":
+    if not settings.overwrites:
         ids |= on_disk
     files = []
     for path in filter(is_wanted, ids):
         rec = record_of(*catalog.objects.get(path, (path,)))
-        rec["absolute_path"] = local_path(call.data_dir, path)
+        rec["absolute_path"] = local_path(settings.data_dir, path)
         note = notes.get(path)
         if note and path in on_disk and note.differs_from(rec["size"], rec["etag"]):
             rec["outdated"] = note.is_older_than(rec["last_modified"])
-            if call.mode != "overwrite":
+            if not settings.overwrites:
                 _, rec["size"], rec["etag"], rec["last_modified"] = note
         files.append(rec)
-    return Known(
+    return Inventory(
+        settings,
         sorted(files, key=in_order),
         frozenset(on_disk),
-        frozenset(ids - on_disk) if is_offline else frozenset(),
+        frozenset(ids - on_disk) if settings.is_offline else frozenset(),
         catalog.objects,
-        is_offline,
         catalog.error,
     )
 
 
-def know_subjects(
-    selection: Selection, call: Call, resolution: float | None = None
-) -> tuple[list[str], Known]:
-    """Return the subjects asked for, and what is known of their files."""
+def take_inventory_of_subjects(
+    selection: Selection, settings: Settings, resolution: float | None = None
+) -> tuple[list[str], Inventory]:
+    """Return the subjects asked for, and an inventory of their files."""
     subjects, top = selection.subjects, None
     if subjects is None:
-        subjects, top = find_subjects(call)
+        subjects, top = find_subjects(settings)
     wanted: list[Wanted] = [] if top else [("", "/")]
-    trees = trees_of(selection, call)
+    trees = trees_of(selection, settings)
     for subject in subjects:
         wanted += listings_of(subject, trees, selection.sessions)
-    return sorted(subjects), know(wanted, call, top=top, resolution=resolution)
+    return sorted(subjects), take_inventory(
+        wanted, settings, top=top, resolution=resolution
+    )
 
 
-def find_subjects(call: Call) -> tuple[tuple[str, ...], Catalog]:
+def find_subjects(settings: Settings) -> tuple[tuple[str, ...], Catalog]:
     """Return the subjects that any tree has, and what is at the top of the bucket."""
     levels: list[Wanted] = [(tree, "/") for tree in TREES]
-    top = _look([*levels, (DERIVATIVES, "/")], call)
+    top = _look([*levels, (DERIVATIVES, "/")], settings)
     folders = set(top.folders)
     others: list[Wanted] = [(tree, "/") for tree in unknown_trees(folders)]
     if others:
-        folders |= _look(others, call, offline=top.error is not None).folders
+        folders |= _look(others, settings, offline=top.error is not None).folders
     return subjects_among(folders), top
 
 
-def trees_of(selection: Selection, call: Call) -> list[str]:
+def trees_of(selection: Selection, settings: Settings) -> list[str]:
     """Return the trees in which files of the selected image types may lie.
 
     Time series, hundreds of GB a subject, must be named: a term that any type passes,
@@ -188,14 +210,14 @@ def trees_of(selection: Selection, call: Call) -> list[str]:
         elif tree not in BULK or not anything:
             trees[tree] = None
     if passes("other"):
-        found = _look([(DERIVATIVES, "/")], call)
+        found = _look([(DERIVATIVES, "/")], settings)
         trees |= dict.fromkeys(unknown_trees(found.folders))
     return list(trees)
 
 
 def _look(
     wanted: list[Wanted],
-    call: Call,
+    settings: Settings,
     *,
     offline: bool = False,
     needs_listing: bool = True,
@@ -203,18 +225,18 @@ def _look(
     """Look at the bucket; raise where neither it nor a saved listing answers."""
     found = look(
         wanted,
-        call.data_dir,
-        offline=offline or call.mode == "offline",
-        n_connections=call.n_connections,
-        timeout=call.timeout,
-        verbose=call.verbose,
+        settings.data_dir,
+        offline=offline or settings.is_offline,
+        n_connections=settings.n_connections,
+        timeout=settings.timeout,
+        verbose=settings.verbose,
     )
     if not (found.error and found.unlisted and needs_listing):
         return found
     if not found.on_disk:
         raise BucketError(
-            f"{found.error} Nothing of it is in {call.data_dir}, and no listing was "
-            "saved earlier."
+            f"{found.error} Nothing of it is in {settings.data_dir}, and no listing "
+            "was saved earlier."
         )
     lacking = [prefix or "the top level" for prefix in found.unlisted]
     raise BucketError(
@@ -228,13 +250,13 @@ def _folder(path: str) -> str:
     return folder + slash
 
 
-def _is_leftover(path: str, notes: dict[str, Note], call: Call) -> bool:
+def _is_leftover(path: str, notes: dict[str, Note], settings: Settings) -> bool:
     """Tell whether a file on disk was resampled by an earlier version of us."""
     if "_res-" not in path or f"_res-{FUNCTIONAL_GRID}_" in path:
         return False
     if path in notes:
         return False
-    return is_leftover(local_path(call.data_dir, path), record_of(path))
+    return is_leftover(local_path(settings.data_dir, path), record_of(path))
 
 
 def size_on_disk(rec: Record) -> int | None:

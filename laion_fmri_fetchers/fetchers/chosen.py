@@ -1,0 +1,298 @@
+"""From what was chosen to the Bunch: files downloaded, resampled, described.
+
+fetch_chosen ─▶ plan_files ─▶ obtain
+    └▶ make_bunch ─▶ compare_versions ─▶ brain_masks ─▶ on_grid ─▶ align
+"""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Callable, Iterable
+from importlib import resources
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from sklearn.utils import Bunch
+
+from laion_fmri_fetchers.access.licence import accept_license
+from laion_fmri_fetchers.layout.keys import noise_ceiling_name, place_of
+from laion_fmri_fetchers.layout.trees import BULK, ROOT_FILES
+from laion_fmri_fetchers.messages import counted, listed, readable_size, tell, warn
+from laion_fmri_fetchers.storage.bunch import Result
+from laion_fmri_fetchers.storage.files import write_atomically
+from laion_fmri_fetchers.storage.inventory import Inventory, Record
+from laion_fmri_fetchers.storage.obtain import (
+    Outcome,
+    Planned,
+    obtain,
+    plan,
+    planned_size,
+)
+from laion_fmri_fetchers.storage.settings import Settings
+from laion_fmri_fetchers.storage.state import brain_mask_file
+from laion_fmri_fetchers.storage.versions import compare_versions
+
+from .choose import Companions, Trials, align, leave_out_absent
+from .grids import Grid, check_targets, on_grid, remove_originals, resample_files
+
+
+class Chosen(NamedTuple):
+    """What a Bunch is made of."""
+
+    images: list[Record]
+    rois: list[Record]
+    companions: Companions
+    trials: Trials
+    subjects_meta: list[dict[str, Any]]
+
+    def files(self) -> list[Record]:
+        """Return the records of all files."""
+        return [*self.images, *self.rois, *self.companions.files()]
+
+    def map(self, change: Callable[[list[Record]], list[Record]]) -> Chosen:
+        """Return the same with each list of records changed."""
+        companions = Companions(*map(change, self.companions))
+        return self._replace(
+            images=change(self.images), rois=change(self.rois), companions=companions
+        )
+
+    def without_absent(
+        self, inventory: Inventory, is_named: Callable[[Record], bool]
+    ) -> Chosen:
+        """Return the same without files that cannot be had.
+
+        Raises
+        ------
+        NotCachedError
+            If one of them was named, unless files may be missing.
+        """
+        settings = inventory.settings
+
+        def present(kind: str, records: list[Record]) -> list[Record]:
+            return leave_out_absent(
+                kind,
+                records,
+                inventory.absent,
+                is_named=lambda rec: is_named(rec) and not settings.allow_missing,
+                advice=settings.how_to_fetch,
+            )
+
+        masks, ceilings = self.companions
+        return self._replace(
+            images=present("images", self.images),
+            rois=present("ROI masks", self.rois),
+            companions=Companions(masks, present("noise ceilings", ceilings)),
+        )
+
+
+def report_bulk(images: Iterable[Record], verbose: int) -> None:
+    """Say how large raw and preprocessed data are, before anything else."""
+    bulk = [rec for rec in images if place_of(rec["id"])[0] in BULK]
+    if bulk:
+        size = readable_size(sum(rec["size"] or 0 for rec in bulk))
+        files = counted(len(bulk), "file")
+        tell(f"Raw or preprocessed data selected: {size} in {files}", verbose)
+
+
+def subjects_with_derived_masks(
+    subjects: Iterable[str], settings: Settings
+) -> set[str]:
+    """Return the subjects whose brain mask was derived and need not be again."""
+    if settings.overwrites:
+        return set()
+    return {s for s in subjects if brain_mask_file(settings.data_dir, s).exists()}
+
+
+def fetch_chosen(
+    chosen: Chosen,
+    inventory: Inventory,
+    query: dict[str, Any],
+    is_newer: Callable[[Record], bool],
+    tables: Outcome,
+    grid: Grid | None = None,
+) -> Bunch:
+    """Download chosen files that are missing, and make the Bunch.
+
+    Parameters
+    ----------
+    chosen : Chosen
+        Records of files, and trials.
+    inventory : Inventory
+        What is on disk, and how to work.
+    query : dict
+        What was asked.
+    is_newer : callable
+        Whether a file that only goes with the images is downloaded again in mode
+        ``"overwrite"``.
+    tables : Outcome
+        What came of downloading the trial tables.
+    grid : Grid, optional
+        The grid to resample to.
+    """
+    settings = inventory.settings
+    planned = plan_files(chosen, inventory, is_newer, tables, grid)
+    outcome = tables
+    if not settings.dry_run:
+        outcome += obtain(
+            planned,
+            inventory,
+            accept=accept_license if any(map(_is_data, planned)) else None,
+            optional=ROOT_FILES,
+        )
+    if inventory.error:
+        warn(
+            f"{inventory.error} By a listing saved earlier, "
+            + (
+                "this is what is planned."
+                if settings.dry_run
+                else "everything selected is on disk; continuing offline."
+            )
+        )
+    bunch = make_bunch(chosen, inventory, query, outcome, grid)
+    subjects = listed([meta["subject"] for meta in chosen.subjects_meta])
+    summary = (
+        f"{counted(len(bunch.images), 'image')}, "
+        f"{counted(len(bunch.rois), 'ROI mask')} and "
+        f"{counted(len(bunch.trials), 'trial')}"
+        f"{f' of {subjects}' if subjects else ''} in {settings.data_dir}"
+    )
+    if settings.dry_run:
+        size = planned_size(planned)
+        summary += (
+            f"; {counted(len(planned), 'file')}, {readable_size(size)}, would be "
+            "downloaded for them"
+        )
+        rows = [(rec["id"], rec["size"], reason) for rec, reason in planned]
+        bunch.plan = pd.DataFrame(rows, columns=["id", "size", "reason"])
+        bunch.plan_size = size
+    tell(summary, settings.verbose)
+    return bunch
+
+
+def plan_files(
+    chosen: Chosen,
+    inventory: Inventory,
+    is_newer: Callable[[Record], bool],
+    tables: Outcome,
+    grid: Grid | None,
+) -> list[Planned]:
+    """Return the files to download, and the dataset's root files with them."""
+    settings = inventory.settings
+    selected = {rec["id"] for rec in chosen.images}
+    files = chosen.files()
+    if grid is not None:
+        check_targets(files, grid)
+        if not settings.overwrites:
+            files = [rec for rec in files if not grid.has(rec, settings.data_dir)]
+    done = tables.fetched | {rec["id"] for rec in tables.failed}
+    planned = plan(
+        files,
+        inventory,
+        again=lambda rec: rec["id"] in selected or is_newer(rec),
+        done=done,
+    )
+    if planned:
+        root = [rec for rec in inventory.records if rec["id"] in ROOT_FILES]
+        planned += plan(root, inventory, done={*selected, *done})
+    return planned
+
+
+def _is_data(item: Planned) -> bool:
+    """Tell whether a file is under the terms of the data, as tables are not."""
+    rec = item.record
+    return rec["image_type"] != "trials" and rec["id"] not in ROOT_FILES
+
+
+def make_bunch(
+    chosen: Chosen,
+    inventory: Inventory,
+    query: dict[str, Any],
+    outcome: Outcome,
+    grid: Grid | None,
+) -> Bunch:
+    """Return the Bunch of files that were chosen and did not fail."""
+    settings = inventory.settings
+    failed = [rec for rec in outcome.failed if rec["id"] not in ROOT_FILES]
+    if failed:
+        warn(
+            f"{counted(len(failed), 'file')} could not be downloaded and left out: "
+            f"{listed(sorted(rec['id'] for rec in failed))}. The reasons are in the "
+            "Bunch under 'failed'."
+        )
+    lost = {rec["id"] for rec in failed}
+    chosen = chosen.map(lambda recs: [rec for rec in recs if rec["id"] not in lost])
+    compare_versions(chosen.files(), inventory, outcome.fetched)
+    masks = _brain_masks(chosen, settings, outcome)
+    if grid is not None:
+        masks_on_grid = {s: grid.mask_target(s, settings.data_dir) for s in masks}
+        if not settings.dry_run:
+            images = [*chosen.images, *chosen.rois, *chosen.companions.noise_ceilings]
+            resample_files(images, masks, grid, settings.data_dir, outcome.fetched)
+            if not grid.keep_original:
+                remove_originals(chosen.images, settings.data_dir)
+        chosen = chosen.map(lambda recs: on_grid(recs, grid, settings.data_dir))
+        masks = masks_on_grid
+    trials, sample_masks = align(chosen.trials, chosen.images)
+    ceilings: dict[str, dict[str, str]] = {}
+    for rec in chosen.companions.noise_ceilings:
+        of_subject = ceilings.setdefault(rec["subject"], {})
+        of_subject[noise_ceiling_name(rec)] = rec["absolute_path"]
+    return Result(
+        images=[rec["absolute_path"] for rec in chosen.images],
+        images_meta=chosen.images,
+        rois=[rec["absolute_path"] for rec in chosen.rois],
+        rois_meta=chosen.rois,
+        brain_masks=masks,
+        noise_ceilings=ceilings,
+        trials=trials,
+        sample_masks=sample_masks,
+        subjects_meta=chosen.subjects_meta,
+        failed=[{k: v for k, v in rec.items() if k != "status"} for rec in failed],
+        data_dir=settings.data_dir,
+        query=query,
+        description=resources.files(__package__)
+        .joinpath("laion_fmri.rst")
+        .read_text("utf-8"),
+    )
+
+
+def _brain_masks(
+    chosen: Chosen, settings: Settings, outcome: Outcome
+) -> dict[str, str]:
+    """Return the brain mask of each subject, derived where the bucket has none."""
+    masks = {}
+    sources = {rec["subject"]: rec for rec in chosen.companions.brain_masks}
+    for meta in chosen.subjects_meta:
+        subject = meta["subject"]
+        source = sources.get(subject)
+        derived = brain_mask_file(settings.data_dir, subject)
+        if source and source["image_type"] == "brain_mask":
+            masks[subject] = source["absolute_path"]
+            continue
+        if source and not settings.dry_run:
+            is_stale = source["id"] in outcome.fetched
+            if is_stale or not derived.exists():
+                _derive_brain_mask(source["absolute_path"], derived)
+        if derived.exists() or (source and settings.dry_run):
+            masks[subject] = str(derived)
+    return masks
+
+
+def _derive_brain_mask(mean_rsquare: str, target: Path) -> None:
+    """Write the mask of the voxels whose mean R2 is above 0."""
+    import nibabel as nib
+
+    image: Any = nib.load(mean_rsquare)
+    mask = np.asanyarray(image.dataobj) > 0
+    content = nib.Nifti1Image(mask.astype(np.uint8), image.affine).to_bytes()
+    try:
+        write_atomically(target, gzip.compress(content, mtime=0))
+    except OSError as error:
+        warn(f"No brain mask could be derived from {mean_rsquare}: {error}")
+    else:
+        warn(
+            f"The bucket has no brain mask for this subject; one was derived from "
+            f"{mean_rsquare}, where R2 is above 0: {target}"
+        )

@@ -1,0 +1,169 @@
+"""Images on another grid: which are resampled, where to, and in whose place."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Container, Iterable, Mapping
+from typing import Any, NamedTuple
+
+from joblib import Parallel, delayed
+
+from laion_fmri_fetchers.arrays.resample import (
+    describe_folder,
+    find_resampled,
+    interpolation_for,
+    resample_file,
+)
+from laion_fmri_fetchers.exceptions import InvalidQueryError
+from laion_fmri_fetchers.layout.grids import (
+    can_be_resampled,
+    resampled_path,
+    resolution_label,
+)
+from laion_fmri_fetchers.layout.trees import FUNCTIONAL_GRID
+from laion_fmri_fetchers.storage.files import local_path
+from laion_fmri_fetchers.storage.inventory import Record, size_on_disk
+from laion_fmri_fetchers.storage.notes import note_removed
+
+
+class Grid(NamedTuple):
+    """An isotropic grid that images are resampled to."""
+
+    resolution: float
+    """In mm."""
+    interpolation: str
+    keep_original: bool
+
+    def as_query(self) -> dict[str, Any]:
+        """Return the arguments that matter for what is returned."""
+        return {"resolution": self.resolution, "interpolation": self.interpolation}
+
+    def target(self, rec: Record, data_dir: str) -> str:
+        """Return the path of the resampled image of a record's file."""
+        return local_path(data_dir, resampled_path(rec["id"], self.resolution))
+
+    def has(self, rec: Record, data_dir: str) -> bool:
+        """Tell whether the resampled image of a file is on disk, and still fits it."""
+        return can_be_resampled(rec) and find_resampled(
+            rec["absolute_path"],
+            self.target(rec, data_dir),
+            self.resolution,
+            interpolation_for(rec, self.interpolation),
+        )
+
+    def mask_target(self, subject: str, data_dir: str) -> str:
+        """Return the path of the resampled brain mask of a subject."""
+        mask = f"{subject}_space-T1w_res-{FUNCTIONAL_GRID}_desc-brain_mask.nii.gz"
+        path = resampled_path(f"brain_masks/{subject}/{mask}", self.resolution)
+        return local_path(data_dir, path)
+
+
+class _Job(NamedTuple):
+    """An image to resample."""
+
+    file: str
+    target: str
+    interpolation: str
+    source: str
+    """The ``id`` of the original; "" for one that was derived here."""
+
+
+def make_grid(
+    resolution: float | None, interpolation: str, keep_original: bool
+) -> Grid | None:
+    """Check the grid that images are to be resampled to; None for none."""
+    if resolution is None:
+        return None
+    resolution_label(resolution)
+    interpolation_for({"suffix": None}, interpolation)
+    return Grid(float(resolution), interpolation, bool(keep_original))
+
+
+def check_targets(files: Iterable[Record], grid: Grid) -> None:
+    """Raise where two files would be resampled to one."""
+    originals: dict[str, str] = {}
+    for rec in filter(can_be_resampled, files):
+        path = resampled_path(rec["id"], grid.resolution)
+        other = originals.setdefault(path, rec["id"])
+        if other != rec["id"]:
+            raise InvalidQueryError(
+                f"{other} and {rec['id']} are one image on two grids, and would be one "
+                "file when resampled. Choose one grid by a term, such as res='1pt8'."
+            )
+
+
+def resample_files(
+    files: Iterable[Record],
+    masks: Mapping[str, str],
+    grid: Grid,
+    data_dir: str,
+    fetched: Container[str],
+) -> None:
+    """Resample images and brain masks that are not on the grid yet.
+
+    Parameters
+    ----------
+    files : iterable of dict
+        Records of images.
+    masks : mapping
+        Subject -> path of its brain mask.
+    grid : Grid
+        The grid.
+    data_dir : str
+        The data directory.
+    fetched : container of str
+        Ids of images downloaded just now, which are resampled in any case.
+    """
+    describe_folder(data_dir)
+    jobs = [
+        _Job(
+            rec["absolute_path"],
+            grid.target(rec, data_dir),
+            interpolation_for(rec, grid.interpolation),
+            path,
+        )
+        for path, rec in {rec["id"]: rec for rec in files}.items()
+        if can_be_resampled(rec)
+    ]
+    jobs += [
+        _Job(file, grid.mask_target(subject, data_dir), "nearest", "")
+        for subject, file in masks.items()
+    ]
+    Parallel()(
+        delayed(resample_file)(
+            job.file,
+            job.target,
+            grid.resolution,
+            job.interpolation,
+            source=job.source,
+            overwrite=job.source in fetched,
+        )
+        for job in jobs
+    )
+
+
+def on_grid(records: Iterable[Record], grid: Grid, data_dir: str) -> list[Record]:
+    """Return records of resampled images; their ``id`` is that of the original."""
+    return [
+        {
+            **rec,
+            "relative_path": resampled_path(rec["id"], grid.resolution),
+            "absolute_path": grid.target(rec, data_dir),
+            "res": resolution_label(grid.resolution),
+            "size": size_on_disk({"absolute_path": grid.target(rec, data_dir)}),
+        }
+        if can_be_resampled(rec)
+        else rec
+        for rec in records
+    ]
+
+
+def remove_originals(records: Iterable[Record], data_dir: str) -> None:
+    """Delete files that were resampled, and note that they are not missing."""
+    removed = []
+    for rec in filter(can_be_resampled, records):
+        if os.path.exists(rec["absolute_path"]):
+            os.unlink(rec["absolute_path"])
+            removed.append(rec["id"])
+    if removed:
+        note_removed(data_dir, removed)

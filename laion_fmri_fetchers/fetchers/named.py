@@ -1,0 +1,110 @@
+"""Files that are named by id, or by a prefix that they share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from laion_fmri_fetchers.exceptions import InvalidQueryError, did_you_mean
+from laion_fmri_fetchers.layout.keys import clean_key, is_held_out, place_of
+from laion_fmri_fetchers.layout.trees import GATED, listings_of
+from laion_fmri_fetchers.messages import counted, tell
+from laion_fmri_fetchers.storage.catalog import Wanted
+from laion_fmri_fetchers.storage.inventory import (
+    SUBJECT_TREES,
+    Inventory,
+    Record,
+    take_inventory,
+)
+from laion_fmri_fetchers.storage.settings import Settings
+
+
+def parse_ids(image_ids: object) -> tuple[list[str], list[str]]:
+    """Return ids and prefixes that were named, each once.
+
+    Raises
+    ------
+    InvalidQueryError
+        If one is not text, or gated.
+    UnsafeKeyError
+        If one would leave the data directory.
+    """
+    given = [image_ids] if isinstance(image_ids, str) else image_ids
+    if isinstance(given, bytes) or not isinstance(given, Iterable):
+        raise InvalidQueryError(f"image_ids is {image_ids!r}; give ids or keys, as str")
+    ids: dict[str, None] = {}
+    prefixes: dict[str, None] = {}
+    for name in given:
+        if not isinstance(name, str):
+            raise InvalidQueryError(
+                f"image_ids holds {name!r}; give ids or keys, as str"
+            )
+        if name.strip("/") == "" or not name.endswith("/"):
+            ids[clean_key(name)] = None
+        else:
+            prefixes[f"{clean_key(name.rstrip('/'))}/"] = None
+    for gated in GATED & set(ids):
+        raise InvalidQueryError(
+            f"{gated!r} is gated by a Data Use Agreement; use fetch_laion_stimuli."
+        )
+    return sorted(ids), sorted(prefixes)
+
+
+def take_inventory_of_named(
+    ids: list[str], prefixes: list[str], settings: Settings
+) -> tuple[set[str], Inventory]:
+    """Return the subjects of named files, and an inventory of all their files."""
+    folders = {f"{path.rpartition('/')[0]}/" for path in ids} - {"/"}
+    wanted: list[Wanted] = [("", "/"), *((folder, "/") for folder in sorted(folders))]
+    wanted += [(prefix, "") for prefix in prefixes]
+    subjects = {place_of(path)[1] for path in (*ids, *prefixes)}
+    while True:
+        names = {subject for subject in subjects if subject}
+        of_subjects = [
+            listing
+            for subject in sorted(names)
+            for listing in listings_of(subject, SUBJECT_TREES)
+        ]
+        inventory = take_inventory([*wanted, *of_subjects], settings)
+        subjects = names | {
+            rec["subject"]
+            for rec in inventory.records
+            if rec["subject"] and rec["id"].startswith(tuple(prefixes))
+        }
+        if subjects == names:  # else a prefix lies above folders of subjects
+            return names, inventory
+
+
+def choose_named(
+    ids: list[str], prefixes: list[str], inventory: Inventory
+) -> list[Record]:
+    """Return the records of named files; raise for names without a file."""
+    settings, by_id = inventory.settings, inventory.by_id
+    for path in ids:
+        if path not in by_id:
+            hint = did_you_mean(path, by_id)
+            inventory.refuse(
+                f"There is no file {path!r} in the bucket; {hint}",
+                f"{path} is not on disk in {settings.data_dir}; {hint}",
+            )
+    chosen = {*ids}
+    for prefix in prefixes:
+        below = [rec for rec in inventory.records if rec["id"].startswith(prefix)]
+        if not below:
+            inventory.refuse(
+                f"There is nothing below {prefix!r} in the bucket; inspect_bucket() "
+                "shows its folders.",
+                f"Nothing below {prefix} is on disk in {settings.data_dir}.",
+            )
+        free = {
+            rec["id"]
+            for rec in below
+            if not is_held_out(rec) and rec["id"] not in GATED
+        }
+        if len(free) < len(below):
+            tell(
+                f"Below {prefix}, {counted(len(below) - len(free), 'file')} held out "
+                "for evaluation or gated by the Data Use Agreement are left out",
+                settings.verbose,
+            )
+        chosen |= free
+    return [rec for rec in inventory.records if rec["id"] in chosen]

@@ -1,0 +1,193 @@
+"""The gated archive of the stimulus images: its version, its download, images of it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from laion_fmri_fetchers.access.gate import Gate
+from laion_fmri_fetchers.access.manifest import (
+    GatedFile,
+    fetch_manifest,
+    save_manifest,
+    saved_manifest,
+)
+from laion_fmri_fetchers.arrays.pictures import finish, open_images, read_image
+from laion_fmri_fetchers.exceptions import (
+    DiskSpaceError,
+    NotCachedError,
+    StimulusAccessError,
+)
+from laion_fmri_fetchers.layout.keys import record_of
+from laion_fmri_fetchers.layout.trees import (
+    ARCHIVE,
+    STIMULUS_IMAGES,
+    stimulus_image,
+)
+from laion_fmri_fetchers.messages import readable_size, tell, warn
+from laion_fmri_fetchers.storage.files import local_path, whole_file
+from laion_fmri_fetchers.storage.inventory import Inventory, Record
+from laion_fmri_fetchers.storage.obtain import Planned, Source, obtain
+from laion_fmri_fetchers.storage.settings import Settings
+
+_WRITERS = 4
+_LONGEST_LOOK = 10.0
+"""Seconds to wait for the manifest, which only says whether there is a new version."""
+_FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
+
+
+def reason_to_fetch(inventory: Inventory) -> str:
+    """Return why the archive must be downloaded, "" if it need not.
+
+    Raises
+    ------
+    NotCachedError
+        Offline, if it is not on disk.
+    """
+    settings = inventory.settings
+    if ARCHIVE in inventory.on_disk:
+        return "overwrite" if settings.overwrites else ""
+    if settings.is_offline:
+        raise NotCachedError(
+            f"{ARCHIVE} is not on disk in {settings.data_dir}. {settings.how_to_fetch}"
+        )
+    return "missing"
+
+
+def fetch_archive(
+    gate: Gate, inventory: Inventory, reason: str
+) -> list[dict[str, Any]]:
+    """Download the archive; return it if it failed and may be missing."""
+    settings = inventory.settings
+    about = gate.file(ARCHIVE)
+    tell(
+        "The stimulus images are one archive (3.2 GB as published, here "
+        f"{readable_size(about.size)}), downloaded once whatever is selected: "
+        f"{ARCHIVE} to {settings.data_dir}",
+        settings.verbose,
+    )
+    record = {**_listed_archive(inventory), "size": about.size}
+    outcome = obtain(
+        [Planned(record, reason)],
+        inventory,
+        sources={ARCHIVE: Source(gate.url(ARCHIVE), about.size, about.sha256)},
+        is_announced=True,
+    )
+    if not outcome.failed:
+        save_manifest(settings.data_dir, {ARCHIVE: about})
+        return []
+    failed = [{"id": rec["id"], "reason": rec["reason"]} for rec in outcome.failed]
+    warn(f"{ARCHIVE} could not be downloaded: {failed[0]['reason']}.")
+    return failed
+
+
+def describe_archive(inventory: Inventory, is_fresh: bool) -> Record:
+    """Return the record of the archive on disk; warn where there is a newer one.
+
+    The manifest says which version there is now. Where it cannot be had, the size in
+    the bucket's listing has to do.
+    """
+    settings, record = inventory.settings, _listed_archive(inventory)
+    size = os.path.getsize(record["absolute_path"])
+    if is_fresh:
+        return {**record, "size": size}
+    now = None if inventory.is_cut_off else _published_archive(settings)
+    new_size = now.size if now else record["size"]
+    saved = saved_manifest(settings.data_dir).get(ARCHIVE)
+    is_other = new_size not in (None, size)
+    if now and saved and saved.size == size:
+        is_other = saved != now
+    if not is_other:
+        return {**record, "size": size}
+    if not (settings.is_offline or settings.overwrites):
+        warn(
+            f"There is a new version of {ARCHIVE}, of {new_size:,} bytes; the version "
+            f"on disk has {size:,} bytes and was used. mode='overwrite' downloads the "
+            "new one."
+        )
+    unknown = {"etag": None, "last_modified": None}
+    return {**record, **unknown, "size": size, "outdated": True}
+
+
+def archive_size(inventory: Inventory) -> int:
+    """Return the size of the archive in the bucket, else by the manifest."""
+    size = _listed_archive(inventory)["size"]
+    return int(size or fetch_manifest(inventory.settings.timeout).files[ARCHIVE].size)
+
+
+def _published_archive(settings: Settings) -> GatedFile | None:
+    """Return what the manifest says of the archive; None if it cannot be had."""
+    with contextlib.suppress(StimulusAccessError):
+        manifest = fetch_manifest(min(settings.timeout, _LONGEST_LOOK), tries=1)
+        return manifest.files[ARCHIVE]
+    return None
+
+
+def _listed_archive(inventory: Inventory) -> Record:
+    """Return the record of the archive as the bucket lists it."""
+    record = record_of(*inventory.objects.get(ARCHIVE, (ARCHIVE,)))
+    path = local_path(inventory.settings.data_dir, record["id"])
+    return {**record, "absolute_path": path}
+
+
+# --- Single images ---------------------------------------------------------------
+
+
+def extract_images(
+    archive: str, table: pd.DataFrame, names: Sequence[str], settings: Settings
+) -> list[str]:
+    """Write images as files; return their paths.
+
+    When the archive was fetched again, so is all that was extracted before.
+    """
+    paths = [local_path(settings.data_dir, stimulus_image(name)) for name in names]
+    folder = Path(local_path(settings.data_dir, STIMULUS_IMAGES))
+    there = set(os.listdir(folder)) if folder.is_dir() else set()
+    rows = dict(zip(table["image_name"], table["h5_index"], strict=True))
+    todo = set(names) - there
+    if settings.overwrites:
+        todo = set(names) | (there & set(rows))
+
+    if todo:
+        folder.mkdir(parents=True, exist_ok=True)
+        chosen = {name: rows[name] for name in sorted(todo, key=rows.__getitem__)}
+        try:
+            _write_images(archive, chosen, folder)
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            raise DiskSpaceError(
+                error.errno,
+                f"The disk of {folder} is full. What was extracted stays; make space "
+                "and call again to go on.",
+            ) from error
+    return paths
+
+
+def _write_images(archive: str, rows: dict[str, int], folder: Path) -> None:
+    """Write images as files; one thread reads, as HDF5 lets only one, some write."""
+    with open_images(archive) as images, ThreadPoolExecutor(_WRITERS) as pool:
+        tasks: deque[Future] = deque()
+        try:
+            for name, row in rows.items():
+                data = read_image(images, int(row), name)
+                tasks.append(pool.submit(_write, f"{folder}{os.sep}{name}", data))
+                if len(tasks) > 4 * _WRITERS:
+                    tasks.popleft().result()
+            finish(tasks)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _write(file: str, data: bytes) -> None:
+    with whole_file(file) as stream:
+        stream.write(data)

@@ -1,0 +1,130 @@
+"""What the fetchers of stimuli share: names of images, terms, and reading tables."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Sequence
+from importlib import resources
+from typing import Any, NoReturn
+
+import numpy as np
+import pandas as pd
+
+from laion_fmri_fetchers.exceptions import (
+    CorruptImageError,
+    InvalidQueryError,
+)
+from laion_fmri_fetchers.messages import listed, warn
+from laion_fmri_fetchers.query.filters import ResultFilter, as_filter
+from laion_fmri_fetchers.query.selection import (
+    is_empty,
+)
+from laion_fmri_fetchers.storage.settings import Settings
+
+
+def image_names(
+    names: object = None, trials: pd.DataFrame | None = None
+) -> list[str] | None:
+    """Return names of images, each once, in order of appearance; None for all.
+
+    Examples
+    --------
+    >>> image_names(["b.jpg", "a.jpg", "b.jpg"])
+    ['b.jpg', 'a.jpg']
+    """
+    if names is not None and trials is not None:
+        raise InvalidQueryError("Both names and trials are given; give one of them.")
+    argument = "names" if trials is None else "trials"
+    given: Any = names if trials is None else trials
+    if given is None:
+        return None
+    if isinstance(given, dict):
+        _raise_for_bunch(given, argument)
+    if isinstance(given, pd.DataFrame):
+        column = next((c for c in ("label", "image_name") if c in given), None)
+        if column is None and given.index.name != "image_name":
+            raise InvalidQueryError(
+                "The DataFrame has neither a column 'label', as trials have, nor one "
+                "'image_name'."
+            )
+        given = given.index if column is None else given[column]
+    if isinstance(given, bytes) or not isinstance(given, Iterable):
+        raise InvalidQueryError(
+            f"{argument} is {given!r}; give names of images, or trials"
+        )
+    found = [given] if isinstance(given, str) else list(dict.fromkeys(given))
+    for name in found:
+        if not isinstance(name, str):
+            raise InvalidQueryError(f"{argument} holds {name!r}; names are str")
+    return [str(name) for name in found]
+
+
+def _raise_for_bunch(given: dict, argument: str) -> NoReturn:
+    """Raise for a Bunch, or another dict, in the place of names of images."""
+    key = next((k for k in ("trials", "metadata", "image_names") if k in given), None)
+    advice = f"give its {key}, as in data.{key}" if key else "give names of images"
+    raise InvalidQueryError(
+        f"{argument} is a {type(given).__name__} with {listed(list(map(str, given)))}; "
+        f"{advice}"
+    )
+
+
+def positions(
+    wanted: Sequence[str], existing: Iterable[str], source: str, settings: Settings
+) -> np.ndarray:
+    """Return where names are among those of a source; raise for one that is not."""
+    index = pd.Index(existing)
+    rows = index.get_indexer(pd.Index(wanted, dtype=object))
+    unknown = [name for name, row in zip(wanted, rows, strict=True) if row < 0]
+    if unknown:
+        close = difflib.get_close_matches(unknown[0], list(index), n=1, cutoff=0.5)
+        hint = f"did you mean {close[0]!r}?" if close else "names are labels of trials."
+        names = listed([repr(name) for name in unknown])
+        text = f"There is no image {names} in {source}; {hint}"
+        if not settings.allow_missing:
+            raise InvalidQueryError(f"{text} allow_missing=True leaves such names out.")
+        warn(f"{text} Left out.")
+    return rows[rows >= 0]
+
+
+def with_terms(given: object, name: str, terms: dict[str, Any]) -> ResultFilter:
+    """Return a filter and terms as one filter."""
+    filt, base = as_filter(given, name), ResultFilter(terms)
+    if is_empty(filt) or not terms:
+        return filt if not terms else base
+    return base & filt
+
+
+def query(wanted: list[str] | None, **filters: ResultFilter) -> dict[str, Any]:
+    """Return what is asked as plain, readable values."""
+    shown = {n: None if is_empty(f) else repr(f) for n, f in filters.items()}
+    return {"names": wanted, **shown}
+
+
+def description() -> str:
+    """Return the text on the stimuli."""
+    file = resources.files(__package__).joinpath("laion_stimuli.rst")
+    return file.read_text("utf-8")
+
+
+def read_table(file: str, needed: Iterable[str]) -> pd.DataFrame:
+    """Read a CSV table of text; CorruptImageError if it is not one."""
+    try:
+        frame = pd.read_csv(
+            file, dtype=object, keep_default_na=False, encoding="utf-8-sig"
+        )
+        lacking = [name for name in needed if name not in frame]
+        if lacking:
+            raise ValueError(f"it has no column {listed(lacking)}")
+    except ValueError as error:
+        raise CorruptImageError(
+            f"The table {file} is broken ({error}). Fetch it again with "
+            "mode='overwrite'."
+        ) from error
+    return frame
+
+
+def mapped(column: pd.Series, function: Callable[[Any], Any]) -> pd.Series:
+    """Return a column with a function applied, once a distinct value."""
+    values = {value: function(value) for value in column.unique()}
+    return pd.Series([values[v] for v in column], column.index, object, column.name)

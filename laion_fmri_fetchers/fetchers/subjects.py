@@ -1,0 +1,107 @@
+"""Subjects that a fetcher selects: whether they exist, and what is known of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from laion_fmri_fetchers.layout.trees import PARTICIPANTS
+from laion_fmri_fetchers.messages import listed, warn
+from laion_fmri_fetchers.query.filters import ResultFilter
+from laion_fmri_fetchers.query.selection import Selection, is_empty
+from laion_fmri_fetchers.storage.files import local_path
+from laion_fmri_fetchers.storage.inventory import Inventory, Record, find_subjects
+from laion_fmri_fetchers.storage.obtain import obtain, plan
+from laion_fmri_fetchers.storage.tables import read_participants
+
+from .choose import missing_names, roi_names, session_names
+
+
+def check_subjects(names: Iterable[str], inventory: Inventory, *, named: bool) -> None:
+    """Raise for a subject that was named and has no files.
+
+    Raises
+    ------
+    InvalidQueryError
+        If the bucket has no such subject.
+    NotCachedError
+        Offline, if none of its files is on disk.
+    """
+    absent = [name for name in names if not is_on_disk(name, inventory)]
+    without = {*names} - {rec["subject"] for rec in inventory.records}
+    absent += sorted(without - {*absent})
+    if not absent or not named:
+        return
+    published, _ = find_subjects(inventory.settings)
+    if absent[0] not in published or absent[0] not in without:
+        text = listed(list(published)) or "none"
+        inventory.refuse(
+            f"There is no subject {absent[0]!r}; there are {text}.",
+            f"Nothing of {absent[0]} is on disk in {inventory.settings.data_dir}; "
+            f"known subjects: {text}.",
+        )
+    warn(f"The bucket has no files of {absent[0]} where the selection looks.")
+
+
+def is_on_disk(subject: str, inventory: Inventory) -> bool:
+    """Tell whether not all files of a subject are absent; online, none is."""
+    ids = {rec["id"] for rec in inventory.records if rec["subject"] == subject}
+    return not ids or not ids <= inventory.absent
+
+
+def participants(
+    inventory: Inventory,
+    subject_filter: ResultFilter,
+    again: Callable[[Record], bool],
+) -> dict[str, dict[str, Any]]:
+    """Return the columns of ``participants.tsv`` by subject; it may be missing.
+
+    Parameters
+    ----------
+    inventory : Inventory
+        Where the table may be.
+    subject_filter : ResultFilter
+        With a filter, the table must be had; without, a dry run does without it.
+    again : callable
+        Whether, in mode ``"overwrite"``, the table is downloaded again.
+    """
+    is_needed = not is_empty(subject_filter)
+    table = [rec for rec in inventory.records if rec["id"] == PARTICIPANTS]
+    fetched: frozenset[str] = frozenset()
+    if is_needed or not inventory.settings.dry_run:
+        outcome = obtain(
+            plan(table, inventory, again=again),
+            inventory,
+            optional=() if is_needed else {PARTICIPANTS},
+            quiet=True,
+        )
+        fetched = outcome.fetched
+        for rec in outcome.failed:
+            warn(f"{rec['id']} could not be downloaded ({rec['reason']}).")
+    if PARTICIPANTS not in inventory.on_disk | fetched:
+        return {}
+    return read_participants(local_path(inventory.settings.data_dir, PARTICIPANTS))
+
+
+def check_names(
+    records: list[Record],
+    subjects: Iterable[str],
+    inventory: Inventory,
+    selection: Selection,
+) -> None:
+    """Raise for sessions and ROIs that no subject has; warn where some lack them."""
+    for kind, names, by_subject in (
+        ("session", selection.sessions, session_names(records)),
+        ("ROI", selection.rois, roi_names(records)),
+    ):
+        of_subjects = {name: by_subject.get(name, set()) for name in sorted(subjects)}
+        for lacking, name, hint in missing_names(kind, names, of_subjects):
+            has = "has" if len(lacking) == 1 else "have"
+            if len(lacking) < len(of_subjects):
+                warn(f"{listed(lacking)} {has} no {kind} {name}; it is left out there.")
+                continue
+            inventory.refuse(
+                f"{listed(lacking)} {has} no {kind} {name}; {hint}",
+                f"No {kind} {name} of {listed(lacking)} is on disk in "
+                f"{inventory.settings.data_dir}; {hint}",
+            )

@@ -1,0 +1,66 @@
+"""Arguments that many functions share, documented once.
+
+A docstring names one by a line such as ``%(data_dir)s``, as in nilearn.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+_ARGUMENTS = {
+    "mode": """\
+mode : {"download_new", "overwrite", "offline"}, optional
+    ``"download_new"`` (the default) downloads files that are not on disk;
+    ``"overwrite"`` downloads selected files again, and replaces those on disk only
+    when the new ones are whole; ``"offline"`` opens no socket. None: ``"offline"``
+    where ``LAION_FMRI_OFFLINE=1`` is set, else ``"download_new"``.""",
+    "data_dir": """\
+data_dir : str or path, optional
+    The data directory, see `get_data_dir`.""",
+    "n_connections": """\
+n_connections : int, default=64
+    HTTP connections at once.""",
+    "timeout": """\
+timeout : float, default=30.0
+    Seconds without progress after which a connection is given up.""",
+    "verbose": """\
+verbose : int, default=1
+    0: silent, 1: summary and progress bar, 2: one line per file, 3: debug.""",
+}
+
+_LINE = re.compile(r"^( *)%\((\w+)\)s$", re.MULTILINE)
+
+
+def documented(function: Function) -> Function:
+    """Fill the docstring of a function with the text of shared arguments.
+
+    Raises
+    ------
+    KeyError
+        If a line names an argument that is not shared.
+
+    Examples
+    --------
+    >>> @documented
+    ... def fetch(timeout=30.0):
+    ...     '''Fetch.
+    ...
+    ...     Parameters
+    ...     ----------
+    ...     %(timeout)s
+    ...     '''
+    >>> "Seconds without progress" in fetch.__doc__
+    True
+    """
+    if function.__doc__:  # None under python -OO
+        function.__doc__ = _LINE.sub(_text, function.__doc__)
+    return function
+
+
+def _text(line: re.Match[str]) -> str:
+    indent, name = line.groups()
+    return "\n".join(indent + part for part in _ARGUMENTS[name].split("\n"))

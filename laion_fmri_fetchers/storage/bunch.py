@@ -1,0 +1,39 @@
+"""What fetchers return: a Bunch that is shown briefly, and texts on the dataset."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sklearn.utils import Bunch
+
+from laion_fmri_fetchers.messages import listed
+
+_WIDE = 70
+
+
+class Result(Bunch):
+    """A Bunch that is shown as a line a key, however much it holds.
+
+    Examples
+    --------
+    >>> Result(images=["a.nii.gz", "b.nii.gz"], data_dir="/data")
+    images    list of 2
+    data_dir  '/data'
+    """
+
+    def __repr__(self) -> str:
+        width = max(map(len, self), default=0)
+        return "\n".join(f"{k:<{width}}  {_shortly(v)}" for k, v in self.items())
+
+
+def _shortly(value: Any) -> str:
+    """Return a value as text of a line."""
+    if hasattr(value, "shape"):
+        return f"{type(value).__name__} of {' x '.join(map(str, value.shape))}"
+    if isinstance(value, (list, dict)):
+        names = f": {listed(list(map(str, value)))}" if isinstance(value, dict) else ""
+        return f"{type(value).__name__} of {len(value)}{names if value else ''}"
+    if isinstance(value, str) and "\n" in value:
+        return f"text of {value.count(chr(10))} lines"
+    text = repr(value)
+    return text if len(text) <= _WIDE else f"{text[:_WIDE]}..."
