@@ -12,6 +12,7 @@ from laion_fmri_fetchers.exceptions import (
     TermsOutdatedError,
 )
 from laion_fmri_fetchers.messages import can_ask, tell, warn
+from laion_fmri_fetchers.query.shared_docs import documented
 from laion_fmri_fetchers.storage.data_dir import get_data_dir
 from laion_fmri_fetchers.storage.state import auth_file
 
@@ -29,6 +30,7 @@ from .identity import (
 from .service import PREFIX, server_url
 
 
+@documented
 def login(
     request_id: str | None = None,
     data_dir: str | os.PathLike | None = None,
@@ -42,8 +44,7 @@ def login(
     ----------
     request_id : str, optional
         The id, which begins with ``lfm_``; None: prompt for it, unseen.
-    data_dir : str or path, optional
-        The data directory, see `get_data_dir`.
+    %(data_dir)s
     timeout : float, default=30.0
         Seconds without an answer.
     verbose : int, default=1
@@ -93,6 +94,7 @@ def login(
     tell(f"The request_id is approved and kept in {file}", verbose)
 
 
+@documented
 def logout(data_dir: str | os.PathLike | None = None, *, verbose: int = 1) -> None:
     """Forget the ``request_id`` kept for a data directory.
 
@@ -101,8 +103,7 @@ def logout(data_dir: str | os.PathLike | None = None, *, verbose: int = 1) -> No
 
     Parameters
     ----------
-    data_dir : str or path, optional
-        The data directory, see `get_data_dir`.
+    %(data_dir)s
     verbose : int, default=1
         0: silent, 1: say what was done.
 
@@ -130,13 +131,13 @@ def logout(data_dir: str | os.PathLike | None = None, *, verbose: int = 1) -> No
         warn(f"A request_id stays in force, from {left.source}.")
 
 
+@documented
 def access_status(data_dir: str | os.PathLike | None = None) -> dict[str, str | None]:
     """Report which ``request_id`` is in force; nothing is sent.
 
     Parameters
     ----------
-    data_dir : str or path, optional
-        The data directory, see `get_data_dir`.
+    %(data_dir)s
 
     Returns
     -------

@@ -7,6 +7,7 @@ from importlib import resources
 
 from laion_fmri_fetchers.exceptions import LicenseNotAcceptedError
 from laion_fmri_fetchers.messages import AGREEMENT, can_ask
+from laion_fmri_fetchers.query.shared_docs import documented
 from laion_fmri_fetchers.storage.data_dir import get_data_dir
 from laion_fmri_fetchers.storage.files import write_atomically
 from laion_fmri_fetchers.storage.state import license_marker
@@ -30,6 +31,7 @@ def license_text() -> str:
     return resources.files(__package__).joinpath("license.rst").read_text()
 
 
+@documented
 def accept_license(data_dir: str | os.PathLike | None = None) -> None:
     """Show the CC0 terms of the fMRI data and ask to accept them.
 
@@ -39,8 +41,7 @@ def accept_license(data_dir: str | os.PathLike | None = None) -> None:
 
     Parameters
     ----------
-    data_dir : str or path, optional
-        The data directory; see `get_data_dir`.
+    %(data_dir)s
 
     Raises
     ------

@@ -22,6 +22,7 @@ from laion_fmri_fetchers.exceptions import (
     TermsOutdatedError,
 )
 from laion_fmri_fetchers.messages import AGREEMENT, can_ask, tell, warn
+from laion_fmri_fetchers.query.shared_docs import documented
 from laion_fmri_fetchers.storage.data_dir import get_data_dir
 
 from .gate import Gate, is_pending
@@ -44,6 +45,7 @@ _QUESTIONS = {
 }
 
 
+@documented
 def request_stimulus_access(
     *,
     name: str | None = None,
@@ -87,8 +89,7 @@ def request_stimulus_access(
         where either is missing.
     renew : bool, default=False
         Send the form even if a kept ``request_id`` is still valid.
-    data_dir : str or path, optional
-        The data directory, see `get_data_dir`.
+    %(data_dir)s
     timeout : float, default=30.0
         Seconds without an answer.
     verbose : int, default=1
