@@ -1,6 +1,11 @@
 """The command line: ``laion-fmri-fetchers`` and ``python -m laion_fmri_fetchers``.
 
-Results go to stdout, all else to stderr. Exit codes: 0 done, 1 failed, 2 usage.
+    main ─▶ _parser     a subparser per row of COMMANDS, with its options
+       └▶ options.run   the command's action: a call of the package's Python functions
+       └▶ on_a_shell    what warnings and errors say, in words of the command line
+
+Each command is a section below: its options, then its action. Results go to stdout,
+all else to stderr. Exit codes: 0 done, 1 failed, 2 usage, 130 stopped by Ctrl-C.
 """
 
 from __future__ import annotations
@@ -10,20 +15,22 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from .exceptions import InvalidQueryError, LaionFmriError
+import laion_fmri_fetchers as package
+
+from .exceptions import AccessPendingError, InvalidQueryError, LaionFmriError
+from .messages import readable_size, tell
 
 if TYPE_CHECKING:
     from laion_fmri_fetchers.query.filters import ResultFilter
 
-_TERM = re.compile(r"\s*(\w+)\s*(>=|<=|!=|==|=|>|<|~|\bin\b)\s*(.*?)\s*", re.DOTALL)
-_FLOAT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
-_NUMBERS = frozenset({"n_reps", "beta_index", "run", "size"})
-_SHELLS = ("bash", "zsh", "fish", "tcsh", "powershell")
-_TERM_HELP = "FIELD OP VALUE; OP is = != >= <= > < ~ (regular expression) in (a,b,c)"
+PROGRAM = "laion-fmri-fetchers"
+
+Options = argparse.Namespace
+Parser = argparse.ArgumentParser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        0: done, 1: failed, 2: usage.
+        0: done, 1: failed, 2: usage, 130: stopped by Ctrl-C.
     """
     parser = _parser()
     if "_ARGCOMPLETE" in os.environ:
@@ -45,7 +52,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not (sys.argv[1:] if arguments is None else arguments):
         parser.print_help(sys.stderr)
         return 2
-    options = parser.parse_args(arguments)
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        _subparsers(parser)[options.command].error(
+            f"unrecognized arguments: {' '.join(unknown)}"
+        )
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
@@ -66,213 +77,128 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _fail(message: object, code: int) -> int:
-    print(f"laion-fmri-fetchers: {message}", file=sys.stderr)
+    print(f"{PROGRAM}: {on_a_shell(str(message))}", file=sys.stderr)
     return code
 
 
 def _show_warning(message: Any, *_: Any, **__: Any) -> None:
-    print(f"Warning: {message}", file=sys.stderr)
+    print(f"Warning: {on_a_shell(str(message))}", file=sys.stderr)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="laion-fmri-fetchers",
-        description="Fetch LAION-fMRI, a 7T fMRI dataset on natural images.",
-    )
-    parser.add_argument(
-        "--version", action=_Version, nargs=0, help="show the version and exit"
-    )
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-
-    config = _command(commands, "config", _config, "show or set the data directory")
-    config.add_argument("folder", nargs="?", help="the data directory from now on")
-
-    accept = _command(
-        commands, "accept-license", _accept, "accept the CC0 terms of the data"
-    )
-    accept.add_argument("--show", action="store_true", help="only print the terms")
-    _command(commands, "info", _info, "what the dataset holds")
-
-    rois = _command(commands, "rois", _rois, "names of ROIs")
-    rois.add_argument(
-        "--subject", metavar="SUB", help="such as sub-01; by default of any"
-    )
-    rois.add_argument(
-        "--category", metavar="CATEGORY", help="such as face; by default of any"
-    )
-
-    fetch = _command(commands, "fetch", _fetch, "fetch images and masks")
-    fetch.add_argument(
-        "--subjects",
-        nargs="+",
-        default=["sub-01"],
-        metavar="SUB",
-        help="names such as sub-01, or all; by default sub-01",
-    )
-    fetch.add_argument(
-        "--rois",
-        nargs="*",
-        default=["all"],
-        metavar="ROI",
-        help="names such as FFA1, categories such as face, none; by default all",
-    )
-    fetch.add_argument(
-        "--sessions",
-        nargs="+",
-        default=["all"],
-        metavar="SES",
-        help="names such as ses-01; by default all",
-    )
-    _terms(fetch, "--where", "trials")
-    _terms(fetch, "--image-where", "images")
-    fetch.add_argument("--max-images", type=int, metavar="N", help="no more images")
-    fetch.add_argument("--dry-run", action="store_true", help="list, download nothing")
-    _transfer_options(fetch)
-
-    access = _command(
-        commands, "request-access", _request_access, "apply for the stimulus images"
-    )
-    for name in ("name", "email", "institution", "pi", "research-purpose"):
-        access.add_argument(f"--{name}", help="prompted for if omitted")
-    access.add_argument(
-        "--accept-terms-version",
-        metavar="VERSION",
-        help="you accept this version of the Data Use Agreement; prompted for if "
-        "omitted",
-    )
-    access.add_argument(
-        "--acknowledge-privacy",
-        action="store_true",
-        help="you acknowledge the privacy notice; prompted for if omitted",
-    )
-    access.add_argument(
-        "--renew", action="store_true", help="even if a valid id exists"
-    )
-    _command(commands, "login", _login, "store a request_id (prompts for it)")
-    _command(commands, "logout", _logout, "forget the request_id")
-
-    stimuli = _command(commands, "fetch-stimuli", _stimuli, "fetch the stimulus images")
-    stimuli.add_argument(
-        "--names", nargs="+", metavar="NAME", help="names of images; default: all"
-    )
-    _terms(stimuli, "--where", "stimuli")
-    stimuli.add_argument(
-        "--max-images", type=int, metavar="N", help="maximum number of images"
-    )
-    stimuli.add_argument("--extract", action="store_true", help="write image files")
-    stimuli.add_argument(
-        "--dry-run", action="store_true", help="plan only; needs no request_id"
-    )
-    _transfer_options(stimuli)
-
-    for name in ("captions", "embeddings", "segmentations"):
-        command = _command(
-            commands, f"fetch-{name}", _derivatives, f"fetch {name} of the stimuli"
-        )
-        command.set_defaults(what=name)
-        if name == "embeddings":
-            command.add_argument(
-                "--models",
-                nargs="+",
-                default=["all"],
-                metavar="MODEL",
-                help="names such as CLIP; by default all",
-            )
-        _transfer_options(command)
-
-    _command(commands, "status", _status, "what is configured, accepted and cached")
-
-    verify = _command(commands, "verify", _verify, "check the files on disk")
-    verify.add_argument(
-        "--repair", action="store_true", help="download bad files again"
-    )
-    verify.add_argument(
-        "--online", action="store_true", help="compare with the bucket of today"
-    )
-    _verbosity(verify)
-
-    doctor = _command(
-        commands, "doctor", _doctor, "compare bucket and machine with what is expected"
-    )
-    doctor.add_argument("--json", action="store_true", help="print JSON, not a table")
-    doctor.add_argument(
-        "--timeout",
-        type=float,
-        default=30.0,
-        metavar="SECONDS",
-        help="without an answer; by default 30",
-    )
-
-    completion = commands.add_parser(
-        "completion",
-        help="make a shell complete these commands",
-        description="Print what a shell is to evaluate, such as: "
-        'eval "$(laion-fmri-fetchers completion bash)"',
-    )
-    completion.set_defaults(run=_completion)
-    completion.add_argument("shell", choices=_SHELLS)
-
-    demo = commands.add_parser("demo", help="see it work on synthetic data")
-    demo.set_defaults(run=_demo)
-    demo.add_argument(
-        "--serve",
-        action="store_true",
-        help="only serve the synthetic data, for calls of your own",
-    )
-    demo.add_argument(
-        "--output", metavar="FOLDER", help="where to keep data and figure"
-    )
-    return parser
+_COMMAND = rf"'{PROGRAM} [^']*'"
+_WORDS: dict[str, str | Callable[[re.Match], str]] = {
+    r"mode='(\w+)'": r"--mode \1",
+    r"accept_terms_version='([^']*)'": r"--accept-terms-version '\1'",
+    r"(?<![\w/.-])(allow_missing|renew)=True": r"--\1",
+    r"\brequest_stimulus_access\(([^)]*)\)": rf"'{PROGRAM} request-access \1'",
+    r"\bfetch_laion_stimuli\(([^)]*)\)": rf"'{PROGRAM} fetch-stimuli \1'",
+    r"\blicense_text\(\)": f"'{PROGRAM} accept-license --show'",
+    r"\baccept_license\(\)": f"'{PROGRAM} accept-license'",
+    r"\bdataset_initialize\b(\(\))?": f"'{PROGRAM} config FOLDER'",
+    r"\bcurrent_terms_version\(\)": f"'{PROGRAM} doctor'",
+    rf"('{PROGRAM} [a-z-]+) '": r"\1'",
+    rf"({_COMMAND}) or \1": r"\1",
+    r"\b(trial|stimulus|caption|segmentation)_filter\b": "--where",
+    r"\bimage_filter\b": "--image-where",
+    r"(?<![\w/.-])(data_dir|max_images|n_connections)\b(?![\w/.])": r"--\1",
+    r"\b(research_purpose|accept_terms_version|acknowledge_privacy)\b": r"--\1",
+    r"(?<= )--[a-z_]+|^--[a-z_]+": lambda option: option[0].replace("_", "-"),
+    r"\bthe same call\b": "the same command",
+}
+"""Python in messages of the package, and how a shell spells it; applied in order."""
 
 
-def _terms(command: argparse.ArgumentParser, option: str, what: str) -> None:
+def on_a_shell(message: str) -> str:
+    """Return a message of the package in words of the command line.
+
+    Examples
+    --------
+    >>> on_a_shell("Download it first, with mode='download_new'.")
+    'Download it first, with --mode download_new.'
+    >>> on_a_shell("Request access with request_stimulus_access(renew=True).")
+    "Request access with 'laion-fmri-fetchers request-access --renew'."
+    """
+    for pattern, words in _WORDS.items():
+        message = re.sub(pattern, words, message)
+    return message
+
+
+# --- Options and output that commands share --------------------------------------
+
+_TERM_HELP = "FIELD OP VALUE; OP is = != >= <= > < ~ (regular expression) in (a,b,c)"
+
+
+def _no_options(_: Parser) -> None:
+    """Add nothing."""
+
+
+def _flag(command: Parser, option: str, help_text: str) -> None:
+    command.add_argument(option, action="store_true", help=help_text)
+
+
+def _terms(command: Parser, option: str, rows: str) -> None:
     command.add_argument(
         option,
         action="append",
         default=[],
         metavar="TERM",
-        help=f"only {what} that fulfil it, may be repeated: {_TERM_HELP}",
+        help=f"keep only {rows} matching TERM, may be repeated: {_TERM_HELP}",
     )
 
 
-def _transfer_options(command: argparse.ArgumentParser) -> None:
+def _names(
+    command: Parser,
+    option: str,
+    default: str | None,
+    help_text: str,
+    nargs: str = "+",
+) -> None:
+    metavar = option.strip("-").upper().removesuffix("S")
+    names = default if default is None else [default]
+    help_text += f"; default: {default or 'all'}"
     command.add_argument(
-        "--mode", help="download_new (the default), overwrite or offline"
+        option, nargs=nargs, default=names, metavar=metavar, help=help_text
     )
-    command.add_argument(
-        "--n-connections",
-        type=int,
-        default=64,
-        metavar="N",
-        help="HTTP connections; by default 64",
-    )
+
+
+def _timeout(command: Parser, when: str) -> None:
     command.add_argument(
         "--timeout",
         type=float,
         default=30.0,
         metavar="SECONDS",
-        help="without progress; by default 30",
+        help=f"give up after SECONDS without {when}; default: 30",
+    )
+
+
+def _verbosity(command: Parser) -> None:
+    command.add_argument(
+        *("-v", "--verbose"),
+        action="count",
+        default=1,
+        help="one line per file; -vv also logs every request",
     )
     command.add_argument(
-        "--allow-missing", action="store_true", help="warn of files that failed"
+        *("-q", "--quiet"), action="store_true", help="errors and warnings only"
     )
+
+
+def _transfer_options(command: Parser) -> None:
+    command.add_argument("--mode", help="download_new (default), overwrite or offline")
+    command.add_argument(
+        "--n-connections",
+        type=int,
+        default=64,
+        metavar="N",
+        help="HTTP connections; default: 64",
+    )
+    _timeout(command, "progress")
+    _flag(command, "--allow-missing", "warn of files that failed")
+    _flag(command, "--paths", "print one line per file at a terminal too")
     _verbosity(command)
 
 
-def _verbosity(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "-v",
-        "--verbose",
-        action="count",
-        default=1,
-        help="a line a file; twice: all that is asked of the server",
-    )
-    command.add_argument(
-        "-q", "--quiet", action="store_true", help="errors and warnings only"
-    )
-
-
-def _how(options: argparse.Namespace) -> dict[str, Any]:
+def _transfer(options: Options) -> dict[str, Any]:
     """Return how to work, as the fetchers' arguments."""
     return {
         "mode": options.mode,
@@ -280,132 +206,174 @@ def _how(options: argparse.Namespace) -> dict[str, Any]:
         "allow_missing": options.allow_missing,
         "n_connections": options.n_connections,
         "timeout": options.timeout,
-        "verbose": 0 if options.quiet else options.verbose,
+        "verbose": _verbose(options),
     }
 
 
-def _command(commands: Any, name: str, run: Any, text: str) -> argparse.ArgumentParser:
-    command = commands.add_parser(
-        name, help=text, description=f"{text[0].upper()}{text[1:]}."
-    )
-    command.add_argument(
-        "--data-dir", metavar="FOLDER", help="instead of the data directory in force"
-    )
-    command.set_defaults(run=run)
-    return command
+def _verbose(options: Options) -> int:
+    return 0 if options.quiet else options.verbose
 
 
-class _Version(argparse.Action):
-    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        from . import __version__
-
-        print(f"laion-fmri-fetchers {__version__}")
-        parser.exit()
-
-
-def _complete(parser: argparse.ArgumentParser) -> None:
-    """Answer the shell that asks what may come next, and end."""
-    import argcomplete
-
-    from laion_fmri_fetchers.layout.keys import RECORD_FIELDS
-    from laion_fmri_fetchers.layout.labels import TRIAL_FIELDS
-    from laion_fmri_fetchers.layout.names import ROI_CATEGORIES, SUBJECTS
-    from laion_fmri_fetchers.layout.trees import EMBEDDING_MODELS
-
-    categories = ROI_CATEGORIES
-    known: dict[str, Iterable[str]] = {
-        "subject": SUBJECTS,
-        "subjects": ["all", *SUBJECTS],
-        "category": categories,
-        "rois": ["all", "none", *categories, *chain(*categories.values())],
-        "sessions": ["all", *(f"ses-{n:02d}" for n in range(1, 31))],
-        "where": [f"{field}=" for field in TRIAL_FIELDS],
-        "image_where": [f"{field}=" for field in RECORD_FIELDS],
-        "models": ["all", *EMBEDDING_MODELS],
-        "mode": ["download_new", "overwrite", "offline"],
-    }
-    commands: Any = next(a.choices for a in parser._actions if a.dest == "command")
-    for action in chain(*(command._actions for command in commands.values())):
-        if action.dest in known:
-            action.completer = lambda names=known[action.dest], **_: names
-    argcomplete.autocomplete(parser)
-
-
-def _completion(options: argparse.Namespace) -> None:
-    import argcomplete
-
-    print(argcomplete.shellcode(["laion-fmri-fetchers"], shell=options.shell))
-
-
-def _config(options: argparse.Namespace) -> None:
-    from laion_fmri_fetchers.storage.data_dir import dataset_initialize, get_data_dir
-
-    if options.folder:
-        print(dataset_initialize(options.folder))
+def _print_files(options: Options, data: Any, paths: Iterable[str | None]) -> None:
+    """Print the paths of files, or the plan of a dry run: at a terminal, in short."""
+    is_terminal = sys.stdout.isatty() and not options.paths
+    if not getattr(options, "dry_run", False):
+        for path in () if is_terminal else filter(None, paths):
+            print(path)
+    elif is_terminal:
+        _print_kinds(data.plan)
     else:
-        print(get_data_dir(options.data_dir))
+        for row in data.plan.itertuples():
+            print(f"{row.size}\t{row.reason}\t{row.id}")
 
 
-def _accept(options: argparse.Namespace) -> None:
-    from laion_fmri_fetchers.access.licence import accept_license, license_text
-    from laion_fmri_fetchers.storage.data_dir import get_data_dir
+def _print_kinds(plan: Any) -> None:
+    """Print number and size of planned files, by kind."""
+    from laion_fmri_fetchers.layout.keys import record_of
 
+    kinds = [record_of(file_id)["image_type"] for file_id in plan["id"]]
+    sizes = plan.groupby(kinds)["size"].agg(["count", "sum"])
+    rows = [*sizes.itertuples(), ("total", len(plan), plan["size"].sum())]
+    print(f"{'kind':<24}{'files':>8}{'size':>10}")
+    for kind, number, size in rows:
+        print(f"{kind:<24}{number:>8,}{readable_size(size):>10}")
+
+
+# --- config ----------------------------------------------------------------------
+
+
+def _config_options(command: Parser) -> None:
+    command.add_argument("folder", nargs="?", help="the data directory from now on")
+
+
+def _config(options: Options) -> None:
+    """Show or set the data directory."""
+    if options.folder:
+        print(package.dataset_initialize(options.folder))
+    else:
+        print(package.get_data_dir(options.data_dir))
+
+
+# --- accept-license --------------------------------------------------------------
+
+
+def _accept_options(command: Parser) -> None:
+    _flag(command, "--show", "only print the terms")
+
+
+def _accept(options: Options) -> None:
+    """Accept the CC0 terms of the data."""
     if options.show:
-        print(license_text())
+        print(package.license_text())
         return
-    accept_license(options.data_dir)
-    print(f"The CC0 terms are accepted for {get_data_dir(options.data_dir)}")
+    package.accept_license(options.data_dir)
+    print(f"The CC0 terms are accepted for {package.get_data_dir(options.data_dir)}")
 
 
-def _info(options: argparse.Namespace) -> None:
-    from laion_fmri_fetchers.fetchers.discovery import describe
-
-    describe(data_dir=options.data_dir)
+# --- info, rois ------------------------------------------------------------------
 
 
-def _rois(options: argparse.Namespace) -> None:
-    from laion_fmri_fetchers.fetchers.discovery import get_rois
+def _info(options: Options) -> None:
+    """Show what the dataset holds."""
+    package.describe(data_dir=options.data_dir)
 
-    rois = get_rois(options.subject, options.category, data_dir=options.data_dir)
+
+def _rois_options(command: Parser) -> None:
+    command.add_argument("--subject", help="such as sub-01; default: all subjects")
+    command.add_argument("--category", help="such as face; default: all categories")
+
+
+def _rois(options: Options) -> None:
+    """List the names of ROIs."""
+    rois = package.get_rois(
+        options.subject, options.category, data_dir=options.data_dir
+    )
     print("\n".join(rois))
 
 
-def _fetch(options: argparse.Namespace) -> None:
-    from laion_fmri_fetchers.fetchers.fmri import fetch_laion_fmri
+# --- fetch, report ---------------------------------------------------------------
 
-    data = fetch_laion_fmri(
+
+def _selection_options(command: Parser) -> None:
+    _names(command, "--subjects", "sub-01", "names such as sub-02, or all")
+    _names(command, "--rois", "all", "names such as FFA1, categories, or none", "*")
+    _names(command, "--sessions", "all", "names such as ses-01")
+    _terms(command, "--where", "trials")
+    _terms(command, "--image-where", "image files")
+    _max_images(command, "image files")
+
+
+def _max_images(command: Parser, files: str) -> None:
+    command.add_argument(
+        "--max-images", type=int, metavar="N", help=f"maximum number of {files}"
+    )
+
+
+def _selected(options: Options, **how: Any) -> Any:
+    """Return the Bunch of what the options select."""
+    return package.fetch_laion_fmri(
         options.subjects,
         None if options.rois in ([], ["none"]) else options.rois,
         options.sessions,
         trial_filter=parse_terms(options.where),
         image_filter=parse_terms(options.image_where),
         max_images=options.max_images,
-        dry_run=options.dry_run,
-        **_how(options),
+        **how,
     )
-    if options.dry_run:
-        _print_plan(data)
-    else:
-        _print_paths([*data.images, *data.rois])
 
 
-def _print_plan(data: Any) -> None:
-    for row in data.plan.itertuples():
-        print(f"{row.size}\t{row.reason}\t{row.id}")
+def _fetch_options(command: Parser) -> None:
+    _selection_options(command)
+    _flag(command, "--dry-run", "show the plan; download no image")
+    _transfer_options(command)
 
 
-def _print_paths(paths: Sequence[str | None]) -> None:
-    for path in filter(None, paths):
-        print(path)
+def _fetch(options: Options) -> None:
+    """Fetch images and masks."""
+    data = _selected(options, dry_run=options.dry_run, **_transfer(options))
+    if not data.images and options.max_images != 0:
+        tell("No image file matches the selection.", _verbose(options))
+    _print_files(options, data, [*data.images, *data.rois])
 
 
-def _request_access(options: argparse.Namespace) -> None:
-    from laion_fmri_fetchers.access.stimulus_access import request_stimulus_access
+def _report_options(command: Parser) -> None:
+    command.add_argument(
+        "--output", default="report.html", metavar="FILE", help="default: report.html"
+    )
+    command.add_argument("--title", help="title of the page")
+    _selection_options(command)
 
-    from .exceptions import AccessPendingError
 
+def _report(options: Options) -> None:
+    """Write an HTML report of what is on disk."""
+    data = _selected(options, mode="offline", data_dir=options.data_dir)
+    package.make_report(data, options.title).save_as_html(options.output)
+    print(options.output)
+
+
+# --- request-access, login, logout -----------------------------------------------
+
+
+def _request_options(command: Parser) -> None:
+    for name in ("name", "email", "institution", "pi", "research-purpose"):
+        command.add_argument(f"--{name}", help="prompted for if omitted")
+    command.add_argument(
+        "--accept-terms-version",
+        metavar="VERSION",
+        help="accept this version of the Data Use Agreement; prompted for if omitted",
+    )
+    _flag(
+        command,
+        "--acknowledge-privacy",
+        "acknowledge the privacy notice; prompted for if omitted",
+    )
+    _flag(command, "--renew", "even if a valid id exists")
+
+
+def _request(options: Options) -> None:
+    """Apply for the stimulus images."""
     try:
-        request_stimulus_access(
+        package.request_stimulus_access(
             name=options.name,
             email=options.email,
             institution=options.institution,
@@ -417,88 +385,168 @@ def _request_access(options: argparse.Namespace) -> None:
             data_dir=options.data_dir,
         )
     except AccessPendingError as pending:
-        print(pending)
+        print(on_a_shell(str(pending)))
 
 
-def _login(options: argparse.Namespace) -> None:
-    from laion_fmri_fetchers.access.stimulus_access import login
-
-    login(data_dir=options.data_dir)
-
-
-def _logout(options: argparse.Namespace) -> None:
-    from laion_fmri_fetchers.access.stimulus_access import logout
-
-    logout(options.data_dir)
+def _login(options: Options) -> None:
+    """Store a request_id (prompts for it)."""
+    package.login(data_dir=options.data_dir)
 
 
-def _stimuli(options: argparse.Namespace) -> None:
-    from laion_fmri_fetchers.fetchers.stimuli import fetch_laion_stimuli
+def _logout(options: Options) -> None:
+    """Forget the request_id."""
+    package.logout(options.data_dir)
 
-    data = fetch_laion_stimuli(
+
+# --- fetch-stimuli, stimulus-metadata, fetch-captions and others -----------------
+
+
+def _stimulus_options(command: Parser) -> None:
+    _names(command, "--names", None, "names of stimulus images")
+    _terms(command, "--where", "rows of the table")
+    _transfer_options(command)
+
+
+def _stimuli_options(command: Parser) -> None:
+    _stimulus_options(command)
+    _max_images(command, "stimulus images")
+    _flag(command, "--extract", "write image files")
+    _flag(command, "--dry-run", "show the plan; needs no request_id")
+
+
+def _stimuli(options: Options) -> None:
+    """Fetch the stimulus images."""
+    data = package.fetch_laion_stimuli(
         options.names,
         stimulus_filter=parse_terms(options.where),
         max_images=options.max_images,
         extract=options.extract,
         dry_run=options.dry_run,
-        **_how(options),
+        **_transfer(options),
     )
-    if options.dry_run:
-        _print_plan(data)
-    else:
-        _print_paths([data.metadata_file, data.archive, *data.images])
+    files = () if options.dry_run else (data.metadata_file, data.archive, *data.images)
+    _print_files(options, data, files)
 
 
-def _derivatives(options: argparse.Namespace) -> None:
-    from laion_fmri_fetchers.fetchers import stimulus_features as derivatives
-
-    if options.what == "captions":
-        data = derivatives.fetch_laion_captions(**_how(options))
-        _print_paths([data.captions_file])
-    elif options.what == "embeddings":
-        data = derivatives.fetch_laion_embeddings(options.models, **_how(options))
-        _print_paths(list(data.files.values()))
-    else:
-        data = derivatives.fetch_laion_segmentations(**_how(options))
-        _print_paths([data.segmentations_file, data.masks_file])
+def _stimulus_metadata(options: Options) -> None:
+    """Print the table of the stimulus images."""
+    data = package.fetch_laion_stimulus_metadata(
+        options.names, stimulus_filter=parse_terms(options.where), **_transfer(options)
+    )
+    is_terminal = sys.stdout.isatty() and not options.paths
+    table = data.metadata
+    print(table.to_string(max_rows=20) if is_terminal else table.to_csv().rstrip("\n"))
 
 
-def _status(options: argparse.Namespace) -> None:
-    from laion_fmri_fetchers.fetchers.verify import status
+def _captions(options: Options) -> None:
+    """Fetch captions of the stimuli."""
+    data = package.fetch_laion_captions(
+        options.names, caption_filter=parse_terms(options.where), **_transfer(options)
+    )
+    _print_files(options, data, [data.captions_file])
 
-    status(data_dir=options.data_dir)
+
+def _embeddings_options(command: Parser) -> None:
+    _names(command, "--models", "all", "names such as CLIP")
+    _names(command, "--names", None, "names of stimulus images")
+    _transfer_options(command)
 
 
-def _verify(options: argparse.Namespace) -> int:
-    from laion_fmri_fetchers.fetchers.verify import verify_cache
+def _embeddings(options: Options) -> None:
+    """Fetch embeddings of the stimuli."""
+    data = package.fetch_laion_embeddings(
+        options.models, options.names, **_transfer(options)
+    )
+    _print_files(options, data, data.files.values())
 
-    report = verify_cache(
+
+def _segmentations(options: Options) -> None:
+    """Fetch segmentations of the stimuli."""
+    terms = parse_terms(options.where)
+    data = package.fetch_laion_segmentations(
+        options.names, segmentation_filter=terms, **_transfer(options)
+    )
+    _print_files(options, data, [data.segmentations_file, data.masks_file])
+
+
+# --- status, verify, doctor ------------------------------------------------------
+
+
+def _status(options: Options) -> None:
+    """Show what is configured, accepted and cached."""
+    package.status(data_dir=options.data_dir)
+
+
+def _verify_options(command: Parser) -> None:
+    _flag(command, "--repair", "download bad files again")
+    _flag(command, "--online", "compare with the bucket of today")
+    _flag(command, "--paths", "print one line per file at a terminal too")
+    _verbosity(command)
+
+
+def _verify(options: Options) -> int:
+    """Check the files on disk."""
+    report = package.verify_cache(
         data_dir=options.data_dir,
         repair=options.repair,
         online=options.online,
-        verbose=0 if options.quiet else options.verbose,
+        verbose=_verbose(options),
     )
     bad = report[~report["status"].isin(["ok", "unknown", "outdated", "repaired"])]
-    for row in bad.itertuples():
-        print(f"{row.status}\t{row.id}")
+    # At a terminal, the summary on stderr has named them already.
+    if options.paths or options.quiet or not sys.stdout.isatty():
+        for row in bad.itertuples():
+            print(f"{row.status}\t{row.id}")
     return 1 if len(bad) else 0
 
 
-def _doctor(options: argparse.Namespace) -> int:
+def _doctor_options(command: Parser) -> None:
+    _flag(command, "--json", "print JSON, not a table")
+    _timeout(command, "an answer")
+
+
+def _doctor(options: Options) -> int:
+    """Compare bucket and machine with what is expected."""
     import json
 
-    from .checkup import Point, doctor, summary, table
+    from .checkup.points import Point, summary, table
 
-    found = doctor(data_dir=options.data_dir, timeout=options.timeout)
+    points = package.doctor(data_dir=options.data_dir, timeout=options.timeout)
     if options.json:
-        print(json.dumps(found, indent=2))
+        print(json.dumps(points, indent=2))
     else:
-        points = [Point(**point) for point in found]
-        print(table(points), summary(points), sep="\n\n")
-    return 1 if any(point["state"] == "failed" for point in found) else 0
+        rows = [Point(**point) for point in points]
+        print(table(rows), summary(rows), sep="\n\n")
+    return 1 if any(point["state"] == "failed" for point in points) else 0
 
 
-def _demo(options: argparse.Namespace) -> None:
+# --- completion, demo ------------------------------------------------------------
+
+_SHELLS = ("bash", "zsh", "fish", "tcsh", "powershell")
+
+
+def _completion_options(command: Parser) -> None:
+    command.description = (
+        "Print what a shell has to evaluate, such as: "
+        f'eval "$({PROGRAM} completion bash)"'
+    )
+    command.add_argument("shell", choices=_SHELLS)
+
+
+def _completion(options: Options) -> None:
+    """Make a shell complete these commands."""
+    import argcomplete
+
+    print(argcomplete.shellcode([PROGRAM], shell=options.shell))
+
+
+def _demo_options(command: Parser) -> None:
+    _flag(command, "--serve", "only serve the synthetic data, for calls of your own")
+    command.add_argument("--output", metavar="FOLDER", help="output folder")
+
+
+def _demo(options: Options) -> None:
+    """See it work on synthetic data."""
     if options.serve:
         from .demo.environment import serve_until_stopped
 
@@ -509,8 +557,109 @@ def _demo(options: argparse.Namespace) -> None:
         run_demo(options.output)
 
 
+# --- The table of commands -------------------------------------------------------
+
+COMMANDS: dict[str, tuple[Callable, Callable[[Options], int | None]]] = {
+    "config": (_config_options, _config),
+    "accept-license": (_accept_options, _accept),
+    "info": (_no_options, _info),
+    "rois": (_rois_options, _rois),
+    "fetch": (_fetch_options, _fetch),
+    "report": (_report_options, _report),
+    "request-access": (_request_options, _request),
+    "login": (_no_options, _login),
+    "logout": (_no_options, _logout),
+    "fetch-stimuli": (_stimuli_options, _stimuli),
+    "stimulus-metadata": (_stimulus_options, _stimulus_metadata),
+    "fetch-captions": (_stimulus_options, _captions),
+    "fetch-embeddings": (_embeddings_options, _embeddings),
+    "fetch-segmentations": (_stimulus_options, _segmentations),
+    "status": (_no_options, _status),
+    "verify": (_verify_options, _verify),
+    "doctor": (_doctor_options, _doctor),
+    "completion": (_completion_options, _completion),
+    "demo": (_demo_options, _demo),
+}
+"""What adds the options of a command, and what runs it; its docstring is the help."""
+_WITHOUT_DATA_DIR = ("completion", "demo")
+
+
+def _parser() -> Parser:
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM,
+        description="Fetch LAION-fMRI, a 7T fMRI dataset on natural images.",
+    )
+    parser.add_argument(
+        "--version", action=_Version, nargs=0, help="show the version and exit"
+    )
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, (add_options, run) in COMMANDS.items():
+        purpose = run.__doc__ or name
+        help_text = f"{purpose[0].lower()}{purpose[1:].rstrip('.')}"
+        command = subparsers.add_parser(name, help=help_text, description=purpose)
+        command.set_defaults(run=run)
+        if name not in _WITHOUT_DATA_DIR:
+            command.add_argument(
+                "--data-dir", metavar="FOLDER", help="use this data directory"
+            )
+        add_options(command)
+    return parser
+
+
+def _subparsers(parser: Parser) -> dict[str, Parser]:
+    choices: Any = next(a.choices for a in parser._actions if a.dest == "command")
+    return choices
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser: Parser, *_: Any) -> None:
+        from . import __version__
+
+        print(f"{PROGRAM} {__version__}")
+        parser.exit()
+
+
+def _complete(parser: Parser) -> None:
+    """Answer the shell, which asks for the words that may follow, and exit."""
+    import argcomplete
+
+    from laion_fmri_fetchers.layout.keys import RECORD_FIELDS
+    from laion_fmri_fetchers.layout.labels import TRIAL_FIELDS
+    from laion_fmri_fetchers.layout.names import ROI_CATEGORIES, SUBJECTS
+    from laion_fmri_fetchers.layout.trees import EMBEDDING_MODELS
+
+    categories = ROI_CATEGORIES
+    words: dict[str, Iterable[str]] = {
+        "subject": SUBJECTS,
+        "subjects": ["all", *SUBJECTS],
+        "category": categories,
+        "rois": ["all", "none", *categories, *chain(*categories.values())],
+        "sessions": ["all", *(f"ses-{n:02d}" for n in range(1, 31))],
+        "where": [f"{field}=" for field in TRIAL_FIELDS],
+        "image_where": [f"{field}=" for field in RECORD_FIELDS],
+        "models": ["all", *EMBEDDING_MODELS],
+        "mode": ["download_new", "overwrite", "offline"],
+    }
+    for command in _subparsers(parser).values():
+        for action in command._actions:
+            if action.dest in words:
+                action.completer = lambda names=words[action.dest], **_: names  # type: ignore[attr-defined]
+    argcomplete.autocomplete(parser)
+
+
+# --- Terms, as of --where --------------------------------------------------------
+
+_TERM = re.compile(r"\s*(\w+)\s*(>=|<=|!=|==|=|>|<|~|\bin\b)\s*(.*?)\s*", re.DOTALL)
+_FLOAT = re.compile(r"[+-]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][+-]?\d+)?")
+_NUMBERS = frozenset(
+    {"n_reps", "beta_index", "image_index", "run", "echo", "repetition", "size"}
+    | {"h5_index", "caption_idx", "mask_row", "instance_id", "score"}
+)
+"""Fields whose values are numbers."""
+
+
 def parse_terms(terms: Sequence[str]) -> ResultFilter | None:
-    """Return the filter that passes what fulfils all terms, written as on a shell.
+    """Return the filter that passes what matches all terms, written as on a shell.
 
     Parameters
     ----------
@@ -520,44 +669,52 @@ def parse_terms(terms: Sequence[str]) -> ResultFilter | None:
     Returns
     -------
     ResultFilter or None
-        None where there is no term.
+        None without terms.
 
     Raises
     ------
     InvalidQueryError
-        If a term is no term.
+        If a term cannot be parsed, or compares a number with text.
 
     Examples
     --------
     >>> parse_terms(["n_reps>=4", "n_reps<12"])({"n_reps": 4})
     True
     """
+    if not terms:
+        return None
+    from laion_fmri_fetchers.query.filters import ResultFilter
+
+    first, *others = [ResultFilter(dict([_term(text)])) for text in terms]
+    for other in others:
+        first &= other
+    return first
+
+
+def _term(text: str) -> tuple[str, Any]:
+    """Return the field of a term, and the value or special value to match."""
     from laion_fmri_fetchers.query import filters
 
-    parsed = None
-    for term in terms:
-        match = _TERM.fullmatch(term)
-        if not match:
-            raise InvalidQueryError(f"{term!r} is no term; write {_TERM_HELP}")
-        field, operator, text = match.groups()
-        values = [_value(field, v) for v in re.split(r"\s*,\s*", text.strip("()"))]
-        special = {
-            ">=": filters.GreaterOrEqual,
-            "<=": filters.LessOrEqual,
-            ">": filters.GreaterThan,
-            "<": filters.LessThan,
-            "!=": filters.NotEqual,
-            "~": filters.Pattern,
-        }.get(operator)
-        if operator == "in":
-            value: Any = filters.IsIn(*values)
-        elif special is filters.Pattern:
-            value = filters.Pattern(text)
-        else:
-            value = special(_value(field, text)) if special else _value(field, text)
-        one = filters.ResultFilter({field: value})
-        parsed = one if parsed is None else parsed & one
-    return parsed
+    match = _TERM.fullmatch(text)
+    if not match:
+        raise InvalidQueryError(
+            f"Cannot parse {text!r} as a filter; expected {_TERM_HELP}"
+        )
+    field, operator, values = match.groups()
+    if operator == "~":
+        return field, filters.Pattern(values)
+    if operator == "in":
+        each = re.split(r"\s*,\s*", values.strip("()"))
+        return field, filters.IsIn(*(_value(field, value) for value in each))
+    special = {
+        ">=": filters.GreaterOrEqual,
+        "<=": filters.LessOrEqual,
+        ">": filters.GreaterThan,
+        "<": filters.LessThan,
+        "!=": filters.NotEqual,
+    }.get(operator)
+    value = _value(field, values)
+    return field, special(value) if special else value
 
 
 def _value(field: str, text: str) -> str | int | float | None:
@@ -567,6 +724,6 @@ def _value(field: str, text: str) -> str | int | float | None:
     if field not in _NUMBERS:
         return text
     try:
-        return int(text)
+        return float(text) if _FLOAT.fullmatch(text) else int(text)
     except ValueError:
-        return float(text) if _FLOAT.fullmatch(text) else text
+        raise InvalidQueryError(f"{field} is a number; {text!r} is not") from None

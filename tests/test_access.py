@@ -26,19 +26,21 @@ import requests
 from fault_server import FaultServer, always
 
 from laion_fmri_fetchers import accept_license
+from laion_fmri_fetchers.access import account, identity
+from laion_fmri_fetchers.access import request as access_request
 from laion_fmri_fetchers.access import service as access_service
-from laion_fmri_fetchers.access import stimulus_access as client
-from laion_fmri_fetchers.access.stimulus_access import (
-    access_status,
+from laion_fmri_fetchers.access.account import access_status, login, logout
+from laion_fmri_fetchers.access.gate import open_gate
+from laion_fmri_fetchers.access.manifest import (
     current_terms_version,
-    login,
-    logout,
-    request_stimulus_access,
+    fetch_manifest,
+    saved_manifest,
 )
+from laion_fmri_fetchers.access.request import request_stimulus_access
 from laion_fmri_fetchers.arrays.pictures import load_stimuli
 from laion_fmri_fetchers.cli import main
 from laion_fmri_fetchers.demo import serve_access
-from laion_fmri_fetchers.demo.access import MANIFEST, REFRESH, REQUEST
+from laion_fmri_fetchers.demo.service import MANIFEST, REFRESH, REQUEST
 from laion_fmri_fetchers.exceptions import (
     AccessFormError,
     AccessNotFoundError,
@@ -127,7 +129,7 @@ def at_terminal(monkeypatch):
                 raise EOFError
             return left.pop(0)
 
-        monkeypatch.setattr(client, "can_ask", lambda: True)
+        monkeypatch.setattr(access_request, "can_ask", lambda: True)
         monkeypatch.setattr(builtins, "input", answer)
         return asked
 
@@ -163,8 +165,8 @@ def test_from_the_request_to_the_images_on_a_shell(
 
     assert main(["logout"]) == 0
     assert main(["fetch-stimuli", "-q", "--mode", "offline"]) == 1
-    monkeypatch.setattr(client, "can_ask", lambda: True)
-    monkeypatch.setattr(client.getpass, "getpass", lambda prompt: secrets_of_test[0])
+    monkeypatch.setattr(account, "can_ask", lambda: True)
+    monkeypatch.setattr(account.getpass, "getpass", lambda prompt: secrets_of_test[0])
     assert main(["login"]) == 0
     assert main(["fetch-stimuli", "-q", "--mode", "offline"]) == 0
     secrets_of_test.assert_not_in("".join(capfd.readouterr()), "the output")
@@ -618,7 +620,7 @@ def test_a_sha256_mismatch_leaves_no_file(access, data_dir, secrets_of_test):
         fetch()
     secrets_of_test.assert_not_told_by(caught.value)
     assert not (data_dir / ARCHIVE).exists()
-    assert client.saved_manifest(str(data_dir)) == {}
+    assert saved_manifest(str(data_dir)) == {}
 
 
 # ---------------------------------------------------------------- the form
@@ -1105,8 +1107,8 @@ def test_login_asks_without_showing(access, data_dir, monkeypatch):
     request_id = access.grant()
     with pytest.raises(InvalidQueryError, match="terminal"):
         login()
-    monkeypatch.setattr(client, "can_ask", lambda: True)
-    monkeypatch.setattr(client.getpass, "getpass", lambda prompt: request_id)
+    monkeypatch.setattr(account, "can_ask", lambda: True)
+    monkeypatch.setattr(account.getpass, "getpass", lambda prompt: request_id)
     login()
     assert auth_of(data_dir)["request_id"] == request_id
 
@@ -1151,7 +1153,7 @@ def test_a_new_id_behind_that_of_the_environment(access, data_dir, monkeypatch):
 @pytest.fixture
 def of_dataset(access, monkeypatch):
     """The access service as if it were that of the dataset."""
-    monkeypatch.setattr(client, "DEFAULT_ACCESS_URL", access.url)
+    monkeypatch.setattr(identity, "DEFAULT_ACCESS_URL", access.url)
     return access
 
 
@@ -1260,7 +1262,7 @@ DOCUMENTED = {
 
 def test_the_manifest_as_documented(access):
     access.answers[MANIFEST] = (200, {}, DOCUMENTED)
-    manifest = client.fetch_manifest(timeout=5)
+    manifest = fetch_manifest(timeout=5)
 
     assert manifest.dataset == "LAION-fMRI"
     assert manifest.terms_version == "2026-05-12"
@@ -1277,7 +1279,7 @@ def test_the_manifest_of_the_demo(access, bucket_folder):
     assert set(content) == {"dataset", "current_terms_version", "versions", "files"}
     assert [set(file) for file in content["files"]] == [{"name", "size", "sha256"}] * 2
     size = (bucket_folder / ARCHIVE).stat().st_size
-    assert client.fetch_manifest().files[ARCHIVE].size == size
+    assert fetch_manifest().files[ARCHIVE].size == size
 
 
 def entry(**changes):
@@ -1309,23 +1311,23 @@ def test_a_manifest_that_is_not_as_documented(access, changes, field):
     content = {name: value for name, value in content.items() if value is not None}
     access.answers[MANIFEST] = (200, {}, content)
     with pytest.raises(AccessServiceError, match=f"field .?{field}"):
-        client.fetch_manifest()
+        fetch_manifest()
 
 
 def test_the_manifest_is_kept_with_the_archive(access, data_dir, bucket_folder):
     import hashlib
 
     data = (bucket_folder / ARCHIVE).read_bytes()
-    assert client.saved_manifest(str(data_dir)) == {}
+    assert saved_manifest(str(data_dir)) == {}
     request()
     fetch()
-    assert client.saved_manifest(str(data_dir)) == {
+    assert saved_manifest(str(data_dir)) == {
         ARCHIVE: (len(data), hashlib.sha256(data).hexdigest())
     }
     file = data_dir / ".laion_fmri/manifest.json"
     for broken in (b"{", b"[]", b"\xff", b'{"%s": 3}' % ARCHIVE.encode(), b"[" * 10**6):
         file.write_bytes(broken)
-        assert client.saved_manifest(str(data_dir)) == {}
+        assert saved_manifest(str(data_dir)) == {}
 
 
 @pytest.mark.parametrize("n_more", [0, 7])
@@ -1523,14 +1525,14 @@ def test_the_beginning_of_a_secret_is_secret():
 
 def test_nothing_shows_a_secret(access, data_dir, secrets_of_test, capfd):
     request()
-    gate = client.open_gate(str(data_dir), offline=False)
+    gate = open_gate(str(data_dir), offline=False)
     url = gate.url(ARCHIVE)
     assert "X-Amz-Signature" in url(False)
-    auth = client._cached(str(data_dir))
+    kept = identity.cached_identity(str(data_dir))
     for one in (
         gate,
         vars(gate),
-        auth,
+        kept,
         url(False),
         gate.file(ARCHIVE),
         access_status(),

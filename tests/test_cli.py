@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
+import pty
 import shlex
 import shutil
 import signal
@@ -71,6 +73,111 @@ def test_dry_run(server, data_dir, capsys):
     assert not list(data_dir.rglob("*.nii.gz"))
 
 
+def at_a_terminal(command):
+    """Run a command with a terminal as stdout; return what it shows."""
+    leader, follower = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-m", "laion_fmri_fetchers", *command],
+        stdout=follower,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "COLUMNS": "80"},
+    ) as process:
+        os.close(follower)
+        shown = b""
+        with contextlib.suppress(OSError):
+            while piece := os.read(leader, 2**16):
+                shown += piece
+        os.close(leader)
+        assert process.stderr.read().count(b"Traceback") == 0
+    assert process.returncode == 0
+    return shown.decode().replace("\r\n", "\n")
+
+
+def test_a_terminal_is_not_flooded(server, data_dir):
+    fetch = ["fetch", "--sessions", "1", "--rois", "PPA", "-q"]
+    rows = [line.split() for line in at_a_terminal([*fetch, "--dry-run"]).splitlines()]
+    assert rows[0] == ["kind", "files", "size"]
+    assert {row[0]: int(row[1]) for row in rows[1:]}["betas"] == 1
+    assert int(rows[-1][1]) == sum(int(row[1]) for row in rows[1:-1])
+    assert at_a_terminal(fetch) == ""
+    paths = at_a_terminal([*fetch, "--paths"]).splitlines()
+    assert len(paths) == 2
+    assert all(Path(path).is_file() for path in paths)
+
+
+def test_an_empty_selection_is_said(server, data_dir, capsys):
+    terms = ["--image-where", "session=ses-01", "--image-where", "session=ses-02"]
+    assert main(["fetch", *terms, "--rois", "none"]) == 0
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "No image file matches the selection." in err
+
+
+def test_the_environment_sets_the_mode(server, data_dir, monkeypatch, capsys):
+    monkeypatch.setenv("LAION_FMRI_OFFLINE", "1")
+    assert main(["fetch"]) == 1
+    assert server.requests == []
+    assert main(["fetch", "--mode", "download_new", "--dry-run", "--rois"]) == 0
+
+
+def test_warnings_are_in_words_of_the_shell(cached, server, capsys):
+    key = "stimuli/task-images_desc-captions.csv"
+    assert main(["fetch-captions", "-q"]) == 0
+    before = (cached / key).read_bytes()
+    server.put(key, before + b"\n")
+    try:
+        assert main(["fetch-captions", "-q"]) == 0
+        assert "--mode overwrite" in capsys.readouterr().err
+    finally:
+        server.put(key, before)
+
+
+def test_report(server, cached, tmp_path, capsys, monkeypatch):
+    server.requests.clear()
+    file = tmp_path / "sub-01.html"
+    words = ["--sessions", "1", "--rois", "face", "--title", "Faces", "--output"]
+    assert main(["report", *words, str(file)]) == 0
+    assert server.requests == []
+    assert capsys.readouterr().out == f"{file}\n"
+    page = file.read_text()
+    assert "<title>Faces</title>" in page
+    assert "sub-01" in page
+
+
+def test_stimulus_metadata(server, data_dir, capsys):
+    assert main(["stimulus-metadata", "-q", "--where", "n_reps=12"]) == 0
+    header, *rows = capsys.readouterr().out.splitlines()
+    assert header.startswith("image_name,dataset,")
+    assert rows
+    assert all(row.startswith("shared_12rep_") for row in rows)
+    name = rows[0].partition(",")[0]
+    assert main(["stimulus-metadata", "-q", "--names", name]) == 0
+    assert capsys.readouterr().out.splitlines() == [header, rows[0]]
+
+
+@pytest.mark.parametrize("what", ["captions", "embeddings", "segmentations"])
+def test_derived_files_of_named_images(server, data_dir, capsys, what):
+    assert main(["stimulus-metadata", "-q", "--where", "n_reps=12"]) == 0
+    name = capsys.readouterr().out.splitlines()[1].partition(",")[0]
+    assert main([f"fetch-{what}", "-q", "--names", name]) == 0
+    paths = capsys.readouterr().out.splitlines()
+    assert paths
+    assert all(Path(path).is_file() for path in paths)
+    # Images without masks are common, so an unknown name is only a warning there.
+    code = 0 if what == "segmentations" else 2
+    assert main([f"fetch-{what}", "-q", "--names", "nope.jpg"]) == code
+    assert "'nope.jpg'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "width"), [(["accept-license", "--show"], 80), (["fetch", "-h"], 80)]
+)
+def test_lines_fit_a_terminal(capsys, monkeypatch, command, width):
+    monkeypatch.setenv("COLUMNS", "80")
+    run(command)
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= width
+
+
 @pytest.mark.parametrize(
     ("command", "code", "words"),
     [
@@ -78,11 +185,23 @@ def test_dry_run(server, data_dir, capsys):
         (["fech"], 2, "fech"),
         (["fetch", "--max-images", "x"], 2, "max-images"),
         (["fetch", "--rois", "FA1"], 2, "did you mean 'FFA1'"),
-        (["fetch", "--where", "n_reps"], 2, "no term"),
+        (["fetch", "--where", "n_reps"], 2, "Cannot parse 'n_reps'"),
+        (
+            ["fetch", "--where", "n_reps >= many"],
+            2,
+            "n_reps is a number; 'many' is not",
+        ),
+        (["fetch", "--nope"], 2, "usage: laion-fmri-fetchers fetch "),
         (["fetch", "--where", "nreps=12"], 2, "n_reps"),
         (["fetch", "--mode", "ofline"], 2, "offline"),
         (["fetch", "--sessions", "31"], 1, "held out"),
         (["fetch", "--mode", "offline"], 1, "sub-01"),
+        (["fetch", "--mode", "offline"], 1, "--mode download_new"),
+        (["fetch", "--max-images", "many"], 2, "usage: laion-fmri-fetchers fetch "),
+        (["fetch", "--n-connections", "0"], 2, "--n-connections is 0"),
+        (["fetch-captions", "--names", "x.jpg"], 2, "--allow-missing leaves"),
+        (["fetch-stimuli"], 1, "'laion-fmri-fetchers request-access'"),
+        (["request-access"], 1, "--research-purpose is missing"),
     ],
 )
 def test_exit_codes(server, data_dir, capsys, command, code, words):
@@ -230,8 +349,14 @@ def test_terms(term, passes, fails):
 
 
 @pytest.mark.parametrize("term", ["", "n_reps", ">=3", "n reps>3", "a ? b"])
-def test_what_is_no_term(term):
-    with pytest.raises(InvalidQueryError, match="no term"):
+def test_terms_that_cannot_be_parsed(term):
+    with pytest.raises(InvalidQueryError, match="Cannot parse"):
+        parse_terms([term])
+
+
+@pytest.mark.parametrize("term", ["size>1GB", "run in 1,two", "repetition="])
+def test_numbers_are_not_compared_with_text(term):
+    with pytest.raises(InvalidQueryError, match="is a number"):
         parse_terms([term])
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import _multiprocessing
 import contextlib
+import errno
 import gzip
 import hashlib
 import http.server
@@ -139,6 +141,16 @@ def test_all_is_as_it_should_be(service, data_dir, capsys):
     assert max(map(len, out.splitlines())) <= 80
     assert re.search(r"^\d+ points: \d+ ok, \d+ notes, 0 failed\.$", out, re.MULTILINE)
     assert list(data_dir.iterdir()) == []
+
+
+def test_no_semaphores_of_the_system_are_needed(service, monkeypatch):
+    """Hardened containers lack them: there is no shared memory to write to."""
+
+    def refused(*_):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(_multiprocessing, "SemLock", refused)
+    assert failures() == set()
 
 
 def test_json_is_the_list_of_points(service, capsys):
@@ -354,9 +366,21 @@ def test_a_listing_is_denied(bucket, service):
     points = by_name(doctor())
     assert set(by_name(points.values(), "failed")) == {"listing"}
     assert points["listing"]["found"] == "status 403"
-    assert points["trial table"]["found"] == (
-        "not checked, because the bucket was not listed"
-    )
+    found = "not checked, because the bucket was not listed"
+    for name in ("trial table", "stimulus table", "ranges"):
+        assert list(points[name].values()) == [name, "note", found, "", ""]
+
+
+def test_each_point_that_is_judged_has_advice(bucket, service):
+    """What is not as expected says what was, and what to do about it."""
+    bucket.denied = None
+    service.manifest["files"] = []
+    points = doctor()
+    judged = [p for p in points if p["state"] == "failed"]
+    judged += [p for p in points if p["point"] in ("gated archive", "embeddings")]
+    assert len(judged) == 3
+    assert all(point["expected"] and point["advice"] for point in judged)
+    assert not any("%" in point["advice"] for point in points)
 
 
 def test_the_clock_is_wrong(service, monkeypatch):

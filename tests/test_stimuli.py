@@ -20,8 +20,8 @@ from sklearn.utils import Bunch
 
 from laion_fmri_fetchers import fetch_laion_fmri, fetch_laion_stimulus_metadata
 from laion_fmri_fetchers.arrays.pictures import load_stimuli
-from laion_fmri_fetchers.demo.access import MANIFEST
 from laion_fmri_fetchers.demo.server import UPLOADED
+from laion_fmri_fetchers.demo.service import MANIFEST
 from laion_fmri_fetchers.exceptions import (
     AccessServiceError,
     BucketError,

@@ -1,4 +1,4 @@
-"""Acceptance of the terms of the fMRI data, CC0 1.0, once a data directory."""
+"""The licence of the fMRI data, CC0 1.0: accepted once per data directory."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from importlib import resources
 
 from laion_fmri_fetchers.exceptions import LicenseNotAcceptedError
 from laion_fmri_fetchers.messages import AGREEMENT, can_ask
+from laion_fmri_fetchers.query.shared_docs import documented
 from laion_fmri_fetchers.storage.data_dir import get_data_dir
 from laion_fmri_fetchers.storage.files import write_atomically
 from laion_fmri_fetchers.storage.state import license_marker
@@ -30,24 +31,24 @@ def license_text() -> str:
     return resources.files(__package__).joinpath("license.rst").read_text()
 
 
+@documented
 def accept_license(data_dir: str | os.PathLike | None = None) -> None:
     """Show the CC0 terms of the fMRI data and ask to accept them.
 
     Acceptance is remembered in the data directory, in a file that the dataset's own
-    package knows too. With the environment variable ``LAION_FMRI_LICENSE`` set to
-    ``I AGREE``, the terms are accepted without a prompt, as a batch job needs it.
+    package recognises too. If the environment variable ``LAION_FMRI_LICENSE`` is
+    ``I AGREE``, the terms are accepted without a prompt, as batch jobs need.
 
     Parameters
     ----------
-    data_dir : str or path, optional
-        The data directory; by default the one in force, see `get_data_dir`.
+    %(data_dir)s
 
     Raises
     ------
     LicenseNotAcceptedError
         If the terms are declined, or there is no terminal to ask at.
     OSError
-        If the acceptance cannot be written down.
+        If the acceptance cannot be saved.
 
     See Also
     --------

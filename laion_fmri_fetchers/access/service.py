@@ -1,9 +1,9 @@
 """The access service over HTTP: requests, bounded answers, and its errors as ours.
 
-    call ─▶ _send          redirects, never with a body to another host
+    ask_service ─▶ _send          redirects, never with a body to another host
               └ _send_once     a thread of its own, given up at a deadline
                   └ _exchange  one request; its answer, of a few MB at most
-         ─▶ _parsed ─▶ Answer ─▶ raise_for_status
+         ─▶ _parsed ─▶ ServiceAnswer ─▶ raise_for_status
 
 A ``request_id`` and a presigned URL are secrets: they are sent to the server they
 came from, and appear in no message, log, ``repr``, exception or exception's context.
@@ -42,6 +42,8 @@ URL_VARIABLE = "LAION_FMRI_ACCESS_URL"
 PREFIX = "lfm_"
 """What a ``request_id`` begins with."""
 
+TRIES = 3
+"""How often to ask a service that is busy or does not answer, where that is safe."""
 _FIRST_WAIT = 0.5
 _CONNECT_TIMEOUT = 10.0
 _MOST_REDIRECTS = 4
@@ -89,7 +91,7 @@ class _Secret(dict):
         return f"<{len(self)} fields, not shown>"
 
 
-class Answer(NamedTuple):
+class ServiceAnswer(NamedTuple):
     """Status and content of an answer, and the seconds to wait that it asks for."""
 
     status: int
@@ -102,7 +104,7 @@ def server_url() -> str:
     return (os.environ.get(URL_VARIABLE) or DEFAULT_ACCESS_URL).rstrip("/")
 
 
-def call(
+def ask_service(
     server: str,
     path: str,
     what: str,
@@ -110,7 +112,7 @@ def call(
     *,
     timeout: float,
     tries: int = 1,
-) -> Answer:
+) -> ServiceAnswer:
     """Ask the service; again after a while where that may help."""
     body = None if body is None else _Secret(body)
     url = server.rstrip("/") + path
@@ -251,7 +253,7 @@ def _body(response: requests.Response) -> SecretBytes:
     return SecretBytes(content)
 
 
-def _parsed(reply: _Reply, server: str, what: str) -> Answer:
+def _parsed(reply: _Reply, server: str, what: str) -> ServiceAnswer:
     """Return status and content of an answer; a success must be a JSON object."""
     content: Any = None
     with contextlib.suppress(ValueError, RecursionError):
@@ -266,7 +268,7 @@ def _parsed(reply: _Reply, server: str, what: str) -> Answer:
     asked = None
     with contextlib.suppress(Exception):
         asked = Retry().parse_retry_after(reply.retry_after)
-    return Answer(reply.status, content, asked)
+    return ServiceAnswer(reply.status, content, asked)
 
 
 def _hidden(value: Any, level: int = 0) -> Any:
@@ -281,7 +283,7 @@ def _hidden(value: Any, level: int = 0) -> Any:
 
 
 def raise_for_status(
-    answer: Answer, server: str, what: str, request_id: str = ""
+    answer: ServiceAnswer, server: str, what: str, request_id: str = ""
 ) -> None:
     """Raise the error that an answer stands for."""
     status, detail = answer.status, answer.content.get("detail")
@@ -306,8 +308,8 @@ def raise_for_status(
         wait = answer.retry_after
         when = "later" if wait is None else f"in {wait:g} s"
         if wait is not None and wait < _DAY:
-            at = dt.datetime.now() + dt.timedelta(seconds=wait)
-            when += f", at {at:%H:%M:%S}"
+            clock_time = dt.datetime.now() + dt.timedelta(seconds=wait)
+            when += f", at {clock_time:%H:%M:%S}"
         raise AccessRateLimitedError(
             f"Too many requests to {server}{said}. Try again {when}.", wait
         )
@@ -339,12 +341,12 @@ def _raise_if_outdated(detail: dict[str, Any], server: str, request_id: str) -> 
 
 def _raise_form_error(detail: Any, server: str, what: str, request_id: str) -> None:
     fields: dict[str, str] = {}
-    for one in detail if isinstance(detail, list) else []:
-        if isinstance(one, dict):
-            loc = one.get("loc")
+    for entry in detail if isinstance(detail, list) else []:
+        if isinstance(entry, dict):
+            loc = entry.get("loc")
             names = [n for n in loc if isinstance(n, str)] if loc else []
             name = _clean(names[-1], request_id) if names else "form"
-            fields[name] = _clean(str(one.get("msg")), request_id)
+            fields[name] = _clean(str(entry.get("msg")), request_id)
     listing = "; ".join(f"{name}: {text}" for name, text in fields.items())
     raise AccessFormError(
         f"{server} refuses {what}: {listing or 'it does not say which field'}. Correct "
@@ -423,10 +425,10 @@ def _origin(url: str) -> tuple[str, str | None, int | None]:
     )
 
 
-def is_same_server(one: str, other: str) -> bool:
-    """Tell whether two addresses are those of one service."""
-    paths = (_parts(url).path.rstrip("/") for url in (one, other))
-    return _origin(one) == _origin(other) and next(paths) == next(paths)
+def is_same_server(url: str, other_url: str) -> bool:
+    """Return whether two addresses are those of one service."""
+    paths = (_parts(server).path.rstrip("/") for server in (url, other_url))
+    return _origin(url) == _origin(other_url) and next(paths) == next(paths)
 
 
 def _host(url: str) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -19,25 +20,39 @@ from .points import shown_url
 MOST_BYTES = 20_000_000
 """Bytes of answers that a check-up reads at most."""
 CONNECT_TIMEOUT = 10.0
+N_AT_ONCE = 8
+"""Requests of a check-up at once."""
 SMALL = 2**16
 
 _PIECE = 2**16
 
 
+def begin(function: Callable[..., Any], *arguments: Any) -> Future:
+    """Call a function in a thread of its own, for which Ctrl-C does not wait."""
+    future: Future = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(function(*arguments))
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True, name="laion-fmri-doctor").start()
+    return future
+
+
 class NoAnswerError(LaionFmriError, ConnectionError):
-    """A server gives no answer, or less than was asked for; the text says why."""
+    """A server does not answer, or breaks off; the text says why."""
 
 
 class Reply(NamedTuple):
-    """An answer, and as much of its body as was asked for."""
+    """An answer, and as much of its body as was requested."""
 
     status: int
     headers: Mapping[str, str]
     body: bytes
-    latency: float
-    """Seconds until the headers were read."""
     seconds: float
-    """Seconds in all."""
+    """Until all of that was read."""
 
 
 class Client:
@@ -54,8 +69,10 @@ class Client:
     def __init__(self, timeout: float):
         self.timeout = timeout
         self.n_bytes = 0
+        self.n_answers = 0
         self.latencies: list[float] = []
         self._lock = threading.Lock()
+        self._slots = threading.Semaphore(N_AT_ONCE)
         self._silent: set[str] = set()
         self._objects: dict[tuple, Reply] = {}
         self._reading: dict[tuple, threading.Lock] = {}
@@ -94,33 +111,31 @@ class Client:
             If there is no answer; its text names no secret.
         """
         server = urlsplit(url).netloc.rpartition("@")[2]
-        if server in self._silent:
-            raise NoAnswerError(f"not asked, since {server} was silent before")
         asked = {"Accept-Encoding": "identity", **(headers or {})}
         if stop is not None:
             asked["Range"] = f"bytes={start}-{stop - 1}"
             most = stop - start
-        began = time.monotonic()
-        try:
-            with requests.get(
-                url,
-                params=query,
-                headers=asked,
-                stream=True,
-                timeout=(min(self.timeout, CONNECT_TIMEOUT), self.timeout),
-            ) as response:
-                latency = response.elapsed.total_seconds()
-                body = self._read(response, most, began, may_be_cut)
-        except (requests.RequestException, OSError, ValueError) as error:
-            if isinstance(error, NoAnswerError):
+        timeouts = (min(self.timeout, CONNECT_TIMEOUT), self.timeout)
+        with self._slots:
+            if server in self._silent:
+                raise NoAnswerError(f"not asked, since {server} was silent before")
+            began = time.monotonic()
+            try:
+                with requests.get(
+                    url, params=query, headers=asked, stream=True, timeout=timeouts
+                ) as response:
+                    self.latencies.append(response.elapsed.total_seconds())
+                    body = self._read(response, most, began, may_be_cut)
+            except NoAnswerError:
                 raise
-            if _is_silence(error):
-                self._silent.add(server)
-            raise NoAnswerError(reason(error)) from None
+            except (requests.RequestException, OSError, ValueError) as error:
+                if _is_silence(error):
+                    self._silent.add(server)
+                raise NoAnswerError(reason(error)) from None
         with self._lock:
-            self.latencies.append(latency)
+            self.n_answers += 1
         seconds = time.monotonic() - began
-        return Reply(response.status_code, response.headers, body, latency, seconds)
+        return Reply(response.status_code, response.headers, body, seconds)
 
     def read(self, key: str, start: int = 0, stop: int = SMALL) -> Reply:
         """Ask for a range of an object of the bucket, once for all who need it."""
@@ -133,18 +148,16 @@ class Client:
                 self._objects[which] = self.get(url, start=start, stop=stop)
         return self._objects[which]
 
-    def list(self, prefix: str, delimiter: str = "") -> dict[str, Any]:
-        """List as the fetchers do, and count the bytes of the pages."""
-        with self._lock:
-            left = MOST_BYTES - self.n_bytes
-        began = time.monotonic()
-        listing = bucket.list_objects(
-            prefix, delimiter, timeout=self.timeout, most_bytes=left
+    def list_many(self, levels: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+        """List ``(prefix, delimiter)`` as the fetchers do, and count the bytes."""
+        left = MOST_BYTES - self.n_bytes
+        listings = bucket.list_many(
+            levels, timeout=self.timeout, verbose=0, most_bytes=left
         )
         with self._lock:
-            self.n_bytes += listing["n_bytes"]
-            self.latencies.append(time.monotonic() - began)
-        return listing
+            self.n_bytes += sum(listing["n_bytes"] for listing in listings)
+            self.n_answers += len(listings)
+        return listings
 
     def _read(
         self, response: requests.Response, most: int, began: float, may_be_cut: bool
@@ -168,7 +181,7 @@ class Client:
 
 
 def _is_silence(error: Exception) -> bool:
-    """Tell whether a server took too long; requests hides it where a body stalls."""
+    """Return whether a server took too long; requests hides it where a body stalls."""
     cause = error.args[0] if error.args else None
     return isinstance(error, requests.Timeout) or isinstance(cause, ReadTimeoutError)
 

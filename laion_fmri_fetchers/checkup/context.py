@@ -11,8 +11,6 @@ each round at once::
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
-from multiprocessing.pool import ThreadPool
 from typing import Any, NamedTuple
 
 from laion_fmri_fetchers.layout.keys import record_of
@@ -54,9 +52,14 @@ class Sample(NamedTuple):
         """Return the records listed of some image types."""
         return [rec for rec in self.records if rec["image_type"] in image_types]
 
-    def size(self, id_: str) -> int | None:
-        """Return the size in bytes of a file that was listed."""
-        return next((rec["size"] for rec in self.records if rec["id"] == id_), None)
+    def of_session(self, image_type: str) -> Record | None:
+        """Return the first record of a kind in the session sampled."""
+        recs = self.of_type(image_type)
+        return next((rec for rec in recs if rec["session"] == self.session), None)
+
+    def file(self, id_: str) -> Record | None:
+        """Return the record of a file, if it was listed."""
+        return next((rec for rec in self.records if rec["id"] == id_), None)
 
 
 NO_SAMPLE = Sample([], [], "", [], "", [])
@@ -71,41 +74,31 @@ class Context(NamedTuple):
     sample: Sample = NO_SAMPLE
 
 
-def survey(client: Client, pool: ThreadPool) -> Sample:
+def survey(client: Client) -> Sample:
     """List a sample of the bucket."""
-
-    def listed(wanted: Iterable[tuple[str, str]]) -> list[dict[str, Any]]:
-        return pool.starmap(client.list, list(wanted), chunksize=1)
-
-    of_top = listed(
-        [
-            *(("", "/"), (DERIVATIVES, "/"), (GLM, "/")),
-            *((STIMULI, "/"), (FIRST_EMBEDDINGS, "/")),
-        ]
+    of_top = client.list_many(
+        [(level, "/") for level in ("", DERIVATIVES, GLM, STIMULI, FIRST_EMBEDDINGS)]
     )
     top, derivatives, glm = of_top[:3]
     subjects = subjects_among(glm["prefixes"])
     subject = subjects[0] if subjects else SUBJECTS[0]
-    of_subject = listed(
-        (f"{tree}{subject}/", "/" if tree in _WITH_SESSIONS else "") for tree in TREES
+    of_subject = client.list_many(
+        [(f"{tree}{subject}/", "/" if tree in _WITH_SESSIONS else "") for tree in TREES]
     )
-    folders = [p for listing in of_subject for p in listing["prefixes"]]
     sessions = [
-        folder.rstrip("/").rpartition("/")[2]
-        for folder in folders
+        folder.split("/")[-2]
+        for listing in of_subject
+        for folder in listing["prefixes"]
         if folder.startswith(f"{GLM}{subject}/ses-")
     ]
     public = [name for name in sessions if name not in HELD_OUT]
     session = public[0] if public else "ses-01"
     held_out = [name for name in sessions if name in HELD_OUT][:1]
-    of_session = listed(
-        [
-            *((f"{tree}{subject}/{session}/", "") for tree in sorted(_WITH_SESSIONS)),
-            *((f"{GLM}{subject}/{name}/", "") for name in held_out),
-        ]
-    )
+    folders = [f"{tree}{subject}/{session}/" for tree in sorted(_WITH_SESSIONS)]
+    folders += [f"{GLM}{subject}/{name}/" for name in held_out]
+    of_session = client.list_many([(folder, "") for folder in folders])
     listings = (*of_top, *of_subject, *of_session)
-    objects = {one[0]: one for listing in listings for one in listing["objects"]}
+    objects = {entry.key: entry for listing in listings for entry in listing["objects"]}
     names = [folder for folder in top["prefixes"] if folder != DERIVATIVES]
     return Sample(
         trees=[n for n in names if not n.startswith("sub-")] + derivatives["prefixes"],

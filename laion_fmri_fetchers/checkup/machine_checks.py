@@ -14,10 +14,11 @@ from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from laion_fmri_fetchers.access.identity import ID_VARIABLE
 from laion_fmri_fetchers.exceptions import did_you_mean
 from laion_fmri_fetchers.layout.trees import STATE_FOLDER
 from laion_fmri_fetchers.messages import counted, listed, readable_size
-from laion_fmri_fetchers.storage.data_dir import _read_config, get_data_dir
+from laion_fmri_fetchers.storage.data_dir import get_data_dir, read_config
 from laion_fmri_fetchers.storage.state import (
     auth_file,
     official_auth_file,
@@ -27,7 +28,7 @@ from laion_fmri_fetchers.storage.state import (
 from laion_fmri_fetchers.transfer.partials import leftovers
 
 from .context import Context
-from .points import ID_VARIABLE, NOTE, PROXY_VARIABLES, Point, failed, judged, note, ok
+from .points import PROXY_VARIABLES, Point, judged, note, ok
 from .points import shown_url as shown
 from .reach import CA_VARIABLES
 
@@ -46,26 +47,16 @@ SUBJECT_BYTES = 41_400_000_000
 """Of all betas of a subject, at most."""
 
 _PROBE = 2**16
-_ADVICE_ON_DISK = (
-    "Free or ask for space (a quota counts too), or name another folder by data_dir, "
-    "LAION_FMRI_DATA_DIR or `laion-fmri-fetchers config`."
-)
 
 
 def versions(_: Context) -> Iterator[Point]:
     """Name the versions of Python, of this package, and of what it stands on."""
     yield ok("python", f"{platform.python_version()}, {platform.platform()}")
-    found = {name: _version(name) for name in PACKAGES}
-    lacking = [name for name, number in found.items() if number is None]
-    texts = [f"{name} {number}" for name, number in found.items() if number]
-    yield judged(
-        not lacking,
-        "packages",
-        ", ".join(texts) + f"; not installed: {listed(lacking)}" * bool(lacking),
-        "all of them",
-        "Install this package with pip.",
-        NOTE,
-    )
+    numbers = {name: _version(name) for name in PACKAGES}
+    lacking = [name for name, number in numbers.items() if number is None]
+    texts = [f"{name} {number}" for name, number in numbers.items() if number]
+    more = f"; not installed: {listed(lacking)}" * bool(lacking)
+    yield judged(not lacking, "packages", ", ".join(texts) + more)
 
 
 def _version(name: str) -> str | None:
@@ -81,11 +72,9 @@ def settings(_: Context) -> Iterator[Point]:
     of_package = sorted(n for n in in_force if n.startswith("LAION_FMRI_"))
     for name in of_package:
         if name not in VARIABLES:
-            hint = did_you_mean(name, VARIABLES)
-            yield note(name, "set, but has no effect", "", hint)
+            yield note(name, "set, but has no effect", did_you_mean(name, VARIABLES))
         else:
-            value = "set" if name == ID_VARIABLE else _shown(in_force[name])
-            yield ok(name, value)
+            yield ok(name, "set" if name == ID_VARIABLE else _shown(in_force[name]))
     if not of_package:
         yield ok("LAION_FMRI_…", "no variable is set")
     for name in sorted(n for n in in_force if n.upper() in PROXY_VARIABLES):
@@ -93,13 +82,10 @@ def settings(_: Context) -> Iterator[Point]:
         yield ok(name, value if name.upper() == "NO_PROXY" else shown(value))
     for name in CA_VARIABLES:
         if name in in_force:
-            yield judged(
-                os.path.exists(in_force[name]),
-                name,
-                in_force[name],
-                "a file or folder that exists",
-                "Every https call may fail: mend the path, or unset the variable.",
+            point = judged(
+                os.path.exists(in_force[name]), "certificates", in_force[name]
             )
+            yield point._replace(point=name)
 
 
 def _shown(value: str) -> str:
@@ -108,18 +94,12 @@ def _shown(value: str) -> str:
 
 def saved_configuration(_: Context) -> Iterator[Point]:
     """Look at the data directory that dataset_initialize saved."""
-    saved = _read_config().get("data_dir")
+    saved = read_config().get("data_dir")
     if not saved:
         yield ok("saved data directory", "none")
         return
-    yield judged(
-        os.path.isabs(os.path.expanduser(saved)) and os.path.isdir(saved),
-        "saved data directory",
-        saved,
-        "an absolute path of a folder that exists",
-        "Save it again by `laion-fmri-fetchers config FOLDER`.",
-        NOTE,
-    )
+    is_right = os.path.isabs(os.path.expanduser(saved)) and os.path.isdir(saved)
+    yield judged(is_right, "saved data directory", saved)
 
 
 def data_directory(context: Context) -> Iterator[Point]:
@@ -129,36 +109,28 @@ def data_directory(context: Context) -> Iterator[Point]:
         yield ok("data directory", str(data_dir))
     else:
         yield note("data directory", f"{data_dir} does not exist yet; it will be made")
-    folder = data_dir
-    while not folder.is_dir() and folder != folder.parent:
-        folder = folder.parent
+    folder = _nearest_folder(data_dir)
     probe = folder / f".laion-fmri-doctor.{os.getpid()}-{secrets.token_hex(4)}"
     try:
         yield from _probe(probe)
     except OSError as error:
-        yield failed(
-            "data directory",
-            f"{folder} cannot be written: {error.strerror or type(error).__name__}",
-            "files can be written, renamed and removed",
-            _ADVICE_ON_DISK,
-        )
+        why = error.strerror or type(error).__name__
+        yield judged(False, "data directory", f"{folder} cannot be written: {why}")
     finally:
-        for file in _probe_files(probe):
+        for file in folder.glob(f"{probe.name}*"):
             with contextlib.suppress(OSError):
                 file.unlink()
 
 
-def _probe_files(probe: Path) -> list[Path]:
-    """Return the files that a probe may leave: before and after rename, and a lock."""
-    return [probe, probe.with_name(f"{probe.name}.moved"), _lock_file(probe)]
-
-
-def _lock_file(probe: Path) -> Path:
-    return probe.with_name(f"{probe.name}.lock")
+def _nearest_folder(path: Path) -> Path:
+    """Return a folder, or the first one above it that exists."""
+    while not path.is_dir() and path != path.parent:
+        path = path.parent
+    return path
 
 
 def _probe(probe: Path) -> Iterator[Point]:
-    _, moved, lock = _probe_files(probe)
+    moved = probe.with_name(f"{probe.name}.moved")
     with open(probe, "xb") as stream:
         stream.write(os.urandom(_PROBE))
         stream.flush()
@@ -172,18 +144,16 @@ def _probe(probe: Path) -> Iterator[Point]:
         "write and rename",
         f"{written} bytes written, {moved.stat().st_size} after a rename over a file",
         f"{_PROBE}",
-        _ADVICE_ON_DISK,
     )
     same = moved.with_name(moved.name.upper()).exists()
     yield ok("case of names", "not told apart" if same else "told apart")
-    yield _locks(lock)
+    yield _locks(probe.with_name(f"{probe.name}.lock"))
 
 
 def _locks(file: Path) -> Point:
     """Return whether another process is kept off by a lock of this one."""
     from filelock import FileLock
 
-    advice = "Processes that fetch the same files at once do some work twice; no harm."
     try:
         with FileLock(file, timeout=0):
             done = subprocess.run(  # noqa: S603
@@ -193,10 +163,10 @@ def _locks(file: Path) -> Point:
                 check=False,
             )
     except (OSError, NotImplementedError, subprocess.SubprocessError) as error:
-        return note("file locks", f"not supported: {type(error).__name__}", "", advice)
-    found = {0: "another process took the same lock", 3: "keep other processes off"}
-    words = found.get(done.returncode, "could not be tried")
-    return judged(done.returncode == 3, "file locks", words, found[3], advice, NOTE)
+        return judged(False, "file locks", f"not supported: {type(error).__name__}")
+    words = {0: "another process took the same lock", 3: "keep other processes off"}
+    found = words.get(done.returncode, "could not be tried")
+    return judged(done.returncode == 3, "file locks", found)
 
 
 _TRY_LOCK = """
@@ -211,9 +181,7 @@ except Timeout:
 
 def free_space(context: Context) -> Iterator[Point]:
     """Compare free space with the betas of a session and of a subject."""
-    folder = Path(get_data_dir(context.data_dir))
-    while not folder.is_dir() and folder != folder.parent:
-        folder = folder.parent
+    folder = _nearest_folder(Path(get_data_dir(context.data_dir)))
     free = shutil.disk_usage(folder).free
     yield judged(
         free >= SUBJECT_BYTES,
@@ -221,8 +189,6 @@ def free_space(context: Context) -> Iterator[Point]:
         readable_size(free),
         f"{readable_size(SESSION_BYTES)} for betas of a session, "
         f"{readable_size(SUBJECT_BYTES)} of a subject",
-        "A quota may leave less. " + _ADVICE_ON_DISK,
-        NOTE,
     )
 
 
@@ -232,14 +198,8 @@ def state_folder(context: Context) -> Iterator[Point]:
     folder = state_path(data_dir)
     mode = _mode(folder)
     if mode is not None:
-        yield judged(
-            os.access(folder, os.R_OK | os.W_OK | os.X_OK),
-            STATE_FOLDER,
-            f"mode {mode:04o}",
-            "readable and writable",
-            "Listings and unfinished downloads cannot be kept; ask the folder's owner.",
-            NOTE,
-        )
+        is_usable = os.access(folder, os.R_OK | os.W_OK | os.X_OK)
+        yield judged(is_usable, STATE_FOLDER, f"mode {mode:04o}")
     for file in (auth_file(data_dir), official_auth_file()):
         mode = _mode(file)
         if os.name == "posix" and mode is not None:
@@ -247,25 +207,18 @@ def state_folder(context: Context) -> Iterator[Point]:
                 not mode & 0o077,
                 "auth.json",
                 f"{file} has mode {mode:04o}",
-                "0600: others cannot read the request_id",
-                f"chmod 600 {file}",
+                advice=f"chmod 600 {file}",
             )
     partial = partial_dir(data_dir)
     if os.access(partial, os.R_OK | os.X_OK):
-        left = [one for group in leftovers(str(partial)).values() for one in group]
-        size = sum(os.path.getsize(o.part) for o in left if os.path.exists(o.part))
-        yield judged(
-            not left,
-            "unfinished downloads",
-            f"{counted(len(left), 'file')}, {readable_size(size)}",
-            "none",
-            "The same call goes on from them; old ones are removed by later calls.",
-            NOTE,
-        )
+        parts = [o.part for group in leftovers(str(partial)).values() for o in group]
+        size = sum(os.path.getsize(part) for part in parts if os.path.exists(part))
+        found = f"{counted(len(parts), 'file')}, {readable_size(size)}"
+        yield judged(not parts, "unfinished downloads", found)
 
 
 def _mode(path: Path) -> int | None:
-    """Return the permissions of a file; None where there is none to be seen."""
+    """Return the permissions of a file; None if it cannot be seen."""
     try:
         return stat.S_IMODE(path.stat().st_mode)
     except OSError:

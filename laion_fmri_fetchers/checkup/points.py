@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import configparser
+import functools
 import os
 import re
 import textwrap
 from collections.abc import Iterable, Sequence
+from importlib import resources
 from typing import NamedTuple
 from urllib.parse import unquote
 
+from laion_fmri_fetchers.access.identity import ID_VARIABLE
 from laion_fmri_fetchers.access.service import PREFIX
-from laion_fmri_fetchers.messages import counted
+from laion_fmri_fetchers.messages import counted, listed
 
 OK, NOTE, FAILED = "ok", "note", "failed"
 
-ID_VARIABLE = "LAION_FMRI_REQUEST_ID"
 PROXY_VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
 _WIDTH = 80
 _NAME_WIDTH = 22
@@ -34,14 +37,14 @@ class Point(NamedTuple):
     advice: str = ""
 
 
-def ok(point: str, found: str, expected: str = "") -> Point:
+def ok(point: str, found: str) -> Point:
     """Return a point that is as it should be."""
-    return Point(point, OK, found, expected)
+    return Point(point, OK, found)
 
 
-def note(point: str, found: str, expected: str = "", advice: str = "") -> Point:
+def note(point: str, found: str, advice: str = "") -> Point:
     """Return a point that is worth knowing, or differs but stops nobody."""
-    return Point(point, NOTE, found, expected, advice)
+    return Point(point, NOTE, found, "", advice)
 
 
 def failed(point: str, found: str, expected: str = "", advice: str = "") -> Point:
@@ -53,14 +56,46 @@ def judged(
     is_right: bool,
     point: str,
     found: str,
-    expected: str,
-    advice: str,
-    otherwise: str = FAILED,
+    expected: str = "",
+    advice: str = "",
+    otherwise: str = "",
 ) -> Point:
-    """Return a point that is "ok" where it is right; the advice is for where not."""
+    """Return a point, "ok" where it is right.
+
+    What is not given comes from ``expectations.ini``.
+    """
+    usual = _expectations().get(point, {})
+    expected = expected or usual.get("expected", "")
     if is_right:
-        return ok(point, found, expected)
-    return Point(point, otherwise, found, expected, advice)
+        return Point(point, OK, found, expected)
+    state = otherwise or usual.get("otherwise", FAILED)
+    return Point(point, state, found, expected, advice or usual.get("advice", ""))
+
+
+def advice_on(point: str) -> str:
+    """Return what to do where a point is not as expected."""
+    return _expectations()[point]["advice"]
+
+
+def none_of(
+    names: Iterable[str], point: str, label: str, right: str, **how: str
+) -> Point:
+    """Return a point that is "ok" where there are no names; else they are listed."""
+    wrong = list(names)
+    found = f"{label}: {listed(wrong, 9)}" if wrong else right
+    return judged(not wrong, point, found, **how)
+
+
+@functools.cache
+def _expectations() -> dict[str, dict[str, str]]:
+    """Return texts by point, each on one line."""
+    parser = configparser.ConfigParser()
+    file = resources.files(__package__).joinpath("expectations.ini")
+    parser.read_string(file.read_text("utf-8"))
+    return {
+        point: {name: " ".join(text.split()) for name, text in parser[point].items()}
+        for point in parser.sections()
+    }
 
 
 def shown_url(url: str) -> str:
@@ -76,7 +111,7 @@ def shown_url(url: str) -> str:
 
 
 def without_secrets(point: Point) -> Point:
-    """Return a point in which no secret is left, whatever a server or library said."""
+    """Return a point without secrets, whatever a server or library put into it."""
     return Point(*(_hidden(text) for text in point))
 
 

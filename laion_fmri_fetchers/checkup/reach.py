@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import email.utils
+import functools
 import os
 import socket
 import time
 from collections.abc import Callable, Iterator
-from multiprocessing import TimeoutError as LateError
-from multiprocessing.pool import ThreadPool
+from concurrent.futures import TimeoutError as LateError
 from typing import Any
 from urllib.parse import urlsplit
 from xml.etree import ElementTree as ET
@@ -16,22 +16,16 @@ from xml.etree import ElementTree as ET
 from laion_fmri_fetchers.messages import listed
 from laion_fmri_fetchers.transfer.bucket import bucket_url
 
-from .client import CONNECT_TIMEOUT, Client, NoAnswerError, Reply, proxy_of
-from .points import Point, failed, judged, note, ok, shown_url
+from .client import CONNECT_TIMEOUT, Client, NoAnswerError, Reply, begin, proxy_of
+from .points import Point, advice_on, judged, note, ok, shown_url
 
 CA_VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
 
 _MOST_SKEW = 60.0
 _PORTS = {"http": 80, "https": 443}
-_CHECK_ADDRESS = "Check LAION_FMRI_BUCKET_URL, if you set it, and the network."
-_CHECK_PROXY = (
-    "Check HTTPS_PROXY, HTTP_PROXY and ALL_PROXY: address, user name and password. Ask "
-    "your institute to let the proxy pass the bucket, or name it in NO_PROXY where it "
-    "can be reached without."
-)
 
 
-def reach(client: Client, pool: ThreadPool) -> Iterator[Point]:
+def reach(client: Client) -> Iterator[Point]:
     """Yield the points on the way to the bucket; the first failed one is the last."""
     url = bucket_url()
     yield ok("bucket", shown_url(url))
@@ -44,36 +38,35 @@ def reach(client: Client, pool: ThreadPool) -> Iterator[Point]:
     limit = min(client.timeout, CONNECT_TIMEOUT)
     who = f"the proxy {host}" if proxy else host
     try:
-        found = _within(pool, limit, socket.getaddrinfo, host, port)
+        addresses = _within(limit, socket.getaddrinfo, host, port)
     except (OSError, LateError, UnicodeError):
-        yield failed("name", f"{who} is not resolved", advice=_CHECK_ADDRESS)
+        yield judged(False, "name", f"{who} is not resolved")
         return
-    yield ok("name", f"{who} is {listed(sorted({a[4][0] for a in found}), 2)}")
+    yield ok("name", f"{who} is {listed(sorted({a[4][0] for a in addresses}), 2)}")
     try:
-        _within(pool, limit, socket.create_connection, (host, port), limit).close()
+        _within(limit, socket.create_connection, (host, port), limit).close()
     except (OSError, LateError) as error:
         why = getattr(error, "strerror", None) or f"nothing for {limit:g} s"
-        advice = _CHECK_PROXY if proxy else _CHECK_ADDRESS
-        yield failed("connection", f"{who}, port {port}: {why}", advice=advice)
+        found = f"{who}, port {port}: {why}"
+        advice = advice_on("proxy") if proxy else ""
+        yield judged(False, "connection", found, advice=advice)
         return
     yield ok("connection", f"{who}, port {port}, accepts connections")
-    yield from _first_pages(client, pool, url, proxy)
+    yield from _first_pages(client, url, proxy)
 
 
-def _within(pool: ThreadPool, limit: float, function: Callable, *arguments: Any) -> Any:
+def _within(limit: float, function: Callable, *arguments: Any) -> Any:
     """Call a function in a thread that is left behind where it takes too long."""
-    return pool.apply_async(function, arguments).get(limit + 0.5)
+    return begin(function, *arguments).result(limit + 0.5)
 
 
-def _first_pages(
-    client: Client, pool: ThreadPool, url: str, proxy: str | None
-) -> Iterator[Point]:
+def _first_pages(client: Client, url: str, proxy: str | None) -> Iterator[Point]:
     """Yield the points on TLS, proxy, clock and listing."""
     query = {"list-type": "2", "encoding-type": "url", "delimiter": "/"}
-    asked = {"query": {**query, "max-keys": "2"}}
     limit = min(client.timeout, CONNECT_TIMEOUT) + client.timeout
     try:
-        reply = pool.apply_async(client.get, (f"{url}/",), asked).get(limit)
+        ask = functools.partial(client.get, query={**query, "max-keys": "2"})
+        reply = begin(ask, f"{url}/").result(limit)
     except (NoAnswerError, LateError) as error:
         yield _no_answer(str(error) or f"nothing for {limit:g} s")
         return
@@ -82,21 +75,21 @@ def _first_pages(
     is_of_s3 = b"<Error>" in reply.body
     if reply.status == 407 or (proxy and reply.status >= 400 and not is_of_s3):
         status = f"{proxy} answers with status {reply.status}"
-        yield failed("proxy", status, "it passes the request", _CHECK_PROXY)
+        yield judged(False, "proxy", status)
         return
     yield _clock(reply)
     if reply.status != 200:
-        yield failed("listing", f"status {reply.status}", "200", _CHECK_ADDRESS)
+        yield judged(False, "listing", f"status {reply.status}", "200")
         return
     yield from _listing(client, f"{url}/", query, reply)
 
 
 def _no_answer(why: str) -> Point:
     if why.startswith("TLS"):
-        return failed("TLS", why, "a certificate that is trusted", _advice_on_tls(why))
+        return judged(False, "TLS", why, advice=_advice_on_tls(why))
     if why.startswith("the proxy"):
-        return failed("proxy", why, "it passes the request", _CHECK_PROXY)
-    return failed("listing", why, "an answer", _CHECK_ADDRESS)
+        return judged(False, "proxy", why)
+    return judged(False, "listing", why, "an answer")
 
 
 def _advice_on_tls(why: str) -> str:
@@ -117,17 +110,15 @@ def _clock(reply: Reply) -> Point:
     if not date:
         return note("clock", "the server does not give its date")
     try:
-        there = email.utils.parsedate_to_datetime(date).timestamp()
+        server_time = email.utils.parsedate_to_datetime(date).timestamp()
     except (TypeError, ValueError):
         return note("clock", f"the server's date does not parse: {date!r}")
-    skew = time.time() - there
+    skew = time.time() - server_time
     return judged(
         abs(skew) <= _MOST_SKEW,
         "clock",
         f"{abs(skew):.0f} s {'ahead of' if skew > 0 else 'behind'} the server's",
         f"within {_MOST_SKEW:.0f} s",
-        "Set this machine's clock; TLS and lifetimes of links depend on it.",
-        "note",
     )
 
 
@@ -135,7 +126,6 @@ def _listing(
     client: Client, url: str, query: dict[str, str], reply: Reply
 ) -> Iterator[Point]:
     """Yield whether a page of two names, and the page behind it, are as S3's."""
-    expected = "2 names of ListBucketResult, encoded as URLs, and a token"
     first = _page(reply)
     token = first.get("NextContinuationToken", "")
     is_right = (
@@ -148,9 +138,9 @@ def _listing(
         found = f"{first.get('tag')}, {len(first.get('names', ()))} names, "
         found += f"truncated: {first.get('IsTruncated')}, token: {bool(token)}, "
         found += f"encoding: {first.get('EncodingType')}"
-        yield failed("listing", found, expected, _CHECK_ADDRESS)
+        yield judged(False, "listing", found)
         return
-    yield ok("listing", "pages of 2 names, encoded as URLs, with a token", expected)
+    yield judged(True, "listing", "pages of 2 names, encoded as URLs, with a token")
     rest = client.get(url, query={**query, "continuation-token": token})
     second = _page(rest)
     names = second.get("names", [])
@@ -158,12 +148,10 @@ def _listing(
         bool(names) and not set(names) & set(first["names"]),
         "listing goes on",
         f"status {rest.status}, {len(names)} further names",
-        "names that the first page lacks",
-        "The server does not follow its continuation-token; listings would be cut.",
     )
     most = second.get("MaxKeys", "unknown")
     if most != "1000":
-        yield note("keys per page", f"at most {most}", "1000")
+        yield judged(False, "keys per page", f"at most {most}")
 
 
 def _page(reply: Reply) -> dict[str, Any]:

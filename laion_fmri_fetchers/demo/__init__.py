@@ -1,22 +1,31 @@
-"""A small synthetic LAION-fMRI in the real layout, and a local S3 that serves it.
+"""A small synthetic LAION-fMRI in the real layout, and local servers that offer it.
 
-`build_bucket` writes the dataset, `serve_bucket` offers it over HTTP, and
-`serve_access` is the service that grants access to its stimuli:
+    run_demo            a walk through the package on synthetic data     walkthrough
+    serve_demo          calls of the package go there for a while        environment
+      ├▶ build_bucket   the dataset as files                             build
+      │    ├ trial_tables, content_category, image_fields           labels, facts
+      │    ├ functional_brain ─▶ session_files, model_file          brain, glm, model
+      │    ├ roi_files, anatomical_files, freesurfer_files          anatomy
+      │    ├ localizer_files, raw_files, tedana_files       localizers, timeseries
+      │    └ stimuli_files                                          pictures
+      ├▶ serve_bucket   an S3 server: Server, by moto                    server
+      └▶ serve_access   the access service: AccessServer                 service
+    HttpServer          how both speak HTTP                              handler
 
 >>> from laion_fmri_fetchers.demo import build_bucket, serve_bucket
 >>> with serve_bucket(build_bucket("demo_bucket")) as server:  # doctest: +SKIP
 ...     print(server.url)
 http://127.0.0.1:40123/laion-fmri
 
-`serve_demo` does all of that in one call, and lets the package's calls go there.
+Nothing in the library imports this wing; what it offers is handed out here.
 """
 
-from .access import AccessServer, serve_access
-from .bucket import build_bucket
+from .build import build_bucket
 from .environment import Demo, serve_demo
 from .labels import CONTENT, content_category
 from .model import model_file
 from .server import Server, serve_bucket
+from .service import AccessServer, serve_access
 
 __all__ = [
     "CONTENT",

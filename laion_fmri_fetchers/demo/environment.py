@@ -13,9 +13,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .access import AccessServer, serve_access
-from .bucket import build_bucket
+from .build import build_bucket
 from .server import Server, serve_bucket
+from .service import AccessServer, serve_access
 
 
 @dataclass

@@ -24,6 +24,9 @@ LABEL_NUMBER = {
 
 HELD_OUT = ("ses-31", "ses-32", "ses-33", "ses-34")
 
+ARCHIVE = "stimuli/task-images_stimuli.h5"
+STIMULUS_TABLE = "stimuli/task-images_metadata.csv"
+
 DENIED = re.compile(
     r"^(?!derivatives/localizers/)(.*/)?ses-3[1-4]/|^stimuli/task-images_stimuli\.h5$"
 )

@@ -87,9 +87,9 @@ def content_category(label: str) -> str:
     >>> content_category("shared_4rep_OOD_selfmade_kitchen.jpg")
     'place'
     """
-    found = _concept_pattern().search(label)
-    if found:
-        return next(c for c in CONTENT if found[1] in CONCEPTS[c])
+    concept = _concept_pattern().search(label)
+    if concept:
+        return next(c for c in CONTENT if concept[1] in CONCEPTS[c])
     return CONTENT[zlib.crc32(label.encode()) % len(CONTENT)]
 
 
@@ -145,8 +145,8 @@ def _filled(
     to_show = list(rng.permutation(np.repeat(unique, 4)))
     tables = {}
     for (session, common), n in zip(shared.items(), n_free, strict=True):
-        own = [str(to_show.pop()) for _ in range(n)]
-        labels = [*common, *own][:n_trials]
+        unique_here = [str(to_show.pop()) for _ in range(n)]
+        labels = [*common, *unique_here][:n_trials]
         tables[session] = [labels[i] for i in rng.permutation(n_trials)]
     return tables
 

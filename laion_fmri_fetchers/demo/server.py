@@ -34,7 +34,7 @@ UPLOADED = dt.datetime(2025, 6, 1, 12, 0, 0)
 
 _LENGTH, _RANGE = "content-length", "content-range"
 
-Answer = tuple[int, dict[str, str], "bytes | Iterable[bytes]"]
+HttpAnswer = tuple[int, dict[str, str], "bytes | Iterable[bytes]"]
 
 _numbers = itertools.count()
 
@@ -124,7 +124,7 @@ class Server:
         moto = _import_moto()
         self.name = name
         self.requests: list[tuple[str, str, str]] = []
-        self.faults: dict[str, Answer | Callable[[dict], Answer | None]] = {}
+        self.faults: dict[str, HttpAnswer | Callable[[dict], HttpAnswer | None]] = {}
         self.deny_listing = False
         self.denied = re.compile(denied) if denied is not None else None
 
@@ -234,7 +234,7 @@ class Server:
             return self.deny_listing
         return self.denied is not None and self.denied.search(key) is not None
 
-    def _object(self, environ: dict, key: str) -> Answer | None:
+    def _object(self, environ: dict, key: str) -> HttpAnswer | None:
         """Return an object or a range of it, None when the answer is another.
 
         Moto copies whole objects to send a range, so it is asked for the headers
@@ -250,7 +250,7 @@ class Server:
         start = int(span.removeprefix("bytes ").partition("-")[0])
         return status, headers, _read(stored, start, start + length)
 
-    def _listing(self, environ: dict, query: str) -> Answer:
+    def _listing(self, environ: dict, query: str) -> HttpAnswer:
         options = dict(parse_qsl(query, keep_blank_values=True))
         query = _cap_max_keys(query, options)
         method = environ["REQUEST_METHOD"]
@@ -321,7 +321,7 @@ def _mend_listing(body: bytes, options: dict[str, str]) -> bytes:
     return re.sub(rb"<(Key|Prefix|StartAfter)>([^<]*)</\1>", encoded, body)
 
 
-def _error(status: int, code: str, message: str) -> Answer:
+def _error(status: int, code: str, message: str) -> HttpAnswer:
     body = (
         '<?xml version="1.0" encoding="UTF-8"?>\n'
         f"<Error><Code>{code}</Code><Message>{message}</Message>"
@@ -332,7 +332,7 @@ def _error(status: int, code: str, message: str) -> Answer:
 
 
 def _send(
-    answer: Answer, start_response: Callable, *, closing: bool = False
+    answer: HttpAnswer, start_response: Callable, *, closing: bool = False
 ) -> Iterable[bytes]:
     status, headers, body = answer
     headers = dict(headers)

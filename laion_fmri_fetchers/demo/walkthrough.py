@@ -17,7 +17,7 @@ from laion_fmri_fetchers.messages import readable_size
 from laion_fmri_fetchers.reports.figures import plot_rois
 from laion_fmri_fetchers.reports.report import make_report
 
-from .bucket import build_bucket
+from .build import build_bucket
 from .environment import demo_variables, variables
 from .server import serve_bucket
 
@@ -139,7 +139,7 @@ def _draw_rois(data: Any, subject: str, file: Path) -> None:
 
 def _stimuli(server: Any, figure: Path) -> None:
     """Ask for access, wait for approval, fetch, and draw stimuli and responses."""
-    from laion_fmri_fetchers.access.stimulus_access import request_stimulus_access
+    from laion_fmri_fetchers.access.request import request_stimulus_access
     from laion_fmri_fetchers.arrays.betas import load_betas
     from laion_fmri_fetchers.arrays.pictures import load_stimuli
     from laion_fmri_fetchers.fetchers.stimuli import fetch_laion_stimuli
@@ -202,10 +202,10 @@ def _draw_stimuli(pictures: Any, responses: list[float], figure: Path) -> None:
 
 
 @contextlib.contextmanager
-def _step(what: str) -> Iterator[Any]:
-    """Say what is done, what came of it and how long it took."""
-    found: list[str] = []
-    print(f"\n{what}", flush=True)
+def _step(title: str) -> Iterator[Any]:
+    """Print the title of a step, its results and how long it took."""
+    results: list[str] = []
+    print(f"\n{title}", flush=True)
     start = time.perf_counter()
-    yield found.append
-    print(f"  {' '.join(found)}  ({time.perf_counter() - start:.2f} s)", flush=True)
+    yield results.append
+    print(f"  {' '.join(results)}  ({time.perf_counter() - start:.2f} s)", flush=True)

@@ -20,9 +20,7 @@ from typing import Any
 import pandas as pd
 from sklearn.utils import Bunch
 
-from laion_fmri_fetchers.access.stimulus_access import (
-    open_gate,
-)
+from laion_fmri_fetchers.access.gate import open_gate
 from laion_fmri_fetchers.arrays.pictures import check_archive
 from laion_fmri_fetchers.layout.trees import (
     ARCHIVE,

@@ -13,8 +13,8 @@ from typing import Any
 
 import pandas as pd
 
-from laion_fmri_fetchers.access.stimulus_access import (
-    Gate,
+from laion_fmri_fetchers.access.gate import Gate
+from laion_fmri_fetchers.access.manifest import (
     GatedFile,
     fetch_manifest,
     save_manifest,

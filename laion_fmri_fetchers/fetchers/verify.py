@@ -11,10 +11,10 @@ import pandas as pd
 from joblib import Parallel, delayed
 from tqdm.auto import tqdm
 
+from laion_fmri_fetchers.access.account import access_status
 from laion_fmri_fetchers.access.licence import accept_license
-from laion_fmri_fetchers.access.stimulus_access import (
+from laion_fmri_fetchers.access.manifest import (
     GatedFile,
-    access_status,
     fetch_manifest,
     saved_manifest,
 )

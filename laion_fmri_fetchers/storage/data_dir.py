@@ -51,7 +51,7 @@ def get_data_dir(data_dir: str | os.PathLike | None = None) -> str:
     chosen = (
         data_dir
         or os.environ.get("LAION_FMRI_DATA_DIR")
-        or _read_config().get("data_dir")
+        or read_config().get("data_dir")
         or _nilearn_data_dir()
     )
     path = Path(os.path.abspath(Path(chosen).expanduser()))
@@ -100,7 +100,7 @@ def dataset_initialize(data_dir: str | os.PathLike) -> str:
         raise PermissionError(
             error.errno, "You may not make this data directory; name another", path
         ) from None
-    config = {**_read_config(), "data_dir": path}
+    config = {**read_config(), "data_dir": path}
     content = (json.dumps(config, indent=2) + "\n").encode()
     try:
         write_atomically(_config_file(), content)
@@ -119,7 +119,8 @@ def _config_file() -> Path:
     return Path(base) / "laion_fmri" / "config.json"
 
 
-def _read_config() -> dict[str, Any]:
+def read_config() -> dict[str, Any]:
+    """Return the saved configuration; empty if there is none."""
     file = _config_file()
     try:
         config = json.loads(file.read_text("utf-8"))

@@ -69,9 +69,12 @@ def stimuli_files(
         yield f"archive/embeddings/v1/{name}", _embeddings_file(first, labels, "S")
         current = _embeddings(model, labels, contents, "grey", seed)
         yield f"stimuli/{name}", _embeddings_file(current, labels, "O")
-    found = _detections(labels, contents, size)
-    yield f"{stem}_desc-segmentations_metadata.csv", csv_bytes(_segmentations(found))
-    yield f"{stem}_desc-segmentations.h5", _masks(found, size)
+    detections = _detections(labels, contents, size)
+    yield (
+        f"{stem}_desc-segmentations_metadata.csv",
+        csv_bytes(_segmentations(detections)),
+    )
+    yield f"{stem}_desc-segmentations.h5", _masks(detections, size)
     yield f"{stem}_desc-captions.csv", csv_bytes(_captions(labels, contents))
 
 
@@ -117,8 +120,8 @@ def draw(label: str, content: str, size: int = 160) -> bytes:
     return buffer.getvalue()
 
 
-def _mixed(one: tuple, other: tuple) -> tuple[int, ...]:
-    return tuple((a + b) // 2 for a, b in zip(one, other, strict=True))
+def _mixed(color: tuple, other: tuple) -> tuple[int, ...]:
+    return tuple((a + b) // 2 for a, b in zip(color, other, strict=True))
 
 
 def _face(pen: Any, box: Callable, dark: tuple, middle: tuple) -> None:
@@ -230,7 +233,7 @@ def _detections(
     labels: Sequence[str], contents: Sequence[str], size: int
 ) -> list[dict[str, Any]]:
     """Return what is found in the shared images: a box for each noun."""
-    found = []
+    detections = []
     for label, content in zip(labels, contents, strict=True):
         if image_fields(label).kind != "shared":
             continue
@@ -239,7 +242,7 @@ def _detections(
         for noun in NOUNS[content]:
             corner, extent = rng.uniform(0, 0.6, 2), rng.uniform(0.1, 0.4, 2)
             box = np.round(np.concatenate([corner, corner + extent]) * size).astype(int)
-            found.append(
+            detections.append(
                 {
                     "image_name": label,
                     "noun": noun,
@@ -250,39 +253,47 @@ def _detections(
                 }
             )
             seen[noun] = seen.get(noun, 0) + 1
-    return found
+    return detections
 
 
-def _segmentations(found: list[dict[str, Any]]) -> Iterator[Sequence[object]]:
+def _segmentations(detections: list[dict[str, Any]]) -> Iterator[Sequence[object]]:
     yield (
         *("mask_row", "image_name", "noun", "instance_id", "score"),
         *("box_x0", "box_y0", "box_x1", "box_y1", "localized", "mask_file"),
     )
-    for row, one in enumerate(found):
-        box = one["box"] if one["localized"] else [""] * 4
-        stem = one["image_name"].rpartition(".")[0]
-        file = f"{stem}/{one['noun']}_{one['instance_id']}.png"
+    for row, detection in enumerate(detections):
+        box = detection["box"] if detection["localized"] else [""] * 4
+        stem = detection["image_name"].rpartition(".")[0]
+        file = f"{stem}/{detection['noun']}_{detection['instance_id']}.png"
         yield (
-            *(row, one["image_name"], one["noun"], one["instance_id"], one["score"]),
-            *(*box, one["localized"], file),
+            *(
+                row,
+                detection["image_name"],
+                detection["noun"],
+                detection["instance_id"],
+                detection["score"],
+            ),
+            *(*box, detection["localized"], file),
         )
 
 
-def _masks(found: list[dict[str, Any]], size: int) -> bytes:
+def _masks(detections: list[dict[str, Any]], size: int) -> bytes:
     import h5py
 
-    masks = np.zeros((len(found), size, size), np.uint8)
-    for mask, one in zip(masks, found, strict=True):
-        x0, y0, x1, y1 = one["box"] if one["localized"] else (0, 0, size, size)
+    masks = np.zeros((len(detections), size, size), np.uint8)
+    for mask, detection in zip(masks, detections, strict=True):
+        x0, y0, x1, y1 = (
+            detection["box"] if detection["localized"] else (0, 0, size, size)
+        )
         mask[y0:y1, x0:x1] = 1
     buffer = io.BytesIO()
     with h5py.File(buffer, "w") as file:
         file.create_dataset(
             "masks",
             data=masks,
-            chunks=(1, size, size) if found else None,
-            compression="gzip" if found else None,
-            shuffle=bool(found),
+            chunks=(1, size, size) if detections else None,
+            compression="gzip" if detections else None,
+            shuffle=bool(detections),
         )
     return buffer.getvalue()
 

@@ -20,9 +20,8 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 from urllib.parse import parse_qs, quote, urlencode
 
-from laion_fmri_fetchers.layout.trees import ARCHIVE, STIMULUS_TABLE
-
-from .server import Answer, Server
+from .facts import ARCHIVE, STIMULUS_TABLE
+from .server import HttpAnswer, Server
 
 LIFETIME = 3600
 """Seconds for which a presigned URL is valid."""
@@ -131,7 +130,7 @@ class AccessServer:
         self.approves = approves
         self.pending_form = "202"
         self.lifetime: float = LIFETIME
-        self.objects: Callable[[dict], Answer | None] | None = None
+        self.objects: Callable[[dict], HttpAnswer | None] | None = None
         self._key = secrets.token_bytes(16)
         self._granted: dict[str, dict[str, Any]] = {}
         self._http = HttpServer(self, port)
@@ -252,14 +251,14 @@ class AccessServer:
 
     def _grant(self, approved: bool) -> tuple[int, dict[str, str], dict[str, Any]]:
         expires = time.time() + self.lifetime
-        at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(expires))
+        expiry = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(expires))
         if approved:
-            return 200, {}, {"expires_at": at, "files": self._files()}
+            return 200, {}, {"expires_at": expiry, "files": self._files()}
         if self.pending_form == "202":
             return 202, {}, {"detail": "waiting for approval"}
         if self.pending_form == "status":
             return 200, {}, {"status": "pending", "expires_at": None, "files": []}
-        return 200, {}, {"expires_at": at}
+        return 200, {}, {"expires_at": expiry}
 
     # Files
 
@@ -302,10 +301,10 @@ class AccessServer:
         signed = f"{key}\n{expires}".encode()
         return hmac.new(self._key, signed, hashlib.sha256).hexdigest()
 
-    def _gate(self, key: str) -> Callable[[dict], Answer | None]:
+    def _gate(self, key: str) -> Callable[[dict], HttpAnswer | None]:
         """Return the function by which the bucket answers for a gated object."""
 
-        def answer(environ: dict) -> Answer | None:
+        def answer(environ: dict) -> HttpAnswer | None:
             query = parse_qs(environ["QUERY_STRING"])
             signature = query.get("X-Amz-Signature", [""])[0]
             if not signature:
@@ -319,7 +318,7 @@ class AccessServer:
 
         return answer
 
-    def _ranged(self, key: str, environ: dict) -> Answer:
+    def _ranged(self, key: str, environ: dict) -> HttpAnswer:
         """Return an object or a range of it."""
         data = self._data(key)
         digest = hashlib.md5(data, usedforsecurity=False).hexdigest()
@@ -347,7 +346,7 @@ def _wrong(name: str, message: str) -> dict[str, Any]:
     return {"loc": ["body", name], "msg": message, "type": "value_error"}
 
 
-def _expired() -> Answer:
+def _expired() -> HttpAnswer:
     body = (
         b'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>AccessDenied</Code>'
         b"<Message>Request has expired</Message></Error>"

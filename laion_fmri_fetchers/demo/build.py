@@ -25,7 +25,7 @@ from .formats import json_bytes, tsv_bytes
 from .glm import session_files, subject_files
 from .labels import content_category, trial_tables
 from .localizers import localizer_files
-from .stimuli import stimuli_files
+from .pictures import stimuli_files
 from .timeseries import raw_files, tedana_files
 
 

@@ -1,0 +1,165 @@
+"""The ``request_id`` in the user's hands: kept, forgotten, reported."""
+
+from __future__ import annotations
+
+import getpass
+import os
+from dataclasses import replace
+
+from laion_fmri_fetchers.exceptions import (
+    AccessPendingError,
+    InvalidQueryError,
+    TermsOutdatedError,
+)
+from laion_fmri_fetchers.messages import can_ask, tell, warn
+from laion_fmri_fetchers.query.shared_docs import documented
+from laion_fmri_fetchers.storage.data_dir import get_data_dir
+from laion_fmri_fetchers.storage.state import auth_file
+
+from .gate import fetch_links
+from .identity import (
+    ID_VARIABLE,
+    Identity,
+    cached_identity,
+    forget_identity,
+    joined,
+    masked,
+    pending_text,
+    save_identity,
+)
+from .service import PREFIX, server_url
+
+
+@documented
+def login(
+    request_id: str | None = None,
+    data_dir: str | os.PathLike | None = None,
+    *,
+    timeout: float = 30.0,
+    verbose: int = 1,
+) -> None:
+    """Keep a ``request_id`` that the access service gave earlier.
+
+    Parameters
+    ----------
+    request_id : str, optional
+        The id, which begins with ``lfm_``; None: prompt for it, unseen.
+    %(data_dir)s
+    timeout : float, default=30.0
+        Seconds without an answer.
+    verbose : int, default=1
+        0: silent, 1: say what was done.
+
+    Raises
+    ------
+    InvalidQueryError
+        If it is not a ``request_id``.
+    AccessPendingError, TermsOutdatedError
+        If it is not approved yet, or the terms changed; it is kept all the same.
+    AccessNotFoundError, AccessRevokedError, AccessServiceError
+        If the service rejects it or cannot be asked; it is not kept.
+    DiskSpaceError, StimulusAccessError
+        If it cannot be written down.
+
+    Examples
+    --------
+    ::
+
+        login()
+    """
+    folder = get_data_dir(data_dir)
+    if request_id is None:
+        if not can_ask():
+            raise InvalidQueryError(
+                "request_id is missing, and there is no terminal to ask at; pass it or "
+                f"set {ID_VARIABLE}."
+            )
+        request_id = getpass.getpass("request_id (not shown): ")
+    given, request_id = Identity(str(request_id).strip(), server_url(), "pending"), ""
+    if not given.request_id.startswith(PREFIX) or " " in given.request_id:
+        raise InvalidQueryError(f"Not a valid request_id (they begin with {PREFIX}).")
+    outdated: TermsOutdatedError | None = None
+    try:
+        fetch_links(given, timeout)
+        given = replace(given, status="approved")
+    except TermsOutdatedError as error:
+        outdated = error
+    except AccessPendingError:
+        pass
+    file = save_identity(given, folder)
+    if outdated:
+        raise outdated
+    if given.status == "pending":
+        raise AccessPendingError(pending_text(given, file))
+    tell(f"The request_id is approved and kept in {file}", verbose)
+
+
+@documented
+def logout(data_dir: str | os.PathLike | None = None, *, verbose: int = 1) -> None:
+    """Forget the ``request_id`` kept for a data directory.
+
+    The same id is also removed from ``~/.cache/laion-fmri/auth.json``, where it is
+    shared with the dataset's own package; another id there stays.
+
+    Parameters
+    ----------
+    %(data_dir)s
+    verbose : int, default=1
+        0: silent, 1: say what was done.
+
+    Warns
+    -----
+    UserWarning
+        If another id stays in force: that of ``LAION_FMRI_REQUEST_ID``, or of the
+        dataset's own package.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> logout(tempfile.mkdtemp(), verbose=0)
+    """
+    folder = get_data_dir(data_dir)
+    files = forget_identity(folder)
+    tell(
+        f"Removed the request_id in {joined(files)}"
+        if files
+        else f"There is no request_id of yours in {auth_file(folder)}",
+        verbose,
+    )
+    left = cached_identity(folder)
+    if left:
+        warn(f"A request_id stays in force, from {left.source}.")
+
+
+@documented
+def access_status(data_dir: str | os.PathLike | None = None) -> dict[str, str | None]:
+    """Report which ``request_id`` is in force; nothing is sent.
+
+    Parameters
+    ----------
+    %(data_dir)s
+
+    Returns
+    -------
+    dict
+        ``request_id`` (masked), ``status`` ("pending" or "approved"), ``email``,
+        ``server_url`` and ``source``, a file or the environment variable; all of them
+        None without an id.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> access_status(tempfile.mkdtemp())["status"] is None
+    True
+    """
+    identity = cached_identity(get_data_dir(data_dir))
+    if identity is None:
+        names = ("request_id", "status", "email", "server_url", "source")
+        return dict.fromkeys(names)
+    return {
+        "request_id": masked(identity.request_id),
+        "status": identity.status,
+        "email": identity.email,
+        "server_url": identity.server_url,
+        "source": identity.source,
+    }
