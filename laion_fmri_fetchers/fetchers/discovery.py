@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import textwrap
 from collections.abc import Iterable
 
 from laion_fmri_fetchers.exceptions import BucketError, InvalidQueryError, did_you_mean
@@ -118,9 +119,10 @@ def get_rois(
         if rec["roi"]:
             rois.setdefault(rec["roi_category"], set()).add(rec["roi"])
     if subject is not None and not rois:
-        there = get_subjects(data_dir=folder, timeout=timeout)
+        subjects = get_subjects(data_dir=folder, timeout=timeout)
         raise InvalidQueryError(
-            f"There are no ROIs of a subject {subject!r}; there are {listed(there)}."
+            f"Unknown subject {subject!r}, or one without ROIs; available: "
+            f"{listed(subjects)}."
         )
     if category is not None and category not in rois:
         hint = did_you_mean(category, rois)
@@ -180,7 +182,8 @@ def describe(
             by_category.setdefault(rec["roi_category"], set()).add(rec["roi"])
     print("\nROIs by category")
     for category, names in sorted(by_category.items()):
-        print(f"  {category:<12} {' '.join(sorted(names))}")
+        line = f"  {category:<12} {' '.join(sorted(names))}"
+        print(textwrap.fill(line, 79, subsequent_indent=" " * 15))
 
 
 def inspect_bucket(
