@@ -33,6 +33,7 @@ from .fetchers.discovery import get_subjects as get_subjects
 from .fetchers.discovery import inspect_bucket as inspect_bucket
 from .fetchers.fmri import fetch_laion_fmri as fetch_laion_fmri
 from .fetchers.fmri import fetch_laion_fmri_ids as fetch_laion_fmri_ids
+from .fetchers.status import status as status
 from .fetchers.stimuli import fetch_laion_stimuli as fetch_laion_stimuli
 from .fetchers.stimuli import (
     fetch_laion_stimulus_metadata as fetch_laion_stimulus_metadata,
@@ -42,7 +43,6 @@ from .fetchers.stimulus_features import fetch_laion_embeddings as fetch_laion_em
 from .fetchers.stimulus_features import (
     fetch_laion_segmentations as fetch_laion_segmentations,
 )
-from .fetchers.verify import status as status
 from .fetchers.verify import verify_cache as verify_cache
 from .query.filters import Contains as Contains
 from .query.filters import GreaterOrEqual as GreaterOrEqual

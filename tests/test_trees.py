@@ -596,6 +596,29 @@ def test_an_updated_mask_is_resampled_anew(bucket_folder, data_dir, monkeypatch)
     assert not np.array_equal(before, after)
 
 
+def test_a_derived_brain_mask_is_derived_again_when_its_source_changes(
+    bucket_folder, data_dir, monkeypatch
+):
+    with serve_bucket(bucket_folder) as server:
+        monkeypatch.setenv("LAION_FMRI_BUCKET_URL", server.url)
+        (mask,) = keys(bucket_folder, r".*/sub-01_.*res-1pt8_desc-brain_mask.nii.gz")
+        (mean,) = keys(bucket_folder, r".*/sub-01_.*R2mean_statmap.nii.gz")
+        server.delete(mask)
+        with pytest.warns(UserWarning, match="no brain mask"):
+            before = nib.load(fetch(max_images=0, rois=None).brain_masks["sub-01"])
+        image = nib.load(bucket_folder / mean)
+        smaller = image.get_fdata()
+        smaller[smaller < np.median(smaller[smaller > 0])] = 0
+        nib.save(nib.Nifti1Image(smaller, image.affine), data_dir / "new.nii.gz")
+        server.put(mean, (data_dir / "new.nii.gz").read_bytes())
+        (data_dir / "new.nii.gz").unlink()
+        with pytest.warns(UserWarning, match="no brain mask"):
+            data = fetch(max_images=0, rois=None, mode="overwrite")
+    after = nib.load(data.brain_masks["sub-01"]).get_fdata()
+    np.testing.assert_array_equal(after, smaller > 0)
+    assert 0 < after.sum() < before.get_fdata().sum()
+
+
 def test_originals_removed_on_purpose_are_not_missing(server, data_dir):
     query = {"rois": None, "sessions": 1, "resolution": 12, "keep_original": False}
     data = fetch(**query)

@@ -1,0 +1,100 @@
+"""What is configured, accepted and on disk, shown without a question to anybody."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from laion_fmri_fetchers.access.account import access_status
+from laion_fmri_fetchers.layout.keys import place_of, record_of
+from laion_fmri_fetchers.layout.trees import (
+    RAW,
+)
+from laion_fmri_fetchers.messages import readable_size
+from laion_fmri_fetchers.query.shared_docs import documented
+from laion_fmri_fetchers.storage.data_dir import get_data_dir, is_writable
+from laion_fmri_fetchers.storage.files import files_on_disk, local_path
+from laion_fmri_fetchers.storage.state import license_marker, partial_dir
+from laion_fmri_fetchers.transfer.bucket import bucket_url
+
+
+@documented
+def status(*, data_dir: str | os.PathLike | None = None) -> None:
+    """Print what is configured, accepted and cached; no socket is opened.
+
+    Parameters
+    ----------
+    %(data_dir)s
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> status(data_dir=tempfile.mkdtemp())  # doctest: +ELLIPSIS
+    Data directory   /...
+    """
+    folder = get_data_dir(data_dir)
+    access = access_status(folder)
+    accepted = license_marker(folder).exists()
+    files, _ = files_on_disk(folder, [("", "")])
+    writable = "" if is_writable(folder) else ", cannot be written"
+    rows = {
+        "Data directory": f"{folder}{writable}",
+        "Bucket": bucket_url(),
+        "CC0 terms": "accepted" if accepted else "not accepted yet",
+        "Stimulus access": (
+            f"{access['status']}, {access['request_id']} from {access['source']}"
+            if access["status"]
+            else "not requested yet"
+        ),
+        "On disk": _amount(folder, files),
+        "Unfinished": _unfinished(folder),
+    }
+    for name, value in rows.items():
+        print(f"{name:<16} {value}")
+    sizes = {path: _size(folder, path) or 0 for path in sorted(files)}
+    _print_trees(sizes)
+    _print_subjects([record_of(path, size) for path, size in sizes.items()])
+
+
+def _print_trees(sizes: dict[str, int]) -> None:
+    trees: dict[str, list[int]] = {}
+    for path, size in sizes.items():
+        tree = place_of(path)[0]
+        name = {None: "top level", RAW: "raw data"}.get(tree, tree)
+        trees.setdefault(str(name), []).append(size)
+    if trees:
+        print(f"\n{'folder':<32} {'files':>6} {'size':>10}")
+    for tree, numbers in sorted(trees.items()):
+        print(f"{tree:<32} {len(numbers):>6} {readable_size(sum(numbers)):>10}")
+
+
+def _print_subjects(recs: list[dict[str, Any]]) -> None:
+    subjects = sorted({rec["subject"] for rec in recs if rec["subject"]})
+    if subjects:
+        print("\nsubject  sessions with betas  ROIs  files       size")
+    for subject in subjects:
+        own = [rec for rec in recs if rec["subject"] == subject]
+        n_betas = sum(rec["image_type"] == "betas" for rec in own)
+        n_rois = len({rec["roi"] for rec in own} - {None})
+        size = sum(rec["size"] for rec in own)
+        print(
+            f"{subject:<8} {n_betas:>19} {n_rois:>5} {len(own):>6} "
+            f"{readable_size(size):>10}"
+        )
+
+
+def _amount(data_dir: str, files: set[str]) -> str:
+    size = sum(_size(data_dir, one) or 0 for one in files)
+    return f"{len(files)} files, {readable_size(size)}"
+
+
+def _unfinished(data_dir: str) -> str:
+    parts = list(partial_dir(data_dir).glob("*.part"))
+    return f"{len(parts)} downloads" if parts else "nothing"
+
+
+def _size(data_dir: str, one: str) -> int | None:
+    try:
+        return os.stat(local_path(data_dir, one)).st_size
+    except OSError:
+        return None
