@@ -11,5 +11,6 @@ stimuli.fetch_laion_stimuli ─┬─ stimulus_table.fetch_table
                              └─ stimulus_archive.fetch_archive
 stimulus_features.fetch_laion_captions, …  ── public_files.fetch_public
 discovery.get_subjects, describe, …
-verify.verify_cache, status
+verify.verify_cache
+status.status
 """
