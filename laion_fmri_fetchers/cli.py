@@ -532,7 +532,7 @@ def parse_terms(terms: Sequence[str]) -> ResultFilter | None:
     >>> parse_terms(["n_reps>=4", "n_reps<12"])({"n_reps": 4})
     True
     """
-    from laion_fmri_fetchers.query import filters
+    import laion_fmri_fetchers as filters
 
     parsed = None
     for term in terms:

@@ -297,7 +297,7 @@ def warn_of_nothing(name: str, given: ResultFilter, among: Any) -> None:
 
 
 def is_empty(given: ResultFilter) -> bool:
-    """Tell whether a filter passes everything."""
+    """Return whether a filter passes everything."""
     return given == ResultFilter()
 
 
