@@ -19,8 +19,8 @@ from sklearn.utils import Bunch
 
 from laion_fmri_fetchers import fetch_laion_fmri
 from laion_fmri_fetchers.arrays import betas as betas_module
-from laion_fmri_fetchers.arrays import one_pass
-from laion_fmri_fetchers.arrays import voxels as columns_module
+from laion_fmri_fetchers.arrays import session as session_module
+from laion_fmri_fetchers.arrays import voxels as voxels_module
 from laion_fmri_fetchers.arrays.betas import load_betas
 from laion_fmri_fetchers.exceptions import (
     CorruptImageError,
@@ -507,7 +507,7 @@ def test_a_result_larger_than_free_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(betas_module, "_free_memory", lambda: need)
     load_betas(data, rois="brain")
     monkeypatch.setattr(betas_module, "_free_memory", lambda: need - 1)
-    monkeypatch.setattr(one_pass, "iter_volumes", None)
+    monkeypatch.setattr(session_module, "iter_volumes", None)
     with pytest.raises(MemoryError, match="nc_threshold"):
         load_betas(data, rois="brain")
 
@@ -535,13 +535,13 @@ def test_a_repeated_call_reads_no_image(tmp_path, monkeypatch, options, n_sessio
     options = {**options, "rois": "brain", "standardize": "zscore"}
     plain = load_betas(data, **options)
     read = []
-    real = one_pass.iter_volumes
+    real = session_module.iter_volumes
 
     def noted(header, wanted):
         read.append(header.file)
         return real(header, wanted)
 
-    monkeypatch.setattr(one_pass, "iter_volumes", noted)
+    monkeypatch.setattr(session_module, "iter_volumes", noted)
     memory = tmp_path / "memory"
     for given in (memory, str(memory), joblib.Memory(str(memory), verbose=0)):
         betas = load_betas(data, memory=given, **options)
@@ -629,7 +629,7 @@ def test_what_is_sent_to_workers_is_small(tmp_path, monkeypatch):
 
     def measured(*args, **options):
         sizes.append(len(pickle.dumps((args, options))))
-        return one_pass.read_session(*args, **options)
+        return session_module.read_session(*args, **options)
 
     monkeypatch.setattr(betas_module, "read_session", measured)
     threads = joblib.parallel.ThreadingBackend
@@ -642,7 +642,7 @@ def test_what_is_sent_to_workers_is_small(tmp_path, monkeypatch):
 def test_signature_changes_with_the_file(tmp_path):
     file = tmp_path / "file"
     file.write_text("1")
-    before = columns_module.signature(str(file))
+    before = voxels_module.signature(str(file))
     os.utime(file, ns=(0, 1))
-    assert columns_module.signature(str(file)) != before
+    assert voxels_module.signature(str(file)) != before
     assert before[:2] == (str(file), 1)

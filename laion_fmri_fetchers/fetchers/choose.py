@@ -26,13 +26,9 @@ from laion_fmri_fetchers.layout.keys import (
 from laion_fmri_fetchers.layout.names import clean_session, is_published_roi
 from laion_fmri_fetchers.layout.trees import GLM, HELD_OUT, IMAGE_TYPES, trials_id
 from laion_fmri_fetchers.messages import counted, listed, warn
-from laion_fmri_fetchers.query.filters import ResultFilter, admits, fields
-from laion_fmri_fetchers.query.selection import (
-    Selection,
-    check_fields,
-    is_empty,
-    warn_of_nothing,
-)
+from laion_fmri_fetchers.query.arguments import check_fields, warn_of_nothing
+from laion_fmri_fetchers.query.filters import ResultFilter, admits, fields, is_empty
+from laion_fmri_fetchers.query.selection import Selection
 
 Record = dict[str, Any]
 Session = tuple[str, str]

@@ -57,14 +57,13 @@ from laion_fmri_fetchers.layout.trees import (
     stimulus_image,
 )
 from laion_fmri_fetchers.messages import counted, listed, readable_size, tell, warn
-from laion_fmri_fetchers.query.filters import ResultFilter, as_filter
-from laion_fmri_fetchers.query.selection import (
+from laion_fmri_fetchers.query.arguments import (
     as_limit,
     check_fields,
     check_positive,
-    is_empty,
     warn_of_nothing,
 )
+from laion_fmri_fetchers.query.filters import ResultFilter, as_filter, is_empty
 from laion_fmri_fetchers.storage.files import local_path
 from laion_fmri_fetchers.storage.known import Known
 from laion_fmri_fetchers.storage.settings import Call, Result, prepare
@@ -515,7 +514,7 @@ def with_terms(given: object, name: str, terms: dict[str, Any]) -> ResultFilter:
 
 def query(wanted: list[str] | None, **filters: ResultFilter) -> dict[str, Any]:
     """Return what is asked as plain, readable values."""
-    shown = {n: None if is_empty(f) else repr(f) for n, f in filters.items()}
+    shown = {n: None if is_empty(f) else f.to_dict() for n, f in filters.items()}
     return {"names": wanted, **shown}
 
 

@@ -32,8 +32,8 @@ from laion_fmri_fetchers.layout.trees import (
     embeddings_id,
 )
 from laion_fmri_fetchers.messages import listed, tell, warn
+from laion_fmri_fetchers.query.arguments import check_fields, warn_of_nothing
 from laion_fmri_fetchers.query.filters import ResultFilter
-from laion_fmri_fetchers.query.selection import check_fields, warn_of_nothing
 from laion_fmri_fetchers.storage.settings import Call, Result, prepare
 
 from .public_files import fetch_public, know_stimuli

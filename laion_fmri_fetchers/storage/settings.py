@@ -11,7 +11,7 @@ from sklearn.utils import Bunch
 
 from laion_fmri_fetchers.exceptions import InvalidQueryError
 from laion_fmri_fetchers.messages import listed, warn
-from laion_fmri_fetchers.query.selection import (
+from laion_fmri_fetchers.query.arguments import (
     check_mode,
     check_positive,
     check_verbose,
