@@ -209,6 +209,71 @@ def test_mask_img_as_path_and_image(data, tmp_path):
         assert np.array_equal(betas.data, everything.data[:, half[inside]])
 
 
+@pytest.mark.parametrize("as_path", [True, False])
+def test_a_mask_of_several_volumes_is_refused(tmp_path, as_path):
+    data = make(tmp_path, [noise(3)], {"exact": nib.Nifti1Image(brain(), AFFINE)})
+    image = nib.Nifti1Image(np.ones((*SHAPE, 2), np.uint8), AFFINE)
+    nib.save(image, tmp_path / "two.nii.gz")
+    with pytest.raises(InvalidQueryError, match="2 volumes|not on the grid"):
+        load_betas(data, mask_img=tmp_path / "two.nii.gz" if as_path else image)
+
+
+def test_masks_that_are_not_images(tmp_path):
+    data = make(tmp_path, [noise(3)], {"exact": nib.Nifti1Image(brain(), AFFINE)})
+    masker = NiftiMasker(nib.Nifti1Image(brain(), AFFINE)).fit()
+    with pytest.raises(InvalidQueryError, match="NiftiMasker.*mask_img_"):
+        load_betas(data, mask_img=masker)
+    by_masker = load_betas(data, mask_img=masker.mask_img_)
+    assert np.array_equal(by_masker.data, load_betas(data).data)
+    with pytest.raises(InvalidQueryError, match=r"mask_img.*nope\.nii.*does not exist"):
+        load_betas(data, mask_img=tmp_path / "nope.nii.gz")
+
+
+@pytest.mark.parametrize("number", [np.int64(20), np.float32(20), np.float64(20)])
+def test_thresholds_may_be_numbers_of_numpy(data, number):
+    expected = load_betas(data, rois="brain", nc_threshold=20)
+    betas = load_betas(data, rois="brain", nc_threshold=number)
+    assert np.array_equal(betas.data, expected.data)
+
+
+def test_a_threshold_below_one_percent_is_questioned(data):
+    with pytest.warns(UserWarning, match=r"percent.*did you mean 20\?"):
+        betas = load_betas(data, rois="brain", nc_threshold=0.2)
+    assert betas.noise_ceilings["Allrep"].min() >= 0.2
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_betas(data, rois="brain", nc_threshold=0)
+        load_betas(data, rois="brain", nc_threshold=1)
+
+
+def test_unions_and_names_in_any_case(tmp_path):
+    halves = {name: np.zeros(SHAPE, np.uint8) for name in ("V1d", "V1v", "MT")}
+    halves["V1d"][2], halves["V1v"][3], halves["MT"][4] = 1, 1, 1
+    masks = {name: nib.Nifti1Image(mask, AFFINE) for name, mask in halves.items()}
+    data = make(tmp_path, [noise(3)], masks)
+    both = load_betas(data, rois=["V1d", "V1v"])
+    for name in ("V1", "v1"):
+        betas = load_betas(data, rois=name)
+        assert np.array_equal(betas.data, both.data)
+        assert list(betas.roi_masks) == ["V1d", "V1v"]
+    assert np.array_equal(
+        load_betas(data, rois="mt").data, load_betas(data, rois="MT").data
+    )
+    assert list(load_betas(data, rois="all").roi_masks) == list(halves)
+    with pytest.raises(InvalidQueryError, match="no ROI 'V2'"):
+        load_betas(data, rois="V2")
+
+
+def test_the_bunch_of_another_function(data):
+    betas = load_betas(data, rois="brain")
+    for other in (betas, "sub-01", None):
+        kind = type(other).__name__
+        with pytest.raises(
+            InvalidQueryError, match=f"{kind} without images_meta.*fetch"
+        ):
+            load_betas(other)
+
+
 def test_a_mask_is_needed(data):
     everything = load_betas(data, rois="brain")
     data.brain_masks = {}
@@ -248,6 +313,9 @@ def test_subjects(fetch):
         ({"rois": "FFA"}, "did you mean .FFA"),
         ({"rois": ["PPA", 3]}, "no ROI 3"),
         ({"rois": []}, "rois='brain'"),
+        ({"rois": None}, "rois is None.*'brain'"),
+        ({"rois": 3}, "rois is 3"),
+        ({"nc_threshold": True}, "in percent"),
         ({"nc_threshold": 101}, "No voxel"),
         ({"nc_threshold": "high"}, "in percent"),
         ({"nc_threshold": 5, "noise_ceiling": "13rep"}, "12rep"),

@@ -30,7 +30,9 @@ from typing import Any
 import pandas as pd
 from sklearn.utils import Bunch
 
+from laion_fmri_fetchers.exceptions import InvalidQueryError
 from laion_fmri_fetchers.messages import listed, readable_size
+from laion_fmri_fetchers.query.filters import as_filter
 
 from . import summaries
 from .figures import (
@@ -174,7 +176,7 @@ def make_report(data: Bunch, title: str | None = None) -> Report:
 
 
 def _query(query: dict[str, Any]) -> str:
-    """Show the arguments of the call; filters as JSON."""
+    """Show the arguments of the call."""
     rows, lists = [], []
     for name, value in query.items():
         if isinstance(value, list) and len(value) > _MANY:
@@ -186,9 +188,17 @@ def _query(query: dict[str, Any]) -> str:
         elif isinstance(value, list):
             value = ", ".join(map(str, value)) or "none"
         elif isinstance(value, dict):
-            value = json.dumps(value)
+            value = _filter_text(value)
         rows.append((name, value if isinstance(value, str) else repr(value)))
     return _table(("Argument", "Value"), rows, "Arguments of the call") + "".join(lists)
+
+
+def _filter_text(plain: dict[str, Any]) -> str:
+    """Return a filter of a query as source, or as JSON where it has functions."""
+    try:
+        return repr(as_filter(plain))
+    except InvalidQueryError:
+        return json.dumps(plain)
 
 
 def _content(data: Bunch) -> str:
@@ -260,7 +270,7 @@ def _sessions(data: Bunch) -> str:
         f"{html.escape(listed(summaries.session_types(data), most=20))}; {date}. "
         "Sessions that are held out are not counted.</p>"
         + _figure(
-            figure, "Each mark is a session; right: size on disk of all sessions."
+            figure, "One mark per session; right: size on disk, and of all sessions."
         )
         + _table(
             ("Subject", "Sessions on disk", "Size", "Sessions in all", "Size"),
@@ -278,7 +288,7 @@ def _contours(data: Bunch, rois: pd.DataFrame) -> str:
     """Show the outlines of ROIs, one picture per subject."""
     volumes = rois[(rois["unit"] == "voxels") & rois["n"].notna()]
     if volumes.empty:
-        return "<p>No volume mask of an ROI is on disk.</p>"
+        return "<p>No volumetric ROI mask is on disk.</p>"
     pictures = []
     for subject, own in volumes.groupby("subject"):
         image = background(data, str(subject))

@@ -112,7 +112,7 @@ def sessions(data: Bunch) -> pd.DataFrame:
 
 
 def session_types(data: Bunch) -> list[str]:
-    """Return the image types of sessions in ``images_meta``; betas if there are none."""
+    """Return the image types of sessions in ``images_meta``; if none, betas."""
     types = {r["image_type"] for r in data.images_meta if is_of_trials(r)}
     return sorted(types) or ["betas"]
 
