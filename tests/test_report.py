@@ -11,8 +11,10 @@ import browser
 import matplotlib as mpl
 import nibabel as nib
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib import pyplot as plt
+from sklearn.utils import Bunch
 
 from laion_fmri_fetchers import (
     InvalidQueryError,

@@ -16,6 +16,12 @@ from laion_fmri_fetchers import (
     fetch_laion_fmri,
 )
 
+MAPS = "subject_noise_ceiling"
+
+
+def types_of(data):
+    return {meta["image_type"] for meta in data.images_meta}
+
 
 @pytest.fixture
 def fetch(cached, no_network):
@@ -49,9 +55,9 @@ def test_arguments_of_other_packages(argument, hint):
 
 
 def test_image_terms_in_one_dict(fetch):
-    data = fetch(1, rois=None, image_terms={"image_type": "rsquare"})
-    assert {meta["image_type"] for meta in data.images_meta} == {"rsquare"}
-    assert data.images == fetch(1, rois=None, image_type="rsquare").images
+    data = fetch(1, rois=None, image_terms={"image_type": MAPS})
+    assert types_of(data) == {MAPS}
+    assert data.images == fetch(1, rois=None, image_type=MAPS).images
     both = fetch(1, rois=None, image_terms=basic_image_terms(), stat="effect")
     assert both.images == fetch(1, rois=None).images
 
@@ -74,11 +80,11 @@ def test_names_may_be_an_iterator(fetch):
 
 
 def test_an_iterator_as_a_term(fetch):
-    types = ["rsquare", "hrf_index"]
+    types = [MAPS, "betas"]
     data = fetch(1, rois=None, image_type=(name for name in types))
-    assert {meta["image_type"] for meta in data.images_meta} == set(types)
-    data = fetch(1, rois=None, image_type=dict.fromkeys("a", "rsquare").values())
-    assert {meta["image_type"] for meta in data.images_meta} == {"rsquare"}
+    assert types_of(data) == set(types)
+    data = fetch(1, rois=None, image_type=dict.fromkeys("a", MAPS).values())
+    assert types_of(data) == {MAPS}
 
 
 def test_a_mistyped_image_type_in_any_form():
@@ -103,7 +109,7 @@ def test_a_query_with_a_function_is_refused(fetch):
 
 
 def is_map(meta):
-    return meta["image_type"] == "rsquare"
+    return meta["image_type"] == MAPS
 
 
 def test_functions_see_the_default_type_alone_and_the_warning_says_so(fetch):
@@ -111,7 +117,7 @@ def test_functions_see_the_default_type_alone_and_the_warning_says_so(fetch):
         data = fetch(1, rois=None, image_filter=is_map)
     assert data.images == []
     data = fetch(1, rois=None, image_filter=is_map, image_type=NotNull())
-    assert {meta["image_type"] for meta in data.images_meta} == {"rsquare"}
+    assert types_of(data) == {MAPS}
 
 
 class Counter:
@@ -138,7 +144,10 @@ def test_methods_of_objects_are_asked_themselves(fetch):
 
 def test_null_is_in_no_range(fetch):
     """The subject's files have no session, and are not before any."""
-    terms = {"session": GreaterThan("A"), "image_type": NotNull()}
+    terms = {
+        "session": GreaterThan("A"),
+        "image_type": ["betas", MAPS],
+    }
     data = fetch(1, rois=None, image_filter=terms)
     assert data.images
     assert all(meta["session"] is not None for meta in data.images_meta)

@@ -18,7 +18,7 @@ from laion_fmri_fetchers.layout.trees import FUNCTIONAL_GRID, IMAGE_TYPES
 
 from .arguments import as_limit, check_fields
 from .filters import ResultFilter, admits, as_filter, fields, is_empty
-from .values import IsIn, as_term
+from .values import IsIn
 
 _OTHER_NAMES = {
     **dict.fromkeys(("subject", "sub"), "subjects="),
@@ -195,12 +195,15 @@ def _with_terms(
     """Return a filter with terms, and with default terms on fields it lacks."""
     check_fields(filt, name, RECORD_FIELDS)
     named = fields(filt) | set(terms)
-    terms = {f: value for f, value in defaults.items() if f not in named} | terms
-    for given in (terms, filt.query_terms_):
-        _check_image_type(given.get("image_type"))
-    if not terms:
+    base = ResultFilter(
+        {field: value for field, value in defaults.items() if field not in named},
+        **terms,
+    )
+    for given in (base, filt):
+        _check_image_type(given.query_terms_.get("image_type"))
+    if is_empty(base):
         return filt
-    return ResultFilter(terms) if is_empty(filt) else ResultFilter(terms) & filt
+    return base if is_empty(filt) else base & filt
 
 
 def _roi_filter(given: object) -> ResultFilter:
@@ -217,9 +220,8 @@ def _trial_filter(given: object) -> ResultFilter:
     return filt
 
 
-def _check_image_type(given: object) -> None:
+def _check_image_type(term: object) -> None:
     """Raise InvalidQueryError for a mistyped image type; other terms pass."""
-    term = as_term(given)
     for name in term.arguments_of(term) if isinstance(term, IsIn) else [term]:
         if isinstance(name, str) and name not in IMAGE_TYPES:
             raise InvalidQueryError(

@@ -109,8 +109,8 @@ def plot_availability(data: Bunch, *, axes: Axes | None = None) -> Axes:
 
         plot_availability(data).figure.savefig("availability.png")
     """
-    table = sessions(data)
     subjects = subjects_of(data)
+    table = sessions(data)
     axes = _axes(axes, (6.4, 1.5 + 0.3 * len(subjects)))
     if table.empty:
         return _say(axes, "No session is known.")
@@ -280,7 +280,8 @@ def plot_trials(
     >>> axes.get_legend_handles_labels()[1]
     ['LAION, 12 times', 'NSD, 4 times']
     """
-    trials = data.trials[data.trials["subject"].isin(subjects_of(data, subject))]
+    subjects = subjects_of(data, subject)
+    trials = data.trials[data.trials["subject"].isin(subjects)]
     axes = _axes(axes, (6.4, 3.6))
     if trials.empty:
         return _say(axes, "No trials.")
