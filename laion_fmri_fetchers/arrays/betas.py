@@ -266,7 +266,7 @@ def _sessions(data: Bunch, subject: str, trials: pd.DataFrame) -> list[_Session]
             raise CorruptImageError(
                 f"The image {header.file} has {header.n_volumes} volumes, but its "
                 f"trial table has {max(n, last + 1)} trials. "
-                "`laion-fmri-fetchers verify --repair` fetches again what is damaged."
+                "`laion-fmri-fetchers verify --repair` fetches damaged files again."
             )
         if not on_grid(header.shape, header.affine, first):
             raise CorruptImageError(

@@ -35,7 +35,7 @@ from .volumes import Header, iter_volumes, read_header, scaled, write_volumes
 INTERPOLATIONS = ("continuous", "linear", "nearest")
 
 _GZIP_TRAILER = 8
-"""Bytes at the end of a gzip file: CRC-32 and length of what is compressed in it."""
+"""Bytes at the end of a gzip file: CRC-32 and length of its uncompressed content."""
 
 
 def interpolation_for(record: dict[str, Any], interpolation: str) -> str:

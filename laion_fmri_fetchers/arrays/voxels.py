@@ -134,8 +134,8 @@ def find_voxels(
     voxels = cached(_combine)(criteria, grid.shape, grid.affine)
     if not voxels.mask.any():
         raise InvalidQueryError(
-            "No voxel is in all of what was asked for: the brain mask, rois, mask_img "
-            "and nc_threshold."
+            "No voxel fulfils all of the criteria: the brain mask, rois, mask_img and "
+            "nc_threshold."
         )
     return voxels
 

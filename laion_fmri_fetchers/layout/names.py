@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 SUBJECTS = ("sub-01", "sub-03", "sub-05", "sub-06", "sub-07")
-"""The published participants; what a bucket holds is asked of it."""
+"""The published participants; a bucket may hold others."""
 
 ROI_CATEGORIES = {
     "body": ("EBA", "FBA"),

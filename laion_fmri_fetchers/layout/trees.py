@@ -32,7 +32,7 @@ TREES = (GLM, ROIS, LOCALIZERS, TEDANA, ANATOMICAL, FREESURFER, RAW)
 """The trees whose layout is known; a subject's files are below ``{tree}{subject}/``."""
 
 BULK = frozenset({TEDANA, RAW})
-"""Trees of time series, hundreds of GB a subject: never part of what is not named."""
+"""Trees of time series, hundreds of GB per subject: fetched only when named."""
 
 MADE_HERE = "derivatives/laion-fmri-fetchers/"
 """Files that this package made; the bucket has no such folder."""
@@ -239,6 +239,6 @@ def stimulus_image(name: str) -> str:
     if not _FILE_NAME.fullmatch(name):
         raise UnsafeKeyError(
             f"The image name {name!r} would lead out of {STIMULUS_IMAGES}; nothing was "
-            "written. Check where the stimulus metadata come from."
+            "written. Check the source of the stimulus metadata."
         )
     return STIMULUS_IMAGES + name

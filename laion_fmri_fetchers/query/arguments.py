@@ -17,7 +17,7 @@ _MOST_VALUES = 20
 
 
 def check_mode(mode: object) -> str:
-    """Return a mode in lower case; None is what the environment asks for.
+    """Return a mode in lower case; None stands for the mode set by the environment.
 
     Raises
     ------

@@ -344,8 +344,8 @@ def _all_among(requirements: list, others: list) -> bool:
 def _source(node: Any, chain: str | None = None) -> str:
     """Return a filter or a test as source.
 
-    In parentheses if it is of several parts, but not if it is all there is or if it
-    stands first in a ``chain`` of operands that its own symbol joins.
+    Several parts are put in parentheses, unless they are the whole source, or stand
+    first in a ``chain`` of operands that their own symbol joins.
     """
     parts: list[str] = []
     operands: Sequence[Test]

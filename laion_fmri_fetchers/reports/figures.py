@@ -166,7 +166,7 @@ def plot_rois(
     Raises
     ------
     InvalidQueryError
-        If there is no such subject in the Bunch.
+        If the Bunch does not have the subject.
     ImportError
         If matplotlib is not installed.
 
@@ -265,7 +265,7 @@ def plot_trials(
     Raises
     ------
     InvalidQueryError
-        If there is no such subject in the Bunch.
+        If the Bunch does not have the subject.
     ImportError
         If matplotlib is not installed.
 
@@ -389,7 +389,7 @@ def draw_noise_ceiling(table: pd.DataFrame, axes: Axes | None) -> Axes:
 
 
 def require_matplotlib() -> None:
-    """Raise ImportError, saying how to install it, where there is no matplotlib."""
+    """Raise ImportError, saying how to install it, where matplotlib is missing."""
     try:
         import matplotlib as mpl  # noqa: F401
     except ImportError as error:

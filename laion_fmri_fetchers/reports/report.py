@@ -64,7 +64,7 @@ _SVG_STYLE: dict[Any, Any] = {
 class Report:
     """A page of HTML, with the methods of nilearn's reports.
 
-    As the last value of a notebook's cell it is shown there.
+    A notebook shows it as the last value of a cell.
 
     Parameters
     ----------
@@ -114,7 +114,7 @@ class Report:
 
 
 def make_report(data: Bunch, title: str | None = None) -> Report:
-    """Make an HTML report of what was fetched; no socket is opened.
+    """Make an HTML report of a fetched Bunch; no socket is opened.
 
     It lists the arguments of the call and the files with their sizes, shows ROIs on the
     brain, trials and noise ceilings, and ends with licence, citation and versions.
@@ -154,13 +154,13 @@ def make_report(data: Bunch, title: str | None = None) -> Report:
     from laion_fmri_fetchers import __version__
 
     subjects = subjects_of(data)
-    verb = "would be" if "plan" in data else "was"
+    heading = "Files to fetch" if "plan" in data else "Fetched files"
     ceiling = summaries.default_ceiling(data)
     rois = summaries.rois(data, ceiling)
     template = resources.files(__package__).joinpath("report.html")
     page = string.Template(template.read_text("utf-8")).substitute(
-        title=html.escape(title or f"LAION-fMRI: what {verb} fetched"),
-        came="What would come" if "plan" in data else "What came",
+        title=html.escape(title or f"LAION-fMRI: {heading.lower()}"),
+        content_heading=heading,
         subtitle=html.escape(f"{listed(subjects) or 'No subject'} in {data.data_dir}"),
         query=_query(data.query),
         content=_content(data),
