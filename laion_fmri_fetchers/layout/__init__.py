@@ -1,7 +1,7 @@
 """The dataset's facts: folders, file names, records, labels and grids; no I/O.
 
-Nothing outside this wing spells a folder, an ending or a file name of the bucket. Rooms,
-each importing only from those below it::
+Nothing outside this wing spells a folder, an ending or a file name of the bucket.
+Rooms, each importing only from those below it::
 
     grids     resampled_path, resolution_label, can_be_resampled
     keys      clean_key ──▶ the path on disk, or UnsafeKeyError

@@ -58,13 +58,13 @@ def check_verbose(verbose: Any) -> int:
     return int(verbose)
 
 
-def check_fields(given: ResultFilter, name: str, known: Iterable[str]) -> None:
+def check_fields(given: ResultFilter, name: str, existing: Iterable[str]) -> None:
     """Raise InvalidQueryError for a term on a field that no candidate has."""
-    known = list(known)
-    for field in sorted(fields(given) - set(known)):
+    existing = list(existing)
+    for field in sorted(fields(given) - set(existing)):
         raise InvalidQueryError(
             f"{name} has a term on {field!r}, a field that does not exist; "
-            f"{did_you_mean(field, known)}"
+            f"{did_you_mean(field, existing)}"
         )
 
 

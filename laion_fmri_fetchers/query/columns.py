@@ -105,12 +105,12 @@ def _match_quickly(term: Any, values: Any) -> np.ndarray | None:
     """Match a column in numpy; None where numpy would not decide as Python does."""
     if isinstance(term, OrderComparison):
         return _match_bound(term, values)
-    wanted = _plain_values(term)
-    if wanted is None:
+    accepted = _plain_values(term)
+    if accepted is None:
         return None
-    hits = _match_numbers(wanted, values)
+    hits = _match_numbers(accepted, values)
     if hits is None:
-        hits = _match_strings(wanted, values)
+        hits = _match_strings(accepted, values)
     if hits is not None and isinstance(term, SpecialValue) and term.is_negated:
         return ~hits
     return hits
@@ -149,25 +149,25 @@ def _plain_values(term: Any) -> tuple | None:
     None if it is of another kind.
     """
     if not isinstance(term, SpecialValue):
-        wanted: tuple = (term,)
+        accepted: tuple = (term,)
     elif isinstance(term, (Membership, NotEqual)):
-        wanted = term.arguments_of(term)
+        accepted = term.arguments_of(term)
     elif isinstance(term, Nullness):
-        wanted = (0, None)  # the nulls among numbers
+        accepted = (0, None)  # the nulls among numbers
     else:
         return None
-    return wanted if PLAIN_TYPES.issuperset(map(type, wanted)) else None
+    return accepted if PLAIN_TYPES.issuperset(map(type, accepted)) else None
 
 
-def _match_numbers(wanted: tuple, values: Any) -> np.ndarray | None:
+def _match_numbers(accepted: tuple, values: Any) -> np.ndarray | None:
     """Find values in a column of numbers; None if the column has others."""
     import numpy as np
 
     if not _NUMERIC.fullmatch(str(values.dtype)):
         return None
     numbers, null = _numbers(values)
-    hits = null if None in wanted else np.zeros(len(values), dtype=bool)
-    for number in (_exact(value, numbers) for value in wanted):
+    hits = null if None in accepted else np.zeros(len(values), dtype=bool)
+    for number in (_exact(value, numbers) for value in accepted):
         if number is not None:
             hits = hits | np.asarray((numbers == number) & ~null, dtype=bool)
     return hits
@@ -220,24 +220,24 @@ def _exact(value: Any, numbers: Any) -> int | float | None:
     return number if limits.min <= number <= limits.max else None
 
 
-def _match_strings(wanted: tuple, values: Any) -> np.ndarray | None:
+def _match_strings(accepted: tuple, values: Any) -> np.ndarray | None:
     """Find strings in a column; None where values or column are not strings alone."""
     import numpy as np
     import pandas as pd
 
-    if not all(type(value) is str for value in wanted):
+    if not all(type(value) is str for value in accepted):
         return None
     if isinstance(values.dtype, pd.StringDtype):
         if values.dtype.storage != "python":
-            return values.isin(wanted)
+            return values.isin(accepted)
         values = np.asarray(values)
     if values.dtype != object:
         return None
     with suppress(Exception):  # pandas.NA and arrays have no truth value
-        if len(wanted) == 1:
-            return np.equal(values, wanted[0])
+        if len(accepted) == 1:
+            return np.equal(values, accepted[0])
     with suppress(TypeError):  # lists have no hash
-        return _filled(map(frozenset(wanted).__contains__, values.tolist()))
+        return _filled(map(frozenset(accepted).__contains__, values.tolist()))
     return None
 
 

@@ -116,16 +116,18 @@ def plot_availability(data: Bunch, *, axes: Axes | None = None) -> Axes:
         return _say(axes, "No session is known.")
     last = table["number"].max()
     for state, marks in _STATES.items():
-        own = table[table["state"] == state]
-        if len(own):
-            rows = own["subject"].map(subjects.index)
+        in_state = table[table["state"] == state]
+        if len(in_state):
+            rows = in_state["subject"].map(subjects.index)
             size = min(10, 160 / max(last, 1))
-            axes.plot(own["number"], rows, ls="", ms=size, label=state, **marks)
+            axes.plot(in_state["number"], rows, ls="", ms=size, label=state, **marks)
     for row, subject in enumerate(subjects):
-        own = table[table["subject"] == subject]
-        amount = f"{readable_size(own['on_disk'].sum())}"
-        if not ((own["state"] == "in the bucket") & (own["size"] == 0)).any():
-            amount += f" of\n{readable_size(own['size'].sum())}"
+        of_subject = table[table["subject"] == subject]
+        amount = f"{readable_size(of_subject['on_disk'].sum())}"
+        if not (
+            (of_subject["state"] == "in the bucket") & (of_subject["size"] == 0)
+        ).any():
+            amount += f" of\n{readable_size(of_subject['size'].sum())}"
         place = axes.get_yaxis_transform()
         axes.text(1.02, row, amount, transform=place, va="center", fontsize="small")
     axes.set_yticks(range(len(subjects)), subjects)
@@ -368,14 +370,18 @@ def draw_noise_ceiling(table: pd.DataFrame, axes: Axes | None) -> Axes:
         return _say(axes, "No noise ceiling of an ROI.")
     subjects = list(dict.fromkeys(table["subject"]))
     for i, subject in enumerate(subjects):
-        own = table[table["subject"] == subject]
-        places = zip(own["category"], own["name"], strict=True)
+        of_subject = table[table["subject"] == subject]
+        places = zip(of_subject["category"], of_subject["name"], strict=True)
         shift = 0.6 * ((i + 0.5) / len(subjects) - 0.5)
         rows = np.array([names.index(place) + shift for place in places])
         marker, colour = _SUBJECT_MARKS[i % len(_SUBJECT_MARKS)]
-        axes.hlines(rows, own["low"], own["high"], color=colour, lw=1, alpha=0.7)
+        axes.hlines(
+            rows, of_subject["low"], of_subject["high"], color=colour, lw=1, alpha=0.7
+        )
         size = max(3, 6 - len(subjects) / 2)
-        axes.plot(own["median"], rows, marker, color=colour, ms=size, label=subject)
+        axes.plot(
+            of_subject["median"], rows, marker, color=colour, ms=size, label=subject
+        )
     for row, (above, below) in enumerate(itertools.pairwise(names)):
         if above[0] != below[0]:
             axes.axhline(row + 0.5, color=_GREY, lw=0.6, ls=":")
