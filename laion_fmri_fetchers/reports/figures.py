@@ -116,18 +116,16 @@ def plot_availability(data: Bunch, *, axes: Axes | None = None) -> Axes:
         return _say(axes, "No session is known.")
     last = table["number"].max()
     for state, marks in _STATES.items():
-        in_state = table[table["state"] == state]
-        if len(in_state):
-            rows = in_state["subject"].map(subjects.index)
+        group = table[table["state"] == state]
+        if len(group):
+            rows = group["subject"].map(subjects.index)
             size = min(10, 160 / max(last, 1))
-            axes.plot(in_state["number"], rows, ls="", ms=size, label=state, **marks)
+            axes.plot(group["number"], rows, ls="", ms=size, label=state, **marks)
     for row, subject in enumerate(subjects):
-        of_subject = table[table["subject"] == subject]
-        amount = f"{readable_size(of_subject['on_disk'].sum())}"
-        if not (
-            (of_subject["state"] == "in the bucket") & (of_subject["size"] == 0)
-        ).any():
-            amount += f" of\n{readable_size(of_subject['size'].sum())}"
+        group = table[table["subject"] == subject]
+        amount = f"{readable_size(group['on_disk'].sum())}"
+        if not ((group["state"] == "in the bucket") & (group["size"] == 0)).any():
+            amount += f" of\n{readable_size(group['size'].sum())}"
         place = axes.get_yaxis_transform()
         axes.text(1.02, row, amount, transform=place, va="center", fontsize="small")
     axes.set_yticks(range(len(subjects)), subjects)
@@ -370,18 +368,14 @@ def draw_noise_ceiling(table: pd.DataFrame, axes: Axes | None) -> Axes:
         return _say(axes, "No noise ceiling of an ROI.")
     subjects = list(dict.fromkeys(table["subject"]))
     for i, subject in enumerate(subjects):
-        of_subject = table[table["subject"] == subject]
-        places = zip(of_subject["category"], of_subject["name"], strict=True)
+        group = table[table["subject"] == subject]
+        places = zip(group["category"], group["name"], strict=True)
         shift = 0.6 * ((i + 0.5) / len(subjects) - 0.5)
         rows = np.array([names.index(place) + shift for place in places])
         marker, colour = _SUBJECT_MARKS[i % len(_SUBJECT_MARKS)]
-        axes.hlines(
-            rows, of_subject["low"], of_subject["high"], color=colour, lw=1, alpha=0.7
-        )
+        axes.hlines(rows, group["low"], group["high"], color=colour, lw=1, alpha=0.7)
         size = max(3, 6 - len(subjects) / 2)
-        axes.plot(
-            of_subject["median"], rows, marker, color=colour, ms=size, label=subject
-        )
+        axes.plot(group["median"], rows, marker, color=colour, ms=size, label=subject)
     for row, (above, below) in enumerate(itertools.pairwise(names)):
         if above[0] != below[0]:
             axes.axhline(row + 0.5, color=_GREY, lw=0.6, ls=":")

@@ -46,7 +46,7 @@ from .figures import (
 from .summaries import subjects_of
 
 _INK = "#010203"
-"""Colour of text in figures; in the page it becomes the page's of_subject."""
+"""Colour of text in figures; in the page it becomes the page's own."""
 
 _LINK = r'<a href="\1">\1</a>'
 _MANY = 50
@@ -241,12 +241,12 @@ def _sessions(data: Bunch) -> str:
     if table.empty:
         return "<p>No session is known.</p>"
     rows, cells, says = [], {}, []
-    for subject, of_subject in table.groupby("subject"):
-        n_disk = int((of_subject["on_disk"] > 0).sum())
-        n_all = int((of_subject["state"] != "held out").sum())
+    for subject, group in table.groupby("subject"):
+        n_disk = int((group["on_disk"] > 0).sum())
+        n_all = int((group["state"] != "held out").sum())
         on_disk, size = (
-            float(of_subject["on_disk"].sum()),
-            float(of_subject["size"].sum()),
+            float(group["on_disk"].sum()),
+            float(group["size"].sum()),
         )
         rows.append((subject, n_disk, _size(on_disk), n_all, _size(size)))
         says.append(f"{subject}: {n_disk} of {n_all} sessions on disk")
@@ -293,15 +293,15 @@ def _contours(data: Bunch, rois: pd.DataFrame) -> str:
     if volumes.empty:
         return "<p>No volumetric ROI mask is on disk.</p>"
     pictures = []
-    for subject, of_subject in volumes.groupby("subject"):
+    for subject, group in volumes.groupby("subject"):
         image = background(data, str(subject))
         on = f"the {image[1]} of {subject}" if image else f"the ROIs of {subject}"
         alt = (
-            f"Axial slices of {on} with outlines of {len(of_subject)} ROIs in the categories "
-            f"{', '.join(of_subject['category'].unique())}"
+            f"Axial slices of {on} with outlines of {len(group)} ROIs in the categories "
+            f"{', '.join(group['category'].unique())}"
         )
         picture = _png(partial(plot_rois, data, str(subject)), alt)
-        pictures.append(_figure(picture, f"{subject}: {len(of_subject)} ROIs on {on}."))
+        pictures.append(_figure(picture, f"{subject}: {len(group)} ROIs on {on}."))
     return f"<div class='grid'>{''.join(pictures)}</div>"
 
 
@@ -336,7 +336,7 @@ def _noise_ceiling(rois: pd.DataFrame, ceiling: str) -> str:
     """Show the noise ceiling by ROI."""
     measured = rois.dropna(subset="median")
     if measured.empty:
-        return "<p>No noise ceiling of an ROI is measured from files on disk.</p>"
+        return "<p>No noise ceiling of an ROI is on disk.</p>"
     n_rows = len(measured.groupby(["category", "name"]))
     best = measured.iloc[int(measured["median"].argmax())]
     figure = _svg(
@@ -358,10 +358,10 @@ def _rois(rois: pd.DataFrame, ceiling: str) -> str:
         return "<p>No ROIs are selected.</p>"
     subjects = list(dict.fromkeys(rois["subject"]))
     rows = []
-    for (category, name, unit), of_roi in rois.groupby(["category", "name", "unit"]):
+    for (category, name, unit), group in rois.groupby(["category", "name", "unit"]):
         cells = []
         for subject in subjects:
-            masks = of_roi[of_roi["subject"] == subject].itertuples()
+            masks = group[group["subject"] == subject].itertuples()
             cells.append("\n".join(_mask(mask) for mask in masks) or "-")
         unit = "" if unit == "voxels" else f", {unit}"
         rows.append((f"{name}{unit}\n{category}", *cells))
