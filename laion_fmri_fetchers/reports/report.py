@@ -297,8 +297,8 @@ def _contours(data: Bunch, rois: pd.DataFrame) -> str:
         image = background(data, str(subject))
         on = f"the {image[1]} of {subject}" if image else f"the ROIs of {subject}"
         alt = (
-            f"Axial slices of {on} with outlines of {len(group)} ROIs in the categories "
-            f"{', '.join(group['category'].unique())}"
+            f"Axial slices of {on} with outlines of {len(group)} ROIs in the "
+            f"categories {', '.join(group['category'].unique())}"
         )
         picture = _png(partial(plot_rois, data, str(subject)), alt)
         pictures.append(_figure(picture, f"{subject}: {len(group)} ROIs on {on}."))
