@@ -44,21 +44,21 @@ from .fetchers.stimulus_features import (
     fetch_laion_segmentations as fetch_laion_segmentations,
 )
 from .fetchers.verify import verify_cache as verify_cache
-from .query.filters import Contains as Contains
-from .query.filters import GreaterOrEqual as GreaterOrEqual
-from .query.filters import GreaterThan as GreaterThan
-from .query.filters import IsIn as IsIn
-from .query.filters import IsNull as IsNull
-from .query.filters import LessOrEqual as LessOrEqual
-from .query.filters import LessThan as LessThan
-from .query.filters import NotContains as NotContains
-from .query.filters import NotEqual as NotEqual
-from .query.filters import NotIn as NotIn
-from .query.filters import NotNull as NotNull
-from .query.filters import Pattern as Pattern
 from .query.filters import ResultFilter as ResultFilter
 from .query.selection import basic_image_terms as basic_image_terms
 from .query.selection import basic_roi_terms as basic_roi_terms
+from .query.values import Contains as Contains
+from .query.values import GreaterOrEqual as GreaterOrEqual
+from .query.values import GreaterThan as GreaterThan
+from .query.values import IsIn as IsIn
+from .query.values import IsNull as IsNull
+from .query.values import LessOrEqual as LessOrEqual
+from .query.values import LessThan as LessThan
+from .query.values import NotContains as NotContains
+from .query.values import NotEqual as NotEqual
+from .query.values import NotIn as NotIn
+from .query.values import NotNull as NotNull
+from .query.values import Pattern as Pattern
 from .reports.figures import plot_availability as plot_availability
 from .reports.figures import plot_noise_ceiling as plot_noise_ceiling
 from .reports.figures import plot_rois as plot_rois

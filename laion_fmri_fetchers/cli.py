@@ -693,7 +693,7 @@ def parse_terms(terms: Sequence[str]) -> ResultFilter | None:
 
 def _term(text: str) -> tuple[str, Any]:
     """Return the field of a term, and the value or special value to match."""
-    from laion_fmri_fetchers.query import filters
+    import laion_fmri_fetchers as filters
 
     match = _TERM.fullmatch(text)
     if not match:

@@ -1,7 +1,7 @@
 """Every error a user can meet.
 
 All derive from `LaionFmriError` and from the builtin that fits, so that both
-``except LaionFmriError`` and ``except FileNotFoundError`` do what they say.
+``except LaionFmriError`` and ``except FileNotFoundError`` both catch it.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ class HeldOutSessionError(LaionFmriError, PermissionError):
 
 
 class NotCachedError(LaionFmriError, FileNotFoundError):
-    """Offline, and something that was named is not on disk."""
+    """Offline, a file that was named is not on disk."""
 
 
 class BucketError(LaionFmriError, ConnectionError):
-    """The bucket cannot be reached, denies listing or gives no listing."""
+    """The bucket cannot be reached, denies listing, or answers with something else."""
 
 
 class UnsafeKeyError(BucketError):
@@ -40,7 +40,7 @@ class DownloadError(LaionFmriError, ConnectionError):
     Attributes
     ----------
     failed : list of dict
-        One dict a file, with its ``id`` and the ``reason``.
+        One dict per file, with its ``id`` and the ``reason``.
     """
 
     def __init__(self, message: str, failed: Iterable[dict] = ()):
@@ -49,7 +49,7 @@ class DownloadError(LaionFmriError, ConnectionError):
 
 
 class DiskSpaceError(LaionFmriError, OSError):
-    """The disk is too small for what was asked, or became full."""
+    """The disk is too small for the files, or became full."""
 
 
 class LicenseNotAcceptedError(LaionFmriError, PermissionError):
@@ -118,7 +118,7 @@ class AccessFormError(StimulusAccessError):
     Attributes
     ----------
     fields : dict
-        Field name -> what is wrong with it.
+        Field name -> why it was refused.
     """
 
     def __init__(self, message: str, fields: dict[str, str] | None = None):
@@ -127,7 +127,7 @@ class AccessFormError(StimulusAccessError):
 
 
 class AccessServiceError(StimulusAccessError):
-    """The access service cannot be reached or answers what it should not."""
+    """The access service cannot be reached, or its answer is not valid."""
 
 
 class CorruptImageError(LaionFmriError, ValueError):
@@ -149,9 +149,9 @@ def did_you_mean(name: object, known: Iterable[str]) -> str:
     >>> did_you_mean("V1", ["V1d", "V1v", "VO1"])
     "did you mean 'V1d' or 'V1v'?"
     """
-    by_folded = {str(one).casefold(): str(one) for one in known}
+    by_folded = {str(valid).casefold(): str(valid) for valid in known}
     folded = str(name).casefold()
-    nearest = [one for one in by_folded if folded and one.startswith(folded)]
+    nearest = [valid for valid in by_folded if folded and valid.startswith(folded)]
     if folded in by_folded:
         nearest = [folded]
     elif not nearest:
@@ -159,7 +159,7 @@ def did_you_mean(name: object, known: Iterable[str]) -> str:
         if nearest and difflib.SequenceMatcher(None, folded, nearest[0]).ratio() > 0.8:
             nearest = nearest[:1]
     if 0 < len(nearest) <= _MOST_MEANT:
-        names = sorted(by_folded[one] for one in nearest)
+        names = sorted(by_folded[valid] for valid in nearest)
         return f"did you mean {' or '.join(map(repr, names))}?"
     names = sorted(by_folded.values())
     return f"known are {', '.join(names)}." if names else "none are known."

@@ -1,4 +1,4 @@
-"""What is said to the user, and whether one can be asked."""
+"""Messages to the user, and whether a person can answer."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 import warnings
 
 AGREEMENT = "I AGREE"
-"""What a person types to accept terms."""
+"""The words by which a person accepts terms."""
 
 _PACKAGE = os.path.dirname(__file__) + os.sep
 
@@ -19,7 +19,7 @@ def tell(message: str, verbose: int, level: int = 1) -> None:
 
 
 def warn(message: str) -> None:
-    """Warn such that the line shown is the caller's, outside this package."""
+    """Warn with the line of the caller, outside this package."""
     level, frame = 2, sys._getframe(1)
     while frame.f_back and frame.f_code.co_filename.startswith(_PACKAGE):
         level, frame = level + 1, frame.f_back
@@ -27,7 +27,7 @@ def warn(message: str) -> None:
 
 
 def readable_size(n_bytes: float) -> str:
-    """Return a number of bytes as people write it.
+    """Return a number of bytes with a unit.
 
     Examples
     --------
@@ -42,7 +42,7 @@ def readable_size(n_bytes: float) -> str:
 
 
 def listed(names: list[str], most: int = 5) -> str:
-    """Return names as a list in a sentence, the first ones of many.
+    """Return names as a list in a sentence; of many, the first ones.
 
     Examples
     --------
@@ -53,19 +53,19 @@ def listed(names: list[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
-def counted(number: int, what: str) -> str:
-    """Return a number of things, in the singular or the plural.
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, in the singular or the plural.
 
     Examples
     --------
     >>> counted(1, "image"), counted(4000, "image")
     ('1 image', '4,000 images')
     """
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def can_ask() -> bool:
-    """Tell whether a person can answer: a terminal, or a notebook that takes input."""
+    """Return whether a person can answer, in a terminal or a notebook with input."""
     ipython = sys.modules.get("IPython")
     kernel = getattr(ipython.get_ipython(), "kernel", None) if ipython else None
     if kernel is not None:

@@ -19,8 +19,8 @@ from sklearn.utils import Bunch
 
 from laion_fmri_fetchers import fetch_laion_fmri
 from laion_fmri_fetchers.arrays import betas as betas_module
-from laion_fmri_fetchers.arrays import one_pass
-from laion_fmri_fetchers.arrays import voxels as columns_module
+from laion_fmri_fetchers.arrays import session as session_module
+from laion_fmri_fetchers.arrays import voxels as voxels_module
 from laion_fmri_fetchers.arrays.betas import load_betas
 from laion_fmri_fetchers.exceptions import (
     CorruptImageError,
@@ -209,6 +209,69 @@ def test_mask_img_as_path_and_image(data, tmp_path):
         assert np.array_equal(betas.data, everything.data[:, half[inside]])
 
 
+@pytest.mark.parametrize("as_path", [True, False])
+def test_a_mask_of_several_volumes_is_refused(tmp_path, as_path):
+    data = make(tmp_path, [noise(3)], {"exact": nib.Nifti1Image(brain(), AFFINE)})
+    image = nib.Nifti1Image(np.ones((*SHAPE, 2), np.uint8), AFFINE)
+    nib.save(image, tmp_path / "two.nii.gz")
+    with pytest.raises(InvalidQueryError, match="2 volumes|not on the grid"):
+        load_betas(data, mask_img=tmp_path / "two.nii.gz" if as_path else image)
+
+
+def test_masks_that_are_not_images(tmp_path):
+    data = make(tmp_path, [noise(3)], {"exact": nib.Nifti1Image(brain(), AFFINE)})
+    masker = NiftiMasker(nib.Nifti1Image(brain(), AFFINE)).fit()
+    with pytest.raises(InvalidQueryError, match="NiftiMasker.*mask_img_"):
+        load_betas(data, mask_img=masker)
+    by_masker = load_betas(data, mask_img=masker.mask_img_)
+    assert np.array_equal(by_masker.data, load_betas(data).data)
+    with pytest.raises(InvalidQueryError, match=r"mask_img.*nope\.nii.*does not exist"):
+        load_betas(data, mask_img=tmp_path / "nope.nii.gz")
+
+
+@pytest.mark.parametrize("number", [np.int64(20), np.float32(20), np.float64(20)])
+def test_thresholds_may_be_numbers_of_numpy(data, number):
+    expected = load_betas(data, rois="brain", nc_threshold=20)
+    betas = load_betas(data, rois="brain", nc_threshold=number)
+    assert np.array_equal(betas.data, expected.data)
+
+
+def test_a_threshold_below_one_percent_is_questioned(data):
+    with pytest.warns(UserWarning, match=r"percent.*did you mean 20\?"):
+        betas = load_betas(data, rois="brain", nc_threshold=0.2)
+    assert betas.noise_ceilings["Allrep"].min() >= 0.2
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_betas(data, rois="brain", nc_threshold=0)
+        load_betas(data, rois="brain", nc_threshold=1)
+
+
+def test_unions_and_names_in_any_case(tmp_path):
+    halves = {name: np.zeros(SHAPE, np.uint8) for name in ("V1d", "V1v", "MT")}
+    halves["V1d"][2], halves["V1v"][3], halves["MT"][4] = 1, 1, 1
+    masks = {name: nib.Nifti1Image(mask, AFFINE) for name, mask in halves.items()}
+    data = make(tmp_path, [noise(3)], masks)
+    both = load_betas(data, rois=["V1d", "V1v"])
+    for name in ("V1", "v1"):
+        betas = load_betas(data, rois=name)
+        assert np.array_equal(betas.data, both.data)
+        assert list(betas.roi_masks) == ["V1d", "V1v"]
+    assert np.array_equal(
+        load_betas(data, rois="mt").data, load_betas(data, rois="MT").data
+    )
+    assert list(load_betas(data, rois="all").roi_masks) == list(halves)
+    with pytest.raises(InvalidQueryError, match="no ROI 'V2'"):
+        load_betas(data, rois="V2")
+
+
+def test_the_bunch_of_another_function(data):
+    betas = load_betas(data, rois="brain")
+    for other in (betas, "sub-01", None):
+        kind = type(other).__name__
+        with pytest.raises(InvalidQueryError, match=f"{kind} without images_meta"):
+            load_betas(other)
+
+
 def test_a_mask_is_needed(data):
     everything = load_betas(data, rois="brain")
     data.brain_masks = {}
@@ -248,6 +311,9 @@ def test_subjects(fetch):
         ({"rois": "FFA"}, "did you mean .FFA"),
         ({"rois": ["PPA", 3]}, "no ROI 3"),
         ({"rois": []}, "rois='brain'"),
+        ({"rois": None}, "rois is None.*'brain'"),
+        ({"rois": 3}, "rois is 3"),
+        ({"nc_threshold": True}, "in percent"),
         ({"nc_threshold": 101}, "No voxel"),
         ({"nc_threshold": "high"}, "in percent"),
         ({"nc_threshold": 5, "noise_ceiling": "13rep"}, "12rep"),
@@ -507,7 +573,7 @@ def test_a_result_larger_than_free_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(betas_module, "_free_memory", lambda: need)
     load_betas(data, rois="brain")
     monkeypatch.setattr(betas_module, "_free_memory", lambda: need - 1)
-    monkeypatch.setattr(one_pass, "iter_volumes", None)
+    monkeypatch.setattr(session_module, "iter_volumes", None)
     with pytest.raises(MemoryError, match="nc_threshold"):
         load_betas(data, rois="brain")
 
@@ -535,13 +601,13 @@ def test_a_repeated_call_reads_no_image(tmp_path, monkeypatch, options, n_sessio
     options = {**options, "rois": "brain", "standardize": "zscore"}
     plain = load_betas(data, **options)
     read = []
-    real = one_pass.iter_volumes
+    real = session_module.iter_volumes
 
     def noted(header, wanted):
         read.append(header.file)
         return real(header, wanted)
 
-    monkeypatch.setattr(one_pass, "iter_volumes", noted)
+    monkeypatch.setattr(session_module, "iter_volumes", noted)
     memory = tmp_path / "memory"
     for given in (memory, str(memory), joblib.Memory(str(memory), verbose=0)):
         betas = load_betas(data, memory=given, **options)
@@ -629,7 +695,7 @@ def test_what_is_sent_to_workers_is_small(tmp_path, monkeypatch):
 
     def measured(*args, **options):
         sizes.append(len(pickle.dumps((args, options))))
-        return one_pass.read_session(*args, **options)
+        return session_module.read_session(*args, **options)
 
     monkeypatch.setattr(betas_module, "read_session", measured)
     threads = joblib.parallel.ThreadingBackend
@@ -642,7 +708,7 @@ def test_what_is_sent_to_workers_is_small(tmp_path, monkeypatch):
 def test_signature_changes_with_the_file(tmp_path):
     file = tmp_path / "file"
     file.write_text("1")
-    before = columns_module.signature(str(file))
+    before = voxels_module.signature(str(file))
     os.utime(file, ns=(0, 1))
-    assert columns_module.signature(str(file)) != before
+    assert voxels_module.signature(str(file)) != before
     assert before[:2] == (str(file), 1)

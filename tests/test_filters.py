@@ -5,11 +5,15 @@ from __future__ import annotations
 import contextlib
 import copy
 import importlib
+import json
 import pickle
 import re
+import threading
+from collections import deque
 from datetime import date, datetime
 from decimal import Decimal
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -18,12 +22,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from nilearn.datasets import neurovault
 
-from laion_fmri_fetchers.exceptions import InvalidQueryError
-from laion_fmri_fetchers.query import filters
-from laion_fmri_fetchers.query.filters import (
+import laion_fmri_fetchers as filters
+from laion_fmri_fetchers import (
     Contains,
     GreaterOrEqual,
     GreaterThan,
+    InvalidQueryError,
     IsIn,
     IsNull,
     LessOrEqual,
@@ -34,10 +38,8 @@ from laion_fmri_fetchers.query.filters import (
     NotNull,
     Pattern,
     ResultFilter,
-    admits,
-    as_filter,
-    fields,
 )
+from laion_fmri_fetchers.query.filters import admits, as_filter, fields
 
 try:
     from nilearn.datasets.tests import test_neurovault as nilearn_tests
@@ -313,6 +315,9 @@ def test_special_values_mean_what_nilearns_mean(drawn, candidate):
     if drawn[0] in ("IsNull", "NotNull") and any(candidate is nan for nan in NANS):
         assert (ours == candidate) is (drawn[0] == "IsNull")
         return
+    if drawn[0] in ORDER and any(candidate is null for null in NULLS):
+        assert ours != candidate
+        return
     try:
         expected = bool(theirs == candidate)
     except Exception:
@@ -421,10 +426,29 @@ def test_pattern_takes_a_compiled_one():
 # Filters
 
 
+def without_nulls(name):
+    """Return nilearn's comparison, but such that None never passes."""
+    kind = getattr(neurovault, name)
+
+    class Comparison(kind):
+        def __eq__(self, other):
+            return other is not None and kind.__eq__(self, other)
+
+        __hash__ = None
+
+    return Comparison
+
+
+nilearns = SimpleNamespace(
+    **{name: getattr(neurovault, name) for name in (*NAMES, "ResultFilter")}
+)
+vars(nilearns).update({name: without_nulls(name) for name in ORDER})
+
+
 @quick(max_examples=150)
 @given(plans, records)
 def test_filters_mean_what_nilearns_mean(plan, records):
-    ours, theirs = build_filter(filters, plan), build_filter(neurovault, plan)
+    ours, theirs = build_filter(filters, plan), build_filter(nilearns, plan)
     for record in records:
         try:
             expected = bool(theirs(record))
@@ -457,7 +481,8 @@ def test_nilearns_filters_are_accepted(plan, records):
 @given(plans_of_ours)
 def test_round_trips(plan):
     filt = build_filter(filters, plan)
-    namespace = {**vars(filters), "nan": np.nan, "inf": np.inf}
+    namespace = {name: getattr(filters, name) for name in (*NAMES, "ResultFilter")}
+    namespace |= {"re": re, "nan": np.nan, "inf": np.inf}
     others = [
         build_filter(filters, plan),
         copy.copy(filt),
@@ -546,6 +571,8 @@ def test_equality_is_that_of_requirements():
         pd.Series(["x", "y"]),
         pd.Index(["x", "y"]),
         pd.Series(["x", "y"]).astype("category").unique(),
+        {1: "x", 2: "y"}.values(),
+        deque("xy"),
     ],
 )
 def test_a_collection_is_membership(several):
@@ -554,6 +581,14 @@ def test_a_collection_is_membership(several):
     assert [filt({"a": value}) for value in ("x", "y", "z", None)] == [1, 1, 0, 0]
     filt["b"] = range(2)
     assert filt["b"] == IsIn(0, 1)
+
+
+def test_an_iterator_is_membership():
+    filt = ResultFilter(a=(name for name in "xy"))
+    assert filt == ResultFilter(a=IsIn("x", "y"))
+    assert [filt({"a": value}) for value in ("x", "y", "x", "z")] == [1, 1, 1, 0]
+    assert ResultFilter(a=map(str, range(2)))["a"] == IsIn("0", "1")
+    assert ResultFilter(a="xy")["a"] == "xy"
 
 
 def test_sets_give_one_repr():
@@ -573,6 +608,32 @@ def test_null_is_null(null):
     seen = []
     ResultFilter(callable_filter=seen.append)({"a": null, "b": 1})
     assert seen == [{"a": None, "b": 1}]
+
+
+@pytest.mark.parametrize("null", NULLS)
+@pytest.mark.parametrize("order", ORDER)
+@pytest.mark.parametrize("bound", ["N", "o", "ses-10", False, 3, 3.0])
+def test_no_null_is_above_or_below_a_bound(order, bound, null):
+    term = getattr(filters, order)(bound)
+    assert term != null
+    assert not ResultFilter(a=term)({"a": null})
+    df = pd.DataFrame({"a": pd.Series([null, None], dtype=object)})
+    assert not ResultFilter(a=term).mask(df).any()
+
+
+@pytest.mark.parametrize("null", NULLS)
+def test_nulls_are_null_as_arguments_of_special_values_too(null):
+    df = pd.DataFrame({"a": [1.0, np.nan]})
+    for term, passes in [
+        (IsIn(null), [False, True]),
+        (IsIn(1, neurovault.IsIn(null)), [True, True]),
+        (NotIn(null), [True, False]),
+        (NotEqual(null), [True, False]),
+        (neurovault.IsIn(null), [False, True]),
+    ]:
+        filt = ResultFilter(a=term)
+        assert [filt({"a": 1.0}), filt({"a": null})] == passes
+        assert filt.mask(df).tolist() == passes
 
 
 def test_functions_get_none_for_null_in_masks():
@@ -646,6 +707,89 @@ def test_operands_are_copied():
     assert before({"a": 2})
     assert not either({"a": 2})
     assert either({"a": 2, "b": 1})
+
+
+class Gatherer:
+    """A test that gathers what it is asked, and cannot be copied."""
+
+    def __init__(self):
+        self.lock, self.runs = threading.Lock(), []
+
+    def take(self, record):
+        with self.lock:
+            self.runs.append(record["run"])
+        return True
+
+    __call__ = take
+
+
+@pytest.mark.parametrize("method", ["take", "__call__"])
+def test_functions_are_shared_by_copies(method):
+    gatherer = Gatherer()
+    function = gatherer if method == "__call__" else gatherer.take
+    filt = ResultFilter(callable_filter=function)
+    for combined in (filt & ResultFilter(run=1), ~filt, copy.copy(filt | {"run": 2})):
+        combined({"run": 1})
+    assert gatherer.runs == [1, 1, 1]
+
+
+def test_copies_of_combinations_are_independent():
+    inner = ResultFilter(a=1)
+    outer = ResultFilter(callable_filter=inner)
+    copied = copy.copy(outer)
+    inner["b"] = 2
+    assert copied({"a": 1})
+    assert not outer({"a": 1})
+
+
+def test_filters_can_be_in_sets():
+    filt = ResultFilter(a=1)
+    several = {filt, ResultFilter(a=1), ResultFilter(a=2)}
+    assert len(several) == 2
+    filt["a"] = 3
+    assert filt in several
+    assert hash(filt) == hash(ResultFilter(a=3))
+
+
+@quick(max_examples=300)
+@given(plans_of_ours)
+def test_filters_survive_json(plan):
+    filt = build_filter(filters, plan)
+    assert as_filter(json.loads(json.dumps(filt.to_dict()))) == filt
+
+
+def test_filters_as_plain_values():
+    filt = ResultFilter(run=3, label=Pattern("x", re.IGNORECASE)) & (
+        ResultFilter(session=["ses-01", "ses-02"]) | ~ResultFilter(n_reps=NotNull())
+    )
+    assert filt.to_dict() == {
+        "AND": [
+            {"run": 3, "label": {"Pattern": ["x", 2]}},
+            {
+                "OR": [
+                    {"session": ["ses-01", "ses-02"]},
+                    {"NOT": [{"n_reps": {"NotNull": []}}]},
+                ]
+            },
+        ]
+    }
+    assert as_filter(filt.to_dict()) == filt
+    assert ResultFilter().to_dict() == {}
+    assert json.dumps(ResultFilter(run=np.int64(3)).to_dict()) == '{"run": 3}'
+    compiled = ResultFilter(label=Pattern(re.compile("a", re.IGNORECASE)))
+    assert as_filter(json.loads(json.dumps(compiled.to_dict())))({"label": "Abc"})
+    assert as_filter({"a": {"x": 1}})["a"] == {"x": 1}
+
+
+def test_plain_values_of_functions_and_objects_are_refused():
+    filt = ResultFilter(callable_filter=has_b) | ResultFilter(a=1)
+    assert filt.to_dict() == {"OR": [{"callable_filter": "has_b"}, {"a": 1}]}
+    with pytest.raises(InvalidQueryError, match="trial_filter.* has_b alone; pass"):
+        as_filter(filt.to_dict(), "trial_filter")
+    dated = ResultFilter(a=GreaterThan(date(2024, 5, 6)))
+    json.dumps(dated.to_dict())
+    with pytest.raises(InvalidQueryError, match=r"datetime.date\(2024, 5, 6\)"):
+        as_filter(dated.to_dict())
 
 
 def test_a_copy_is_independent():
@@ -811,8 +955,8 @@ def test_huge_numbers_are_compared_exactly(bound, dtype):
 def test_values_that_are_equal_but_of_other_types_are_told_apart():
     values = [1, True, 1.0, "1", np.float32(0.1), 0.1, np.int8(1), None]
     df = pd.DataFrame({"a": pd.Series(values, dtype=object)})
-    as_text = ["1", "True", "1.0", "1", "0.10000000149011612", "0.1", "1", "None"]
-    for text in {*as_text}:
+    as_text = ["1", "True", "1.0", "1", "0.10000000149011612", "0.1", "1", None]
+    for text in {*as_text} - {None}:
         both = ResultFilter(a=GreaterOrEqual(text)) & {"a": LessOrEqual(text)}
         assert both.mask(df).tolist() == [text == one for one in as_text]
         assert_mask_agrees(both, df)

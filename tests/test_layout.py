@@ -11,6 +11,8 @@ from laion_fmri_fetchers.layout.keys import (
     RECORD_FIELDS,
     clean_key,
     is_held_out,
+    is_nifti,
+    is_nifti_name,
     is_of_session,
     is_of_trials,
     place_of,
@@ -27,6 +29,7 @@ from laion_fmri_fetchers.layout.names import (
     clean_subject,
     is_published_roi,
     none_if_null,
+    rois_named,
 )
 from laion_fmri_fetchers.layout.trees import IMAGE_TYPES
 
@@ -420,3 +423,31 @@ def test_published_rois():
     }
     for name in ("AFP1", "AFP2", "SPL", "EVC"):
         assert is_published_roi(name)
+
+
+def test_rois_by_name():
+    for category, names in ROI_CATEGORIES.items():
+        assert rois_named(category.upper()) == (category,)
+        for name in names:
+            assert rois_named(name) == rois_named(name.lower()) == (name,)
+    assert rois_named("V1") == ("V1d", "V1v")
+    assert rois_named("v2") == ("V2d", "V2v")
+    assert rois_named("V3") == ("V3d", "V3v")
+    assert rois_named("V3a") == ("V3A",)
+    assert rois_named(" pSTS-Faces ") == ("pSTSfaces",)
+    assert rois_named("of-mine") == ("ofmine",)
+
+
+@pytest.mark.parametrize(
+    ("name", "is_image"),
+    [
+        ("sub-01_T1w.nii.gz", True),
+        ("sub-01_T1w.nii", True),
+        ("sub-01_hemi-L_mask.func.gii", False),
+        ("sub-01_T1w.json", False),
+        ("T1.mgz", False),
+    ],
+)
+def test_nifti_files(name, is_image):
+    assert is_nifti_name(name) is is_image
+    assert is_nifti(record_of(f"{ANAT}{name}")) is is_image

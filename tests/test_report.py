@@ -11,8 +11,10 @@ import browser
 import matplotlib as mpl
 import nibabel as nib
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib import pyplot as plt
+from sklearn.utils import Bunch
 
 from laion_fmri_fetchers import (
     InvalidQueryError,
@@ -91,6 +93,25 @@ def test_long_lists_are_folded(cached):
     assert f"{len(ids)} of them" in text
     assert {row[0] for row in rows(text.partition("<details>")[2])} >= set(ids)
     assert rois(data, "Allrep")["n"].notna().all()
+
+
+def test_a_query_with_functions_reads_as_json(cached):
+    data = fetch_laion_fmri(1, trial_filter=bool, mode="offline", verbose=0)
+    cells = dict(rows(section(make_report(data).html, "query")))
+    assert cells["trial_filter"] == '{"callable_filter": "bool"}'
+
+
+def test_resampled_images_do_not_count(cached):
+    options = {"rois": None, "mode": "offline", "verbose": 0}
+    before = sessions(fetch_laion_fmri(1, sessions=1, **options))
+    data = fetch_laion_fmri(1, sessions=1, resolution=8, **options)
+    pd.testing.assert_frame_equal(sessions(data), before)
+
+
+@pytest.mark.parametrize("function", [make_report, *PLOTS])
+def test_the_bunch_of_another_function(function):
+    with pytest.raises(InvalidQueryError, match="Bunch without subjects_meta.*fetch"):
+        function(Bunch(data=np.zeros(3)))
 
 
 def test_metadata_is_escaped(data):
@@ -177,7 +198,7 @@ def test_surface_masks_count_vertices(cached, server):
     assert set(table["unit"]) == {"vertices"}
     page = make_report(data).html
     assert "FFA1 L, vertices" in section(page, "rois")
-    assert "No ROI mask of volumes" in section(page, "contours")
+    assert "No volumetric ROI mask" in section(page, "contours")
 
 
 def test_trials_are_counted(data):

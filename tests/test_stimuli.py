@@ -47,13 +47,8 @@ from laion_fmri_fetchers.layout.trees import (
     STIMULUS_TABLE,
     embeddings_id,
 )
-from laion_fmri_fetchers.query.filters import (
-    GreaterThan,
-    IsNull,
-    NotNull,
-    Pattern,
-    ResultFilter,
-)
+from laion_fmri_fetchers.query.filters import ResultFilter
+from laion_fmri_fetchers.query.values import GreaterThan, IsNull, NotNull, Pattern
 from laion_fmri_fetchers.storage import settings
 
 access = gate_fixtures.access

@@ -1,11 +1,12 @@
 """load_betas: from fetched images to an array of trials x voxels.
 
-The way through::
+The steps::
 
-    data, subject   -> sessions    _sessions: image files and the trials wanted of each
-    rois, masks     -> Columns     columns.find_columns: the voxels
-    sessions        -> array       _read: each in one pass, see `one_pass`
-    array, columns  -> Bunch       load_betas
+    load_betas ─┬─ _sessions ─────────▶ beta images, and the trials chosen of each
+                ├─ voxels.find_voxels ▶ Voxels: the columns of the array
+                ├─ _read ─────────────▶ the array: session.read_session for each image,
+                │                       by joblib's workers, into shared memory
+                └─ _averaged_trials ──▶ the table of the array's rows
 
 One volume at a time is in memory; statistics are gathered on the way, in float64.
 """
@@ -34,22 +35,32 @@ from laion_fmri_fetchers.exceptions import (
 from laion_fmri_fetchers.layout.names import clean_subject
 from laion_fmri_fetchers.layout.trees import trials_id
 from laion_fmri_fetchers.messages import listed, readable_size, tell
+from laion_fmri_fetchers.query.arguments import check_fetched
 from laion_fmri_fetchers.storage.bunch import Result
 from laion_fmri_fetchers.storage.tables import read_trials
 
-from .one_pass import How, count_finite, read_session
+from .session import RowOptions, SessionRows, Target, count_finite, read_session
 from .volumes import Header, read_header
-from .voxels import find_columns, on_grid, signature
+from .voxels import VoxelChoice, find_voxels, on_grid, signature
 
 
 class _Session(NamedTuple):
-    """A beta image, and what is wanted of it."""
+    """A beta image, and the trials chosen of it."""
 
     header: Header
     positions: np.ndarray
-    """Where its trials are among those of the subject."""
+    """Positions of its trials among those of the subject."""
     volumes: np.ndarray
-    """The volume of each of them."""
+    """The volume of each of its trials."""
+
+
+class _Workers(NamedTuple):
+    """How sessions are read at once."""
+
+    n_jobs: int | None
+    cached: Callable
+    """Makes a function keep its results; `_uncached` where they are not kept."""
+    verbose: int
 
 
 def load_betas(
@@ -75,17 +86,18 @@ def load_betas(
     Parameters
     ----------
     data : :class:`sklearn.utils.Bunch`
-        What `fetch_laion_fmri` returned. Trials are those in ``data.trials``, of which
-        rows may have been removed or reordered.
+        From `fetch_laion_fmri`. Trials are those in ``data.trials``, of which rows
+        may have been removed or reordered.
     subject : str or int, optional
         ``"sub-01"``, ``"01"`` or 1; needed where ``data`` holds betas of several.
     rois : str or sequence of str, default="fetched"
-        ROI names with or without hyphens (``"FFA1"``), categories (``"face"``), or
-        several of them; ``"fetched"``: all ROIs in ``data``; ``"brain"``: all voxels.
+        ROI names with or without hyphens (``"FFA1"``), categories (``"face"``),
+        ``"V1"``, ``"V2"`` or ``"V3"`` for dorsal and ventral part, or several of
+        them; ``"fetched"``: all ROIs in ``data``; ``"brain"``: all voxels.
     mask_img : Niimg-like, optional
-        Only voxels in this mask, too: a path or an image on the grid of the betas.
+        Only voxels in this mask: a path or a 3-D image on the grid of the betas.
     nc_threshold : float, optional
-        Only voxels whose noise ceiling is this or more, in percent (0 to 100).
+        Only voxels whose noise ceiling is at least this, in percent (0 to 100).
     noise_ceiling : {"Allrep", "12rep", "4rep"}, default="Allrep"
         Which of the noise ceilings in ``data`` the threshold is for.
     standardize : {None, "zscore", "zscore_sample"}, default=None
@@ -99,19 +111,19 @@ def load_betas(
         Images read at once, through joblib: threads, or what
         :func:`joblib.parallel_config` says. -1: as many as there are processors.
     memory : :class:`joblib.Memory`, str or path, optional
-        Where to keep what is read: the same call does not read the images again, unless
+        Where to keep results: the same call does not read the images again, unless
         they changed.
     verbose : int, default=0
-        1: tell what is read; more: joblib's progress.
+        1: print what is read; more: joblib's progress.
 
     Returns
     -------
     :class:`sklearn.utils.Bunch`
         - ``data``: :class:`numpy.ndarray` of shape (n_trials, n_voxels). Values that
           are not finite on disk are 0, and count in no statistic.
-        - ``trials``: :class:`pandas.DataFrame`, a row a row of ``data``. Of averaged
-          repeats, a row a label in order of first appearance, with ``n_averaged``; what
-          differs between them is null.
+        - ``trials``: :class:`pandas.DataFrame`, one row per row of ``data``. Where
+          repeats are averaged, one per label in order of first appearance, with
+          ``n_averaged``; values that differ between repeats are null.
         - ``mask_img``: :class:`nibabel.nifti1.Nifti1Image`, the voxels that are the
           columns, such that ``nilearn.masking.unmask(data, mask_img)`` puts them back.
         - ``roi_masks``: dict, ROI name -> bool array of shape (n_voxels,), of the ROIs
@@ -144,7 +156,7 @@ def load_betas(
 
     Examples
     --------
-    Face-selective regions, z-scored, one row an image::
+    Face-selective regions, z-scored, one row per image::
 
         data = fetch_laion_fmri("sub-01", rois="face", sessions=range(1, 5))
         betas = load_betas(data, standardize="zscore", average_repeats=True)
@@ -155,42 +167,35 @@ def load_betas(
         with joblib.parallel_config("dask"):
             betas = load_betas(data, nc_threshold=10, n_jobs=-1)
     """
-    how = _check_how(standardize, average_repeats, dtype)
+    check_fetched(data, "images_meta")
+    options = _check_options(standardize, average_repeats, dtype)
     subject = _subject(data, subject)
     trials = data.trials[data.trials["subject"] == subject]
     sessions = _sessions(data, subject, trials)
     trials = trials.reset_index(drop=True)
-    cached = _cache(memory)
-    columns = find_columns(
-        data,
-        subject,
-        rois,
-        mask_img,
-        nc_threshold,
-        noise_ceiling,
-        sessions[0].header,
-        cached,
-    )
+    grid, cached = sessions[0].header, _cache(memory)
+    choice = VoxelChoice(rois, mask_img, nc_threshold, noise_ceiling)
+    voxels = find_voxels(data, subject, choice, grid, cached)
     rows = np.arange(len(trials))
     if average_repeats:
         rows, _ = pd.factorize(trials["label"])
-    shape = rows.max(initial=-1) + 1, int(columns.mask.sum())
-    _check_memory(shape[0] * shape[1] * np.dtype(how.dtype).itemsize)
+    n_rows, n_voxels = rows.max(initial=-1) + 1, int(voxels.mask.sum())
+    _check_memory(n_rows * n_voxels * np.dtype(options.dtype).itemsize)
     tell(
-        f"Reading {len(trials)} trials of {subject} at {shape[1]} voxels from "
+        f"Reading {len(trials)} trials of {subject} at {n_voxels} voxels from "
         f"{len(sessions)} images",
         verbose,
     )
-    betas = _read(sessions, columns.mask, rows, shape, how, n_jobs, cached, verbose)
+    workers = _Workers(n_jobs, cached, verbose)
+    betas = _read(sessions, voxels.mask, rows, options, workers)
     if average_repeats:
         trials = _averaged_trials(trials, rows)
-    affine = sessions[0].header.affine
     return Result(
         data=betas,
         trials=trials,
-        mask_img=nib.Nifti1Image(columns.mask.astype(np.uint8), affine),
-        roi_masks=columns.roi_masks,
-        noise_ceilings=columns.noise_ceilings,
+        mask_img=nib.Nifti1Image(voxels.mask.astype(np.uint8), grid.affine),
+        roi_masks=voxels.roi_masks,
+        noise_ceilings=voxels.noise_ceilings,
         groups={
             name: pd.factorize(trials[name])[0]
             for name in ("session", "label")
@@ -199,7 +204,7 @@ def load_betas(
     )
 
 
-def _check_how(standardize: Any, average_repeats: bool, dtype: Any) -> How:
+def _check_options(standardize: Any, average_repeats: bool, dtype: Any) -> RowOptions:
     if standardize not in (None, "zscore", "zscore_sample"):
         raise InvalidQueryError(
             f"standardize is {standardize!r}; it must be None, 'zscore' or "
@@ -213,29 +218,29 @@ def _check_how(standardize: Any, average_repeats: bool, dtype: Any) -> How:
         raise InvalidQueryError(
             f"dtype is {dtype!r}; it must be a floating point type such as 'float32'"
         )
-    return How(standardize, bool(average_repeats), kind.name)
+    return RowOptions(standardize, bool(average_repeats), kind.name)
 
 
 def _subject(data: Bunch, subject: str | int | None) -> str:
     """Return the subject to load."""
-    there = sorted(
+    subjects = sorted(
         {meta["subject"] for meta in data.images_meta if meta["image_type"] == "betas"}
     )
-    if not there:
+    if not subjects:
         raise InvalidQueryError(
             "data holds no betas. Fetch them with image_type='betas', which is the "
             "default, and a selection that is not empty."
         )
     if subject is None:
-        if len(there) > 1:
+        if len(subjects) > 1:
             raise InvalidQueryError(
-                f"data holds betas of several subjects ({listed(there)}), whose voxels "
-                f"do not correspond; choose one, as in subject={there[0]!r}"
+                f"data holds betas of several subjects ({listed(subjects)}), whose "
+                f"voxels do not correspond; choose one, as in subject={subjects[0]!r}"
             )
-        return there[0]
+        return subjects[0]
     name = clean_subject(subject)
-    if name is None or name not in there:
-        hint = did_you_mean(name or subject, there)
+    if name is None or name not in subjects:
+        hint = did_you_mean(name or subject, subjects)
         raise InvalidQueryError(f"data holds no betas of subject {subject!r}; {hint}")
     return name
 
@@ -247,8 +252,9 @@ def _sessions(data: Bunch, subject: str, trials: pd.DataFrame) -> list[_Session]
     metas, sessions = [], []
     for i, (file, meta) in enumerate(zip(data.images, data.images_meta, strict=True)):
         if meta["image_type"] == "betas" and meta["subject"] == subject:
-            at = np.flatnonzero(image_of_trial == i)
-            session = _Session(_header(file), at, volume_of_trial[at])
+            positions = np.flatnonzero(image_of_trial == i)
+            volumes = volume_of_trial[positions]
+            session = _Session(_header(file), positions, volumes)
             metas.append(meta)
             sessions.append(session)
     first = sessions[0].header
@@ -260,7 +266,7 @@ def _sessions(data: Bunch, subject: str, trials: pd.DataFrame) -> list[_Session]
             raise CorruptImageError(
                 f"The image {header.file} has {header.n_volumes} volumes, but its "
                 f"trial table has {max(n, last + 1)} trials. "
-                "`laion-fmri-fetchers verify --repair` fetches again what is damaged."
+                "`laion-fmri-fetchers verify --repair` fetches damaged files again."
             )
         if not on_grid(header.shape, header.affine, first):
             raise CorruptImageError(
@@ -286,12 +292,12 @@ def _header(file: str) -> Header:
 
 
 def _table_lengths(data_dir: str, metas: list[dict]) -> dict[str, int]:
-    """Return the number of trials of sessions, of those whose table is on disk."""
-    ids = [trials_id(meta) for meta in metas]
-    ids = [one for one in ids if os.path.exists(os.path.join(data_dir, one))]
-    tables = read_trials(data_dir, ids)
-    found = tables.groupby("session")["beta_index"].agg(["size", "max"])
-    return {session: max(n, last + 1) for session, n, last in found.itertuples()}
+    """Return the number of trials of each session whose table is on disk."""
+    paths = map(trials_id, metas)
+    on_disk = [p for p in paths if os.path.exists(os.path.join(data_dir, p))]
+    tables = read_trials(data_dir, on_disk)
+    counts = tables.groupby("session")["beta_index"].agg(["size", "max"])
+    return {session: max(n, last + 1) for session, n, last in counts.itertuples()}
 
 
 def _check_memory(needed: int) -> None:
@@ -305,7 +311,7 @@ def _check_memory(needed: int) -> None:
 
 
 def _free_memory() -> int:
-    """Return the bytes this process can still take, within the limits of its job."""
+    """Return the bytes that this process can still use, within its job's limits."""
     import psutil  # type: ignore[import-untyped]
 
     free = psutil.virtual_memory().available
@@ -321,7 +327,7 @@ def _free_memory() -> int:
 
 
 def _left_in(folder: str) -> int:
-    """Return the bytes left to a control group, where it has a limit."""
+    """Return the bytes left to a control group; 2**63 where it has no limit."""
     try:
         with open(f"{folder}/memory.max") as stream:
             limit = int(stream.read())
@@ -333,12 +339,15 @@ def _left_in(folder: str) -> int:
 
 
 def _cache(memory: Any) -> Callable:
-    """Return what makes a function keep its results, and map them into memory."""
+    """Return a decorator by which a function keeps its results."""
     if memory is None:
         return _uncached
     if isinstance(memory, (str, os.PathLike)):
         memory = joblib.Memory(os.fspath(memory), verbose=0)
     if isinstance(memory, joblib.Memory) and memory.location and not memory.compress:
+        # Mapped, kept rows take memory only where they are added to the result.
+        # Copy-on-write, as a single session's rows are the result itself, which its
+        # user may change without changing the kept file.
         where, loud = (memory.location, memory.backend), memory._verbose
         memory = joblib.Memory(*where, mmap_mode="c", verbose=loud)
     return memory.cache
@@ -352,94 +361,106 @@ def _read(
     sessions: list[_Session],
     mask: np.ndarray,
     rows: np.ndarray,
-    shape: tuple[int, int],
-    how: How,
-    n_jobs: int | None,
-    cached: Callable,
-    verbose: int,
+    options: RowOptions,
+    workers: _Workers,
 ) -> np.ndarray:
-    """Read sessions, ``n_jobs`` at once, into one array; trial i goes to rows[i].
+    """Read sessions, several at once, into one array; trial i goes to rows[i].
 
-    Threads write into it, and processes of this machine. Workers elsewhere, and a
-    cache, hand over rows, and so do all where rows are added up.
+    Threads and processes of this machine write into it. Workers elsewhere, and a
+    cache, return rows, and so do all where rows are averages, over sessions too.
     """
+    shape = rows.max(initial=-1) + 1, int(mask.sum())
     sessions = [session for session in sessions if len(session.positions)]
     backend, _ = joblib.parallel.get_active_backend(prefer="threads")
     parallel = joblib.Parallel(
-        n_jobs=n_jobs,
+        n_jobs=workers.n_jobs,
         prefer="threads",
         return_as="generator" if backend.supports_return_generator else "list",
-        verbose=max(verbose - 1, 0),
+        verbose=max(workers.verbose - 1, 0),
     )
-    read = joblib.delayed(cached(read_session))
-    packed = zlib.compress(np.packbits(mask).tobytes(), 1)
-    targets = [np.unique(rows[session.positions]) for session in sessions]
-    hands_over = how.average or cached is not _uncached or not sessions
+    read = joblib.delayed(workers.cached(read_session))
+    packed_mask = zlib.compress(np.packbits(mask).tobytes(), 1)
+    rows_of = [np.unique(rows[session.positions]) for session in sessions]
+    returns_rows = options.average or workers.cached is not _uncached or not sessions
     holes: dict[int, list[np.ndarray]] = {}
-    with _shared(shape, how.dtype, None if hands_over else backend) as (out, place):
+    memory = _memory(shape, options.dtype, None if returns_rows else backend)
+    with memory as (out, shared):
         parts = parallel(
             read(
                 signature(session.header.file),
-                packed,
+                packed_mask,
                 session.volumes,
-                np.searchsorted(target, rows[session.positions]),
-                how,
-                **({} if place is None else {"place": (place, target)}),
+                np.searchsorted(own_rows, rows[session.positions]),
+                options,
+                None if shared is None else Target(shared, own_rows),
             )
-            for session, target in zip(sessions, targets, strict=True)
+            for session, own_rows in zip(sessions, rows_of, strict=True)
         )
-        for part, target in zip(parts, targets, strict=True):
-            if place is None:
-                out = _put(part.rows, out, target, alone=len(sessions) == 1)
-            for row, columns in part.holes.items():
-                holes.setdefault(target[row], []).extend(columns)
-    if how.average:
+        for part, own_rows in zip(parts, rows_of, strict=True):
+            if shared is None:
+                out = _with_rows(out, part, own_rows, is_all=len(sessions) == 1)
+            for row, voxels in part.holes.items():
+                holes.setdefault(own_rows[row], []).extend(voxels)
+    if options.average:
         for row, n_trials in enumerate(np.bincount(rows)):
             out[row] /= np.maximum(count_finite(n_trials, holes.get(row), shape[1]), 1)
     return out
 
 
-def _put(
-    rows: np.ndarray, out: np.ndarray, target: np.ndarray, alone: bool
+def _with_rows(
+    out: np.ndarray, part: SessionRows, own_rows: np.ndarray, is_all: bool
 ) -> np.ndarray:
-    """Add rows to those of an array; where it has no others, they may be the array."""
-    if alone and not isinstance(rows, np.memmap):
+    """Return an array with the rows of a session added.
+
+    The rows of the only session are returned themselves: added to zeros, the result
+    would be in memory twice.
+    """
+    rows = part.rows
+    if is_all and not isinstance(rows, np.memmap):
         return rows
-    if alone and getattr(rows, "mode", None) == "c":
-        # Without its name: of a memmap, joblib would send workers what is on disk.
+    if is_all and getattr(rows, "mode", None) == "c":
+        # A plain array over the same memory. joblib sends a memmap to its workers by
+        # the name of its file, which lacks what was changed in memory since.
         return np.asarray(rows.data)
-    for row, values in zip(target, rows, strict=True):
+    for row, values in zip(own_rows, rows, strict=True):
         out[row] += values
     return out
 
 
 @contextlib.contextmanager
-def _shared(
+def _memory(
     shape: tuple[int, int], dtype: str, backend: Any
 ) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
-    """Give zeros, and what to send of them to workers that can write to them.
+    """Give zeros, and the array to send to workers that write into them.
 
-    Threads can, and on Linux processes: the file of a memmap is sent by its name. For
-    other workers, and without a backend, the second is None.
+    Rows returned by a process are pickled, sent and copied. Of two sessions with a
+    result of 132 MB, two processes took 271 MB more than that and 1.6 s, and 36 MB more
+    and 0.5 s where they write into shared memory (tests/benchmarks/betas/load.py).
+    Threads share memory anyway. Processes do on Linux: joblib sends a memmap as the
+    name of its file, and the file may be one that is in memory alone. For other
+    workers, and without a backend, the second is None.
     """
-    out, sent = np.zeros(shape, dtype=dtype), None  # takes memory where it is written
+    out = np.zeros(shape, dtype=dtype)  # the system gives memory where it is written
+    shared = None
     processes = joblib.parallel.LokyBackend, joblib.parallel.MultiprocessingBackend
     with contextlib.ExitStack() as stack:
         if getattr(backend, "supports_sharedmem", False):
-            sent = out
+            shared = out
         elif isinstance(backend, processes) and hasattr(os, "memfd_create"):
             file = stack.enter_context(open(os.memfd_create("betas"), "r+b"))
             os.truncate(file.fileno(), out.nbytes)
+            # A memfd has no name of its own, but workers can open it by this one.
             name = f"/proc/{os.getpid()}/fd/{file.fileno()}"
-            sent = np.memmap(name, dtype, "r+", shape=shape)
-            # Without this name, which is gone when the file is closed.
-            memory = mmap.mmap(file.fileno(), out.nbytes)
-            out = np.frombuffer(memory, dtype).reshape(shape)
-        yield out, sent
+            shared = np.memmap(name, dtype, "r+", shape=shape)
+            # The result is not this memmap: the name is gone once the file is closed,
+            # and joblib would send it to the user's own workers.
+            mapped = mmap.mmap(file.fileno(), out.nbytes)
+            out = np.frombuffer(mapped, dtype).reshape(shape)
+        yield out, shared
 
 
 def _averaged_trials(trials: pd.DataFrame, rows: np.ndarray) -> pd.DataFrame:
-    """Return a row a label; what differs between its trials is null."""
+    """Return one row per label; values that differ between its trials are null."""
     counts = np.bincount(rows)
     _, first = np.unique(rows, return_index=True)
     averaged = {}

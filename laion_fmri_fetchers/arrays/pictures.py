@@ -18,9 +18,7 @@ from laion_fmri_fetchers.exceptions import (
     NotCachedError,
 )
 from laion_fmri_fetchers.messages import listed
-from laion_fmri_fetchers.query.selection import (
-    check_positive,
-)
+from laion_fmri_fetchers.query.arguments import check_positive
 
 _DECODERS = 8
 

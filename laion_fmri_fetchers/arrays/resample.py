@@ -1,9 +1,14 @@
-"""Images on a coarser or finer grid, in a folder that the bucket does not have.
+"""Images resampled to a coarser or finer grid, in a folder that the bucket lacks.
 
 A resampled file lies below ``derivatives/laion-fmri-fetchers/`` under the original's
-path and name, with a ``res-`` entity such as ``res-2pt5`` for 2.5 mm. Its header says
+path and name, with a ``res-`` entity such as ``res-2pt5`` for 2.5 mm. Its header notes
 how and from which version of the original it was made, so that it can be used again;
-the ``.json`` beside it names the original, as BIDS derivatives do.
+the ``.json`` beside it names the original, as BIDS derivatives do::
+
+    resample_file ─┬─ find_resampled: is a resampled image of this version on disk?
+                   └─ _resample ─┬─ volumes.iter_volumes
+                                 ├─ _resampled, volume by volume
+                                 └─ volumes.write_volumes
 """
 
 from __future__ import annotations
@@ -30,18 +35,18 @@ from .volumes import Header, iter_volumes, read_header, scaled, write_volumes
 INTERPOLATIONS = ("continuous", "linear", "nearest")
 
 _GZIP_TRAILER = 8
-"""Bytes at the end of a gzip file: CRC-32 and length of what is compressed in it."""
+"""Bytes at the end of a gzip file: CRC-32 and length of its uncompressed content."""
 
 
 def interpolation_for(record: dict[str, Any], interpolation: str) -> str:
-    """Return how to resample a file: labels and masks by the nearest voxel.
+    """Return the interpolation of a file: for labels and masks, the nearest voxel.
 
     Parameters
     ----------
     record : dict
         Record of the original.
     interpolation : {"continuous", "linear", "nearest"}
-        For all else.
+        For all other files.
 
     Returns
     -------
@@ -50,7 +55,7 @@ def interpolation_for(record: dict[str, Any], interpolation: str) -> str:
     Raises
     ------
     InvalidQueryError
-        If the interpolation is another.
+        If the interpolation is not one of these.
 
     Examples
     --------
@@ -68,18 +73,18 @@ def interpolation_for(record: dict[str, Any], interpolation: str) -> str:
 def find_resampled(
     file: str, target: str, resolution: float, interpolation: str = "continuous"
 ) -> bool:
-    """Tell whether a resampled image is there that still fits its original.
+    """Return whether a resampled image is on disk and still fits its original.
 
     Parameters
     ----------
     file : str
-        Path of the original, which need not exist anymore.
+        Path of the original, which need not exist any more.
     target : str
         Path of the resampled image.
     resolution : float
         Voxel size, in mm.
     interpolation : {"continuous", "linear", "nearest"}, default="continuous"
-        How it must have been made.
+        The interpolation that it must have been made with.
 
     Returns
     -------
@@ -98,9 +103,9 @@ def _method(resolution: float, interpolation: str) -> str:
 
 
 def _origin(file: str) -> str:
-    """Return what tells one version of a file from another, in a few characters.
+    """Return a text by which versions of a file differ, in a few characters.
 
-    The size alone does not: a mask that moved by some voxels often keeps it.
+    The size alone does not suffice: a mask moved by a few voxels often keeps it.
     """
     with open(file, "rb") as stream:
         size = stream.seek(0, os.SEEK_END)
@@ -122,8 +127,8 @@ def resample_file(
 ) -> None:
     """Resample an image to an isotropic grid.
 
-    It is read, resampled by :func:`nilearn.image.resample_img` and written a volume at
-    a time.
+    One volume after the other is read, resampled by
+    :func:`nilearn.image.resample_img` and written.
 
     Parameters
     ----------
@@ -182,7 +187,7 @@ def _sidecar(target: str) -> Path:
 
 
 def describe_folder(data_dir: str) -> None:
-    """Write the ``dataset_description.json`` that BIDS asks of a derivative dataset."""
+    """Write the ``dataset_description.json`` that BIDS requires of derivatives."""
     file = Path(local_path(data_dir, f"{MADE_HERE}dataset_description.json"))
     if file.exists():
         return
@@ -233,7 +238,7 @@ def _images(source: Header, dtype: Any) -> Iterator[nib.Nifti1Image]:
 
 
 def _image(source: Header, volume: np.ndarray, dtype: Any) -> nib.Nifti1Image:
-    """Return a volume as an image of its own."""
+    """Return a volume as a 3-D image."""
     values = scaled(source, volume, dtype).reshape(source.shape, order="F").copy("F")
     return nib.Nifti1Image(values, source.affine, dtype=values.dtype)
 

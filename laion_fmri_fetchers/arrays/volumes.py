@@ -22,6 +22,7 @@ import numpy as np
 from isal import igzip, isal_zlib
 
 from laion_fmri_fetchers.exceptions import CorruptImageError
+from laion_fmri_fetchers.layout.keys import is_nifti_name
 from laion_fmri_fetchers.storage.files import whole_file
 
 CHUNK = 2**18
@@ -40,7 +41,7 @@ _DAMAGED: tuple[Any, ...] = (
 
 
 class Header(NamedTuple):
-    """What is to be known of a NIfTI file before its volumes."""
+    """What must be known of a NIfTI file before its volumes are read."""
 
     file: str
     shape: tuple[int, int, int]
@@ -55,7 +56,7 @@ class Header(NamedTuple):
     offset: int
     """Bytes before the first volume."""
     nifti: nib.Nifti1Header
-    """All else."""
+    """The whole header."""
 
 
 def read_header(file: str | os.PathLike) -> Header:
@@ -90,7 +91,7 @@ def read_header(file: str | os.PathLike) -> Header:
     file = os.fspath(file)
     with _named(file):
         image = nib.load(file, mmap=False)
-    if not isinstance(image, nib.Nifti1Image) or not file.endswith((".nii", ".nii.gz")):
+    if not isinstance(image, nib.Nifti1Image) or not is_nifti_name(file):
         raise _corrupt(file, "it is neither .nii nor .nii.gz")
     proxy: Any = image.dataobj
     shape = image.shape
@@ -110,7 +111,7 @@ def read_header(file: str | os.PathLike) -> Header:
 
 
 def iter_volumes(
-    header: Header, wanted: Sequence[int] | np.ndarray | None = None
+    header: Header, indices: Sequence[int] | np.ndarray | None = None
 ) -> Iterator[np.ndarray]:
     """Read volumes of an image, each into the memory of the one before.
 
@@ -118,14 +119,14 @@ def iter_volumes(
     ----------
     header : Header
         The header of the file.
-    wanted : sequence of int, optional
-        Which volumes, increasing; None: all. Nothing is read behind the last one.
+    indices : sequence of int, optional
+        The volumes, increasing; None: all. Nothing is read behind the last of them.
 
     Yields
     ------
     numpy.ndarray, shape (n_voxels,)
         A volume's values as on disk, the first axis varying fastest; see `scaled`.
-        It holds until the next one is asked for.
+        It is valid until the next volume is read.
 
     Raises
     ------
@@ -142,28 +143,29 @@ def iter_volumes(
     >>> [volume.tolist() for volume in iter_volumes(read_header(file), [1])]
     [[1, 13, 7, 19, 4, 16, 10, 22]]
     """
-    if wanted is None:
-        wanted = range(header.n_volumes)
+    if indices is None:
+        indices = range(header.n_volumes)
     read = _decompressed if header.file.endswith(".gz") else _mapped
     with _named(header.file):
-        yield from read(header, wanted)
+        yield from read(header, indices)
 
 
-def _decompressed(header: Header, wanted: Iterable[int]) -> Iterator[np.ndarray]:
+def _decompressed(header: Header, indices: Iterable[int]) -> Iterator[np.ndarray]:
     """Read volumes out of a gzip stream."""
     volume = np.empty(math.prod(header.shape), dtype=header.dtype)
     buffer = volume.view(np.uint8).data
-    at = 0
+    position = 0
     with igzip.open(header.file) as file:
-        # The file itself would read into bytes, and copy these.
+        # The file's own readinto() reads into bytes first, and copies these.
         stream = getattr(file, "_buffer", file)
         _skip(stream, header.offset)
-        for index in wanted:
-            _skip(stream, (index - at) * len(buffer))
+        for index in indices:
+            _skip(stream, (index - position) * len(buffer))
             _fill(stream, buffer)
-            at = index + 1
+            position = index + 1
             yield volume
-        if at == header.n_volumes:
+        if position == header.n_volumes:
+            # At its end, the stream compares the checksum.
             while file.read(CHUNK):
                 pass
 
@@ -184,13 +186,13 @@ def _skip(stream: Any, n_bytes: int) -> None:
         n_bytes -= min(n_bytes, len(buffer))
 
 
-def _mapped(header: Header, wanted: Iterable[int]) -> Iterator[np.ndarray]:
-    """Map one volume after the other into memory: pages not looked at stay on disk."""
+def _mapped(header: Header, indices: Iterable[int]) -> Iterator[np.ndarray]:
+    """Map one volume after the other into memory: pages not used stay on disk."""
     n_voxels = math.prod(header.shape)
     size = n_voxels * header.dtype.itemsize
     if os.path.getsize(header.file) < header.offset + header.n_volumes * size:
         raise EOFError("it ends before its last volume")
-    for index in wanted:
+    for index in indices:
         offset = header.offset + index * size
         yield np.memmap(header.file, header.dtype, "r", offset, (n_voxels,))
 
@@ -230,7 +232,7 @@ def write_volumes(
     Parameters
     ----------
     file : str or path
-        A ``.nii.gz`` or ``.nii`` file; what is there is replaced.
+        A ``.nii.gz`` or ``.nii`` file; one that exists is replaced.
     volumes : iterable of numpy.ndarray
         As many volumes as the header says, each of its shape.
     header : nibabel.Nifti1Header

@@ -1,14 +1,22 @@
-"""Which voxels become columns: masks and maps on one grid, combined.
+"""The voxels to load: masks and maps on one grid, combined.
+
+The steps::
+
+    find_voxels ─┬─ _roi_files, _threshold ─▶ _Criteria
+                 └─ _combine ─┬─ _read_mask, _read_map ─▶ Voxels
+                              └─ offsets_of
 
 Values of a volume are held flat, in the order of the file: the first axis varies
-fastest. Columns are in nilearn's order, that of ``volume[mask]``: the last axis does.
+fastest. Voxels are listed in nilearn's order, that of ``volume[mask]``: the last axis
+does.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +27,9 @@ from laion_fmri_fetchers.exceptions import (
     NotCachedError,
     did_you_mean,
 )
-from laion_fmri_fetchers.layout.names import clean_roi
+from laion_fmri_fetchers.layout.keys import is_nifti
+from laion_fmri_fetchers.layout.names import clean_roi, rois_named
+from laion_fmri_fetchers.messages import warn
 
 from .volumes import Header, iter_volumes, read_header, scaled
 
@@ -27,60 +37,67 @@ TOLERANCE = 0.1
 """Voxels by which the corners of a mask may be off the grid of the betas."""
 
 Signature = tuple[str, int, int]
-"""A file as it is: its path, size in bytes and time of change in ns."""
+"""The version of a file: its path, size in bytes and time of change in ns."""
 
 
-class Columns(NamedTuple):
-    """The voxels that become columns, and what is known of them."""
+class VoxelChoice(NamedTuple):
+    """The arguments of `load_betas` that choose voxels."""
+
+    rois: str | Sequence[str]
+    mask_img: Any
+    nc_threshold: float | None
+    noise_ceiling: str
+
+
+class Voxels(NamedTuple):
+    """The voxels of the result, and values at each of them."""
 
     mask: np.ndarray
     """Boolean, of the grid's shape."""
     roi_masks: dict[str, np.ndarray]
-    """ROI -> boolean, over columns."""
+    """ROI -> boolean per voxel."""
     noise_ceilings: dict[str, np.ndarray]
-    """Name -> percent, over columns."""
+    """Name -> percent per voxel."""
 
 
-class _Wanted(NamedTuple):
-    """What the voxels are to be in."""
+class _Criteria(NamedTuple):
+    """The criteria for voxels; each of them must be fulfilled."""
 
-    within: list[Signature]
-    """All of these masks,"""
-    given: np.ndarray | None
-    """this one too,"""
+    mask_files: list[Signature]
+    """Voxels lie in all of these masks."""
+    mask: np.ndarray | None
+    """Voxels lie in this mask, flat; None: a mask was not given as an image."""
     rois: dict[str, list[Signature]]
-    """one of these, unless"""
-    whole: bool
-    """the whole brain is wanted,"""
+    """ROI -> its mask files; voxels lie in one of the ROIs."""
+    whole_brain: bool
+    """Whether voxels outside of the ROIs are taken, too."""
     noise_ceilings: dict[str, Signature]
+    """Name -> its map, which is read at the voxels."""
     threshold: tuple[str, float] | None
-    """and one of these at least so high."""
+    """Name and least value of a noise ceiling, in percent; None: any value."""
 
 
-def find_columns(
-    data: Bunch,
-    subject: str,
-    rois: str | Sequence[str],
-    mask_img: Any,
-    nc_threshold: float | None,
-    noise_ceiling: str,
-    grid: Header,
-    cached: Callable,
-) -> Columns:
+def find_voxels(
+    data: Bunch, subject: str, choice: VoxelChoice, grid: Header, cached: Callable
+) -> Voxels:
     """Find the voxels of a subject that are asked for.
 
     Parameters
     ----------
-    data, subject, rois, mask_img, nc_threshold, noise_ceiling
-        As in `load_betas`.
+    data : :class:`sklearn.utils.Bunch`
+        From `fetch_laion_fmri`.
+    subject : str
+        Such as ``"sub-01"``.
+    choice : VoxelChoice
+        The voxels asked for.
     grid : Header
-        Of an image whose grid masks and maps must be on.
+        Header of an image whose grid masks and maps must be on.
     cached : callable
         Makes a function keep its results.
 
     Returns
     -------
-    Columns
+    Voxels
 
     Raises
     ------
@@ -89,40 +106,42 @@ def find_columns(
     NotCachedError
         If a mask or map is not on disk.
     CorruptImageError
-        If one cannot be read.
+        If a mask or map cannot be read.
     """
-    roi_files, whole = _roi_files(data, subject, rois)
+    roi_files, whole_brain = _roi_files(data, subject, choice.rois)
     maps = dict(data.noise_ceilings.get(subject, {}))
-    threshold = _threshold(nc_threshold, noise_ceiling, list(maps))
-    within = [data.brain_masks[subject]] if subject in data.brain_masks else []
-    given = None
+    threshold = _threshold(choice.nc_threshold, choice.noise_ceiling, list(maps))
+    mask_files = [data.brain_masks[subject]] if subject in data.brain_masks else []
+    mask_img, mask = choice.mask_img, None
     if isinstance(mask_img, (str, os.PathLike)):
-        within.append(os.fspath(mask_img))
+        if not os.path.exists(mask_img):
+            raise InvalidQueryError(f"mask_img is {mask_img!r}, which does not exist")
+        mask_files.append(os.fspath(mask_img))
     elif mask_img is not None:
-        given = _given_mask(mask_img, grid)
-    elif not within:
+        mask = _mask_of_image(mask_img, grid)
+    elif not mask_files:
         raise InvalidQueryError(
             f"data holds no brain mask of {subject}; pass one as mask_img"
         )
-    wanted = _Wanted(
-        [signature(file) for file in within],
-        given,
-        {name: [signature(file) for file in own] for name, own in roi_files.items()},
-        whole,
+    criteria = _Criteria(
+        [signature(file) for file in mask_files],
+        mask,
+        {name: [signature(f) for f in files] for name, files in roi_files.items()},
+        whole_brain,
         {name: signature(file) for name, file in maps.items()},
         threshold,
     )
-    columns = cached(_combine)(wanted, grid.shape, grid.affine)
-    if not columns.mask.any():
+    voxels = cached(_combine)(criteria, grid.shape, grid.affine)
+    if not voxels.mask.any():
         raise InvalidQueryError(
-            "No voxel is in all of what was asked for: the brain mask, rois, mask_img "
-            "and nc_threshold."
+            "No voxel fulfils all of the criteria: the brain mask, rois, mask_img and "
+            "nc_threshold."
         )
-    return columns
+    return voxels
 
 
 def signature(file: str) -> Signature:
-    """Return what tells whether a file changed."""
+    """Return the version of a file, which changes with its content."""
     try:
         stat = os.stat(file)
     except FileNotFoundError as error:
@@ -134,93 +153,120 @@ def signature(file: str) -> Signature:
 
 
 def _roi_files(
-    data: Bunch, subject: str, rois: str | Sequence[str]
+    data: Bunch, subject: str, rois: object
 ) -> tuple[dict[str, list[str]], bool]:
     """Return the masks of the ROIs asked for, and whether the whole brain is."""
-    there: dict[str, list[str]] = {}
+    available: dict[str, list[str]] = {}
     categories: dict[str, list[str]] = {}
     files = [*data.rois, *data.images]
     for file, meta in zip(files, [*data.rois_meta, *data.images_meta], strict=True):
-        is_volume = meta["extension"] in ("nii", "nii.gz")
-        if meta["image_type"] == "roi" and is_volume and meta["subject"] == subject:
-            there.setdefault(meta["roi"], []).append(file)
+        is_roi = meta["image_type"] == "roi" and is_nifti(meta)
+        if is_roi and meta["subject"] == subject:
+            available.setdefault(meta["roi"], []).append(file)
             categories.setdefault(meta["roi_category"], []).append(meta["roi"])
-    wanted: dict[str, list[str]] = {}
-    whole = False
-    for asked in [rois] if isinstance(rois, str) else list(rois):
-        name = clean_roi(asked) if isinstance(asked, str) else None
-        if asked == "brain":
-            whole = True
-        elif asked == "fetched":
-            wanted |= there
-        elif asked in categories:
-            wanted |= {one: there[one] for one in categories[asked]}
-        elif name in there:
-            wanted[name] = there[name]
-        else:
-            hint = did_you_mean(asked, [*there, *categories, "brain", "fetched"])
-            raise InvalidQueryError(f"data holds no ROI {asked!r} of {subject}; {hint}")
-    if not wanted and not whole:
+    if not isinstance(rois, Iterable):
+        raise InvalidQueryError(
+            f"rois is {rois!r}; give names of ROIs or categories, 'fetched', or "
+            "'brain' for all voxels"
+        )
+    names = [rois] if isinstance(rois, str) else list(rois)
+    chosen: list[str] = []
+    for name in names:
+        if name in ("fetched", "all"):
+            chosen += available
+        elif name != "brain":
+            chosen += _rois_of(name, available, categories, subject)
+    whole_brain = "brain" in names
+    if not chosen and not whole_brain:
         raise InvalidQueryError(
             f"data holds no ROI masks of {subject}. Fetch some with rois=, or load all "
             "voxels with rois='brain'."
         )
-    return wanted, whole
+    return {roi: available[roi] for roi in chosen}, whole_brain
+
+
+def _rois_of(
+    name: object,
+    available: dict[str, list[str]],
+    categories: dict[str, list[str]],
+    subject: str,
+) -> list[str]:
+    """Return the ROIs that the name of an ROI, a union or a category stands for."""
+    text = name if isinstance(name, str) else ""
+    if clean_roi(text) in available:
+        return [clean_roi(text)]
+    rois = []
+    for published in rois_named(text):
+        if published in categories:
+            rois += categories[published]
+        elif published in available:
+            rois.append(published)
+        else:
+            hint = did_you_mean(name, [*available, *categories, "brain", "fetched"])
+            raise InvalidQueryError(f"data holds no ROI {name!r} of {subject}; {hint}")
+    return rois
 
 
 def _threshold(
-    nc_threshold: object, noise_ceiling: object, there: list[str]
+    nc_threshold: object, noise_ceiling: object, available: list[str]
 ) -> tuple[str, float] | None:
+    """Return the name of a noise ceiling and its least value; None for any value."""
     if nc_threshold is None:
         return None
-    if isinstance(nc_threshold, bool) or not isinstance(nc_threshold, (int, float)):
+    if isinstance(nc_threshold, bool) or not isinstance(nc_threshold, Real):
         raise InvalidQueryError(
             f"nc_threshold is {nc_threshold!r}; it must be a number, in percent"
         )
-    if noise_ceiling not in there:
-        hint = did_you_mean(noise_ceiling, there)
+    if noise_ceiling not in available:
+        hint = did_you_mean(noise_ceiling, available)
         raise InvalidQueryError(
             f"data holds no noise ceiling {noise_ceiling!r} of the subject; {hint}"
         )
-    return str(noise_ceiling), float(nc_threshold)
+    threshold = float(nc_threshold)
+    if 0 < threshold < 1:
+        warn(
+            f"nc_threshold is {threshold:g} percent, which keeps nearly all voxels; "
+            f"did you mean {100 * threshold:g}?"
+        )
+    return str(noise_ceiling), threshold
 
 
 def _combine(
-    wanted: _Wanted, shape: tuple[int, int, int], affine: np.ndarray
-) -> Columns:
+    criteria: _Criteria, shape: tuple[int, int, int], affine: np.ndarray
+) -> Voxels:
     """Read masks and maps, and combine them."""
     grid = shape, affine
     mask = np.ones(math.prod(shape), dtype=bool)
-    if wanted.given is not None:
-        mask &= wanted.given
-    for file, *_ in wanted.within:
+    if criteria.mask is not None:
+        mask &= criteria.mask
+    for file, *_ in criteria.mask_files:
         mask &= _read_mask(file, grid)
     rois = {
         name: np.concatenate([np.flatnonzero(_read_mask(f, grid)) for f, *_ in files])
-        for name, files in wanted.rois.items()
+        for name, files in criteria.rois.items()
     }
-    if not wanted.whole:
+    if not criteria.whole_brain:
         in_rois = np.zeros_like(mask)
         for inside in rois.values():
             in_rois[inside] = True
         mask &= in_rois
-    if wanted.threshold:
-        name, least = wanted.threshold
-        mask &= _read_map(wanted.noise_ceilings[name][0], grid) >= least
+    if criteria.threshold:
+        name, least = criteria.threshold
+        mask &= _read_map(criteria.noise_ceilings[name][0], grid) >= least
     volume = np.ascontiguousarray(mask.reshape(shape, order="F"))
     offsets = offsets_of(volume)
-    return Columns(
+    return Voxels(
         volume,
         {name: np.isin(offsets, inside) for name, inside in rois.items()},
         {
             name: _read_map(file, grid)[offsets]
-            for name, (file, *_) in wanted.noise_ceilings.items()
+            for name, (file, *_) in criteria.noise_ceilings.items()
         },
     )
 
 
 def offsets_of(mask: np.ndarray) -> np.ndarray:
-    """Return where the columns of a mask are in a flat volume.
+    """Return the positions of a mask's voxels in a flat volume.
 
     Examples
     --------
@@ -236,6 +282,11 @@ def offsets_of(mask: np.ndarray) -> np.ndarray:
 def _read_map(file: str, grid: tuple, dtype: Any = "float32") -> np.ndarray:
     """Read a 3-D image on the grid, flat."""
     header = read_header(file)
+    if header.n_volumes != 1:
+        raise InvalidQueryError(
+            f"The mask or map {file} has {header.n_volumes} volumes; it must be a "
+            "single one."
+        )
     _check_grid(header.shape, header.affine, grid, file)
     (volume,) = iter_volumes(header, [0])
     return scaled(header, volume, dtype)
@@ -245,8 +296,13 @@ def _read_mask(file: str, grid: tuple) -> np.ndarray:
     return _inside(_read_map(file, grid, dtype=None))
 
 
-def _given_mask(image: Any, grid: Header) -> np.ndarray:
+def _mask_of_image(image: Any, grid: Header) -> np.ndarray:
     """Return a mask given as an image, flat."""
+    if not hasattr(image, "dataobj"):
+        raise InvalidQueryError(
+            f"mask_img is a {type(image).__name__}; it must be a path or an image. Of "
+            "a fitted masker, pass its mask_img_."
+        )
     values = np.asanyarray(image.dataobj)
     if values.ndim == 4 and values.shape[3] == 1:
         values = values[..., 0]
@@ -263,19 +319,19 @@ def _check_grid(shape: tuple, affine: np.ndarray, grid: tuple, name: str) -> Non
         raise InvalidQueryError(
             f"The mask or map {name} is not on the grid of the betas. Its shape is "
             f"{shape}, theirs {grid[0]}; its affine is\n{affine}\ntheirs is\n"
-            f"{grid[1]}\nnilearn.image.resample_to_img brings it there."
+            f"{grid[1]}\nnilearn.image.resample_to_img resamples it to that grid."
         )
 
 
 def on_grid(shape: tuple, affine: np.ndarray, grid: Header) -> bool:
-    """Tell whether an image is on a grid, up to rounding of its affine."""
+    """Return whether an image is on a grid, up to rounding of its affine."""
     if shape != grid.shape:
         return False
     return _displacement(affine, grid.shape, grid.affine) <= TOLERANCE
 
 
 def _displacement(affine: np.ndarray, shape: tuple, expected: np.ndarray) -> float:
-    """Return by how many voxels the corners of a grid are off, at most."""
+    """Return the largest distance, in voxels, of the corners of two grids."""
     corners = np.indices((2, 2, 2)).reshape(3, 8) * (np.array(shape)[:, None] - 1)
-    there = affine @ np.vstack([corners, np.ones(8)])
-    return float(np.abs((np.linalg.inv(expected) @ there)[:3] - corners).max())
+    points = affine @ np.vstack([corners, np.ones(8)])
+    return float(np.abs((np.linalg.inv(expected) @ points)[:3] - corners).max())

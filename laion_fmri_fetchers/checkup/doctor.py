@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from laion_fmri_fetchers.exceptions import LaionFmriError
 from laion_fmri_fetchers.messages import counted, readable_size
-from laion_fmri_fetchers.query.selection import check_mode
+from laion_fmri_fetchers.query.arguments import check_mode
 
 from . import content_checks, layout_checks, machine_checks, service_checks
 from .client import CONNECT_TIMEOUT, Client, begin

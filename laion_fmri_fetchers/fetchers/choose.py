@@ -17,6 +17,7 @@ from laion_fmri_fetchers.exceptions import (
     did_you_mean,
 )
 from laion_fmri_fetchers.layout.keys import (
+    Record,
     is_functional_brain_mask,
     is_held_out,
     is_of_session,
@@ -25,14 +26,10 @@ from laion_fmri_fetchers.layout.keys import (
 from laion_fmri_fetchers.layout.names import clean_session, is_published_roi
 from laion_fmri_fetchers.layout.trees import GLM, HELD_OUT, IMAGE_TYPES, trials_id
 from laion_fmri_fetchers.messages import counted, listed, warn
+from laion_fmri_fetchers.query.arguments import check_fields, warn_of_nothing
 from laion_fmri_fetchers.query.filters import ResultFilter, admits, fields
-from laion_fmri_fetchers.query.selection import (
-    Selection,
-    check_fields,
-    warn_of_nothing,
-)
+from laion_fmri_fetchers.query.selection import Selection
 
-Record = dict[str, Any]
 Session = tuple[str, str]
 """A subject and one of its sessions."""
 

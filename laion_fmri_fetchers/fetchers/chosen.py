@@ -17,12 +17,12 @@ import pandas as pd
 from sklearn.utils import Bunch
 
 from laion_fmri_fetchers.access.licence import accept_license
-from laion_fmri_fetchers.layout.keys import noise_ceiling_name, place_of
+from laion_fmri_fetchers.layout.keys import Record, noise_ceiling_name, place_of
 from laion_fmri_fetchers.layout.trees import BULK, ROOT_FILES
 from laion_fmri_fetchers.messages import counted, listed, readable_size, tell, warn
 from laion_fmri_fetchers.storage.bunch import Result
 from laion_fmri_fetchers.storage.files import write_atomically
-from laion_fmri_fetchers.storage.inventory import Inventory, Record
+from laion_fmri_fetchers.storage.inventory import Inventory
 from laion_fmri_fetchers.storage.obtain import (
     Outcome,
     Planned,

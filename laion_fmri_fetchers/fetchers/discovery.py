@@ -20,7 +20,7 @@ from laion_fmri_fetchers.layout.trees import (
     unknown_trees,
 )
 from laion_fmri_fetchers.messages import listed, readable_size, warn
-from laion_fmri_fetchers.query.selection import check_mode
+from laion_fmri_fetchers.query.arguments import check_mode
 from laion_fmri_fetchers.storage.catalog import Catalog, Wanted, look
 from laion_fmri_fetchers.storage.data_dir import get_data_dir
 from laion_fmri_fetchers.storage.files import local_path

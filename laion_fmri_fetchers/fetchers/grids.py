@@ -20,9 +20,10 @@ from laion_fmri_fetchers.layout.grids import (
     resampled_path,
     resolution_label,
 )
-from laion_fmri_fetchers.layout.trees import FUNCTIONAL_GRID
+from laion_fmri_fetchers.layout.keys import Record
+from laion_fmri_fetchers.layout.trees import brain_mask_name
 from laion_fmri_fetchers.storage.files import local_path
-from laion_fmri_fetchers.storage.inventory import Record, size_on_disk
+from laion_fmri_fetchers.storage.inventory import size_on_disk
 from laion_fmri_fetchers.storage.notes import note_removed
 
 
@@ -53,8 +54,8 @@ class Grid(NamedTuple):
 
     def mask_target(self, subject: str, data_dir: str) -> str:
         """Return the path of the resampled brain mask of a subject."""
-        mask = f"{subject}_space-T1w_res-{FUNCTIONAL_GRID}_desc-brain_mask.nii.gz"
-        path = resampled_path(f"brain_masks/{subject}/{mask}", self.resolution)
+        mask = f"brain_masks/{subject}/{brain_mask_name(subject)}"
+        path = resampled_path(mask, self.resolution)
         return local_path(data_dir, path)
 
 

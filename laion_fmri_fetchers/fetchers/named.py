@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from laion_fmri_fetchers.exceptions import InvalidQueryError, did_you_mean
-from laion_fmri_fetchers.layout.keys import clean_key, is_held_out, place_of
+from laion_fmri_fetchers.layout.keys import Record, clean_key, is_held_out, place_of
 from laion_fmri_fetchers.layout.trees import GATED, listings_of
 from laion_fmri_fetchers.messages import counted, tell
 from laion_fmri_fetchers.storage.catalog import Wanted
 from laion_fmri_fetchers.storage.inventory import (
     SUBJECT_TREES,
     Inventory,
-    Record,
     take_inventory,
 )
 from laion_fmri_fetchers.storage.settings import Settings

@@ -9,9 +9,10 @@ from collections.abc import Iterable
 from typing import Any
 
 from laion_fmri_fetchers.exceptions import BucketError, DownloadError, NotCachedError
+from laion_fmri_fetchers.layout.keys import Record
 from laion_fmri_fetchers.layout.trees import STIMULI
 from laion_fmri_fetchers.messages import listed, warn
-from laion_fmri_fetchers.storage.inventory import Inventory, Record, take_inventory
+from laion_fmri_fetchers.storage.inventory import Inventory, take_inventory
 from laion_fmri_fetchers.storage.obtain import obtain, plan
 from laion_fmri_fetchers.storage.settings import Settings
 from laion_fmri_fetchers.storage.versions import compare_versions

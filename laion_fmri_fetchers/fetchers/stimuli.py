@@ -26,9 +26,7 @@ from laion_fmri_fetchers.layout.trees import (
     ARCHIVE,
 )
 from laion_fmri_fetchers.messages import counted, readable_size, tell
-from laion_fmri_fetchers.query.selection import (
-    as_limit,
-)
+from laion_fmri_fetchers.query.arguments import as_limit
 from laion_fmri_fetchers.query.shared_docs import documented
 from laion_fmri_fetchers.storage.bunch import Result
 from laion_fmri_fetchers.storage.files import local_path

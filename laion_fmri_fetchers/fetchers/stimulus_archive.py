@@ -25,7 +25,7 @@ from laion_fmri_fetchers.exceptions import (
     DiskSpaceError,
     StimulusAccessError,
 )
-from laion_fmri_fetchers.layout.keys import record_of
+from laion_fmri_fetchers.layout.keys import Record, record_of
 from laion_fmri_fetchers.layout.trees import (
     ARCHIVE,
     STIMULUS_IMAGES,
@@ -33,7 +33,7 @@ from laion_fmri_fetchers.layout.trees import (
 )
 from laion_fmri_fetchers.messages import readable_size, tell, warn
 from laion_fmri_fetchers.storage.files import local_path, whole_file
-from laion_fmri_fetchers.storage.inventory import Inventory, Record
+from laion_fmri_fetchers.storage.inventory import Inventory
 from laion_fmri_fetchers.storage.obtain import Planned, Source, obtain
 from laion_fmri_fetchers.storage.settings import Settings
 

@@ -32,8 +32,8 @@ from laion_fmri_fetchers.layout.trees import (
     embeddings_id,
 )
 from laion_fmri_fetchers.messages import listed, tell, warn
+from laion_fmri_fetchers.query.arguments import check_fields, warn_of_nothing
 from laion_fmri_fetchers.query.filters import ResultFilter
-from laion_fmri_fetchers.query.selection import check_fields, warn_of_nothing
 from laion_fmri_fetchers.query.shared_docs import documented
 from laion_fmri_fetchers.storage.bunch import Result
 from laion_fmri_fetchers.storage.settings import Settings, make_settings

@@ -15,10 +15,7 @@ from laion_fmri_fetchers.exceptions import (
     InvalidQueryError,
 )
 from laion_fmri_fetchers.messages import listed, warn
-from laion_fmri_fetchers.query.filters import ResultFilter, as_filter
-from laion_fmri_fetchers.query.selection import (
-    is_empty,
-)
+from laion_fmri_fetchers.query.filters import ResultFilter, as_filter, is_empty
 from laion_fmri_fetchers.storage.settings import Settings
 
 
@@ -97,7 +94,7 @@ def with_terms(given: object, name: str, terms: dict[str, Any]) -> ResultFilter:
 
 def query(wanted: list[str] | None, **filters: ResultFilter) -> dict[str, Any]:
     """Return what is asked as plain, readable values."""
-    shown = {n: None if is_empty(f) else repr(f) for n, f in filters.items()}
+    shown = {n: None if is_empty(f) else f.to_dict() for n, f in filters.items()}
     return {"names": wanted, **shown}
 
 

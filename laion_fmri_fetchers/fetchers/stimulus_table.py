@@ -17,11 +17,8 @@ from laion_fmri_fetchers.layout.trees import (
     STIMULUS_TABLE,
     stimulus_image,
 )
+from laion_fmri_fetchers.query.arguments import check_fields, warn_of_nothing
 from laion_fmri_fetchers.query.filters import ResultFilter
-from laion_fmri_fetchers.query.selection import (
-    check_fields,
-    warn_of_nothing,
-)
 from laion_fmri_fetchers.storage.inventory import Inventory
 
 from .public_files import fetch_public

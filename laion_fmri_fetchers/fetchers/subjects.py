@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from laion_fmri_fetchers.layout.keys import Record
 from laion_fmri_fetchers.layout.trees import PARTICIPANTS
 from laion_fmri_fetchers.messages import listed, warn
-from laion_fmri_fetchers.query.filters import ResultFilter
-from laion_fmri_fetchers.query.selection import Selection, is_empty
+from laion_fmri_fetchers.query.filters import ResultFilter, is_empty
+from laion_fmri_fetchers.query.selection import Selection
 from laion_fmri_fetchers.storage.files import local_path
-from laion_fmri_fetchers.storage.inventory import Inventory, Record, find_subjects
+from laion_fmri_fetchers.storage.inventory import Inventory, find_subjects
 from laion_fmri_fetchers.storage.obtain import obtain, plan
 from laion_fmri_fetchers.storage.tables import read_participants
 

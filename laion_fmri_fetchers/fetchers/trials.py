@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from laion_fmri_fetchers.layout.keys import is_of_trials
+from laion_fmri_fetchers.layout.keys import Record, is_of_trials
 from laion_fmri_fetchers.layout.trees import trials_id
 from laion_fmri_fetchers.messages import listed, warn
-from laion_fmri_fetchers.query.selection import Selection, is_empty
-from laion_fmri_fetchers.storage.inventory import Inventory, Record
+from laion_fmri_fetchers.query.filters import is_empty
+from laion_fmri_fetchers.query.selection import Selection
+from laion_fmri_fetchers.storage.inventory import Inventory
 from laion_fmri_fetchers.storage.obtain import Outcome, obtain, plan
 from laion_fmri_fetchers.storage.tables import read_trials
 

@@ -26,7 +26,7 @@ from laion_fmri_fetchers.exceptions import (
     LaionFmriError,
     NotCachedError,
 )
-from laion_fmri_fetchers.layout.keys import place_of, record_of
+from laion_fmri_fetchers.layout.keys import is_nifti_name, place_of, record_of
 from laion_fmri_fetchers.layout.trees import (
     ARCHIVE,
     BULK,
@@ -259,7 +259,7 @@ def _check(
 def _check_made(file: str) -> tuple[str, str | None]:
     """Return the status of a file that this package made."""
     try:
-        if file.endswith((".nii", ".nii.gz")):
+        if is_nifti_name(file):
             for _ in iter_volumes(read_header(file)):
                 pass
     except CorruptImageError:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any
 
 import numpy as np
 
 from laion_fmri_fetchers.exceptions import InvalidQueryError
 
+from .keys import Record, is_nifti
 from .trees import DERIVATIVES, FUNCTIONAL_GRID, MADE_HERE
 
 
 def resolution_label(resolution: float) -> str:
-    """Return a resolution as file names have it.
+    """Return a resolution as it is written in file names.
 
     Parameters
     ----------
@@ -51,7 +51,7 @@ def resolution_label(resolution: float) -> str:
 
 
 def resampled_path(path: str, resolution: float) -> str:
-    """Return where the resampled image of an original is, below the data directory.
+    """Return the path, below the data directory, of an original's resampled image.
 
     Parameters
     ----------
@@ -74,12 +74,11 @@ def resampled_path(path: str, resolution: float) -> str:
     folder, _, name = path.removeprefix(DERIVATIVES).rpartition("/")
     name = re.sub(r"_res-[^_.]+", "", name)
     space = re.search(r"_space-[^_.]+", name)
-    at = space.end() if space else name.rfind("_")
-    name = f"{name[:at]}_res-{resolution_label(resolution)}{name[at:]}"
+    end = space.end() if space else name.rfind("_")
+    name = f"{name[:end]}_res-{resolution_label(resolution)}{name[end:]}"
     return f"{MADE_HERE}{folder}/{name}"
 
 
-def can_be_resampled(record: dict[str, Any]) -> bool:
-    """Tell by a record whether a file is a volume image."""
-    is_image = record["extension"] in ("nii", "nii.gz")
-    return is_image and record["image_type"] != "freesurfer"
+def can_be_resampled(record: Record) -> bool:
+    """Return whether a file is an image that can be resampled."""
+    return is_nifti(record) and record["image_type"] != "freesurfer"

@@ -21,14 +21,19 @@ from .trees import (
     TEDANA,
 )
 
+Record = dict[str, Any]
+"""What is known of a file: `RECORD_FIELDS`, and their values."""
+
+NIFTI_EXTENSIONS = ("nii.gz", "nii")
+
+GIFTI_EXTENSION = "func.gii"
+
 _ENTITIES = (
     *("image_type", "task", "run", "echo", "part", "space", "res", "hemi"),
     *("contrast", "stat", "desc", "suffix", "extension", "roi"),
 )
 
-
-_NUMBERED = frozenset({"run", "echo"})
-
+_NUMBERED = ("run", "echo")
 
 RECORD_FIELDS = (
     *("id", "key", "subject", "session", *_ENTITIES, "roi_category"),
@@ -36,24 +41,17 @@ RECORD_FIELDS = (
     *("relative_path", "absolute_path"),
 )
 
-
 _LABEL_VALUE = re.compile(r"(?:^|(?<=_))label-[^_.]+")
-
 
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f\\]")
 
-
 _UNSAFE_FOLDERS = frozenset({"", ".", ".."})
-
 
 _SUBJECT_FOLDER = re.compile(r"sub-[A-Za-z0-9]+")
 
-
 _SESSION_FOLDER = re.compile(r"ses-[A-Za-z0-9]+")
 
-
 _MAIN_SESSION = re.compile(r"ses-\d+")
-
 
 _BIDS_NAME = re.compile(r"((?:[A-Za-z0-9]+-[^_.]+_)+)([A-Za-z0-9]+)((?:\.[^./]+)*)")
 
@@ -117,7 +115,7 @@ def is_local_folder(folder: str) -> bool:
 
 
 def _is_safe(folder: str, name: str) -> bool:
-    """Tell whether a path stays in the data directory, and out of the state folder."""
+    """Return whether a path stays in the data directory, out of the state folder."""
     if name in _UNSAFE_FOLDERS or (folder and not _is_safe_folder(folder)):
         return False
     return bool(folder) or _is_safe_top(name)
@@ -142,8 +140,8 @@ def record_of(
     size: int | None = None,
     etag: str | None = None,
     last_modified: str | None = None,
-) -> dict[str, Any]:
-    """Return the record of a key: what its name and its listing tell.
+) -> Record:
+    """Return the record of a key: the metadata in its name and its listing.
 
     Parameters
     ----------
@@ -161,7 +159,7 @@ def record_of(
     dict
         All of `RECORD_FIELDS`; fields that the file lacks are None, and so is
         ``absolute_path``, which depends on the data directory. ``run`` and ``echo``
-        are int; ``outdated`` is False, as the name tells nothing of it.
+        are int; ``outdated`` is False, as it cannot be known from the name.
 
     Raises
     ------
@@ -228,20 +226,19 @@ def _is_subject(folder: str) -> bool:
 def _entities(
     tree: str | None, kind: str | None, session: str | None, tail: str
 ) -> dict[str, str | int | None]:
-    """Return what the rest of a file name tells, behind subject and session."""
-    found: dict[str, str] = {}
+    """Return the entities in a file name behind subject and session."""
+    entities: dict[str, str] = {}
     match = _BIDS_NAME.fullmatch(tail) if tree != FREESURFER else None
     if match:
-        found = dict(e.split("-", 1) for e in match[1].rstrip("_").split("_"))
-        found |= {"suffix": match[2], "extension": match[3][1:]}
+        entities = dict(pair.split("-", 1) for pair in match[1].rstrip("_").split("_"))
+        entities |= {"suffix": match[2], "extension": match[3][1:]}
     elif "." in tail:
-        found = {"extension": tail.rpartition(".")[2]}
-    found["image_type"] = _image_type(tree, kind, session, found)
-    found["roi"] = found.get("label", "") if found["image_type"] == "roi" else ""
-    return {
-        name: _number(found.get(name)) if name in _NUMBERED else found.get(name) or None
-        for name in _ENTITIES
-    }
+        entities = {"extension": tail.rpartition(".")[2]}
+    image_type = _image_type(tree, kind, session, entities)
+    entities["image_type"] = image_type
+    entities["roi"] = entities.get("label", "") if image_type == "roi" else ""
+    values = {name: entities.get(name) or None for name in _ENTITIES}
+    return values | {name: _number(values[name]) for name in _NUMBERED}
 
 
 def _number(value: str | None) -> int | None:
@@ -254,7 +251,6 @@ _BY_EXTENSION: dict[tuple, str] = {
     (GLM, True, "summary", "json"): "summary",
     (GLM, False, "summary", "json"): "subject_summary",
 }
-
 
 _MAPS: dict[tuple, str] = {
     (GLM, True, "statmap", "effect", "SingletrialBetas"): "betas",
@@ -271,17 +267,11 @@ _MAPS: dict[tuple, str] = {
     (ANATOMICAL, True, "T2w", None, None): "anatomical",
 }
 
-
 _LOCALIZER_MAPS = {"z": "localizer", "effect": "localizer_effect"}
-
 
 _RAW_SUFFIXES = {"bold": "raw_bold", "sbref": "sbref"}
 
-
 _RAW_FOLDERS = {"fmap": "fieldmap", "anat": "raw_anatomical"}
-
-
-_VOLUMES = frozenset({"nii.gz", "nii"})
 
 
 def _image_type(
@@ -296,8 +286,8 @@ def _image_type(
         return "figure"
     of_session, suffix = session is not None, entities.get("suffix")
     extension = entities.get("extension")
-    if found := _BY_EXTENSION.get((tree, of_session, suffix, extension)):
-        return found
+    if image_type := _BY_EXTENSION.get((tree, of_session, suffix, extension)):
+        return image_type
     if extension == "json":
         return "sidecar"
     if tree == ROIS and suffix == "mask" and "label" in entities:
@@ -313,7 +303,7 @@ def _volume_type(
     tree: str | None, kind: str | None, of_session: bool, entities: dict[str, str]
 ) -> str:
     """Return the ``image_type`` of a NIfTI file, "other" for any other file."""
-    if entities.get("extension") not in _VOLUMES:
+    if entities.get("extension") not in NIFTI_EXTENSIONS:
         return "other"
     suffix = entities.get("suffix", "")
     if tree == TEDANA:
@@ -324,11 +314,11 @@ def _volume_type(
     return _MAPS.get((tree, of_session, suffix, stat, desc), "other")
 
 
-_MAP_EXTENSIONS = _VOLUMES | {"func.gii"}
+_MAP_EXTENSIONS = (*NIFTI_EXTENSIONS, GIFTI_EXTENSION)
 
 
 def place_of(path: str) -> tuple[str | None, str | None]:
-    """Return the tree and the subject that a path lies under; None for none.
+    """Return the tree and the subject of a path; None where it has none.
 
     Examples
     --------
@@ -340,16 +330,32 @@ def place_of(path: str) -> tuple[str | None, str | None]:
     return _folder(path.rpartition("/")[0])[:2]
 
 
-def is_of_session(record: dict[str, Any]) -> bool:
-    """Tell whether a record's file belongs to one session, and not to the subject.
+def is_nifti(record: Record) -> bool:
+    """Return whether a file is a NIfTI image."""
+    return record["extension"] in NIFTI_EXTENSIONS
 
-    Anatomy has a session in its name, but is that of the subject.
+
+def is_nifti_name(name: str) -> bool:
+    """Return whether a file name or path is that of a NIfTI image.
+
+    Examples
+    --------
+    >>> is_nifti_name("sub-01_T1w.nii.gz"), is_nifti_name("T1.mgz")
+    (True, False)
+    """
+    return name.endswith(tuple(f".{extension}" for extension in NIFTI_EXTENSIONS))
+
+
+def is_of_session(record: Record) -> bool:
+    """Return whether a file belongs to one session, and not to the subject.
+
+    Anatomical images have a session in their name, but belong to the subject.
     """
     return record["session"] is not None and not record["id"].startswith(ANATOMICAL)
 
 
-def is_of_trials(record: dict[str, Any]) -> bool:
-    """Tell whether a record's file belongs to a session that has a trial table."""
+def is_of_trials(record: Record) -> bool:
+    """Return whether a file belongs to a session that has a trial table."""
     return (
         is_of_session(record)
         and _MAIN_SESSION.fullmatch(record["session"]) is not None
@@ -357,16 +363,16 @@ def is_of_trials(record: dict[str, Any]) -> bool:
     )
 
 
-def is_held_out(record: dict[str, Any]) -> bool:
-    """Tell whether the bucket denies a record's file: held-out, but for localizers."""
+def is_held_out(record: Record) -> bool:
+    """Return whether the bucket denies a file: held out, and not of a localizer."""
     return record["session"] in HELD_OUT and not record["id"].startswith(LOCALIZERS)
 
 
-def is_functional_brain_mask(record: dict[str, Any]) -> bool:
-    """Tell whether a record is the brain mask on the functional grid."""
+def is_functional_brain_mask(record: Record) -> bool:
+    """Return whether a file is the brain mask on the functional grid."""
     return record["image_type"] == "brain_mask" and record["res"] == FUNCTIONAL_GRID
 
 
-def noise_ceiling_name(record: dict[str, Any]) -> str:
+def noise_ceiling_name(record: Record) -> str:
     """Return ``"4rep"``, ``"12rep"`` or ``"Allrep"`` of a subject's noise ceiling."""
     return record["desc"].removeprefix("Noiseceiling")

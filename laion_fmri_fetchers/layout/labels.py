@@ -1,4 +1,4 @@
-"""What the label of a stimulus says of the image, and the stimulus table likewise."""
+"""The fields of a stimulus: from its label, and from a row of the stimulus table."""
 
 from __future__ import annotations
 
@@ -9,15 +9,12 @@ from .names import clean_subject, none_if_null
 
 LABEL_FIELDS = ("unique_or_shared", "n_reps", "dataset", "ood_type", "participant")
 
-
 TRIAL_FIELDS = (
     *("subject", "session", "run", "beta_index", "label", "image_index"),
     *(*LABEL_FIELDS, "repetition"),
 )
 
-
 _NUMBER_OF_REPS = re.compile(r"(\d+)(?:\s*reps?)?", re.IGNORECASE)
-
 
 PARTICIPANT_OF_NUMBER = {
     "01": "sub-01",
@@ -28,7 +25,6 @@ PARTICIPANT_OF_NUMBER = {
 }
 """``p<NN>`` of a label, the number of an acquisition, to the BIDS subject."""
 
-
 OOD_TYPES = frozenset(
     (
         *("cropped", "gabor", "gaudy", "illusion-classic", "illusion-natural"),
@@ -36,18 +32,18 @@ OOD_TYPES = frozenset(
     )
 )
 
-
 _N_REPS = {"12rep": 12, "4rep": 4}
 
+SOURCES = ("LAION", "THINGS", "THINGS+", "NSD", "OOD")
+"""Where images were taken from, as labels name it."""
 
-_SHARED_SOURCES = frozenset({"LAION", "NSD", "THINGS+", "OOD"})
-
+_SHARED_SOURCES = frozenset(SOURCES) - {"THINGS"}
 
 _UNIQUE_SOURCES = frozenset({"LAION", "THINGS", "THINGS+"})
 
 
 def stimulus_fields(label: str) -> dict[str, Any]:
-    """Return what a stimulus label tells.
+    """Return the fields of a stimulus from its label.
 
     Parameters
     ----------
@@ -60,7 +56,7 @@ def stimulus_fields(label: str) -> dict[str, Any]:
         ``unique_or_shared`` ("unique" or "shared"), ``n_reps`` (int: times the image
         is shown to a participant over the main sessions; 4 for a unique one),
         ``dataset`` (the label's SOURCE), ``ood_type`` and ``participant`` ("sub-05").
-        What a label does not tell is None; of an unknown label, all is.
+        Fields that a label lacks are None, and so are all fields of an unknown label.
 
     Examples
     --------
@@ -91,12 +87,12 @@ def label_values(label: str) -> tuple[str | int | None, ...]:
 
 
 def stimulus_value(field: str, value: object) -> str | int | None:
-    """Return a cell of the stimulus table as a label would say it.
+    """Return a cell of the stimulus table in the spelling of labels.
 
     Parameters
     ----------
     field : str
-        The column, one of `LABEL_FIELDS`; cells of others come as they are.
+        The column, one of `LABEL_FIELDS`; cells of others are returned unchanged.
     value : object
         The cell: ``"12rep"``, ``"THINGSplus"``, or a list of participants.
 

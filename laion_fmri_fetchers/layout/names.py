@@ -7,8 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 SUBJECTS = ("sub-01", "sub-03", "sub-05", "sub-06", "sub-07")
-"""The published participants; what a bucket holds is asked of it."""
-
+"""The published participants; a bucket may hold others."""
 
 ROI_CATEGORIES = {
     "body": ("EBA", "FBA"),
@@ -31,17 +30,51 @@ ROI_CATEGORIES = {
 }
 """The published ROI names by category; a subject has most of them."""
 
+ROI_UNIONS = {"V1": ("V1d", "V1v"), "V2": ("V2d", "V2v"), "V3": ("V3d", "V3v")}
+"""Visual areas that are published as a dorsal and a ventral part."""
+
+_PUBLISHED = (
+    *ROI_CATEGORIES,
+    *(roi for rois in ROI_CATEGORIES.values() for roi in rois),
+)
+
+_ROI_SPELLING = {name.casefold(): name for name in (*_PUBLISHED, *ROI_UNIONS)}
+
 
 def is_published_roi(name: str) -> bool:
-    """Tell whether a name is that of a published ROI or of a category."""
-    return any(name == c or name in names for c, names in ROI_CATEGORIES.items())
+    """Return whether a name is that of a published ROI or of a category."""
+    return name in _PUBLISHED
+
+
+def rois_named(name: str) -> tuple[str, ...]:
+    """Return the ROIs or the category that a name stands for, in any case.
+
+    Parameters
+    ----------
+    name : str
+        The name of an ROI, with or without hyphens, of a category, or of one of
+        `ROI_UNIONS`.
+
+    Returns
+    -------
+    tuple of str
+        The published names; a name that is not among these, without its hyphens.
+
+    Examples
+    --------
+    >>> rois_named("ffa-1"), rois_named("V1"), rois_named("Face"), rois_named("FFA9")
+    (('FFA1',), ('V1d', 'V1v'), ('face',), ('FFA9',))
+    """
+    clean = clean_roi(name.strip())
+    spelling = _ROI_SPELLING.get(clean.casefold(), clean)
+    return ROI_UNIONS.get(spelling, (spelling,))
 
 
 _NULL = re.compile(r"(n/?a|none|null|)", re.IGNORECASE)
 
 
 def subjects_among(folders: Iterable[str]) -> tuple[str, ...]:
-    """Return the subjects that have a folder among some, in whichever tree.
+    """Return the subjects of folders, in whichever tree these are.
 
     Examples
     --------

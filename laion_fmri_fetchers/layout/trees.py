@@ -13,52 +13,37 @@ from laion_fmri_fetchers.exceptions import UnsafeKeyError
 
 STATE_FOLDER = ".laion_fmri"
 
-
 GLM = "derivatives/glmsingle-tedana/"
-
 
 ROIS = "derivatives/rois/"
 
-
 LOCALIZERS = "derivatives/localizers/"
-
 
 TEDANA = "derivatives/tedana/"
 
-
 ANATOMICAL = "derivatives/anatomical/"
 
-
 FREESURFER = "derivatives/freesurfer/"
-
 
 RAW = ""
 """Raw BIDS data lie in folders of subjects at the top of the bucket."""
 
-
 TREES = (GLM, ROIS, LOCALIZERS, TEDANA, ANATOMICAL, FREESURFER, RAW)
 """The trees whose layout is known; a subject's files are below ``{tree}{subject}/``."""
 
-
 BULK = frozenset({TEDANA, RAW})
-"""Trees of time series, hundreds of GB a subject: never part of what is not named."""
-
+"""Trees of time series, hundreds of GB per subject: fetched only when named."""
 
 MADE_HERE = "derivatives/laion-fmri-fetchers/"
-"""What this package makes of the dataset's files; the bucket holds nothing there."""
-
+"""Files that this package made; the bucket has no such folder."""
 
 DERIVATIVES = "derivatives/"
 
-
 STIMULI = "stimuli/"
-
 
 ARCHIVED = "archive/"
 
-
 PARTICIPANTS = "participants.tsv"
-
 
 ROOT_FILES = frozenset(
     (
@@ -69,41 +54,29 @@ ROOT_FILES = frozenset(
 )
 """Small files at the top of a BIDS dataset; any may be missing."""
 
-
 ARCHIVE = "stimuli/task-images_stimuli.h5"
-
 
 STIMULUS_TABLE = "stimuli/task-images_metadata.csv"
 
-
 GATED = frozenset({ARCHIVE})
-
 
 STIMULUS_IMAGES = "stimuli/images/"
 
-
 CAPTIONS = "stimuli/task-images_desc-captions.csv"
-
 
 SEGMENTATIONS = "stimuli/task-images_desc-segmentations.h5"
 
-
 SEGMENTATIONS_TABLE = "stimuli/task-images_desc-segmentations_metadata.csv"
-
 
 EMBEDDING_MODELS = ("CLIP", "DINOv2", "PEcore", "SigLIP2")
 
-
 HELD_OUT = frozenset(f"ses-{n}" for n in range(31, 35))
-
 
 FUNCTIONAL_GRID = "1pt8"
 """``res-`` of images on the grid of the betas, 1.778 mm."""
 
-
 LOCALIZER_GRID = "1pt5"
 """``res-`` of images on the 1.5 mm grid of the volumetric localizer fits."""
-
 
 IMAGE_TYPES = {
     "betas": GLM,
@@ -135,7 +108,6 @@ IMAGE_TYPES = {
 }
 """Every ``image_type``, and the tree its files lie in (None: in any)."""
 
-
 _FILE_NAME = re.compile(r"(?!\.{1,2}\Z)(?!.:)[^\x00-\x1f\x7f/\\]+")
 
 
@@ -145,7 +117,7 @@ def listings_of(
     """Return the ``(prefix, delimiter)`` to list for files of a subject.
 
     Sessions become prefixes of their own where a subject has hundreds of thousands of
-    files. Elsewhere a request more would cost more than the keys it saves.
+    files. Elsewhere, another request would cost more than the keys it saves.
 
     Parameters
     ----------
@@ -162,14 +134,17 @@ def listings_of(
     [('derivatives/rois/sub-01/', ''), ('sub-01/', '/'), ('sub-01/ses-02/', '')]
     """
     sessions = None if sessions is None else list(sessions)
-    wanted = []
+    listings = []
     for tree in trees:
         top = f"{tree}{subject}/"
         if sessions is None or tree not in BULK:
-            wanted.append((top, ""))
+            listings.append((top, ""))
         else:
-            wanted += [(top, "/"), *((f"{top}{session}/", "") for session in sessions)]
-    return wanted
+            listings += [
+                (top, "/"),
+                *((f"{top}{session}/", "") for session in sessions),
+            ]
+    return listings
 
 
 def unknown_trees(folders: Iterable[str]) -> list[str]:
@@ -203,6 +178,17 @@ def trials_id(record: dict[str, Any]) -> str:
     )
 
 
+def brain_mask_name(subject: str) -> str:
+    """Return the file name of a subject's derived brain mask, on the functional grid.
+
+    Examples
+    --------
+    >>> brain_mask_name("sub-01")
+    'sub-01_space-T1w_res-1pt8_desc-brain_mask.nii.gz'
+    """
+    return f"{subject}_space-T1w_res-{FUNCTIONAL_GRID}_desc-brain_mask.nii.gz"
+
+
 def embeddings_id(model: str) -> str:
     """Return the ``id`` of the embeddings of a model.
 
@@ -215,7 +201,7 @@ def embeddings_id(model: str) -> str:
 
 
 def archived_key(path: str) -> str | None:
-    """Return where the publishers keep the first version of a file, None for nowhere.
+    """Return the key of a file's first version, None where the publishers keep none.
 
     Examples
     --------
@@ -253,6 +239,6 @@ def stimulus_image(name: str) -> str:
     if not _FILE_NAME.fullmatch(name):
         raise UnsafeKeyError(
             f"The image name {name!r} would lead out of {STIMULUS_IMAGES}; nothing was "
-            "written. Check where the stimulus metadata come from."
+            "written. Check the source of the stimulus metadata."
         )
     return STIMULUS_IMAGES + name

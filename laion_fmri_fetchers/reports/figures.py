@@ -1,7 +1,7 @@
-"""Figures of what a Bunch holds; nothing is fetched and no socket is opened.
+"""Figures of a Bunch's content; nothing is fetched and no socket is opened.
 
-Each takes Axes to draw on, or makes a figure, and returns the Axes. Colours are told
-apart by colour-blind people too, and never alone in telling.
+Each takes Axes to draw on, or makes a figure, and returns the Axes. Colours can be told
+apart by colour-blind people, and are never the only mark of a difference.
 """
 
 from __future__ import annotations
@@ -18,11 +18,13 @@ import pandas as pd
 from sklearn.utils import Bunch
 
 from laion_fmri_fetchers.exceptions import InvalidQueryError, did_you_mean
+from laion_fmri_fetchers.layout.labels import SOURCES
 from laion_fmri_fetchers.layout.trees import ANATOMICAL
 from laion_fmri_fetchers.messages import readable_size
 from laion_fmri_fetchers.storage.catalog import look, records
 
 from .summaries import (
+    OTHER_SOURCE,
     default_ceiling,
     is_volume,
     read_volume,
@@ -47,15 +49,17 @@ _CATEGORIES = {
     "retinotopy": "#0072b2",
     "laion": "#ffffff",
 }
-"""Colours of ROI categories; told apart by colour-blind people too (Okabe and Ito)."""
+"""Colours of ROI categories, after Okabe and Ito."""
 
 _SOURCES = {
-    "LAION": "#0072b2",
-    "THINGS": "#e69f00",
-    "THINGS+": "#d55e00",
-    "NSD": "#009e73",
-    "OOD": "#cc79a7",
-    "other": _GREY,
+    **dict(
+        zip(
+            SOURCES,
+            ("#0072b2", "#e69f00", "#d55e00", "#009e73", "#cc79a7"),
+            strict=True,
+        )
+    ),
+    OTHER_SOURCE: _GREY,
 }
 """Colours of the sources of images."""
 
@@ -67,7 +71,7 @@ _STATES: dict[str, dict[str, Any]] = {
     "in the bucket": {"marker": "s", "color": _GREY, "mfc": "none"},
     "held out": {"marker": "x", "color": _GREY},
 }
-"""Marks of the states of a session: told apart by shape and filling, too."""
+"""Marks of the states of a session, which differ in shape and filling, too."""
 
 _SUBJECT_MARKS = (
     *(("o", "#0072b2"), ("s", "#d55e00"), ("^", "#009e73")),
@@ -78,8 +82,8 @@ _SUBJECT_MARKS = (
 def plot_availability(data: Bunch, *, axes: Axes | None = None) -> Axes:
     """Plot which sessions are on disk and which the bucket holds.
 
-    The state is that of the selected types of images; of betas where none is of a
-    session. What the bucket holds is by listings saved earlier.
+    The state is that of the selected types of images, or of betas where none of these
+    belongs to a session. The content of the bucket is known from saved listings.
 
     Parameters
     ----------
@@ -91,8 +95,8 @@ def plot_availability(data: Bunch, *, axes: Axes | None = None) -> Axes:
     Returns
     -------
     matplotlib Axes
-        A row a subject, a mark a session; at the right, the size on disk, of that of
-        all where the listings tell. Sessions that are held out do not count.
+        One row per subject, one mark per session; at the right, the size on disk, and
+        that of all sessions where listings give it, those held out left out.
 
     Raises
     ------
@@ -105,23 +109,23 @@ def plot_availability(data: Bunch, *, axes: Axes | None = None) -> Axes:
 
         plot_availability(data).figure.savefig("availability.png")
     """
-    table = sessions(data)
     subjects = subjects_of(data)
+    table = sessions(data)
     axes = _axes(axes, (6.4, 1.5 + 0.3 * len(subjects)))
     if table.empty:
         return _say(axes, "No session is known.")
     last = table["number"].max()
     for state, marks in _STATES.items():
-        own = table[table["state"] == state]
-        if len(own):
-            rows = own["subject"].map(subjects.index)
+        group = table[table["state"] == state]
+        if len(group):
+            rows = group["subject"].map(subjects.index)
             size = min(10, 160 / max(last, 1))
-            axes.plot(own["number"], rows, ls="", ms=size, label=state, **marks)
+            axes.plot(group["number"], rows, ls="", ms=size, label=state, **marks)
     for row, subject in enumerate(subjects):
-        own = table[table["subject"] == subject]
-        amount = f"{readable_size(own['on_disk'].sum())}"
-        if not ((own["state"] == "in the bucket") & (own["size"] == 0)).any():
-            amount += f" of\n{readable_size(own['size'].sum())}"
+        group = table[table["subject"] == subject]
+        amount = f"{readable_size(group['on_disk'].sum())}"
+        if not ((group["state"] == "in the bucket") & (group["size"] == 0)).any():
+            amount += f" of\n{readable_size(group['size'].sum())}"
         place = axes.get_yaxis_transform()
         axes.text(1.02, row, amount, transform=place, va="center", fontsize="small")
     axes.set_yticks(range(len(subjects)), subjects)
@@ -140,7 +144,7 @@ def plot_rois(
     cut_coords: int | Sequence[float] = 6,
     axes: Axes | None = None,
 ) -> Axes:
-    """Plot the outlines of a subject's ROIs, a colour a category, on the brain.
+    """Plot the outlines of a subject's ROIs on the brain, in one colour per category.
 
     Parameters
     ----------
@@ -162,7 +166,7 @@ def plot_rois(
     Raises
     ------
     InvalidQueryError
-        If there is no such subject in the Bunch.
+        If the Bunch does not have the subject.
     ImportError
         If matplotlib is not installed.
 
@@ -181,12 +185,12 @@ def plot_rois(
         axes.set_position((0, 0, 1, 1))
     axes.set(xticks=[], yticks=[], facecolor="black")
     axes.spines[:].set_visible(False)
-    masks, found = _unions(data, subject), background(data, subject)
-    if not masks and not found:
+    masks, anatomy = _unions(data, subject), background(data, subject)
+    if not masks and not anatomy:
         return _say(axes, "Neither ROIs nor the brain are on disk.", color="white")
     from matplotlib.lines import Line2D
 
-    brain: Any = nib.load(found[0]) if found else _join([*masks.values()])
+    brain: Any = nib.load(anatomy[0]) if anatomy else _join([*masks.values()])
     _draw_slices(axes, brain, masks, _cuts([*masks.values()] or [brain], cut_coords))
     lines = [Line2D([], [], c=_CATEGORIES.get(name, _GREY), lw=2) for name in masks]
     axes.legend(
@@ -201,7 +205,7 @@ def plot_rois(
 
 
 def _join(masks: list[nib.Nifti1Image]) -> nib.Nifti1Image:
-    """Return what is inside of any of some masks of one grid."""
+    """Return the union of masks on one grid."""
     inside = np.max([np.asanyarray(mask.dataobj) for mask in masks], axis=0)
     return nib.Nifti1Image(inside, masks[0].affine)
 
@@ -255,13 +259,13 @@ def plot_trials(
     Returns
     -------
     matplotlib Axes
-        A stacked bar a session: coloured by the source of the images, hatched where
+        One stacked bar per session: coloured by the source of the images, hatched where
         an image is shown twelve times.
 
     Raises
     ------
     InvalidQueryError
-        If there is no such subject in the Bunch.
+        If the Bunch does not have the subject.
     ImportError
         If matplotlib is not installed.
 
@@ -276,7 +280,8 @@ def plot_trials(
     >>> axes.get_legend_handles_labels()[1]
     ['LAION, 12 times', 'NSD, 4 times']
     """
-    trials = data.trials[data.trials["subject"].isin(subjects_of(data, subject))]
+    subjects = subjects_of(data, subject)
+    trials = data.trials[data.trials["subject"].isin(subjects)]
     axes = _axes(axes, (6.4, 3.6))
     if trials.empty:
         return _say(axes, "No trials.")
@@ -321,14 +326,14 @@ def plot_noise_ceiling(
     subject : str or int, optional
         Such as ``"sub-01"``; None: all, a mark each.
     ceiling : {"Allrep", "12rep", "4rep"}, optional
-        Which map of ``noise_ceilings``; None: the first of these there is.
+        Which map of ``noise_ceilings``; None: the first of these that ``data`` has.
     axes : matplotlib Axes, optional
         Where to draw; None: a new figure.
 
     Returns
     -------
     matplotlib Axes
-        A row an ROI, in order of categories; percent of variance.
+        One row per ROI, in order of categories; percent of variance.
 
     Raises
     ------
@@ -345,17 +350,17 @@ def plot_noise_ceiling(
 
         plot_noise_ceiling(data, ceiling="12rep")
     """
-    known = {name for maps in data.noise_ceilings.values() for name in maps}
-    if ceiling is not None and ceiling not in known:
-        hint = did_you_mean(ceiling, known)
-        raise InvalidQueryError(f"There is no noise ceiling {ceiling!r}; {hint}")
     chosen = subjects_of(data, subject)
+    names = {name for maps in data.noise_ceilings.values() for name in maps}
+    if ceiling is not None and ceiling not in names:
+        hint = did_you_mean(ceiling, names)
+        raise InvalidQueryError(f"There is no noise ceiling {ceiling!r}; {hint}")
     table = rois(data, ceiling or default_ceiling(data))
     return draw_noise_ceiling(table[table["subject"].isin(chosen)], axes)
 
 
 def draw_noise_ceiling(table: pd.DataFrame, axes: Axes | None) -> Axes:
-    """Draw what `plot_noise_ceiling` does, of a table of `summaries.rois`."""
+    """Draw the figure of `plot_noise_ceiling` from a table of `summaries.rois`."""
     table = table.dropna(subset="median")
     names = sorted(set(zip(table["category"], table["name"], strict=True)))
     axes = _axes(axes, (6.4, 1.4 + 0.22 * len(names)))
@@ -363,14 +368,14 @@ def draw_noise_ceiling(table: pd.DataFrame, axes: Axes | None) -> Axes:
         return _say(axes, "No noise ceiling of an ROI.")
     subjects = list(dict.fromkeys(table["subject"]))
     for i, subject in enumerate(subjects):
-        own = table[table["subject"] == subject]
-        places = zip(own["category"], own["name"], strict=True)
+        group = table[table["subject"] == subject]
+        places = zip(group["category"], group["name"], strict=True)
         shift = 0.6 * ((i + 0.5) / len(subjects) - 0.5)
         rows = np.array([names.index(place) + shift for place in places])
         marker, colour = _SUBJECT_MARKS[i % len(_SUBJECT_MARKS)]
-        axes.hlines(rows, own["low"], own["high"], color=colour, lw=1, alpha=0.7)
+        axes.hlines(rows, group["low"], group["high"], color=colour, lw=1, alpha=0.7)
         size = max(3, 6 - len(subjects) / 2)
-        axes.plot(own["median"], rows, marker, color=colour, ms=size, label=subject)
+        axes.plot(group["median"], rows, marker, color=colour, ms=size, label=subject)
     for row, (above, below) in enumerate(itertools.pairwise(names)):
         if above[0] != below[0]:
             axes.axhline(row + 0.5, color=_GREY, lw=0.6, ls=":")
@@ -384,7 +389,7 @@ def draw_noise_ceiling(table: pd.DataFrame, axes: Axes | None) -> Axes:
 
 
 def require_matplotlib() -> None:
-    """Raise ImportError, saying how to install it, where there is no matplotlib."""
+    """Raise ImportError, saying how to install it, where matplotlib is missing."""
     try:
         import matplotlib as mpl  # noqa: F401
     except ImportError as error:
@@ -407,7 +412,7 @@ def _axes(
 
 
 def _say(axes: Axes, text: str, **style: Any) -> Axes:
-    """Let axes tell that there is nothing to draw."""
+    """Write on axes that there is nothing to draw."""
     place = axes.transAxes
     axes.text(0.5, 0.5, text, ha="center", va="center", transform=place, **style)
     axes.set(xticks=[], yticks=[])
@@ -427,13 +432,13 @@ def _legend(axes: Axes) -> None:
 
 
 def background(data: Bunch, subject: str) -> tuple[str, str] | None:
-    """Return what to draw ROIs on: a file on disk and what it is.
+    """Return an image to draw ROIs on: a file on disk, and its kind.
 
     The sharpest anatomy, T1w before T2w; else the brain mask on the functional grid.
     """
-    found = look([(f"{ANATOMICAL}{subject}/", "")], data.data_dir, offline=True)
-    there = records(found, found.on_disk, data.data_dir)
-    anatomy = [rec for rec in there if rec["image_type"] == "anatomical"]
+    catalog = look([(f"{ANATOMICAL}{subject}/", "")], data.data_dir, offline=True)
+    on_disk = records(catalog, catalog.on_disk, data.data_dir)
+    anatomy = [rec for rec in on_disk if rec["image_type"] == "anatomical"]
     anatomy.sort(key=lambda rec: (rec["suffix"] != "T1w", rec["res"] is not None))
     if anatomy:
         return anatomy[0]["absolute_path"], "anatomy"
@@ -442,32 +447,33 @@ def background(data: Bunch, subject: str) -> tuple[str, str] | None:
 
 
 def _unions(data: Bunch, subject: str) -> dict[str, nib.Nifti1Image]:
-    """Return a mask a category, of all its ROIs that are on disk as volumes."""
-    found: dict[str, Any] = {}
+    """Return one mask per category: the union of its ROIs on disk as volumes."""
+    unions: dict[str, Any] = {}
     for rec in roi_records(data):
         if rec["subject"] == subject and is_volume(rec):
             header, values = read_volume(rec["absolute_path"])
-            _, union = found.setdefault(rec["roi_category"], (header, values > 0))
+            _, union = unions.setdefault(rec["roi_category"], (header, values > 0))
             union |= values > 0
-    order = [*_CATEGORIES, *sorted(set(found) - set(_CATEGORIES))]
-    return {
-        name: nib.Nifti1Image(
-            found[name][1].reshape(found[name][0].shape, order="F").astype(np.uint8),
-            found[name][0].affine,
-        )
-        for name in order
-        if name in found
-    }
+    order = [*_CATEGORIES, *sorted(set(unions) - set(_CATEGORIES))]
+    masks = {}
+    for category in order:
+        if category in unions:
+            header, union = unions[category]
+            inside = union.reshape(header.shape, order="F").astype(np.uint8)
+            masks[category] = nib.Nifti1Image(inside, header.affine)
+    return masks
 
 
-def _cuts(masks: list[nib.Nifti1Image], wanted: int | Sequence[float]) -> list[float]:
-    """Return where to cut, in mm: evenly through where most of the voxels are."""
-    if not isinstance(wanted, int):
-        return [float(one) for one in wanted]
+def _cuts(
+    masks: list[nib.Nifti1Image], cut_coords: int | Sequence[float]
+) -> list[float]:
+    """Return heights of slices, in mm: evenly spread over most of the voxels."""
+    if not isinstance(cut_coords, int):
+        return [float(height) for height in cut_coords]
     heights = [
         np.argwhere(np.asanyarray(mask.dataobj) > 0) @ mask.affine[2, :3]
         + mask.affine[2, 3]
         for mask in masks
     ]
     low, high = np.quantile(np.concatenate(heights), (0.02, 0.98))
-    return [float(z) for z in np.linspace(low, high, wanted + 2)[1:-1]]
+    return [float(z) for z in np.linspace(low, high, cut_coords + 2)[1:-1]]

@@ -1,9 +1,9 @@
-"""What was fetched, to look at: an HTML report of a Bunch, and its figures alone.
+"""An HTML report of a Bunch: the call, the files, and figures of both.
 
 Everything is read from the disk and from listings saved earlier; no socket is opened.
-The report is one page that needs nothing else: `report.html` is filled
-with fragments, a section each, and figures are part of the page. Metadata reach it
-escaped, and its content policy lets a browser load nothing.
+The report is one page that needs no other file: `report.html` is filled with one
+fragment per section, and figures are part of the page. Metadata are escaped, and the
+page's content policy lets a browser load nothing.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import contextlib
 import html
 import importlib.metadata
 import io
+import json
 import os
 import platform
 import re
@@ -29,7 +30,9 @@ from typing import Any
 import pandas as pd
 from sklearn.utils import Bunch
 
+from laion_fmri_fetchers.exceptions import InvalidQueryError
 from laion_fmri_fetchers.messages import listed, readable_size
+from laion_fmri_fetchers.query.filters import as_filter
 
 from . import summaries
 from .figures import (
@@ -61,7 +64,7 @@ _SVG_STYLE: dict[Any, Any] = {
 class Report:
     """A page of HTML, with the methods of nilearn's reports.
 
-    As the last value of a notebook's cell it is shown there.
+    A notebook shows it as the last value of a cell.
 
     Parameters
     ----------
@@ -111,15 +114,15 @@ class Report:
 
 
 def make_report(data: Bunch, title: str | None = None) -> Report:
-    """Make an HTML report of what was fetched; no socket is opened.
+    """Make an HTML report of a fetched Bunch; no socket is opened.
 
-    It tells what was asked and what came, with sizes, shows ROIs on the brain, trials
-    and noise ceilings, and ends with licence, citation and versions.
+    It lists the arguments of the call and the files with their sizes, shows ROIs on the
+    brain, trials and noise ceilings, and ends with licence, citation and versions.
 
     Parameters
     ----------
     data : :class:`sklearn.utils.Bunch`
-        From `fetch_laion_fmri` or `fetch_laion_fmri_ids`; of a dry run, too.
+        From `fetch_laion_fmri` or `fetch_laion_fmri_ids`, or of a dry run of these.
     title : str, optional
         Title of the page.
 
@@ -151,13 +154,13 @@ def make_report(data: Bunch, title: str | None = None) -> Report:
     from laion_fmri_fetchers import __version__
 
     subjects = subjects_of(data)
-    verb = "would be" if "plan" in data else "was"
+    heading = "Files to fetch" if "plan" in data else "Fetched files"
     ceiling = summaries.default_ceiling(data)
     rois = summaries.rois(data, ceiling)
     template = resources.files(__package__).joinpath("report.html")
     page = string.Template(template.read_text("utf-8")).substitute(
-        title=html.escape(title or f"LAION-fMRI: what {verb} fetched"),
-        came="What would come" if "plan" in data else "What came",
+        title=html.escape(title or f"LAION-fMRI: {heading.lower()}"),
+        content_heading=heading,
         subtitle=html.escape(f"{listed(subjects) or 'No subject'} in {data.data_dir}"),
         query=_query(data.query),
         content=_content(data),
@@ -173,23 +176,33 @@ def make_report(data: Bunch, title: str | None = None) -> Report:
 
 
 def _query(query: dict[str, Any]) -> str:
-    """Show what was asked; filters as they read."""
+    """Show the arguments of the call."""
     rows, lists = [], []
     for name, value in query.items():
         if isinstance(value, list) and len(value) > _MANY:
-            each = _table((name,), [(one,) for one in value], f"All of {name}")
+            each = _table((name,), [(item,) for item in value], f"All of {name}")
             lists.append(f"<details><summary>All of {name}</summary>{each}</details>")
             value = f"{len(value)} of them, listed below"
         elif value is None:
             value = "none" if name.endswith("_filter") else "no limit"
         elif isinstance(value, list):
             value = ", ".join(map(str, value)) or "none"
+        elif isinstance(value, dict):
+            value = _filter_text(value)
         rows.append((name, value if isinstance(value, str) else repr(value)))
     return _table(("Argument", "Value"), rows, "Arguments of the call") + "".join(lists)
 
 
+def _filter_text(plain: dict[str, Any]) -> str:
+    """Return a filter of a query as source, or as JSON where it has functions."""
+    try:
+        return repr(as_filter(plain))
+    except InvalidQueryError:
+        return json.dumps(plain)
+
+
 def _content(data: Bunch) -> str:
-    """Show what came: amounts, what failed or is planned, sessions."""
+    """Show amounts, files that failed or are planned, and sessions."""
     masks = summaries.roi_records(data)
     tiles = [
         ("Subjects", len(data.subjects_meta), ""),
@@ -228,15 +241,18 @@ def _sessions(data: Bunch) -> str:
     if table.empty:
         return "<p>No session is known.</p>"
     rows, cells, says = [], {}, []
-    for subject, own in table.groupby("subject"):
-        n_disk = int((own["on_disk"] > 0).sum())
-        n_all = int((own["state"] != "held out").sum())
-        on_disk, size = float(own["on_disk"].sum()), float(own["size"].sum())
+    for subject, group in table.groupby("subject"):
+        n_disk = int((group["on_disk"] > 0).sum())
+        n_all = int((group["state"] != "held out").sum())
+        on_disk, size = (
+            float(group["on_disk"].sum()),
+            float(group["size"].sum()),
+        )
         rows.append((subject, n_disk, _size(on_disk), n_all, _size(size)))
         says.append(f"{subject}: {n_disk} of {n_all} sessions on disk")
-    for one in table.to_dict("records"):
-        amount = f"{_size(one['size'])}\n" if one["size"] else ""
-        cells[one["session"], one["subject"]] = f"{amount}{one['state']}"
+    for row in table.to_dict("records"):
+        amount = f"{_size(row['size'])}\n" if row["size"] else ""
+        cells[row["session"], row["subject"]] = f"{amount}{row['state']}"
     figure = _svg(
         partial(plot_availability, data),
         (4.8, 1.6 + 0.36 * len(rows)),
@@ -256,11 +272,13 @@ def _sessions(data: Bunch) -> str:
         f"<h3>Subjects and sessions</h3><p class='note'>Files of type "
         f"{html.escape(listed(summaries.session_types(data), most=20))}; {date}. "
         "Sessions that are held out are not counted.</p>"
-        + _figure(figure, "Each mark is a session; at the right, sizes on disk of all.")
+        + _figure(
+            figure, "One mark per session; right: size on disk, and of all sessions."
+        )
         + _table(
             ("Subject", "Sessions on disk", "Size", "Sessions in all", "Size"),
             rows,
-            "Sessions on disk, and with those in the bucket",
+            "Sessions on disk and in the bucket",
             numbers=4,
         )
         + "<details><summary>Each session</summary>"
@@ -270,25 +288,25 @@ def _sessions(data: Bunch) -> str:
 
 
 def _contours(data: Bunch, rois: pd.DataFrame) -> str:
-    """Show the outlines of ROIs, a picture a subject."""
-    there = rois[(rois["unit"] == "voxels") & rois["n"].notna()]
-    if there.empty:
-        return "<p>No ROI mask of volumes is among what is on disk.</p>"
+    """Show the outlines of ROIs, one picture per subject."""
+    volumes = rois[(rois["unit"] == "voxels") & rois["n"].notna()]
+    if volumes.empty:
+        return "<p>No volumetric ROI mask is on disk.</p>"
     pictures = []
-    for subject, own in there.groupby("subject"):
-        found = background(data, str(subject))
-        on = f"the {found[1]} of {subject}" if found else f"the ROIs of {subject}"
+    for subject, group in volumes.groupby("subject"):
+        image = background(data, str(subject))
+        on = f"the {image[1]} of {subject}" if image else f"the ROIs of {subject}"
         alt = (
-            f"Axial slices of {on} with outlines of {len(own)} ROIs in the categories "
-            f"{', '.join(own['category'].unique())}"
+            f"Axial slices of {on} with outlines of {len(group)} ROIs in the "
+            f"categories {', '.join(group['category'].unique())}"
         )
         picture = _png(partial(plot_rois, data, str(subject)), alt)
-        pictures.append(_figure(picture, f"{subject}: {len(own)} ROIs on {on}."))
+        pictures.append(_figure(picture, f"{subject}: {len(group)} ROIs on {on}."))
     return f"<div class='grid'>{''.join(pictures)}</div>"
 
 
 def _trials(data: Bunch) -> str:
-    """Show trials by session, source and repetition, a figure a subject."""
+    """Show trials by session, source and repetition, one figure per subject."""
     trials = data.trials
     if trials.empty:
         return "<p>No trials are selected.</p>"
@@ -316,13 +334,13 @@ def _trials(data: Bunch) -> str:
 
 def _noise_ceiling(rois: pd.DataFrame, ceiling: str) -> str:
     """Show the noise ceiling by ROI."""
-    known = rois.dropna(subset="median")
-    if known.empty:
-        return "<p>No noise ceiling of an ROI is known from what is on disk.</p>"
-    n_rows = len(known.groupby(["category", "name"]))
-    best = known.iloc[int(known["median"].argmax())]
+    measured = rois.dropna(subset="median")
+    if measured.empty:
+        return "<p>No noise ceiling of an ROI is on disk.</p>"
+    n_rows = len(measured.groupby(["category", "name"]))
+    best = measured.iloc[int(measured["median"].argmax())]
     figure = _svg(
-        partial(draw_noise_ceiling, known),
+        partial(draw_noise_ceiling, measured),
         (4.8, 1.2 + 0.21 * n_rows),
         f"Median noise ceiling of {n_rows} ROIs; the highest is {best['median']:.0f} % "
         f"in {best['name']} of {best['subject']}. The table of ROIs has all values.",
@@ -340,10 +358,10 @@ def _rois(rois: pd.DataFrame, ceiling: str) -> str:
         return "<p>No ROIs are selected.</p>"
     subjects = list(dict.fromkeys(rois["subject"]))
     rows = []
-    for (category, name, unit), own in rois.groupby(["category", "name", "unit"]):
+    for (category, name, unit), group in rois.groupby(["category", "name", "unit"]):
         cells = []
         for subject in subjects:
-            masks = own[own["subject"] == subject].itertuples()
+            masks = group[group["subject"] == subject].itertuples()
             cells.append("\n".join(_mask(mask) for mask in masks) or "-")
         unit = "" if unit == "voxels" else f", {unit}"
         rows.append((f"{name}{unit}\n{category}", *cells))
@@ -362,7 +380,7 @@ def _mask(mask: Any) -> str:
 
 
 def _prose(text: str) -> str:
-    """Show a description in reStructuredText, as far as ours go."""
+    """Show a description in reStructuredText; only markup that ours have."""
     parts = []
     for block in re.split(r"\n\s*\n", text.strip()):
         lines = block.splitlines()
@@ -379,14 +397,14 @@ def _prose(text: str) -> str:
     return "".join(parts)
 
 
-def _versions(own: str) -> str:
+def _versions(version: str) -> str:
     names = ("nilearn", "nibabel", "numpy", "pandas", "scikit-learn", "matplotlib")
     rows = [
-        ("laion_fmri_fetchers", own),
+        ("laion_fmri_fetchers", version),
         *((name, importlib.metadata.version(name)) for name in names),
         ("Python", platform.python_version()),
     ]
-    return _table(("Software", "Version"), rows, "What made this page")
+    return _table(("Software", "Version"), rows, "Software that made this page")
 
 
 def _table(
@@ -454,7 +472,7 @@ def _png(draw: Callable[..., Any], alt: str) -> str:
 
 @contextlib.contextmanager
 def _style(settings: dict[Any, Any]) -> Iterator[None]:
-    """Draw by some settings; a notebook's backend that begins meanwhile stays on."""
+    """Draw with settings; a notebook's backend that starts meanwhile stays on."""
     import matplotlib as mpl
 
     with mpl.rc_context(settings):

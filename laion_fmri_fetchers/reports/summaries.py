@@ -1,4 +1,4 @@
-"""Tables of what a Bunch holds, for reports and figures; no socket is opened."""
+"""Tables of a Bunch's content, for reports and figures; no socket is opened."""
 
 from __future__ import annotations
 
@@ -12,7 +12,13 @@ from sklearn.utils import Bunch
 
 from laion_fmri_fetchers.arrays.volumes import Header, iter_volumes, read_header, scaled
 from laion_fmri_fetchers.exceptions import InvalidQueryError, did_you_mean
-from laion_fmri_fetchers.layout.keys import is_of_trials
+from laion_fmri_fetchers.layout.keys import (
+    GIFTI_EXTENSION,
+    Record,
+    is_nifti,
+    is_of_trials,
+)
+from laion_fmri_fetchers.layout.labels import SOURCES
 from laion_fmri_fetchers.layout.names import clean_subject
 from laion_fmri_fetchers.layout.trees import (
     ANATOMICAL,
@@ -22,11 +28,12 @@ from laion_fmri_fetchers.layout.trees import (
     ROIS,
     listings_of,
 )
+from laion_fmri_fetchers.query.arguments import check_fetched
 from laion_fmri_fetchers.storage.catalog import look, records
 from laion_fmri_fetchers.storage.listings import saved_listings
 
 CEILINGS = ("Allrep", "12rep", "4rep")
-SOURCES = ("LAION", "THINGS", "THINGS+", "NSD", "OOD", "other")
+OTHER_SOURCE = "other"
 STATES = (
     *("selected, on disk", "selected, not on disk"),
     *("on disk", "partly on disk", "in the bucket", "held out"),
@@ -49,17 +56,18 @@ def subjects_of(data: Bunch, subject: str | int | None = None) -> list[str]:
     >>> subjects_of(data), subjects_of(data, 3)
     (['sub-01', 'sub-03'], ['sub-03'])
     """
-    known = [meta["subject"] for meta in data.subjects_meta]
+    check_fetched(data, "subjects_meta")
+    subjects = [meta["subject"] for meta in data.subjects_meta]
     if subject is None:
-        return known
-    if clean_subject(subject) not in known:
-        hint = did_you_mean(str(subject), known)
+        return subjects
+    if clean_subject(subject) not in subjects:
+        hint = did_you_mean(str(subject), subjects)
         raise InvalidQueryError(f"There is no subject {subject!r} in the Bunch; {hint}")
     return [str(clean_subject(subject))]
 
 
 def sessions(data: Bunch) -> pd.DataFrame:
-    """Return a row a session: what is on disk, and in the bucket by saved listings.
+    """Return one row per session: on disk, and in the bucket by saved listings.
 
     Parameters
     ----------
@@ -71,29 +79,29 @@ def sessions(data: Bunch) -> pd.DataFrame:
     pandas.DataFrame
         ``subject``, ``session``, its ``number``, ``state`` (one of `STATES`),
         ``on_disk`` and ``size``: bytes on disk and in all (0 if held out). These are
-        of the image types of sessions in ``images_meta``, or of betas; of files that
-        are known.
+        of the image types of sessions in ``images_meta``, or of betas. Resampled
+        images do not count.
     """
     selected: dict[tuple[str, str], set[str]] = {}
     for rec in data.images_meta:
         if is_of_trials(rec):
-            one = selected.setdefault((rec["subject"], rec["session"]), set())
-            one.add(rec["id"])
+            ids = selected.setdefault((rec["subject"], rec["session"]), set())
+            ids.add(rec["id"])
     types = session_types(data)
     rows: dict[tuple[str, str], dict[str, Any]] = {}
-    found = look(_listings(data), data.data_dir, offline=True)
+    catalog = look(_listings(data), data.data_dir, offline=True)
     for meta in data.subjects_meta:
         for session in meta["sessions"]:
             rows[meta["subject"], session] = _no_files()
-    for rec in records(found, set(found.objects) | found.on_disk, data.data_dir):
+    for rec in records(catalog, {*catalog.objects, *catalog.on_disk}, data.data_dir):
         if is_of_trials(rec) and rec["subject"] in subjects_of(data):
             row = rows.setdefault((rec["subject"], rec["session"]), _no_files())
             if rec["image_type"] in types:
-                there = rec["id"] in found.on_disk
-                size = rec["size"] or (_size_on_disk(rec) if there else 0)
+                on_disk = rec["id"] in catalog.on_disk
+                size = rec["size"] or (_size_on_disk(rec) if on_disk else 0)
                 row["size"] += size
-                row["on_disk"] += size if there else 0
-                row["disk" if there else "bucket"].add(rec["id"])
+                row["on_disk"] += size if on_disk else 0
+                row["disk" if on_disk else "bucket"].add(rec["id"])
     table = []
     for (subject, session), row in sorted(rows.items()):
         state = _state(session, selected.get((subject, session)), row)
@@ -104,26 +112,26 @@ def sessions(data: Bunch) -> pd.DataFrame:
 
 
 def session_types(data: Bunch) -> list[str]:
-    """Return the image types of sessions in ``images_meta``; of none, betas."""
+    """Return the image types of sessions in ``images_meta``; if none, betas."""
     types = {r["image_type"] for r in data.images_meta if is_of_trials(r)}
     return sorted(types) or ["betas"]
 
 
 def listed_at(data: Bunch) -> float | None:
-    """Return when the bucket was last listed, in seconds since 1970; None for never."""
+    """Return the time of the last listing, in seconds since 1970; None for never."""
     saved = saved_listings(data.data_dir, _listings(data))
     return saved[-1]["listed_at"] if saved else None
 
 
 def _listings(data: Bunch) -> list[tuple[str, str]]:
-    """Return what was listed for files of the types in a Bunch."""
+    """Return the ``(prefix, delimiter)`` listed for files of the types in a Bunch."""
     trees = {IMAGE_TYPES[name] for name in session_types(data)}
     trees |= {GLM, ROIS, ANATOMICAL}
-    names = subjects_of(data)
+    known_trees = sorted(tree for tree in trees if tree is not None)
     return [
-        w
-        for s in names
-        for w in listings_of(s, sorted(t for t in trees if t is not None))
+        listing
+        for subject in subjects_of(data)
+        for listing in listings_of(subject, known_trees)
     ]
 
 
@@ -131,12 +139,12 @@ def _no_files() -> dict[str, Any]:
     return {"size": 0, "on_disk": 0, "disk": set(), "bucket": set()}
 
 
-def _size_on_disk(rec: dict[str, Any]) -> int:
+def _size_on_disk(rec: Record) -> int:
     return os.path.getsize(rec["absolute_path"])
 
 
 def _state(session: str, selected: set[str] | None, row: dict[str, Any]) -> str:
-    """Return which of `STATES` a session is in."""
+    """Return the state of a session, one of `STATES`."""
     if selected:
         return STATES[0] if selected <= row["disk"] else STATES[1]
     if row["disk"]:
@@ -157,7 +165,7 @@ def trial_counts(trials: pd.DataFrame, by: str) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        A row each source and times an image is shown, a column each value.
+        One row per source and number of times an image is shown, one column per value.
 
     Examples
     --------
@@ -167,7 +175,7 @@ def trial_counts(trials: pd.DataFrame, by: str) -> pd.DataFrame:
     {('NSD', '4 times'): 1, ('other', 'unknown times'): 1}
     """
     source = trials["dataset"].astype(object)
-    source = source.where(source.isin(SOURCES), "other")
+    source = source.where(source.isin(SOURCES), OTHER_SOURCE)
     times = trials["n_reps"].astype("Int64").astype("string").fillna("unknown")
     times = (times + " times").astype(object)
     counts = pd.crosstab([source, times], trials[by].astype(str))
@@ -175,18 +183,18 @@ def trial_counts(trials: pd.DataFrame, by: str) -> pd.DataFrame:
 
 
 def _order(level: pd.Index) -> pd.Index:
-    known = [*SOURCES, "12 times", "4 times"]
-    return level.map(lambda one: known.index(one) if one in known else len(known))
+    order = [*SOURCES, OTHER_SOURCE, "12 times", "4 times"]
+    return level.map(lambda name: order.index(name) if name in order else len(order))
 
 
 def default_ceiling(data: Bunch) -> str:
     """Return the first of `CEILINGS` that a Bunch has."""
-    known = {name for maps in data.noise_ceilings.values() for name in maps}
-    return next((name for name in CEILINGS if name in known), CEILINGS[0])
+    names = {name for maps in data.noise_ceilings.values() for name in maps}
+    return next((name for name in CEILINGS if name in names), CEILINGS[0])
 
 
 def rois(data: Bunch, ceiling: str) -> pd.DataFrame:
-    """Return a row a mask: its size, and the noise ceiling of its voxels.
+    """Return one row per mask: its size, and the noise ceiling of its voxels.
 
     Parameters
     ----------
@@ -227,26 +235,25 @@ def rois(data: Bunch, ceiling: str) -> pd.DataFrame:
     return pd.DataFrame(table, columns=_ROI_COLUMNS).astype({"n": "Int64"})
 
 
-def roi_records(data: Bunch) -> list[dict[str, Any]]:
+def roi_records(data: Bunch) -> list[Record]:
     """Return the records of all ROI masks of a Bunch."""
-    found = {r["id"]: r for r in [*data.rois_meta, *data.images_meta] if r["roi"]}
+    masks = {r["id"]: r for r in [*data.rois_meta, *data.images_meta] if r["roi"]}
     order = ("subject", "roi_category", "roi", "hemi", "extension")
-    return sorted(found.values(), key=lambda r: [r[name] or "" for name in order])
+    return sorted(masks.values(), key=lambda r: [r[name] or "" for name in order])
 
 
-def is_volume(rec: dict[str, Any]) -> bool:
-    """Tell whether a record is of a volume that is on disk."""
-    is_nifti = rec["extension"] in ("nii.gz", "nii")
-    return is_nifti and os.path.exists(rec["absolute_path"])
+def is_volume(rec: Record) -> bool:
+    """Return whether a file is a volume image that is on disk."""
+    return is_nifti(rec) and os.path.exists(rec["absolute_path"])
 
 
-def _mask(rec: dict[str, Any]) -> tuple[int | None, str, np.ndarray | None]:
-    """Return the size of a mask, its unit, and of a volume what is inside."""
+def _mask(rec: Record) -> tuple[int | None, str, np.ndarray | None]:
+    """Return the size of a mask, its unit, and of a volume its voxels."""
     if is_volume(rec):
         inside = read_volume(rec["absolute_path"])[1] > 0
         return int(inside.sum()), "voxels", inside
-    unit = "voxels" if rec["extension"] in ("nii.gz", "nii") else "vertices"
-    if rec["extension"] == "func.gii" and os.path.exists(rec["absolute_path"]):
+    unit = "voxels" if is_nifti(rec) else "vertices"
+    if rec["extension"] == GIFTI_EXTENSION and os.path.exists(rec["absolute_path"]):
         gifti: Any = nib.load(rec["absolute_path"])
         return int((gifti.darrays[0].data > 0).sum()), unit, None
     return None, unit, None

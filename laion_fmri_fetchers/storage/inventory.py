@@ -21,7 +21,7 @@ from laion_fmri_fetchers.exceptions import (
     InvalidQueryError,
     NotCachedError,
 )
-from laion_fmri_fetchers.layout.keys import record_of
+from laion_fmri_fetchers.layout.keys import Record, record_of
 from laion_fmri_fetchers.layout.names import subjects_among
 from laion_fmri_fetchers.layout.trees import (
     ANATOMICAL,
@@ -46,8 +46,6 @@ from .files import files_on_disk, local_path
 from .made_here import is_leftover, resampled_originals
 from .notes import Note, read_notes
 from .settings import Settings
-
-Record = dict[str, Any]
 
 SUBJECT_TREES = (GLM, ROIS, ANATOMICAL)
 """Trees of which every Bunch reports something: sessions, ROIs, brain masks."""

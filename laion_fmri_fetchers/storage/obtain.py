@@ -15,11 +15,11 @@ from laion_fmri_fetchers.exceptions import (
     DownloadError,
     HeldOutSessionError,
 )
-from laion_fmri_fetchers.layout.keys import is_held_out
+from laion_fmri_fetchers.layout.keys import Record, is_held_out
 from laion_fmri_fetchers.messages import counted, listed, readable_size, tell
 from laion_fmri_fetchers.transfer.bucket import bucket_url, object_url
 
-from .inventory import Inventory, Record
+from .inventory import Inventory
 from .notes import note_fetched
 from .settings import Settings
 from .state import partial_dir

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from laion_fmri_fetchers.exceptions import InvalidQueryError
 from laion_fmri_fetchers.messages import warn
-from laion_fmri_fetchers.query.selection import (
+from laion_fmri_fetchers.query.arguments import (
     check_mode,
     check_positive,
     check_verbose,

@@ -21,7 +21,7 @@ import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from laion_fmri_fetchers.layout.trees import STATE_FOLDER
+from laion_fmri_fetchers.layout.trees import STATE_FOLDER, brain_mask_name
 
 from .files import write_atomically
 
@@ -56,8 +56,7 @@ def partial_dir(data_dir: str) -> Path:
 
 def brain_mask_file(data_dir: str, subject: str) -> Path:
     """Return the brain mask derived for a subject without one in the bucket."""
-    name = f"{subject}_space-T1w_res-1pt8_desc-brain_mask.nii.gz"
-    return state_path(data_dir, "brain_masks", name)
+    return state_path(data_dir, "brain_masks", brain_mask_name(subject))
 
 
 def save_arrays(data_dir: str, name: str, arrays: dict[str, np.ndarray]) -> None:

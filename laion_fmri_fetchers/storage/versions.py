@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Container
 from typing import Any
 
-from laion_fmri_fetchers.layout.keys import record_of
+from laion_fmri_fetchers.layout.keys import Record, record_of
 from laion_fmri_fetchers.layout.trees import archived_key
 from laion_fmri_fetchers.messages import counted, listed, warn
 
-from .inventory import Inventory, Record, size_on_disk
+from .inventory import Inventory, size_on_disk
 
 
 def compare_versions(

@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 from nilearn.datasets import neurovault
 
+import laion_fmri_fetchers as filters
 from laion_fmri_fetchers.layout.labels import stimulus_fields
-from laion_fmri_fetchers.query import filters
 
 SUBJECTS = ("sub-01", "sub-03", "sub-05", "sub-06", "sub-07")
 N_SESSIONS = 33

@@ -1,0 +1,143 @@
+"""Checks of the arguments that fetchers share, and their values in one form."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Hashable, Iterable
+from typing import Any
+
+from laion_fmri_fetchers.exceptions import InvalidQueryError, did_you_mean
+from laion_fmri_fetchers.messages import listed, warn
+
+from .filters import ResultFilter, admits, fields, has_functions
+
+MODES = ("download_new", "overwrite", "offline")
+_YES = frozenset({"1", "true", "yes", "on"})
+_MOST_VALUES = 20
+
+
+def check_mode(mode: object) -> str:
+    """Return a mode in lower case; None stands for the mode set by the environment.
+
+    Raises
+    ------
+    InvalidQueryError
+        If it is not a mode.
+
+    Examples
+    --------
+    >>> check_mode("OFFLINE"), check_mode(None)
+    ('offline', 'download_new')
+    """
+    if mode is None:
+        asked = os.environ.get("LAION_FMRI_OFFLINE", "").strip().lower()
+        return "offline" if asked in _YES else "download_new"
+    if not isinstance(mode, str) or mode.lower() not in MODES:
+        hint = f"{did_you_mean(mode, MODES)} " if isinstance(mode, str) else ""
+        raise InvalidQueryError(
+            f"mode is {mode!r}; {hint}it must be one of {', '.join(map(repr, MODES))}"
+        )
+    return mode.lower()
+
+
+def check_positive(value: Any, name: str, whole: bool = False) -> None:
+    """Raise InvalidQueryError for a value that is not a positive number."""
+    kind = int if whole else (int, float)
+    number = hasattr(value, "__index__") or (not whole and hasattr(value, "__float__"))
+    if isinstance(value, (bool, str)) or not number or not value > 0:
+        raise InvalidQueryError(
+            f"{name} is {value!r}; it must be a positive "
+            f"{'whole ' if kind is int else ''}number"
+        )
+
+
+def check_verbose(verbose: Any) -> int:
+    """Return a level as int; InvalidQueryError if it is not a whole number."""
+    if not hasattr(verbose, "__index__"):
+        raise InvalidQueryError(f"verbose is {verbose!r}; it must be 0, 1, 2 or 3")
+    return int(verbose)
+
+
+def check_fields(given: ResultFilter, name: str, existing: Iterable[str]) -> None:
+    """Raise InvalidQueryError for a term on a field that no candidate has."""
+    existing = list(existing)
+    for field in sorted(fields(given) - set(existing)):
+        raise InvalidQueryError(
+            f"{name} has a term on {field!r}, a field that does not exist; "
+            f"{did_you_mean(field, existing)}"
+        )
+
+
+def check_fetched(data: object, key: str) -> None:
+    """Raise InvalidQueryError for an argument that is not the Bunch of a fetcher.
+
+    Parameters
+    ----------
+    data : object
+        The argument.
+    key : str
+        A key of the Bunch that other Bunches lack.
+
+    Examples
+    --------
+    >>> check_fetched({}, "images_meta")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    laion_fmri_fetchers.exceptions.InvalidQueryError: data is a dict without ...
+    """
+    if not hasattr(data, key):
+        raise InvalidQueryError(
+            f"data is a {type(data).__name__} without {key}; it must be the Bunch that "
+            "fetch_laion_fmri or fetch_laion_fmri_ids returned"
+        )
+
+
+def as_limit(max_images: Any) -> int | None:
+    """Return the largest number of images, None for all.
+
+    Raises
+    ------
+    InvalidQueryError
+        If it is not a whole number.
+    """
+    if max_images is None:
+        return None
+    if isinstance(max_images, bool) or not hasattr(max_images, "__index__"):
+        raise InvalidQueryError(
+            f"max_images is {max_images!r}; give a whole number, or None for all"
+        )
+    return None if max_images < 0 else int(max_images)
+
+
+def warn_of_nothing(name: str, given: ResultFilter, among: Any) -> None:
+    """Warn that no candidate passes a filter, with the values that they have.
+
+    Parameters
+    ----------
+    name : str
+        The argument's name.
+    given : ResultFilter
+        The filter.
+    among : list of dict or pandas.DataFrame
+        The candidates.
+    """
+    hints = []
+    for field in sorted(fields(given)):
+        values = _values(field, among)
+        admitted = [value for value in values if admits(given, field, value)]
+        if 0 < len(values) <= _MOST_VALUES and not admitted:
+            hints.append(f"{field} is {listed(sorted(map(str, values)), _MOST_VALUES)}")
+        elif field == "image_type" and len(admitted) == 1 and has_functions(given):
+            hints.append(
+                f"functions saw image_type {admitted[0]!r} alone; add "
+                "image_type=NotNull() to show them other types"
+            )
+    hint = f" Among the candidates, {'; '.join(hints)}." if hints else ""
+    warn(f"Nothing passes {name}, {given!r}.{hint}")
+
+
+def _values(field: str, among: Any) -> set[Hashable]:
+    """Return the values of a field, nulls and lists left out."""
+    if hasattr(among, "columns"):
+        return set(among[field].dropna().unique())
+    values = (record.get(field) for record in among)
+    return {value for value in values if isinstance(value, Hashable)} - {None}
