@@ -38,7 +38,8 @@ from laion_fmri_fetchers.exceptions import DiskSpaceError
 from laion_fmri_fetchers.messages import readable_size, tell, warn
 
 from . import partials
-from .connections import Answer, Connections, Fault
+from .connections import Connections, Fault
+from .connections import RangeReply as Answer
 from .partials import Partial, check_file, part_sizes
 
 if TYPE_CHECKING:
@@ -302,6 +303,7 @@ class _Run:
             self._hire()
         try:
             while not self.finished.wait(_TICK):
+                self.connections.cut_stuck()
                 if progress:
                     progress.update()
         finally:
@@ -557,6 +559,7 @@ class _Run:
             size=file.size,
             etag=file.etag,
             at_first=self.step,
+            is_secret=callable(file.url),
         )
         fault = None
         with self.lock:
