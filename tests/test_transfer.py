@@ -30,7 +30,13 @@ from fault_server import FaultServer, always, etag_of, fine
 from filelock import FileLock
 
 from laion_fmri_fetchers.exceptions import AccessRevokedError, DiskSpaceError
-from laion_fmri_fetchers.transfer import partials, transfer
+from laion_fmri_fetchers.transfer import (
+    checksums,
+    leftovers,
+    owners,
+    partials,
+    transfer,
+)
 from laion_fmri_fetchers.transfer.transfer import (
     Download,
     check_file,
@@ -835,7 +841,7 @@ def test_damaged_journals_are_harmless(server, folder, damage):
     assert fetch(download, folder) == []
     assert_whole(server, download)
     (folder / "partial" / "notes.txt").write_text("of a user")
-    partials.clean(folder / "partial")
+    leftovers.clean(folder / "partial")
     kept = [name for name in left(folder) if not name.endswith(("part", "done"))]
     assert kept == ["notes.txt"]
 
@@ -856,8 +862,8 @@ def make_foreign(folder, owner):
     "owner",
     [
         "elsewhere-12-aaaa",
-        f"{partials._HOST}-1-bbbb",
-        f"{partials._HOST}-{2**70}-cccc",
+        f"{owners._host()}-{owners._machine()}-1-bbbb",
+        f"{owners._host()}-{owners._machine()}-{2**70}-cccc",
         "of-another-programme",
     ],
 )
@@ -880,16 +886,14 @@ def test_leftovers_of_two_processes_are_put_together(server, folder):
     download = leave_unfinished(server, folder)
     make_foreign(folder, "elsewhere-12-aaaa")
     (journal,) = (folder / "partial").glob("*.done")
-    first, *ranges = journal.read_text().splitlines(keepends=True)
-    journal.write_text("".join([first, *ranges[:3]]))
+    first, *lines = journal.read_text().splitlines(keepends=True)
+    journal.write_text("".join([first, *lines[:3]]))
     (part,) = (folder / "partial").glob("*.part")
     shutil.copy(part, str(part).replace("aaaa", "bbbb"))
-    Path(str(journal).replace("aaaa", "bbbb")).write_text(
-        "".join([first, *ranges[2:6]])
-    )
+    Path(str(journal).replace("aaaa", "bbbb")).write_text("".join([first, *lines[2:6]]))
     assert fetch(download, folder) == []
-    done = partials.merged(json.loads(line) for line in ranges[:6])
-    assert server.sent == download.size - partials.length(done)
+    done = ranges.merged(json.loads(line) for line in lines[:6])
+    assert server.sent == download.size - ranges.length(done)
     assert_whole(server, download)
 
 
@@ -1177,7 +1181,7 @@ def test_check_file(tmp_path, size):
     seen = []
     for etag in etags:
         assert check_file(path, size=size, etag=etag, progress=seen.append) is None
-        assert partials.bare(etag) in check_file(altered, etag=etag)
+        assert checksums.bare(etag) in check_file(altered, etag=etag)
     assert sum(seen) >= size
     assert (
         check_file(path, size=size + 1) == f"it has {size} bytes instead of {size + 1}"

@@ -24,7 +24,7 @@ from laion_fmri_fetchers.storage.state import (
     partial_dir,
     state_path,
 )
-from laion_fmri_fetchers.transfer.partials import leftovers
+from laion_fmri_fetchers.transfer.leftovers import leftovers
 
 from .context import Context
 from .points import ID_VARIABLE, NOTE, PROXY_VARIABLES, Point, failed, judged, note, ok

@@ -45,7 +45,7 @@ from laion_fmri_fetchers.storage.notes import Note, read_notes
 from laion_fmri_fetchers.storage.settings import fetch_records, prepare
 from laion_fmri_fetchers.storage.state import license_marker, partial_dir
 from laion_fmri_fetchers.transfer.bucket import bucket_url
-from laion_fmri_fetchers.transfer.partials import check_file
+from laion_fmri_fetchers.transfer.checksums import check_file
 
 _EVERYTHING = (("", ""),)
 _COLUMNS = ["id", "status", "size", "reason"]

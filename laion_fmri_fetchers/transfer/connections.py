@@ -24,8 +24,8 @@ from typing import NamedTuple
 import urllib3
 
 from . import policy
+from .checksums import bare
 from .http import ERRORS, RedirectError, Session, dismiss, trouble
-from .partials import bare
 
 _BUFFER = 2**18
 """Bytes of a thread's buffer: 64 of them take 16 MiB. Larger ones are not faster."""

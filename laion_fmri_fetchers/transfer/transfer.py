@@ -37,10 +37,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from laion_fmri_fetchers.exceptions import DiskSpaceError
 from laion_fmri_fetchers.messages import readable_size, tell, warn
 
-from . import partials
+from . import leftovers as leftover_files
+from . import locks, partials
+from . import ranges as spans
+from .checksums import Chain, bare, check_file, part_sizes
 from .connections import Connections, Fault
 from .connections import RangeReply as Answer
-from .partials import Partial, check_file, part_sizes
+from .partials import Partial
 
 if TYPE_CHECKING:
     from filelock import FileLock
@@ -165,7 +168,7 @@ def download_files(
     if not files:
         return []
     os.makedirs(folder, exist_ok=True)
-    partials.clean(folder, keep={file.stem for file in files}, locks=False)
+    leftover_files.clean(folder, keep={file.stem for file in files}, locks=False)
     run = _Run(
         files,
         folder,
@@ -182,7 +185,7 @@ def download_files(
         run.stop()
     if run.fatal:
         raise run.fatal
-    partials.clean(folder)
+    leftover_files.clean(folder)
     for note in run.notes:
         warn(note)
     if changed is not None:
@@ -199,7 +202,7 @@ class _File:
         self.path = os.path.abspath(download.path)
         self.size, self.sha256 = download.size, download.sha256
         self.last_modified: str | None = None
-        self.etag = partials.bare(download.etag) if download.etag else None
+        self.etag = bare(download.etag) if download.etag else None
         relative = os.path.relpath(self.path, folder)
         self.stem = partials.stem(relative)
         self.folder_stem = partials.stem(os.path.dirname(relative))
@@ -247,7 +250,7 @@ class _Run:
         self.n_connections, self.timeout = n_connections, timeout
         self.max_consecutive_fails, self.verbose = max_consecutive_fails, verbose
         self.connections = Connections(timeout)
-        self.leftovers = partials.leftovers(folder)
+        self.leftovers = leftover_files.leftovers(folder)
         self.total = sum(file.size or 0 for file in files)
         self.step = min(RANGE, max(self.total // n_connections, RANGE // 4))
         self.notes: list[str] = []
@@ -283,7 +286,7 @@ class _Run:
                 if leftover.is_free and leftover.fits(
                     file.size, file.etag, file.sha256
                 ):
-                    saved = max(saved, partials.length(leftover.done))
+                    saved = max(saved, spans.length(leftover.done))
             need += max(0, (file.size or 0) - saved)
             largest = max(largest, saved)
         free = shutil.disk_usage(self.folder).free
@@ -406,7 +409,11 @@ class _Run:
         if not (file.locked or self._lock(file)):
             return
         is_first = not file.restarts
-        if is_first and not self.overwrite and partials.is_whole(file.path, file.size):
+        if (
+            is_first
+            and not self.overwrite
+            and leftover_files.is_whole(file.path, file.size)
+        ):
             with self.lock:
                 self.settled += file.size or 0
             self._finish(file, "another process fetched it")
@@ -436,12 +443,12 @@ class _Run:
         with self.lock:
             lock, users = self.held.get(name, (None, set()))
             if not lock:
-                lock = partials.try_lock(self.folder, name)
+                lock = locks.try_lock(self.folder, name)
             if lock and (is_small or not users):
                 self.held[name] = (lock, users | {file})
                 file.locked = name
                 return True
-        now, signs = time.monotonic(), partials.signs_of_life(self.folder, file.stem)
+        now, signs = time.monotonic(), locks.signs_of_life(self.folder, file.stem)
         if signs != file.signs or not file.polls:
             file.signs, file.signs_at = signs, now
         elif now - file.signs_at > max(_LOCK_PATIENCE, 4 * self.timeout):
@@ -460,19 +467,19 @@ class _Run:
                 if users - {file}:
                     self.held[name] = (lock, users - {file})
                 else:
-                    partials.unlock(lock)
+                    locks.unlock(lock)
 
     def _reuse(self, file: _File) -> None:
         """Copy the finished ranges of unfinished files that others left."""
         found = self.leftovers
         if file.polls:
-            found = partials.leftovers(self.folder)
+            found = leftover_files.leftovers(self.folder)
         for leftover in found.get(file.stem, ()):
             if leftover.fits(file.size, file.etag, file.sha256):
                 file.size, file.etag = leftover.header["size"], leftover.header["etag"]
                 self._know(file)
                 with self.copying, contextlib.suppress(FileNotFoundError):
-                    n_bytes = file.partial.copy(leftover)
+                    n_bytes = file.partial.copy(leftover.part, leftover.done)
                     with self.lock:
                         self.settled += n_bytes
                         self.kept += n_bytes
@@ -493,8 +500,8 @@ class _Run:
             chains = file.partial.chains
             part = chains[0].stop if chains else self.step
             step = self.step - self.step % part if part <= self.step else self.step
-            missing = partials.gaps(file.partial.done, start, file.size or 0)
-            ranges = [*partials.cut(missing, step)]
+            missing = spans.gaps(file.partial.done, start, file.size or 0)
+            ranges = [*spans.cut(missing, step)]
         with self.lock:
             if self.hopeless:
                 self._doom(file, self.hopeless)
@@ -508,7 +515,7 @@ class _Run:
     def _fetch(self, file: _File, start: int, stop: int | None, tries: int) -> None:
         """Fetch a range of a file; how far it goes is the server's if stop is None."""
         me, at, noted, fault = threading.get_ident(), start, start, None
-        chains: list[partials.Chain] = []
+        chains: list[Chain] = []
         address = self._address(file)
         try:
             answer = self._ask(file, address, start, stop)
@@ -683,7 +690,7 @@ class _Run:
         self._say(2, f"{file.id}: {fault.reason}; it is fetched anew")
         file.partial.close(keep=False)
         with self.lock:
-            self.settled -= partials.length(file.partial.done)
+            self.settled -= spans.length(file.partial.done)
             file.restarts.append(fault.remedy)
             if fault.remedy == "changed":
                 self.total -= file.size or 0
