@@ -28,6 +28,7 @@ import pytest
 from conftest import unprivileged
 from fault_server import FaultServer, always, etag_of, fine
 from filelock import FileLock
+from policies import set_policy
 
 from laion_fmri_fetchers.exceptions import AccessRevokedError, DiskSpaceError
 from laion_fmri_fetchers.transfer import (
@@ -35,7 +36,7 @@ from laion_fmri_fetchers.transfer import (
     leftovers,
     owners,
     partials,
-    transfer,
+    ranges,
 )
 from laion_fmri_fetchers.transfer.transfer import (
     Download,
@@ -51,9 +52,7 @@ MIB = 2**20
 @pytest.fixture(autouse=True)
 def small_steps(monkeypatch):
     """Let small files have several ranges, and waits be short."""
-    monkeypatch.setattr(transfer, "RANGE", RANGE)
-    monkeypatch.setattr(transfer, "_FIRST_WAIT", 0.01)
-    monkeypatch.setattr(transfer, "_POLL", 0.01)
+    set_policy(monkeypatch, range_size=RANGE, first_wait=0.01, poll=0.01)
 
 
 @pytest.fixture
@@ -147,7 +146,7 @@ def test_ranges_are_spread_over_connections_and_name_the_etag(server, folder):
 def test_parts_of_one_upload_are_hashed_without_reading_the_file_again(
     server, folder, monkeypatch
 ):
-    monkeypatch.setattr(transfer, "RANGE", 4 * MIB)
+    set_policy(monkeypatch, range_size=4 * MIB)
     monkeypatch.setattr(partials, "_pread", None)
     download = a_download(server, folder, size=5 * MIB + 3, part=MIB)
     assert fetch(download, folder) == []
@@ -494,7 +493,7 @@ def test_a_server_that_accepts_nobody(folder):
 
 
 def test_a_server_that_is_away_for_a_while(folder, monkeypatch):
-    monkeypatch.setattr(transfer, "_FIRST_WAIT", 0.05)
+    set_policy(monkeypatch, first_wait=0.05)
     with FaultServer() as server:
         download = a_download(server, folder, size=10 * RANGE)
         stopping = threading.Event()
@@ -902,8 +901,9 @@ def test_a_killed_process_leaves_what_the_next_one_uses(server, folder):
     server.faults["file"] = [fine] * 10 + [always(faults.stall(0))]
     script = f"""
 from pathlib import Path
-from laion_fmri_fetchers.transfer import transfer
-transfer.RANGE = {RANGE}
+from dataclasses import replace
+from laion_fmri_fetchers.transfer import policy, transfer
+policy.POLICY = replace(policy.POLICY, range_size={RANGE})
 transfer.download_files(
     [transfer.Download("file", {download.url!r}, Path({str(download.path)!r}),
                        {download.size}, {download.etag!r})],
@@ -994,7 +994,7 @@ def test_who_holds_the_lock_is_waited_for(server, folder):
 def test_who_holds_the_lock_and_does_nothing_is_not_waited_for(
     server, folder, monkeypatch
 ):
-    monkeypatch.setattr(transfer, "_LOCK_PATIENCE", 0.1)
+    set_policy(monkeypatch, lock_patience=0.1)
     download = a_download(server, folder)
     with lock_of(download, folder):
         assert fetch(download, folder, timeout=0.05) == []
@@ -1129,7 +1129,7 @@ def test_verbosity(server, folder, capfd):
 
 
 def test_lines_where_there_is_no_terminal(server, folder, capfd, monkeypatch):
-    monkeypatch.setattr(transfer, "_LINE_EVERY", 0.0)
+    set_policy(monkeypatch, line_every=0.0)
     download = a_download(server, folder)
     server.faults["file"] = [fine, always(faults.slow(2 * RANGE))]
     fetch(download, folder, verbose=1)
