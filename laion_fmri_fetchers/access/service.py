@@ -32,7 +32,8 @@ from laion_fmri_fetchers.exceptions import (
     TermsOutdatedError,
 )
 from laion_fmri_fetchers.transfer import policy
-from laion_fmri_fetchers.transfer.http import Kind, Session, in_sessions, trouble
+from laion_fmri_fetchers.transfer.http import Session, in_sessions
+from laion_fmri_fetchers.transfer.troubles import Kind, trouble
 
 DEFAULT_ACCESS_URL = "https://laion-fmri.hebartlab.com"
 URL_VARIABLE = "LAION_FMRI_ACCESS_URL"

@@ -30,7 +30,8 @@ from .pages import ADVICE, Object, Page, parse_page
 if TYPE_CHECKING:
     import requests
 
-    from .http import Session, Trouble
+    from .http import Session
+    from .troubles import Trouble
 
 __all__ = [
     "DEFAULT_BUCKET_URL",
@@ -245,7 +246,7 @@ def _answer(
     session: Session, url: str, query: dict[str, str], what: str
 ) -> Page | _Busy | Trouble:
     """Ask for a page once; return it, or why it may be there later."""
-    from .http import ERRORS, RedirectError, trouble
+    from .troubles import ERRORS, RedirectError, trouble
 
     headers = {"Accept-Encoding": "identity"}
     try:

@@ -25,7 +25,8 @@ import urllib3
 
 from . import policy
 from .checksums import bare
-from .http import ERRORS, RedirectError, Session, dismiss, trouble
+from .http import Session, dismiss
+from .troubles import ERRORS, RedirectError, trouble
 
 _BUFFER = 2**18
 """Bytes of a thread's buffer: 64 of them take 16 MiB. Larger ones are not faster."""

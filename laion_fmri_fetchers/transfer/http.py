@@ -1,4 +1,4 @@
-"""HTTP, set up in one place: proxies, certificates, redirects, bounds, words on errors.
+"""HTTP, set up in one place: proxies, certificates, redirects, bounds.
 
 ::
 
@@ -6,7 +6,6 @@
                      └ Session.ask        requests, for listings and the access service
                          └ Session.read   a body, bounded in bytes and in idle time
     (downloads) ─▶ Session.ask_raw        urllib3, the engine of requests, for ranges
-    trouble        what an error of either means, in words that hold no address
 
 Both ways of asking go through the pools of one adapter. Proxies (with a password, over
 TLS, or SOCKS with PySocks) and NO_PROXY are those that requests finds.
@@ -15,7 +14,6 @@ TLS, or SOCKS with PySocks) and NO_PROXY are those that requests finds.
 from __future__ import annotations
 
 import contextlib
-import enum
 import functools
 import logging
 import math
@@ -26,23 +24,16 @@ import ssl
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, TypeVar
 from urllib.parse import urljoin, urlsplit, urlunsplit
 from urllib.request import getproxies
 
 import requests
 import urllib3
-from urllib3.exceptions import (
-    ConnectTimeoutError,
-    HTTPError,
-    IncompleteRead,
-    NameResolutionError,
-    NewConnectionError,
-    ProxyError,
-)
 
 from . import policy
+from .troubles import RedirectError, SetupError
 
 AGENT = "laion-fmri-fetchers"
 CA_VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR")
@@ -50,136 +41,7 @@ CA_VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CE
 
 THREADS = "laion-fmri-http"
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
-ERRORS = (requests.RequestException, HTTPError, OSError, ValueError)
-"""What requests and urllib3 raise where there is no answer, or none that is whole."""
-
 _Result = TypeVar("_Result")
-
-
-# --- What goes wrong -------------------------------------------------------------
-
-
-class Kind(enum.Enum):
-    """Kinds of trouble; what to do about it depends on the kind."""
-
-    ADDRESS = enum.auto()
-    SETUP = enum.auto()
-    CONNECTING = enum.auto()
-    PROXY = enum.auto()
-    TLS = enum.auto()
-    SILENCE = enum.auto()
-    BREAK = enum.auto()
-
-    @property
-    def is_final(self) -> bool:
-        """Tell whether it makes no sense to try again."""
-        return self in (Kind.ADDRESS, Kind.SETUP)
-
-    @property
-    def is_on_the_way(self) -> bool:
-        """Tell whether the server was not reached."""
-        return self in (Kind.CONNECTING, Kind.PROXY, Kind.TLS)
-
-
-class Trouble(NamedTuple):
-    """What an error means, in words without an address, as that may be a secret."""
-
-    kind: Kind
-    reason: str
-
-
-class SetupError(OSError):
-    """What the environment says of certificates cannot be used."""
-
-
-class RedirectError(Exception):
-    """A redirect that is not followed."""
-
-
-def trouble(error: BaseException, timeout: float) -> Trouble:
-    """Return what an error of requests or urllib3 means."""
-    errors = list(_chain(error))
-    return (
-        _trouble_of_setup(errors)
-        or _trouble_on_the_way(errors)
-        or _trouble_of_answer(errors, timeout)
-    )
-
-
-def _trouble_of_setup(errors: list[BaseException]) -> Trouble | None:
-    if _has(errors, SetupError):
-        return Trouble(Kind.SETUP, str(errors[-1]))
-    if any("SOCKS support" in str(error) for error in errors):
-        needs = "a SOCKS proxy needs PySocks: pip install 'requests[socks]'"
-        return Trouble(Kind.SETUP, needs)
-    if _has(errors, requests.exceptions.InvalidProxyURL):
-        return Trouble(Kind.SETUP, "the address of the proxy is not valid")
-    return None
-
-
-def _trouble_on_the_way(errors: list[BaseException]) -> Trouble | None:
-    words = _words(errors)
-    is_of_socks = any(type(error).__module__ == "socks" for error in errors)
-    if is_of_socks or _has(errors, ProxyError, requests.exceptions.ProxyError):
-        return Trouble(Kind.PROXY, f"the proxy fails: {words}")
-    if _has(errors, ssl.SSLError):
-        return Trouble(Kind.TLS, words)
-    if _is_late(errors) or _has(errors, NameResolutionError):
-        return Trouble(Kind.CONNECTING, words)
-    if _has(errors, NewConnectionError):
-        return Trouble(Kind.CONNECTING, f"cannot connect: {words}")
-    return None
-
-
-def _trouble_of_answer(errors: list[BaseException], timeout: float) -> Trouble:
-    if _has(errors, TimeoutError, urllib3.exceptions.TimeoutError, requests.Timeout):
-        return Trouble(Kind.SILENCE, f"no byte for {timeout:g} s")
-    if _has(errors, IncompleteRead):
-        return Trouble(Kind.BREAK, "the body ended early")
-    if _has(errors, OSError, urllib3.exceptions.ProtocolError) and not _has(
-        errors, ValueError
-    ):
-        return Trouble(Kind.BREAK, f"the connection broke: {_words(errors)}")
-    return Trouble(Kind.ADDRESS, "its address is not valid")
-
-
-def _has(errors: list[BaseException], *kinds: type[BaseException]) -> bool:
-    return any(isinstance(error, kinds) for error in errors)
-
-
-def _is_late(errors: list[BaseException]) -> bool:
-    """Tell whether connecting took too long; a refusal may be of that class too."""
-    return _has(errors, ConnectTimeoutError) and not _has(errors, NewConnectionError)
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an error and those that it wraps, in any of the ways of the libraries."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        yield error
-        names = ("original_error", "reason")
-        inner = [*(getattr(error, name, None) for name in names), *error.args]
-        inner.append(error.__cause__)
-        error = next((e for e in inner if isinstance(e, BaseException)), None)
-
-
-def _words(errors: list[BaseException]) -> str:
-    """Return the cause in the words of the operating system, of TLS, or of a proxy."""
-    inner = errors[-1]
-    if isinstance(inner, socket.gaierror):
-        return "the server's name cannot be resolved"
-    if _is_late(errors):
-        return "the server does not accept connections"
-    if isinstance(inner, ssl.SSLError):
-        return f"TLS fails: {inner.reason or type(inner).__name__}"
-    if str(inner).startswith("Tunnel connection failed"):
-        return str(inner)
-    number = getattr(inner, "errno", None)
-    if number:
-        return os.strerror(number).lower()
-    is_of_socks = type(inner).__module__ == "socks"
-    return str(inner) if is_of_socks else type(inner).__name__
 
 
 # --- Certificates and redirects --------------------------------------------------
@@ -376,6 +238,9 @@ class Session(requests.Session):
     ) -> Any:
         for _ in range(policy.POLICY.redirects):
             response, status, location = send(url)
+            if self._is_stuck:  # the cut looks like the end of the headers
+                response.close()
+                raise requests.Timeout
             if status not in REDIRECTS or not location:
                 self.answered.set()
                 return response
