@@ -25,14 +25,20 @@ import urllib3
 
 from . import policy
 from .checksums import bare
-from .http import Session, dismiss
+from .http import Session, dismiss, read_into
 from .troubles import ERRORS, RedirectError, trouble
-
-_BUFFER = 2**18
-"""Bytes of a thread's buffer: 64 of them take 16 MiB. Larger ones are not faster."""
 
 _CHUNK = 2**17
 """Bytes worth a write: below, system calls and the hand-over of Python's lock count."""
+
+_READ_FOR = 0.05
+"""Seconds that a read may take. TLS hands over 16 KiB at a time, and to ask for each in
+Python takes longer than to decrypt it; so where a line is fast, a read is for as much
+as will arrive in that time. If the connection breaks, what a read was to bring is lost.
+"""
+
+_SLOW_READ = 2**15
+"""Bytes below which a read takes what has arrived, and loses nothing."""
 
 _SLOW = 0.25
 """Seconds after which less is written too, so that little is lost by a kill."""
@@ -105,6 +111,7 @@ class Connections:
         self._lock = threading.Lock()
         self._sessions: list[Session] = []
         self._answered = threading.Event()
+        self._proxies: dict[str, dict[str, str]] = {}
         self._are_cut = False
 
     def ask(
@@ -167,14 +174,18 @@ class Connections:
         response, length = reply.response, reply.stop - reply.start
         buffer = self._buffer(max(length, 1))
         limits = policy.POLICY
+        amount = _SLOW_READ
         n_read = held = mark = 0
         since = yielded = time.monotonic()
         fault = None
         try:
             while n_read < length and not fault:
-                n, fault = self._read(response, buffer[held : held + length - n_read])
+                began = time.monotonic()
+                room = min(len(buffer) - held, length - n_read, amount)
+                n, fault = self._read(response, buffer[held : held + room])
                 n_read, held = n_read + n, held + n
                 now = time.monotonic()
+                amount = max(_SLOW_READ, int(n / max(now - began, 1e-6) * _READ_FOR))
                 if n_read - mark >= limits.least_progress:
                     mark, since = n_read, now
                 elif now - since > self._timeout and n_read < length:
@@ -220,7 +231,7 @@ class Connections:
     def _session(self) -> Session:
         """Return this thread's session."""
         if not hasattr(self._mine, "session"):
-            self._mine.session = Session(self._timeout, self._answered)
+            self._mine.session = Session(self._timeout, self._answered, self._proxies)
             with self._lock:
                 self._sessions.append(self._mine.session)
                 if self._are_cut:
@@ -245,7 +256,7 @@ class Connections:
     def _buffer(self, most: int) -> memoryview:
         """Return this thread's buffer; it is small as long as that will do."""
         buffer = getattr(self._mine, "buffer", memoryview(b""))
-        wanted = min(most, _BUFFER)
+        wanted = min(most, _CHUNK)
         if len(buffer) < wanted:
             buffer = self._mine.buffer = memoryview(bytearray(wanted))
         return buffer
@@ -253,13 +264,16 @@ class Connections:
     def _read(
         self, response: urllib3.BaseHTTPResponse, view: memoryview
     ) -> tuple[int, Fault | None]:
-        """Read what has arrived, but at least a byte."""
+        """Fill a large view; into a small one, read what has arrived."""
         fault = None
         n = 0
         try:
-            piece = response.read1(len(view), decode_content=False)
-            n = len(piece)
-            view[:n] = piece
+            if len(view) > _SLOW_READ:
+                n = read_into(response, view)
+            else:
+                piece = response.read1(len(view), decode_content=False)
+                n = len(piece)
+                view[:n] = piece
         except ERRORS as error:
             fault = self._network_fault(error)
         return n, fault or (None if n else Fault("the body ended early"))

@@ -27,7 +27,6 @@ from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, TypeVar
 from urllib.parse import urljoin, urlsplit, urlunsplit
-from urllib.request import getproxies
 
 import requests
 import urllib3
@@ -115,9 +114,16 @@ class Session(requests.Session):
         Seconds without a byte after which a request is given up.
     answered : threading.Event, optional
         Set at the first answer; shared by the sessions of a call.
+    proxies : dict, optional
+        Proxies by host, filled as they are found; shared by the sessions of a call.
     """
 
-    def __init__(self, timeout: float, answered: threading.Event | None = None):
+    def __init__(
+        self,
+        timeout: float,
+        answered: threading.Event | None = None,
+        proxies: dict[str, dict[str, str]] | None = None,
+    ):
         super().__init__()
         self.headers["User-Agent"] = AGENT
         self.timeout = timeout
@@ -128,6 +134,7 @@ class Session(requests.Session):
         self._waits_since = math.inf
         self._is_stuck = False
         self._pools: dict[str, tuple[Any, bool]] = {}
+        self._proxies_of = {} if proxies is None else proxies
         for scheme in ("http://", "https://"):
             self.mount(scheme, _Adapter(self))
 
@@ -285,9 +292,10 @@ class Session(requests.Session):
             if scheme not in ("http", "https") or not host:
                 raise ValueError("not an address")
             request = requests.Request("GET", base).prepare()
-            proxies = self.merge_environment_settings(base, {}, None, None, None)[
-                "proxies"
-            ]
+            if base not in self._proxies_of:
+                found = requests.utils.get_environ_proxies(base)
+                self._proxies_of[base] = dict(found)
+            proxies = self._proxies_of[base]
             adapter: Any = self.get_adapter(base)
             pool = adapter.get_connection_with_tls_context(request, None, proxies)
             is_forwarded = adapter.request_url(request, proxies).startswith("http")
@@ -315,7 +323,8 @@ class _Adapter(requests.adapters.HTTPAdapter):
             k: v for k, v in given.items() if not k.startswith("ca_cert")
         }
         is_tls = str(request.url).startswith("https:")
-        if is_tls or any(p.startswith("https:") for p in getproxies().values()):
+        names = ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY")
+        if is_tls or any(os.environ.get(n, "").startswith("https:") for n in names):
             options["ssl_context"] = tls()
         return host, options
 
@@ -359,6 +368,19 @@ def dismiss(response: urllib3.BaseHTTPResponse, most_bytes: int = 2**16) -> None
         response.close()
     else:
         response.drain_conn()
+
+
+def read_into(response: Any, view: memoryview) -> int:
+    """Fill a view with what is next of a body, unless that ends.
+
+    The ``readinto`` of urllib3 reads into new memory and copies that, which takes a
+    quarter longer for large files. So this is that of the response of `http.client`
+    underneath, for which urllib3 has no public name.
+    """
+    n_bytes = response._fp.readinto(view)
+    if response.length_remaining is not None:
+        response.length_remaining -= n_bytes
+    return n_bytes
 
 
 _asking = threading.local()
