@@ -112,6 +112,13 @@ CASES = {
     ),
 }
 
+CA_VARIABLES = (
+    "REQUESTS_CA_BUNDLE",
+    "CURL_CA_BUNDLE",
+    "SSL_CERT_FILE",
+    "AWS_CA_BUNDLE",
+)
+
 NGINX = """daemon off; worker_processes 1; pid {folder}/nginx.pid; error_log stderr;
 events {{ worker_connections 2048; }}
 http {{
@@ -194,10 +201,9 @@ def tls_front(port: str) -> Iterator[str]:
         command = [nginx, "-p", folder, "-c", str(conf), "-e", "stderr"]
         process = stack.enter_context(subprocess.Popen(command))
         stack.callback(process.terminate)
-        bundle = f"{folder}/server.pem"
-        for name in ("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "AWS_CA_BUNDLE"):
-            ENVIRONMENT[name] = bundle
-        ENVIRONMENT["CURL_CA_BUNDLE"] = bundle
+        for name in CA_VARIABLES:
+            ENVIRONMENT[name] = f"{folder}/server.pem"
+            stack.callback(ENVIRONMENT.pop, name)
         while True:
             with contextlib.suppress(OSError):
                 socket.create_connection(("127.0.0.1", tls_port)).close()
