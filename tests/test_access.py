@@ -24,6 +24,7 @@ import pandas as pd
 import pytest
 import requests
 from fault_server import FaultServer, always
+from policies import set_policy
 
 from laion_fmri_fetchers import accept_license
 from laion_fmri_fetchers.access import account, identity
@@ -351,7 +352,7 @@ def test_each_error_of_the_service(
     access, data_dir, monkeypatch, secrets_of_test, name
 ):
     answer, kind, said = REFRESH_ERRORS[name]
-    monkeypatch.setattr(access_service, "_FIRST_WAIT", 0.01)
+    set_policy(monkeypatch, first_wait=0.01)
     request()
     fetch(max_images=0)
     before = files_of(data_dir)
@@ -382,7 +383,7 @@ def test_rate_limit_says_when_to_try_again(access, data_dir):
 
 
 def test_service_unreachable(access, data_dir, monkeypatch, secrets_of_test):
-    monkeypatch.setattr(access_service, "_FIRST_WAIT", 0.01)
+    set_policy(monkeypatch, first_wait=0.01)
     request()
     access.stop()
 
@@ -401,7 +402,7 @@ def test_service_unreachable(access, data_dir, monkeypatch, secrets_of_test):
     ],
 )
 def test_a_service_that_gives_no_answer(monkeypatch, fault, said):
-    monkeypatch.setattr(access_service, "_FIRST_WAIT", 0.01)
+    set_policy(monkeypatch, first_wait=0.01)
     with FaultServer() as service:
         service.put("api/v1/manifest", b'{"current_terms_version": "3"}')
         service.faults["api/v1/manifest"] = [always(fault)]
@@ -419,14 +420,14 @@ def test_a_service_that_gives_no_answer(monkeypatch, fault, said):
 def test_a_service_without_tls(access, monkeypatch):
     url = access.url.replace("http://", "https://")
     monkeypatch.setenv("LAION_FMRI_ACCESS_URL", url)
-    monkeypatch.setattr(access_service, "_FIRST_WAIT", 0.01)
+    set_policy(monkeypatch, first_wait=0.01)
     with pytest.raises(AccessServiceError, match=r"\(TLS fails\)"):
         current_terms_version(timeout=5)
     assert access.requests == []
 
 
 def test_a_short_failure_of_the_service_passes(access, data_dir, monkeypatch):
-    monkeypatch.setattr(access_service, "_FIRST_WAIT", 0.01)
+    set_policy(monkeypatch, first_wait=0.01)
     request()
     left = [(503, {}, b"busy"), (502, {}, b"busy")]
     access.answers[REFRESH] = lambda body: left.pop() if left else None

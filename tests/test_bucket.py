@@ -14,10 +14,11 @@ from urllib.parse import parse_qs
 import fault_server as faults
 import pytest
 from fault_server import FaultServer, always
+from policies import set_policy
 
 from laion_fmri_fetchers import BucketError, InvalidQueryError
 from laion_fmri_fetchers.demo import serve_bucket
-from laion_fmri_fetchers.transfer import bucket
+from laion_fmri_fetchers.transfer import bucket, policy
 from laion_fmri_fetchers.transfer.bucket import (
     Object,
     UnreachableError,
@@ -32,7 +33,7 @@ PAGE = """<?xml version="1.0" encoding="UTF-8"?>
 
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch):
-    monkeypatch.setattr(bucket, "_FIRST_WAIT", 0.01)
+    set_policy(monkeypatch, first_wait=0.01)
 
 
 def test_all_below_a_prefix(server, bucket_folder):
@@ -113,7 +114,7 @@ def test_busy_for_good(server):
     server.faults[""] = lambda environ: (503, {}, b"")
     with pytest.raises(UnreachableError, match="503"):
         list_objects("derivatives/")
-    assert len(server.requests) == bucket._TRIES_BUSY
+    assert len(server.requests) == policy.POLICY.tries
 
 
 @pytest.mark.parametrize(("status", "word"), [(403, "denies"), (404, "No such bucket")])
@@ -227,7 +228,7 @@ def test_no_thread_is_left(server):
 
 
 def listers():
-    return [t for t in threading.enumerate() if t.name == "laion-fmri-listing"]
+    return [t for t in threading.enumerate() if t.name == "laion-fmri-http"]
 
 
 def contents(*keys):
@@ -384,7 +385,7 @@ def raw(page):
 
 @pytest.mark.parametrize("fault", [faults.drip(5.0), faults.no_length])
 def test_a_body_that_drips_is_given_up(monkeypatch, fault):
-    monkeypatch.setattr(bucket, "_GRACE", 0.2)
+    set_policy(monkeypatch, grace=0.2)
     with raw(PAGE.format(contents("a")).encode()) as server:
         monkeypatch.setenv("LAION_FMRI_BUCKET_URL", server.url)
 
@@ -401,7 +402,7 @@ def test_a_body_that_drips_is_given_up(monkeypatch, fault):
 
 
 def test_headers_that_drip_are_given_up(monkeypatch):
-    monkeypatch.setattr(bucket, "_GRACE", 0.2)
+    set_policy(monkeypatch, grace=0.2)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         stopped = threading.Event()
 
@@ -432,7 +433,7 @@ def test_a_slow_body_that_makes_progress_is_read(monkeypatch):
     """40 kB at 40 kB/s with 0.6 s of patience: longer in all than any of it."""
     keys = [f"{n:0200d}" for n in range(200)]
     with raw(PAGE.format(contents(*keys)).encode()) as server:
-        monkeypatch.setattr(bucket, "_GRACE", 0.0)
+        set_policy(monkeypatch, grace=0.0)
         monkeypatch.setenv("LAION_FMRI_BUCKET_URL", server.url)
         server.faults[""] = [always(faults.slow(40_000.0))]
         start = time.monotonic()
@@ -442,7 +443,7 @@ def test_a_slow_body_that_makes_progress_is_read(monkeypatch):
 
 def test_one_time_out_to_connect_in_all(monkeypatch):
     """A full queue of a listener drops what wants to connect, as a firewall does."""
-    monkeypatch.setattr(bucket, "_CONNECT_TIMEOUT", 1.0)
+    set_policy(monkeypatch, connect_timeout=1.0)
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(
             socket.create_server(("127.0.0.1", 0), backlog=0)
@@ -452,7 +453,7 @@ def test_one_time_out_to_connect_in_all(monkeypatch):
         monkeypatch.setenv("LAION_FMRI_BUCKET_URL", f"http://127.0.0.1:{address[1]}")
         wanted = [(f"sub-{n:02d}/", "") for n in range(30)]
         start = time.monotonic()
-        with pytest.raises(UnreachableError, match="timed out"):
+        with pytest.raises(UnreachableError, match="does not accept connections"):
             list_many(wanted, n_connections=4)
         assert 1.0 <= time.monotonic() - start < 2.6
 

@@ -7,6 +7,7 @@ import shutil
 import warnings
 
 import pytest
+from policies import set_policy
 
 from laion_fmri_fetchers import (
     BucketError,
@@ -21,7 +22,6 @@ from laion_fmri_fetchers.demo import serve_bucket
 from laion_fmri_fetchers.layout.names import ROI_CATEGORIES
 from laion_fmri_fetchers.storage.catalog import look, records
 from laion_fmri_fetchers.storage.listings import save_listing
-from laion_fmri_fetchers.transfer import bucket
 
 
 def test_subjects(server, data_dir):
@@ -119,7 +119,7 @@ def test_a_broken_listing_is_made_anew(server, data_dir):
 
 
 def test_a_bucket_that_takes_long_is_told_of(server, data_dir, capsys, monkeypatch):
-    monkeypatch.setattr(bucket, "_QUIET", 0.0)
+    set_policy(monkeypatch, quiet=0.0)
     look([("", "/")], str(data_dir))
     assert (
         capsys.readouterr().err

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from nilearn.maskers import NiftiMasker
+from policies import set_policy
 
 from laion_fmri_fetchers import (
     BucketError,
@@ -39,7 +40,7 @@ from laion_fmri_fetchers.demo import serve_bucket
 from laion_fmri_fetchers.layout.keys import record_of
 from laion_fmri_fetchers.layout.labels import TRIAL_FIELDS, stimulus_fields
 from laion_fmri_fetchers.layout.trees import trials_id
-from laion_fmri_fetchers.transfer import bucket
+from laion_fmri_fetchers.transfer import policy
 
 ROOT = {"README", "dataset_description.json", "participants.json", "participants.tsv"}
 KEYS = {
@@ -381,14 +382,14 @@ def test_offline_and_stopped_server_give_the_same(bucket_folder, data_dir, monke
 
 
 def test_a_bucket_that_does_not_answer_is_asked_once(cached, server, monkeypatch):
-    monkeypatch.setattr(bucket, "_FIRST_WAIT", 0.001)
+    set_policy(monkeypatch, first_wait=0.001)
     server.faults[""] = (503, {}, b"")
     with pytest.warns(UserWarning, match="status 503.*continuing offline"):
         fetch("all", sessions=1)
     asked = Counter(
         parse_qs(query).get("prefix", [""])[0] for query in listings(server)
     )
-    assert max(asked.values()) == bucket._TRIES_BUSY
+    assert max(asked.values()) == policy.POLICY.tries
     assert not [prefix for prefix in asked if "sub-" in prefix]
 
 

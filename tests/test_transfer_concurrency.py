@@ -6,6 +6,7 @@ A watcher hashes every file when it appears under its final name.
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import fcntl
 import hashlib
 import multiprocessing
@@ -21,7 +22,7 @@ from pathlib import Path
 import pytest
 from fault_server import FaultServer, always, slow
 
-from laion_fmri_fetchers.transfer import transfer
+from laion_fmri_fetchers.transfer import policy
 from laion_fmri_fetchers.transfer.transfer import Download, download_files
 
 pytestmark = pytest.mark.skipif(
@@ -43,8 +44,9 @@ CONTEXT.set_forkserver_preload([__name__])
 
 def fetch_all(downloads, partial_dir, locks_work, ready):
     """Run in a process of its own."""
-    transfer.RANGE = RANGE
-    transfer._NOTE_EVERY = 2**14
+    policy.POLICY = dataclasses.replace(
+        policy.POLICY, range_size=RANGE, note_every=2**14
+    )
     if not locks_work:
         fcntl.flock = fcntl.lockf = lambda *args: None
     if ready:

@@ -1,7 +1,7 @@
 """The access service over HTTP: requests, bounded answers, and its errors as ours.
 
     ask_service ─▶ _send          redirects, never with a body to another host
-              └ _send_once     a thread of its own, given up at a deadline
+              └ _send_once     in_sessions: a thread of its own, cut at a deadline
                   └ _exchange  one request; its answer, of a few MB at most
          ─▶ _parsed ─▶ ServiceAnswer ─▶ raise_for_status
 
@@ -16,17 +16,12 @@ import datetime as dt
 import ipaddress
 import json
 import os
-import queue
 import re
-import threading
 import time
 import zlib
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 from urllib.parse import SplitResult, urljoin, urlsplit
-
-import requests
-import urllib3
-from urllib3.util import Retry
 
 from laion_fmri_fetchers.exceptions import (
     AccessFormError,
@@ -36,6 +31,9 @@ from laion_fmri_fetchers.exceptions import (
     AccessServiceError,
     TermsOutdatedError,
 )
+from laion_fmri_fetchers.transfer import policy
+from laion_fmri_fetchers.transfer.http import Session, in_sessions
+from laion_fmri_fetchers.transfer.troubles import Kind, trouble
 
 DEFAULT_ACCESS_URL = "https://laion-fmri.hebartlab.com"
 URL_VARIABLE = "LAION_FMRI_ACCESS_URL"
@@ -44,16 +42,10 @@ PREFIX = "lfm_"
 
 TRIES = 3
 """How often to ask a service that is busy or does not answer, where that is safe."""
-_FIRST_WAIT = 0.5
-_CONNECT_TIMEOUT = 10.0
-_MOST_REDIRECTS = 4
-_BUSY = frozenset({500, 502, 503, 504})
 
 MOST_BYTES = 4 * 2**20
 """Bytes of an answer, unpacked, at most; real ones have a few kB."""
 _MOST_LEVELS = 32
-_PATIENCE = 3
-"""An answer that is not whole after so many times the time-out is given up."""
 _DAY = 86_400.0
 
 ADVICE = (
@@ -116,11 +108,14 @@ def ask_service(
     """Ask the service; again after a while where that may help."""
     body = None if body is None else _Secret(body)
     url = server.rstrip("/") + path
-    for i in range(tries):
-        if i:
-            time.sleep(_FIRST_WAIT * 2 ** (i - 1))
+    for n_tried in range(tries):
+        if n_tried:
+            time.sleep(policy.POLICY.wait(n_tried))
         reply = _send(url, body, what, timeout)
-        if not isinstance(reply, str) and reply.status not in _BUSY:
+        # That there were too many requests is for the user to know.
+        if not isinstance(reply, str) and (
+            reply.status not in policy.POLICY.retried or reply.status == 429
+        ):
             break
     if isinstance(reply, str):
         raise AccessServiceError(
@@ -147,7 +142,7 @@ def _send(
     With a body, which may hold a secret, no other host is followed to.
     """
     first = url
-    for _ in range(_MOST_REDIRECTS):
+    for _ in range(policy.POLICY.redirects):
         refuse_plain(url, f"The address for {what}")
         reply = _send_once(url, body, what, timeout)
         if isinstance(reply, str) or not 300 <= reply.status < 400:
@@ -170,24 +165,25 @@ def _send(
 def _send_once(
     url: str, body: dict[str, Any] | None, what: str, timeout: float
 ) -> _Reply | str:
-    """Send a request in a thread of its own, and wait for the answer.
+    """Send a request in a thread of its own, and wait for the whole answer.
 
-    The time-out of a socket starts anew with each byte, so only a clock of our own
-    ends a server that drips. And where Ctrl-C ends the wait, the frames of the HTTP
-    client, whose variables hold the body, are not in the traceback.
+    Where Ctrl-C ends the wait, the frames of the HTTP client, whose variables hold the
+    body, are not in the traceback.
     """
-    replies: queue.SimpleQueue[_Reply | str] = queue.SimpleQueue()
-    threading.Thread(
-        target=lambda: replies.put(_exchange(url, body, timeout)), daemon=True
-    ).start()
-    try:
-        reply = replies.get(timeout=_PATIENCE * timeout)
-    except queue.Empty:
-        reply = None
+    most_seconds = policy.POLICY.service_patience * timeout
+    replies = in_sessions(
+        [lambda session: _exchange(session, url, body)],
+        n_threads=1,
+        timeout=timeout,
+        most_seconds=most_seconds,
+    )
+    reply = None
+    with contextlib.suppress(TimeoutError), contextlib.closing(replies):
+        _, reply = next(replies)
     if reply is None:
         raise AccessServiceError(
             f"{_shown(url)} has not answered the call for {what} completely after "
-            f"{_PATIENCE * timeout:g} s. Try again later. {ADVICE}"
+            f"{most_seconds:g} s. Try again later. {ADVICE}"
         )
     if not isinstance(reply, str) and len(reply.body) > MOST_BYTES:
         raise AccessServiceError(
@@ -197,54 +193,44 @@ def _send_once(
     return reply
 
 
-def _exchange(url: str, body: dict[str, Any] | None, timeout: float) -> _Reply | str:
+def _exchange(session: Session, url: str, body: dict[str, Any] | None) -> _Reply | str:
     """Send a request and read its answer; where there is none, return why.
 
     No exception leaves it: the frames of one would hold the body.
     """
     try:
-        with (
-            requests.Session() as session,
-            session.request(
-                "GET" if body is None else "POST",
-                url,
-                json=body,
-                headers={"Accept": "application/json", "Accept-Encoding": "identity"},
-                timeout=(min(timeout, _CONNECT_TIMEOUT), timeout),
-                allow_redirects=False,
-                stream=True,
-            ) as response,
-        ):
+        with session.request(
+            "GET" if body is None else "POST",
+            url,
+            json=body,
+            headers={"Accept": "application/json", "Accept-Encoding": "identity"},
+            timeout=(session.connect_timeout, session.timeout),
+            allow_redirects=False,
+            stream=True,
+        ) as response:
             headers = response.headers
             return _Reply(
                 response.status_code,
                 SecretText(headers.get("Location", "")),
                 headers.get("Retry-After", ""),
-                _body(response),
+                _unpacked(session.read(response, MOST_BYTES), headers),
             )
-    except requests.exceptions.SSLError:
-        return "TLS fails"
-    except (requests.Timeout, urllib3.exceptions.TimeoutError):
-        return f"nothing for {timeout:g} s"
-    except requests.ConnectionError:
-        return "no connection"
-    except urllib3.exceptions.ProtocolError:
-        return "its answer breaks off"
     except zlib.error:
         return "its answer cannot be unpacked"
     except Exception as error:
-        return type(error).__name__
+        kind, reason = trouble(error, session.timeout)
+        return {
+            Kind.TLS: "TLS fails",
+            Kind.SILENCE: f"nothing for {session.timeout:g} s",
+            Kind.CONNECTING: "no connection",
+            Kind.BREAK: "its answer breaks off",
+        }.get(kind, reason)
 
 
-def _body(response: requests.Response) -> SecretBytes:
+def _unpacked(content: bytes, headers: Mapping[str, str]) -> SecretBytes:
     """Return the body of an answer, unpacked; no more than a byte too much of it."""
-    content = bytearray()
-    while piece := response.raw.read(2**16, decode_content=False):
-        content += piece
-        if len(content) > MOST_BYTES:
-            return SecretBytes(content[: MOST_BYTES + 1])
-    encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
-    if encoding in ("gzip", "x-gzip", "deflate"):
+    encoding = headers.get("Content-Encoding", "identity").strip().lower()
+    if encoding in ("gzip", "x-gzip", "deflate") and len(content) <= MOST_BYTES:
         # The service may pack what it was asked not to; a bomb is unpacked no further.
         either = zlib.MAX_WBITS | 32
         return SecretBytes(
@@ -265,10 +251,7 @@ def _parsed(reply: _Reply, server: str, what: str) -> ServiceAnswer:
                 f"JSON object (status {reply.status}). {ADVICE}"
             )
         content = _Secret()
-    asked = None
-    with contextlib.suppress(Exception):
-        asked = Retry().parse_retry_after(reply.retry_after)
-    return ServiceAnswer(reply.status, content, asked)
+    return ServiceAnswer(reply.status, content, policy.retry_after(reply.retry_after))
 
 
 def _hidden(value: Any, level: int = 0) -> Any:

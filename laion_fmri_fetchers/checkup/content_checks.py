@@ -19,7 +19,7 @@ from laion_fmri_fetchers.layout.keys import is_held_out
 from laion_fmri_fetchers.layout.labels import stimulus_fields, stimulus_value
 from laion_fmri_fetchers.messages import counted, listed, readable_size
 from laion_fmri_fetchers.transfer import bucket
-from laion_fmri_fetchers.transfer.partials import bare, part_sizes
+from laion_fmri_fetchers.transfer.checksums import bare, part_sizes
 
 from .client import SMALL, NoAnswerError, Reply
 from .context import Context, Record

@@ -25,7 +25,7 @@ from laion_fmri_fetchers.storage.state import (
     partial_dir,
     state_path,
 )
-from laion_fmri_fetchers.transfer.partials import leftovers
+from laion_fmri_fetchers.transfer.leftovers import leftovers
 
 from .context import Context
 from .points import PROXY_VARIABLES, Point, judged, note, ok

@@ -43,7 +43,7 @@ from laion_fmri_fetchers.storage.made_here import is_leftover
 from laion_fmri_fetchers.storage.notes import Note, read_notes
 from laion_fmri_fetchers.storage.obtain import download
 from laion_fmri_fetchers.storage.settings import make_settings
-from laion_fmri_fetchers.transfer.partials import check_file
+from laion_fmri_fetchers.transfer.checksums import check_file
 
 _EVERYTHING = (("", ""),)
 _COLUMNS = ["id", "status", "size", "reason"]

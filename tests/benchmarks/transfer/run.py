@@ -16,6 +16,7 @@ import json
 import os
 import random
 import shutil
+import socket
 import statistics
 import subprocess
 import sys
@@ -40,6 +41,7 @@ class Case(NamedTuple):
     bar: str
     connections: int = 32
     workers: int = 256
+    is_tls: bool = False
 
 
 CASES = {
@@ -85,7 +87,59 @@ CASES = {
         (),
         "at most 150 MB above import",
     ),
+    "small-tls": Case(
+        f"{N_SMALL} files of about 1 kB over TLS, 50 ms latency a request; 64 "
+        "connections, s5cmd has 256",
+        "small/",
+        ("--latency", "0.05"),
+        "at most 1.5 x s5cmd",
+        connections=64,
+        is_tls=True,
+    ),
+    "uncapped-tls": Case(
+        "one 256 MiB file over TLS, no latency, no cap",
+        "large/0/",
+        (),
+        "at most 1.5 x curl",
+        is_tls=True,
+    ),
+    "unhashed-tls": Case(
+        "the same with an ETag that is not an MD5",
+        "large/0/",
+        ("--opaque",),
+        "at most 1.3 x curl",
+        is_tls=True,
+    ),
 }
+
+CA_VARIABLES = (
+    "REQUESTS_CA_BUNDLE",
+    "CURL_CA_BUNDLE",
+    "SSL_CERT_FILE",
+    "AWS_CA_BUNDLE",
+)
+
+NGINX = """daemon off; worker_processes 1; pid {folder}/nginx.pid; error_log stderr;
+events {{ worker_connections 2048; }}
+http {{
+  access_log off; {places}
+  upstream behind {{ server 127.0.0.1:{port}; keepalive 256; }}
+  server {{
+    listen 127.0.0.1:{tls_port} ssl backlog=1024;
+    ssl_certificate {folder}/server.pem;
+    ssl_certificate_key {folder}/server.key;
+    keepalive_requests 100000;
+    location / {{
+      proxy_pass http://behind;
+      proxy_http_version 1.1;
+      proxy_set_header Connection "";
+      proxy_max_temp_file_size 0;
+      proxy_buffers 16 64k;
+      proxy_busy_buffers_size 128k;
+    }}
+  }}
+}}
+"""
 
 ENVIRONMENT = {
     **{n: v for n, v in os.environ.items() if not n.lower().endswith("_proxy")},
@@ -110,13 +164,52 @@ def make_files(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def serve(folder: Path, options: tuple[str, ...]) -> Iterator[str]:
+def serve(folder: Path, options: tuple[str, ...], is_tls: bool) -> Iterator[str]:
     command = [sys.executable, str(HERE / "server.py"), str(folder), *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
-            yield f"http://127.0.0.1:{process.stdout.readline().strip()}"
+            port = process.stdout.readline().strip()
+            if is_tls:
+                with tls_front(port) as url:
+                    yield url
+            else:
+                yield f"http://127.0.0.1:{port}"
         finally:
             process.terminate()
+
+
+@contextlib.contextmanager
+def tls_front(port: str) -> Iterator[str]:
+    """Run nginx before a server, with an authority that all tools are told of."""
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        key = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
+        names = ["-subj", "/CN=benchmark", "-addext", "subjectAltName=IP:127.0.0.1"]
+        files = ["-keyout", f"{folder}/server.key", "-out", f"{folder}/server.pem"]
+        subprocess.run([*key, *names, *files], check=True, capture_output=True)
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            tls_port = listener.getsockname()[1]
+        places = " ".join(
+            f"{name}_temp_path {folder}/{name};"
+            for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+        )
+        conf = Path(folder, "nginx.conf")
+        conf.write_text(
+            NGINX.format(folder=folder, places=places, port=port, tls_port=tls_port)
+        )
+        nginx = shutil.which("nginx") or "/usr/sbin/nginx"
+        command = [nginx, "-p", folder, "-c", str(conf), "-e", "stderr"]
+        process = stack.enter_context(subprocess.Popen(command))
+        stack.callback(process.terminate)
+        for name in CA_VARIABLES:
+            ENVIRONMENT[name] = f"{folder}/server.pem"
+            stack.callback(ENVIRONMENT.pop, name)
+        while True:
+            with contextlib.suppress(OSError):
+                socket.create_connection(("127.0.0.1", tls_port)).close()
+                break
+            time.sleep(0.02)
+        yield f"https://127.0.0.1:{tls_port}"
 
 
 def timed(command: list[str]) -> float:
@@ -181,13 +274,13 @@ def measure(case: Case, files: Path, work: Path, args: argparse.Namespace) -> No
     times: dict[str, list[float]] = {"ours": []}
     memory, alone = [], []
     commands = tools(args.tools, case.workers)
-    with serve(files, case.server) as url:
+    with serve(files, case.server, case.is_tls) as url:
         startup = {
             name: version_time(command(url, case.prefix, work), args.repeats)
             for name, command in commands.items()
         }
         for i in range(args.repeats):
-            if not case.server:
+            if not case.server and not case.is_tls:
                 target = f"{url}/bucket/large/0/f0.bin"
                 alone.append(timed(["curl", "-sf", "-o", os.devnull, target]))
             for name in ("ours", *commands):

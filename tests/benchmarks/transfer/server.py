@@ -1,13 +1,15 @@
 """A small S3-like server for benchmarks: it can delay answers and cap connections.
 
-    python server.py FOLDER [--latency SECONDS] [--rate BYTES_A_SECOND] [--md5]
+    python server.py FOLDER [--latency SECONDS] [--rate BYTES_A_SECOND]
+                            [--md5] [--opaque]
 
 It prints its port, then serves the files of FOLDER as objects of a bucket, path style:
 ``GET /bucket/?list-type=2&prefix=``, and ``HEAD`` and ``GET`` of ``/bucket/{key}`` with
 ``Range`` and ``If-Match``. One thread waits for all sockets, and bodies go from file to
 socket inside the kernel (sendfile), so that the server costs little of the machine.
 Objects of 8 MiB and more have the ETag of an upload in parts of 8 MiB; with ``--md5``
-all have that of an upload in one part.
+all have that of an upload in one part, with ``--opaque`` one that says nothing of the
+content, as that of an encrypted object.
 """
 
 from __future__ import annotations
@@ -34,12 +36,14 @@ AT_ONCE = 2**21
 class Object:
     """A file that is offered."""
 
-    def __init__(self, path: Path, single_part: bool):
+    def __init__(self, path: Path, single_part: bool, is_opaque: bool):
         data = path.read_bytes()
         self.size = len(data)
         self.modified = path.stat().st_mtime
         self.descriptor = os.open(path, os.O_RDONLY)
-        if len(data) < PART or single_part:
+        if is_opaque:
+            self.etag = f"opaque-to-clients-{len(data)}"
+        elif len(data) < PART or single_part:
             self.etag = hashlib.md5(data).hexdigest()
         else:
             parts = [
@@ -66,11 +70,17 @@ class Server:
     """All connections, waited for in one loop."""
 
     def __init__(
-        self, folder: Path, latency: float, rate: float, single_part: bool, port: int
+        self,
+        folder: Path,
+        latency: float,
+        rate: float,
+        single_part: bool,
+        is_opaque: bool,
+        port: int,
     ):
         self.latency, self.rate = latency, rate
         self.objects = {
-            path.relative_to(folder).as_posix(): Object(path, single_part)
+            path.relative_to(folder).as_posix(): Object(path, single_part, is_opaque)
             for path in sorted(folder.rglob("*"))
             if path.is_file()
         }
@@ -268,9 +278,12 @@ def main() -> None:
     parser.add_argument("--latency", type=float, default=0.0, help="seconds a request")
     parser.add_argument("--rate", type=float, default=0.0, help="bytes/s a connection")
     parser.add_argument("--md5", action="store_true", help="ETags of one-part uploads")
+    parser.add_argument("--opaque", action="store_true", help="ETags that are no MD5")
     parser.add_argument("--port", type=int, default=0)
     args = parser.parse_args()
-    server = Server(args.folder, args.latency, args.rate, args.md5, args.port)
+    server = Server(
+        args.folder, args.latency, args.rate, args.md5, args.opaque, args.port
+    )
     print(server.listener.getsockname()[1], flush=True)
     server.serve()
 
