@@ -20,9 +20,9 @@ from pathlib import Path
 import fault_server as faults
 import pytest
 from fault_server import FaultServer, always
-from laion_fmri_fetchers.access.manifest import current_terms_version
 from policies import set_policy
 
+from laion_fmri_fetchers.access.manifest import current_terms_version
 from laion_fmri_fetchers.exceptions import AccessServiceError, BucketError
 from laion_fmri_fetchers.transfer.bucket import list_objects, object_url
 from laion_fmri_fetchers.transfer.http import CA_VARIABLES, redirected
