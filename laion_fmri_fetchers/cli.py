@@ -17,15 +17,13 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import laion_fmri_fetchers as package
 
 from .exceptions import AccessPendingError, InvalidQueryError, LaionFmriError
 from .messages import readable_size, tell
-
-if TYPE_CHECKING:
-    from laion_fmri_fetchers.query.filters import ResultFilter
+from .query.terms import TERM_FORM, parse_terms
 
 PROGRAM = "laion-fmri-fetchers"
 
@@ -125,8 +123,6 @@ def on_a_shell(message: str) -> str:
 
 # --- Options and output that commands share --------------------------------------
 
-_TERM_HELP = "FIELD OP VALUE; OP is = != >= <= > < ~ (regular expression) in (a,b,c)"
-
 
 def _no_options(_: Parser) -> None:
     """Add nothing."""
@@ -142,7 +138,7 @@ def _terms(command: Parser, option: str, rows: str) -> None:
         action="append",
         default=[],
         metavar="TERM",
-        help=f"keep only {rows} matching TERM, may be repeated: {_TERM_HELP}",
+        help=f"keep only {rows} matching TERM, may be repeated: {TERM_FORM}",
     )
 
 
@@ -462,9 +458,9 @@ def _embeddings(options: Options) -> None:
 
 def _segmentations(options: Options) -> None:
     """Fetch segmentations of the stimuli."""
-    terms = parse_terms(options.where)
+    conditions = parse_terms(options.where)
     data = package.fetch_laion_segmentations(
-        options.names, segmentation_filter=terms, **_transfer(options)
+        options.names, segmentation_filter=conditions, **_transfer(options)
     )
     _print_files(options, data, [data.segmentations_file, data.masks_file])
 
@@ -645,85 +641,3 @@ def _complete(parser: Parser) -> None:
             if action.dest in words:
                 action.completer = lambda names=words[action.dest], **_: names  # type: ignore[attr-defined]
     argcomplete.autocomplete(parser)
-
-
-# --- Terms, as of --where --------------------------------------------------------
-
-_TERM = re.compile(r"\s*(\w+)\s*(>=|<=|!=|==|=|>|<|~|\bin\b)\s*(.*?)\s*", re.DOTALL)
-_FLOAT = re.compile(r"[+-]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][+-]?\d+)?")
-_NUMBERS = frozenset(
-    {"n_reps", "beta_index", "image_index", "run", "echo", "repetition", "size"}
-    | {"h5_index", "caption_idx", "mask_row", "instance_id", "score"}
-)
-"""Fields whose values are numbers."""
-
-
-def parse_terms(terms: Sequence[str]) -> ResultFilter | None:
-    """Return the filter that passes what matches all terms, written as on a shell.
-
-    Parameters
-    ----------
-    terms : sequence of str
-        Such as ``"n_reps>=12"``, ``"label~shared"`` or ``"session in ses-01,ses-02"``.
-
-    Returns
-    -------
-    ResultFilter or None
-        None without terms.
-
-    Raises
-    ------
-    InvalidQueryError
-        If a term cannot be parsed, or compares a number with text.
-
-    Examples
-    --------
-    >>> parse_terms(["n_reps>=4", "n_reps<12"])({"n_reps": 4})
-    True
-    """
-    if not terms:
-        return None
-    from laion_fmri_fetchers.query.filters import ResultFilter
-
-    first, *others = [ResultFilter(dict([_term(text)])) for text in terms]
-    for other in others:
-        first &= other
-    return first
-
-
-def _term(text: str) -> tuple[str, Any]:
-    """Return the field of a term, and the value or special value to match."""
-    import laion_fmri_fetchers as filters
-
-    match = _TERM.fullmatch(text)
-    if not match:
-        raise InvalidQueryError(
-            f"Cannot parse {text!r} as a filter; expected {_TERM_HELP}"
-        )
-    field, operator, values = match.groups()
-    if operator == "~":
-        return field, filters.Pattern(values)
-    if operator == "in":
-        each = re.split(r"\s*,\s*", values.strip("()"))
-        return field, filters.IsIn(*(_value(field, value) for value in each))
-    special = {
-        ">=": filters.GreaterOrEqual,
-        "<=": filters.LessOrEqual,
-        ">": filters.GreaterThan,
-        "<": filters.LessThan,
-        "!=": filters.NotEqual,
-    }.get(operator)
-    value = _value(field, values)
-    return field, special(value) if special else value
-
-
-def _value(field: str, text: str) -> str | int | float | None:
-    text = text.strip().strip("'\"")
-    if text.lower() in ("null", "none"):
-        return None
-    if field not in _NUMBERS:
-        return text
-    try:
-        return float(text) if _FLOAT.fullmatch(text) else int(text)
-    except ValueError:
-        raise InvalidQueryError(f"{field} is a number; {text!r} is not") from None

@@ -20,8 +20,9 @@ import pytest
 from fault_server import FaultServer, always
 
 from laion_fmri_fetchers import __version__, access_status
-from laion_fmri_fetchers.cli import main, parse_terms
+from laion_fmri_fetchers.cli import main
 from laion_fmri_fetchers.exceptions import InvalidQueryError
+from laion_fmri_fetchers.query.terms import parse_terms
 
 access = gate_fixtures.access
 secrets_of_test = gate_fixtures.secrets_of_test

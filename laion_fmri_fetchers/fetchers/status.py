@@ -74,7 +74,7 @@ def _print_subjects(recs: list[dict[str, Any]]) -> None:
         print("\nsubject  sessions with betas  ROIs  files       size")
     for subject in subjects:
         own = [rec for rec in recs if rec["subject"] == subject]
-        n_betas = sum(rec["image_type"] == "betas" for rec in own)
+        n_betas = len({r["session"] for r in own if r["image_type"] == "betas"})
         n_rois = len({rec["roi"] for rec in own} - {None})
         size = sum(rec["size"] for rec in own)
         print(
