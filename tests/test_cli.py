@@ -21,6 +21,7 @@ from fault_server import FaultServer, always
 
 from laion_fmri_fetchers import __version__, access_status
 from laion_fmri_fetchers.cli import main
+from laion_fmri_fetchers.demo.server import UPLOADED
 from laion_fmri_fetchers.exceptions import InvalidQueryError
 from laion_fmri_fetchers.query.terms import parse_terms
 
@@ -130,7 +131,7 @@ def test_warnings_are_in_words_of_the_shell(cached, server, capsys):
         assert main(["fetch-captions", "-q"]) == 0
         assert "--mode overwrite" in capsys.readouterr().err
     finally:
-        server.put(key, before)
+        server.put(key, before, last_modified=UPLOADED)
 
 
 def test_report(server, cached, tmp_path, capsys, monkeypatch):

@@ -33,6 +33,7 @@ from policies import set_policy
 from laion_fmri_fetchers.exceptions import AccessRevokedError, DiskSpaceError
 from laion_fmri_fetchers.transfer import (
     checksums,
+    http,
     leftovers,
     owners,
     partials,
@@ -1039,6 +1040,28 @@ def test_leftovers_of_two_processes_are_put_together(server, folder):
     done = ranges.merged(json.loads(line) for line in lines[:6])
     assert server.sent == download.size - ranges.length(done)
     assert_whole(server, download)
+
+
+def test_no_connection_stays_open(server, folder):
+    """Neither sockets nor what refers to them are left of many downloads."""
+
+    def sockets():
+        gc.collect()
+        links = (f"/proc/self/fd/{n}" for n in os.listdir("/proc/self/fd"))
+        return sum(
+            "socket" in os.readlink(link) for link in links if os.path.islink(link)
+        )
+
+    before = sockets()
+    for i in range(4):
+        download = a_download(server, folder, size=8 * RANGE, key=f"file-{i}")
+        assert fetch(download, folder) == []
+    for _ in range(50):  # the server's ends are closed by its threads
+        if sockets() <= before:
+            break
+        time.sleep(0.1)
+    assert sockets() <= before
+    assert not [o for o in gc.get_objects() if isinstance(o, http.Session)]
 
 
 def test_a_killed_process_leaves_what_the_next_one_uses(server, folder):

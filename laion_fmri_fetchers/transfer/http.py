@@ -201,6 +201,18 @@ class Session(requests.Session):
         """Take note that nothing is waited for."""
         self._waits_since = math.inf
 
+    def close(self) -> None:
+        """Close all connections.
+
+        urllib3 closes those of a pool when nothing refers to it anymore, but keeps the
+        connections until then: as ours know their session, and that its pools, they
+        would stay open for ever.
+        """
+        super().close()
+        for pool, _ in self._pools.values():
+            pool.close()
+        self._pools.clear()
+
     # Cutting, by another thread
 
     @property
