@@ -54,10 +54,7 @@ def reason_to_fetch(inventory: Inventory) -> str:
     settings = inventory.settings
     if ARCHIVE in inventory.on_disk:
         return "overwrite" if settings.overwrites else ""
-    settings = settings._replace(allow_missing=False)
-    inventory._replace(settings=settings).refuse_offline(
-        f"{ARCHIVE} is not on disk in {settings.data_dir}."
-    )
+    inventory.refuse_offline(f"{ARCHIVE} is not on disk in {settings.data_dir}.")
     return "missing"
 
 

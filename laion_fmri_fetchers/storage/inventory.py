@@ -81,8 +81,8 @@ class Inventory(NamedTuple):
         return self.settings.is_offline or self.error is not None
 
     def refuse_offline(self, problem: str) -> None:
-        """Raise where a file that is needed cannot be asked for."""
-        if self.settings.is_offline and not self.settings.allow_missing:
+        """Raise offline, as a file that is needed cannot be downloaded."""
+        if self.settings.is_offline:
             raise NotCachedError(f"{problem} {self.settings.how_to_fetch}")
 
     def refuse(self, query_problem: str, disk_problem: str) -> NoReturn:
