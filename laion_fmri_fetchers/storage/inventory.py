@@ -106,7 +106,7 @@ def take_inventory(
     ----------
     wanted : iterable of (prefix, delimiter)
         What to list, see `catalog.look`.
-    call : Call
+    settings : Settings
         How to work.
     top : Catalog, optional
         What was found at the top of the bucket, and whether it answered.
