@@ -203,7 +203,7 @@ class ResultFilter:
         self.callable_filters_.append(_from_nilearn(callable_filter))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the filter as plain values, which `json.dumps` takes.
+        """Return the filter as plain values, which ``json.dumps`` takes.
 
         Fetchers take them as a filter again. Of a function, only the name is kept; a
         filter with functions is refused when it is asked again.
