@@ -175,7 +175,25 @@ def record_of(
     >>> rec["roi"], rec["roi_category"], rec["image_type"], rec["space"]
     ('FFA1', 'face', 'roi', 'T1w')
     """
-    path = clean_key(key)
+    return record_of_path(clean_key(key), key, size, etag, last_modified)
+
+
+def record_of_path(
+    path: str,
+    key: str | None = None,
+    size: int | None = None,
+    etag: str | None = None,
+    last_modified: str | None = None,
+) -> Record:
+    """Return the record of a file on disk, whose path is as `clean_key` gives it.
+
+    Parameters
+    ----------
+    path : str
+        The path below the data directory.
+    key, size, etag, last_modified : optional
+        As in `record_of`; without a key, it is the path.
+    """
     folder, _, name = path.rpartition("/")
     tree, subject, session, kind = _folder(folder)
     prefix = f"{subject}_" if subject else ""
@@ -185,7 +203,7 @@ def record_of(
     entities = _entities(tree, kind, session, tail)
     return {
         "id": path,
-        "key": key,
+        "key": path if key is None else key,
         "subject": subject,
         "session": session,
         **entities,

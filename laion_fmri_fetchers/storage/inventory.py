@@ -21,7 +21,7 @@ from laion_fmri_fetchers.exceptions import (
     InvalidQueryError,
     NotCachedError,
 )
-from laion_fmri_fetchers.layout.keys import Record, record_of
+from laion_fmri_fetchers.layout.keys import Record, record_of, record_of_path
 from laion_fmri_fetchers.layout.names import subjects_among
 from laion_fmri_fetchers.layout.trees import (
     ANATOMICAL,
@@ -133,22 +133,29 @@ def take_inventory(
         )
         wanted.append(("", "/"))
     notes = read_notes(settings.data_dir)
-    on_disk = {one for one in catalog.on_disk if not _is_leftover(one, notes, settings)}
-    if resolution is not None:
-        made, _ = files_on_disk(settings.data_dir, [(MADE_HERE, "")])
-        on_disk |= resampled_originals(settings.data_dir, made, resolution)
+    on_disk = {
+        path
+        for path in catalog.on_disk
+        if "_res-" not in path or not _is_leftover(path, notes, settings)
+    }
     prefixes = tuple(prefix for prefix, delimiter in wanted if not delimiter)
     levels = {prefix for prefix, delimiter in wanted if delimiter}
 
     def is_wanted(path: str) -> bool:
         return path.startswith(prefixes) or _folder(path) in levels
 
-    ids = set(catalog.objects)
+    if resolution is not None:
+        made, _ = files_on_disk(settings.data_dir, [(MADE_HERE, "")])
+        originals = resampled_originals(settings.data_dir, made, resolution)
+        on_disk |= set(filter(is_wanted, originals))
+    # Saved listings may hold more than was asked for; the scan of the disk does not.
+    ids = set(filter(is_wanted, catalog.objects))
     if not settings.overwrites:
         ids |= on_disk
     files = []
-    for path in filter(is_wanted, ids):
-        rec = record_of(*catalog.objects.get(path, (path,)))
+    for path in ids:
+        in_bucket = catalog.objects.get(path)
+        rec = record_of(*in_bucket) if in_bucket else record_of_path(path)
         rec["absolute_path"] = local_path(settings.data_dir, path)
         note = notes.get(path)
         if note and path in on_disk and note.differs_from(rec["size"], rec["etag"]):
@@ -255,7 +262,7 @@ def _folder(path: str) -> str:
 
 def _is_leftover(path: str, notes: dict[str, Note], settings: Settings) -> bool:
     """Tell whether a file on disk was resampled by an earlier version of us."""
-    if "_res-" not in path or f"_res-{FUNCTIONAL_GRID}_" in path:
+    if f"_res-{FUNCTIONAL_GRID}_" in path:
         return False
     if path in notes:
         return False

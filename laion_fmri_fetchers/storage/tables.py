@@ -96,7 +96,7 @@ def read_trials(data_dir: str, ids: list[str]) -> pd.DataFrame:
         ],
         np.int64,
     )
-    take = _join([np.arange(spans[o].start, spans[o].stop) for o in ids], np.intp)
+    take = _rows_of([spans[one] for one in ids], n_rows)
     table = np.repeat(np.arange(len(ids)), [len(spans[one]) for one in ids])
 
     label = _stacked([(part.rows[:, 2], len(part.labels)) for part in parts])[take]
@@ -108,8 +108,10 @@ def read_trials(data_dir: str, ids: list[str]) -> pd.DataFrame:
         "label": _join([p.labels for p in parts])[label],
         "image_index": table,
     }
+    counts = [len(spans[one]) for one in ids]
     for name in ("subject", "session"):
-        columns[name] = np.array([rec[name] for rec in records], dtype=object)[table]
+        values = np.array([rec[name] for rec in records], dtype=object)
+        columns[name] = np.repeat(values, counts)
     for i, name in enumerate(LABEL_FIELDS):
         columns[name] = np.array([values[i] for values in kinds], dtype=object)[kind]
     at = LABEL_FIELDS.index("n_reps")
@@ -124,6 +126,14 @@ def read_trials(data_dir: str, ids: list[str]) -> pd.DataFrame:
         },
         copy=False,
     )
+
+
+def _rows_of(spans: list[range], n_rows: int) -> np.ndarray | slice:
+    """Return the rows of some spans in their order; of all rows, a slice is quicker."""
+    starts = np.cumsum([0, *map(len, spans)])[:-1].tolist()
+    if [span.start for span in spans] == starts and sum(map(len, spans)) == n_rows:
+        return slice(None)
+    return _join([np.arange(span.start, span.stop) for span in spans], np.intp)
 
 
 def _numbered(data_dir: str, subject: str, ids: list[str]) -> list[str]:
