@@ -27,12 +27,14 @@ from .exceptions import NotCachedError as NotCachedError
 from .exceptions import StimulusAccessError as StimulusAccessError
 from .exceptions import TermsOutdatedError as TermsOutdatedError
 from .exceptions import UnsafeKeyError as UnsafeKeyError
+from .fetchers.betas import fetch_laion_betas as fetch_laion_betas
 from .fetchers.discovery import describe as describe
 from .fetchers.discovery import get_rois as get_rois
 from .fetchers.discovery import get_subjects as get_subjects
 from .fetchers.discovery import inspect_bucket as inspect_bucket
 from .fetchers.fmri import fetch_laion_fmri as fetch_laion_fmri
 from .fetchers.fmri import fetch_laion_fmri_ids as fetch_laion_fmri_ids
+from .fetchers.pack import pack_betas as pack_betas
 from .fetchers.status import status as status
 from .fetchers.stimuli import fetch_laion_stimuli as fetch_laion_stimuli
 from .fetchers.stimuli import (

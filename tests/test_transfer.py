@@ -37,6 +37,7 @@ from laion_fmri_fetchers.transfer import (
     leftovers,
     owners,
     partials,
+    positions,
     ranges,
 )
 from laion_fmri_fetchers.transfer.transfer import (
@@ -148,7 +149,7 @@ def test_parts_of_one_upload_are_hashed_without_reading_the_file_again(
     server, folder, monkeypatch
 ):
     set_policy(monkeypatch, range_size=4 * MIB)
-    monkeypatch.setattr(partials, "_pread", None)
+    monkeypatch.setattr(partials, "read_at", None)
     download = a_download(server, folder, size=5 * MIB + 3, part=MIB)
     assert fetch(download, folder) == []
     assert_whole(server, download)
@@ -724,7 +725,7 @@ def test_a_disk_that_fills(server, small_disk):
 
 def test_a_quota_that_is_exceeded(server, folder, monkeypatch):
     download = a_download(server, folder)
-    real, written = partials._pwrite, []
+    real, written = positions._write_some, []
 
     def write(descriptor, chunk, offset):
         written.append(len(chunk))
@@ -733,7 +734,7 @@ def test_a_quota_that_is_exceeded(server, folder, monkeypatch):
         return real(descriptor, chunk, offset)
 
     with monkeypatch.context() as patch:
-        patch.setattr(partials, "_pwrite", write)
+        patch.setattr(positions, "_write_some", write)
         with pytest.raises(DiskSpaceError, match="quota") as caught:
             fetch(download, folder)
     assert "are free" not in str(caught.value)

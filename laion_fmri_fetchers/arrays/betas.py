@@ -14,6 +14,7 @@ One volume at a time is in memory; statistics are gathered on the way, in float6
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import mmap
 import os
 import zlib
@@ -37,17 +38,20 @@ from laion_fmri_fetchers.layout.trees import trials_id
 from laion_fmri_fetchers.messages import listed, readable_size, tell
 from laion_fmri_fetchers.query.arguments import check_fetched
 from laion_fmri_fetchers.storage.bunch import Result
+from laion_fmri_fetchers.storage.files import local_path
 from laion_fmri_fetchers.storage.tables import read_trials
 
 from .session import RowOptions, SessionRows, Target, count_finite, read_session
 from .volumes import Header, read_header
-from .voxels import VoxelChoice, find_voxels, on_grid, signature
+from .voxel_store import StoredSession, find_stored, session_folder
+from .voxels import Signature, VoxelChoice, Voxels, find_voxels, on_grid, signature
 
 
 class _Session(NamedTuple):
-    """A beta image, and the trials chosen of it."""
+    """Betas of a session, and the trials chosen of it."""
 
-    header: Header
+    source: Signature | StoredSession
+    """The image, or its voxels in the store."""
     positions: np.ndarray
     """Positions of its trials among those of the subject."""
     volumes: np.ndarray
@@ -80,8 +84,9 @@ def load_betas(
 ) -> Bunch:
     """Load single-trial betas of a subject as an array of trials x voxels.
 
-    Each image is read in one pass, a volume at a time, and only the voxels and trials
-    asked for are kept: memory is needed for the result and little else.
+    Voxels of the voxel store are taken from it. Otherwise each image is read in one
+    pass, a volume at a time, and only the voxels and trials asked for are kept: memory
+    is needed for the result and little else.
 
     Parameters
     ----------
@@ -169,13 +174,13 @@ def load_betas(
     """
     check_fetched(data, "images_meta")
     options = _check_options(standardize, average_repeats, dtype)
-    subject = _subject(data, subject)
+    subject = subject_of(data, subject)
     trials = data.trials[data.trials["subject"] == subject]
-    sessions = _sessions(data, subject, trials)
-    trials = trials.reset_index(drop=True)
-    grid, cached = sessions[0].header, _cache(memory)
+    grid, cached = grid_of(data, subject), _cache(memory)
     choice = VoxelChoice(rois, mask_img, nc_threshold, noise_ceiling)
     voxels = find_voxels(data, subject, choice, grid, cached)
+    sessions = _sessions(data, subject, trials, voxels, grid)
+    trials = trials.reset_index(drop=True)
     rows = np.arange(len(trials))
     if average_repeats:
         rows, _ = pd.factorize(trials["label"])
@@ -221,7 +226,7 @@ def _check_options(standardize: Any, average_repeats: bool, dtype: Any) -> RowOp
     return RowOptions(standardize, bool(average_repeats), kind.name)
 
 
-def _subject(data: Bunch, subject: str | int | None) -> str:
+def subject_of(data: Bunch, subject: str | int | None) -> str:
     """Return the subject to load."""
     subjects = sorted(
         {meta["subject"] for meta in data.images_meta if meta["image_type"] == "betas"}
@@ -245,40 +250,79 @@ def _subject(data: Bunch, subject: str | int | None) -> str:
     return name
 
 
-def _sessions(data: Bunch, subject: str, trials: pd.DataFrame) -> list[_Session]:
-    """Return the images of a subject, checked against their trial tables."""
+def _sessions(
+    data: Bunch, subject: str, trials: pd.DataFrame, voxels: Voxels, grid: Header
+) -> list[_Session]:
+    """Return the sessions of a subject, checked against their trial tables."""
     image_of_trial = trials["image_index"].to_numpy()
     volume_of_trial = trials["beta_index"].to_numpy()
-    metas, sessions = [], []
-    for i, (file, meta) in enumerate(zip(data.images, data.images_meta, strict=True)):
-        if meta["image_type"] == "betas" and meta["subject"] == subject:
-            positions = np.flatnonzero(image_of_trial == i)
-            volumes = volume_of_trial[positions]
-            session = _Session(_header(file), positions, volumes)
-            metas.append(meta)
-            sessions.append(session)
-    first = sessions[0].header
-    n_trials = _table_lengths(data.data_dir, metas)
-    for meta, (header, _, volumes) in zip(metas, sessions, strict=True):
-        n = n_trials.get(meta["session"], header.n_volumes)
+    metas = [
+        (i, meta)
+        for i, meta in enumerate(data.images_meta)
+        if meta["image_type"] == "betas" and meta["subject"] == subject
+    ]
+    tables = trial_tables(data.data_dir, [meta for _, meta in metas])
+    flat = np.flatnonzero(voxels.mask)
+    sessions = []
+    for i, meta in metas:
+        positions = np.flatnonzero(image_of_trial == i)
+        volumes = volume_of_trial[positions]
+        table = tables.get(meta["session"], TrialTable(None, None))
         last = volumes.max(initial=-1)
-        if n != header.n_volumes or last >= header.n_volumes:
-            raise CorruptImageError(
-                f"The image {header.file} has {header.n_volumes} volumes, but its "
-                f"trial table has {max(n, last + 1)} trials. "
-                "`laion-fmri-fetchers verify --repair` fetches damaged files again."
-            )
-        if not on_grid(header.shape, header.affine, first):
-            raise CorruptImageError(
-                f"The image {header.file} is not on the grid of {first.file}, of the "
-                "same subject."
-            )
+        source: Signature | StoredSession | None
+        source = find_stored(
+            data.data_dir,
+            {**meta, "absolute_path": data.images[i]},
+            flat,
+            table.version,
+        )
+        if source is not None and (
+            table.n_trials not in (None, source.origin.n_trials)
+            or last >= source.origin.n_trials
+        ):
+            source = None
+        if source is None:
+            header = _header(data.images[i])
+            _check_image(header, grid, table.n_trials, last)
+            source = signature(data.images[i])
+        sessions.append(_Session(source, positions, volumes))
     if sum(len(session.positions) for session in sessions) != len(trials):
         raise InvalidQueryError(
             "data.trials has rows whose image_index is not that of a beta image of "
             f"{subject}; keep data.images as they were fetched"
         )
     return sessions
+
+
+def _check_image(header: Header, grid: Header, n_trials: int | None, last: int) -> None:
+    """Raise where an image disagrees with its trial table, or with other files."""
+    n = header.n_volumes if n_trials is None else n_trials
+    if n != header.n_volumes or last >= header.n_volumes:
+        raise CorruptImageError(
+            f"The image {header.file} has {header.n_volumes} volumes, but its "
+            f"trial table has {max(n, last + 1)} trials. "
+            "`laion-fmri-fetchers verify --repair` fetches damaged files again."
+        )
+    if not on_grid(header.shape, header.affine, grid):
+        raise CorruptImageError(
+            f"The image {header.file} is not on the grid of {grid.file}, of the "
+            "same subject."
+        )
+
+
+def grid_of(data: Bunch, subject: str) -> Header:
+    """Return the header of an image whose grid the betas of a subject are on.
+
+    Where the voxel store stands for the images, it is that of a mask.
+    """
+    grid = None
+    for file, meta in zip(data.images, data.images_meta, strict=True):
+        if meta["image_type"] != "betas" or meta["subject"] != subject:
+            continue
+        names = data.data_dir, subject, meta["session"]
+        if os.path.exists(file) or not session_folder(*names).exists():
+            grid = grid or _header(file)
+    return grid or _header(data.brain_masks[subject])
 
 
 def _header(file: str) -> Header:
@@ -291,13 +335,38 @@ def _header(file: str) -> Header:
         ) from error
 
 
-def _table_lengths(data_dir: str, metas: list[dict]) -> dict[str, int]:
-    """Return the number of trials of each session whose table is on disk."""
-    paths = map(trials_id, metas)
-    on_disk = [p for p in paths if os.path.exists(os.path.join(data_dir, p))]
-    tables = read_trials(data_dir, on_disk)
-    counts = tables.groupby("session")["beta_index"].agg(["size", "max"])
-    return {session: max(n, last + 1) for session, n, last in counts.itertuples()}
+class TrialTable(NamedTuple):
+    """The trial table of a session, as it is on disk."""
+
+    n_trials: int | None
+    version: str | None
+    """Its MD5."""
+
+
+def trial_tables(data_dir: str, metas: list[dict]) -> dict[str, TrialTable]:
+    """Return the trial table of each session that has one on disk."""
+    paths = {meta["session"]: trials_id(meta) for meta in metas}
+    on_disk = {
+        session: path
+        for session, path in paths.items()
+        if os.path.exists(local_path(data_dir, path))
+    }
+    frame = read_trials(data_dir, list(on_disk.values()))
+    counts = frame.groupby("session")["beta_index"].agg(["size", "max"])
+    return {
+        session: TrialTable(int(max(n, last + 1)), _version(data_dir, on_disk[session]))
+        for session, n, last in counts.itertuples()
+    }
+
+
+def _version(data_dir: str, path: str) -> str | None:
+    """Return the MD5 of a trial table; None where it is not on disk."""
+    try:
+        with open(local_path(data_dir, path), "rb") as stream:
+            content = stream.read()
+    except OSError:
+        return None
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()
 
 
 def _check_memory(needed: int) -> None:
@@ -387,8 +456,9 @@ def _read(
     with memory as (out, shared):
         parts = parallel(
             read(
-                signature(session.header.file),
+                session.source,
                 packed_mask,
+                mask.shape,
                 session.volumes,
                 np.searchsorted(own_rows, rows[session.positions]),
                 options,

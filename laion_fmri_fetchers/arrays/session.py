@@ -1,22 +1,26 @@
-"""One session's beta image, read in one pass: chosen volumes at chosen voxels.
+"""One session's betas, read in one pass: chosen trials at chosen voxels.
 
-Statistics over all volumes are gathered on the way. Values that are not finite are
-holes: they are 0 and count in no statistic::
+They come from the beta image, a volume at a time, or from the voxel store, some voxels
+at a time. Statistics over all trials are gathered on the way. Values that are not
+finite are holes: they are 0 and count in no statistic::
 
-    read_session ─┬─ volumes.iter_volumes
-                  ├─ _holes
-                  └─ _add_to, _mean_and_deviation
+    read_session ─┬─ _of_image ──▶ volumes.iter_volumes
+                  ├─ _of_store ──▶ voxel_store.blocks_of
+                  └─ _fill_rows ─┬─ _holes
+                                 └─ _add_to, _mean_and_deviation
 """
 
 from __future__ import annotations
 
 import math
 import zlib
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 
 from .volumes import iter_volumes, read_header, scaled
+from .voxel_store import StoredSession, blocks_of
 from .voxels import Signature, offsets_of
 
 
@@ -49,22 +53,26 @@ class SessionRows(NamedTuple):
 
 
 def read_session(
-    file: Signature,
+    source: Signature | StoredSession,
     packed_mask: bytes,
+    shape: tuple[int, int, int],
     volumes: np.ndarray,
     rows: np.ndarray,
     options: RowOptions,
     target: Target | None = None,
 ) -> SessionRows:
-    """Read an image in one pass; add the volume of trial i to row rows[i].
+    """Read a session in one pass; add the volume of trial i to row rows[i].
 
     Parameters
     ----------
-    file : Signature
-        The image. The version counts where joblib keeps results.
+    source : Signature or StoredSession
+        The image, or its voxels in the store. The version counts where joblib keeps
+        results.
     packed_mask : bytes
         The voxels: a mask of the grid, packed to bits and compressed by zlib, as it
         may be sent to another process.
+    shape : tuple of int
+        Voxels of the grid, by axis.
     volumes : numpy.ndarray of int, shape (n_trials,)
         The volume of each trial.
     rows : numpy.ndarray of int, shape (n_trials,)
@@ -78,28 +86,110 @@ def read_session(
     -------
     SessionRows
     """
-    header = read_header(file[0])
     bits = np.frombuffer(zlib.decompress(packed_mask), dtype=np.uint8)
-    mask = np.unpackbits(bits, count=math.prod(header.shape)).astype(bool)
-    offsets = offsets_of(mask.reshape(header.shape))
-    n_rows, n_voxels = rows.max() + 1, len(offsets)
+    mask = np.unpackbits(bits, count=math.prod(shape)).astype(bool)
+    n_rows, n_voxels = rows.max() + 1, int(mask.sum())
     if target is None:
         target_rows = np.arange(n_rows)
         out = np.zeros((n_rows, n_voxels), dtype=options.dtype)
     else:
         out, target_rows = target
+    returned = out if target is None else np.empty((0, n_voxels), dtype=options.dtype)
+    if isinstance(source, StoredSession):
+        places = source.values(np.flatnonzero(mask))
+        if not (options.standardize or options.average):
+            _copy_stored(places, volumes, out, target_rows[rows])
+            return SessionRows(returned, {})
+        blocks = _of_store(places, options)
+    else:
+        blocks = _of_image(source[0], mask.reshape(shape), volumes, options)
+    holes: dict[int, list[np.ndarray]] = {}
+    for block in blocks:
+        its_holes = _fill_rows(
+            out[:, block.columns], target_rows, block, volumes, rows, options
+        )
+        for row, positions in its_holes.items():
+            shifted = [p + block.columns.start for p in positions]
+            holes.setdefault(row, []).extend(shifted)
+    return SessionRows(returned, holes if options.average else {})
 
+
+class _Block(NamedTuple):
+    """Some voxels of a session."""
+
+    columns: slice
+    """Which of the voxels asked for."""
+    volumes: Iterator[tuple[int, np.ndarray]]
+    """Index and values of volumes, in their order; the values may be changed."""
+    n_voxels: int
+
+
+def _of_image(
+    file: str, mask: np.ndarray, volumes: np.ndarray, options: RowOptions
+) -> Iterator[_Block]:
+    """Yield the values of an image, all voxels in a block; it is read only once."""
+    header = read_header(file)
+    offsets = offsets_of(mask)
+    needed = np.unique(volumes).tolist()
+    indices = range(header.n_volumes) if options.standardize else needed
+
+    def read() -> Iterator[tuple[int, np.ndarray]]:
+        picked = np.empty(len(offsets), dtype=header.dtype)
+        for index, volume in zip(indices, iter_volumes(header, indices), strict=True):
+            # numpy buffers `out` in its default mode; here offsets are in range.
+            np.take(volume, offsets, out=picked, mode="clip")
+            yield index, scaled(header, picked, options.dtype)
+
+    yield _Block(slice(0, len(offsets)), read(), len(offsets))
+
+
+def _of_store(
+    places: list[tuple[np.ndarray, np.ndarray]], options: RowOptions
+) -> Iterator[_Block]:
+    """Yield stored values, some voxels at a time."""
+    for columns, values in blocks_of(places):
+        by_trial = np.array(values.T, dtype=options.dtype, order="C")
+        yield _Block(columns, iter(enumerate(by_trial)), len(values))
+
+
+def _copy_stored(
+    places: list[tuple[np.ndarray, np.ndarray]],
+    volumes: np.ndarray,
+    out: np.ndarray,
+    rows: np.ndarray,
+) -> None:
+    """Copy stored values of volumes into rows as they are; holes are 0."""
+    taken, target = _as_slice(volumes), _as_slice(rows)
+    for columns, values in blocks_of(places):
+        block = values[:, taken]
+        is_finite = np.isfinite(block)
+        if not is_finite.all():
+            block = np.where(is_finite, block, 0)
+        out[target, columns] = block.T
+
+
+def _as_slice(indices: np.ndarray) -> np.ndarray | slice:
+    """Return indices as a slice where they are consecutive, which needs no copy."""
+    if len(indices) and (np.diff(indices) == 1).all():
+        return slice(int(indices[0]), int(indices[-1]) + 1)
+    return indices
+
+
+def _fill_rows(
+    out: np.ndarray,
+    target_rows: np.ndarray,
+    block: _Block,
+    volumes: np.ndarray,
+    rows: np.ndarray,
+    options: RowOptions,
+) -> dict[int, list[np.ndarray]]:
+    """Add the volumes of a block to their rows, and return the rows' holes."""
     rows_of: dict[int, list[int]] = {}
     for volume_index, row in zip(volumes.tolist(), rows.tolist(), strict=True):
         rows_of.setdefault(volume_index, []).append(row)
-    indices = range(header.n_volumes) if options.standardize else sorted(rows_of)
-    moments = np.zeros((3, n_voxels)) if options.standardize else None
+    moments = np.zeros((3, block.n_voxels)) if options.standardize else None
     holes: dict[int, list[np.ndarray]] = {}
-    picked = np.empty(n_voxels, dtype=header.dtype)
-    for index, volume in zip(indices, iter_volumes(header, indices), strict=True):
-        # numpy buffers `out` in its default mode; here offsets are always in range.
-        np.take(volume, offsets, out=picked, mode="clip")
-        values = scaled(header, picked, options.dtype)
+    for index, values in block.volumes:
         hole = _holes(values)
         values[hole] = 0
         for row in rows_of.get(index, ()):
@@ -114,11 +204,10 @@ def read_session(
     if moments is not None:
         mean, deviation = _mean_and_deviation(moments, options.standardize)
         for row, n_trials in enumerate(np.bincount(rows)):
-            n_finite = count_finite(n_trials, holes.get(row), n_voxels)
+            n_finite = count_finite(n_trials, holes.get(row), block.n_voxels)
             summed = out[target_rows[row]]
             out[target_rows[row]] = (summed - n_finite * mean) / deviation
-    returned = out if target is None else np.empty((0, n_voxels), dtype=options.dtype)
-    return SessionRows(returned, holes if options.average else {})
+    return holes
 
 
 def _holes(values: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 from laion_fmri_fetchers.access.account import access_status
+from laion_fmri_fetchers.arrays.voxel_store import describe_store
 from laion_fmri_fetchers.layout.keys import place_of, record_of
 from laion_fmri_fetchers.layout.trees import (
     RAW,
@@ -54,6 +55,7 @@ def status(*, data_dir: str | os.PathLike | None = None) -> None:
     sizes = {path: _size(folder, path) or 0 for path in sorted(files)}
     _print_trees(sizes)
     _print_subjects([record_of(path, size) for path, size in sizes.items()])
+    _print_store(folder)
 
 
 def _print_trees(sizes: dict[str, int]) -> None:
@@ -80,6 +82,20 @@ def _print_subjects(recs: list[dict[str, Any]]) -> None:
         print(
             f"{subject:<8} {n_betas:>19} {n_rois:>5} {len(own):>6} "
             f"{readable_size(size):>10}"
+        )
+
+
+def _print_store(data_dir: str) -> None:
+    stored: dict[str, list[dict[str, Any]]] = {}
+    for session in describe_store(data_dir):
+        stored.setdefault(session["subject"], []).append(session)
+    if stored:
+        print("\nvoxel store  sessions  voxels       size")
+    for subject, sessions in stored.items():
+        n_voxels = max(session["n_voxels"] for session in sessions)
+        size = sum(session["size"] for session in sessions)
+        print(
+            f"{subject:<11} {len(sessions):>9} {n_voxels:>7} {readable_size(size):>10}"
         )
 
 

@@ -18,6 +18,12 @@ from laion_fmri_fetchers.access.manifest import (
     saved_manifest,
 )
 from laion_fmri_fetchers.arrays.volumes import iter_volumes, read_header
+from laion_fmri_fetchers.arrays.voxel_store import (
+    check_part,
+    find_parts,
+    remove_part,
+    stored_sessions,
+)
 from laion_fmri_fetchers.exceptions import (
     AccessServiceError,
     CorruptImageError,
@@ -47,6 +53,7 @@ from laion_fmri_fetchers.transfer.checksums import check_file
 
 _EVERYTHING = (("", ""),)
 _COLUMNS = ["id", "status", "size", "reason"]
+_Row = tuple[str, str, int | None, str | None]
 _NOT_BAD = ("ok", "unknown", "outdated")
 """States of files that nothing is wrong with."""
 
@@ -137,12 +144,13 @@ def verify_cache(
             )
             for path in names
         )
-        rows = []
+        rows: list[_Row] = []
         for path, (state, reason) in zip(names, checks, strict=True):
             rows.append((path, state, sizes[path], reason))
             bar.update(sizes[path] or 0)
             if verbose >= 2:
                 bar.write(f"{state:<10} {path}", sys.stderr)
+    rows += _check_store(folder, repair)
     report = pd.DataFrame(rows, columns=_COLUMNS)
     report["size"] = report["size"].astype("Int64")
     tell(_summary(report), verbose)
@@ -254,6 +262,26 @@ def _check(
             "the bucket has another version; mode='overwrite' downloads it",
         )
     return "ok", None
+
+
+def _check_store(
+    data_dir: str, repair: bool
+) -> list[_Row]:
+    """Return a row for each part of the voxel store; a repair removes damaged ones."""
+    rows: list[_Row] = []
+    for session in stored_sessions(data_dir):
+        for part in find_parts(session):
+            path = part.file.relative_to(data_dir).as_posix()
+            wrong = check_part(part)
+            if not wrong:
+                rows.append((path, "ok", _size(data_dir, path), None))
+            elif repair:
+                remove_part(part)
+                removed = "it was damaged and is removed; a call stores it again"
+                rows.append((path, "repaired", None, removed))
+            else:
+                rows.append((path, "altered", _size(data_dir, path), wrong))
+    return rows
 
 
 def _check_made(file: str) -> tuple[str, str | None]:

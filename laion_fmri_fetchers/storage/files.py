@@ -93,9 +93,10 @@ def whole_file(file: str | os.PathLike, mode: int = 0o666) -> Iterator[BinaryIO]
     file = Path(file)
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.parent / f".{os.getpid()}-{secrets.token_hex(8)}.tmp"
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    descriptor = os.open(temporary, flags, mode)
     try:
-        with os.fdopen(descriptor, "wb") as stream:
+        with os.fdopen(descriptor, "w+b") as stream:
             yield stream
         os.replace(temporary, file)
     except BaseException:

@@ -99,6 +99,15 @@ class RangeReply(NamedTuple):
         return f"{date.astimezone(timezone.utc):%Y-%m-%dT%H:%M:%S}.000Z"
 
 
+def misfit(reply: RangeReply, size: int | None, etag: str | None) -> Fault | None:
+    """Return what speaks against an answer: it is not of the object that is meant."""
+    if reply.etag and etag and reply.etag != etag:
+        return Fault("it changed in the bucket", remedy="changed")
+    if size is not None and reply.size != size:
+        return Fault(f"the server has {reply.size} bytes of it instead of {size}")
+    return None
+
+
 class Connections:
     """The connections of several threads, all of which can be cut at once.
 

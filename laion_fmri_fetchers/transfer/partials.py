@@ -23,14 +23,11 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
 
 from .checksums import Chain, check_file, mismatch, ways_to_check
 from .owners import forget, is_gone, new_owner
+from .positions import read_at, write_at
 from .ranges import Ranges, gaps, length, merged
-
-if TYPE_CHECKING:
-    from typing_extensions import Buffer
 
 _MIB = 2**20
 _BINARY = getattr(os, "O_BINARY", 0)
@@ -105,10 +102,7 @@ class Partial:
 
     def put(self, at: int, chunk: bytes | memoryview, chains: Iterable[Chain]) -> None:
         """Write a chunk at its offset, and hash it."""
-        written = 0
-        while written < len(chunk):
-            rest = memoryview(chunk)[written:]
-            written += _pwrite(self._file, rest, at + written)
+        write_at(self._file, chunk, at)
         for chain in chains:
             chain.feed(at, chunk)
 
@@ -146,7 +140,9 @@ class Partial:
             while stop := self._next_stop(chain):
                 try:
                     while chain.at < stop and not self._is_stopped():
-                        chunk = _pread(self._file, min(_MIB, stop - chain.at), chain.at)
+                        chunk = read_at(
+                            self._file, min(_MIB, stop - chain.at), chain.at
+                        )
                         if not chunk:
                             raise OSError(errno.EIO, os.strerror(errno.EIO))
                         chain.feed(chain.at, chunk)
@@ -270,19 +266,3 @@ def _copy_over(part: str, target: str) -> None:
             raise OSError(error.errno, os.strerror(error.errno), near) from None
         raise
     os.unlink(part)
-
-
-if hasattr(os, "pwrite"):
-    _pread, _pwrite = os.pread, os.pwrite
-else:
-    _seek_lock = threading.Lock()
-
-    def _pread(descriptor: int, size: int, offset: int, /) -> bytes:
-        with _seek_lock:
-            os.lseek(descriptor, offset, os.SEEK_SET)
-            return os.read(descriptor, size)
-
-    def _pwrite(descriptor: int, chunk: Buffer, offset: int, /) -> int:
-        with _seek_lock:
-            os.lseek(descriptor, offset, os.SEEK_SET)
-            return os.write(descriptor, chunk)

@@ -27,10 +27,12 @@ class Progress:
         Bytes of them, as far as is known.
     verbose : int
         0: nothing is shown, 1: the bar, 2: also a line per file, 3: also retries.
+    noun : str, default="files"
+        What they are, if not files.
     """
 
-    def __init__(self, n_files: int, n_bytes: int, verbose: int):
-        self._verbose = verbose
+    def __init__(self, n_files: int, n_bytes: int, verbose: int, noun: str = "files"):
+        self._verbose, self._noun = verbose, noun
         self._lock = threading.Lock()
         self._n_files, self._n_ended = n_files, 0
         self._total, self._arrived, self._reused = n_bytes, 0, 0
@@ -119,7 +121,7 @@ class Progress:
         self._bar.last_print_n += reused
 
     def _files(self) -> str:
-        return f"{self._n_ended} of {self._n_files} files"
+        return f"{self._n_ended} of {self._n_files} {self._noun}"
 
 
 def _can_draw() -> bool:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from . import policy
 from .checksums import Chain
-from .connections import Fault, RangeReply
+from .connections import Fault, RangeReply, misfit
 from .jobs import Job
 
 if TYPE_CHECKING:
@@ -87,22 +87,13 @@ class RangeDownload(NamedTuple):
             is_secret=file.address.is_secret,
         )
         with run.lock:
-            fault = self._misfit(reply)
+            fault = misfit(reply, *file.version[:2])
             if not fault:
                 self._note(reply)
         if fault:
             run.connections.drop(reply)
             raise fault
         return reply
-
-    def _misfit(self, reply: RangeReply) -> Fault | None:
-        """Return what speaks against an answer; the lock is held."""
-        size, etag = self.file.version[:2]
-        if reply.etag and etag and reply.etag != etag:
-            return Fault("it changed in the bucket", remedy="changed")
-        if size is not None and reply.size != size:
-            return Fault(f"the server has {reply.size} bytes of it instead of {size}")
-        return None
 
     def _note(self, reply: RangeReply) -> None:
         """Take note of what an answer says of the object; the lock is held."""

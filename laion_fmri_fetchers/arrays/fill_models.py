@@ -1,0 +1,198 @@
+"""The store filled from the model files of several sessions at once.
+
+::
+
+    fill_from_models ─┬─ _in_threads    one reader, whose connections sessions share
+                      └─ _in_workers    joblib's: dask, processes, other machines
+                             └─ _fill ─▶ model_session.fill_from_model
+
+The first session of a subject is proved by a full sample of rows, the others by a small
+one if they have the same mask and order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import NamedTuple
+
+import joblib
+
+from laion_fmri_fetchers.transfer import policy
+from laion_fmri_fetchers.transfer.connections import Fault
+from laion_fmri_fetchers.transfer.progress import Progress
+from laion_fmri_fetchers.transfer.range_reader import (
+    RangeError,
+    RangeReader,
+    RemoteObject,
+)
+
+from .model_session import ModelError, Task, fill_from_model, size_by_model
+
+_AT_ONCE = 16
+"""Sessions at work at once: each waits for some requests before its rows are known."""
+
+_TRIES = 3
+"""Versions of a session's files that are tried where they change meanwhile."""
+
+
+class Filled(NamedTuple):
+    """What became of a session."""
+
+    task: Task
+    """With the versions of its files that were read in the end."""
+    reason: str = ""
+    """Why its model file was not used; empty where it was."""
+    status: int | None = None
+    """HTTP status, where that was the reason."""
+    remedy: str = ""
+    """``"whole"`` where the server does not send ranges, ``"network"`` where the
+    network failed."""
+    agreed: tuple[str, str] | None = None
+    """Mask and order of the rows."""
+
+
+def fill_from_models(
+    tasks: list[Task],
+    *,
+    n_connections: int,
+    timeout: float,
+    n_jobs: int | None,
+    verbose: int,
+) -> list[Filled]:
+    """Store the voxels of sessions, taken from their model files.
+
+    Parameters
+    ----------
+    tasks : list of Task
+        What is lacking, of a subject.
+    n_connections : int
+        HTTP connections at once, of all sessions.
+    timeout : float
+        Seconds without progress after which a connection is given up.
+    n_jobs : int or None
+        Workers of joblib; None or 1: threads of this process.
+    verbose : int
+        0: silent, 1: a progress bar.
+
+    Returns
+    -------
+    list of Filled
+        In the order of tasks.
+    """
+    n_bytes = sum(map(size_by_model, tasks))
+    progress = Progress(len(tasks), n_bytes, verbose, noun="sessions")
+    try:
+        if n_jobs in (None, 1):
+            return _in_threads(tasks, n_connections, timeout, progress)
+        return _in_workers(tasks, n_connections, timeout, n_jobs, progress)
+    finally:
+        progress.close()
+
+
+def _in_threads(
+    tasks: list[Task], n_connections: int, timeout: float, progress: Progress
+) -> list[Filled]:
+    reader = RangeReader(n_connections, timeout, progress.arrived)
+    pool = ThreadPoolExecutor(min(_AT_ONCE, len(tasks)))
+    futures: list[Future[Filled]] = []
+    try:
+        first = pool.submit(_fill, tasks[0], reader, None)
+        futures.append(first)
+        _watch([first], progress)
+        agreed = first.result().agreed
+        futures += [pool.submit(_fill, task, reader, agreed) for task in tasks[1:]]
+        _watch(futures[1:], progress)
+        return [future.result() for future in futures]
+    finally:
+        for future in futures:
+            future.cancel()
+        reader.stop()
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _watch(futures: list[Future[Filled]], progress: Progress) -> None:
+    """Show progress until all sessions are done, or one raises."""
+    left = set(futures)
+    while left:
+        done, left = wait(left, policy.POLICY.watch_every, FIRST_COMPLETED)
+        for future in done:
+            future.result()
+            progress.ended()
+        progress.show()
+
+
+def _in_workers(
+    tasks: list[Task],
+    n_connections: int,
+    timeout: float,
+    n_jobs: int | None,
+    progress: Progress,
+) -> list[Filled]:
+    """Let workers of joblib fill sessions; they see the data directory, too."""
+    with RangeReader(n_connections, timeout, progress.arrived) as reader:
+        filled = [_fill(tasks[0], reader, None)]
+    progress.ended()
+    backend, _ = joblib.parallel.get_active_backend()
+    parallel = joblib.Parallel(
+        n_jobs=n_jobs,
+        return_as="generator" if backend.supports_return_generator else "list",
+    )
+    n_each = max(1, n_connections // max(1, parallel._effective_n_jobs()))
+    others: Iterator[Filled] = parallel(
+        joblib.delayed(_fill_alone)(task, n_each, timeout, filled[0].agreed)
+        for task in tasks[1:]
+    )
+    for session in others:
+        filled.append(session)
+        progress.arrived(size_by_model(session.task))
+        progress.ended()
+        progress.show()
+    return filled
+
+
+def _fill_alone(
+    task: Task, n_connections: int, timeout: float, agreed: tuple[str, str] | None
+) -> Filled:
+    with RangeReader(n_connections, timeout) as reader:
+        return _fill(task, reader, agreed)
+
+
+def _fill(task: Task, reader: RangeReader, agreed: tuple[str, str] | None) -> Filled:
+    """Fill a session; where a file changes meanwhile, start over with its version."""
+    for _ in range(_TRIES):
+        try:
+            agreed = fill_from_model(task, reader, agreed)
+        except ModelError as error:  # noqa: PERF203
+            return Filled(task, str(error))
+        except RangeError as error:
+            if error.remedy != "changed":
+                return _failed(task, error)
+            try:
+                task = _renewed(task, reader)
+            except Fault as fault:
+                return _failed(task, RangeError(error.target, fault))
+        else:
+            return Filled(task, agreed=agreed)
+    return Filled(task, "its files change again and again")
+
+
+def _failed(task: Task, error: RangeError) -> Filled:
+    remedy = error.remedy
+    if not remedy and (error.status is None or error.status in policy.POLICY.retried):
+        remedy = "network"
+    return Filled(task, str(error), error.status, remedy)
+
+
+def _renewed(task: Task, reader: RangeReader) -> Task:
+    """Return a task with the versions of its files that the bucket has now."""
+    assert task.model is not None
+    return task._replace(
+        image=_version(task.image, reader), model=_version(task.model, reader)
+    )
+
+
+def _version(target: RemoteObject, reader: RangeReader) -> RemoteObject:
+    reply = reader.ask(target._replace(size=None, etag=None), 0, 1)
+    reader.connections.drop(reply)
+    return target._replace(size=reply.size, etag=reply.etag)

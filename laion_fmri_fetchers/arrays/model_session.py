@@ -1,0 +1,383 @@
+"""A session's voxels from its model file: proved, read by ranges, stored.
+
+::
+
+    fill_from_model ─┬─ _prove ─┬─ remote_hdf5.read_layout       where values lie
+                     │          ├─ first_volume.read_first_volume
+                     │          └─ model_proof.fitting           which voxel a row is
+                     ├─ ContiguousRows.copy or ChunkedRows.copy  rows into a new part
+                     └─ _check_rows                              are they the image's?
+
+What was proved is kept beside the parts, with the ETags of both files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import zipfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from laion_fmri_fetchers.messages import readable_size
+from laion_fmri_fetchers.storage.files import whole_file
+from laion_fmri_fetchers.transfer.range_reader import RangeReader, RemoteObject
+
+from .first_volume import FirstVolume, VolumeError, read_first_volume
+from .model_proof import (
+    Candidate,
+    NotProvedError,
+    Proof,
+    candidates,
+    fitting,
+    make_proof,
+)
+from .model_rows import BETAS, ChunkedRows, ContiguousRows, rows_of, sample
+from .remote_hdf5 import Chunk, Layout, LayoutError, read_layout
+from .volumes import iter_volumes, read_header, scaled
+from .voxel_store import Origin, new_part, session_folder
+
+FULL_SAMPLE = 1000
+"""Rows spread over a model file that are looked at, with those that are used."""
+
+SMALL_SAMPLE = 128
+"""Rows looked at where another session of the subject was proved by a full sample to
+have the same mask and order. A thousand rows of each of 30 sessions would be 125 MB,
+several times what a region has; and rows that are used are all looked at anyway."""
+
+_PROOF = ".proof.npz"
+_FORMAT = 1
+
+
+class Task(NamedTuple):
+    """Voxels of a session that the store lacks; may be sent to another process."""
+
+    data_dir: str
+    subject: str
+    session: str
+    image: RemoteObject
+    image_file: str
+    """Where the image is, or would be, on disk."""
+    model: RemoteObject | None
+    rsquare: RemoteObject | None
+    brain_mask: str
+    """A mask on the functional grid, on disk."""
+    n_trials: int | None
+    """Rows of the trial table; None where there is no table."""
+    trials: str | None
+    """MD5 of the trial table."""
+    shape: tuple[int, int, int]
+    """Voxels of the grid, by axis."""
+    voxels: np.ndarray
+    """Positions in a flat volume, the last axis varying fastest; increasing."""
+    most_bytes: int | None
+    """Bytes of the model to read at most; None: any number."""
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the session in the voxel store."""
+        return session_folder(self.data_dir, self.subject, self.session)
+
+    def origin(
+        self, n_trials: int, model: str | None, image_time: int | None = None
+    ) -> Origin:
+        """Return what values of the session are taken from."""
+        image = self.image
+        size = image.size
+        return Origin(
+            self.shape, n_trials, image.etag, size, image_time, model, self.trials
+        )
+
+
+class ModelError(Exception):
+    """A model file that is not used, with the reason."""
+
+
+class Proved(NamedTuple):
+    """A model file whose rows are known."""
+
+    layout: Layout
+    proof: Proof
+
+
+def fill_from_model(
+    task: Task, reader: RangeReader, agreed: tuple[str, str] | None
+) -> tuple[str, str]:
+    """Store voxels of a session, taken from its model file.
+
+    Parameters
+    ----------
+    task : Task
+        What is lacking.
+    reader : RangeReader
+        Reads ranges.
+    agreed : (str, str) or None
+        Mask and order that were proved by a full sample of another session.
+
+    Returns
+    -------
+    (str, str)
+        Mask and order of this model.
+
+    Raises
+    ------
+    ModelError
+        If the model is not used.
+    RangeError
+        If a range cannot be read.
+    """
+    if task.model is None:
+        raise ModelError("the bucket has no model file of the session")
+    try:
+        proved = _saved(task) or _prove(task, task.model, reader, agreed)
+        _copy(task, task.model, proved, reader)
+    except (LayoutError, NotProvedError, VolumeError) as error:
+        with contextlib.suppress(OSError):
+            (task.folder / _PROOF).unlink()
+        raise ModelError(str(error)) from None
+    return proved.proof.mask, proved.proof.order
+
+
+def size_by_model(task: Task) -> int:
+    """Return the bytes to be read for a session's voxels, about.
+
+    The model is taken to be contiguous and float32; where nothing was proved yet, the
+    first volume of the image and a sample of rows are counted too.
+    """
+    n_trials = task.n_trials or 1
+    n_rows = len(task.voxels)
+    if _saved(task) is not None:
+        return n_rows * n_trials * 4
+    volume = int((task.image.size or 0) / n_trials)
+    return (n_rows + SMALL_SAMPLE) * n_trials * 4 + volume
+
+
+def _copy(task: Task, model: RemoteObject, proved: Proved, reader: RangeReader) -> None:
+    """Read the rows of voxels into a part, and see that they are the image's.
+
+    Voxels without a row are 0, as they are in the image: see `_check_support`.
+    """
+    by_row = proved.proof.voxels()
+    rows = np.flatnonzero(np.isin(by_row, task.voxels))
+    voxels = np.concatenate([by_row[rows], np.setdiff1d(task.voxels, by_row)])
+    source = rows_of(proved.layout, model, reader)
+    _check_cost(source, rows, task)
+    origin = task.origin(proved.layout.n_columns, model.etag)
+    with new_part(task.folder, voxels, origin) as writer:
+        source.copy(rows, writer)
+        column = np.array(writer.values()[: len(rows), 0])
+        if not proved.proof.agrees(rows, column):
+            n = int((~_agreement(proved.proof, rows, column)).sum())
+            raise NotProvedError(
+                f"{n} of its {len(rows)} rows lack the value of the image's first "
+                "volume"
+            )
+
+
+def _agreement(proof: Proof, rows: np.ndarray, column: np.ndarray) -> np.ndarray:
+    return np.array(
+        [proof.agrees(rows[i : i + 1], column[i : i + 1]) for i in range(len(rows))]
+    )
+
+
+def _check_cost(
+    source: ContiguousRows | ChunkedRows, rows: np.ndarray, task: Task
+) -> None:
+    size = source.size(rows)
+    if task.most_bytes is not None and size > task.most_bytes:
+        raise ModelError(
+            f"{readable_size(size)} of it would be read, but of the image "
+            f"{readable_size(task.image.size or 0)}"
+        )
+
+
+# --- The proof -------------------------------------------------------------------
+
+
+def _prove(
+    task: Task,
+    model: RemoteObject,
+    reader: RangeReader,
+    agreed: tuple[str, str] | None,
+) -> Proved:
+    """Find out where values lie and which voxel each row is."""
+    fetch = _fetcher(model, reader)
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(_first_volume, task, reader)
+        layout = read_layout(fetch, model.size or 0, BETAS)
+        first = coming.result()
+    if layout.n_columns != first.n_volumes:
+        raise NotProvedError(
+            f"it has {layout.n_columns} columns, but the image {first.n_volumes} "
+            "volumes"
+        )
+    if task.n_trials is not None and layout.n_columns != task.n_trials:
+        raise NotProvedError(
+            f"it has {layout.n_columns} columns, but the trial table "
+            f"{task.n_trials} trials"
+        )
+    if first.shape != task.shape:
+        raise NotProvedError(f"the image is {first.shape}, the masks {task.shape}")
+    masks = _masks(task, first, layout, reader)
+    proposed = list(candidates(layout.n_rows, masks, first.shape))
+    source = rows_of(layout, model, reader)
+    n_wanted = SMALL_SAMPLE if agreed else max(0, FULL_SAMPLE - len(task.voxels))
+    candidate = _fit(source, proposed, first, max(SMALL_SAMPLE, n_wanted))
+    if agreed and (candidate.mask, candidate.order) != agreed:
+        candidate = _fit(source, proposed, first, FULL_SAMPLE)
+    _check_support(candidate, first)
+    proved = Proved(layout, make_proof(candidate, first.shape, first.values))
+    _save(task, proved)
+    return proved
+
+
+def _check_support(candidate: Candidate, first: FirstVolume) -> None:
+    """Raise where the image has values at voxels of which the model has none."""
+    is_without = np.ones(first.values.size, dtype=bool)
+    is_without[candidate.voxels] = False
+    if n := np.count_nonzero(first.values[is_without]):
+        raise NotProvedError(f"it lacks {n} voxels at which the image has values")
+
+
+def _fit(
+    source: ContiguousRows | ChunkedRows,
+    proposed: list[Candidate],
+    first: FirstVolume,
+    n_rows: int,
+) -> Candidate:
+    """Return the candidate that fits a sample of rows."""
+    rows = sample(source.layout.n_rows, n_rows)
+    return fitting(proposed, rows, source.first_column(rows), first.values)
+
+
+def _fetcher(
+    target: RemoteObject, reader: RangeReader
+) -> Callable[[int, int], bytearray]:
+    return lambda start, stop: reader.read_bytes(target, start, stop)
+
+
+def _first_volume(task: Task, reader: RangeReader) -> FirstVolume:
+    image = task.image
+    try:
+        return read_first_volume(
+            _fetcher(image, reader),
+            image.size or 0,
+            task.n_trials or 1000,
+            image.id.endswith(".gz"),
+        )
+    except VolumeError as error:
+        raise NotProvedError(f"of the image {image.id}, {error}") from None
+
+
+def _masks(
+    task: Task, first: FirstVolume, layout: Layout, reader: RangeReader
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield the masks whose voxels the rows may be, those at hand first."""
+    if len(layout.shape) == 4 and layout.shape[:3] == first.shape:
+        yield "the grid", np.ones(first.values.size, dtype=bool)
+        return
+    yield "the image's voxels that are not 0", first.values != 0
+    yield "the brain mask", _flat_map(task.brain_mask) != 0
+    if task.rsquare is not None and layout.n_rows != np.count_nonzero(first.values):
+        yield "the R2 map's voxels that are not 0", _remote_map(task, reader) != 0
+
+
+def _flat_map(file: str) -> np.ndarray:
+    """Read a 3-D image, flat, the last axis varying fastest."""
+    header = read_header(file)
+    (volume,) = iter_volumes(header, [0])
+    values = scaled(header, volume, "float32")
+    return values.reshape(header.shape, order="F").ravel()
+
+
+def _remote_map(task: Task, reader: RangeReader) -> np.ndarray:
+    """Read the session's R2 map out of the bucket, without a file."""
+    import gzip
+
+    import nibabel as nib
+
+    rsquare = task.rsquare
+    assert rsquare is not None
+    content = bytes(reader.read_bytes(rsquare, 0, rsquare.size or 0))
+    try:
+        if rsquare.id.endswith(".gz"):
+            content = gzip.decompress(content)
+        image: Any = nib.Nifti1Image.from_bytes(content)
+        values = np.asarray(image.dataobj, np.float32)
+    except (OSError, ValueError, EOFError, nib.filebasedimages.ImageFileError) as error:
+        raise NotProvedError(f"the R2 map cannot be read ({error})") from None
+    if values.shape != task.shape:
+        raise NotProvedError(f"the R2 map is {values.shape}, the masks {task.shape}")
+    return values.ravel()
+
+
+# --- What is kept ----------------------------------------------------------------
+
+
+def _versions(task: Task) -> str:
+    assert task.model is not None
+    files = task.image, task.model
+    text = json.dumps([[f.etag, f.size] for f in files] + [task.n_trials])
+    return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
+
+
+def _save(task: Task, proved: Proved) -> None:
+    """Keep what was proved; where that is not possible, it is proved again."""
+    layout, proof = proved
+    about = {
+        "format": _FORMAT,
+        "versions": _versions(task),
+        "shape": layout.shape,
+        "dtype": layout.dtype.str,
+        "offset": layout.offset,
+        "chunk_shape": layout.chunk_shape,
+        "mask": proof.mask,
+        "order": proof.order,
+        "grid": proof.shape,
+    }
+    chunks = [[*chunk.origin, chunk.start, chunk.stop] for chunk in layout.chunks]
+    with contextlib.suppress(OSError), whole_file(task.folder / _PROOF) as stream:
+        np.savez(
+            stream,
+            about=json.dumps(about),
+            packed=np.frombuffer(proof.packed, np.uint8),
+            digests=proof.digests,
+            chunks=np.array(chunks, np.int64),
+        )
+
+
+def _saved(task: Task) -> Proved | None:
+    """Return what was proved of these versions of both files."""
+    try:
+        with open(task.folder / _PROOF, "rb") as stream:
+            arrays = dict(np.load(stream, allow_pickle=False))
+        about = json.loads(str(arrays["about"]))
+        if (about["format"], about["versions"]) != (_FORMAT, _versions(task)):
+            return None
+        chunks = tuple(
+            Chunk(tuple(row[:-2]), row[-2], row[-1])
+            for row in arrays["chunks"].tolist()
+        )
+        layout = Layout(
+            tuple(about["shape"]),
+            np.dtype(about["dtype"]),
+            about["offset"],
+            tuple(about["chunk_shape"]),
+            chunks,
+        )
+        proof = Proof(
+            about["mask"],
+            about["order"],
+            tuple(about["grid"]),
+            arrays["packed"].tobytes(),
+            arrays["digests"],
+        )
+        is_sound = len(proof.voxels()) == len(proof.digests) == layout.n_rows
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
+        return None
+    return Proved(layout, proof) if is_sound else None

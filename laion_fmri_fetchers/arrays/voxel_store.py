@@ -1,0 +1,500 @@
+"""The voxel store: betas once extracted, voxel by voxel with all trials of a session.
+
+In the state folder, each session has a folder of *parts*::
+
+    voxels/sub-XX/ses-YY/
+    ├── <name>.npy   float32 (n_voxels, n_trials), mapped into memory when it is read
+    └── <name>.npz   which voxels these are, what they were taken from, a checksum
+
+A part is written once and never changed: its index first, then the values, by a rename.
+So an index without values is not a part, and values have an index. Processes that
+extract the same voxels at the same time write two parts with the same values. `compact`
+joins the parts of a session into a single part when they get many.
+
+::
+
+    find_parts ──▶ coverage                    what is stored
+    new_part ──▶ PartWriter                    adds to it
+    StoredSession.values ──▶ _places_in_parts  reads from it
+    compact, check_part                        keep it small, and sound
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import math
+import os
+import secrets
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+
+from laion_fmri_fetchers.exceptions import DiskSpaceError, NotCachedError
+from laion_fmri_fetchers.messages import readable_size
+from laion_fmri_fetchers.storage.files import whole_file
+from laion_fmri_fetchers.storage.state import state_path
+from laion_fmri_fetchers.transfer.locks import try_lock, unlock
+from laion_fmri_fetchers.transfer.positions import write_at
+
+_FORMAT = 1
+_BLOCK = 2**25
+"""Bytes copied at once."""
+
+_MOST_PARTS = 8
+"""Parts of a session from which they are joined: each costs a reader some ms."""
+
+_MOST_WASTE = 1.25
+"""Rows in all parts, as a multiple of voxels, from which the parts are joined."""
+
+_TRIES = 8
+"""Looks at a folder while others join its parts."""
+
+_DAMAGED = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile)
+
+
+class Origin(NamedTuple):
+    """What stored values were taken from."""
+
+    shape: tuple[int, ...]
+    """Voxels of the grid, by axis."""
+    n_trials: int
+    image: str | None
+    """ETag of the session's beta image."""
+    image_size: int | None
+    """Bytes of the image."""
+    image_time: int | None
+    """When the image on disk was changed last, in ns; None: taken from the bucket."""
+    model: str | None
+    """ETag of the model file; None: taken from the image."""
+    trials: str | None
+    """MD5 of the trial table."""
+
+    def has_values_of(self, other: Origin) -> bool:
+        """Tell whether two origins stand for the same values."""
+        mine = (self.image, self.image_size, self.n_trials, self.trials)
+        return mine == (other.image, other.image_size, other.n_trials, other.trials)
+
+
+class Part(NamedTuple):
+    """Some voxels of a session."""
+
+    file: Path
+    """Their values."""
+    voxels: np.ndarray
+    """Their positions in a flat volume, the last axis varying fastest; by row."""
+    origin: Origin
+    crc32: int
+    """Of the bytes of ``file``."""
+
+    def open(self) -> np.ndarray:
+        """Return the values, mapped into memory: float32, (n_voxels, n_trials)."""
+        values = np.load(self.file, mmap_mode="r", allow_pickle=False)
+        if values.shape != (len(self.voxels), self.origin.n_trials):
+            raise ValueError(f"{self.file} is not of the shape that its index says")
+        if values.dtype != np.float32:
+            raise ValueError(f"{self.file} is of type {values.dtype}")
+        return values
+
+
+class StoredSession(NamedTuple):
+    """Voxels of a session in the store; it may be sent to another process."""
+
+    data_dir: str
+    subject: str
+    session: str
+    origin: Origin
+
+    def values(self, voxels: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Return the values of voxels, mapped into memory.
+
+        Parameters
+        ----------
+        voxels : numpy.ndarray of int
+            Positions in a flat volume, the last axis varying fastest.
+
+        Returns
+        -------
+        list of (numpy.ndarray, numpy.ndarray)
+            Values of a part, and for each voxel its row there, -1 where it has none.
+            Each voxel is in one of them.
+
+        Raises
+        ------
+        NotCachedError
+            If the store lacks some of them.
+        """
+        folder = session_folder(self.data_dir, self.subject, self.session)
+        for _ in range(_TRIES):
+            parts = [
+                part
+                for part in find_parts(folder)
+                if part.origin.has_values_of(self.origin)
+            ]
+            with contextlib.suppress(*_DAMAGED):
+                places, lacks = _places_in_parts(parts, voxels)
+                if not lacks:
+                    return places
+        raise NotCachedError(
+            f"Voxels of {self.session} of {self.subject} were removed from the voxel "
+            "store while it was read; call again."
+        )
+
+
+def find_stored(
+    data_dir: str,
+    meta: dict[str, Any],
+    voxels: np.ndarray,
+    trials: str | None,
+) -> StoredSession | None:
+    """Return a session of the store that has voxels of an image's version.
+
+    Parameters
+    ----------
+    data_dir : str
+        The data directory.
+    meta : dict
+        Record of the beta image; where the image is on disk, parts are void that were
+        taken from another one.
+    voxels : numpy.ndarray of int
+        Positions in a flat volume, the last axis varying fastest.
+    trials : str or None
+        MD5 of the trial table on disk.
+    """
+    folder = session_folder(data_dir, meta["subject"], meta["session"])
+    valid = [
+        part
+        for part in find_parts(folder)
+        if is_valid(part.origin, meta, trials) and len(part.voxels)
+    ]
+    for part in valid:
+        same = [p for p in valid if p.origin.has_values_of(part.origin)]
+        if coverage(same, voxels).all():
+            names = data_dir, meta["subject"], meta["session"]
+            return StoredSession(*names, part.origin)
+    return None
+
+
+def is_valid(origin: Origin, meta: dict[str, Any], trials: str | None) -> bool:
+    """Tell whether stored values are those of an image, as far as can be told."""
+    if None not in (trials, origin.trials) and trials != origin.trials:
+        return False
+    etag = meta.get("etag")
+    if None not in (etag, origin.image) and etag != origin.image:
+        return False
+    try:
+        stat = os.stat(meta["absolute_path"])
+    except OSError:
+        return True
+    if origin.image_size not in (None, stat.st_size):
+        return False
+    return origin.image_time in (None, stat.st_mtime_ns)
+
+
+class PartWriter:
+    """Takes the values of a new part, row by row or in pieces of bytes.
+
+    Attributes
+    ----------
+    row_size : int
+        Bytes of a row.
+    """
+
+    def __init__(self, stream: BinaryIO, shape: tuple[int, int]):
+        self._stream, self._shape = stream, shape
+        self.row_size = shape[1] * 4
+        np.lib.format.write_array_header_1_0(
+            stream,
+            {"descr": "<f4", "fortran_order": False, "shape": shape},
+        )
+        stream.flush()
+        self._start = stream.tell()
+        if hasattr(os, "posix_fallocate"):
+            # A full disk is then known before a page of the mapped file is written,
+            # which would end the process.
+            size = max(1, shape[0] * self.row_size)
+            os.posix_fallocate(stream.fileno(), self._start, size)
+        else:
+            stream.writelines(bytes(self.row_size) for _ in range(shape[0]))
+            stream.flush()
+
+    def put(self, position: int, content: memoryview | bytes) -> None:
+        """Write bytes at a position, counted from the first value."""
+        write_at(self._stream.fileno(), content, self._start + position)
+
+    def values(self) -> np.ndarray:
+        """Return the values, mapped into memory, to be read and written."""
+        if 0 in self._shape:
+            return np.empty(self._shape, np.float32)
+        return np.memmap(self._stream, "<f4", "r+", self._start, self._shape)
+
+
+def session_folder(data_dir: str, subject: str, session: str) -> Path:
+    """Return the folder of a session's parts."""
+    return store_folder(data_dir) / subject / session
+
+
+def store_folder(data_dir: str) -> Path:
+    """Return the folder of the store."""
+    return state_path(data_dir, "voxels")
+
+
+def stored_sessions(data_dir: str) -> list[Path]:
+    """Return the folders of all sessions."""
+    return sorted(store_folder(data_dir).glob("sub-*/ses-*"))
+
+
+def find_parts(folder: Path) -> list[Part]:
+    """Return the parts in a session's folder; what is damaged is left out."""
+    parts = []
+    for index in sorted(folder.glob("[!.]*.npz")):
+        file = index.with_suffix(".npy")
+        if file.exists() and (part := _read_index(index, file)):
+            parts.append(part)
+    return parts
+
+
+def _read_index(index: Path, file: Path) -> Part | None:
+    try:
+        with open(index, "rb") as stream:
+            arrays = dict(np.load(stream, allow_pickle=False))
+        about = json.loads(str(arrays["about"]))
+        if about.pop("format") != _FORMAT:
+            return None
+        crc32, shape = int(about.pop("crc32")), tuple(map(int, about.pop("shape")))
+        origin = Origin(shape=shape, **about)
+        voxels = arrays["voxels"]
+    except _DAMAGED:
+        return None
+    is_sound = voxels.ndim == 1 and voxels.dtype.kind == "i" and len(voxels)
+    if not is_sound or voxels.min() < 0 or voxels.max() >= math.prod(shape):
+        return None
+    return Part(file, voxels, origin, crc32)
+
+
+def coverage(parts: list[Part], voxels: np.ndarray) -> np.ndarray:
+    """Return for each voxel whether a part has it."""
+    covered = np.zeros(len(voxels), dtype=bool)
+    for part in parts:
+        covered |= np.isin(voxels, part.voxels)
+    return covered
+
+
+def _places_in_parts(
+    parts: list[Part], voxels: np.ndarray
+) -> tuple[list[tuple[np.ndarray, np.ndarray]], bool]:
+    """Return values and rows of voxels by part, and whether some are in none."""
+    places = []
+    is_left = np.ones(len(voxels), dtype=bool)
+    for part in parts:
+        order = np.argsort(part.voxels, kind="stable")
+        at = np.searchsorted(part.voxels, voxels, sorter=order)
+        rows = order[np.minimum(at, len(order) - 1)]
+        has = is_left & (part.voxels[rows] == voxels)
+        if has.any():
+            places.append((part.open(), np.where(has, rows, -1)))
+            is_left &= ~has
+    return places, bool(is_left.any())
+
+
+@contextlib.contextmanager
+def new_part(folder: Path, voxels: np.ndarray, origin: Origin) -> Iterator[PartWriter]:
+    """Add voxels to a session; the part appears whole, or not at all.
+
+    Parameters
+    ----------
+    folder : Path
+        Of the session.
+    voxels : numpy.ndarray of int
+        Positions of the voxels in a flat volume, by row.
+    origin : Origin
+        What the values are taken from.
+
+    Raises
+    ------
+    DiskSpaceError
+        If the disk is full.
+    """
+    name = secrets.token_hex(8)
+    try:
+        with whole_file(folder / f"{name}.npy") as stream:
+            writer = PartWriter(stream, (len(voxels), origin.n_trials))
+            yield writer
+            about = {
+                "format": _FORMAT,
+                **origin._asdict(),
+                "crc32": _crc32(stream),
+            }
+            with whole_file(folder / f"{name}.npz") as index:
+                np.savez(index, voxels=voxels.astype(np.int32), about=json.dumps(about))
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            os.unlink(folder / f"{name}.npz")
+        if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None)):
+            size = len(voxels) * origin.n_trials * 4
+            raise DiskSpaceError(
+                f"The disk is full: {readable_size(size)} are needed in {folder}. "
+                "Sessions that were stored stay; make space and call again to go on."
+            ) from error
+        raise
+
+
+def _crc32(stream: BinaryIO) -> int:
+    from isal import isal_zlib
+
+    crc32 = 0
+    stream.seek(0)
+    while block := stream.read(_BLOCK // 32):
+        crc32 = isal_zlib.crc32(block, crc32)
+    return crc32
+
+
+def check_part(part: Part) -> str:
+    """Return what is wrong with a part: ``""`` where nothing is."""
+    try:
+        part.open()
+        with open(part.file, "rb") as stream:
+            return "" if _crc32(stream) == part.crc32 else "its checksum differs"
+    except _DAMAGED as error:
+        return f"it cannot be read ({error})"
+
+
+def compact(folder: Path, *, always: bool = False) -> None:
+    """Join the parts of a session where they are many, or repeat each other.
+
+    Parts of other versions of the images are removed where what is stored of the
+    newest version has their voxels, too. Without a lock that works, two processes
+    write the same part, and the next call joins these.
+
+    Parameters
+    ----------
+    folder : Path
+        Of the session.
+    always : bool, default=False
+        Whether to join also a few parts.
+    """
+    lock = try_lock(str(folder), "compact")
+    if lock is None:
+        return
+    try:
+        while parts := _to_join(find_parts(folder), always):
+            _join(folder, parts)
+        _remove_outdated(folder)
+    except (*_DAMAGED, DiskSpaceError):
+        return  # Another process joins them, or there is no space: all parts are left.
+    finally:
+        unlock(lock)
+
+
+def _to_join(parts: list[Part], always: bool) -> list[Part]:
+    """Return parts of the same values that are worth joining."""
+    for part in parts:
+        same = [p for p in parts if p.origin.has_values_of(part.origin)]
+        n_rows = sum(len(p.voxels) for p in same)
+        n_voxels = len(np.unique(np.concatenate([p.voxels for p in same])))
+        is_much = len(same) > _MOST_PARTS or n_rows > _MOST_WASTE * n_voxels
+        if len(same) > 1 and (is_much or always):
+            return same
+    return []
+
+
+def _join(folder: Path, parts: list[Part]) -> None:
+    voxels = np.unique(np.concatenate([part.voxels for part in parts]))
+    places, _ = _places_in_parts(parts, voxels)
+    step = max(1, _BLOCK // (parts[0].origin.n_trials * 4))
+    with new_part(folder, voxels, parts[0].origin) as writer:
+        for start in range(0, len(voxels), step):
+            block = _gathered(places, slice(start, start + step))
+            writer.put(start * writer.row_size, bytes_of(block))
+    for part in parts:
+        remove_part(part)
+
+
+def bytes_of(values: np.ndarray) -> memoryview:
+    """Return the bytes of an array, in C order."""
+    return np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
+
+
+def _gathered(places: list[tuple[np.ndarray, np.ndarray]], of: slice) -> np.ndarray:
+    """Return the values of some voxels, out of the parts that have them."""
+    n_trials = places[0][0].shape[1]
+    block = np.empty((len(places[0][1][of]), n_trials), np.float32)
+    for values, rows in places:
+        has = rows[of] >= 0
+        block[has] = values[rows[of][has]]
+    return block
+
+
+def remove_part(part: Part) -> None:
+    """Remove a part; who reads it goes on."""
+    for file in (part.file, part.file.with_suffix(".npz")):
+        with contextlib.suppress(OSError):
+            os.unlink(file)
+
+
+def remove_other_versions(folder: Path, meta: dict[str, Any]) -> None:
+    """Remove parts that are not of the version of an image that a record describes."""
+    for part in find_parts(folder):
+        if not is_valid(part.origin, meta, None):
+            remove_part(part)
+
+
+def _remove_outdated(folder: Path) -> None:
+    """Remove parts of other versions where the newest version has their voxels."""
+    parts = find_parts(folder)
+    if not parts:
+        return
+    newest = max(parts, key=lambda part: part.file.stat().st_mtime_ns).origin
+    current = [part for part in parts if part.origin.has_values_of(newest)]
+    for part in parts:
+        is_other = not part.origin.has_values_of(newest)
+        if is_other and coverage(current, part.voxels).all():
+            remove_part(part)
+
+
+def blocks_of(
+    places: list[tuple[np.ndarray, np.ndarray]], n_bytes: int = _BLOCK
+) -> Iterator[tuple[slice, np.ndarray]]:
+    """Yield values in blocks of voxels: which of them, and float32 (n, n_trials).
+
+    Parameters
+    ----------
+    places : list
+        From `StoredSession.values`.
+    n_bytes : int
+        Of a block, about.
+    """
+    n_voxels, n_trials = len(places[0][1]), places[0][0].shape[1]
+    step = max(1, n_bytes // (n_trials * 4))
+    for start in range(0, n_voxels, step):
+        of = slice(start, min(start + step, n_voxels))
+        values, rows = places[0]
+        is_run = (
+            len(places) == 1
+            and rows[of.start] + (of.stop - of.start) - 1 == (rows[of.stop - 1])
+        )
+        if is_run and (np.diff(rows[of]) == 1).all():
+            yield of, values[rows[of.start] : rows[of.stop - 1] + 1]
+        else:
+            yield of, _gathered(places, of)
+
+
+def describe_store(data_dir: str) -> list[dict[str, Any]]:
+    """Return what is stored: subject, session, voxels, and bytes on disk."""
+    described = []
+    for folder in stored_sessions(data_dir):
+        if parts := find_parts(folder):
+            voxels = np.unique(np.concatenate([part.voxels for part in parts]))
+            described.append(
+                {
+                    "subject": folder.parent.name,
+                    "session": folder.name,
+                    "n_voxels": len(voxels),
+                    "size": sum(f.stat().st_size for f in folder.iterdir()),
+                }
+            )
+    return described

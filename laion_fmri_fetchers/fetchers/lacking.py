@@ -1,0 +1,462 @@
+"""Voxels that the store lacks: the way by which each session's are had, and its way.
+
+::
+
+    jobs_of ─────▶ Job         a session of which voxels are lacking
+    choose_ways ─▶ Ways        model or image, on disk or in the bucket; bytes
+    fill_store ─┬─ fill_models.fill_from_models
+                ├─ _extract_all            images on disk
+                └─ _fill_from_bucket ─┬─ obtain, an image at a time
+                                      └─ extract.extract, meanwhile, in threads
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple, overload
+
+import joblib
+import numpy as np
+from sklearn.utils import Bunch
+from tqdm.auto import tqdm
+
+from laion_fmri_fetchers.access.licence import accept_license
+from laion_fmri_fetchers.arrays.betas import TrialTable, trial_tables
+from laion_fmri_fetchers.arrays.extract import extract
+from laion_fmri_fetchers.arrays.fill_models import Filled, fill_from_models
+from laion_fmri_fetchers.arrays.model_session import Task, size_by_model
+from laion_fmri_fetchers.arrays.voxel_store import (
+    Part,
+    compact,
+    coverage,
+    find_parts,
+    is_valid,
+    remove_other_versions,
+    session_folder,
+)
+from laion_fmri_fetchers.exceptions import (
+    BucketError,
+    CorruptImageError,
+    DownloadError,
+    HeldOutSessionError,
+    InvalidQueryError,
+)
+from laion_fmri_fetchers.layout.keys import Record, is_held_out, record_of
+from laion_fmri_fetchers.messages import counted, listed, readable_size, tell, warn
+from laion_fmri_fetchers.storage.files import write_atomically
+from laion_fmri_fetchers.storage.inventory import Inventory, size_on_disk
+from laion_fmri_fetchers.storage.notes import note_removed
+from laion_fmri_fetchers.storage.obtain import Planned, obtain
+from laion_fmri_fetchers.transfer.bucket import object_url
+from laion_fmri_fetchers.transfer.range_reader import RemoteObject
+
+_MOST_COST = 1.5
+"""Bytes of a model, as a multiple of the image's, up to which the model is read."""
+
+_IN_FLIGHT = 2
+"""Images that wait to be extracted, at most, beside the one being downloaded."""
+
+_MARKER = ".image-fetched-for-voxels"
+"""In a session's folder of the store: its image is on disk until its voxels are."""
+
+
+class Job(NamedTuple):
+    """A session of which voxels are lacking."""
+
+    task: Task
+    record: Record
+    """Of the beta image."""
+    is_on_disk: bool
+    """Whether the image is."""
+
+
+class Ways(NamedTuple):
+    """The ways by which sessions' voxels are had."""
+
+    from_model: list[Job]
+    from_disk: list[Job]
+    from_bucket: list[Job]
+    """Images to download."""
+
+    def plan(self) -> list[tuple[str, int, str, str]]:
+        """Return id, bytes, reason and source of what would be downloaded."""
+        rows = [
+            (job.task.model.id, size_by_model(job.task), "voxels", "model")
+            for job in self.from_model
+            if job.task.model
+        ]
+        return rows + [
+            (job.record["id"], job.record["size"] or 0, "voxels", "images")
+            for job in self.from_bucket
+        ]
+
+
+class HowToFill(NamedTuple):
+    """The arguments of `fetch_laion_betas` on how voxels are had."""
+
+    source: str
+    keep_images: bool
+    n_jobs: int | None
+
+
+# --- What is lacking -------------------------------------------------------------
+
+
+def jobs_of(data: Bunch, mask: np.ndarray, inventory: Inventory) -> list[Job]:
+    """Return what each session lacks.
+
+    Parameters
+    ----------
+    data : Bunch
+        With ``images_meta`` and ``brain_masks`` of a subject. Where voxels are stored
+        of another version of an image than the bucket has now, the record gets the
+        version that is stored.
+    mask : numpy.ndarray of bool
+        The voxels asked for.
+    inventory : Inventory
+        What the bucket has, and the disk.
+    """
+    siblings = {
+        (rec["session"], rec["image_type"]): rec
+        for rec in inventory.records
+        if rec["image_type"] in ("model", "rsquare")
+    }
+    voxels, settings = np.flatnonzero(mask), inventory.settings
+    tables = trial_tables(settings.data_dir, data.images_meta)
+    jobs, outdated = [], []
+    for meta in data.images_meta:
+        names = settings.data_dir, meta["subject"], meta["session"]
+        table = tables.get(meta["session"], TrialTable(None, None))
+        is_on_disk = os.path.exists(meta["absolute_path"])
+        parts = find_parts(session_folder(*names))
+        current = [part for part in parts if is_valid(part.origin, meta, table.version)]
+        has = coverage(current, voxels) & (not settings.overwrites)
+        if has.all():
+            continue
+        if not (settings.overwrites or is_on_disk) and (
+            other := _other_version(parts, meta, table.version, voxels)
+        ):
+            meta["etag"], meta["outdated"] = other, True
+            outdated.append(meta)
+            continue
+        in_bucket = inventory.objects.get(meta["id"])
+        image = record_of(*in_bucket) if in_bucket and not is_on_disk else meta
+        task = Task(
+            *names,
+            _remote(image),
+            meta["absolute_path"],
+            _remote(siblings.get((meta["session"], "model"))),
+            _remote(siblings.get((meta["session"], "rsquare"))),
+            data.brain_masks[meta["subject"]],
+            *table,
+            mask.shape,
+            voxels[~has],
+            None,
+        )
+        jobs.append(Job(task, meta, is_on_disk))
+    if outdated:
+        warn(
+            f"The bucket has another version of {counted(len(outdated), 'beta image')} "
+            f"than voxels are stored of: {listed([m['id'] for m in outdated])}. What "
+            "is stored is used; mode='overwrite' fetches the new version."
+        )
+    return jobs
+
+
+def jobs_on_disk(data: Bunch, subject: str, mask: np.ndarray) -> list[Job]:
+    """Return what sessions lack of voxels, all of whose images are on disk.
+
+    Parameters
+    ----------
+    data : Bunch
+        From a fetcher.
+    subject : str
+        Such as ``"sub-01"``.
+    mask : numpy.ndarray of bool
+        The voxels asked for.
+    """
+    voxels = np.flatnonzero(mask)
+    metas = [
+        {**meta, "absolute_path": file}
+        for file, meta in zip(data.images, data.images_meta, strict=True)
+        if meta["image_type"] == "betas" and meta["subject"] == subject
+    ]
+    tables = trial_tables(data.data_dir, metas)
+    jobs = []
+    for meta in metas:
+        names = data.data_dir, subject, meta["session"]
+        table = tables.get(meta["session"], TrialTable(None, None))
+        parts = find_parts(session_folder(*names))
+        valid = [p for p in parts if is_valid(p.origin, meta, table.version)]
+        has = coverage(valid, voxels)
+        if not has.all():
+            task = Task(
+                *names,
+                RemoteObject(meta["id"], "", size_on_disk(meta), meta["etag"]),
+                meta["absolute_path"],
+                None,
+                None,
+                data.brain_masks.get(subject, ""),
+                *table,
+                mask.shape,
+                voxels[~has],
+                None,
+            )
+            jobs.append(Job(task, meta, is_on_disk=True))
+    return jobs
+
+
+@overload
+def _remote(rec: Record) -> RemoteObject: ...
+
+
+@overload
+def _remote(rec: None) -> None: ...
+
+
+def _remote(rec: Record | None) -> RemoteObject | None:
+    if rec is None:
+        return None
+    return RemoteObject(rec["id"], object_url(rec["key"]), rec["size"], rec["etag"])
+
+
+def _other_version(
+    parts: list[Part], meta: Record, table: str | None, voxels: np.ndarray
+) -> str | None:
+    """Return the ETag of another version of an image of which voxels are stored."""
+    for part in parts:
+        etag = part.origin.image
+        if etag and is_valid(part.origin, {**meta, "etag": etag}, table):
+            same = [p for p in parts if p.origin.has_values_of(part.origin)]
+            if coverage(same, voxels).all():
+                return etag
+    return None
+
+
+# --- By which way ----------------------------------------------------------------
+
+
+def choose_ways(jobs: Sequence[Job], source: str, inventory: Inventory) -> Ways:
+    """Return the way by which each session's voxels are had.
+
+    Raises
+    ------
+    InvalidQueryError
+        If the model is asked for, and the bucket has none.
+    """
+    ways = Ways([], [], [])
+    large = []
+    for job in jobs:
+        task = job.task
+        if source == "model" and task.model is None:
+            raise InvalidQueryError(
+                f"The bucket has no model file of {task.session} of {task.subject}; "
+                "source='auto' takes the image."
+            )
+        if source == "model" or (source == "auto" and not job.is_on_disk):
+            is_cheap = size_by_model(task) <= _MOST_COST * (task.image.size or 0)
+            if source == "model":
+                ways.from_model.append(job)
+                continue
+            if task.model is not None and is_cheap:
+                limit = int(_MOST_COST * (task.image.size or 0))
+                task = task._replace(most_bytes=limit)
+                ways.from_model.append(job._replace(task=task))
+                continue
+            large.append(task.session)
+        if job.is_on_disk and not inventory.settings.overwrites:
+            ways.from_disk.append(job)
+        else:
+            ways.from_bucket.append(job)
+    if large:
+        tell(
+            f"The images of {listed(large)} are downloaded, as the bucket has no model "
+            "file of them, or the voxels of the model are more bytes",
+            inventory.settings.verbose,
+        )
+    return ways
+
+
+def sizes_by_way(jobs: Sequence[Job]) -> dict[str, int]:
+    """Return the bytes to download, by model files and by images."""
+    return {
+        "model": sum(size_by_model(job.task) for job in jobs if job.task.model),
+        "images": sum(j.record["size"] or 0 for j in jobs if not j.is_on_disk),
+    }
+
+
+def fill_store(ways: Ways, how: HowToFill, inventory: Inventory) -> None:
+    """Store the voxels that sessions lack.
+
+    Raises
+    ------
+    CorruptImageError
+        If a model is asked for that is not proved, or an image is damaged.
+    BucketError
+        If a model is asked for and the server ignores Range.
+    HeldOutSessionError
+        If the bucket denies a held-out session.
+    DownloadError
+        If files could not be downloaded.
+    """
+    settings = inventory.settings
+    if ways.from_model or ways.from_bucket:
+        accept_license(settings.data_dir)
+    not_used: list[Job] = []
+    if ways.from_model:
+        n_bytes = sum(size_by_model(job.task) for job in ways.from_model)
+        tell(
+            f"Reading about {readable_size(n_bytes)} of "
+            f"{counted(len(ways.from_model), 'model file')}",
+            settings.verbose,
+        )
+        filled = fill_from_models(
+            [job.task for job in ways.from_model],
+            n_connections=settings.n_connections,
+            timeout=settings.timeout,
+            n_jobs=how.n_jobs,
+            verbose=settings.verbose,
+        )
+        not_used = _take_results(ways.from_model, filled, how.source)
+    on_disk = [job for job in not_used if job.is_on_disk]
+    not_on_disk = [job for job in not_used if not job.is_on_disk]
+    from_disk = [*ways.from_disk, *on_disk]
+    extract_all(from_disk, how.n_jobs, settings.verbose)
+    for job in from_disk:
+        if _marker(job.task).exists() and not how.keep_images:
+            _remove_image(job)
+    _fill_from_bucket([*ways.from_bucket, *not_on_disk], how, inventory)
+    for job in [*ways.from_model, *ways.from_bucket]:
+        if settings.overwrites:
+            remove_other_versions(job.task.folder, job.record)
+        compact(job.task.folder)
+
+
+def _take_results(jobs: list[Job], filled: list[Filled], source: str) -> list[Job]:
+    """Return the sessions whose models were not used, after a warning.
+
+    Raises
+    ------
+    Exception
+        As of `fill_store`, if the model was asked for or the network failed.
+    """
+    not_used = []
+    for job, session in zip(jobs, filled, strict=True):
+        image = session.task.image
+        if not session.reason:
+            job.record.update(size=image.size, etag=image.etag)
+            continue
+        name = f"{session.task.session} of {session.task.subject}"
+        if session.status == 403 and is_held_out(job.record):
+            raise HeldOutSessionError(
+                f"{name}: files held out for evaluation, which the bucket denies "
+                "(status 403). Leave such sessions out of sessions."
+            )
+        if session.remedy == "network":
+            raise DownloadError(
+                f"Voxels of {name} could not be read: {session.reason}. Sessions that "
+                "arrived stay, and the same call goes on from there."
+            )
+        if source == "model":
+            advice = "source='auto' takes the image."
+            if session.remedy == "whole":
+                raise BucketError(f"{session.reason} (Range). {advice}")
+            raise CorruptImageError(
+                f"The model file of {name} is not used: {session.reason}. {advice}"
+            )
+        not_used.append((job, session.reason))
+    if not_used:
+        reasons = [f"{job.task.session}: {reason}" for job, reason in not_used]
+        size = sum(j.record["size"] or 0 for j, _ in not_used if not j.is_on_disk)
+        warn(
+            f"{counted(len(not_used), 'model file')} of {jobs[0].task.subject} cannot "
+            f"be used, so images are read instead ({readable_size(size)}): "
+            f"{listed(reasons, most=3)}."
+        )
+    return [job for job, _ in not_used]
+
+
+# --- From images -----------------------------------------------------------------
+
+
+def extract_all(jobs: list[Job], n_jobs: int | None, verbose: int) -> None:
+    """Store voxels of images that are on disk, several at once."""
+    if not jobs:
+        return
+    backend, _ = joblib.parallel.get_active_backend(prefer="threads")
+    parallel = joblib.Parallel(
+        n_jobs=n_jobs,
+        prefer="threads",
+        return_as="generator" if backend.supports_return_generator else "list",
+    )
+    done = parallel(joblib.delayed(extract)(job.task) for job in jobs)
+    hidden = None if verbose else True
+    for _ in tqdm(done, total=len(jobs), unit="session", disable=hidden):
+        pass
+    for job in jobs:
+        compact(job.task.folder)
+
+
+def _fill_from_bucket(jobs: list[Job], how: HowToFill, inventory: Inventory) -> None:
+    """Download images one after the other, and extract each during the next.
+
+    So the disk never holds more than a few that were not there before.
+    """
+    if not jobs:
+        return
+    size = sum(job.record["size"] or 0 for job in jobs)
+    settings = inventory.settings
+    tell(
+        f"Downloading {counted(len(jobs), 'beta image')}, {readable_size(size)}, for "
+        f"their voxels{'' if how.keep_images else '; each is removed afterwards'}",
+        settings.verbose,
+    )
+    stop = threading.Event()
+    waiting: deque[tuple[Job, Future[int]]] = deque()
+    pool = ThreadPoolExecutor(max(1, how.n_jobs or 1))
+    try:
+        for job in jobs:
+            if not job.is_on_disk:
+                write_atomically(_marker(job.task), b"")
+            obtain([Planned(job.record, "voxels")], inventory, is_announced=True)
+            task = job.task._replace(
+                image=job.task.image._replace(
+                    size=job.record["size"], etag=job.record["etag"]
+                )
+            )
+            is_kept = how.keep_images or job.is_on_disk
+            future = pool.submit(extract, task, is_kept=is_kept, stop=stop)
+            waiting.append((job, future))
+            while len(waiting) > _IN_FLIGHT:
+                _conclude(*waiting.popleft(), how)
+        while waiting:
+            _conclude(*waiting.popleft(), how)
+    finally:
+        stop.set()
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _conclude(job: Job, future: Future[int], how: HowToFill) -> None:
+    """Wait for the voxels of an image; remove it, if it was not there before."""
+    future.result()
+    if job.is_on_disk or how.keep_images:
+        _marker(job.task).unlink(missing_ok=True)
+    else:
+        _remove_image(job)
+
+
+def _remove_image(job: Job) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(job.record["absolute_path"])
+    note_removed(job.task.data_dir, [job.record["id"]])
+    _marker(job.task).unlink(missing_ok=True)
+
+
+def _marker(task: Task) -> Path:
+    return task.folder / _MARKER

@@ -1,0 +1,124 @@
+"""pack_betas: voxels of beta images on disk into the voxel store.
+
+pack_betas ─▶ find_voxels ─▶ lacking.jobs_on_disk ─▶ lacking.extract_all
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from sklearn.utils import Bunch
+
+from laion_fmri_fetchers.arrays.betas import grid_of, subject_of
+from laion_fmri_fetchers.arrays.voxels import VoxelChoice, find_voxels
+from laion_fmri_fetchers.exceptions import InvalidQueryError
+from laion_fmri_fetchers.messages import counted, tell
+from laion_fmri_fetchers.query.arguments import check_fetched
+from laion_fmri_fetchers.storage.data_dir import is_writable
+from laion_fmri_fetchers.storage.notes import note_removed
+
+from .lacking import extract_all, jobs_on_disk
+
+
+def pack_betas(
+    data: Bunch,
+    subject: str | int | None = None,
+    rois: str | Sequence[str] = "brain",
+    *,
+    mask_img: Any = None,
+    nc_threshold: float | None = None,
+    noise_ceiling: str = "Allrep",
+    n_jobs: int | None = 1,
+    verbose: int = 1,
+) -> None:
+    """Fill the voxel store from beta images on disk.
+
+    The store has each voxel's trials side by side, so `load_betas` and
+    `fetch_laion_betas` take a region from it in a fraction of a second, where an image
+    is decompressed from its first byte to its last. The whole brain of a session takes
+    about 1.15 GB, as much as its image.
+
+    Parameters
+    ----------
+    data : :class:`sklearn.utils.Bunch`
+        From `fetch_laion_fmri`.
+    subject : str or int, optional
+        ``"sub-01"``, ``"01"`` or 1; needed where ``data`` holds betas of several.
+    rois : str or sequence of str, default="brain"
+        The voxels, as for `load_betas`: ROI names, categories, ``"fetched"``, or
+        ``"brain"`` for all.
+    mask_img : Niimg-like, optional
+        Only voxels in this mask.
+    nc_threshold : float, optional
+        Only voxels whose noise ceiling is at least this, in percent (0 to 100).
+    noise_ceiling : {"Allrep", "12rep", "4rep"}, default="Allrep"
+        Which of the noise ceilings the threshold is for.
+    n_jobs : int, default=1
+        Images read at once, by joblib's threads or what
+        :func:`joblib.parallel_config` says.
+    verbose : int, default=1
+        0: silent, 1: a progress bar.
+
+    Raises
+    ------
+    InvalidQueryError
+        If an argument is not valid, or the data directory cannot be written.
+    NotCachedError
+        If an image is not on disk.
+    CorruptImageError
+        If an image is damaged.
+    DiskSpaceError
+        If the disk is full; sessions that were stored stay.
+
+    Examples
+    --------
+    All voxels of some sessions, once; regions are then read from the store::
+
+        data = fetch_laion_fmri("sub-01", sessions=range(1, 5))
+        pack_betas(data)
+        betas = load_betas(data, rois="FFA1")
+    """
+    check_fetched(data, "images_meta")
+    if not is_writable(data.data_dir):
+        raise InvalidQueryError(
+            f"The data directory {data.data_dir} cannot be written, so nothing can be "
+            "stored in it."
+        )
+    name = subject_of(data, subject)
+    choice = VoxelChoice(rois, mask_img, nc_threshold, noise_ceiling)
+    grid = grid_of(data, name)
+    voxels = find_voxels(data, name, choice, grid, lambda function: function)
+    jobs = jobs_on_disk(data, name, voxels.mask)
+    tell(
+        f"Storing {voxels.mask.sum()} voxels of {name} from "
+        f"{counted(len(jobs), 'image')}",
+        verbose,
+    )
+    extract_all(jobs, n_jobs, verbose)
+
+
+def remove_packed_images(data: Bunch, subject: str | int | None = None) -> list[str]:
+    """Delete the beta images of which all voxels of the brain are stored.
+
+    Returns
+    -------
+    list of str
+        Ids of the images.
+    """
+    name = subject_of(data, subject)
+    choice = VoxelChoice("brain", None, None, "Allrep")
+    grid = grid_of(data, name)
+    voxels = find_voxels(data, name, choice, grid, lambda function: function)
+    lacking = {job.task.session for job in jobs_on_disk(data, name, voxels.mask)}
+    removed = []
+    for meta in data.images_meta:
+        is_image = meta["image_type"] == "betas" and meta["subject"] == name
+        file = meta["absolute_path"]
+        if is_image and meta["session"] not in lacking and os.path.exists(file):
+            os.unlink(file)
+            removed.append(meta["id"])
+    if removed:
+        note_removed(data.data_dir, removed)
+    return removed
