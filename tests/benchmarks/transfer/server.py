@@ -1,7 +1,7 @@
 """A small S3-like server for benchmarks: it can delay answers and cap connections.
 
     python server.py FOLDER [--latency SECONDS] [--rate BYTES_A_SECOND]
-                            [--md5] [--opaque]
+                            [--md5] [--opaque] [--log FILE]
 
 It prints its port, then serves the files of FOLDER as objects of a bucket, path style:
 ``GET /bucket/?list-type=2&prefix=``, and ``HEAD`` and ``GET`` of ``/bucket/{key}`` with
@@ -9,7 +9,9 @@ It prints its port, then serves the files of FOLDER as objects of a bucket, path
 socket inside the kernel (sendfile), so that the server costs little of the machine.
 Objects of 8 MiB and more have the ETag of an upload in parts of 8 MiB; with ``--md5``
 all have that of an upload in one part, with ``--opaque`` one that says nothing of the
-content, as that of an encrypted object.
+content, as that of an encrypted object. Hard links of a file are read once for it.
+``--log`` names a file that gets a line for each body: key, first byte, byte after the
+last.
 """
 
 from __future__ import annotations
@@ -37,20 +39,24 @@ class Object:
     """A file that is offered."""
 
     def __init__(self, path: Path, single_part: bool, is_opaque: bool):
-        data = path.read_bytes()
-        self.size = len(data)
-        self.modified = path.stat().st_mtime
+        stat = path.stat()
+        self.size, self.modified = stat.st_size, stat.st_mtime
         self.descriptor = os.open(path, os.O_RDONLY)
         if is_opaque:
-            self.etag = f"opaque-to-clients-{len(data)}"
-        elif len(data) < PART or single_part:
-            self.etag = hashlib.md5(data).hexdigest()
+            self.etag = f"opaque-to-clients-{self.size}"
         else:
+            self.etag = self.hash(path, self.size if single_part else PART)
+
+    def hash(self, path: Path, part_size: int) -> str:
+        with open(path, "rb") as stream:
             parts = [
-                hashlib.md5(data[a : a + PART]).digest()
-                for a in range(0, len(data), PART)
+                hashlib.md5(stream.read(part_size))
+                for _ in range(0, max(self.size, 1), max(part_size, 1))
             ]
-            self.etag = f"{hashlib.md5(b''.join(parts)).hexdigest()}-{len(parts)}"
+        if part_size != PART or self.size < PART:
+            return parts[0].hexdigest()
+        joined = b"".join(part.digest() for part in parts)
+        return f"{hashlib.md5(joined).hexdigest()}-{len(parts)}"
 
 
 class Connection:
@@ -77,13 +83,18 @@ class Server:
         single_part: bool,
         is_opaque: bool,
         port: int,
+        log: Path | None,
     ):
         self.latency, self.rate = latency, rate
-        self.objects = {
-            path.relative_to(folder).as_posix(): Object(path, single_part, is_opaque)
-            for path in sorted(folder.rglob("*"))
-            if path.is_file()
-        }
+        self.log = open(log, "a", buffering=1) if log else None
+        by_inode: dict[int, Object] = {}
+        self.objects: dict[str, Object] = {}
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                inode = path.stat().st_ino
+                if inode not in by_inode:
+                    by_inode[inode] = Object(path, single_part, is_opaque)
+                self.objects[path.relative_to(folder).as_posix()] = by_inode[inode]
         self.listener = socket.create_server(("127.0.0.1", port), backlog=1024)
         self.listener.setblocking(False)
         self.poll = select.epoll()
@@ -234,6 +245,8 @@ class Server:
         if method == "GET":
             connection.source = found.descriptor
             connection.offset, connection.stop = start, stop
+            if self.log:
+                self.log.write(f"{key} {start} {stop}\n")
 
     def listing(self, query: dict[str, list[str]]) -> str:
         prefix = query.get("prefix", [""])[0]
@@ -280,9 +293,16 @@ def main() -> None:
     parser.add_argument("--md5", action="store_true", help="ETags of one-part uploads")
     parser.add_argument("--opaque", action="store_true", help="ETags that are no MD5")
     parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--log", type=Path, help="a line for each body")
     args = parser.parse_args()
     server = Server(
-        args.folder, args.latency, args.rate, args.md5, args.opaque, args.port
+        args.folder,
+        args.latency,
+        args.rate,
+        args.md5,
+        args.opaque,
+        args.port,
+        args.log,
     )
     print(server.listener.getsockname()[1], flush=True)
     server.serve()
