@@ -27,6 +27,7 @@ from laion_fmri_fetchers.transfer.range_reader import (
     RemoteObject,
 )
 
+from .model_proof import Candidate
 from .model_session import ModelError, Task, fill_from_model, size_by_model
 
 _AT_ONCE = 16
@@ -48,8 +49,8 @@ class Filled(NamedTuple):
     remedy: str = ""
     """``"whole"`` where the server does not send ranges, ``"network"`` where the
     network failed."""
-    agreed: tuple[str, str] | None = None
-    """Mask and order of the rows."""
+    agreed: Candidate | None = None
+    """What its rows are."""
 
 
 def fill_from_models(
@@ -152,13 +153,13 @@ def _in_workers(
 
 
 def _fill_alone(
-    task: Task, n_connections: int, timeout: float, agreed: tuple[str, str] | None
+    task: Task, n_connections: int, timeout: float, agreed: Candidate | None
 ) -> Filled:
     with RangeReader(n_connections, timeout) as reader:
         return _fill(task, reader, agreed)
 
 
-def _fill(task: Task, reader: RangeReader, agreed: tuple[str, str] | None) -> Filled:
+def _fill(task: Task, reader: RangeReader, agreed: Candidate | None) -> Filled:
     """Fill a session; where a file changes meanwhile, start over with its version."""
     for _ in range(_TRIES):
         try:

@@ -10,11 +10,14 @@ rows looked at have the value of their voxel::
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
+
+from .first_volume import FirstVolume
 
 LEAST_TELLING = 0.5
 """Share of the rows looked at whose values must tell something: finite, and not 0."""
@@ -78,11 +81,10 @@ def voxels_of(mask: np.ndarray, shape: tuple[int, ...], order: str) -> np.ndarra
     >>> voxels_of(mask, (2, 2), "C").tolist(), voxels_of(mask, (2, 2), "F").tolist()
     ([0, 1, 2], [0, 2, 1])
     """
-    voxels = np.flatnonzero(mask)
-    if order == "F":
-        axes = np.unravel_index(voxels, shape)
-        voxels = voxels[np.argsort(np.ravel_multi_index(axes, shape, order="F"))]
-    return voxels
+    if order == "C":
+        return np.flatnonzero(mask)
+    places = np.flatnonzero(mask.reshape(shape).ravel(order="F"))
+    return np.ravel_multi_index(np.unravel_index(places, shape, order="F"), shape)
 
 
 def candidates(
@@ -99,7 +101,7 @@ def fitting(
     proposed: Iterable[Candidate],
     rows: np.ndarray,
     column: np.ndarray,
-    first: np.ndarray,
+    first: FirstVolume,
 ) -> Candidate:
     """Return the candidate under which rows have the values of their voxels.
 
@@ -111,8 +113,8 @@ def fitting(
         The rows looked at.
     column : numpy.ndarray of float32
         Their values in column 0.
-    first : numpy.ndarray of float32
-        The first volume of the image, flat.
+    first : FirstVolume
+        Of the image.
 
     Raises
     ------
@@ -125,7 +127,7 @@ def fitting(
         n_proposed += 1
         is_new = all((candidate.voxels != other.voxels).any() for other in fit)
         if is_new and np.array_equal(
-            column, first[candidate.voxels[rows]], equal_nan=True
+            column, first.at(candidate.voxels[rows]), equal_nan=True
         ):
             fit.append(candidate)
     if not fit:
@@ -143,16 +145,14 @@ def fitting(
     return fit[0]
 
 
-def make_proof(
-    candidate: Candidate, shape: tuple[int, ...], first: np.ndarray
-) -> Proof:
+def make_proof(candidate: Candidate, first: FirstVolume) -> Proof:
     """Return what to keep of a candidate that fits."""
-    mask = np.zeros(first.size, dtype=bool)
+    mask = np.zeros(math.prod(first.shape), dtype=bool)
     mask[candidate.voxels] = True
     return Proof(
         candidate.mask,
         candidate.order,
-        shape,
-        zlib.compress(np.packbits(mask).tobytes(), 6),
-        digests_of(first[candidate.voxels]),
+        first.shape,
+        zlib.compress(np.packbits(mask).tobytes(), 1),
+        digests_of(first.at(candidate.voxels)),
     )

@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -106,8 +107,8 @@ class Proved(NamedTuple):
 
 
 def fill_from_model(
-    task: Task, reader: RangeReader, agreed: tuple[str, str] | None
-) -> tuple[str, str]:
+    task: Task, reader: RangeReader, agreed: Candidate | None
+) -> Candidate:
     """Store voxels of a session, taken from its model file.
 
     Parameters
@@ -116,13 +117,13 @@ def fill_from_model(
         What is lacking.
     reader : RangeReader
         Reads ranges.
-    agreed : (str, str) or None
-        Mask and order that were proved by a full sample of another session.
+    agreed : Candidate or None
+        What was proved by a full sample of another session.
 
     Returns
     -------
-    (str, str)
-        Mask and order of this model.
+    Candidate
+        What the rows of this model are.
 
     Raises
     ------
@@ -140,7 +141,7 @@ def fill_from_model(
         with contextlib.suppress(OSError):
             (task.folder / _PROOF).unlink()
         raise ModelError(str(error)) from None
-    return proved.proof.mask, proved.proof.order
+    return Candidate(proved.proof.mask, proved.proof.order, proved.proof.voxels())
 
 
 def size_by_model(task: Task) -> int:
@@ -164,7 +165,8 @@ def _copy(task: Task, model: RemoteObject, proved: Proved, reader: RangeReader) 
     """
     by_row = proved.proof.voxels()
     rows = np.flatnonzero(np.isin(by_row, task.voxels))
-    voxels = np.concatenate([by_row[rows], np.setdiff1d(task.voxels, by_row)])
+    is_without = ~np.isin(task.voxels, by_row)
+    voxels = np.concatenate([by_row[rows], task.voxels[is_without]])
     source = rows_of(proved.layout, model, reader)
     _check_cost(source, rows, task)
     origin = task.origin(proved.layout.n_columns, model.etag)
@@ -203,7 +205,7 @@ def _prove(
     task: Task,
     model: RemoteObject,
     reader: RangeReader,
-    agreed: tuple[str, str] | None,
+    agreed: Candidate | None,
 ) -> Proved:
     """Find out where values lie and which voxel each row is."""
     fetch = _fetcher(model, reader)
@@ -223,36 +225,40 @@ def _prove(
         )
     if first.shape != task.shape:
         raise NotProvedError(f"the image is {first.shape}, the masks {task.shape}")
-    masks = _masks(task, first, layout, reader)
-    proposed = list(candidates(layout.n_rows, masks, first.shape))
     source = rows_of(layout, model, reader)
-    n_wanted = SMALL_SAMPLE if agreed else max(0, FULL_SAMPLE - len(task.voxels))
-    candidate = _fit(source, proposed, first, max(SMALL_SAMPLE, n_wanted))
-    if agreed and (candidate.mask, candidate.order) != agreed:
-        candidate = _fit(source, proposed, first, FULL_SAMPLE)
+    candidate = _fit(source, task, first, reader, agreed)
     _check_support(candidate, first)
-    proved = Proved(layout, make_proof(candidate, first.shape, first.values))
+    proved = Proved(layout, make_proof(candidate, first))
     _save(task, proved)
     return proved
 
 
 def _check_support(candidate: Candidate, first: FirstVolume) -> None:
     """Raise where the image has values at voxels of which the model has none."""
-    is_without = np.ones(first.values.size, dtype=bool)
-    is_without[candidate.voxels] = False
-    if n := np.count_nonzero(first.values[is_without]):
+    if n := np.count_nonzero(~np.isin(first.voxels, candidate.voxels)):
         raise NotProvedError(f"it lacks {n} voxels at which the image has values")
 
 
 def _fit(
     source: ContiguousRows | ChunkedRows,
-    proposed: list[Candidate],
+    task: Task,
     first: FirstVolume,
-    n_rows: int,
+    reader: RangeReader,
+    agreed: Candidate | None,
 ) -> Candidate:
-    """Return the candidate that fits a sample of rows."""
-    rows = sample(source.layout.n_rows, n_rows)
-    return fitting(proposed, rows, source.first_column(rows), first.values)
+    """Return the candidate that fits a sample of rows.
+
+    A small sample will do for what was agreed on; if it does not fit, all are tried.
+    """
+    n_rows = source.layout.n_rows
+    if agreed and len(agreed.voxels) == n_rows:
+        rows = sample(n_rows, SMALL_SAMPLE)
+        with contextlib.suppress(NotProvedError):
+            return fitting([agreed], rows, source.first_column(rows), first)
+    rows = sample(n_rows, max(SMALL_SAMPLE, FULL_SAMPLE - len(task.voxels)))
+    masks = _masks(task, first, source.layout, reader)
+    proposed = list(candidates(n_rows, masks, first.shape))
+    return fitting(proposed, rows, source.first_column(rows), first)
 
 
 def _fetcher(
@@ -279,11 +285,11 @@ def _masks(
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Yield the masks whose voxels the rows may be, those at hand first."""
     if len(layout.shape) == 4 and layout.shape[:3] == first.shape:
-        yield "the grid", np.ones(first.values.size, dtype=bool)
+        yield "the grid", np.ones(math.prod(first.shape), dtype=bool)
         return
-    yield "the image's voxels that are not 0", first.values != 0
+    yield "the image's voxels that are not 0", first.mask()
     yield "the brain mask", _flat_map(task.brain_mask) != 0
-    if task.rsquare is not None and layout.n_rows != np.count_nonzero(first.values):
+    if task.rsquare is not None and layout.n_rows != len(first.voxels):
         yield "the R2 map's voxels that are not 0", _remote_map(task, reader) != 0
 
 

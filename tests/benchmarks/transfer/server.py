@@ -86,7 +86,7 @@ class Server:
         log: Path | None,
     ):
         self.latency, self.rate = latency, rate
-        self.log = open(log, "a", buffering=1) if log else None
+        self.log = open(log, "a", buffering=1) if log else None  # noqa: SIM115
         by_inode: dict[int, Object] = {}
         self.objects: dict[str, Object] = {}
         for path in sorted(folder.rglob("*")):
