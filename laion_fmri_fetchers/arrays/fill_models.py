@@ -30,7 +30,7 @@ from laion_fmri_fetchers.transfer.range_reader import (
 from .model_proof import Candidate
 from .model_session import ModelError, Task, fill_from_model, size_by_model
 
-_AT_ONCE = 16
+_AT_ONCE = 8
 """Sessions at work at once: each waits for some requests before its rows are known."""
 
 _TRIES = 3

@@ -41,7 +41,7 @@ from .model_proof import (
 from .model_rows import BETAS, ChunkedRows, ContiguousRows, rows_of, sample
 from .remote_hdf5 import Chunk, Layout, LayoutError, read_layout
 from .volumes import iter_volumes, read_header, scaled
-from .voxel_store import Origin, new_part, session_folder
+from .voxel_store import Origin, new_part, rows_in, session_folder
 
 FULL_SAMPLE = 1000
 """Rows spread over a model file that are looked at, with those that are used."""
@@ -164,9 +164,9 @@ def _copy(task: Task, model: RemoteObject, proved: Proved, reader: RangeReader) 
     Voxels without a row are 0, as they are in the image: see `_check_support`.
     """
     by_row = proved.proof.voxels()
-    rows = np.flatnonzero(np.isin(by_row, task.voxels))
-    is_without = ~np.isin(task.voxels, by_row)
-    voxels = np.concatenate([by_row[rows], task.voxels[is_without]])
+    rows, has = rows_in(by_row, task.voxels)
+    rows = np.sort(rows[has])
+    voxels = np.concatenate([by_row[rows], task.voxels[~has]])
     source = rows_of(proved.layout, model, reader)
     _check_cost(source, rows, task)
     origin = task.origin(proved.layout.n_columns, model.etag)

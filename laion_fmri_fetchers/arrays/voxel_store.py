@@ -291,14 +291,26 @@ def _places_in_parts(
     places = []
     is_left = np.ones(len(voxels), dtype=bool)
     for part in parts:
-        order = np.argsort(part.voxels, kind="stable")
-        at = np.searchsorted(part.voxels, voxels, sorter=order)
-        rows = order[np.minimum(at, len(order) - 1)]
-        has = is_left & (part.voxels[rows] == voxels)
+        rows, has = rows_in(part.voxels, voxels)
+        has &= is_left
         if has.any():
             places.append((part.open(), np.where(has, rows, -1)))
             is_left &= ~has
     return places, bool(is_left.any())
+
+
+def rows_in(listed: np.ndarray, voxels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return where voxels are in a list, and whether they are.
+
+    Examples
+    --------
+    >>> rows_in(np.array([5, 3, 8]), np.array([3, 4, 8]))
+    (array([1, 0, 2]), array([ True, False,  True]))
+    """
+    order = np.argsort(listed, kind="stable")
+    at = np.searchsorted(listed, voxels, sorter=order)
+    rows = order[np.minimum(at, len(order) - 1)]
+    return rows, listed[rows] == voxels
 
 
 @contextlib.contextmanager
