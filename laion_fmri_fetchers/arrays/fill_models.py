@@ -2,7 +2,7 @@
 
 ::
 
-    fill_from_models ─┬─ _in_threads    one reader, whose connections sessions share
+    fill_from_models ─┬─ _in_threads    a reader and cores that sessions share
                       └─ _in_workers    joblib's: dask, processes, other machines
                              └─ _fill ─▶ model_session.fill_from_model
 
@@ -12,7 +12,7 @@ one if they have the same mask and order.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import NamedTuple
 
@@ -28,10 +28,13 @@ from laion_fmri_fetchers.transfer.range_reader import (
 )
 
 from .model_proof import Candidate
-from .model_session import ModelError, Task, fill_from_model, size_by_model
+from .model_session import Means, ModelError, Task, fill_from_model, size_by_model
 
 _AT_ONCE = 8
 """Sessions at work at once: each waits for some requests before its rows are known."""
+
+_N_CORES = 2
+"""Threads that compute, for all sessions at once; most of the time goes to waiting."""
 
 _TRIES = 3
 """Versions of a session's files that are tried where they change meanwhile."""
@@ -95,14 +98,15 @@ def _in_threads(
     tasks: list[Task], n_connections: int, timeout: float, progress: Progress
 ) -> list[Filled]:
     reader = RangeReader(n_connections, timeout, progress.arrived)
+    means = Means(reader, ThreadPoolExecutor(_N_CORES))
     pool = ThreadPoolExecutor(min(_AT_ONCE, len(tasks)))
     futures: list[Future[Filled]] = []
     try:
-        first = pool.submit(_fill, tasks[0], reader, None)
+        first = pool.submit(_fill, tasks[0], means, None)
         futures.append(first)
         _watch([first], progress)
         agreed = first.result().agreed
-        futures += [pool.submit(_fill, task, reader, agreed) for task in tasks[1:]]
+        futures += [pool.submit(_fill, task, means, agreed) for task in tasks[1:]]
         _watch(futures[1:], progress)
         return [future.result() for future in futures]
     finally:
@@ -110,6 +114,7 @@ def _in_threads(
             future.cancel()
         reader.stop()
         pool.shutdown(wait=True, cancel_futures=True)
+        means.cores.shutdown()
 
 
 def _watch(futures: list[Future[Filled]], progress: Progress) -> None:
@@ -131,8 +136,7 @@ def _in_workers(
     progress: Progress,
 ) -> list[Filled]:
     """Let workers of joblib fill sessions; they see the data directory, too."""
-    with RangeReader(n_connections, timeout, progress.arrived) as reader:
-        filled = [_fill(tasks[0], reader, None)]
+    filled = [_fill_alone(tasks[0], n_connections, timeout, None, progress.arrived)]
     progress.ended()
     backend, _ = joblib.parallel.get_active_backend()
     parallel = joblib.Parallel(
@@ -153,24 +157,31 @@ def _in_workers(
 
 
 def _fill_alone(
-    task: Task, n_connections: int, timeout: float, agreed: Candidate | None
+    task: Task,
+    n_connections: int,
+    timeout: float,
+    agreed: Candidate | None,
+    on_bytes: Callable[[int], None] = lambda _: None,
 ) -> Filled:
-    with RangeReader(n_connections, timeout) as reader:
-        return _fill(task, reader, agreed)
+    with (
+        ThreadPoolExecutor(_N_CORES) as cores,
+        RangeReader(n_connections, timeout, on_bytes) as reader,
+    ):
+        return _fill(task, Means(reader, cores), agreed)
 
 
-def _fill(task: Task, reader: RangeReader, agreed: Candidate | None) -> Filled:
+def _fill(task: Task, means: Means, agreed: Candidate | None) -> Filled:
     """Fill a session; where a file changes meanwhile, start over with its version."""
     for _ in range(_TRIES):
         try:
-            agreed = fill_from_model(task, reader, agreed)
+            agreed = fill_from_model(task, means, agreed)
         except ModelError as error:  # noqa: PERF203
             return Filled(task, str(error))
         except RangeError as error:
             if error.remedy != "changed":
                 return _failed(task, error)
             try:
-                task = _renewed(task, reader)
+                task = _renewed(task, means.reader)
             except Fault as fault:
                 return _failed(task, RangeError(error.target, fault))
         else:

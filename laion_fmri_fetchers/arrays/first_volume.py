@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import io
 import math
-import threading
 import zlib
 from collections.abc import Callable
+from concurrent.futures import Executor
 from typing import Any, NamedTuple
 
 import nibabel as nib
@@ -28,9 +28,6 @@ _LARGEST_VOLUME = 2**28
 
 _PIECE = 2**20
 """Bytes of a volume decoded at once: it is never in memory as a whole."""
-
-_DECODING = threading.BoundedSemaphore(2)
-"""Volumes decoded at once: cores are few, and each takes 15 MB meanwhile."""
 
 _DAMAGED: tuple[Any, ...] = (
     isal_zlib.error,
@@ -77,6 +74,7 @@ def read_first_volume(
     size: int,
     n_volumes: int,
     is_compressed: bool,
+    cores: Executor,
 ) -> FirstVolume:
     """Read the first volume of an image by ranges of its file.
 
@@ -90,6 +88,8 @@ def read_first_volume(
         Volumes that it should have, from which follow the bytes to begin with.
     is_compressed : bool
         Whether it is a ``.nii.gz``.
+    cores : concurrent.futures.Executor
+        Decodes it.
 
     Raises
     ------
@@ -102,8 +102,7 @@ def read_first_volume(
         stop = min(size, wanted)
         content += fetch(len(content), stop)
         try:
-            with _DECODING:
-                return _read(content, is_compressed)
+            return cores.submit(_read, content, is_compressed).result()
         except EOFError:
             if stop == size:
                 raise VolumeError("it ends before its first volume does") from None

@@ -19,7 +19,7 @@ import json
 import math
 import zipfile
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -99,6 +99,15 @@ class ModelError(Exception):
     """A model file that is not used, with the reason."""
 
 
+class Means(NamedTuple):
+    """What sessions that are filled at once share."""
+
+    reader: RangeReader
+    cores: Executor
+    """Few threads, for all that takes memory: of what a thread frees, some stays with
+    it, so that many threads would keep several times what they need."""
+
+
 class Proved(NamedTuple):
     """A model file whose rows are known."""
 
@@ -106,17 +115,15 @@ class Proved(NamedTuple):
     proof: Proof
 
 
-def fill_from_model(
-    task: Task, reader: RangeReader, agreed: Candidate | None
-) -> Candidate:
+def fill_from_model(task: Task, means: Means, agreed: Candidate | None) -> Candidate:
     """Store voxels of a session, taken from its model file.
 
     Parameters
     ----------
     task : Task
         What is lacking.
-    reader : RangeReader
-        Reads ranges.
+    means : Means
+        Reads ranges, and computes.
     agreed : Candidate or None
         What was proved by a full sample of another session.
 
@@ -135,13 +142,13 @@ def fill_from_model(
     if task.model is None:
         raise ModelError("the bucket has no model file of the session")
     try:
-        proved = _saved(task) or _prove(task, task.model, reader, agreed)
-        _copy(task, task.model, proved, reader)
+        saved = means.cores.submit(_saved, task).result()
+        proved = saved or _prove(task, task.model, means, agreed)
+        return _copy(task, task.model, proved, means)
     except (LayoutError, NotProvedError, VolumeError) as error:
         with contextlib.suppress(OSError):
             (task.folder / _PROOF).unlink()
         raise ModelError(str(error)) from None
-    return Candidate(proved.proof.mask, proved.proof.order, proved.proof.voxels())
 
 
 def size_by_model(task: Task) -> int:
@@ -158,27 +165,39 @@ def size_by_model(task: Task) -> int:
     return (n_rows + SMALL_SAMPLE) * n_trials * 4 + volume
 
 
-def _copy(task: Task, model: RemoteObject, proved: Proved, reader: RangeReader) -> None:
+def _copy(task: Task, model: RemoteObject, proved: Proved, means: Means) -> Candidate:
     """Read the rows of voxels into a part, and see that they are the image's.
 
     Voxels without a row are 0, as they are in the image: see `_check_support`.
     """
-    by_row = proved.proof.voxels()
-    rows, has = rows_in(by_row, task.voxels)
-    rows = np.sort(rows[has])
-    voxels = np.concatenate([by_row[rows], task.voxels[~has]])
-    source = rows_of(proved.layout, model, reader)
+    layout, proof = proved
+    by_row, rows, voxels = means.cores.submit(_rows_of, proof, task.voxels).result()
+    source = rows_of(layout, model, means.reader)
     _check_cost(source, rows, task)
-    origin = task.origin(proved.layout.n_columns, model.etag)
+    origin = task.origin(layout.n_columns, model.etag)
     with new_part(task.folder, voxels, origin) as writer:
         source.copy(rows, writer)
         column = np.array(writer.values()[: len(rows), 0])
-        if not proved.proof.agrees(rows, column):
-            n = int((~_agreement(proved.proof, rows, column)).sum())
+        if not proof.agrees(rows, column):
+            n = int((~_agreement(proof, rows, column)).sum())
             raise NotProvedError(
                 f"{n} of its {len(rows)} rows lack the value of the image's first "
                 "volume"
             )
+    return Candidate(proof.mask, proof.order, by_row)
+
+
+def _rows_of(
+    proof: Proof, voxels: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the voxel of each row, the rows of some voxels, and these by row.
+
+    Voxels without a row are last.
+    """
+    by_row = proof.voxels()
+    rows, has = rows_in(by_row, voxels)
+    rows = np.sort(rows[has])
+    return by_row, rows, np.concatenate([by_row[rows], voxels[~has]])
 
 
 def _agreement(proof: Proof, rows: np.ndarray, column: np.ndarray) -> np.ndarray:
@@ -204,13 +223,13 @@ def _check_cost(
 def _prove(
     task: Task,
     model: RemoteObject,
-    reader: RangeReader,
+    means: Means,
     agreed: Candidate | None,
 ) -> Proved:
     """Find out where values lie and which voxel each row is."""
-    fetch = _fetcher(model, reader)
+    fetch = _fetcher(model, means.reader)
     with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(_first_volume, task, reader)
+        coming = pool.submit(_first_volume, task, means)
         layout = read_layout(fetch, model.size or 0, BETAS)
         first = coming.result()
     if layout.n_columns != first.n_volumes:
@@ -225,12 +244,17 @@ def _prove(
         )
     if first.shape != task.shape:
         raise NotProvedError(f"the image is {first.shape}, the masks {task.shape}")
-    source = rows_of(layout, model, reader)
-    candidate = _fit(source, task, first, reader, agreed)
-    _check_support(candidate, first)
-    proved = Proved(layout, make_proof(candidate, first))
+    source = rows_of(layout, model, means.reader)
+    candidate = _fit(source, task, first, means, agreed)
+    proof = means.cores.submit(_concluded, candidate, first).result()
+    proved = Proved(layout, proof)
     _save(task, proved)
     return proved
+
+
+def _concluded(candidate: Candidate, first: FirstVolume) -> Proof:
+    _check_support(candidate, first)
+    return make_proof(candidate, first)
 
 
 def _check_support(candidate: Candidate, first: FirstVolume) -> None:
@@ -243,7 +267,7 @@ def _fit(
     source: ContiguousRows | ChunkedRows,
     task: Task,
     first: FirstVolume,
-    reader: RangeReader,
+    means: Means,
     agreed: Candidate | None,
 ) -> Candidate:
     """Return the candidate that fits a sample of rows.
@@ -256,9 +280,14 @@ def _fit(
         with contextlib.suppress(NotProvedError):
             return fitting([agreed], rows, source.first_column(rows), first)
     rows = sample(n_rows, max(SMALL_SAMPLE, FULL_SAMPLE - len(task.voxels)))
-    masks = _masks(task, first, source.layout, reader)
-    proposed = list(candidates(n_rows, masks, first.shape))
-    return fitting(proposed, rows, source.first_column(rows), first)
+    column = source.first_column(rows)
+
+    def choose() -> Candidate:
+        masks = _masks(task, first, source.layout, means.reader)
+        proposed = list(candidates(n_rows, masks, first.shape))
+        return fitting(proposed, rows, column, first)
+
+    return means.cores.submit(choose).result()
 
 
 def _fetcher(
@@ -267,14 +296,15 @@ def _fetcher(
     return lambda start, stop: reader.read_bytes(target, start, stop)
 
 
-def _first_volume(task: Task, reader: RangeReader) -> FirstVolume:
+def _first_volume(task: Task, means: Means) -> FirstVolume:
     image = task.image
     try:
         return read_first_volume(
-            _fetcher(image, reader),
+            _fetcher(image, means.reader),
             image.size or 0,
             task.n_trials or 1000,
             image.id.endswith(".gz"),
+            means.cores,
         )
     except VolumeError as error:
         raise NotProvedError(f"of the image {image.id}, {error}") from None
