@@ -17,7 +17,7 @@ import contextlib
 import hashlib
 import json
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +26,7 @@ import numpy as np
 
 from laion_fmri_fetchers.messages import readable_size
 from laion_fmri_fetchers.storage.files import whole_file
-from laion_fmri_fetchers.transfer.range_reader import RangeReader, RemoteObject
+from laion_fmri_fetchers.transfer.range_reader import RemoteObject
 
 from .first_volume import FirstVolume, VolumeError, read_first_volume
 from .model_proof import (
@@ -37,8 +37,8 @@ from .model_proof import (
     fitting,
     make_proof,
 )
-from .model_rows import BETAS, ChunkedRows, ContiguousRows, rows_of, sample
-from .remote_hdf5 import Chunk, Layout, LayoutError, read_layout
+from .model_rows import BETAS, ChunkedRows, ContiguousRows, Reader, rows_of, sample
+from .remote_hdf5 import Chunk, Fetch, Layout, LayoutError, read_layout
 from .volumes import iter_volumes, read_header, scaled
 from .voxel_store import Origin, new_part, session_folder
 
@@ -71,8 +71,8 @@ class Task(NamedTuple):
     """Rows of the trial table; None where there is no table."""
     trials: str | None
     """MD5 of the trial table."""
-    shape: tuple[int, int, int]
-    """Voxels of the grid, by axis."""
+    shape: tuple[int, ...] | None
+    """Voxels of the grid, by axis; None: not known yet."""
     voxels: np.ndarray
     """Positions in a flat volume, the last axis varying fastest; increasing."""
     most_bytes: int | None
@@ -90,7 +90,7 @@ class Task(NamedTuple):
         image = self.image
         size = image.size
         return Origin(
-            self.shape, n_trials, image.etag, size, image_time, model, self.trials
+            self.shape or (), n_trials, image.etag, size, image_time, model, self.trials
         )
 
 
@@ -106,7 +106,7 @@ class Proved(NamedTuple):
 
 
 def fill_from_model(
-    task: Task, reader: RangeReader, agreed: tuple[str, str] | None
+    task: Task, reader: Reader, agreed: tuple[str, str] | None
 ) -> tuple[str, str]:
     """Store voxels of a session, taken from its model file.
 
@@ -134,9 +134,10 @@ def fill_from_model(
     if task.model is None:
         raise ModelError("the bucket has no model file of the session")
     try:
-        proved = _saved(task) or _prove(task, task.model, reader, agreed)
+        proved = _saved(task) or prove(task, reader, agreed)
+        _save(task, proved)
         _copy(task, task.model, proved, reader)
-    except (LayoutError, NotProvedError, VolumeError) as error:
+    except (LayoutError, NotProvedError) as error:
         with contextlib.suppress(OSError):
             (task.folder / _PROOF).unlink()
         raise ModelError(str(error)) from None
@@ -157,7 +158,7 @@ def size_by_model(task: Task) -> int:
     return (n_rows + SMALL_SAMPLE) * n_trials * 4 + volume
 
 
-def _copy(task: Task, model: RemoteObject, proved: Proved, reader: RangeReader) -> None:
+def _copy(task: Task, model: RemoteObject, proved: Proved, reader: Reader) -> None:
     """Read the rows of voxels into a part, and see that they are the image's.
 
     Voxels without a row are 0, as they are in the image: see `_check_support`.
@@ -199,13 +200,30 @@ def _check_cost(
 # --- The proof -------------------------------------------------------------------
 
 
+def prove(task: Task, reader: Reader, agreed: tuple[str, str] | None) -> Proved:
+    """Find out where values lie and which voxel each row is.
+
+    Parameters
+    ----------
+    task, reader, agreed
+        As for `fill_from_model`.
+
+    Raises
+    ------
+    ModelError
+        If it cannot be proved.
+    """
+    if task.model is None:
+        raise ModelError("the bucket has no model file of the session")
+    try:
+        return _prove(task, task.model, reader, agreed)
+    except (LayoutError, NotProvedError) as error:
+        raise ModelError(str(error)) from None
+
+
 def _prove(
-    task: Task,
-    model: RemoteObject,
-    reader: RangeReader,
-    agreed: tuple[str, str] | None,
+    task: Task, model: RemoteObject, reader: Reader, agreed: tuple[str, str] | None
 ) -> Proved:
-    """Find out where values lie and which voxel each row is."""
     fetch = _fetcher(model, reader)
     with ThreadPoolExecutor(1) as pool:
         coming = pool.submit(_first_volume, task, reader)
@@ -221,7 +239,7 @@ def _prove(
             f"it has {layout.n_columns} columns, but the trial table "
             f"{task.n_trials} trials"
         )
-    if first.shape != task.shape:
+    if task.shape not in (None, first.shape):
         raise NotProvedError(f"the image is {first.shape}, the masks {task.shape}")
     masks = _masks(task, first, layout, reader)
     proposed = list(candidates(layout.n_rows, masks, first.shape))
@@ -231,9 +249,7 @@ def _prove(
     if agreed and (candidate.mask, candidate.order) != agreed:
         candidate = _fit(source, proposed, first, FULL_SAMPLE)
     _check_support(candidate, first)
-    proved = Proved(layout, make_proof(candidate, first.shape, first.values))
-    _save(task, proved)
-    return proved
+    return Proved(layout, make_proof(candidate, first.shape, first.values))
 
 
 def _check_support(candidate: Candidate, first: FirstVolume) -> None:
@@ -255,13 +271,11 @@ def _fit(
     return fitting(proposed, rows, source.first_column(rows), first.values)
 
 
-def _fetcher(
-    target: RemoteObject, reader: RangeReader
-) -> Callable[[int, int], bytearray]:
+def _fetcher(target: RemoteObject, reader: Reader) -> Fetch:
     return lambda start, stop: reader.read_bytes(target, start, stop)
 
 
-def _first_volume(task: Task, reader: RangeReader) -> FirstVolume:
+def _first_volume(task: Task, reader: Reader) -> FirstVolume:
     image = task.image
     try:
         return read_first_volume(
@@ -275,16 +289,18 @@ def _first_volume(task: Task, reader: RangeReader) -> FirstVolume:
 
 
 def _masks(
-    task: Task, first: FirstVolume, layout: Layout, reader: RangeReader
+    task: Task, first: FirstVolume, layout: Layout, reader: Reader
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Yield the masks whose voxels the rows may be, those at hand first."""
     if len(layout.shape) == 4 and layout.shape[:3] == first.shape:
         yield "the grid", np.ones(first.values.size, dtype=bool)
         return
     yield "the image's voxels that are not 0", first.values != 0
-    yield "the brain mask", _flat_map(task.brain_mask) != 0
+    if task.brain_mask:
+        yield "the brain mask", _flat_map(task.brain_mask) != 0
     if task.rsquare is not None and layout.n_rows != np.count_nonzero(first.values):
-        yield "the R2 map's voxels that are not 0", _remote_map(task, reader) != 0
+        rsquare = _remote_map(task, first.shape, reader)
+        yield "the R2 map's voxels that are not 0", rsquare != 0
 
 
 def _flat_map(file: str) -> np.ndarray:
@@ -295,7 +311,7 @@ def _flat_map(file: str) -> np.ndarray:
     return values.reshape(header.shape, order="F").ravel()
 
 
-def _remote_map(task: Task, reader: RangeReader) -> np.ndarray:
+def _remote_map(task: Task, shape: tuple[int, int, int], reader: Reader) -> np.ndarray:
     """Read the session's R2 map out of the bucket, without a file."""
     import gzip
 
@@ -311,8 +327,8 @@ def _remote_map(task: Task, reader: RangeReader) -> np.ndarray:
         values = np.asarray(image.dataobj, np.float32)
     except (OSError, ValueError, EOFError, nib.filebasedimages.ImageFileError) as error:
         raise NotProvedError(f"the R2 map cannot be read ({error})") from None
-    if values.shape != task.shape:
-        raise NotProvedError(f"the R2 map is {values.shape}, the masks {task.shape}")
+    if values.shape != shape:
+        raise NotProvedError(f"the R2 map is {values.shape}, the image {shape}")
     return values.ravel()
 
 

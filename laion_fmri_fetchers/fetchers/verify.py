@@ -264,9 +264,7 @@ def _check(
     return "ok", None
 
 
-def _check_store(
-    data_dir: str, repair: bool
-) -> list[_Row]:
+def _check_store(data_dir: str, repair: bool) -> list[_Row]:
     """Return a row for each part of the voxel store; a repair removes damaged ones."""
     rows: list[_Row] = []
     for session in stored_sessions(data_dir):
