@@ -33,6 +33,7 @@ from .fetchers.discovery import get_subjects as get_subjects
 from .fetchers.discovery import inspect_bucket as inspect_bucket
 from .fetchers.fmri import fetch_laion_fmri as fetch_laion_fmri
 from .fetchers.fmri import fetch_laion_fmri_ids as fetch_laion_fmri_ids
+from .fetchers.splits import fetch_laion_splits as fetch_laion_splits
 from .fetchers.status import status as status
 from .fetchers.stimuli import fetch_laion_stimuli as fetch_laion_stimuli
 from .fetchers.stimuli import (
@@ -47,6 +48,7 @@ from .fetchers.verify import verify_cache as verify_cache
 from .query.filters import ResultFilter as ResultFilter
 from .query.selection import basic_image_terms as basic_image_terms
 from .query.selection import basic_roi_terms as basic_roi_terms
+from .query.splits import StimulusSplit as StimulusSplit
 from .query.values import Contains as Contains
 from .query.values import GreaterOrEqual as GreaterOrEqual
 from .query.values import GreaterThan as GreaterThan
