@@ -67,7 +67,7 @@ class Splitter:
             )
         labels = _labels_of(groups, "groups")
         n_rows = X.shape[0] if hasattr(X, "shape") else len(X)
-        if len(labels) != n_rows:
+        if n_rows != len(labels):
             raise InvalidQueryError(
                 f"X has {n_rows} rows, but groups has {len(labels)} labels; pass the "
                 "label of each row of X"

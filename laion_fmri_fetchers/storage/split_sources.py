@@ -1,8 +1,8 @@
 """Where files of splits are read: another package, a folder or archive, the web.
 
-    sources ─▶ Source ─┬─ _installed ─▶ folder of the dataset's own package
-                       ├─ _named ─────▶ folder or zip archive of LAION_FMRI_SPLITS
-                       └─ _web ───────▶ files of the publishers' repository
+    sources ─┬─ local_sources ─┬─ _installed   folder of the dataset's own package
+             │                 └─ _named       folder or zip of LAION_FMRI_SPLITS
+             └─ _web                           files of the publishers' repository
 
 Each gives the files that it has, as bytes, by name; nothing is unpacked, and nothing of
 another package is imported.
@@ -63,15 +63,20 @@ def sources(settings: Settings) -> Iterator[Source]:
     InvalidQueryError
         If a variable of the environment names nothing that can be one.
     """
-    if folder := installed_splits():
-        yield _installed(folder)
-    if named := os.environ.get(PLACE_VARIABLE):
-        yield _named(named)
+    yield from local_sources()
     if not settings.is_offline:
         yield _web(splits_url(), settings)
 
 
-def installed_splits() -> Path | None:
+def local_sources() -> Iterator[Source]:
+    """Yield the sources that need no network; errors as `sources`."""
+    if folder := _installed_folder():
+        yield _installed(folder)
+    if named := os.environ.get(PLACE_VARIABLE):
+        yield _named(named)
+
+
+def _installed_folder() -> Path | None:
     """Return the folder of splits of an installed package; nothing is imported."""
     try:
         spec = importlib.util.find_spec(PACKAGE)
