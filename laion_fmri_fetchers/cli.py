@@ -98,7 +98,7 @@ _WORDS: dict[str, str | Callable[[re.Match], str]] = {
     rf"({_COMMAND}) or \1": r"\1",
     r"\b(trial|stimulus|caption|segmentation)_filter\b": "--where",
     r"\bimage_filter\b": "--image-where",
-    r"(?<![\w/.-])(data_dir|max_images|n_connections)\b(?![\w/.])": r"--\1",
+    r"(?<![\w/.-])(data_dir|max_images|n_connections|ood_types)\b(?![\w/.])": r"--\1",
     r"\b(research_purpose|accept_terms_version|acknowledge_privacy)\b": r"--\1",
     r"(?<= )--[a-z_]+|^--[a-z_]+": lambda option: option[0].replace("_", "-"),
     r"\bthe same call\b": "the same command",

@@ -22,8 +22,8 @@ from laion_fmri_fetchers.messages import counted
 
 from .splits import StimulusSplit
 
-MOST_BYTES = 8 * 2**20
-"""Bytes of a file at most; the largest, of all subjects, has 1.3 MB or so."""
+MOST_BYTES = 4 * 2**20
+"""Bytes of a file at most; at 45 bytes per label, the largest one has 1.1 MB."""
 
 FORMER = f"independent draws, as before {CORRECTED}"
 FOLDS = f"five folds, as since {CORRECTED}"

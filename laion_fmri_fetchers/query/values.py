@@ -141,7 +141,7 @@ class _Several(SpecialValue):
 
 
 class Membership(_Several):
-    """Base of `IsIn` and `NotIn`; with many values, as the labels of a split has."""
+    """Base of `IsIn` and `NotIn`, which may have the thousands of labels of a split."""
 
     _texts: tuple[tuple, frozenset[str]] | None = None
 

@@ -69,43 +69,27 @@ def obtain_splits(
         If a file kept is damaged, or the random splits are those before their
         correction.
     """
-    families: dict[str, Family] = {}
-    if not settings.overwrites:
-        families = _saved(names, pool, settings)
+    families = {} if settings.overwrites else _saved(names, pool, settings)
+    lacking = [name for name in names if name not in families]
     problem = ""
-    for source in _sources_needed(names, families, settings):
-        lacking = [name for name in names if name not in families]
+    for source in sources(settings) if lacking else ():
         try:
             read = _read(source, lacking, pool)
         except DownloadError as error:
             problem = f"{source.text}: {error}"
-            break
-        except CorruptImageError as error:
-            # The package has the published images' splits; another bucket has others.
-            if source.kind != "installed" or pool.is_published:
-                raise
-            warn(f"{error} They are left out, as this bucket is another one.")
             continue
         _save(read, pool, settings)
         families |= read
-        problem = f"{source.text} has none"
-    lacking = [name for name in names if name not in families]
+        problem = f"{source.text} does not have them"
+        lacking = [name for name in names if name not in families]
+        if not lacking:
+            break
     if lacking:
         _raise_for(lacking, pool, settings, problem)
     for name, family in families.items():
         if family.is_former:
             _warn_of_former(name, family)
     return {name: families[name] for name in names}
-
-
-def _sources_needed(names: Sequence[str], families: dict, settings: Settings) -> Any:
-    """Yield sources for as long as families are lacking."""
-    if all(name in families for name in names):
-        return
-    for source in sources(settings):
-        yield source
-        if all(name in families for name in names):
-            return
 
 
 def _read(source: Source, names: Sequence[str], pool: Pool) -> dict[str, Family]:
@@ -119,10 +103,15 @@ def _read(source: Source, names: Sequence[str], pool: Pool) -> dict[str, Family]
             if _part(contents, name)
         }
     except ValueError as error:
-        raise CorruptImageError(
+        problem = (
             f"The splits of pool {pool.name!r} from {source.text} are not valid: "
             f"{error}. Nothing of them was kept. {source.advice}"
-        ) from None
+        )
+    # The package has splits of the published images; another bucket may have others.
+    if source.kind != "installed" or pool.is_published:
+        raise CorruptImageError(problem)
+    warn(f"{problem} They are left out, as this bucket is another one.")
+    return {}
 
 
 def _parsed(name: str, content: bytes) -> Any:
