@@ -35,6 +35,7 @@ from .fetchers.discovery import inspect_bucket as inspect_bucket
 from .fetchers.fmri import fetch_laion_fmri as fetch_laion_fmri
 from .fetchers.fmri import fetch_laion_fmri_ids as fetch_laion_fmri_ids
 from .fetchers.pack import pack_betas as pack_betas
+from .fetchers.splits import fetch_laion_splits as fetch_laion_splits
 from .fetchers.status import status as status
 from .fetchers.stimuli import fetch_laion_stimuli as fetch_laion_stimuli
 from .fetchers.stimuli import (
@@ -49,6 +50,7 @@ from .fetchers.verify import verify_cache as verify_cache
 from .query.filters import ResultFilter as ResultFilter
 from .query.selection import basic_image_terms as basic_image_terms
 from .query.selection import basic_roi_terms as basic_roi_terms
+from .query.splits import StimulusSplit as StimulusSplit
 from .query.values import Contains as Contains
 from .query.values import GreaterOrEqual as GreaterOrEqual
 from .query.values import GreaterThan as GreaterThan

@@ -98,7 +98,7 @@ _WORDS: dict[str, str | Callable[[re.Match], str]] = {
     rf"({_COMMAND}) or \1": r"\1",
     r"\b(trial|stimulus|caption|segmentation)_filter\b": "--where",
     r"\bimage_filter\b": "--image-where",
-    r"(?<![\w/.-])(data_dir|max_images|n_connections)\b(?![\w/.])": r"--\1",
+    r"(?<![\w/.-])(data_dir|max_images|n_connections|ood_types)\b(?![\w/.])": r"--\1",
     r"\b(research_purpose|accept_terms_version|acknowledge_privacy)\b": r"--\1",
     r"(?<= )--[a-z_]+|^--[a-z_]+": lambda option: option[0].replace("_", "-"),
     r"\bthe same call\b": "the same command",
@@ -465,6 +465,58 @@ def _segmentations(options: Options) -> None:
     _print_files(options, data, [data.segmentations_file, data.masks_file])
 
 
+# --- splits ----------------------------------------------------------------------
+
+
+def _splits_options(command: Parser) -> None:
+    _names(command, "--names", "all", "splits such as tau, or families such as random")
+    command.add_argument(
+        "--pool",
+        default="shared",
+        help="shared (the default), a subject such as sub-01, or pooled",
+    )
+    command.add_argument(
+        "--ood-types", nargs="+", metavar="TYPE", help="such as shape; default: all"
+    )
+    _flag(command, "--json", "print JSON with all labels, not a table")
+    command.add_argument("--mode", help="download_new (default), overwrite or offline")
+    _timeout(command, "progress")
+    _verbosity(command)
+
+
+def _splits(options: Options) -> None:
+    """List train/test splits of the images."""
+    import json
+
+    data = package.fetch_laion_splits(
+        options.names,
+        options.pool,
+        ood_types=options.ood_types,
+        mode=options.mode,
+        data_dir=options.data_dir,
+        timeout=options.timeout,
+        verbose=_verbose(options),
+    )
+    if options.json:
+        rows = [
+            {
+                "name": name,
+                "pool": data.pool,
+                "source": data.source[name],
+                "version": data.version[name],
+                "train": split.train,
+                "test": split.test,
+            }
+            for name, split in data.splits.items()
+        ]
+        print(json.dumps(rows, indent=2))
+        return
+    print(f"{'split':<14}{'train':>7}{'test':>7}  source")
+    for name, split in data.splits.items():
+        sizes = f"{len(split.train):>7,}{len(split.test):>7,}"
+        print(f"{name:<14}{sizes}  {data.source[name]}")
+
+
 # --- status, verify, doctor ------------------------------------------------------
 
 
@@ -570,6 +622,7 @@ COMMANDS: dict[str, tuple[Callable, Callable[[Options], int | None]]] = {
     "fetch-captions": (_stimulus_options, _captions),
     "fetch-embeddings": (_embeddings_options, _embeddings),
     "fetch-segmentations": (_stimulus_options, _segmentations),
+    "splits": (_splits_options, _splits),
     "status": (_no_options, _status),
     "verify": (_verify_options, _verify),
     "doctor": (_doctor_options, _doctor),
@@ -622,6 +675,7 @@ def _complete(parser: Parser) -> None:
     from laion_fmri_fetchers.layout.keys import RECORD_FIELDS
     from laion_fmri_fetchers.layout.labels import TRIAL_FIELDS
     from laion_fmri_fetchers.layout.names import ROI_CATEGORIES, SUBJECTS
+    from laion_fmri_fetchers.layout.splits import POOLS
     from laion_fmri_fetchers.layout.trees import EMBEDDING_MODELS
 
     categories = ROI_CATEGORIES
@@ -634,6 +688,7 @@ def _complete(parser: Parser) -> None:
         "where": [f"{field}=" for field in TRIAL_FIELDS],
         "image_where": [f"{field}=" for field in RECORD_FIELDS],
         "models": ["all", *EMBEDDING_MODELS],
+        "pool": POOLS,
         "mode": ["download_new", "overwrite", "offline"],
     }
     for command in _subparsers(parser).values():

@@ -1335,7 +1335,7 @@ def test_a_served_demo_removes_its_folder_when_it_is_ended(tmp_path, number):
         stderr=subprocess.PIPE,
         text=True,
     ) as process:
-        lines = [process.stdout.readline() for _ in range(5)]
+        lines = [process.stdout.readline() for _ in range(7)]
         assert list(tmp_path.iterdir())
         process.send_signal(number)
         rest, messages = process.communicate(timeout=60)
@@ -1350,6 +1350,8 @@ def test_a_served_demo_removes_its_folder_when_it_is_ended(tmp_path, number):
         "LAION_FMRI_DATA_DIR",
         "LAION_FMRI_LICENSE",
         "LAION_FMRI_REQUEST_ID",
+        "LAION_FMRI_SPLITS",
+        "LAION_FMRI_SPLITS_URL",
     ]
 
 

@@ -68,6 +68,7 @@ CHECKS = (
     Check(service_checks.archive_size, "bucket"),
     Check(service_checks.access_pages, "network"),
     Check(service_checks.request_id, "nothing"),
+    Check(service_checks.splits, "network"),
 )
 
 
