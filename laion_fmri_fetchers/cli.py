@@ -179,7 +179,7 @@ def _verbosity(command: Parser) -> None:
     )
 
 
-def _transfer_options(command: Parser) -> None:
+def _transfer_options(command: Parser, *, allow_missing: bool = True) -> None:
     command.add_argument("--mode", help="download_new (default), overwrite or offline")
     command.add_argument(
         "--n-connections",
@@ -189,7 +189,8 @@ def _transfer_options(command: Parser) -> None:
         help="HTTP connections; default: 64",
     )
     _timeout(command, "progress")
-    _flag(command, "--allow-missing", "warn of files that failed")
+    if allow_missing:
+        _flag(command, "--allow-missing", "warn of files that failed")
     _flag(command, "--paths", "print one line per file at a terminal too")
     _verbosity(command)
 
@@ -199,7 +200,7 @@ def _transfer(options: Options) -> dict[str, Any]:
     return {
         "mode": options.mode,
         "data_dir": options.data_dir,
-        "allow_missing": options.allow_missing,
+        "allow_missing": getattr(options, "allow_missing", False),
         "n_connections": options.n_connections,
         "timeout": options.timeout,
         "verbose": _verbose(options),
@@ -345,6 +346,99 @@ def _report(options: Options) -> None:
     data = _selected(options, mode="offline", data_dir=options.data_dir)
     package.make_report(data, options.title).save_as_html(options.output)
     print(options.output)
+
+
+# --- fetch-betas, pack -----------------------------------------------------------
+
+
+def _voxel_options(command: Parser) -> None:
+    command.add_argument(
+        "--nc-threshold",
+        type=float,
+        metavar="PERCENT",
+        help="only voxels whose noise ceiling is at least this",
+    )
+    command.add_argument(
+        "--n-jobs", type=int, default=1, metavar="N", help="workers; default: 1"
+    )
+
+
+def _betas_options(command: Parser) -> None:
+    command.add_argument("--subject", default="sub-01", help="default: sub-01")
+    _names(command, "--rois", "all", "names such as FFA1, categories, or brain")
+    _names(command, "--sessions", "all", "names such as ses-01")
+    _terms(command, "--where", "trials")
+    _voxel_options(command)
+    command.add_argument(
+        "--source", default="auto", help="auto (default), model or images"
+    )
+    _flag(command, "--keep-images", "keep images that are downloaded for their voxels")
+    _flag(command, "--dry-run", "show the plan; download masks and tables only")
+    _transfer_options(command, allow_missing=False)
+
+
+def _betas(options: Options) -> None:
+    """Fetch the betas of regions into the voxel store."""
+    how = _transfer(options)
+    del how["allow_missing"]
+    betas = package.fetch_laion_betas(
+        options.subject,
+        options.rois,
+        options.sessions,
+        trial_filter=parse_terms(options.where),
+        nc_threshold=options.nc_threshold,
+        source=options.source,
+        keep_images=options.keep_images,
+        dry_run=options.dry_run,
+        n_jobs=options.n_jobs,
+        **how,
+    )
+    if options.dry_run:
+        _print_files(options, betas, ())
+    else:
+        n_trials, n_voxels = betas.data.shape
+        print(f"{n_trials} trials x {n_voxels} voxels")
+
+
+def _pack_options(command: Parser) -> None:
+    _names(command, "--subjects", "sub-01", "names such as sub-03, or all")
+    _names(command, "--rois", "brain", "names such as FFA1, categories, or brain")
+    _names(command, "--sessions", "all", "names such as ses-01")
+    _voxel_options(command)
+    _flag(
+        command,
+        "--remove-images",
+        "delete images of which all voxels of the brain are stored",
+    )
+    _verbosity(command)
+
+
+def _pack(options: Options) -> None:
+    """Store voxels of beta images on disk side by side."""
+    from laion_fmri_fetchers.fetchers.pack import remove_packed_images
+
+    verbose = _verbose(options)
+    rois = [name for name in options.rois if name != "brain"]
+    data = package.fetch_laion_fmri(
+        options.subjects,
+        rois or None,
+        options.sessions,
+        mode="offline",
+        data_dir=options.data_dir,
+        verbose=0,
+    )
+    for subject in sorted({meta["subject"] for meta in data.images_meta}):
+        package.pack_betas(
+            data,
+            subject,
+            options.rois,
+            nc_threshold=options.nc_threshold,
+            n_jobs=options.n_jobs,
+            verbose=verbose,
+        )
+        if options.remove_images:
+            removed = remove_packed_images(data, subject)
+            tell(f"{len(removed)} images of {subject} removed", verbose)
 
 
 # --- request-access, login, logout -----------------------------------------------
@@ -613,6 +707,8 @@ COMMANDS: dict[str, tuple[Callable, Callable[[Options], int | None]]] = {
     "info": (_no_options, _info),
     "rois": (_rois_options, _rois),
     "fetch": (_fetch_options, _fetch),
+    "fetch-betas": (_betas_options, _betas),
+    "pack": (_pack_options, _pack),
     "report": (_report_options, _report),
     "request-access": (_request_options, _request),
     "login": (_no_options, _login),
