@@ -2,11 +2,14 @@
 
 The steps::
 
-    load_betas ─┬─ _sessions ─────────▶ beta images, and the trials chosen of each
-                ├─ voxels.find_voxels ▶ Voxels: the columns of the array
-                ├─ _read ─────────────▶ the array: session.read_session for each image,
-                │                       by joblib's workers, into shared memory
-                └─ _averaged_trials ──▶ the table of the array's rows
+    load_betas ──▶ _load, of each subject
+    _load ─┬─ rows.rows_with ────▶ the trials of images asked for, in their order
+           ├─ _sessions ─────────▶ beta images, and the trials chosen of each
+           ├─ voxels.find_voxels ▶ Voxels: the columns of the array
+           ├─ _read ─────────────▶ the array: session.read_session for each image,
+           │                       by joblib's workers, into shared memory
+           ├─ _averaged_trials ──▶ the table of the array's rows
+           └─ result.make_betas ─▶ the Bunch, with its methods
 
 One volume at a time is in memory; statistics are gathered on the way, in float64.
 """
@@ -34,11 +37,14 @@ from laion_fmri_fetchers.exceptions import (
 )
 from laion_fmri_fetchers.layout.names import clean_subject
 from laion_fmri_fetchers.layout.trees import trials_id
-from laion_fmri_fetchers.messages import listed, readable_size, tell
-from laion_fmri_fetchers.query.arguments import check_fetched
+from laion_fmri_fetchers.messages import counted, listed, readable_size, tell
+from laion_fmri_fetchers.query.arguments import check_fetched, check_verbose
 from laion_fmri_fetchers.storage.bunch import Result
 from laion_fmri_fetchers.storage.tables import read_trials
 
+from .progress import Progress, WatchedParallel
+from .result import Rows, make_betas
+from .rows import rows_with
 from .session import RowOptions, SessionRows, Target, count_finite, read_session
 from .volumes import Header, read_header
 from .voxels import VoxelChoice, find_voxels, on_grid, signature
@@ -71,12 +77,13 @@ def load_betas(
     mask_img: Any = None,
     nc_threshold: float | None = None,
     noise_ceiling: str = "Allrep",
+    labels: Sequence[str] | None = None,
     standardize: str | None = None,
     average_repeats: bool = False,
     dtype: Any = "float32",
     n_jobs: int | None = 1,
     memory: Any = None,
-    verbose: int = 0,
+    verbose: int = 1,
 ) -> Bunch:
     """Load single-trial betas of a subject as an array of trials x voxels.
 
@@ -90,16 +97,20 @@ def load_betas(
         may have been removed or reordered.
     subject : str or int, optional
         ``"sub-01"``, ``"01"`` or 1; needed where ``data`` holds betas of several.
+        ``"all"``: each of them, one after the other.
     rois : str or sequence of str, default="fetched"
         ROI names with or without hyphens (``"FFA1"``), categories (``"face"``),
         ``"V1"``, ``"V2"`` or ``"V3"`` for dorsal and ventral part, or several of
-        them; ``"fetched"``: all ROIs in ``data``; ``"brain"``: all voxels.
+        them; ``"fetched"`` or ``"all"``: all ROIs in ``data``; ``"brain"``: all voxels.
     mask_img : Niimg-like, optional
         Only voxels in this mask: a path or a 3-D image on the grid of the betas.
     nc_threshold : float, optional
         Only voxels whose noise ceiling is at least this, in percent (0 to 100).
     noise_ceiling : {"Allrep", "12rep", "4rep"}, default="Allrep"
         Which of the noise ceilings in ``data`` the threshold is for.
+    labels : str or sequence of str, optional
+        Only trials of these images, in this order; the trials of an image in theirs.
+        With `shared_labels`, rows of several subjects correspond. None: all trials.
     standardize : {None, "zscore", "zscore_sample"}, default=None
         Z-score each voxel within each session, over all of the session's trials,
         selected or not; with the deviation of the population or of a sample.
@@ -113,8 +124,9 @@ def load_betas(
     memory : :class:`joblib.Memory`, str or path, optional
         Where to keep results: the same call does not read the images again, unless
         they changed.
-    verbose : int, default=0
-        1: print what is read; more: joblib's progress.
+    verbose : int, default=1
+        0: silent, 1: what is read, and a progress bar over sessions; more: joblib's
+        messages, too.
 
     Returns
     -------
@@ -126,18 +138,37 @@ def load_betas(
           ``n_averaged``; values that differ between repeats are null.
         - ``mask_img``: :class:`nibabel.nifti1.Nifti1Image`, the voxels that are the
           columns, such that ``nilearn.masking.unmask(data, mask_img)`` puts them back.
+        - ``coordinates``: float64 array of shape (n_voxels, 3), the centres of the
+          voxels in mm, in the space of ``mask_img``.
         - ``roi_masks``: dict, ROI name -> bool array of shape (n_voxels,), of the ROIs
           asked for.
+        - ``roi_files``, ``roi_categories``: dict, ROI name -> list of mask files, and
+          its category, of all ROIs in ``data``.
         - ``noise_ceilings``: dict, ``"4rep"``, ``"12rep"``, ``"Allrep"`` -> float32
           array of shape (n_voxels,), in percent.
         - ``groups``: dict, ``"session"`` and ``"label"`` -> int array of shape
           (n_trials,), for ``groups=`` of scikit-learn's cross-validation;
           ``"session"`` is left out where repeats of several are averaged.
 
+        With ``subject="all"``, a Bunch of such Bunches: subject -> its betas.
+
+        It has methods:
+
+        - ``to_img(values)``: a value per voxel, or rows of them, as a 3-D or 4-D image.
+        - ``roi_mask(name)``: bool array of shape (n_voxels,), of an ROI, a category or
+          ``"V1"``, ``"V2"``, ``"V3"``, also of ROIs in ``data`` that were not asked
+          for.
+        - ``noise_ceiling(n_repeats="averaged", noise_ceiling="Allrep")``: percent per
+          voxel, for averages of any number of trials, or for those in ``data``; derived
+          from the published map.
+        - ``save(path)``: everything in one file, for `load_saved_betas`.
+        - ``copy()``.
+
     Raises
     ------
     InvalidQueryError
-        If an argument is not valid, a mask is on another grid, or no voxel is left.
+        If an argument is not valid, a mask is on another grid, no voxel is left, or
+        ``data`` holds no trial of a label.
     NotCachedError
         If a file is not on disk.
     CorruptImageError
@@ -148,6 +179,9 @@ def load_betas(
     See Also
     --------
     fetch_laion_fmri : Fetch the images.
+    shared_labels : The images that all subjects saw.
+    normalized_score : Explained variance as a share of the noise ceiling.
+    LaionDataset : Betas and stimuli, trial by trial.
 
     Notes
     -----
@@ -169,39 +203,45 @@ def load_betas(
     """
     check_fetched(data, "images_meta")
     options = _check_options(standardize, average_repeats, dtype)
-    subject = _subject(data, subject)
+    choice = VoxelChoice(rois, mask_img, nc_threshold, noise_ceiling)
+    workers = _Workers(n_jobs, _cache(memory), check_verbose(verbose))
+    if isinstance(subject, str) and subject.lower() == "all":
+        of_each = _subjects(data)
+        loaded = [_load(data, one, choice, labels, options, workers) for one in of_each]
+        return Result(**dict(zip(of_each, loaded, strict=True)))
+    return _load(data, _subject(data, subject), choice, labels, options, workers)
+
+
+def _load(
+    data: Bunch,
+    subject: str,
+    choice: VoxelChoice,
+    labels: Any,
+    options: RowOptions,
+    workers: _Workers,
+) -> Bunch:
+    """Load the betas of a subject."""
     trials = data.trials[data.trials["subject"] == subject]
+    if labels is not None:
+        trials = trials.iloc[rows_with(labels, trials, subject)]
     sessions = _sessions(data, subject, trials)
     trials = trials.reset_index(drop=True)
-    grid, cached = sessions[0].header, _cache(memory)
-    choice = VoxelChoice(rois, mask_img, nc_threshold, noise_ceiling)
-    voxels = find_voxels(data, subject, choice, grid, cached)
+    grid = sessions[0].header
+    voxels = find_voxels(data, subject, choice, grid, workers.cached)
     rows = np.arange(len(trials))
-    if average_repeats:
+    if options.average:
         rows, _ = pd.factorize(trials["label"])
     n_rows, n_voxels = rows.max(initial=-1) + 1, int(voxels.mask.sum())
     _check_memory(n_rows * n_voxels * np.dtype(options.dtype).itemsize)
     tell(
-        f"Reading {len(trials)} trials of {subject} at {n_voxels} voxels from "
-        f"{len(sessions)} images",
-        verbose,
+        f"Reading {counted(len(trials), 'trial')} of {subject} at "
+        f"{counted(n_voxels, 'voxel')}",
+        workers.verbose,
     )
-    workers = _Workers(n_jobs, cached, verbose)
     betas = _read(sessions, voxels.mask, rows, options, workers)
-    if average_repeats:
+    if options.average:
         trials = _averaged_trials(trials, rows)
-    return Result(
-        data=betas,
-        trials=trials,
-        mask_img=nib.Nifti1Image(voxels.mask.astype(np.uint8), grid.affine),
-        roi_masks=voxels.roi_masks,
-        noise_ceilings=voxels.noise_ceilings,
-        groups={
-            name: pd.factorize(trials[name])[0]
-            for name in ("session", "label")
-            if trials[name].notna().all()
-        },
-    )
+    return make_betas(Rows(betas, trials), voxels, grid.affine)
 
 
 def _check_options(standardize: Any, average_repeats: bool, dtype: Any) -> RowOptions:
@@ -221,8 +261,8 @@ def _check_options(standardize: Any, average_repeats: bool, dtype: Any) -> RowOp
     return RowOptions(standardize, bool(average_repeats), kind.name)
 
 
-def _subject(data: Bunch, subject: str | int | None) -> str:
-    """Return the subject to load."""
+def _subjects(data: Bunch) -> list[str]:
+    """Return the subjects whose betas there are."""
     subjects = sorted(
         {meta["subject"] for meta in data.images_meta if meta["image_type"] == "betas"}
     )
@@ -231,11 +271,18 @@ def _subject(data: Bunch, subject: str | int | None) -> str:
             "data holds no betas. Fetch them with image_type='betas', which is the "
             "default, and a selection that is not empty."
         )
+    return subjects
+
+
+def _subject(data: Bunch, subject: str | int | None) -> str:
+    """Return the subject to load."""
+    subjects = _subjects(data)
     if subject is None:
         if len(subjects) > 1:
             raise InvalidQueryError(
                 f"data holds betas of several subjects ({listed(subjects)}), whose "
-                f"voxels do not correspond; choose one, as in subject={subjects[0]!r}"
+                f"voxels do not correspond; choose one, as in subject={subjects[0]!r}, "
+                "or load each by itself with subject='all'"
             )
         return subjects[0]
     name = clean_subject(subject)
@@ -372,7 +419,9 @@ def _read(
     shape = rows.max(initial=-1) + 1, int(mask.sum())
     sessions = [session for session in sessions if len(session.positions)]
     backend, _ = joblib.parallel.get_active_backend(prefer="threads")
-    parallel = joblib.Parallel(
+    progress = Progress(len(sessions), "session", workers.verbose)
+    parallel = WatchedParallel(
+        progress,
         n_jobs=workers.n_jobs,
         prefer="threads",
         return_as="generator" if backend.supports_return_generator else "list",
@@ -384,7 +433,7 @@ def _read(
     returns_rows = options.average or workers.cached is not _uncached or not sessions
     holes: dict[int, list[np.ndarray]] = {}
     memory = _memory(shape, options.dtype, None if returns_rows else backend)
-    with memory as (out, shared):
+    with memory as (out, shared), progress:
         parts = parallel(
             read(
                 signature(session.header.file),

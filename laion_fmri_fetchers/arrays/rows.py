@@ -48,7 +48,7 @@ def labels_of(trials: Any) -> np.ndarray:
             f"trials is a {type(labels).__name__}; give the trials of fetch_laion_fmri "
             "or load_betas, or labels of images"
         )
-    names = np.array([*labels, None], dtype=object)[:-1]
+    names = np.fromiter(labels, dtype=object)
     for name in names:
         if not isinstance(name, str):
             raise InvalidQueryError(f"trials has the label {name!r}; labels are str")
@@ -136,7 +136,7 @@ def positions_of(
             names = " or ".join(map(repr, dict.fromkeys(close)))
             hint = f"; did you mean {names}?"
         raise InvalidQueryError(
-            f"{counted(len(lacking), 'image')} not among the {name}: "
+            f"The {name} lack {counted(len(lacking), 'image')}: "
             f"{listed([repr(label) for label in lacking], _MOST_NAMED)}{hint}"
         )
     return np.array([first[label] for label in labels], dtype=np.intp)
