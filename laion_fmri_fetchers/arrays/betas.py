@@ -24,7 +24,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import joblib
-import nibabel as nib
 import numpy as np
 import pandas as pd
 from sklearn.utils import Bunch
@@ -206,9 +205,12 @@ def load_betas(
     choice = VoxelChoice(rois, mask_img, nc_threshold, noise_ceiling)
     workers = _Workers(n_jobs, _cache(memory), check_verbose(verbose))
     if isinstance(subject, str) and subject.lower() == "all":
-        of_each = _subjects(data)
-        loaded = [_load(data, one, choice, labels, options, workers) for one in of_each]
-        return Result(**dict(zip(of_each, loaded, strict=True)))
+        return Result(
+            **{
+                name: _load(data, name, choice, labels, options, workers)
+                for name in _subjects(data)
+            }
+        )
     return _load(data, _subject(data, subject), choice, labels, options, workers)
 
 

@@ -129,8 +129,8 @@ def normalized_score(r2: Any, noise_ceiling: Any) -> np.ndarray:
         np.broadcast_shapes(scores.shape, ceiling.shape)
     except ValueError as error:
         raise InvalidQueryError(
-            f"r2 has the shape {scores.shape}, noise_ceiling {ceiling.shape}; both need "
-            "one value per voxel"
+            f"r2 has the shape {scores.shape}, noise_ceiling {ceiling.shape}; both "
+            "need one value per voxel"
         ) from error
     is_valid = np.isfinite(ceiling) & (ceiling > 0)
     if is_valid.any() and ceiling[is_valid].max() <= 1:

@@ -15,6 +15,7 @@ import json
 import os
 import zipfile
 import zlib
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import nibabel as nib
@@ -31,7 +32,7 @@ from laion_fmri_fetchers.storage.files import whole_file
 
 _FORMAT = "laion_fmri_fetchers betas"
 _VERSION = 1
-_PLAIN = (bool, int, str, type(None))
+_PLAIN = (bool, int, str, type(None))  # exactly: a subclass would lose its type
 _FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 _DAMAGED = (
     *(ValueError, KeyError, IndexError, TypeError, EOFError, OSError),
@@ -138,26 +139,28 @@ class _Writer:
         if type(value) in _PLAIN:
             return value
         if isinstance(value, float):
-            return ["float", value.hex()]
+            return ["float", float(value).hex()]
         if value is pd.NA or value is pd.NaT:
             return ["null", str(value)]
         if isinstance(value, (list, tuple)):
             kind = "list" if isinstance(value, list) else "tuple"
             return [kind, [self.node(part, name) for part in value]]
         if isinstance(value, dict):
-            items = value.items()
-            return ["dict", [[self.node(k, name), self.node(v, name)] for k, v in items]]
+            parts = [part for item in value.items() for part in item]
+            return ["dict", [self.node(part, name) for part in parts]]
+        return self._node_of_arrays(value, name)
+
+    def _node_of_arrays(self, value: Any, name: str) -> list:
         if isinstance(value, pd.DataFrame):
             return self._frame(value, name)
         if isinstance(value, nib.Nifti1Image):
             data = self.array(np.asanyarray(value.dataobj))
             return ["image", data, self.array(value.affine)]
-        if isinstance(value, np.generic):
-            return ["scalar", self.array(np.asarray(value))]
         if hasattr(value, "__array__") and hasattr(value, "shape"):
             array = np.asarray(value)
             if array.dtype.kind != "O":
-                return self.array(array)
+                kind = "scalar" if isinstance(value, np.generic) else "array"
+                return [kind, *self.array(array)[1:]]
             parts = [self.node(part, name) for part in array.ravel().tolist()]
             return ["objects", list(array.shape), parts]
         raise InvalidQueryError(
@@ -196,12 +199,11 @@ class _Writer:
         distinct: list[Any] = []
         positions = np.empty(len(column), dtype=np.int32)
         for i, value in enumerate(column.tolist()):
-            key = type(value), "nan" if value != value else value  # noqa: PLR0124
-            if value is pd.NA:
-                key = type(value), "NA"
+            node = self.node(value, name)
+            key = (node,) if isinstance(node, str) else ("JSON", json.dumps(node))
             if key not in codes:
                 codes[key] = len(distinct)
-                distinct.append(self.node(value, name))
+                distinct.append(node)
             positions[i] = codes[key]
         return [str(dtype), self.array(positions), distinct]
 
@@ -224,28 +226,34 @@ class _Reader:
         if not isinstance(node, list):
             return node
         kind, *parts = node
-        if kind == "float":
-            return float.fromhex(parts[0])
-        if kind == "null":
-            return {"<NA>": pd.NA, "NaT": pd.NaT}[parts[0]]
-        if kind in ("list", "tuple"):
-            values = [self.value(part) for part in parts[0]]
-            return values if kind == "list" else tuple(values)
-        if kind == "dict":
-            return {self.value(key): self.value(part) for key, part in parts[0]}
-        if kind == "array":
-            return self.array(parts[0])
-        if kind == "scalar":
-            return self.value(parts[0])[()]
-        if kind == "image":
-            return nib.Nifti1Image(self.value(parts[0]), self.value(parts[1]))
-        if kind == "frame":
-            return self._frame(*parts)
-        if kind == "objects":
-            shape, values = parts
-            array = np.fromiter(map(self.value, values), dtype=object)
-            return array.reshape(shape)
-        raise ValueError(f"it holds a {kind!r}")
+        return self._readers()[kind](*parts)
+
+    def _readers(self) -> dict[str, Callable]:
+        """Return what makes a value of the parts of a node, by its kind."""
+        return {
+            "float": float.fromhex,
+            "null": {"<NA>": pd.NA, "NaT": pd.NaT}.__getitem__,
+            "list": self._values,
+            "tuple": lambda nodes: tuple(self._values(nodes)),
+            "dict": self._dict,
+            "array": self.array,
+            "scalar": lambda name: self.array(name)[()],
+            "objects": lambda shape, nodes: _objects(self._values(nodes)).reshape(
+                shape
+            ),
+            "image": lambda *nodes: nib.Nifti1Image(*self._values(nodes)),
+            "frame": self._frame,
+        }
+
+    def _values(self, nodes: Iterable) -> list:
+        return [self.value(node) for node in nodes]
+
+    def _objects(self, shape: list, nodes: list) -> np.ndarray:
+        return _objects(self._values(nodes)).reshape(shape)
+
+    def _dict(self, nodes: list) -> dict:
+        keys, values = self._values(nodes[::2]), self._values(nodes[1::2])
+        return dict(zip(keys, values, strict=True))
 
     def _frame(self, columns: list, index: list | None, name: str | None) -> Any:
         series = {self.value(key): self.column(column) for key, column in columns}
@@ -265,5 +273,10 @@ class _Reader:
             return pd.Series(
                 pd.Categorical.from_codes(codes, categories, dtype == "ordered")
             )
-        values = np.fromiter(map(self.value, distinct), dtype=object)[codes]
+        values = _objects(self._values(distinct))[codes]
         return pd.Series(values, dtype=object).astype(dtype)
+
+
+def _objects(values: list) -> np.ndarray:
+    """Return a list as an array, of which no part is taken for an array itself."""
+    return np.fromiter(values, dtype=object, count=len(values))

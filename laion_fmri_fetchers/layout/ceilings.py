@@ -9,6 +9,6 @@ MEAN_INVERSE_REPEATS = {
 }
 """The mean of 1/n over images, n the repeats that are averaged, of each map.
 
-``Allrep`` is of the 6,204 images of a subject as planned: 881 shown 12 times, 5,323 shown
-4 times.
+``Allrep`` is of the 6,204 images of a subject as planned: 881 are shown 12 times, 5,323
+are shown 4 times.
 """
