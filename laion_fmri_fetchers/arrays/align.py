@@ -119,7 +119,7 @@ def kind_of(source: Any, allowed: Sequence[str] = tuple(_KINDS.values())) -> str
         If none did, or one that is not allowed.
     """
     keys = list(source) if isinstance(source, dict) else []
-    kind = next((kind for key, kind in _KINDS.items() if key in keys), None)
+    kind = next((kind for key, kind in _KINDS.items() if key in keys), "")
     if kind not in allowed:
         given = f"a {type(source).__name__}"
         if keys:
@@ -148,16 +148,17 @@ def chosen_model(source: Bunch, model: str | None = None) -> str:
     """
     models = {str(name).lower(): str(name) for name in source["embeddings"]}
     names = list(models.values())
-    if model is None and len(names) != 1:
-        raise InvalidQueryError(
-            f"embeddings hold {listed(names) or 'no model'}; choose a single one"
-        )
-    name = names[0] if model is None else models.get(str(model).lower())
-    if name is None:
+    if model is None:
+        if len(names) != 1:
+            raise InvalidQueryError(
+                f"embeddings hold {listed(names) or 'no model'}; choose a single one"
+            )
+        return names[0]
+    if str(model).lower() not in models:
         raise InvalidQueryError(
             f"embeddings hold no model {model!r}; {did_you_mean(model, names)}"
         )
-    return name
+    return models[str(model).lower()]
 
 
 def captions_of(

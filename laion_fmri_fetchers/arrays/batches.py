@@ -260,7 +260,7 @@ def _repetition(trials: pd.DataFrame) -> np.ndarray:
     return numbers.fillna(-1).to_numpy(dtype=np.int64)
 
 
-def _first_human(captions: Bunch, rows: np.ndarray) -> np.ndarray:
+def _first_human(captions: Bunch, rows: np.ndarray) -> list[str]:
     """Return the first caption by a person of each image of a Bunch."""
     names = captions["image_names"]
     texts = captions_of(captions["captions"], names, "human")
@@ -270,4 +270,4 @@ def _first_human(captions: Bunch, rows: np.ndarray) -> np.ndarray:
             f"captions hold none by a person of {counted(len(lacking), 'image')}: "
             f"{listed(lacking, 3)}"
         )
-    return np.array([text[0] if text else "" for text in texts], dtype=str)
+    return [text[0] if text else "" for text in texts]
