@@ -135,10 +135,15 @@ def test_fetchers_take_trials(betas, sources, kind):
     shown = list(dict.fromkeys(betas.trials["label"]))
     has_names = "image_names" in source
     assert shown == list(source.image_names if has_names else source.metadata.index)
-    again, given = align(betas.trials, source), align(betas.trials, sources[kind])
+    parts = [align(betas.trials, given) for given in (source, sources[kind])]
     if kind == "segmentations":
-        again, given = pd.concat(again), pd.concat(given)
-    assert np.array_equal(np.asarray(again, object), np.asarray(given, object))
+        parts = [pd.concat(frames, ignore_index=True) for frames in parts]
+    if isinstance(parts[0], pd.DataFrame):
+        pd.testing.assert_frame_equal(*parts)
+    elif kind == "captions":
+        assert parts[0] == parts[1]
+    else:
+        assert np.array_equal(*parts)
     with pytest.raises(InvalidQueryError, match=r"trials\b"):
         FETCHERS[kind](names=shown, trials=betas.trials, **QUIET)
 
@@ -319,7 +324,9 @@ def test_worker_processes(dataset, betas, sources, method):
     results = context.Queue()
     parts = [range(40)[start::2] for start in range(2)]
     workers = [
-        context.Process(target=read, args=(dataset, part, archive, results))
+        context.Process(
+            target=read, args=(dataset, part, archive, results), daemon=True
+        )
         for part in parts
     ]
     for worker in workers:

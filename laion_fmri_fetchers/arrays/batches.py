@@ -27,10 +27,6 @@ from .align import captions_of, chosen_model, images_of, kind_of, warn_of_invali
 from .pictures import decode_image, image_shape, open_images, read_image
 from .rows import labels_of, positions_of
 
-_INHERITED: list[Any] = []
-"""Archives that the parent of a forked process had opened: kept, and never used. To
-close one in this process would also release the parent's lock on the file."""
-
 
 class LaionDataset:
     """Betas and stimuli, trial by trial: a map-style dataset for loaders of batches.
@@ -166,17 +162,28 @@ class LaionDataset:
 class _Handle(NamedTuple):
     """The archive, as a process opened it."""
 
-    process: int
     images: Any
     opened: contextlib.ExitStack
     """Closes it."""
+
+
+def _open(archive: str) -> _Handle:
+    """Open the archive by a file of this process alone.
+
+    By its name, HDF5 would find that the archive is open already, as a forked process
+    inherits what it knows of files, and would read by the file of its parent.
+    """
+    with contextlib.ExitStack() as opened:
+        stream = opened.enter_context(open(archive, "rb", buffering=0))
+        images = opened.enter_context(open_images(archive, stream))
+        return _Handle(images, opened.pop_all())
 
 
 class _Pictures:
     """Images of the archive, opened by each process that reads from it."""
 
     def __init__(self, stimuli: Bunch, size: int | tuple[int, int] | None):
-        self._handle: _Handle | None = None
+        self._handles: dict[int, _Handle] = {}  # by process; of others: inherited
         self._shape = None if size is None else image_shape(size)
         self._archive = stimuli["archive"]
         self._names = list(stimuli["metadata"].index)
@@ -197,26 +204,23 @@ class _Pictures:
 
     def _images(self) -> Any:
         """Return the images, opened by this process."""
-        if self._handle is None or self._handle.process != os.getpid():
-            self._let_go()
-            stack = contextlib.ExitStack()
-            images = stack.enter_context(open_images(self._archive))
-            self._handle = _Handle(os.getpid(), images, stack)
-        return self._handle.images
-
-    def _let_go(self) -> None:
-        """Close the archive if this process opened it."""
-        if self._handle is not None and self._handle.process == os.getpid():
-            self._handle.opened.close()
-        elif self._handle is not None:
-            _INHERITED.append(self._handle)
-        self._handle = None
+        handle = self._handles.get(os.getpid())
+        if handle is None:
+            handle = _open(self._archive)
+            # Threads may open the archive at once; the first to note it wins. Not a
+            # lock, as another thread might hold it while this process is forked.
+            noted = self._handles.setdefault(os.getpid(), handle)
+            if handle is not noted:
+                handle.opened.close()
+            handle = noted
+        return handle.images
 
     def __del__(self) -> None:
-        self._let_go()
+        for handle in self._handles.values():
+            handle.opened.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_handle": None}
+        return {**self.__dict__, "_handles": {}}
 
 
 def _check_betas(betas: Any) -> None:

@@ -7,7 +7,7 @@ import io
 import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from sklearn.utils import Bunch
@@ -188,12 +188,12 @@ def _over_grey(rgba: np.ndarray) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def open_images(archive: str) -> Iterator[Any]:
-    """Open the images of an archive."""
+def open_images(archive: str, stream: BinaryIO | None = None) -> Iterator[Any]:
+    """Open the images of an archive, by its name or by a stream of it."""
     import h5py
 
     try:
-        file = h5py.File(archive, "r")
+        file = h5py.File(stream or archive, "r")
     except OSError as error:
         _raise_corrupt(archive, error)
     with file:
