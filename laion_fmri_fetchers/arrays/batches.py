@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import operator
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -107,56 +107,57 @@ class LaionDataset:
             )
         trials = betas["trials"]
         labels = labels_of(trials)
-        self._rows = betas["data"]
-        self._text = {
-            "label": labels.astype(str),
-            "subject": _text(trials, "subject"),
-            "session": _text(trials, "session"),
-        }
-        self._repetition = _repetition(trials)
-        self._pictures = self._embeddings = self._captions = None
-        self._row_in: dict[str, np.ndarray] = {}
+        self._betas = betas["data"]
+        self._pictures = self._embeddings = None
+        self._picture_rows: list[int] = []
+        self._embedding_rows: list[int] = []
+        self._values: dict[str, list] = {}
+        """What is kept per trial, of plain types."""
         if stimuli is not None:
-            self._row_in["image"] = _positions(labels, stimuli, "stimuli")
+            self._picture_rows = _positions(labels, stimuli, "stimuli").tolist()
             self._pictures = _Pictures(stimuli, size)
         if embeddings is not None:
-            self._row_in["embedding"] = rows = _positions(
-                labels, embeddings, "embeddings"
-            )
+            rows = _positions(labels, embeddings, "embeddings")
             model = chosen_model(embeddings)
             warn_of_invalid(embeddings, model, rows)
+            self._embedding_rows = rows.tolist()
             self._embeddings = embeddings["embeddings"][model]
         if captions is not None:
             rows = _positions(labels, captions, "captions")
-            self._row_in["caption"] = rows
-            self._captions = _first_human(captions, rows)
+            self._values["caption"] = _human_captions(captions, rows)
+        self._values["label"] = labels.tolist()
+        self._values["subject"] = _text(trials, "subject")
+        self._values["session"] = _text(trials, "session")
+        self._values["repetition"] = _repetition(trials)
         self._transform = transform
 
     def __len__(self) -> int:
-        return len(self._repetition)
+        return len(self._betas)
 
     def __getitem__(self, index: int) -> Any:
-        i = operator.index(index)
-        if not -len(self) <= i < len(self):
-            raise IndexError(f"trial {i} of {counted(len(self), 'trial')}")
-        i %= len(self)
-        item: dict[str, Any] = {"betas": np.array(self._rows[i])}
+        i, n_trials = operator.index(index), len(self)
+        if not -n_trials <= i < n_trials:
+            raise IndexError(f"trial {i} of {counted(n_trials, 'trial')}")
+        i %= n_trials
+        item: dict[str, Any] = {"betas": np.array(self._betas[i])}
         if self._pictures is not None:
-            item["image"] = self._pictures.read(self._row_in["image"][i])
+            item["image"] = self._pictures.read(self._picture_rows[i])
         if self._embeddings is not None:
-            item["embedding"] = self._embeddings[self._row_in["embedding"][i]].copy()
-        if self._captions is not None:
-            item["caption"] = self._captions[self._row_in["caption"][i]]
-        for name, values in self._text.items():
-            item[name] = str(values[i])
-        item["repetition"] = int(self._repetition[i])
+            item["embedding"] = self._embeddings[self._embedding_rows[i]].copy()
+        for name, values in self._values.items():
+            item[name] = values[i]
         return item if self._transform is None else self._transform(item)
 
     def __repr__(self) -> str:
-        sources = f", with {listed(list(self._row_in))}" if self._row_in else ""
-        n_voxels = self._rows.shape[1]
-        size = f"{counted(len(self), 'trial')} at {counted(n_voxels, 'voxel')}"
-        return f"LaionDataset of {size}{sources}"
+        n_trials, n_voxels = self._betas.shape
+        sources = {
+            "image": self._pictures is not None,
+            "embedding": self._embeddings is not None,
+            "caption": "caption" in self._values,
+        }
+        given = listed([name for name, is_given in sources.items() if is_given])
+        size = f"{counted(n_trials, 'trial')} at {counted(n_voxels, 'voxel')}"
+        return f"LaionDataset of {size}{given and ', with '}{given}"
 
 
 class _Handle(NamedTuple):
@@ -248,24 +249,28 @@ def _positions(labels: np.ndarray, source: Any, kind: str) -> np.ndarray:
     return positions_of(labels, images_of(source), kind)
 
 
-def _text(trials: pd.DataFrame, name: str) -> np.ndarray:
-    """Return a column as an array of str, "" where it is null or not there."""
+def _text(trials: pd.DataFrame, name: str) -> list[str]:
+    """Return a column as str, "" where it is null or not there."""
     if name not in trials:
-        return np.full(len(trials), "")
-    values = trials[name].astype(object)
-    return values.where(values.notna(), "").to_numpy().astype(str)
+        return [""] * len(trials)
+    return ["" if is_null else str(value) for value, is_null in _cells(trials[name])]
 
 
-def _repetition(trials: pd.DataFrame) -> np.ndarray:
+def _repetition(trials: pd.DataFrame) -> list[int]:
     """Return which showing of its image each trial was, -1 where unknown."""
     if "repetition" not in trials:
-        return np.full(len(trials), -1)
-    numbers = pd.to_numeric(trials["repetition"]).astype("Int64")
-    return numbers.fillna(-1).to_numpy(dtype=np.int64)
+        return [-1] * len(trials)
+    cells = _cells(trials["repetition"])
+    return [-1 if is_null else int(value) for value, is_null in cells]
 
 
-def _first_human(captions: Bunch, rows: np.ndarray) -> list[str]:
-    """Return the first caption by a person of each image of a Bunch."""
+def _cells(column: pd.Series) -> Iterator[tuple[Any, bool]]:
+    """Yield each value of a column, and whether it is null."""
+    return zip(column.tolist(), column.isna().tolist(), strict=True)
+
+
+def _human_captions(captions: Bunch, rows: np.ndarray) -> list[str]:
+    """Return the first caption by a person of the image of each trial."""
     names = captions["image_names"]
     texts = captions_of(captions["captions"], names, "human")
     lacking = [repr(names[row]) for row in np.unique(rows) if not texts[row]]
@@ -274,4 +279,4 @@ def _first_human(captions: Bunch, rows: np.ndarray) -> list[str]:
             f"captions hold none by a person of {counted(len(lacking), 'image')}: "
             f"{listed(lacking, 3)}"
         )
-    return [text[0] if text else "" for text in texts]
+    return [texts[row][0] for row in rows]

@@ -3,12 +3,12 @@
     python tests/benchmarks/batches.py
 
 10,000 trials at 2,000 voxels with an embedding of 1,024 features, a caption, label,
-subject, session and repetition. The bare dataset slices the same arrays and lists in its
-``__getitem__``. Both go through the same loader with 4 workers: torch's where torch is
-installed, else processes of multiprocessing that stack items to batches. They take
-turns, and the medians of several epochs are compared, after one that is not counted.
-Memory is the unique memory (USS) that the workers of our dataset add from the first
-tenth of an epoch to its end.
+subject, session and repetition. The bare dataset slices the same arrays and lists. Both
+go through the same loader with 4 workers: torch's where torch is installed, else
+processes of multiprocessing that stack items to batches. They take turns, and the
+medians of several epochs are compared, after one that is not counted. Memory is the
+unique memory (USS) that the workers of our dataset add from the first tenth of an epoch
+to its end.
 """
 
 from __future__ import annotations
