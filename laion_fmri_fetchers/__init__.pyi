@@ -5,8 +5,13 @@ from .access.licence import accept_license as accept_license
 from .access.licence import license_text as license_text
 from .access.manifest import current_terms_version as current_terms_version
 from .access.request import request_stimulus_access as request_stimulus_access
+from .arrays.align import align as align
+from .arrays.batches import LaionDataset as LaionDataset
 from .arrays.betas import load_betas as load_betas
+from .arrays.ceilings import normalized_score as normalized_score
 from .arrays.pictures import load_stimuli as load_stimuli
+from .arrays.result import load_saved_betas as load_saved_betas
+from .arrays.rows import shared_labels as shared_labels
 from .checkup.doctor import doctor as doctor
 from .exceptions import AccessFormError as AccessFormError
 from .exceptions import AccessNotFoundError as AccessNotFoundError

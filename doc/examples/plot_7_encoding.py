@@ -35,18 +35,16 @@ print(f"{betas.data.shape[0]} images x {betas.data.shape[1]} voxels")
 # Embeddings
 # ----------
 #
-# Embeddings are public; no access request is needed. Rows are in the order of
-# ``names``, so they align with the responses. ``valid`` is False for images without an
-# embedding.
+# Embeddings are public; no access request is needed. `align` puts them in the order of
+# the responses, and warns of images that the model gave no valid embedding of.
 
 import numpy as np
 
-from laion_fmri_fetchers import fetch_laion_embeddings
+from laion_fmri_fetchers import align, fetch_laion_embeddings
 
-found = fetch_laion_embeddings("CLIP", names=betas.trials["label"])
-valid = found.valid["CLIP"]
-X = found.embeddings["CLIP"][valid].astype(np.float32)
-Y = betas.data[valid]
+clip = fetch_laion_embeddings("CLIP", trials=betas.trials)
+X = align(betas.trials, clip).astype(np.float32)
+Y = betas.data
 print(f"{X.shape[0]} images x {X.shape[1]} features")
 
 # %%
@@ -67,20 +65,26 @@ model = make_pipeline(
 folds = KFold(5, shuffle=True, random_state=0)
 predicted = cross_val_predict(model, X, Y, cv=folds)
 residual = ((Y - predicted) ** 2).sum(axis=0)
-explained = 100 * (1 - residual / ((Y - Y.mean(axis=0)) ** 2).sum(axis=0))
+r2 = 1 - residual / ((Y - Y.mean(axis=0)) ** 2).sum(axis=0)
 
 # %%
 # Below the ceiling
 # -----------------
 #
 # A model cannot explain more than the noise ceiling of these averages, which depends on
-# how many trials they have. A published map gives the ratio of signal to noise, and
-# with it the ceiling for any number of trials.
+# how many trials they have: here most have four, others one to twelve. None of the
+# published maps is of such a mixture, but each tells the ratio of signal and noise,
+# from which ``betas.noise_ceiling("averaged")`` derives the ceiling that fits.
+# `normalized_score` is the explained share of what can be explained.
 
-signal = betas.noise_ceilings["4rep"] / 100
-snr = signal / (1 - signal) / 4  # of single trials, in units of variance
-ceiling = 100 * snr / (snr + np.mean(1 / betas.trials["n_averaged"][valid]))
-betas.trials["n_averaged"].value_counts().head()
+from laion_fmri_fetchers import normalized_score
+
+print(betas.trials["n_averaged"].value_counts().to_dict())
+ceiling = betas.noise_ceiling("averaged")
+score = normalized_score(r2, ceiling)
+for name in ("face", "place", "V1"):
+    mask = betas.roi_mask(name)
+    print(f"{name}: median of the normalized score {np.median(score[mask]):.2f}")
 
 # %%
 # Medians over the voxels of each ROI:
@@ -96,13 +100,13 @@ colours = {
     "object": ("#56b4e9", "D"),
     "retinotopy": ("#0072b2", "X"),
 }
-category = {meta["roi"]: meta["roi_category"] for meta in data.rois_meta}
+category = betas.roi_categories
 figure, ax = plt.subplots(figsize=(6.4, 4.4), layout="constrained")
 for name, (colour, marker) in colours.items():
     masks = [betas.roi_masks[roi] for roi in category if category[roi] == name]
     ax.plot(
         [np.median(ceiling[mask]) for mask in masks],
-        [np.median(explained[mask]) for mask in masks],
+        [100 * np.median(r2[mask]) for mask in masks],
         marker,
         color=colour,
         ms=7,
@@ -130,14 +134,13 @@ plt.show()
 # Back to the brain
 # -----------------
 
-from nilearn.masking import unmask
 from nilearn.plotting import plot_stat_map
 
 anatomy = fetch_laion_fmri(
     "sub-01", rois=None, image_type="anatomical", suffix="T1w", res=None
 )
 plot_stat_map(
-    unmask(explained.astype(np.float32), betas.mask_img),
+    betas.to_img(100 * r2),
     bg_img=anatomy.images[0],
     threshold=3,
     vmin=0,

@@ -32,6 +32,7 @@ from laion_fmri_fetchers.exceptions import (
     did_you_mean,
 )
 from laion_fmri_fetchers.messages import counted, listed, readable_size, tell, warn
+from laion_fmri_fetchers.query.filters import ResultFilter
 from laion_fmri_fetchers.query.selection import Selection, select
 from laion_fmri_fetchers.query.shared_docs import documented
 from laion_fmri_fetchers.storage.bunch import Result
@@ -71,7 +72,9 @@ def fetch_laion_betas(
     noise_ceiling: str = "Allrep",
     standardize: str | None = None,
     average_repeats: bool = False,
+    labels: str | Sequence[str] | None = None,
     dtype: Any = "float32",
+    as_dask: bool = False,
     source: str = "auto",
     keep_images: bool = False,
     mode: str | None = None,
@@ -118,8 +121,13 @@ def fetch_laion_betas(
         Z-score each voxel within each session, as `load_betas` does.
     average_repeats : bool, default=False
         Average the trials of each label, after standardizing.
+    labels : str or sequence of str, optional
+        Only trials of these images, in their order; sessions without one are not
+        fetched. See `shared_labels`.
     dtype : dtype, default="float32"
         Floating point type of the result.
+    as_dask : bool, default=False
+        Return ``data`` as a dask array over the voxel store, with a chunk per session.
     source : {"auto", "model", "images"}, default="auto"
         ``"auto"``: what is stored, then images on disk, then model files, or images
         where a model file cannot be used or would be more bytes; ``"model"`` or
@@ -210,6 +218,10 @@ def fetch_laion_betas(
         {},
         inspect.signature(fetch_laion_betas).parameters,
     )
+    if labels is not None:
+        showing = ResultFilter(label=[labels] if isinstance(labels, str) else labels)
+        both = selection.trial_filter & showing
+        selection = selection._replace(trial_filter=both)
     settings = make_settings(
         mode,
         data_dir,
@@ -245,7 +257,9 @@ def fetch_laion_betas(
         noise_ceiling=noise_ceiling,
         standardize=standardize,
         average_repeats=average_repeats,
+        labels=labels,
         dtype=dtype,
+        as_dask=as_dask,
         n_jobs=n_jobs,
         verbose=verbose,
     )
