@@ -7,6 +7,7 @@ from .access.manifest import current_terms_version as current_terms_version
 from .access.request import request_stimulus_access as request_stimulus_access
 from .arrays.betas import load_betas as load_betas
 from .arrays.pictures import load_stimuli as load_stimuli
+from .arrays.surfaces import project_to_surface as project_to_surface
 from .checkup.doctor import doctor as doctor
 from .exceptions import AccessFormError as AccessFormError
 from .exceptions import AccessNotFoundError as AccessNotFoundError
@@ -43,6 +44,7 @@ from .fetchers.stimulus_features import fetch_laion_embeddings as fetch_laion_em
 from .fetchers.stimulus_features import (
     fetch_laion_segmentations as fetch_laion_segmentations,
 )
+from .fetchers.surfaces import fetch_laion_surfaces as fetch_laion_surfaces
 from .fetchers.verify import verify_cache as verify_cache
 from .query.filters import ResultFilter as ResultFilter
 from .query.selection import basic_image_terms as basic_image_terms

@@ -76,11 +76,10 @@ def cortex(subject: str, side: int) -> Cortex:
     white, pial = (
         shape @ _TO_MNI152[:, :3].T + _TO_MNI152[:, 3] for shape in (white, pial)
     )
-    return Cortex(
-        *(_at(points, sphere, shape) for shape in (white, pial, inflated)),
-        points,
-        faces,
+    white, pial, inflated = (
+        _at(points, sphere, shape) for shape in (white, pial, inflated)
     )
+    return Cortex(white, pial, inflated, points, faces)
 
 
 def _sphere(n_points: int, angle: float) -> tuple[np.ndarray, np.ndarray]:
