@@ -12,6 +12,7 @@ header of ``mri/orig.mgz``::
 from __future__ import annotations
 
 import contextlib
+import gzip
 import os
 import warnings
 import zlib
@@ -40,6 +41,9 @@ _DAMAGED: tuple[Any, ...] = (
     *(OSError, zlib.error, ExpatError, nib.filebasedimages.ImageFileError),
     *(nib.spatialimages.HeaderDataError, AttributeError),
 )
+
+_POSITION_FLAG = 28
+"""Bytes before ``goodRASFlag``, of two bytes, in a ``.mgz`` file."""
 
 _AXES = np.array([[-1.0, 0, 0], [0, 0, 1], [0, -1, 0]])
 """Directions of a volume's axes, as columns, in FreeSurfer's surface coordinates."""
@@ -139,12 +143,17 @@ def read_orientation(file: str | os.PathLike) -> np.ndarray:
     file = os.fspath(file)
     with _named(file, REPAIR):
         header: Any = nib.load(file).header
-        if not int(header["goodRASFlag"]):
-            raise ValueError("its header does not say where it lies in the scanner")
         transform = header.get_affine() @ np.linalg.inv(header.get_vox2ras_tkr())
-        if not _is_rigid(transform):
+        if not (_has_position(file) and _is_rigid(transform)):
             raise ValueError("its header does not say where it lies in the scanner")
         return transform
+
+
+def _has_position(file: str) -> bool:
+    """Tell whether a header has a position; where not, nibabel makes up an answer."""
+    with gzip.open(file) as stream:
+        start = stream.read(_POSITION_FLAG + 2)
+    return bool(int.from_bytes(start[_POSITION_FLAG:], "big"))
 
 
 def moved(points: np.ndarray, transform: np.ndarray) -> np.ndarray:
