@@ -10,6 +10,8 @@ import gzip
 import pickle
 import re
 import shutil
+import subprocess
+import sys
 import warnings
 
 import nibabel as nib
@@ -154,6 +156,22 @@ def test_again_nothing_is_downloaded_and_offline_gives_the_same(
     assert set(again.roi_masks) == set(surfaces.roi_masks)
 
 
+def test_offline_imports_no_http_client(surfaces, data_dir):
+    code = (
+        "import sys\n"
+        "from laion_fmri_fetchers import fetch_laion_surfaces, project_to_surface\n"
+        "surfaces = fetch_laion_surfaces(1, rois='face', mode='offline', verbose=0)\n"
+        "import nibabel, numpy\n"
+        "image = nibabel.Nifti1Image(numpy.zeros((9, 9, 9), 'f4'), numpy.eye(4))\n"
+        "project_to_surface(image, surfaces)\n"
+        "print([m for m in ('requests', 'urllib3') if m in sys.modules])"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert run.stdout == "[]\n", run.stderr
+
+
 def test_download_new_downloads_once_and_overwrite_again(server, data_dir, surfaces):
     server.reset()
     fetch("sub-01", rois=["face", "V1"])
@@ -164,7 +182,7 @@ def test_download_new_downloads_once_and_overwrite_again(server, data_dir, surfa
 
 
 def test_the_bunch_is_shown_and_pickled(surfaces):
-    assert "roi_masks" in repr(surfaces)
+    assert "pial         PolyMesh of 2400 vertices" in repr(surfaces)
     again = pickle.loads(pickle.dumps(surfaces))
     assert again.roi_masks["FFA1"].shape == surfaces.roi_masks["FFA1"].shape
 
