@@ -12,6 +12,7 @@ from .arrays.ceilings import normalized_score as normalized_score
 from .arrays.pictures import load_stimuli as load_stimuli
 from .arrays.result import load_saved_betas as load_saved_betas
 from .arrays.rows import shared_labels as shared_labels
+from .arrays.surfaces import project_to_surface as project_to_surface
 from .checkup.doctor import doctor as doctor
 from .exceptions import AccessFormError as AccessFormError
 from .exceptions import AccessNotFoundError as AccessNotFoundError
@@ -51,6 +52,7 @@ from .fetchers.stimulus_features import fetch_laion_embeddings as fetch_laion_em
 from .fetchers.stimulus_features import (
     fetch_laion_segmentations as fetch_laion_segmentations,
 )
+from .fetchers.surfaces import fetch_laion_surfaces as fetch_laion_surfaces
 from .fetchers.verify import verify_cache as verify_cache
 from .query.filters import ResultFilter as ResultFilter
 from .query.selection import basic_image_terms as basic_image_terms

@@ -26,4 +26,9 @@ Rooms, each importing only from those below it::
                 find_resampled               └─ volumes.write_volumes
     rows        shared_labels, rows_with, positions_of
     volumes     read_header, iter_volumes, scaled, write_volumes
+
+    surfaces    project_to_surface ─┬─ templates.load_template
+                                    └─ _project ──▶ volumes.iter_volumes
+    templates   load_template ──▶ geometry.read_surface
+    geometry    read_surface, read_orientation, read_mask
 """

@@ -5,6 +5,7 @@
       ├▶ build_bucket   the dataset as files                             build
       │    ├ trial_tables, content_category, image_fields           labels, facts
       │    ├ functional_brain ─▶ session_files, model_file          brain, glm, model
+      │    ├ cortex ─▶ surfaces and the regions on them                       cortex
       │    ├ roi_files, anatomical_files, freesurfer_files          anatomy
       │    ├ localizer_files, raw_files, tedana_files       localizers, timeseries
       │    └ stimuli_files                                          pictures

@@ -12,6 +12,8 @@ stimuli.fetch_laion_stimuli ─┬─ stimulus_table.fetch_table
 stimulus_features.fetch_laion_captions, …  ── public_files.fetch_public
 splits.fetch_laion_splits ─┬─ stimulus_table.fetch_table
                            └─ obtain_splits
+surfaces.fetch_laion_surfaces ─┬─ choose.choose_rois
+                               └─ obtain, arrays.geometry
 discovery.get_subjects, describe, …
 verify.verify_cache
 status.status

@@ -28,6 +28,9 @@ NIFTI_EXTENSIONS = ("nii.gz", "nii")
 
 GIFTI_EXTENSION = "func.gii"
 
+HEMISPHERE_OF = {"L": "left", "R": "right"}
+"""A hemisphere, by the ``hemi`` of a record."""
+
 _ENTITIES = (
     *("image_type", "task", "run", "echo", "part", "space", "res", "hemi"),
     *("contrast", "stat", "desc", "suffix", "extension", "roi"),
@@ -362,6 +365,20 @@ def is_nifti_name(name: str) -> bool:
     (True, False)
     """
     return name.endswith(tuple(f".{extension}" for extension in NIFTI_EXTENSIONS))
+
+
+def subject_of_name(name: str) -> str | None:
+    """Return the subject that a file name begins with, None where there is none.
+
+    Examples
+    --------
+    >>> subject_of_name("sub-01_space-T1w_stat-rsquare_statmap.nii.gz")
+    'sub-01'
+    >>> subject_of_name("mean.nii.gz") is None
+    True
+    """
+    subject, underscore, _ = name.partition("_")
+    return subject if underscore and _is_subject(subject) else None
 
 
 def is_of_session(record: Record) -> bool:
