@@ -64,6 +64,9 @@ fig, ax = plt.subplots(figsize=(6, 3.5), layout="constrained")
 response.groupby("content").mean().plot.bar(ax=ax, rot=0, width=0.7)
 ax.set(xlabel="", ylabel="mean response (z)")
 ax.axhline(0, color="black", linewidth=0.8)
+plt.show()
 
 # %%
+# Stop the stand-in; its data are removed.
+
 demo.stop()
