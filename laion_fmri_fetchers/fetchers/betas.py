@@ -31,6 +31,7 @@ from laion_fmri_fetchers.exceptions import (
     NotCachedError,
     did_you_mean,
 )
+from laion_fmri_fetchers.layout.keys import is_nifti
 from laion_fmri_fetchers.messages import counted, listed, readable_size, tell, warn
 from laion_fmri_fetchers.query.filters import ResultFilter
 from laion_fmri_fetchers.query.selection import Selection, select
@@ -235,8 +236,15 @@ def fetch_laion_betas(
     names, inventory = take_inventory_of_subjects(selection, settings)
     check_subjects(names, inventory, named=True)
     chosen, tables = _choose(names, inventory, selection)
-    data = _fetch_small_files(chosen, inventory, selection, tables)
-    grid = read_header(data.brain_masks[names[0]])
+    # Masks and maps are fetched by a dry run, too: without them, nobody knows how many
+    # voxels there are.
+    data = _fetch_small_files(
+        chosen,
+        inventory._replace(settings=settings._replace(dry_run=False)),
+        selection,
+        tables,
+    )
+    grid = read_header(_file_on_grid(data, names[0]))
     voxels = find_voxels(data, names[0], choice, grid, lambda function: function)
     jobs = jobs_of(data, voxels.mask, inventory)
     if inventory.is_cut_off:
@@ -311,6 +319,21 @@ def _fetch_small_files(
     planned = plan_files(small, inventory, selection.is_newer, tables, None)
     outcome = tables + obtain(planned, inventory, accept=accept_license, quiet=True)
     return make_bunch(chosen, inventory, {}, outcome, None)
+
+
+def _file_on_grid(data: Bunch, subject: str) -> str:
+    """Return a mask or map whose grid is that of the betas."""
+    files = [
+        *data.brain_masks.values(),
+        *(f for maps in data.noise_ceilings.values() for f in maps.values()),
+        *(f for f, m in zip(data.rois, data.rois_meta, strict=True) if is_nifti(m)),
+    ]
+    if not files:
+        raise InvalidQueryError(
+            f"The bucket has neither masks nor maps of {subject}, so its voxels are "
+            "unknown; fetch_laion_fmri fetches the images."
+        )
+    return files[0]
 
 
 def _refuse_or_warn(

@@ -153,7 +153,7 @@ def jobs_of(data: Bunch, mask: np.ndarray, inventory: Inventory) -> list[Job]:
             meta["absolute_path"],
             _remote(siblings.get((meta["session"], "model"))),
             _remote(siblings.get((meta["session"], "rsquare"))),
-            data.brain_masks[meta["subject"]],
+            data.brain_masks.get(meta["subject"], ""),
             *table,
             mask.shape,
             voxels[~has],
