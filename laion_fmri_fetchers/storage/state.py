@@ -91,7 +91,7 @@ def saved_arrays(data_dir: str, name: str) -> dict[str, np.ndarray]:
             array = np.frombuffer(content, dtype, math.prod(shape), start)
             arrays[key] = array.reshape(shape)
             start += array.nbytes
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         return {}
     return arrays
 
