@@ -41,6 +41,7 @@ from laion_fmri_fetchers.layout.keys import record_of
 from laion_fmri_fetchers.layout.labels import TRIAL_FIELDS, stimulus_fields
 from laion_fmri_fetchers.layout.trees import trials_id
 from laion_fmri_fetchers.storage.state import save_arrays, saved_arrays
+from laion_fmri_fetchers.storage.tables import read_trials
 from laion_fmri_fetchers.transfer import policy
 
 ROOT = {"README", "dataset_description.json", "participants.json", "participants.tsv"}
@@ -886,6 +887,26 @@ def test_parsed_tables_that_are_not_as_they_were_kept_are_parsed_again(cached):
         kept.write_bytes(content)
         pd.testing.assert_frame_equal(fetch(mode="offline").trials, before)
         assert kept.read_bytes() == whole
+
+
+def test_tables_of_several_subjects_come_in_the_order_asked_for(cached):
+    ids = [
+        trials_id({"subject": subject, "session": session})
+        for session in ("ses-03", "ses-01")
+        for subject in ("sub-03", "sub-01")
+    ]
+    trials = read_trials(str(cached), ids)
+    start = 0
+    for number, table in enumerate(ids):
+        rows = pd.read_csv(cached / table, sep="\t")
+        part = trials.iloc[start : start + len(rows)]
+        start += len(rows)
+        assert part["label"].tolist() == rows["label"].tolist()
+        assert part["run"].tolist() == rows["run"].tolist()
+        assert set(part["image_index"]) == {number}
+        assert set(part["subject"]) == {table.split("/")[2]}
+        assert set(part["session"]) == {table.split("/")[3]}
+    assert start == len(trials)
 
 
 def test_kept_repetitions_are_null_once_an_earlier_table_is_gone(cached):
