@@ -171,7 +171,7 @@ class ContiguousRows:
         row_size, limits = self.layout.row_size, policy.POLICY
         runs = runs_of(rows, row_size, self._reader.worth)
         total = sum(stop - start for start, stop in runs) * row_size
-        step = max(total // self._reader.n_connections, limits.smallest_range)
+        step = max(total // self._reader.n_connections, limits.smallest_piece)
         spans = [
             Span(a, min(a + step, stop), scatter.take(self._offset))
             for start, stop in (
