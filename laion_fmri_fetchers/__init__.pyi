@@ -5,8 +5,14 @@ from .access.licence import accept_license as accept_license
 from .access.licence import license_text as license_text
 from .access.manifest import current_terms_version as current_terms_version
 from .access.request import request_stimulus_access as request_stimulus_access
+from .arrays.align import align as align
+from .arrays.batches import LaionDataset as LaionDataset
 from .arrays.betas import load_betas as load_betas
+from .arrays.ceilings import normalized_score as normalized_score
 from .arrays.pictures import load_stimuli as load_stimuli
+from .arrays.result import load_saved_betas as load_saved_betas
+from .arrays.rows import shared_labels as shared_labels
+from .arrays.surfaces import project_to_surface as project_to_surface
 from .checkup.doctor import doctor as doctor
 from .exceptions import AccessFormError as AccessFormError
 from .exceptions import AccessNotFoundError as AccessNotFoundError
@@ -35,6 +41,7 @@ from .fetchers.discovery import inspect_bucket as inspect_bucket
 from .fetchers.fmri import fetch_laion_fmri as fetch_laion_fmri
 from .fetchers.fmri import fetch_laion_fmri_ids as fetch_laion_fmri_ids
 from .fetchers.pack import pack_betas as pack_betas
+from .fetchers.splits import fetch_laion_splits as fetch_laion_splits
 from .fetchers.status import status as status
 from .fetchers.stimuli import fetch_laion_stimuli as fetch_laion_stimuli
 from .fetchers.stimuli import (
@@ -45,10 +52,12 @@ from .fetchers.stimulus_features import fetch_laion_embeddings as fetch_laion_em
 from .fetchers.stimulus_features import (
     fetch_laion_segmentations as fetch_laion_segmentations,
 )
+from .fetchers.surfaces import fetch_laion_surfaces as fetch_laion_surfaces
 from .fetchers.verify import verify_cache as verify_cache
 from .query.filters import ResultFilter as ResultFilter
 from .query.selection import basic_image_terms as basic_image_terms
 from .query.selection import basic_roi_terms as basic_roi_terms
+from .query.splits import StimulusSplit as StimulusSplit
 from .query.values import Contains as Contains
 from .query.values import GreaterOrEqual as GreaterOrEqual
 from .query.values import GreaterThan as GreaterThan

@@ -98,7 +98,7 @@ _WORDS: dict[str, str | Callable[[re.Match], str]] = {
     rf"({_COMMAND}) or \1": r"\1",
     r"\b(trial|stimulus|caption|segmentation)_filter\b": "--where",
     r"\bimage_filter\b": "--image-where",
-    r"(?<![\w/.-])(data_dir|max_images|n_connections)\b(?![\w/.])": r"--\1",
+    r"(?<![\w/.-])(data_dir|max_images|n_connections|ood_types)\b(?![\w/.])": r"--\1",
     r"\b(research_purpose|accept_terms_version|acknowledge_privacy)\b": r"--\1",
     r"(?<= )--[a-z_]+|^--[a-z_]+": lambda option: option[0].replace("_", "-"),
     r"\bthe same call\b": "the same command",
@@ -179,7 +179,7 @@ def _verbosity(command: Parser) -> None:
     )
 
 
-def _transfer_options(command: Parser) -> None:
+def _transfer_options(command: Parser, *, allow_missing: bool = True) -> None:
     command.add_argument("--mode", help="download_new (default), overwrite or offline")
     command.add_argument(
         "--n-connections",
@@ -189,7 +189,8 @@ def _transfer_options(command: Parser) -> None:
         help="HTTP connections; default: 64",
     )
     _timeout(command, "progress")
-    _flag(command, "--allow-missing", "warn of files that failed")
+    if allow_missing:
+        _flag(command, "--allow-missing", "warn of files that failed")
     _flag(command, "--paths", "print one line per file at a terminal too")
     _verbosity(command)
 
@@ -199,7 +200,7 @@ def _transfer(options: Options) -> dict[str, Any]:
     return {
         "mode": options.mode,
         "data_dir": options.data_dir,
-        "allow_missing": options.allow_missing,
+        "allow_missing": getattr(options, "allow_missing", False),
         "n_connections": options.n_connections,
         "timeout": options.timeout,
         "verbose": _verbose(options),
@@ -347,6 +348,99 @@ def _report(options: Options) -> None:
     print(options.output)
 
 
+# --- fetch-betas, pack -----------------------------------------------------------
+
+
+def _voxel_options(command: Parser) -> None:
+    command.add_argument(
+        "--nc-threshold",
+        type=float,
+        metavar="PERCENT",
+        help="only voxels whose noise ceiling is at least this",
+    )
+    command.add_argument(
+        "--n-jobs", type=int, default=1, metavar="N", help="workers; default: 1"
+    )
+
+
+def _betas_options(command: Parser) -> None:
+    command.add_argument("--subject", default="sub-01", help="default: sub-01")
+    _names(command, "--rois", "all", "names such as FFA1, categories, or brain")
+    _names(command, "--sessions", "all", "names such as ses-01")
+    _terms(command, "--where", "trials")
+    _voxel_options(command)
+    command.add_argument(
+        "--source", default="auto", help="auto (default), model or images"
+    )
+    _flag(command, "--keep-images", "keep images that are downloaded for their voxels")
+    _flag(command, "--dry-run", "show the plan; download masks and tables only")
+    _transfer_options(command, allow_missing=False)
+
+
+def _betas(options: Options) -> None:
+    """Fetch the betas of regions into the voxel store."""
+    how = _transfer(options)
+    del how["allow_missing"]
+    betas = package.fetch_laion_betas(
+        options.subject,
+        options.rois,
+        options.sessions,
+        trial_filter=parse_terms(options.where),
+        nc_threshold=options.nc_threshold,
+        source=options.source,
+        keep_images=options.keep_images,
+        dry_run=options.dry_run,
+        n_jobs=options.n_jobs,
+        **how,
+    )
+    if options.dry_run:
+        _print_files(options, betas, ())
+    else:
+        n_trials, n_voxels = betas.data.shape
+        print(f"{n_trials} trials x {n_voxels} voxels")
+
+
+def _pack_options(command: Parser) -> None:
+    _names(command, "--subjects", "sub-01", "names such as sub-03, or all")
+    _names(command, "--rois", "brain", "names such as FFA1, categories, or brain")
+    _names(command, "--sessions", "all", "names such as ses-01")
+    _voxel_options(command)
+    _flag(
+        command,
+        "--remove-images",
+        "delete images of which all voxels of the brain are stored",
+    )
+    _verbosity(command)
+
+
+def _pack(options: Options) -> None:
+    """Store voxels of beta images on disk side by side."""
+    from laion_fmri_fetchers.fetchers.pack import remove_packed_images
+
+    verbose = _verbose(options)
+    rois = [name for name in options.rois if name != "brain"]
+    data = package.fetch_laion_fmri(
+        options.subjects,
+        rois or None,
+        options.sessions,
+        mode="offline",
+        data_dir=options.data_dir,
+        verbose=0,
+    )
+    for subject in sorted({meta["subject"] for meta in data.images_meta}):
+        package.pack_betas(
+            data,
+            subject,
+            options.rois,
+            nc_threshold=options.nc_threshold,
+            n_jobs=options.n_jobs,
+            verbose=verbose,
+        )
+        if options.remove_images:
+            removed = remove_packed_images(data, subject)
+            tell(f"{len(removed)} images of {subject} removed", verbose)
+
+
 # --- request-access, login, logout -----------------------------------------------
 
 
@@ -465,6 +559,58 @@ def _segmentations(options: Options) -> None:
     _print_files(options, data, [data.segmentations_file, data.masks_file])
 
 
+# --- splits ----------------------------------------------------------------------
+
+
+def _splits_options(command: Parser) -> None:
+    _names(command, "--names", "all", "splits such as tau, or families such as random")
+    command.add_argument(
+        "--pool",
+        default="shared",
+        help="shared (the default), a subject such as sub-01, or pooled",
+    )
+    command.add_argument(
+        "--ood-types", nargs="+", metavar="TYPE", help="such as shape; default: all"
+    )
+    _flag(command, "--json", "print JSON with all labels, not a table")
+    command.add_argument("--mode", help="download_new (default), overwrite or offline")
+    _timeout(command, "progress")
+    _verbosity(command)
+
+
+def _splits(options: Options) -> None:
+    """List train/test splits of the images."""
+    import json
+
+    data = package.fetch_laion_splits(
+        options.names,
+        options.pool,
+        ood_types=options.ood_types,
+        mode=options.mode,
+        data_dir=options.data_dir,
+        timeout=options.timeout,
+        verbose=_verbose(options),
+    )
+    if options.json:
+        rows = [
+            {
+                "name": name,
+                "pool": data.pool,
+                "source": data.source[name],
+                "version": data.version[name],
+                "train": split.train,
+                "test": split.test,
+            }
+            for name, split in data.splits.items()
+        ]
+        print(json.dumps(rows, indent=2))
+        return
+    print(f"{'split':<14}{'train':>7}{'test':>7}  source")
+    for name, split in data.splits.items():
+        sizes = f"{len(split.train):>7,}{len(split.test):>7,}"
+        print(f"{name:<14}{sizes}  {data.source[name]}")
+
+
 # --- status, verify, doctor ------------------------------------------------------
 
 
@@ -561,6 +707,8 @@ COMMANDS: dict[str, tuple[Callable, Callable[[Options], int | None]]] = {
     "info": (_no_options, _info),
     "rois": (_rois_options, _rois),
     "fetch": (_fetch_options, _fetch),
+    "fetch-betas": (_betas_options, _betas),
+    "pack": (_pack_options, _pack),
     "report": (_report_options, _report),
     "request-access": (_request_options, _request),
     "login": (_no_options, _login),
@@ -570,6 +718,7 @@ COMMANDS: dict[str, tuple[Callable, Callable[[Options], int | None]]] = {
     "fetch-captions": (_stimulus_options, _captions),
     "fetch-embeddings": (_embeddings_options, _embeddings),
     "fetch-segmentations": (_stimulus_options, _segmentations),
+    "splits": (_splits_options, _splits),
     "status": (_no_options, _status),
     "verify": (_verify_options, _verify),
     "doctor": (_doctor_options, _doctor),
@@ -622,6 +771,7 @@ def _complete(parser: Parser) -> None:
     from laion_fmri_fetchers.layout.keys import RECORD_FIELDS
     from laion_fmri_fetchers.layout.labels import TRIAL_FIELDS
     from laion_fmri_fetchers.layout.names import ROI_CATEGORIES, SUBJECTS
+    from laion_fmri_fetchers.layout.splits import POOLS
     from laion_fmri_fetchers.layout.trees import EMBEDDING_MODELS
 
     categories = ROI_CATEGORIES
@@ -634,6 +784,7 @@ def _complete(parser: Parser) -> None:
         "where": [f"{field}=" for field in TRIAL_FIELDS],
         "image_where": [f"{field}=" for field in RECORD_FIELDS],
         "models": ["all", *EMBEDDING_MODELS],
+        "pool": POOLS,
         "mode": ["download_new", "overwrite", "offline"],
     }
     for command in _subparsers(parser).values():

@@ -71,3 +71,10 @@ def can_ask() -> bool:
     if kernel is not None:
         return bool(getattr(kernel, "_allow_stdin", False))
     return sys.stdin is not None and not sys.stdin.closed and sys.stdin.isatty()
+
+
+def can_draw() -> bool:
+    """Return whether a bar can be drawn on stderr: in a terminal or a notebook."""
+    stream = sys.stderr
+    is_notebook = type(stream).__module__.startswith("ipykernel")
+    return stream is not None and (is_notebook or stream.isatty())

@@ -37,6 +37,7 @@ def environment(monkeypatch, tmp_path_factory):
     monkeypatch.setenv("XDG_CONFIG_HOME", str(home / "config"))
     monkeypatch.setenv("LAION_FMRI_BUCKET_URL", "http://127.0.0.1:9/no-bucket")
     monkeypatch.setenv("LAION_FMRI_ACCESS_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("LAION_FMRI_SPLITS_URL", "http://127.0.0.1:9/splits")
     return home
 
 

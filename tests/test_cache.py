@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+import zlib
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -284,13 +285,43 @@ def test_a_damaged_listing_is_ignored(tmp_path):
 
 
 def test_arrays_kept_and_damaged(tmp_path):
-    arrays = {"a": np.arange(3), "b": np.zeros((2, 2))}
-    save_arrays(str(tmp_path), "trials/x.npz", arrays)
-    again = saved_arrays(str(tmp_path), "trials/x.npz")
-    assert set(again) == {"a", "b"}
-    np.testing.assert_array_equal(again["a"], arrays["a"])
-    file = tmp_path / ".laion_fmri/trials/x.npz"
-    for content in (b"", b"PK\x03\x04 no zip", file.read_bytes()[:100]):
+    arrays = {
+        "a": np.arange(3),
+        "b": np.zeros((2, 2)),
+        "none": np.empty(0, dtype=np.uint8),
+        "c": np.array([7, 255], dtype=np.uint8),
+    }
+    save_arrays(str(tmp_path), "trials/x", arrays)
+    again = saved_arrays(str(tmp_path), "trials/x")
+    assert set(again) == {*arrays}
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(again[name], array)
+        assert again[name].dtype == array.dtype
+    file = tmp_path / ".laion_fmri/trials/x"
+    whole = file.read_bytes()
+    flipped = [
+        whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :]
+        for at in range(len(whole))
+    ]
+    cut = [whole[:n] for n in range(len(whole))]
+    for content in (*flipped, *cut, whole + b"x", b"\n", b"PK\x03\x04 no zip"):
         file.write_bytes(content)
-        assert saved_arrays(str(tmp_path), "trials/x.npz") == {}
-    assert saved_arrays(str(tmp_path), "none.npz") == {}
+        assert saved_arrays(str(tmp_path), "trials/x") == {}
+    assert saved_arrays(str(tmp_path), "none") == {}
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        *("[]", "3", "{", '{"a": 3}', '{"a": []}', '{"a": ["|O", 1]}'),
+        *('{"a": ["<i8", 9]}', '{"a": ["<i8", "x"]}'),
+        *('{"a": ["V0", 1]}', '{"a": ["<i8", 1, 7]}', '{"a": [[7], 1]}'),
+    ],
+)
+def test_arrays_of_another_form_are_ignored(tmp_path, head):
+    """Another version may have written them; their checksum is right."""
+    body = head.encode() + b"\n" + bytes(8)
+    file = tmp_path / ".laion_fmri/x"
+    file.parent.mkdir()
+    file.write_bytes(b"%08x\n" % zlib.crc32(body) + body)
+    assert saved_arrays(str(tmp_path), "x") == {}

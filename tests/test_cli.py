@@ -75,6 +75,38 @@ def test_dry_run(server, data_dir, capsys):
     assert not list(data_dir.rglob("*.nii.gz"))
 
 
+def test_betas_of_a_region(server, data_dir, capsys):
+    command = ["fetch-betas", "--rois", "PPA", "--sessions", "1", "2", "-q"]
+    assert main([*command, "--dry-run"]) == 0
+    rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert [(reason, path[-8:]) for _, reason, path in rows] == [
+        ("voxels", "model.h5")
+    ] * 2
+    assert main(command) == 0
+    assert capsys.readouterr() == ("128 trials x 12 voxels\n", "")
+    assert not list(data_dir.rglob("*Betas_statmap.nii.gz"))
+    requests = len(server.requests)
+    assert main([*command, "--mode", "offline"]) == 0
+    assert len(server.requests) == requests
+    assert run(["fetch-betas", "--source", "modle"]) == 2
+    assert "did you mean 'model'" in capsys.readouterr().err
+
+
+def test_pack(server, data_dir, capsys):
+    assert main(["fetch", "--sessions", "1", "--rois", "PPA", "-q"]) == 0
+    (image, _) = map(Path, capsys.readouterr().out.splitlines())
+    pack = ["pack", "--sessions", "1", "-q"]
+    assert main([*pack, "--rois", "PPA"]) == 0
+    assert main([*pack, "--rois", "PPA", "--remove-images"]) == 0
+    assert image.exists()  # other voxels are in it alone
+    assert main([*pack, "--remove-images"]) == 0
+    assert not image.exists()
+    assert main(["verify", "-q"]) == 0
+    command = ["fetch-betas", "--sessions", "1", "--mode", "offline", "-q"]
+    assert main([*command, "--rois", "PPA"]) == 0
+    assert capsys.readouterr().out.endswith(" trials x 12 voxels\n")
+
+
 def at_a_terminal(command):
     """Run a command with a terminal as stdout; return what it shows."""
     leader, follower = pty.openpty()

@@ -751,6 +751,78 @@ def test_formats_can_be_read(bucket):
             image.verify()
 
 
+@pytest.mark.parametrize("subject", SUBJECTS)
+def test_the_cortex_is_one_reconstruction_in_freesurfers_coordinates(bucket, subject):
+    folder = bucket / "derivatives/freesurfer" / subject
+    orig = nibabel.load(folder / "mri/orig.mgz")
+    centre = orig.header["Pxyz_c"]
+    assert nibabel.aff2axcodes(orig.affine) == ("L", "I", "A")
+    assert np.abs(centre).min() > 1
+    mask = _brain_mask(bucket, subject)
+    brain = np.asarray(mask.dataobj) > 0
+    for hemi, sign in (("lh", -1), ("rh", 1)):
+        read = {}
+        for name in ("white", "pial", "inflated", "sphere.reg"):
+            file = folder / f"surf/{hemi}.{name}"
+            vertices, faces, volume = nibabel.freesurfer.read_geometry(
+                file, read_metadata=True
+            )
+            read[name] = vertices
+            assert volume["valid"].split()[0] == "1"
+            assert np.array_equal(volume["volume"], orig.shape)
+            np.testing.assert_allclose(volume["cras"], centre, atol=1e-4)
+            axes = [volume[f"{axis}ras"] for axis in "xyz"]
+            assert np.array_equal(axes, [[-1, 0, 0], [0, 0, -1], [0, 1, 0]])
+            # Closed, with triangles that are counted as of a sphere, all facing out.
+            edges = np.sort(faces[:, [0, 1, 1, 2, 2, 0]].reshape(-1, 2), axis=1)
+            unique, counts = np.unique(edges, axis=0, return_counts=True)
+            assert (counts == 2).all()
+            assert len(vertices) - len(unique) + len(faces) == 2
+        sphere = read["sphere.reg"]
+        np.testing.assert_allclose(np.linalg.norm(sphere, axis=1), 100, rtol=1e-5)
+        a, b, c = (sphere[faces[:, i]] for i in range(3))
+        assert (np.sum(np.cross(b - a, c - a) * a, axis=1) > 0).all()
+        thickness = np.linalg.norm(read["pial"] - read["white"], axis=1)
+        assert 1.5 < np.median(thickness) < 5
+        white = read["white"] + centre
+        assert white[:, 0].mean() * sign > 20
+        assert (abs(white[:, 0]) < 80).all()
+        to_voxel = np.linalg.inv(mask.affine)
+        voxels = np.round(nibabel.affines.apply_affine(to_voxel, white)).astype(int)
+        assert brain[tuple(voxels.T)].mean() > 0.95
+
+
+@pytest.mark.parametrize("subject", SUBJECTS)
+def test_regions_of_surfaces_are_those_of_the_volume(bucket, subject):
+    folder = bucket / "derivatives/freesurfer" / subject
+    centre = nibabel.load(folder / "mri/orig.mgz").header["Pxyz_c"]
+    for category, label in (("place", "PPA"), ("laion", "laion-ventral")):
+        volume = _roi(bucket, subject, category, label)
+        inside = np.asarray(volume.dataobj) > 0
+        to_voxel = np.linalg.inv(volume.affine)
+        for hemi, letter in (("lh", "L"), ("rh", "R")):
+            middle = np.mean(
+                [
+                    nibabel.freesurfer.read_geometry(folder / f"surf/{hemi}.{name}")[0]
+                    for name in ("white", "pial")
+                ],
+                axis=0,
+            )
+            voxels = nibabel.affines.apply_affine(to_voxel, middle + centre)
+            in_volume = inside[tuple(np.round(voxels).astype(int).T)]
+            stem = f"{subject}_hemi-{letter}_space-fsnative_label-{label}_mask"
+            rois = bucket / "derivatives/rois" / subject / category
+            mask = nibabel.load(rois / f"{stem}.func.gii").agg_data() > 0
+            # Voxels of 8 mm tell vertices at the edge of a region otherwise.
+            assert in_volume[mask].mean() > 0.5
+            assert in_volume[~mask].mean() < 0.02
+
+
+def test_the_bucket_is_small(bucket):
+    size = sum(file.stat().st_size for file in bucket.rglob("*") if file.is_file())
+    assert size < 30e6
+
+
 # The model file
 
 
@@ -1335,7 +1407,7 @@ def test_a_served_demo_removes_its_folder_when_it_is_ended(tmp_path, number):
         stderr=subprocess.PIPE,
         text=True,
     ) as process:
-        lines = [process.stdout.readline() for _ in range(5)]
+        lines = [process.stdout.readline() for _ in range(7)]
         assert list(tmp_path.iterdir())
         process.send_signal(number)
         rest, messages = process.communicate(timeout=60)
@@ -1350,6 +1422,8 @@ def test_a_served_demo_removes_its_folder_when_it_is_ended(tmp_path, number):
         "LAION_FMRI_DATA_DIR",
         "LAION_FMRI_LICENSE",
         "LAION_FMRI_REQUEST_ID",
+        "LAION_FMRI_SPLITS",
+        "LAION_FMRI_SPLITS_URL",
     ]
 
 

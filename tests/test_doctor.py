@@ -8,6 +8,7 @@ import errno
 import gzip
 import hashlib
 import http.server
+import io
 import json
 import re
 import signal
@@ -20,6 +21,7 @@ import time
 
 import conftest
 import fault_server as faults
+import h5py
 import nibabel as nib
 import numpy as np
 import pytest
@@ -282,6 +284,30 @@ def test_masks_on_another_grid(bucket, service, bucket_folder):
         points = by_name(doctor(), "failed")
     assert set(points) == {"grid"}
     assert "brain_mask" in points["grid"]["found"]
+
+
+MODEL = f"{SESSION}_space-T1w_desc-GLMsingle_model.h5"
+
+
+def test_a_model_file_and_the_order_of_its_rows(service):
+    points = by_name(doctor(), "ok")
+    assert "contiguous" in points["model file"]["found"]
+    assert points["rows of the model"]["found"].endswith("in order C")
+
+
+def test_a_model_file_that_is_not_proved_is_a_note(bucket, service, bucket_folder):
+    content = bytearray((bucket_folder / MODEL).read_bytes())
+    with h5py.File(io.BytesIO(content)) as file:
+        betas = file["betasmd"]
+        start, size = betas.id.get_offset(), betas.id.get_storage_size()
+        values = betas[:] * 2
+    content[start : start + size] = values.tobytes()
+    bucket.put(MODEL, bytes(content))
+    notes = by_name(doctor(), "note")
+    assert "its rows are not the voxels" in notes["model file"]["found"]
+    bucket.put(MODEL, b"not HDF5")
+    notes = by_name(doctor(), "note")
+    assert "HDF5 cannot read it" in notes["model file"]["found"]
 
 
 def test_altered_bytes(bucket, service, bucket_folder):

@@ -40,6 +40,8 @@ from laion_fmri_fetchers.demo import serve_bucket
 from laion_fmri_fetchers.layout.keys import record_of
 from laion_fmri_fetchers.layout.labels import TRIAL_FIELDS, stimulus_fields
 from laion_fmri_fetchers.layout.trees import trials_id
+from laion_fmri_fetchers.storage.state import save_arrays, saved_arrays
+from laion_fmri_fetchers.storage.tables import read_trials
 from laion_fmri_fetchers.transfer import policy
 
 ROOT = {"README", "dataset_description.json", "participants.json", "participants.tsv"}
@@ -865,6 +867,69 @@ def test_broken_trial_table(cached):
             fetch(mode="offline")
         table.write_text(good)
         assert len(fetch(mode="offline").images) == 4
+
+
+def test_parsed_tables_that_are_not_as_they_were_kept_are_parsed_again(cached):
+    before = fetch(mode="offline").trials
+    (kept,) = (cached / ".laion_fmri/trials").glob("sub-01*")
+    whole = kept.read_bytes()
+    arrays = saved_arrays(str(cached), f"trials/{kept.name}")
+    beyond = np.uint16(60_000)
+    changed = [{**arrays, name: arrays[name] + beyond} for name in ("run", "label")]
+    changed += [{**arrays, "kind": arrays["kind"] + beyond}]
+    changed += [{**arrays, name: array[:-1]} for name, array in arrays.items()]
+    changed += [{**arrays, name: array.astype(float)} for name, array in arrays.items()]
+    changed += [{k: v for k, v in arrays.items() if k != name} for name in arrays]
+    for other in changed:
+        save_arrays(str(cached), f"trials/{kept.name}", other)
+        pd.testing.assert_frame_equal(fetch(mode="offline").trials, before)
+    for content in (b"", whole[:-1], whole[:9] + whole[10:], b"PK\x03\x04"):
+        kept.write_bytes(content)
+        pd.testing.assert_frame_equal(fetch(mode="offline").trials, before)
+        assert kept.read_bytes() == whole
+
+
+def test_tables_of_several_subjects_come_in_the_order_asked_for(cached):
+    ids = [
+        trials_id({"subject": subject, "session": session})
+        for session in ("ses-03", "ses-01")
+        for subject in ("sub-03", "sub-01")
+    ]
+    trials = read_trials(str(cached), ids)
+    start = 0
+    for number, table in enumerate(ids):
+        rows = pd.read_csv(cached / table, sep="\t")
+        part = trials.iloc[start : start + len(rows)]
+        start += len(rows)
+        assert part["label"].tolist() == rows["label"].tolist()
+        assert part["run"].tolist() == rows["run"].tolist()
+        assert set(part["image_index"]) == {number}
+        assert set(part["subject"]) == {table.split("/")[2]}
+        assert set(part["session"]) == {table.split("/")[3]}
+    assert start == len(trials)
+
+
+def test_kept_repetitions_are_null_once_an_earlier_table_is_gone(cached):
+    before = fetch(mode="offline").trials
+    assert before["repetition"].notna().all()
+    table = next(cached.rglob("sub-01_ses-02*_trials.tsv"))
+    content = table.read_text()
+    table.unlink()
+    data = fetch(sessions=[4, 1, 3], mode="offline")
+    assert data.trials["repetition"].notna().equals(data.trials["session"] == "ses-01")
+    label = before.loc[before["session"] == "ses-01", "label"].iloc[0]
+    table.write_text(content)
+    pd.testing.assert_frame_equal(fetch(mode="offline").trials, before)
+    # The first image of the first session, shown twice more in the second one.
+    rows = [line.split("\t") for line in content.splitlines()]
+    rows = [[*row[:-1], label] if n in (1, 2) else row for n, row in enumerate(rows)]
+    table.write_text("\n".join(map("\t".join, rows)) + "\n")
+    trials = fetch(mode="offline").trials
+    shown = trials[trials["label"] == label]
+    assert shown["repetition"].tolist() == [*range(1, len(shown) + 1)]
+    n_before = (before["label"] == label).sum()
+    n_replaced = (before["label"][before["session"] == "ses-02"][:2] == label).sum()
+    assert len(shown) == n_before + 2 - n_replaced
 
 
 def test_trial_tables_in_other_orders(cached):

@@ -57,6 +57,7 @@ def demo():
 def test_code_of_the_guide_runs(page, demo, tmp_path, monkeypatch):
     monkeypatch.setenv("LAION_FMRI_BUCKET_URL", demo.bucket.url)
     monkeypatch.setenv("LAION_FMRI_ACCESS_URL", demo.access.url)
+    monkeypatch.setenv("LAION_FMRI_SPLITS_URL", demo.splits.url)
     monkeypatch.setenv("LAION_FMRI_LICENSE", "I AGREE")
     monkeypatch.chdir(tmp_path)
     names = {}

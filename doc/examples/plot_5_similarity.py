@@ -48,60 +48,63 @@ data = fetch_laion_fmri(
 # Dissimilarity of images
 # -----------------------
 #
-# Repeats are averaged after z-scoring. The dissimilarity of two images is one minus the
-# correlation of their patterns, 0 to 2. Matrices need the same images in the same
-# order: those that every subject saw in both halves of the sessions, sorted by their
-# content, which in the demo follows from an image's name.
+# Matrices need the same images in the same order. `shared_labels` gives those that
+# every subject saw in both halves of the sessions; with ``labels``, `load_betas` puts
+# the trials of all subjects in their order. Here, they are sorted by their content,
+# which in the demo follows from an image's name. Each session is read once.
 
 import numpy as np
-import pandas as pd
-from scipy.spatial.distance import pdist, squareform
 
-from laion_fmri_fetchers import load_betas
+from laion_fmri_fetchers import load_betas, shared_labels
 from laion_fmri_fetchers.demo import content_category
 
-subjects = [meta["subject"] for meta in data.subjects_meta]
-first_half = data.trials["session"] <= "ses-02"
-seen = data.trials.groupby(["label", "subject", first_half]).size()
-n_halves = seen.groupby("label").size()
-labels = n_halves.index[n_halves == 2 * len(subjects)]
-labels = sorted(labels, key=lambda label: (content_category(label), label))
+is_first_half = data.trials["session"] <= "ses-02"
+labels = sorted(
+    shared_labels(data.trials[is_first_half], data.trials[~is_first_half]),
+    key=lambda label: (content_category(label), label),
+)
+betas = load_betas(data, subject="all", labels=labels, standardize="zscore")
+
+# %%
+# Repeats are averaged. The dissimilarity of two images is one minus the correlation of
+# their patterns, 0 to 2.
+
+from scipy.spatial.distance import pdist
 
 
-category = {meta["roi"]: meta["roi_category"] for meta in data.rois_meta}
-
-
-def dissimilarities(data):
+def dissimilarities(sessions):
     """Return dissimilarities of all pairs of images, by region and subject."""
-    found = {region: {} for region in regions}
-    for subject in subjects:
-        betas = load_betas(data, subject, standardize="zscore", average_repeats=True)
-        rows = pd.Index(betas.trials["label"]).get_indexer(labels)
-        for region, names in regions.items():
-            masks = [
-                mask
-                for roi, mask in betas.roi_masks.items()
-                if roi in names or category[roi] in names
+    result = {region: {} for region in regions}
+    for subject, loaded in betas.items():
+        chosen = loaded.trials["session"].isin(sessions).to_numpy()
+        image = loaded.groups["label"]  # 0, 1, ... in the order of labels
+        patterns = np.array(
+            [
+                loaded.data[chosen & (image == number)].mean(axis=0)
+                for number in range(len(labels))
             ]
-            patterns = betas.data[rows][:, np.any(masks, axis=0)]
-            found[region][subject] = pdist(patterns, "correlation")
-    return found
+        )
+        for region, names in regions.items():
+            mask = np.any([loaded.roi_mask(name) for name in names], axis=0)
+            result[region][subject] = pdist(patterns[:, mask], "correlation")
+    return result
 
 
-found = dissimilarities(data)
+all_sessions = dissimilarities(["ses-01", "ses-02", "ses-03", "ses-04"])
 
 # %%
 # The mean over subjects. In category-selective regions, images of the same content are
 # more similar:
 
 from matplotlib import pyplot as plt
+from scipy.spatial.distance import squareform
 
 contents = np.array([content_category(label) for label in labels])
 names, starts = np.unique(contents, return_index=True)
 middles = (starts + np.append(starts[1:], len(labels)) - 1) / 2
 figure, axes = plt.subplots(1, 2, figsize=(7.2, 3.8), layout="constrained")
 for ax, region in zip(axes, ["early visual", "category-selective"], strict=True):
-    matrix = squareform(np.mean([*found[region].values()], axis=0))
+    matrix = squareform(np.mean([*all_sessions[region].values()], axis=0))
     np.fill_diagonal(matrix, np.nan)
     shade = ax.imshow(matrix, cmap="cividis", vmin=0.7, vmax=1.3)
     for start in starts[1:]:
@@ -119,24 +122,13 @@ plt.show()
 #
 # Spearman's correlation of dissimilarities, between pairs of subjects. The two halves
 # of each subject's sessions, with half of the data each, show how reliable they are.
-# Everything is on disk, so the halves are selected offline.
-
 
 from itertools import combinations
 
 from scipy.stats import spearmanr
 
 halves = [
-    dissimilarities(
-        fetch_laion_fmri(
-            "all",
-            rois=data.query["rois"],
-            sessions=sessions,
-            trial_filter=shared,
-            mode="offline",
-        )
-    )
-    for sessions in ([1, 2], [3, 4])
+    dissimilarities(half) for half in (["ses-01", "ses-02"], ["ses-03", "ses-04"])
 ]
 
 
@@ -147,13 +139,13 @@ def agreement(first, second):
 
 within = {
     region: [
-        agreement(*(half[region][subject] for half in halves)) for subject in subjects
+        agreement(*(half[region][subject] for half in halves)) for subject in betas
     ]
     for region in regions
 }
 between = {
-    region: [agreement(*pair) for pair in combinations(own.values(), 2)]
-    for region, own in found.items()
+    region: [agreement(*pair) for pair in combinations(of_subject.values(), 2)]
+    for region, of_subject in all_sessions.items()
 }
 figure, ax = plt.subplots(figsize=(6.4, 4), layout="constrained")
 for values, marker, colour, shift, label in (

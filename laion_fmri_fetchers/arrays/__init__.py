@@ -1,16 +1,34 @@
-"""From files to arrays, a volume at a time.
+"""From files to arrays, a volume at a time, and what comes after.
 
 Rooms, each importing only from those below it::
 
-    betas       load_betas ─┬─ _sessions ──▶ volumes.read_header
+    betas       load_betas ─┬─ rows.rows_with
+                            ├─ _sessions ──▶ volumes.read_header
                             ├─ voxels.find_voxels
                             ├─ _read ──▶ session.read_session, in joblib's workers
-                            └─ _averaged_trials
+                            │            that progress.Progress shows
+                            ├─ _averaged_trials
+                            └─ result.make_betas
+    batches     LaionDataset ─┬─ rows.positions_of
+                              └─ pictures.read_image, pictures.decode_image
+    result      make_betas, load_saved_betas ──▶ Betas ─┬─ voxels.rois_of
+                                                        ├─ ceilings.ceiling_of_average
+                                                        └─ saved.write_values
     session     read_session ─┬─ volumes.iter_volumes ──▶ volumes.scaled
                               ├─ voxels.offsets_of
                               └─ _add_to, _mean_and_deviation
+    align       align ─┬─ rows.labels_of, rows.positions_of
+                       └─ pictures.load_stimuli
+    ceilings    ceiling_of_average, mean_inverse, normalized_score
+    saved       write_values, read_values
     voxels      find_voxels ──▶ _combine ──▶ _read_mask, _read_map
     resample    resample_file ──▶ _resample ─┬─ volumes.iter_volumes
                 find_resampled               └─ volumes.write_volumes
+    rows        shared_labels, rows_with, positions_of
     volumes     read_header, iter_volumes, scaled, write_volumes
+
+    surfaces    project_to_surface ─┬─ templates.load_template
+                                    └─ _project ──▶ volumes.iter_volumes
+    templates   load_template ──▶ geometry.read_surface
+    geometry    read_surface, read_orientation, read_mask
 """

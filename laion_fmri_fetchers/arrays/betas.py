@@ -2,11 +2,14 @@
 
 The steps::
 
-    load_betas ─┬─ _sessions ─────────▶ beta images, and the trials chosen of each
-                ├─ voxels.find_voxels ▶ Voxels: the columns of the array
-                ├─ _read ─────────────▶ the array: session.read_session for each image,
-                │                       by joblib's workers, into shared memory
-                └─ _averaged_trials ──▶ the table of the array's rows
+    load_betas ──▶ _load, of each subject
+    _load ─┬─ rows.rows_with ────▶ the trials of images asked for, in their order
+           ├─ _sessions ─────────▶ beta images, and the trials chosen of each
+           ├─ voxels.find_voxels ▶ Voxels: the columns of the array
+           ├─ _read ─────────────▶ the array: session.read_session for each image,
+           │                       by joblib's workers, into shared memory
+           ├─ _averaged_trials ──▶ the table of the array's rows
+           └─ result.make_betas ─▶ the Bunch, with its methods
 
 One volume at a time is in memory; statistics are gathered on the way, in float64.
 """
@@ -17,12 +20,10 @@ import contextlib
 import hashlib
 import mmap
 import os
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import joblib
-import nibabel as nib
 import numpy as np
 import pandas as pd
 from sklearn.utils import Bunch
@@ -35,13 +36,23 @@ from laion_fmri_fetchers.exceptions import (
 )
 from laion_fmri_fetchers.layout.names import clean_subject
 from laion_fmri_fetchers.layout.trees import trials_id
-from laion_fmri_fetchers.messages import listed, readable_size, tell
-from laion_fmri_fetchers.query.arguments import check_fetched
+from laion_fmri_fetchers.messages import counted, listed, readable_size, tell
+from laion_fmri_fetchers.query.arguments import check_fetched, check_verbose
 from laion_fmri_fetchers.storage.bunch import Result
 from laion_fmri_fetchers.storage.files import local_path
 from laion_fmri_fetchers.storage.tables import read_trials
 
-from .session import RowOptions, SessionRows, Target, count_finite, read_session
+from .progress import Progress, WatchedParallel
+from .result import Rows, make_betas
+from .rows import rows_with
+from .session import (
+    RowOptions,
+    SessionRows,
+    Target,
+    count_finite,
+    pack_mask,
+    read_session,
+)
 from .volumes import Header, read_header
 from .voxel_store import StoredSession, find_stored, session_folder
 from .voxels import Signature, VoxelChoice, Voxels, find_voxels, on_grid, signature
@@ -65,6 +76,8 @@ class _Workers(NamedTuple):
     cached: Callable
     """Makes a function keep its results; `_uncached` where they are not kept."""
     verbose: int
+    is_lazy: bool
+    """Whether dask reads them, when the result is computed."""
 
 
 def load_betas(
@@ -75,12 +88,14 @@ def load_betas(
     mask_img: Any = None,
     nc_threshold: float | None = None,
     noise_ceiling: str = "Allrep",
+    labels: Sequence[str] | None = None,
     standardize: str | None = None,
     average_repeats: bool = False,
     dtype: Any = "float32",
+    as_dask: bool = False,
     n_jobs: int | None = 1,
     memory: Any = None,
-    verbose: int = 0,
+    verbose: int = 1,
 ) -> Bunch:
     """Load single-trial betas of a subject as an array of trials x voxels.
 
@@ -95,16 +110,20 @@ def load_betas(
         may have been removed or reordered.
     subject : str or int, optional
         ``"sub-01"``, ``"01"`` or 1; needed where ``data`` holds betas of several.
+        ``"all"``: each of them, one after the other.
     rois : str or sequence of str, default="fetched"
         ROI names with or without hyphens (``"FFA1"``), categories (``"face"``),
         ``"V1"``, ``"V2"`` or ``"V3"`` for dorsal and ventral part, or several of
-        them; ``"fetched"``: all ROIs in ``data``; ``"brain"``: all voxels.
+        them; ``"fetched"`` or ``"all"``: all ROIs in ``data``; ``"brain"``: all voxels.
     mask_img : Niimg-like, optional
         Only voxels in this mask: a path or a 3-D image on the grid of the betas.
     nc_threshold : float, optional
         Only voxels whose noise ceiling is at least this, in percent (0 to 100).
     noise_ceiling : {"Allrep", "12rep", "4rep"}, default="Allrep"
         Which of the noise ceilings in ``data`` the threshold is for.
+    labels : str or sequence of str, optional
+        Only trials of these images, in this order; the trials of an image in theirs.
+        With `shared_labels`, rows of several subjects correspond. None: all trials.
     standardize : {None, "zscore", "zscore_sample"}, default=None
         Z-score each voxel within each session, over all of the session's trials,
         selected or not; with the deviation of the population or of a sample.
@@ -112,14 +131,18 @@ def load_betas(
         Average the trials of each label, after standardizing.
     dtype : dtype, default="float32"
         Floating point type of the result.
+    as_dask : bool, default=False
+        Return ``data`` as a dask array with a chunk per session, which is read when it
+        is computed; not with ``average_repeats``.
     n_jobs : int, default=1
         Images read at once, through joblib: threads, or what
         :func:`joblib.parallel_config` says. -1: as many as there are processors.
     memory : :class:`joblib.Memory`, str or path, optional
         Where to keep results: the same call does not read the images again, unless
         they changed.
-    verbose : int, default=0
-        1: print what is read; more: joblib's progress.
+    verbose : int, default=1
+        0: silent, 1: what is read, and a progress bar over sessions; more: joblib's
+        messages, too.
 
     Returns
     -------
@@ -131,18 +154,37 @@ def load_betas(
           ``n_averaged``; values that differ between repeats are null.
         - ``mask_img``: :class:`nibabel.nifti1.Nifti1Image`, the voxels that are the
           columns, such that ``nilearn.masking.unmask(data, mask_img)`` puts them back.
+        - ``coordinates``: float64 array of shape (n_voxels, 3), the centres of the
+          voxels in mm, in the space of ``mask_img``.
         - ``roi_masks``: dict, ROI name -> bool array of shape (n_voxels,), of the ROIs
           asked for.
+        - ``roi_files``, ``roi_categories``: dict, ROI name -> list of mask files, and
+          its category, of all ROIs in ``data``.
         - ``noise_ceilings``: dict, ``"4rep"``, ``"12rep"``, ``"Allrep"`` -> float32
           array of shape (n_voxels,), in percent.
         - ``groups``: dict, ``"session"`` and ``"label"`` -> int array of shape
           (n_trials,), for ``groups=`` of scikit-learn's cross-validation;
           ``"session"`` is left out where repeats of several are averaged.
 
+        With ``subject="all"``, a Bunch of such Bunches: subject -> its betas.
+
+        It has methods:
+
+        - ``to_img(values)``: a value per voxel, or rows of them, as a 3-D or 4-D image.
+        - ``roi_mask(name)``: bool array of shape (n_voxels,), of an ROI, a category or
+          ``"V1"``, ``"V2"``, ``"V3"``, also of ROIs in ``data`` that were not asked
+          for.
+        - ``noise_ceiling(n_repeats="averaged", noise_ceiling="Allrep")``: percent per
+          voxel, for averages of any number of trials, or for those in ``data``; derived
+          from the published map.
+        - ``save(path)``: everything in one file, for `load_saved_betas`.
+        - ``copy()``.
+
     Raises
     ------
     InvalidQueryError
-        If an argument is not valid, a mask is on another grid, or no voxel is left.
+        If an argument is not valid, a mask is on another grid, no voxel is left, or
+        ``data`` holds no trial of a label.
     NotCachedError
         If a file is not on disk.
     CorruptImageError
@@ -153,6 +195,9 @@ def load_betas(
     See Also
     --------
     fetch_laion_fmri : Fetch the images.
+    shared_labels : The images that all subjects saw.
+    normalized_score : Explained variance as a share of the noise ceiling.
+    LaionDataset : Betas and stimuli, trial by trial.
 
     Notes
     -----
@@ -174,39 +219,52 @@ def load_betas(
     """
     check_fetched(data, "images_meta")
     options = _check_options(standardize, average_repeats, dtype)
-    subject = subject_of(data, subject)
-    trials = data.trials[data.trials["subject"] == subject]
-    grid, cached = grid_of(data, subject), _cache(memory)
     choice = VoxelChoice(rois, mask_img, nc_threshold, noise_ceiling)
-    voxels = find_voxels(data, subject, choice, grid, cached)
+    workers = _Workers(n_jobs, _cache(memory), check_verbose(verbose), bool(as_dask))
+    if isinstance(subject, str) and subject.lower() == "all":
+        return Result(
+            **{
+                name: _load(data, name, choice, labels, options, workers)
+                for name in _subjects(data)
+            }
+        )
+    return _load(data, subject_of(data, subject), choice, labels, options, workers)
+
+
+def _load(
+    data: Bunch,
+    subject: str,
+    choice: VoxelChoice,
+    labels: Any,
+    options: RowOptions,
+    workers: _Workers,
+) -> Bunch:
+    """Load the betas of a subject."""
+    trials = data.trials[data.trials["subject"] == subject]
+    if labels is not None:
+        trials = trials.iloc[rows_with(labels, trials, subject)]
+    grid = grid_of(data, subject)
+    voxels = find_voxels(data, subject, choice, grid, workers.cached)
     sessions = _sessions(data, subject, trials, voxels, grid)
     trials = trials.reset_index(drop=True)
     rows = np.arange(len(trials))
-    if average_repeats:
+    if options.average:
         rows, _ = pd.factorize(trials["label"])
     n_rows, n_voxels = rows.max(initial=-1) + 1, int(voxels.mask.sum())
+    if workers.is_lazy:
+        return make_betas(
+            Rows(_lazy(sessions, voxels.mask, options), trials), voxels, grid.affine
+        )
     _check_memory(n_rows * n_voxels * np.dtype(options.dtype).itemsize)
     tell(
-        f"Reading {len(trials)} trials of {subject} at {n_voxels} voxels from "
-        f"{len(sessions)} images",
-        verbose,
+        f"Reading {counted(len(trials), 'trial')} of {subject} at "
+        f"{counted(n_voxels, 'voxel')}",
+        workers.verbose,
     )
-    workers = _Workers(n_jobs, cached, verbose)
     betas = _read(sessions, voxels.mask, rows, options, workers)
-    if average_repeats:
+    if options.average:
         trials = _averaged_trials(trials, rows)
-    return Result(
-        data=betas,
-        trials=trials,
-        mask_img=nib.Nifti1Image(voxels.mask.astype(np.uint8), grid.affine),
-        roi_masks=voxels.roi_masks,
-        noise_ceilings=voxels.noise_ceilings,
-        groups={
-            name: pd.factorize(trials[name])[0]
-            for name in ("session", "label")
-            if trials[name].notna().all()
-        },
-    )
+    return make_betas(Rows(betas, trials), voxels, grid.affine)
 
 
 def _check_options(standardize: Any, average_repeats: bool, dtype: Any) -> RowOptions:
@@ -226,8 +284,8 @@ def _check_options(standardize: Any, average_repeats: bool, dtype: Any) -> RowOp
     return RowOptions(standardize, bool(average_repeats), kind.name)
 
 
-def subject_of(data: Bunch, subject: str | int | None) -> str:
-    """Return the subject to load."""
+def _subjects(data: Bunch) -> list[str]:
+    """Return the subjects whose betas there are."""
     subjects = sorted(
         {meta["subject"] for meta in data.images_meta if meta["image_type"] == "betas"}
     )
@@ -236,11 +294,18 @@ def subject_of(data: Bunch, subject: str | int | None) -> str:
             "data holds no betas. Fetch them with image_type='betas', which is the "
             "default, and a selection that is not empty."
         )
+    return subjects
+
+
+def subject_of(data: Bunch, subject: str | int | None) -> str:
+    """Return the subject to load."""
+    subjects = _subjects(data)
     if subject is None:
         if len(subjects) > 1:
             raise InvalidQueryError(
                 f"data holds betas of several subjects ({listed(subjects)}), whose "
-                f"voxels do not correspond; choose one, as in subject={subjects[0]!r}"
+                f"voxels do not correspond; choose one, as in subject={subjects[0]!r}, "
+                "or load each by itself with subject='all'"
             )
         return subjects[0]
     name = clean_subject(subject)
@@ -441,19 +506,21 @@ def _read(
     shape = rows.max(initial=-1) + 1, int(mask.sum())
     sessions = [session for session in sessions if len(session.positions)]
     backend, _ = joblib.parallel.get_active_backend(prefer="threads")
-    parallel = joblib.Parallel(
+    progress = Progress(len(sessions), "session", workers.verbose)
+    parallel = WatchedParallel(
+        progress,
         n_jobs=workers.n_jobs,
         prefer="threads",
         return_as="generator" if backend.supports_return_generator else "list",
         verbose=max(workers.verbose - 1, 0),
     )
     read = joblib.delayed(workers.cached(read_session))
-    packed_mask = zlib.compress(np.packbits(mask).tobytes(), 1)
+    packed_mask = pack_mask(mask)
     rows_of = [np.unique(rows[session.positions]) for session in sessions]
     returns_rows = options.average or workers.cached is not _uncached or not sessions
     holes: dict[int, list[np.ndarray]] = {}
     memory = _memory(shape, options.dtype, None if returns_rows else backend)
-    with memory as (out, shared):
+    with memory as (out, shared), progress:
         parts = parallel(
             read(
                 session.source,
@@ -475,6 +542,19 @@ def _read(
         for row, n_trials in enumerate(np.bincount(rows)):
             out[row] /= np.maximum(count_finite(n_trials, holes.get(row), shape[1]), 1)
     return out
+
+
+def _lazy(sessions: list[_Session], mask: np.ndarray, options: RowOptions) -> Any:
+    """Return a dask array of sessions, whose chunks read what they need."""
+    from .lazy import lazy_rows
+
+    return lazy_rows(
+        [session.source for session in sessions],
+        [session.volumes for session in sessions],
+        [session.positions for session in sessions],
+        mask,
+        options,
+    )
 
 
 def _with_rows(

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Iterator
-from typing import BinaryIO, NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import BinaryIO, NamedTuple, Protocol
 
 import numpy as np
 
@@ -19,7 +19,6 @@ from laion_fmri_fetchers.messages import readable_size
 from laion_fmri_fetchers.transfer import policy
 from laion_fmri_fetchers.transfer.positions import write_at
 from laion_fmri_fetchers.transfer.range_reader import (
-    RangeReader,
     RemoteObject,
     Sink,
     Span,
@@ -47,8 +46,28 @@ Put = Callable[[int, memoryview], None]
 """Takes bytes and their position among the rows that are read."""
 
 
+class Reader(Protocol):
+    """What reads ranges, such as a `RangeReader`."""
+
+    @property
+    def n_connections(self) -> int:
+        """HTTP connections, at most."""
+
+    @property
+    def worth(self) -> int:
+        """Bytes that take a connection as long as a request without its body."""
+
+    def read(self, target: RemoteObject, spans: Iterable[Span]) -> None:
+        """Read spans of an object."""
+
+    def read_bytes(
+        self, target: RemoteObject, start: int, stop: int
+    ) -> bytes | bytearray:
+        """Return bytes of an object."""
+
+
 def rows_of(
-    layout: Layout, target: RemoteObject, reader: RangeReader
+    layout: Layout, target: RemoteObject, reader: Reader
 ) -> ContiguousRows | ChunkedRows:
     """Return what reads rows of a layout."""
     kind = ChunkedRows if layout.offset is None else ContiguousRows
@@ -108,7 +127,7 @@ def runs_of(rows: np.ndarray, row_size: int, worth: int) -> list[tuple[int, int]
 class ContiguousRows:
     """Rows that lie one after the other."""
 
-    def __init__(self, layout: Layout, target: RemoteObject, reader: RangeReader):
+    def __init__(self, layout: Layout, target: RemoteObject, reader: Reader):
         self.layout, self._target, self._reader = layout, target, reader
         self._offset = layout.offset or 0
 
@@ -152,7 +171,7 @@ class ContiguousRows:
         row_size, limits = self.layout.row_size, policy.POLICY
         runs = runs_of(rows, row_size, self._reader.worth)
         total = sum(stop - start for start, stop in runs) * row_size
-        step = max(total // self._reader.n_connections, limits.smallest_range)
+        step = max(total // self._reader.n_connections, limits.smallest_piece)
         spans = [
             Span(a, min(a + step, stop), scatter.take(self._offset))
             for start, stop in (
@@ -224,7 +243,7 @@ class _Scatter:
 class ChunkedRows:
     """Rows that lie in chunks, read by bands: chunks side by side along the rows."""
 
-    def __init__(self, layout: Layout, target: RemoteObject, reader: RangeReader):
+    def __init__(self, layout: Layout, target: RemoteObject, reader: Reader):
         self.layout, self._target, self._reader = layout, target, reader
         self._height = layout.chunk_shape[0]
         self._inner = math.prod(layout.shape[1:-1])

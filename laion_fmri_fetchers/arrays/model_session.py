@@ -16,10 +16,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import math
 import zipfile
-from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +26,7 @@ import numpy as np
 
 from laion_fmri_fetchers.messages import readable_size
 from laion_fmri_fetchers.storage.files import whole_file
-from laion_fmri_fetchers.transfer.range_reader import RangeReader, RemoteObject
+from laion_fmri_fetchers.transfer.range_reader import RemoteObject
 
 from .first_volume import FirstVolume, VolumeError, read_first_volume
 from .model_proof import (
@@ -38,10 +37,10 @@ from .model_proof import (
     fitting,
     make_proof,
 )
-from .model_rows import BETAS, ChunkedRows, ContiguousRows, rows_of, sample
-from .remote_hdf5 import Chunk, Layout, LayoutError, read_layout
+from .model_rows import BETAS, ChunkedRows, ContiguousRows, Reader, rows_of, sample
+from .remote_hdf5 import Chunk, Fetch, Layout, LayoutError, read_layout
 from .volumes import iter_volumes, read_header, scaled
-from .voxel_store import Origin, new_part, rows_in, session_folder
+from .voxel_store import Origin, new_part, session_folder
 
 FULL_SAMPLE = 1000
 """Rows spread over a model file that are looked at, with those that are used."""
@@ -72,8 +71,8 @@ class Task(NamedTuple):
     """Rows of the trial table; None where there is no table."""
     trials: str | None
     """MD5 of the trial table."""
-    shape: tuple[int, int, int]
-    """Voxels of the grid, by axis."""
+    shape: tuple[int, ...] | None
+    """Voxels of the grid, by axis; None: not known yet."""
     voxels: np.ndarray
     """Positions in a flat volume, the last axis varying fastest; increasing."""
     most_bytes: int | None
@@ -91,21 +90,12 @@ class Task(NamedTuple):
         image = self.image
         size = image.size
         return Origin(
-            self.shape, n_trials, image.etag, size, image_time, model, self.trials
+            self.shape or (), n_trials, image.etag, size, image_time, model, self.trials
         )
 
 
 class ModelError(Exception):
     """A model file that is not used, with the reason."""
-
-
-class Means(NamedTuple):
-    """What sessions that are filled at once share."""
-
-    reader: RangeReader
-    cores: Executor
-    """Few threads, for all that takes memory: of what a thread frees, some stays with
-    it, so that many threads would keep several times what they need."""
 
 
 class Proved(NamedTuple):
@@ -115,22 +105,24 @@ class Proved(NamedTuple):
     proof: Proof
 
 
-def fill_from_model(task: Task, means: Means, agreed: Candidate | None) -> Candidate:
+def fill_from_model(
+    task: Task, reader: Reader, agreed: tuple[str, str] | None
+) -> tuple[str, str]:
     """Store voxels of a session, taken from its model file.
 
     Parameters
     ----------
     task : Task
         What is lacking.
-    means : Means
-        Reads ranges, and computes.
-    agreed : Candidate or None
-        What was proved by a full sample of another session.
+    reader : RangeReader
+        Reads ranges.
+    agreed : (str, str) or None
+        Mask and order that were proved by a full sample of another session.
 
     Returns
     -------
-    Candidate
-        What the rows of this model are.
+    (str, str)
+        Mask and order of this model.
 
     Raises
     ------
@@ -142,13 +134,14 @@ def fill_from_model(task: Task, means: Means, agreed: Candidate | None) -> Candi
     if task.model is None:
         raise ModelError("the bucket has no model file of the session")
     try:
-        saved = means.cores.submit(_saved, task).result()
-        proved = saved or _prove(task, task.model, means, agreed)
-        return _copy(task, task.model, proved, means)
-    except (LayoutError, NotProvedError, VolumeError) as error:
+        proved = _saved(task) or prove(task, reader, agreed)
+        _save(task, proved)
+        _copy(task, task.model, proved, reader)
+    except (LayoutError, NotProvedError) as error:
         with contextlib.suppress(OSError):
             (task.folder / _PROOF).unlink()
         raise ModelError(str(error)) from None
+    return proved.proof.mask, proved.proof.order
 
 
 def size_by_model(task: Task) -> int:
@@ -165,39 +158,26 @@ def size_by_model(task: Task) -> int:
     return (n_rows + SMALL_SAMPLE) * n_trials * 4 + volume
 
 
-def _copy(task: Task, model: RemoteObject, proved: Proved, means: Means) -> Candidate:
+def _copy(task: Task, model: RemoteObject, proved: Proved, reader: Reader) -> None:
     """Read the rows of voxels into a part, and see that they are the image's.
 
     Voxels without a row are 0, as they are in the image: see `_check_support`.
     """
-    layout, proof = proved
-    by_row, rows, voxels = means.cores.submit(_rows_of, proof, task.voxels).result()
-    source = rows_of(layout, model, means.reader)
+    by_row = proved.proof.voxels()
+    rows = np.flatnonzero(np.isin(by_row, task.voxels))
+    voxels = np.concatenate([by_row[rows], np.setdiff1d(task.voxels, by_row)])
+    source = rows_of(proved.layout, model, reader)
     _check_cost(source, rows, task)
-    origin = task.origin(layout.n_columns, model.etag)
+    origin = task.origin(proved.layout.n_columns, model.etag)
     with new_part(task.folder, voxels, origin) as writer:
         source.copy(rows, writer)
         column = np.array(writer.values()[: len(rows), 0])
-        if not proof.agrees(rows, column):
-            n = int((~_agreement(proof, rows, column)).sum())
+        if not proved.proof.agrees(rows, column):
+            n = int((~_agreement(proved.proof, rows, column)).sum())
             raise NotProvedError(
                 f"{n} of its {len(rows)} rows lack the value of the image's first "
                 "volume"
             )
-    return Candidate(proof.mask, proof.order, by_row)
-
-
-def _rows_of(
-    proof: Proof, voxels: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the voxel of each row, the rows of some voxels, and these by row.
-
-    Voxels without a row are last.
-    """
-    by_row = proof.voxels()
-    rows, has = rows_in(by_row, voxels)
-    rows = np.sort(rows[has])
-    return by_row, rows, np.concatenate([by_row[rows], voxels[~has]])
 
 
 def _agreement(proof: Proof, rows: np.ndarray, column: np.ndarray) -> np.ndarray:
@@ -220,16 +200,33 @@ def _check_cost(
 # --- The proof -------------------------------------------------------------------
 
 
+def prove(task: Task, reader: Reader, agreed: tuple[str, str] | None) -> Proved:
+    """Find out where values lie and which voxel each row is.
+
+    Parameters
+    ----------
+    task, reader, agreed
+        As for `fill_from_model`.
+
+    Raises
+    ------
+    ModelError
+        If it cannot be proved.
+    """
+    if task.model is None:
+        raise ModelError("the bucket has no model file of the session")
+    try:
+        return _prove(task, task.model, reader, agreed)
+    except (LayoutError, NotProvedError) as error:
+        raise ModelError(str(error)) from None
+
+
 def _prove(
-    task: Task,
-    model: RemoteObject,
-    means: Means,
-    agreed: Candidate | None,
+    task: Task, model: RemoteObject, reader: Reader, agreed: tuple[str, str] | None
 ) -> Proved:
-    """Find out where values lie and which voxel each row is."""
-    fetch = _fetcher(model, means.reader)
+    fetch = _fetcher(model, reader)
     with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(_first_volume, task, means)
+        coming = pool.submit(_first_volume, task, reader)
         layout = read_layout(fetch, model.size or 0, BETAS)
         first = coming.result()
     if layout.n_columns != first.n_volumes:
@@ -242,85 +239,68 @@ def _prove(
             f"it has {layout.n_columns} columns, but the trial table "
             f"{task.n_trials} trials"
         )
-    if first.shape != task.shape:
+    if task.shape not in (None, first.shape):
         raise NotProvedError(f"the image is {first.shape}, the masks {task.shape}")
-    source = rows_of(layout, model, means.reader)
-    candidate = _fit(source, task, first, means, agreed)
-    proof = means.cores.submit(_concluded, candidate, first).result()
-    proved = Proved(layout, proof)
-    _save(task, proved)
-    return proved
-
-
-def _concluded(candidate: Candidate, first: FirstVolume) -> Proof:
+    masks = _masks(task, first, layout, reader)
+    proposed = list(candidates(layout.n_rows, masks, first.shape))
+    source = rows_of(layout, model, reader)
+    n_wanted = SMALL_SAMPLE if agreed else max(0, FULL_SAMPLE - len(task.voxels))
+    candidate = _fit(source, proposed, first, max(SMALL_SAMPLE, n_wanted))
+    if agreed and (candidate.mask, candidate.order) != agreed:
+        candidate = _fit(source, proposed, first, FULL_SAMPLE)
     _check_support(candidate, first)
-    return make_proof(candidate, first)
+    return Proved(layout, make_proof(candidate, first.shape, first.values))
 
 
 def _check_support(candidate: Candidate, first: FirstVolume) -> None:
     """Raise where the image has values at voxels of which the model has none."""
-    if n := np.count_nonzero(~np.isin(first.voxels, candidate.voxels)):
+    is_without = np.ones(first.values.size, dtype=bool)
+    is_without[candidate.voxels] = False
+    if n := np.count_nonzero(first.values[is_without]):
         raise NotProvedError(f"it lacks {n} voxels at which the image has values")
 
 
 def _fit(
     source: ContiguousRows | ChunkedRows,
-    task: Task,
+    proposed: list[Candidate],
     first: FirstVolume,
-    means: Means,
-    agreed: Candidate | None,
+    n_rows: int,
 ) -> Candidate:
-    """Return the candidate that fits a sample of rows.
-
-    A small sample will do for what was agreed on; if it does not fit, all are tried.
-    """
-    n_rows = source.layout.n_rows
-    if agreed and len(agreed.voxels) == n_rows:
-        rows = sample(n_rows, SMALL_SAMPLE)
-        with contextlib.suppress(NotProvedError):
-            return fitting([agreed], rows, source.first_column(rows), first)
-    rows = sample(n_rows, max(SMALL_SAMPLE, FULL_SAMPLE - len(task.voxels)))
-    column = source.first_column(rows)
-
-    def choose() -> Candidate:
-        masks = _masks(task, first, source.layout, means.reader)
-        proposed = list(candidates(n_rows, masks, first.shape))
-        return fitting(proposed, rows, column, first)
-
-    return means.cores.submit(choose).result()
+    """Return the candidate that fits a sample of rows."""
+    rows = sample(source.layout.n_rows, n_rows)
+    return fitting(proposed, rows, source.first_column(rows), first.values)
 
 
-def _fetcher(
-    target: RemoteObject, reader: RangeReader
-) -> Callable[[int, int], bytearray]:
+def _fetcher(target: RemoteObject, reader: Reader) -> Fetch:
     return lambda start, stop: reader.read_bytes(target, start, stop)
 
 
-def _first_volume(task: Task, means: Means) -> FirstVolume:
+def _first_volume(task: Task, reader: Reader) -> FirstVolume:
     image = task.image
     try:
         return read_first_volume(
-            _fetcher(image, means.reader),
+            _fetcher(image, reader),
             image.size or 0,
             task.n_trials or 1000,
             image.id.endswith(".gz"),
-            means.cores,
         )
     except VolumeError as error:
         raise NotProvedError(f"of the image {image.id}, {error}") from None
 
 
 def _masks(
-    task: Task, first: FirstVolume, layout: Layout, reader: RangeReader
+    task: Task, first: FirstVolume, layout: Layout, reader: Reader
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Yield the masks whose voxels the rows may be, those at hand first."""
     if len(layout.shape) == 4 and layout.shape[:3] == first.shape:
-        yield "the grid", np.ones(math.prod(first.shape), dtype=bool)
+        yield "the grid", np.ones(first.values.size, dtype=bool)
         return
-    yield "the image's voxels that are not 0", first.mask()
-    yield "the brain mask", _flat_map(task.brain_mask) != 0
-    if task.rsquare is not None and layout.n_rows != len(first.voxels):
-        yield "the R2 map's voxels that are not 0", _remote_map(task, reader) != 0
+    yield "the image's voxels that are not 0", first.values != 0
+    if task.brain_mask:
+        yield "the brain mask", _flat_map(task.brain_mask) != 0
+    if task.rsquare is not None and layout.n_rows != np.count_nonzero(first.values):
+        rsquare = _remote_map(task, first.shape, reader)
+        yield "the R2 map's voxels that are not 0", rsquare != 0
 
 
 def _flat_map(file: str) -> np.ndarray:
@@ -331,7 +311,7 @@ def _flat_map(file: str) -> np.ndarray:
     return values.reshape(header.shape, order="F").ravel()
 
 
-def _remote_map(task: Task, reader: RangeReader) -> np.ndarray:
+def _remote_map(task: Task, shape: tuple[int, int, int], reader: Reader) -> np.ndarray:
     """Read the session's R2 map out of the bucket, without a file."""
     import gzip
 
@@ -347,8 +327,8 @@ def _remote_map(task: Task, reader: RangeReader) -> np.ndarray:
         values = np.asarray(image.dataobj, np.float32)
     except (OSError, ValueError, EOFError, nib.filebasedimages.ImageFileError) as error:
         raise NotProvedError(f"the R2 map cannot be read ({error})") from None
-    if values.shape != task.shape:
-        raise NotProvedError(f"the R2 map is {values.shape}, the masks {task.shape}")
+    if values.shape != shape:
+        raise NotProvedError(f"the R2 map is {values.shape}, the image {shape}")
     return values.ravel()
 
 

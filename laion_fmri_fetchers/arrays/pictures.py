@@ -7,7 +7,7 @@ import io
 import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from sklearn.utils import Bunch
@@ -71,7 +71,7 @@ def load_stimuli(
         for batch in load_stimuli(stimuli, batch_size=64):
             features.append(model(batch))
     """
-    shape = None if size is None else _shape(size)
+    shape = None if size is None else image_shape(size)
     if batch_size is not None:
         check_positive(batch_size, "batch_size", whole=True)
     _check_stimuli(stimuli)
@@ -101,7 +101,7 @@ def _check_stimuli(stimuli: Any) -> None:
     )
 
 
-def _shape(size: Any) -> tuple[int, int]:
+def image_shape(size: Any) -> tuple[int, int]:
     """Return (height, width)."""
     both = (size, size) if not isinstance(size, (tuple, list)) else tuple(size)
     if len(both) != 2:
@@ -126,7 +126,7 @@ def _batches(
 
         def decode(at: int) -> np.ndarray:
             data = read_image(images, int(rows[at]), names[at])
-            return _decode(data, names[at], shape, as_displayed)
+            return decode_image(data, names[at], shape, as_displayed)
 
         for start in starts:
             chosen = range(start, min(start + step, len(names)))
@@ -151,7 +151,7 @@ def _batches(
             yield batch
 
 
-def _decode(
+def decode_image(
     data: bytes, name: str, shape: tuple[int, int] | None, as_displayed: bool
 ) -> np.ndarray:
     """Return an encoded image as RGB, (height, width, 3) uint8."""
@@ -188,12 +188,12 @@ def _over_grey(rgba: np.ndarray) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def open_images(archive: str) -> Iterator[Any]:
-    """Open the images of an archive."""
+def open_images(archive: str, stream: BinaryIO | None = None) -> Iterator[Any]:
+    """Open the images of an archive, by its name or by a stream of it."""
     import h5py
 
     try:
-        file = h5py.File(archive, "r")
+        file = h5py.File(stream or archive, "r")
     except OSError as error:
         _raise_corrupt(archive, error)
     with file:

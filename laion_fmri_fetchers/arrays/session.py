@@ -52,6 +52,11 @@ class SessionRows(NamedTuple):
     """Of rows that are averages: row -> the voxels of its holes, an array per trial."""
 
 
+def pack_mask(mask: np.ndarray) -> bytes:
+    """Return a mask in the form that `read_session` takes."""
+    return zlib.compress(np.packbits(mask).tobytes(), 1)
+
+
 def read_session(
     source: Signature | StoredSession,
     packed_mask: bytes,

@@ -2,9 +2,10 @@
 
 The steps::
 
-    find_voxels ─┬─ _roi_files, _threshold ─▶ _Criteria
+    find_voxels ─┬─ _available_rois, _chosen_rois, _threshold ─▶ _Criteria
                  └─ _combine ─┬─ _read_mask, _read_map ─▶ Voxels
                               └─ offsets_of
+    columns_in ──▶ _read_mask, of a ROI that was not asked for
 
 Values of a volume are held flat, in the order of the file: the first axis varies
 fastest. Voxels are listed in nilearn's order, that of ``volume[mask]``: the last axis
@@ -58,6 +59,10 @@ class Voxels(NamedTuple):
     """ROI -> boolean per voxel."""
     noise_ceilings: dict[str, np.ndarray]
     """Name -> percent per voxel."""
+    roi_files: dict[str, list[str]]
+    """ROI -> its mask files, of all ROIs there are, asked for or not."""
+    roi_categories: dict[str, str]
+    """ROI -> its category, of the same."""
 
 
 class _Criteria(NamedTuple):
@@ -108,7 +113,8 @@ def find_voxels(
     CorruptImageError
         If a mask or map cannot be read.
     """
-    roi_files, whole_brain = _roi_files(data, subject, choice.rois)
+    available, categories = _available_rois(data, subject)
+    chosen, whole_brain = _chosen_rois(choice.rois, available, categories, subject)
     maps = dict(data.noise_ceilings.get(subject, {}))
     threshold = _threshold(choice.nc_threshold, choice.noise_ceiling, list(maps))
     mask_files = [data.brain_masks[subject]] if subject in data.brain_masks else []
@@ -126,7 +132,7 @@ def find_voxels(
     criteria = _Criteria(
         [signature(file) for file in mask_files],
         mask,
-        {name: [signature(f) for f in files] for name, files in roi_files.items()},
+        {roi: [signature(file) for file in available[roi]] for roi in chosen},
         whole_brain,
         {name: signature(file) for name, file in maps.items()},
         threshold,
@@ -137,7 +143,7 @@ def find_voxels(
             "No voxel fulfils all of the criteria: the brain mask, rois, mask_img and "
             "nc_threshold."
         )
-    return voxels
+    return voxels._replace(roi_files=available, roi_categories=categories)
 
 
 def signature(file: str) -> Signature:
@@ -152,18 +158,28 @@ def signature(file: str) -> Signature:
     return file, stat.st_size, stat.st_mtime_ns
 
 
-def _roi_files(
-    data: Bunch, subject: str, rois: object
-) -> tuple[dict[str, list[str]], bool]:
-    """Return the masks of the ROIs asked for, and whether the whole brain is."""
-    available: dict[str, list[str]] = {}
-    categories: dict[str, list[str]] = {}
-    files = [*data.rois, *data.images]
-    for file, meta in zip(files, [*data.rois_meta, *data.images_meta], strict=True):
+def _available_rois(
+    data: Bunch, subject: str
+) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """Return the mask files and the category of each ROI of a subject."""
+    files: dict[str, list[str]] = {}
+    categories: dict[str, str] = {}
+    paths = [*data.rois, *data.images]
+    for file, meta in zip(paths, [*data.rois_meta, *data.images_meta], strict=True):
         is_roi = meta["image_type"] == "roi" and is_nifti(meta)
         if is_roi and meta["subject"] == subject:
-            available.setdefault(meta["roi"], []).append(file)
-            categories.setdefault(meta["roi_category"], []).append(meta["roi"])
+            files.setdefault(meta["roi"], []).append(file)
+            categories[meta["roi"]] = meta["roi_category"]
+    return files, categories
+
+
+def _chosen_rois(
+    rois: object,
+    available: dict[str, list[str]],
+    categories: dict[str, str],
+    subject: str,
+) -> tuple[list[str], bool]:
+    """Return the ROIs asked for, and whether the whole brain is."""
     if not isinstance(rois, Iterable):
         raise InvalidQueryError(
             f"rois is {rois!r}; give names of ROIs or categories, 'fetched', or "
@@ -175,36 +191,91 @@ def _roi_files(
         if name in ("fetched", "all"):
             chosen += available
         elif name != "brain":
-            chosen += _rois_of(name, available, categories, subject)
+            others = ("brain", "fetched")
+            chosen += rois_of(name, categories, f"data of {subject}", others)
     whole_brain = "brain" in names
     if not chosen and not whole_brain:
         raise InvalidQueryError(
             f"data holds no ROI masks of {subject}. Fetch some with rois=, or load all "
             "voxels with rois='brain'."
         )
-    return {roi: available[roi] for roi in chosen}, whole_brain
+    return list(dict.fromkeys(chosen)), whole_brain
 
 
-def _rois_of(
-    name: object,
-    available: dict[str, list[str]],
-    categories: dict[str, list[str]],
-    subject: str,
+def rois_of(
+    name: object, categories: dict[str, str], holder: str, others: Sequence[str] = ()
 ) -> list[str]:
-    """Return the ROIs that the name of an ROI, a union or a category stands for."""
+    """Return the ROIs that the name of an ROI, a union or a category stands for.
+
+    Parameters
+    ----------
+    name : str
+        With or without hyphens, in any case.
+    categories : dict
+        ROI -> its category, of the ROIs there are.
+    holder : str
+        What holds them, for messages.
+    others : sequence of str
+        Other names that would be valid, for messages.
+
+    Returns
+    -------
+    list of str
+
+    Raises
+    ------
+    InvalidQueryError
+        If it stands for none, or a part of a union is not there.
+
+    Examples
+    --------
+    >>> categories = {"FFA1": "face", "OFA": "face", "V1d": "retinotopy"}
+    >>> rois_of("ffa-1", categories, "data"), rois_of("face", categories, "data")
+    (['FFA1'], ['FFA1', 'OFA'])
+    """
     text = name if isinstance(name, str) else ""
-    if clean_roi(text) in available:
+    if clean_roi(text) in categories:
         return [clean_roi(text)]
     rois = []
     for published in rois_named(text):
-        if published in categories:
-            rois += categories[published]
-        elif published in available:
-            rois.append(published)
-        else:
-            hint = did_you_mean(name, [*available, *categories, "brain", "fetched"])
-            raise InvalidQueryError(f"data holds no ROI {name!r} of {subject}; {hint}")
+        members = [roi for roi, of in categories.items() if of == published]
+        if not members and published not in categories:
+            hint = did_you_mean(name, [*categories, *categories.values(), *others])
+            raise InvalidQueryError(f"There is no ROI {name!r} in {holder}; {hint}")
+        rois += members or [published]
     return rois
+
+
+def columns_in(files: Iterable[str], mask_img: Any) -> np.ndarray:
+    """Return which voxels of a mask lie in another one.
+
+    Parameters
+    ----------
+    files : iterable of str
+        Masks on the grid, of which one is enough.
+    mask_img : nibabel.nifti1.Nifti1Image
+        The voxels.
+
+    Returns
+    -------
+    numpy.ndarray of bool, shape (n_voxels,)
+
+    Raises
+    ------
+    NotCachedError
+        If a mask is not on disk.
+    InvalidQueryError
+        If it is on another grid.
+    CorruptImageError
+        If it cannot be read.
+    """
+    mask = np.asarray(mask_img.dataobj) > 0
+    offsets = offsets_of(mask)
+    inside = np.zeros(len(offsets), dtype=bool)
+    for file in files:
+        signature(file)
+        inside |= _read_mask(file, (mask.shape, mask_img.affine))[offsets]
+    return inside
 
 
 def _threshold(
@@ -262,6 +333,8 @@ def _combine(
             name: _read_map(file, grid)[offsets]
             for name, (file, *_) in criteria.noise_ceilings.items()
         },
+        {},
+        {},
     )
 
 

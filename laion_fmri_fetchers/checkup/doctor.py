@@ -12,7 +12,13 @@ from laion_fmri_fetchers.exceptions import LaionFmriError
 from laion_fmri_fetchers.messages import counted, readable_size
 from laion_fmri_fetchers.query.arguments import check_mode
 
-from . import content_checks, layout_checks, machine_checks, service_checks
+from . import (
+    content_checks,
+    layout_checks,
+    machine_checks,
+    model_checks,
+    service_checks,
+)
 from .client import CONNECT_TIMEOUT, Client, begin
 from .context import Context, survey
 from .points import FAILED, Point, failed, note, ok, without_secrets
@@ -53,6 +59,7 @@ CHECKS = (
     Check(content_checks.images, "bucket"),
     Check(content_checks.ranges, "bucket"),
     Check(content_checks.checksums, "bucket"),
+    Check(model_checks.model_file, "bucket"),
     Check(content_checks.held_out, "bucket"),
     Check(content_checks.gated_archive, "bucket"),
     Check(content_checks.stimulus_table, "bucket"),
@@ -61,6 +68,7 @@ CHECKS = (
     Check(service_checks.archive_size, "bucket"),
     Check(service_checks.access_pages, "network"),
     Check(service_checks.request_id, "nothing"),
+    Check(service_checks.splits, "network"),
 )
 
 

@@ -1,4 +1,4 @@
-"""The access service: its manifest, its pages, and whether a request_id is kept."""
+"""The access service and its request_id, and where train/test splits are read."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ from typing import Any
 from laion_fmri_fetchers.access.account import access_status
 from laion_fmri_fetchers.access.manifest import gated_file
 from laion_fmri_fetchers.access.service import refuse_plain, server_url
+from laion_fmri_fetchers.layout.splits import file_of
 from laion_fmri_fetchers.layout.trees import ARCHIVE
 from laion_fmri_fetchers.messages import listed
+from laion_fmri_fetchers.query.split_files import MOST_BYTES, as_split, parsed
 from laion_fmri_fetchers.storage.data_dir import get_data_dir
+from laion_fmri_fetchers.storage.split_sources import local_sources, splits_url
 
 from .client import NoAnswerError
 from .context import Context
@@ -92,3 +95,36 @@ def request_id(context: Context) -> Iterator[Point]:
         yield ok("request_id", f"kept, {status['status']}; from {status['source']}")
     else:
         yield judged(False, "request_id", "none is kept")
+
+
+def splits(context: Context) -> Iterator[Point]:
+    """Read a split from where a call would read it, unless it is kept already."""
+    pool, name = "shared", "tau"
+    for source in local_sources():
+        try:
+            files = source.read(pool, [name])
+        except ValueError as error:
+            yield judged(False, "splits", f"{source.text}: {error}")
+            return
+        if name in files:
+            yield _split(files[name], name, source.text)
+            return
+    url = f"{splits_url()}/{file_of(pool, name)}"
+    try:
+        reply = context.client.get(url, most=MOST_BYTES)
+    except NoAnswerError as error:
+        yield judged(False, "splits", f"{shown_url(url)}: {error}")
+        return
+    if reply.status == 200:
+        yield _split(reply.body, name, shown_url(url))
+    else:
+        yield judged(False, "splits", f"status {reply.status} for {shown_url(url)}")
+
+
+def _split(content: bytes, name: str, source: str) -> Point:
+    try:
+        split = as_split(parsed(content), name, None)
+    except ValueError as error:
+        return judged(False, "splits", f"{source}: {error}")
+    sizes = f"{len(split.train)} train, {len(split.test)} test"
+    return judged(True, "splits", f"{name} of {sizes} from {source}")

@@ -5,12 +5,14 @@
       ├▶ build_bucket   the dataset as files                             build
       │    ├ trial_tables, content_category, image_fields           labels, facts
       │    ├ functional_brain ─▶ session_files, model_file          brain, glm, model
+      │    ├ cortex ─▶ surfaces and the regions on them                       cortex
       │    ├ roi_files, anatomical_files, freesurfer_files          anatomy
       │    ├ localizer_files, raw_files, tedana_files       localizers, timeseries
       │    └ stimuli_files                                          pictures
       ├▶ serve_bucket   an S3 server: Server, by moto                    server
-      └▶ serve_access   the access service: AccessServer                 service
-    HttpServer          how both speak HTTP                              handler
+      ├▶ serve_access   the access service: AccessServer                 service
+      └▶ serve_splits   train/test splits of the images: SplitServer     splits
+    HttpServer          how these speak HTTP                             handler
 
 >>> from laion_fmri_fetchers.demo import build_bucket, serve_bucket
 >>> with serve_bucket(build_bucket("demo_bucket")) as server:  # doctest: +SKIP
@@ -26,16 +28,19 @@ from .labels import CONTENT, content_category
 from .model import model_file
 from .server import Server, serve_bucket
 from .service import AccessServer, serve_access
+from .splits import SplitServer, serve_splits
 
 __all__ = [
     "CONTENT",
     "AccessServer",
     "Demo",
     "Server",
+    "SplitServer",
     "build_bucket",
     "content_category",
     "model_file",
     "serve_access",
     "serve_bucket",
     "serve_demo",
+    "serve_splits",
 ]

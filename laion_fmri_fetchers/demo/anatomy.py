@@ -14,8 +14,8 @@ from .brain import (
     localizer_grid,
     regions_of_grid,
     regions_of_points,
-    surface,
 )
+from .cortex import SIDES, Cortex, centre_of_volume, cortex
 from .formats import (
     freesurfer_label,
     freesurfer_surface,
@@ -23,6 +23,9 @@ from .formats import (
     mgz_bytes,
     nifti_bytes,
 )
+
+_CONFORMED = 32, 8.0
+"""Voxels on a side of FreeSurfer's volumes, and their size (mm); really 256 of 1 mm."""
 
 
 def roi_files(
@@ -32,10 +35,12 @@ def roi_files(
     fine = localizer_grid(subject, resolution)
     fine_rois = regions_of_grid(subject, fine.affine, fine.mask)
     sides = {"L": -1, "R": 1}
+    surfaces = {hemi: cortex(subject, side) for hemi, side in sides.items()}
     on_surface = {
-        hemisphere: regions_of_points(subject, surface(side)[0], (side,))
-        for hemisphere, side in sides.items()
+        hemi: regions_of_points(subject, surfaces[hemi].middle, (side,))
+        for hemi, side in sides.items()
     }
+    centre = centre_of_volume(subject)
     for name in brain.rois:
         stem = f"derivatives/rois/{subject}/{category_of(name)}/{subject}"
         label = f"label-{label_of(name)}_mask"
@@ -45,11 +50,11 @@ def roi_files(
         ):
             volume = nifti_bytes(voxels.astype(np.uint8), affine)
             yield f"{stem}_space-T1w_res-{res}_{label}.nii.gz", volume
-        for hemisphere, side in sides.items():
-            inside = on_surface[hemisphere][name]
-            mask = f"{stem}_hemi-{hemisphere}_space-fsnative_{label}"
+        for hemi, surface in surfaces.items():
+            inside = on_surface[hemi][name]
+            mask = f"{stem}_hemi-{hemi}_space-fsnative_{label}"
             yield f"{mask}.func.gii", gifti_bytes(inside)
-            vertices, _ = surface(side)
+            vertices = surface.white - centre
             yield f"{mask}.label", freesurfer_label(subject, vertices, inside)
 
 
@@ -83,18 +88,46 @@ def freesurfer_files(subject: str, brain: Brain) -> Iterator[tuple[str, bytes]]:
     aseg = mgz_bytes(parcels.astype(np.int32), brain.affine)
     yield f"{stem}/mri/aparc+aseg.mgz", aseg
     yield from _talairach(f"{stem}/mri/transforms/talairach")
-    for hemisphere, side in (("lh", -1), ("rh", 1)):
-        vertices, faces = surface(side)
-        yield f"{stem}/surf/{hemisphere}.white", freesurfer_surface(vertices, faces)
-        pial = vertices + np.sign(vertices) * 1.5
-        yield f"{stem}/surf/{hemisphere}.pial", freesurfer_surface(pial, faces)
-        cortex = freesurfer_label(subject, vertices, np.abs(vertices[:, 0]) > 8)
-        yield f"{stem}/label/{hemisphere}.cortex.label", cortex
+    orig, affine = _conformed(subject, brain)
+    yield f"{stem}/mri/orig.mgz", mgz_bytes(orig, affine)
+    for hemi, side in SIDES.items():
+        surface = cortex(subject, side)
+        for name, vertices in _relative(surface, centre_of_volume(subject)).items():
+            geometry = freesurfer_surface(vertices, surface.faces, orig, affine)
+            yield f"{stem}/surf/{hemi}.{name}", geometry
+        white = surface.white - centre_of_volume(subject)
+        inside = freesurfer_label(subject, white, np.abs(surface.white[:, 0]) > 8)
+        yield f"{stem}/label/{hemi}.cortex.label", inside
     yield (
         f"{stem}/stats/aseg.stats",
         f"# subjectname {subject}\n# ColHeaders  Index SegId NVoxels\n"
         f"  1   2  {int((parcels == 2).sum())}\n".encode(),
     )
+
+
+def _relative(surface: Cortex, centre: np.ndarray) -> dict[str, np.ndarray]:
+    """Return vertices by name of the file; those of the brain relative to a centre."""
+    return {
+        "white": surface.white - centre,
+        "pial": surface.pial - centre,
+        "inflated": surface.inflated,
+        "sphere.reg": surface.sphere_reg,
+    }
+
+
+def _conformed(subject: str, brain: Brain) -> tuple[np.ndarray, np.ndarray]:
+    """Return T1w as FreeSurfer stores it, left, inferior, anterior; and its affine."""
+    from scipy.ndimage import affine_transform
+
+    n, zoom = _CONFORMED
+    affine = np.eye(4)
+    affine[:3, :3] = zoom * np.array([[-1, 0, 0], [0, 0, 1], [0, -1, 0]])
+    affine[:3, 3] = centre_of_volume(subject) - affine[:3, :3] @ np.full(3, n / 2)
+    to_voxel = np.linalg.inv(brain.affine) @ affine
+    t1 = affine_transform(
+        brain.t1, to_voxel[:3, :3], to_voxel[:3, 3], output_shape=(n, n, n), order=1
+    )
+    return (np.clip(t1, 0, 1) * 110).astype(np.uint8), affine
 
 
 def _talairach(stem: str) -> Iterator[tuple[str, bytes]]:

@@ -1,4 +1,4 @@
-"""Brains of the synthetic subjects: grids, surfaces, regions and what they prefer.
+"""Brains of the synthetic subjects: grids, regions and what they prefer.
 
 The T1w space of every subject stands in for MNI space: the brain is that of
 nilearn's template, on coarse grids, and regions are small balls at about the
@@ -199,26 +199,6 @@ def _template() -> tuple[np.ndarray, np.ndarray]:
 
     image = load_mni152_template(resolution=3)
     return image.get_fdata(dtype=np.float32), np.linalg.inv(image.affine)
-
-
-@functools.cache
-def surface(side: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return vertices (mm) and faces of a hemisphere: half an ellipsoid."""
-    n_rings, n_around = 20, 30
-    polar = np.pi * (np.arange(n_rings) + 0.5) / n_rings
-    around = 2 * np.pi * np.arange(n_around) / n_around
-    polar, around = (grid.ravel() for grid in np.meshgrid(polar, around, indexing="ij"))
-    unit = np.stack(
-        [np.sin(polar) * np.cos(around), np.cos(polar), np.sin(polar) * np.sin(around)],
-        axis=1,
-    )
-    vertices = unit * (32, 86, 56) + (side * 35, -18, 12)
-    ring, place = np.divmod(np.arange((n_rings - 1) * n_around), n_around)
-    a = ring * n_around + place
-    b = ring * n_around + (place + 1) % n_around
-    lower = np.stack([a, b, a + n_around], axis=1)
-    upper = np.stack([b, b + n_around, a + n_around], axis=1)
-    return vertices, np.concatenate([lower, upper])
 
 
 # Regions

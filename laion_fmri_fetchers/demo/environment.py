@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import os
 import shlex
 import signal
@@ -14,8 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .build import build_bucket
+from .facts import STIMULUS_TABLE
 from .server import Server, serve_bucket
 from .service import AccessServer, serve_access
+from .splits import SplitServer, serve_splits
 
 
 @dataclass
@@ -30,6 +33,8 @@ class Demo:
         The local S3; its ``requests`` record what was asked of it.
     access : AccessServer
         The local service that grants access to the stimuli.
+    splits : SplitServer
+        The local server of train/test splits.
     variables : dict
         Environment variables under which calls go to it; they are set.
     """
@@ -37,6 +42,7 @@ class Demo:
     data_dir: str
     bucket: Server
     access: AccessServer
+    splits: SplitServer
     variables: Mapping[str, str]
     _stack: contextlib.ExitStack = field(repr=False)
 
@@ -63,8 +69,9 @@ def serve_demo(
 ) -> Demo:
     """Let calls of the package go to a synthetic LAION-fMRI on this machine.
 
-    A bucket is built and served, with the service that grants access to its stimuli,
-    and the package's environment variables name them and a temporary data directory.
+    A bucket is built and served, with the service that grants access to its stimuli and
+    train/test splits of these, and the package's environment variables name them and a
+    temporary data directory.
     Nothing reaches the network, and the data directories in use are left alone.
 
     Parameters
@@ -118,12 +125,21 @@ def serve_demo(
         )
         bucket = stack.enter_context(serve_bucket(files))
         access = stack.enter_context(serve_access(bucket))
+        splits = stack.enter_context(serve_splits(_labels(files)))
         data_dir = str(folder / "laion_fmri")
         settings = demo_variables(bucket.url, data_dir)
         settings["LAION_FMRI_ACCESS_URL"] = access.url
+        settings["LAION_FMRI_SPLITS"] = ""
+        settings["LAION_FMRI_SPLITS_URL"] = splits.url
         stack.enter_context(variables(settings))
         running = stack.pop_all()
-    return Demo(data_dir, bucket, access, settings, running)
+    return Demo(data_dir, bucket, access, splits, settings, running)
+
+
+def _labels(bucket: Path) -> list[str]:
+    """Return the labels of all images of a bucket's files."""
+    with open(bucket / STIMULUS_TABLE, encoding="utf-8", newline="") as stream:
+        return [row["image_name"] for row in csv.DictReader(stream)]
 
 
 def serve_until_stopped() -> None:

@@ -75,13 +75,37 @@ def freesurfer_label(subject: str, vertices: np.ndarray, inside: np.ndarray) -> 
     return ("\n".join(lines) + "\n").encode()
 
 
-def freesurfer_surface(vertices: np.ndarray, faces: np.ndarray) -> bytes:
-    """Return a FreeSurfer triangle file: its magic number, stamp, sizes, arrays."""
+def freesurfer_surface(
+    vertices: np.ndarray, faces: np.ndarray, volume: np.ndarray, affine: np.ndarray
+) -> bytes:
+    """Return a FreeSurfer triangle file: its magic number, stamp, sizes, arrays.
+
+    Behind them it tells of the volume that the surface was made from: its shape, size
+    of voxels, directions of its axes, and the position of its centre (mm).
+    """
     head = b"\xff\xff\xfecreated by laion_fmri_fetchers.demo\n\n"
     sizes = np.array([len(vertices), len(faces)], ">i4").tobytes()
-    return (
-        head + sizes + vertices.astype(">f4").tobytes() + faces.astype(">i4").tobytes()
-    )
+    arrays = vertices.astype(">f4").tobytes() + faces.astype(">i4").tobytes()
+    tags = np.array([2, 0, 20], ">i4").tobytes()
+    zooms = np.linalg.norm(affine[:3, :3], axis=0)
+    centre = affine[:3, :3] @ np.divide(volume.shape, 2) + affine[:3, 3]
+    rows = [
+        "valid = 1  # volume info valid",
+        "filename = ../mri/orig.mgz",
+        f"volume = {' '.join(map(str, volume.shape))}",
+        f"voxelsize = {_numbers(zooms)}",
+        *(
+            f"{axis}ras   = {_numbers(affine[:3, i] / zooms[i])}"
+            for i, axis in enumerate("xyz")
+        ),
+        f"cras   = {_numbers(centre)}",
+    ]
+    text = "\n".join(rows) + "\n"
+    return head + sizes + arrays + tags + text.encode()
+
+
+def _numbers(values: np.ndarray) -> str:
+    return " ".join(f"{value:.15e}" for value in values)
 
 
 def png_bytes(values: np.ndarray) -> bytes:

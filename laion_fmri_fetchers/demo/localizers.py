@@ -14,9 +14,9 @@ from .brain import (
     points_of_grid,
     preferences,
     regions_of_points,
-    surface,
     visual_drive,
 )
+from .cortex import cortex
 from .facts import LOCALIZERS, Localizer
 from .formats import gifti_bytes, nifti_bytes
 from .labels import CONTENT, rng_of
@@ -37,8 +37,8 @@ def localizer_files(
     voxels = points_of_grid(fine.affine, fine.mask)
     spaces = {
         "volume": _evoked(subject, voxels, BOTH_SIDES),
-        "L": _evoked(subject, surface(-1)[0], (-1,)),
-        "R": _evoked(subject, surface(1)[0], (1,)),
+        "L": _evoked(subject, cortex(subject, -1).middle, (-1,)),
+        "R": _evoked(subject, cortex(subject, 1).middle, (1,)),
     }
     for localizer in LOCALIZERS:
         folder = f"derivatives/localizers/{subject}/{localizer.session}/func"
@@ -95,16 +95,21 @@ def _values(
     n_runs: int,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """Return a map, rounded to keep it small on disk."""
+    """Return a map."""
     if stat == "effect":
         noisy = evoked[contrast] + rng.normal(0, _NOISE, len(evoked[contrast]))
-        return np.round(noisy, 1).astype(np.float32)
+        return _rounded(noisy)
     name, _, reference = contrast.partition("Vs")
     others = [c for c in localizer.conditions if c != name]
     against = {"Baseline": [], "Others": others}.get(reference, [reference.lower()])
     difference = evoked[name] - sum(evoked[c] / len(against) for c in against)
     z = difference * np.sqrt(n_runs) / _NOISE + rng.standard_normal(len(difference))
-    return np.round(z, 1).astype(np.float32)
+    return _rounded(z)
+
+
+def _rounded(values: np.ndarray) -> np.ndarray:
+    """Return values in steps of 1/8, which compress well: most of their bits are 0."""
+    return (np.round(values * 8) / 8).astype(np.float32)
 
 
 def _volumes(

@@ -31,7 +31,9 @@ from laion_fmri_fetchers.exceptions import (
     NotCachedError,
     did_you_mean,
 )
+from laion_fmri_fetchers.layout.keys import is_nifti
 from laion_fmri_fetchers.messages import counted, listed, readable_size, tell, warn
+from laion_fmri_fetchers.query.filters import ResultFilter
 from laion_fmri_fetchers.query.selection import Selection, select
 from laion_fmri_fetchers.query.shared_docs import documented
 from laion_fmri_fetchers.storage.bunch import Result
@@ -71,7 +73,9 @@ def fetch_laion_betas(
     noise_ceiling: str = "Allrep",
     standardize: str | None = None,
     average_repeats: bool = False,
+    labels: str | Sequence[str] | None = None,
     dtype: Any = "float32",
+    as_dask: bool = False,
     source: str = "auto",
     keep_images: bool = False,
     mode: str | None = None,
@@ -118,8 +122,13 @@ def fetch_laion_betas(
         Z-score each voxel within each session, as `load_betas` does.
     average_repeats : bool, default=False
         Average the trials of each label, after standardizing.
+    labels : str or sequence of str, optional
+        Only trials of these images, in their order; sessions without one are not
+        fetched. See `shared_labels`.
     dtype : dtype, default="float32"
         Floating point type of the result.
+    as_dask : bool, default=False
+        Return ``data`` as a dask array over the voxel store, with a chunk per session.
     source : {"auto", "model", "images"}, default="auto"
         ``"auto"``: what is stored, then images on disk, then model files, or images
         where a model file cannot be used or would be more bytes; ``"model"`` or
@@ -210,6 +219,10 @@ def fetch_laion_betas(
         {},
         inspect.signature(fetch_laion_betas).parameters,
     )
+    if labels is not None:
+        showing = ResultFilter(label=[labels] if isinstance(labels, str) else labels)
+        both = selection.trial_filter & showing
+        selection = selection._replace(trial_filter=both)
     settings = make_settings(
         mode,
         data_dir,
@@ -223,8 +236,15 @@ def fetch_laion_betas(
     names, inventory = take_inventory_of_subjects(selection, settings)
     check_subjects(names, inventory, named=True)
     chosen, tables = _choose(names, inventory, selection)
-    data = _fetch_small_files(chosen, inventory, selection, tables)
-    grid = read_header(data.brain_masks[names[0]])
+    # Masks and maps are fetched by a dry run, too: without them, nobody knows how many
+    # voxels there are.
+    data = _fetch_small_files(
+        chosen,
+        inventory._replace(settings=settings._replace(dry_run=False)),
+        selection,
+        tables,
+    )
+    grid = read_header(_file_on_grid(data, names[0]))
     voxels = find_voxels(data, names[0], choice, grid, lambda function: function)
     jobs = jobs_of(data, voxels.mask, inventory)
     if inventory.is_cut_off:
@@ -245,7 +265,9 @@ def fetch_laion_betas(
         noise_ceiling=noise_ceiling,
         standardize=standardize,
         average_repeats=average_repeats,
+        labels=labels,
         dtype=dtype,
+        as_dask=as_dask,
         n_jobs=n_jobs,
         verbose=verbose,
     )
@@ -297,6 +319,21 @@ def _fetch_small_files(
     planned = plan_files(small, inventory, selection.is_newer, tables, None)
     outcome = tables + obtain(planned, inventory, accept=accept_license, quiet=True)
     return make_bunch(chosen, inventory, {}, outcome, None)
+
+
+def _file_on_grid(data: Bunch, subject: str) -> str:
+    """Return a mask or map whose grid is that of the betas."""
+    files = [
+        *data.brain_masks.values(),
+        *(f for maps in data.noise_ceilings.values() for f in maps.values()),
+        *(f for f, m in zip(data.rois, data.rois_meta, strict=True) if is_nifti(m)),
+    ]
+    if not files:
+        raise InvalidQueryError(
+            f"The bucket has neither masks nor maps of {subject}, so its voxels are "
+            "unknown; fetch_laion_fmri fetches the images."
+        )
+    return files[0]
 
 
 def _refuse_or_warn(

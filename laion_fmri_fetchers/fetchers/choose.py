@@ -206,18 +206,18 @@ def align(
     position = {session: i for i, session in enumerate(trials.sessions)}
     volumes = frame["beta_index"].to_numpy()
     sample_masks: list[np.ndarray | None] = []
-    rows = [np.empty(0, dtype=np.intp)]
+    tables = []
     for rec in images:
         at = position.get(session_of(rec)) if rec["image_type"] == "betas" else None
         if at is None:
             sample_masks.append(None)
         else:
             sample_masks.append(volumes[starts[at] : starts[at + 1]].copy())
-            rows.append(np.arange(starts[at], starts[at + 1]))
+            tables.append(at)
     sizes = [0 if mask is None else len(mask) for mask in sample_masks]
-    take = np.concatenate(rows)
-    if not np.array_equal(take, np.arange(len(frame))):
-        frame = frame.iloc[take]
+    if tables != [*range(len(trials.sessions))]:
+        rows = [np.arange(starts[at], starts[at + 1]) for at in tables]
+        frame = frame.iloc[np.concatenate([np.empty(0, dtype=np.intp), *rows])]
     frame = frame.reset_index(drop=True)
     frame["image_index"] = np.repeat(np.arange(len(images)), sizes)
     return frame, sample_masks

@@ -7,7 +7,7 @@ fetch_chosen ─▶ plan_files ─▶ obtain
 from __future__ import annotations
 
 import gzip
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -193,10 +193,17 @@ def plan_files(
         again=lambda rec: rec["id"] in selected or is_newer(rec),
         done=done,
     )
-    if planned:
-        root = [rec for rec in inventory.records if rec["id"] in ROOT_FILES]
-        planned += plan(root, inventory, done={*selected, *done})
-    return planned
+    return with_root_files(planned, inventory, done={*selected, *done})
+
+
+def with_root_files(
+    planned: list[Planned], inventory: Inventory, done: Container[str] = ()
+) -> list[Planned]:
+    """Return planned files, and with them the dataset's root files not on disk."""
+    if not planned:
+        return planned
+    root = [rec for rec in inventory.records if rec["id"] in ROOT_FILES]
+    return planned + plan(root, inventory, done=done)
 
 
 def _is_data(item: Planned) -> bool:

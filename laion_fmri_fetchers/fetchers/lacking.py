@@ -24,13 +24,13 @@ from typing import NamedTuple, overload
 import joblib
 import numpy as np
 from sklearn.utils import Bunch
-from tqdm.auto import tqdm
 
 from laion_fmri_fetchers.access.licence import accept_license
 from laion_fmri_fetchers.arrays.betas import TrialTable, trial_tables
 from laion_fmri_fetchers.arrays.extract import extract
 from laion_fmri_fetchers.arrays.fill_models import Filled, fill_from_models
 from laion_fmri_fetchers.arrays.model_session import Task, size_by_model
+from laion_fmri_fetchers.arrays.progress import Progress, WatchedParallel
 from laion_fmri_fetchers.arrays.voxel_store import (
     Part,
     compact,
@@ -153,7 +153,7 @@ def jobs_of(data: Bunch, mask: np.ndarray, inventory: Inventory) -> list[Job]:
             meta["absolute_path"],
             _remote(siblings.get((meta["session"], "model"))),
             _remote(siblings.get((meta["session"], "rsquare"))),
-            data.brain_masks[meta["subject"]],
+            data.brain_masks.get(meta["subject"], ""),
             *table,
             mask.shape,
             voxels[~has],
@@ -390,15 +390,15 @@ def extract_all(jobs: list[Job], n_jobs: int | None, verbose: int) -> None:
     if not jobs:
         return
     backend, _ = joblib.parallel.get_active_backend(prefer="threads")
-    parallel = joblib.Parallel(
+    progress = Progress(len(jobs), "session", verbose)
+    parallel = WatchedParallel(
+        progress,
         n_jobs=n_jobs,
         prefer="threads",
         return_as="generator" if backend.supports_return_generator else "list",
     )
-    done = parallel(joblib.delayed(extract)(job.task) for job in jobs)
-    hidden = None if verbose else True
-    for _ in tqdm(done, total=len(jobs), unit="session", disable=hidden):
-        pass
+    with progress:
+        deque(parallel(joblib.delayed(extract)(job.task) for job in jobs), maxlen=0)
     for job in jobs:
         compact(job.task.folder)
 

@@ -28,6 +28,9 @@ NIFTI_EXTENSIONS = ("nii.gz", "nii")
 
 GIFTI_EXTENSION = "func.gii"
 
+HEMISPHERE_OF = {"L": "left", "R": "right"}
+"""A hemisphere, by the ``hemi`` of a record."""
+
 _ENTITIES = (
     *("image_type", "task", "run", "echo", "part", "space", "res", "hemi"),
     *("contrast", "stat", "desc", "suffix", "extension", "roi"),
@@ -200,21 +203,12 @@ def record_of_path(
     if session and name.startswith(f"{prefix}{session}_"):
         prefix += f"{session}_"
     tail = name.removeprefix(prefix)
-    entities = _entities(tree, kind, session, tail)
-    return {
-        "id": path,
-        "key": path if key is None else key,
-        "subject": subject,
-        "session": session,
-        **entities,
-        "roi_category": kind if entities["roi"] else None,
-        "size": size,
-        "etag": etag,
-        "last_modified": last_modified,
-        "outdated": False,
-        "relative_path": path,
-        "absolute_path": None,
-    }
+    rec = _record_but_names(tree, kind, session is not None, tail).copy()
+    rec["id"] = rec["relative_path"] = path
+    rec["key"] = path if key is None else key
+    rec["subject"], rec["session"] = subject, session
+    rec["size"], rec["etag"], rec["last_modified"] = size, etag, last_modified
+    return rec
 
 
 @lru_cache(maxsize=4096)
@@ -241,8 +235,20 @@ def _is_subject(folder: str) -> bool:
 
 
 @lru_cache(maxsize=4096)
+def _record_but_names(
+    tree: str | None, kind: str | None, of_session: bool, tail: str
+) -> Record:
+    """Return what files of all subjects and sessions share: the rest of their name.
+
+    It is to be copied: that is quicker than to make each record from its parts.
+    """
+    entities = _entities(tree, kind, of_session, tail)
+    values = {**entities, "roi_category": kind if entities["roi"] else None}
+    return {name: values.get(name) for name in RECORD_FIELDS} | {"outdated": False}
+
+
 def _entities(
-    tree: str | None, kind: str | None, session: str | None, tail: str
+    tree: str | None, kind: str | None, of_session: bool, tail: str
 ) -> dict[str, str | int | None]:
     """Return the entities in a file name behind subject and session."""
     entities: dict[str, str] = {}
@@ -252,7 +258,7 @@ def _entities(
         entities |= {"suffix": match[2], "extension": match[3][1:]}
     elif "." in tail:
         entities = {"extension": tail.rpartition(".")[2]}
-    image_type = _image_type(tree, kind, session, entities)
+    image_type = _image_type(tree, kind, of_session, entities)
     entities["image_type"] = image_type
     entities["roi"] = entities.get("label", "") if image_type == "roi" else ""
     values = {name: entities.get(name) or None for name in _ENTITIES}
@@ -293,7 +299,7 @@ _RAW_FOLDERS = {"fmap": "fieldmap", "anat": "raw_anatomical"}
 
 
 def _image_type(
-    tree: str | None, kind: str | None, session: str | None, entities: dict[str, str]
+    tree: str | None, kind: str | None, of_session: bool, entities: dict[str, str]
 ) -> str:
     """Return the ``image_type`` of a file."""
     if tree == FREESURFER:
@@ -302,8 +308,7 @@ def _image_type(
         return "other"
     if tree == GLM and kind == "figures":
         return "figure"
-    of_session, suffix = session is not None, entities.get("suffix")
-    extension = entities.get("extension")
+    suffix, extension = entities.get("suffix"), entities.get("extension")
     if image_type := _BY_EXTENSION.get((tree, of_session, suffix, extension)):
         return image_type
     if extension == "json":
@@ -362,6 +367,20 @@ def is_nifti_name(name: str) -> bool:
     (True, False)
     """
     return name.endswith(tuple(f".{extension}" for extension in NIFTI_EXTENSIONS))
+
+
+def subject_of_name(name: str) -> str | None:
+    """Return the subject that a file name begins with, None where there is none.
+
+    Examples
+    --------
+    >>> subject_of_name("sub-01_space-T1w_stat-rsquare_statmap.nii.gz")
+    'sub-01'
+    >>> subject_of_name("mean.nii.gz") is None
+    True
+    """
+    subject, underscore, _ = name.partition("_")
+    return subject if underscore and _is_subject(subject) else None
 
 
 def is_of_session(record: Record) -> bool:

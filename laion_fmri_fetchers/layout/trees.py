@@ -78,6 +78,12 @@ FUNCTIONAL_GRID = "1pt8"
 LOCALIZER_GRID = "1pt5"
 """``res-`` of images on the 1.5 mm grid of the volumetric localizer fits."""
 
+HEMISPHERES = {"left": "lh", "right": "rh"}
+"""A hemisphere, as nilearn calls it, and as FreeSurfer does."""
+
+SURFACES = ("white", "pial", "inflated", "sphere.reg")
+"""FreeSurfer's surfaces of a hemisphere that are read; there are more."""
+
 IMAGE_TYPES = {
     "betas": GLM,
     "trials": GLM,
@@ -176,6 +182,39 @@ def trials_id(record: dict[str, Any]) -> str:
         f"{GLM}{subject}/{session}/func/"
         f"{subject}_{session}_task-images_desc-SingletrialBetas_trials.tsv"
     )
+
+
+def surface_name(hemisphere: str, surface: str) -> str:
+    """Return where a surface is below the folder that FreeSurfer has for a subject.
+
+    Examples
+    --------
+    >>> surface_name("left", "sphere.reg")
+    'surf/lh.sphere.reg'
+    """
+    return f"surf/{HEMISPHERES[hemisphere]}.{surface}"
+
+
+def surface_id(subject: str, hemisphere: str, surface: str) -> str:
+    """Return the ``id`` of a surface, one of `SURFACES`.
+
+    Examples
+    --------
+    >>> surface_id("sub-01", "right", "pial")
+    'derivatives/freesurfer/sub-01/surf/rh.pial'
+    """
+    return f"{FREESURFER}{subject}/{surface_name(hemisphere, surface)}"
+
+
+def orig_id(subject: str) -> str:
+    """Return the ``id`` of the volume that a subject's surfaces were made from.
+
+    Examples
+    --------
+    >>> orig_id("sub-01")
+    'derivatives/freesurfer/sub-01/mri/orig.mgz'
+    """
+    return f"{FREESURFER}{subject}/mri/orig.mgz"
 
 
 def brain_mask_name(subject: str) -> str:

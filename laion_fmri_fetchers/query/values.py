@@ -24,6 +24,9 @@ from laion_fmri_fetchers.exceptions import InvalidQueryError
 
 PLAIN_TYPES: frozenset[type] = frozenset({str, int, float, bool, type(None)})
 
+_MANY = 50
+"""Values of a collection beyond which they are shown in short, and looked up."""
+
 
 def is_null(value: Any) -> bool:
     """Return whether a value is None, NaN, NaT or pandas.NA."""
@@ -138,10 +141,30 @@ class _Several(SpecialValue):
 
 
 class Membership(_Several):
-    """Base of `IsIn` and `NotIn`."""
+    """Base of `IsIn` and `NotIn`, which may have the thousands of labels of a split."""
+
+    _texts: tuple[tuple, frozenset[str]] | None = None
 
     def _accepts(self, value: Any) -> bool:
-        return value in self.arguments_of(self)
+        values = self.arguments_of(self)
+        if len(values) <= _MANY or type(value) is not str:
+            return value in values
+        # Others than texts may equal a text in ways of their own, as `Pattern` does.
+        if self._texts is None or self._texts[0] is not values:
+            self._texts = values, frozenset(v for v in values if type(v) is str)
+        if value in self._texts[1]:
+            return True
+        return len(self._texts[1]) < len(values) and value in values
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: v for name, v in vars(self).items() if name != "_texts"}
+
+    def __repr__(self) -> str:
+        values = self.arguments_of(self)
+        if len(values) <= _MANY:
+            return super().__repr__()
+        first = ", ".join(map(repr, values[:2]))
+        return f"{type(self).__name__}({first}, and {len(values) - 2:,} more)"
 
 
 class IsNull(Nullness):

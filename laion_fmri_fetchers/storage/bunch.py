@@ -30,6 +30,8 @@ def _shortly(value: Any) -> str:
     """Return a value as text of a line."""
     if hasattr(value, "shape"):
         return f"{type(value).__name__} of {' x '.join(map(str, value.shape))}"
+    if hasattr(value, "n_vertices"):
+        return f"{type(value).__name__} of {value.n_vertices} vertices"
     if isinstance(value, (list, dict)):
         names = f": {listed(list(map(str, value)))}" if isinstance(value, dict) else ""
         return f"{type(value).__name__} of {len(value)}{names if value else ''}"

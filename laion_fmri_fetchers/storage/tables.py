@@ -2,8 +2,8 @@
 
 Trial tables are checked, joined with what labels tell, and kept parsed. Parsing 150
 small text files takes longer than all else of an offline call, so the tables of a
-subject are kept together, as codes into distinct values. A table whose size or time of
-change differs is parsed again.
+subject are kept together, column by column, as codes into distinct values. A table
+whose size or time of change differs is parsed again.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import io
 import json
 import os
 import re
+from collections.abc import Iterator
+from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +21,7 @@ import numpy as np
 import pandas as pd
 
 from laion_fmri_fetchers.exceptions import CorruptImageError
-from laion_fmri_fetchers.layout.keys import record_of
+from laion_fmri_fetchers.layout.keys import Record, record_of
 from laion_fmri_fetchers.layout.labels import LABEL_FIELDS, TRIAL_FIELDS, label_values
 from laion_fmri_fetchers.layout.names import clean_session, none_if_null
 from laion_fmri_fetchers.layout.trees import trials_id
@@ -36,19 +38,42 @@ class _Table(NamedTuple):
     label: np.ndarray
 
 
+class _Columns(NamedTuple):
+    """The columns of several trial tables, one below the other, as small integers."""
+
+    beta_index: np.ndarray
+    run: np.ndarray
+    """Codes into ``runs``."""
+    label: np.ndarray
+    """Codes into ``labels``."""
+    kind: np.ndarray
+    """Codes into ``kinds``."""
+    repetition: np.ndarray
+    """Which showing of its image, from 1; 0 where the table of an earlier session is
+    not among these."""
+
+
 class _Tables(NamedTuple):
-    """Trial tables of a subject, one below the other."""
+    """Trial tables of a subject."""
 
     spans: dict[str, list[int]]
     """id -> size in bytes, time of change in ns, first row, number of rows."""
-    rows: np.ndarray
-    """A row a trial: ``beta_index``, code into ``runs``, code into ``labels``."""
+    columns: _Columns
     runs: np.ndarray
     labels: np.ndarray
-    kind: np.ndarray
-    """For each label, a code into ``kinds``."""
     kinds: list[list]
     """Values of `LABEL_FIELDS`, of each kind of label there is."""
+
+
+class _Part(NamedTuple):
+    """Some tables of a subject, in order."""
+
+    tables: _Tables
+    rows: slice | np.ndarray
+    counts: list[int]
+    """Rows of each table."""
+    are_counted: list[bool]
+    """For each table, whether those of all earlier sessions are on disk."""
 
 
 def read_trials(data_dir: str, ids: list[str]) -> pd.DataFrame:
@@ -73,98 +98,107 @@ def read_trials(data_dir: str, ids: list[str]) -> pd.DataFrame:
     CorruptImageError
         If a table cannot be read.
     """
-    records = [record_of(one) for one in ids]
-    of_subject: dict[str, list[str]] = {}
-    for rec in records:
-        of_subject.setdefault(rec["subject"], []).append(rec["id"])
-    numbered = [_numbered(data_dir, *one) for one in of_subject.items()]
-    parts = [
-        _tables(data_dir, subject, sorted({*tables, *with_earlier}))
-        for (subject, tables), with_earlier in zip(
-            of_subject.items(), numbered, strict=True
-        )
-    ]
-    spans, n_rows = {}, 0
-    for part in parts:
-        for one, (_, _, first, count) in part.spans.items():
-            spans[one] = range(n_rows + first, n_rows + first + count)
-        n_rows += len(part.rows)
-    repetition = _join(
-        [
-            _repetitions(part, tables)
-            for part, tables in zip(parts, numbered, strict=True)
-        ],
-        np.int64,
-    )
-    take = _rows_of([spans[one] for one in ids], n_rows)
-    table = np.repeat(np.arange(len(ids)), [len(spans[one]) for one in ids])
-
-    label = _stacked([(part.rows[:, 2], len(part.labels)) for part in parts])[take]
-    kind = _stacked([(part.kind, len(part.kinds)) for part in parts])[label]
-    kinds = [values for part in parts for values in part.kinds]
+    of_subject: dict[str, list[Record]] = {}
+    for one in ids:
+        rec = record_of(one)
+        of_subject.setdefault(rec["subject"], []).append(rec)
+    records = [rec for recs in of_subject.values() for rec in recs]
+    parts = [_part(data_dir, *one) for one in of_subject.items()]
+    counts = [count for part in parts for count in part.counts]
+    position = {one: i for i, one in enumerate(ids)}
+    runs = _run_values(parts)
     columns: dict[str, Any] = {
-        "run": _runs_of(parts)[take],
-        "beta_index": _join([p.rows[:, 0] for p in parts], int)[take].astype(np.int64),
-        "label": _join([p.labels for p in parts])[label],
-        "image_index": table,
+        "image_index": np.repeat([position[rec["id"]] for rec in records], counts),
+        "beta_index": _column(parts, "beta_index"),
+        "run": _column(parts, "run", runs, runs[0].dtype if runs else np.int64),
+        "label": _column(parts, "label", [p.tables.labels for p in parts], object),
     }
-    counts = [len(spans[one]) for one in ids]
     for name in ("subject", "session"):
-        values = np.array([rec[name] for rec in records], dtype=object)
-        columns[name] = np.repeat(values, counts)
+        columns[name] = np.repeat(_array([rec[name] for rec in records]), counts)
     for i, name in enumerate(LABEL_FIELDS):
-        columns[name] = np.array([values[i] for values in kinds], dtype=object)[kind]
-    at = LABEL_FIELDS.index("n_reps")
-    n_reps = np.array([values[at] or 0 for values in kinds], dtype=np.int64)[kind]
-    columns["n_reps"] = pd.arrays.IntegerArray(n_reps, n_reps == 0)
-    repetition = repetition[take]
-    columns["repetition"] = pd.arrays.IntegerArray(repetition, repetition == 0)
-    return pd.DataFrame(
+        values = [[kind[i] for kind in part.tables.kinds] for part in parts]
+        if name == "n_reps":
+            numbers = [np.array([n or 0 for n in of], dtype=np.int64) for of in values]
+            columns[name] = _column(parts, "kind", numbers)
+        else:
+            columns[name] = _column(parts, "kind", [*map(_array, values)], object)
+    columns["repetition"] = _column(parts, "repetition")
+    if not all(are_counted := [is_c for part in parts for is_c in part.are_counted]):
+        columns["repetition"] *= np.repeat(are_counted, counts)
+    for name in ("n_reps", "repetition"):
+        columns[name] = pd.arrays.IntegerArray(columns[name], columns[name] == 0)
+    frame = pd.DataFrame(
         {
             name: pd.Series(columns[name], dtype=columns[name].dtype, copy=False)
             for name in TRIAL_FIELDS
         },
         copy=False,
     )
+    if [rec["id"] for rec in records] != ids:
+        frame = frame.sort_values("image_index", kind="stable", ignore_index=True)
+    return frame
 
 
-def _rows_of(spans: list[range], n_rows: int) -> np.ndarray | slice:
-    """Return the rows of some spans in their order; of all rows, a slice is quicker."""
-    starts = np.cumsum([0, *map(len, spans)])[:-1].tolist()
-    if [span.start for span in spans] == starts and sum(map(len, spans)) == n_rows:
-        return slice(None)
-    return _join([np.arange(span.start, span.stop) for span in spans], np.intp)
+def _part(data_dir: str, subject: str, records: list[Record]) -> _Part:
+    """Return tables of a subject."""
+    ids = [rec["id"] for rec in records]
+    last = max(int(rec["session"].removeprefix("ses-")) for rec in records)
+    numbered = _numbered(data_dir, subject, ids, last)
+    tables = _tables(data_dir, subject, sorted({*ids, *numbered}))
+    rows = [tables.spans[one][2:] for one in ids]
+    spans = [range(first, first + count) for first, count in rows]
+    counted = {*numbered}
+    return _Part(
+        tables, _rows_of(spans), [*map(len, spans)], [one in counted for one in ids]
+    )
 
 
-def _numbered(data_dir: str, subject: str, ids: list[str]) -> list[str]:
+def _rows_of(spans: list[range]) -> np.ndarray | slice:
+    """Return the rows of some spans in their order; of adjacent ones, as a slice."""
+    if all(a.stop == b.start for a, b in pairwise(spans)):
+        return slice(spans[0].start, spans[-1].stop)
+    return np.concatenate([np.arange(span.start, span.stop) for span in spans])
+
+
+def _column(
+    parts: list[_Part],
+    name: str,
+    values: list[np.ndarray] | None = None,
+    dtype: Any = np.int64,
+) -> np.ndarray:
+    """Return a column of some tables; of codes, the values that each subject has."""
+    column = np.empty(sum(sum(part.counts) for part in parts), dtype)
+    stop = 0
+    for number, part in enumerate(parts):
+        start, stop = stop, stop + sum(part.counts)
+        codes = getattr(part.tables.columns, name)[part.rows]
+        column[start:stop] = values[number][codes] if values else codes
+    return column
+
+
+def _numbered(data_dir: str, subject: str, ids: list[str], last: int) -> list[str]:
     """Return the tables from the first session on, in order, as far as on disk.
 
     The list ends before the first session whose table is not on disk, as in later ones
     it is not known how often an image was shown before.
     """
-    last = max(_number(one) for one in ids)
-    tables, on_disk = [], {*ids}
+    on_disk = {*ids}
+    return [
+        *takewhile(
+            lambda one: one in on_disk or os.path.exists(local_path(data_dir, one)),
+            _in_sequence(subject, last),
+        )
+    ]
+
+
+def _in_sequence(subject: str, last: int) -> Iterator[str]:
+    """Yield the ids of the tables of a subject's sessions from 1 to the last."""
     for number in range(1, last + 1):
-        session = {"subject": subject, "session": clean_session(number)}
-        table = trials_id(session)
-        if table not in on_disk and not os.path.exists(local_path(data_dir, table)):
-            break
-        tables.append(table)
-    return tables
+        yield trials_id({"subject": subject, "session": clean_session(number)})
 
 
-def _number(table: str) -> int:
-    return int(record_of(table)["session"].removeprefix("ses-"))
-
-
-def _repetitions(tables: _Tables, numbered: list[str]) -> np.ndarray:
-    """Return which showing of its image each row is, from 1; 0 where not known."""
-    repetitions = np.zeros(len(tables.rows), dtype=np.int64)
-    spans = [tables.spans[one][2:] for one in numbered]
-    rows = _join([np.arange(first, first + count) for first, count in spans], np.intp)
-    labels = tables.rows[rows, 2]
-    if len(tables.labels) < np.iinfo(np.int16).max:
-        labels = labels.astype(np.int16)  # sorted by radix, some five times as fast
+def _repetitions(labels: np.ndarray) -> np.ndarray:
+    """Return for codes of images shown one after the other which showing each is."""
     order = np.argsort(labels, kind="stable")
     ordered = labels[order]
     is_first = np.append(True, ordered[1:] != ordered[:-1])[: len(ordered)]
@@ -172,19 +206,9 @@ def _repetitions(tables: _Tables, numbered: list[str]) -> np.ndarray:
     n_before = np.arange(len(ordered)) - np.repeat(
         starts, np.diff(np.append(starts, len(ordered)))
     )
-    repetitions[rows[order]] = n_before + 1
+    repetitions = np.empty(len(labels), dtype=np.int64)
+    repetitions[order] = n_before + 1
     return repetitions
-
-
-def _stacked(parts: list[tuple[np.ndarray, int]]) -> np.ndarray:
-    """Return codes into several lists of values as codes into the lists joined."""
-    before = np.cumsum([0, *(n_values for _, n_values in parts)])
-    codes = [part + n for (part, _), n in zip(parts, before, strict=False)]
-    return _join(codes, np.intp)
-
-
-def _join(parts: list[np.ndarray], dtype: type = object) -> np.ndarray:
-    return np.concatenate(parts) if parts else np.empty(0, dtype=dtype)
 
 
 def read_participants(file: str) -> dict[str, dict[str, Any]]:
@@ -233,7 +257,7 @@ def _value(text: str) -> str | int | float | None:
 
 def _tables(data_dir: str, subject: str, ids: list[str]) -> _Tables:
     """Return tables of a subject, from those kept parsed where they still hold."""
-    file = f"trials/{subject}.npz"
+    file = f"trials/{subject}.columns"
     kept = _unpack(saved_arrays(data_dir, file))
     stats = {one: os.stat(local_path(data_dir, one)) for one in ids}
     signatures = {one: [s.st_size, s.st_mtime_ns] for one, s in stats.items()}
@@ -243,7 +267,7 @@ def _tables(data_dir: str, subject: str, ids: list[str]) -> _Tables:
     known = {one: _decode(kept, one) for one in kept.spans if one not in stale}
     signatures |= {one: kept.spans[one][:2] for one in known}
     known |= dict(zip(stale, _parse(data_dir, stale), strict=True))
-    tables = _encode(known, signatures)
+    tables = _encode(subject, known, signatures)
     save_arrays(data_dir, file, _pack(tables))
     return tables
 
@@ -301,42 +325,54 @@ def _in_order(table: _Table) -> _Table:
     return _Table(*(column[order] for column in table))
 
 
-def _encode(tables: dict[str, _Table], signatures: dict[str, list[int]]) -> _Tables:
+def _encode(
+    subject: str, tables: dict[str, _Table], signatures: dict[str, list[int]]
+) -> _Tables:
     """Return tables as codes into distinct values, with what labels tell."""
+    in_sequence = _in_sequence(subject, len(tables))
+    counted = [*takewhile(tables.__contains__, in_sequence)]
+    tables = {one: tables[one] for one in [*counted, *sorted({*tables} - {*counted})]}
     index, run, label = map(np.concatenate, zip(*tables.values(), strict=True))
-    runs, distinct_runs = pd.factorize(run, use_na_sentinel=False)
-    codes, labels = pd.factorize(label)
+    run_codes, runs = pd.factorize(run, use_na_sentinel=False)
+    label_codes, labels = pd.factorize(label)
     kinds: dict[tuple, int] = {}
-    kind = [kinds.setdefault(label_values(label), len(kinds)) for label in labels]
+    kind_of = [kinds.setdefault(label_values(label), len(kinds)) for label in labels]
     sizes = [len(table.label) for table in tables.values()]
     starts = np.cumsum([0, *sizes]).tolist()
-    return _Tables(
-        {
-            one: [*signatures[one], start, size]
-            for one, start, size in zip(tables, starts, sizes, strict=False)
-        },
-        np.column_stack([index, runs, codes]).astype(np.int32),
-        distinct_runs,
-        labels,
-        np.array(kind, dtype=np.int16),
-        [list(values) for values in kinds],
+    label_codes = _small(label_codes)
+    n_counted = starts[len(counted)]
+    repetition = np.zeros(len(label), dtype=np.int64)
+    repetition[:n_counted] = _repetitions(label_codes[:n_counted])
+    spans = {
+        one: [*signatures[one], start, size]
+        for one, start, size in zip(tables, starts, sizes, strict=False)
+    }
+    kind = np.array(kind_of, dtype=np.int64)[label_codes]
+    columns = _Columns(
+        _small(index), _small(run_codes), label_codes, _small(kind), _small(repetition)
     )
+    return _Tables(spans, columns, runs, labels, [list(values) for values in kinds])
+
+
+def _small(numbers: np.ndarray) -> np.ndarray:
+    """Return numbers from 0 on in as few bytes as will do; short ones sort faster."""
+    return numbers.astype(np.min_scalar_type(int(numbers.max(initial=0))))
 
 
 def _decode(tables: _Tables, one: str) -> _Table:
     """Return a table as it was parsed."""
     first, count = tables.spans[one][2:]
-    index, runs, labels = tables.rows[first : first + count].T
-    return _Table(index, tables.runs[runs], tables.labels[labels])
+    rows = slice(first, first + count)
+    index, run, label = (column[rows] for column in tables.columns[:3])
+    return _Table(index, tables.runs[run], tables.labels[label])
 
 
-def _runs_of(parts: list[_Tables]) -> np.ndarray:
-    """Return the run of each row: int64 where all are int, else as they are."""
-    distinct = [part.runs for part in parts]
+def _run_values(parts: list[_Part]) -> list[np.ndarray]:
+    """Return the runs of each subject: int64 where all are int, else as they are."""
+    distinct = [part.tables.runs for part in parts]
     if all(type(run) is int for runs in distinct for run in runs):
-        distinct = [runs.astype(np.int64) for runs in distinct]
-    pairs = zip(parts, distinct, strict=True)
-    return _join([runs[part.rows[:, 1]] for part, runs in pairs])
+        return [runs.astype(np.int64) for runs in distinct]
+    return distinct
 
 
 def _array(values: list) -> np.ndarray:
@@ -353,11 +389,8 @@ def _pack(tables: _Tables) -> dict[str, np.ndarray]:
         "labels": tables.labels.tolist(),
         "kinds": tables.kinds,
     }
-    return {
-        "about": np.frombuffer(json.dumps(about).encode(), dtype=np.uint8),
-        "rows": tables.rows,
-        "kind": tables.kind,
-    }
+    about_them = np.frombuffer(json.dumps(about).encode(), dtype=np.uint8)
+    return {"about": about_them, **tables.columns._asdict()}
 
 
 def _unpack(arrays: dict[str, np.ndarray]) -> _Tables:
@@ -366,32 +399,34 @@ def _unpack(arrays: dict[str, np.ndarray]) -> _Tables:
         about = json.loads(arrays["about"].tobytes())
         tables = _Tables(
             about["spans"],
-            arrays["rows"],
+            _Columns(*(arrays[name] for name in _Columns._fields)),
             _array(about["runs"]),
             _array(about["labels"]),
-            arrays["kind"],
             about["kinds"],
         )
         if _is_sound(tables):
             return tables
     except (KeyError, ValueError, TypeError, RecursionError):
         pass
-    none = np.empty(0, dtype=object)
-    return _Tables({}, np.empty((0, 3), dtype=np.int32), none, none, none, [])
+    none = np.empty(0, dtype=np.uint8)
+    return _Tables({}, _Columns(none, none, none, none, none), none, none, [])
 
 
 def _is_sound(tables: _Tables) -> bool:
     """Tell whether codes and spans lead to values and rows that are there."""
-    rows, kind = tables.rows, tables.kind
-    if rows.ndim != 2 or rows.shape[1] != 3 or len(kind) != len(tables.labels):
-        return False
-    limits = (np.iinfo(np.int32).max, len(tables.runs), len(tables.labels))
+    columns = tables.columns
+    n_rows = len(columns.beta_index)
+    ways = (
+        (columns.run, tables.runs),
+        (columns.label, tables.labels),
+        (columns.kind, tables.kinds),
+    )
     return (
-        bool(((rows >= 0) & (rows < limits)).all())
-        and bool(((kind >= 0) & (kind < len(tables.kinds))).all())
+        all(one.shape == (n_rows,) and one.dtype.kind == "u" for one in columns)
+        and all(n_rows == 0 or codes.max() < len(values) for codes, values in ways)
         and all(len(values) == len(LABEL_FIELDS) for values in tables.kinds)
         and all(
-            len(span) == 4 and 0 <= span[2] <= span[2] + span[3] <= len(rows)
+            len(span) == 4 and 0 <= span[2] <= span[2] + span[3] <= n_rows
             for span in tables.spans.values()
         )
     )

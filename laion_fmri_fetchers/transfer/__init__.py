@@ -12,6 +12,7 @@
 
     list_objects, list_many ─▶ in_sessions ─▶ Session.ask     bucket
         └ parse_page                               pages
+    read_documents ─▶ Session.ask                  documents
 
     Session, in_sessions, tls, redirected          http: set up in one place
     trouble                                        troubles: what errors mean

@@ -31,8 +31,8 @@ from .troubles import ERRORS, RedirectError, trouble
 _BUFFER = 2**18
 """Bytes of a thread's buffer: 64 of them take 16 MiB. Larger ones are not faster."""
 
-_CHUNK = 2**17
-"""Bytes worth a write: below, system calls and the hand-over of Python's lock count."""
+_CHUNK = 2**18
+"""Bytes worth a write, a full buffer: each hands over Python's lock and the file's."""
 
 _READ_FOR = 0.05
 """Seconds that a read may take. TLS hands over 16 KiB at a time, and to ask for each in

@@ -11,7 +11,7 @@ import time
 from collections import deque
 from typing import Any
 
-from laion_fmri_fetchers.messages import readable_size, tell
+from laion_fmri_fetchers.messages import can_draw, readable_size, tell
 
 from . import policy
 
@@ -39,7 +39,7 @@ class Progress:
         self._lines: deque[str] = deque()
         self._began = self._said_at = time.monotonic()
         self._bar: Any = None
-        if verbose and _can_draw():
+        if verbose and can_draw():
             from tqdm.auto import tqdm
 
             self._bar = tqdm(total=n_bytes, unit="B", unit_scale=True, miniters=1)
@@ -122,9 +122,3 @@ class Progress:
 
     def _files(self) -> str:
         return f"{self._n_ended} of {self._n_files} {self._noun}"
-
-
-def _can_draw() -> bool:
-    stream = sys.stderr
-    is_notebook = type(stream).__module__.startswith("ipykernel")
-    return stream is not None and (is_notebook or stream.isatty())

@@ -152,7 +152,7 @@ class RangeReader:
     def read_bytes(self, target: RemoteObject, start: int, stop: int) -> bytearray:
         """Return bytes of an object."""
         content = bytearray(stop - start)
-        step = max(self.worth, policy.POLICY.smallest_range)
+        step = max(self.worth, policy.POLICY.smallest_piece)
         edges = [*range(start, stop, step), stop]
 
         def keep(position: int, chunk: memoryview) -> None:

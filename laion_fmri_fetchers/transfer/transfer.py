@@ -201,8 +201,7 @@ class Run:
         limits = policy.POLICY
         total = sum(download.size or 0 for download in downloads)
         self.folder, self.overwrite, self.timeout = folder, overwrite, timeout
-        smallest = min(limits.smallest_range, limits.range_size // 4)
-        self.step = min(limits.range_size, max(total // n_connections, smallest))
+        self.step = limits.range_size
         self.lock = threading.RLock()
         self.copying = threading.Lock()
         self.queue = JobQueue(n_connections, on_error=self._end)

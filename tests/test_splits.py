@@ -1,0 +1,1383 @@
+"""Train/test splits: what they hold, where they are read, and what is refused."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import gzip
+import io
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+import tempfile
+import tracemalloc
+import warnings
+import zipfile
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import sklearn
+from conftest import unprivileged
+from policies import set_policy
+from sklearn.dummy import DummyRegressor
+from sklearn.linear_model import LinearRegression, Ridge
+from sklearn.model_selection import GridSearchCV, cross_val_score, cross_validate
+
+from laion_fmri_fetchers import (
+    BucketError,
+    CorruptImageError,
+    DownloadError,
+    InvalidQueryError,
+    IsIn,
+    NotCachedError,
+    Pattern,
+    ResultFilter,
+    StimulusSplit,
+    doctor,
+    fetch_laion_fmri,
+    fetch_laion_splits,
+    fetch_laion_stimulus_metadata,
+    load_betas,
+)
+from laion_fmri_fetchers.cli import main
+from laion_fmri_fetchers.demo import serve_bucket, serve_demo, serve_splits
+
+PUBLISHED = Path(
+    os.environ.get("LAION_FMRI_TEST_SPLITS")
+    or Path(__file__).parents[2] / "shared" / "splits.zip"
+)
+needs_published = pytest.mark.skipif(
+    not PUBLISHED.is_file(), reason="the published splits are not there"
+)
+TABLE = "stimuli/task-images_metadata.csv"
+RANDOM = [f"random_{i}" for i in range(5)]
+CLUSTER = [f"cluster_k5_{i}" for i in range(5)]
+NAMES = [*RANDOM, *CLUSTER, "tau", "ood"]
+WAYS = ("laion_fmri", "LAION_FMRI_SPLITS", "LAION_FMRI_SPLITS_URL")
+
+
+def split_file(name, train, test, **changes):
+    """A file of the published form, with some fields changed or removed (...)."""
+    content = {
+        "name": name,
+        "pool": "some images",
+        "splitter": "test",
+        "params": {"method": "by hand"},
+        "n_train": len(train),
+        "n_test": len(test),
+        "variants": [
+            {"variant_id": 0, "train_ids": list(train), "test_ids": list(test)}
+        ],
+        **changes,
+    }
+    return json.dumps({k: v for k, v in content.items() if v is not ...}).encode()
+
+
+def folds_of(images, sizes, prefix):
+    """Files of a family whose test images are parts of a pool."""
+    files, start = {}, 0
+    for i, size in enumerate(sizes):
+        test = images[start : start + size]
+        train = [image for image in images if image not in set(test)]
+        files[f"{prefix}_{i}"] = split_file(f"{prefix}_{i}", train, test)
+        start += size
+    assert start == len(images)
+    return files
+
+
+def write_files(folder, pool, files):
+    for name, content in files.items():
+        path = Path(folder, pool, f"{name}.json")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+
+def csv_of(labels):
+    text = io.StringIO()
+    csv.writer(text).writerows([["image_name"], *([label] for label in labels)])
+    return text.getvalue().encode()
+
+
+def kept(data_dir):
+    folder = Path(data_dir, ".laion_fmri", "splits")
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*.json"))
+
+
+# --- The published splits ---------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def published():
+    """Pool -> name -> (train, test), as plain JSON reads them."""
+    with zipfile.ZipFile(PUBLISHED) as archive:
+        files = {
+            tuple(name.removesuffix(".json").split("/")[-2:]): json.loads(
+                archive.read(name)
+            )
+            for name in archive.namelist()
+            if name.endswith(".json")
+        }
+    splits = {}
+    for (pool, name), content in files.items():
+        (variant,) = content["variants"]
+        sides = variant["train_ids"], variant["test_ids"]
+        splits.setdefault(pool, {})[name] = sides
+    return splits
+
+
+@pytest.fixture(scope="module")
+def published_labels(published):
+    labels = {
+        label
+        for splits in published.values()
+        for sides in splits.values()
+        for side in sides
+        for label in side
+    }
+    assert len(labels) == 25_052
+    return sorted(labels, reverse=True)
+
+
+@pytest.fixture(scope="module")
+def real_folder(published_labels, tmp_path_factory):
+    """A data directory with a table of as many stimuli as were published."""
+    folder = tmp_path_factory.mktemp("real") / "laion_fmri"
+    with serve_bucket() as server, pytest.MonkeyPatch.context() as patch:
+        server.put(TABLE, csv_of([*published_labels, "no label.jpg"]))
+        patch.setenv("LAION_FMRI_BUCKET_URL", server.url)
+        fetch_laion_stimulus_metadata(data_dir=folder, verbose=0)
+    return folder
+
+
+@pytest.fixture
+def real(real_folder, data_dir, monkeypatch):
+    shutil.copytree(real_folder, data_dir)
+    monkeypatch.setenv("LAION_FMRI_OFFLINE", "1")
+    return data_dir
+
+
+@needs_published
+@pytest.mark.parametrize(
+    "pool", ["shared", "sub-01", "sub-03", "sub-05", "sub-06", "sub-07"]
+)
+def test_published_splits_are_what_plain_json_reads(
+    pool, published, real, monkeypatch, no_network
+):
+    monkeypatch.setenv("LAION_FMRI_SPLITS", str(PUBLISHED))
+    with pytest.warns(UserWarning, match="before their correction of 2026-09-28"):
+        data = fetch_laion_splits(pool=pool, verbose=0)
+    assert list(data.splits) == NAMES
+    assert len(published[pool]) == 12
+    for name, (train, test) in published[pool].items():
+        split = data.splits[name]
+        assert (split.train, split.test) == (train, test)
+        assert (split.name, split.pool) == (name, pool)
+    assert data.source["tau"] == f"the archive {PUBLISHED}"
+    assert data.source["ood"] == "labels of the stimulus table"
+    assert {data.version[name] for name in RANDOM} == {
+        "independent draws, as before 2026-09-28"
+    }
+    assert data.version["tau"] is None
+    assert [len(split.test) for split in data.cluster_k5] == [
+        len(published[pool][name][1]) for name in CLUSTER
+    ]
+    assert kept(real) == [f"{pool}/{n}.json" for n in ("cluster_k5", "random", "tau")]
+    monkeypatch.delenv("LAION_FMRI_SPLITS")
+    with pytest.warns(UserWarning, match="before their correction"):
+        again = fetch_laion_splits(pool=pool, verbose=0)
+    assert again == data
+
+
+@needs_published
+def test_params_are_those_of_the_file(real, monkeypatch):
+    monkeypatch.setenv("LAION_FMRI_SPLITS", str(PUBLISHED))
+    data = fetch_laion_splits(["cluster_k5_3", "ood"], verbose=0)
+    method = {"method": "kmeans_clip_k5_holdout", "held_out_cluster": 3}
+    assert data["cluster_k5_3"].params == method
+    assert data["ood"].params["ood_types"] == [
+        *("cropped", "gabor", "gaudy", "illusion-classic", "illusion-natural"),
+        *("relations", "selfmade", "shape", "unusual"),
+    ]
+    assert data.cluster_k5 is None
+
+
+@needs_published
+@pytest.mark.parametrize(
+    ("pool", "sizes", "are_right"),
+    [
+        ("shared", [225, 224, 224, 224, 224], True),
+        ("shared", [224, 225, 224, 224, 224], False),
+        ("sub-05", [1167, 1167, 1167, 1166, 1166], True),
+        ("sub-05", [1166, 1167, 1167, 1167, 1166], False),
+    ],
+)
+def test_five_folds_have_the_sizes_of_the_corrected_ones(
+    pool, sizes, are_right, published, real, tmp_path, monkeypatch
+):
+    images = sorted(chain(*published[pool]["tau"]))
+    write_files(tmp_path / "mine", pool, folds_of(images, sizes, "random"))
+    monkeypatch.setenv("LAION_FMRI_SPLITS", str(tmp_path / "mine"))
+    if not are_right:
+        with pytest.raises(CorruptImageError, match=r"random_0.json: it tests on"):
+            fetch_laion_splits("random", pool, verbose=0)
+        assert kept(real) == []
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        data = fetch_laion_splits("random", pool, verbose=0)
+    assert [len(fold.test) for fold in data.random] == sizes
+    assert data.version["random_0"] == "five folds, as since 2026-09-28"
+
+
+@needs_published
+@pytest.mark.parametrize(
+    ("pool", "name", "n_test", "published_size"),
+    [("pooled", "tau", 4935, 4936), ("shared", "tau", 225, 224)],
+)
+def test_other_sizes_than_published_are_refused(
+    pool,
+    name,
+    n_test,
+    published_size,
+    published_labels,
+    published,
+    real,
+    tmp_path,
+    monkeypatch,
+):
+    monkeypatch.setenv("LAION_FMRI_SPLITS", str(tmp_path / "mine"))
+    images = [label for label in sorted(published_labels) if "_OOD_" not in label]
+    if pool == "shared":
+        images = sorted(chain(*published[pool]["tau"]))
+    file = split_file(name, images[n_test:], images[:n_test])
+    write_files(tmp_path / "mine", pool, {name: file})
+    words = f"tests on {n_test} images, not {published_size}, as published"
+    with pytest.raises(CorruptImageError, match=words):
+        fetch_laion_splits(name, pool, verbose=0)
+    file = split_file(name, images[published_size:], images[:published_size])
+    write_files(tmp_path / "mine", pool, {name: file})
+    split = fetch_laion_splits(name, pool, verbose=0)[name]
+    assert split.train == images[published_size:]
+
+
+@needs_published
+def test_clusters_of_the_shared_pool_have_their_sizes(
+    published, real, tmp_path, monkeypatch
+):
+    images = sorted(chain(*published["shared"]["tau"]))
+    files = folds_of(images, [248, 274, 246, 225, 128], "cluster_k5")
+    write_files(tmp_path / "mine", "shared", files)
+    monkeypatch.setenv("LAION_FMRI_SPLITS", str(tmp_path / "mine"))
+    with pytest.raises(CorruptImageError, match="tests on 248 images, not 274"):
+        fetch_laion_splits("cluster_k5", verbose=0)
+
+
+@needs_published
+def test_a_term_of_many_labels_is_looked_up(published, published_labels):
+    train, test = published["sub-01"]["tau"]
+    split = StimulusSplit(train, test)
+    trials = pd.DataFrame({"label": published_labels})
+    expected = trials["label"].isin(train).to_numpy()
+    filt = ResultFilter(label=split.is_train())
+    assert (filt.mask(trials) == expected).all()
+    assert [filt({"label": label}) for label in published_labels] == expected.tolist()
+
+
+# --- On the demo's images ---------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def labels(bucket_folder):
+    with open(bucket_folder / TABLE, encoding="utf-8", newline="") as stream:
+        return [row["image_name"] for row in csv.DictReader(stream)]
+
+
+@pytest.fixture
+def pool(labels):
+    """The images of the pool ``shared``."""
+    return sorted(n for n in labels if n.startswith("shared_") and "_OOD_" not in n)
+
+
+@pytest.fixture
+def web(labels, server, data_dir, monkeypatch):
+    """A server of splits in force, with the demo bucket and an empty directory."""
+    with serve_splits(labels) as running:
+        monkeypatch.setenv("LAION_FMRI_SPLITS_URL", running.url)
+        set_policy(monkeypatch, first_wait=0.01)
+        yield running
+
+
+@pytest.fixture
+def bucket_alone(server, data_dir, monkeypatch):
+    """The demo bucket and an empty directory, and nothing that has splits."""
+    set_policy(monkeypatch, first_wait=0.01)
+    return data_dir
+
+
+def test_pools_follow_from_labels(labels, pool, web):
+    assert (len(pool), len(labels)) == (7, 116)
+    numbers = {"shared": (), "sub-01": ("p01",), "sub-03": ("p04",)}
+    numbers["pooled"] = ("p01", "p04")
+    for name, ends in numbers.items():
+        own = [n for n in labels if n.endswith(tuple(f"_{e}.jpg" for e in ends))]
+        split = fetch_laion_splits("tau", name, verbose=0)["tau"]
+        assert sorted(split.train + split.test) == sorted(pool + own)
+        assert (len(own) > 0) == (name != "shared")
+
+
+def test_the_pool_of_a_subject_has_none_of_another(labels, web):
+    ood = fetch_laion_splits("ood", "sub-03", verbose=0)["ood"]
+    assert {n[-7:-4] for n in ood.train if n.startswith("unique_")} == {"p04"}
+    assert len(ood.test) == 9
+
+
+def test_ood_needs_no_file(bucket_alone, labels, pool):
+    ood = fetch_laion_splits("ood", verbose=0)["ood"]
+    assert ood.train == pool
+    assert ood.test == sorted(n for n in labels if n.startswith("shared_4rep_OOD_"))
+    assert kept(bucket_alone) == []
+
+
+def test_ood_of_some_types(web):
+    split = fetch_laion_splits(
+        ["tau", "ood"], ood_types=["shape", "gabor"], verbose=0
+    ).splits["ood"]
+    assert split.test == [
+        "shared_4rep_OOD_gabor_sf4.0_ori45.png",
+        "shared_4rep_OOD_shape_blob_round-01.png",
+    ]
+    assert split.params["ood_types"] == ["gabor", "shape"]
+    one = fetch_laion_splits("ood", ood_types="shape", verbose=0)["ood"]
+    assert len(one.test) == 1
+
+
+def test_a_bunch_finds_splits_by_name(web):
+    data = fetch_laion_splits(verbose=0)
+    assert data["tau"] is data.splits["tau"]
+    assert data.tau is data.splits["tau"]
+    assert list(data.random) == [data[name] for name in RANDOM]
+    assert data["cluster_k5"][2] is data["cluster_k5_2"]
+    assert set(data) == {
+        *("splits", "random", "cluster_k5", "pool", "source", "version"),
+        "description",
+    }
+    assert "five folds" in data.description
+    with pytest.raises(KeyError, match="did you mean 'tau'"):
+        data["tao"]
+    assert not hasattr(data, "tao")
+    assert pickle.loads(pickle.dumps(data)) == data == copy.deepcopy(data)
+
+
+def test_names_may_be_families_and_come_in_order(web):
+    data = fetch_laion_splits(["tau", "cluster_k5", "cluster_k5_0"], verbose=0)
+    assert list(data.splits) == ["tau", *CLUSTER]
+    assert data.random is None
+    assert len(data.cluster_k5) == 5
+    assert list(fetch_laion_splits(pool="pooled", verbose=0).splits) == [
+        *CLUSTER,
+        "tau",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"names": "tao"}, "did you mean 'tau'"),
+        ({"names": "randon_0"}, "did you mean 'random_0'"),
+        ({"names": []}, "names is empty"),
+        ({"names": 3}, "names is 3"),
+        ({"names": ["tau", 3]}, "names holds 3"),
+        ({"names": {"tau": 1}}, "names is {'tau': 1}"),
+        ({"names": "random", "pool": "pooled"}, "no split 'random' of pool 'pooled'"),
+        ({"names": "ood", "pool": "pooled"}, "no split 'ood' of pool 'pooled'"),
+        ({"pool": "share"}, "did you mean 'shared'"),
+        ({"pool": "sub-02"}, "There is no pool 'sub-02'"),
+        ({"pool": None}, "There is no pool None"),
+        ({"pool": "sub-07"}, "no images of the pool 'sub-07'"),
+        ({"ood_types": "shapes"}, "did you mean 'shape'"),
+        ({"ood_types": []}, "ood_types is empty"),
+        ({"names": "tau", "ood_types": "shape"}, "names lacks 'ood'"),
+        ({"mode": "sometimes"}, "mode is 'sometimes'"),
+    ],
+)
+def test_wrong_arguments_are_named(arguments, words, web):
+    with pytest.raises(InvalidQueryError, match=words):
+        fetch_laion_splits(**arguments, verbose=0)
+
+
+@pytest.mark.parametrize("pool", ["sub-01", "01", 1, " SUB-01 "])
+def test_a_subject_may_be_spelled_in_several_ways(pool, web):
+    assert fetch_laion_splits("ood", pool, verbose=0).pool == "sub-01"
+
+
+# --- Splits and trials ------------------------------------------------------------
+
+
+@pytest.fixture
+def tau(web):
+    return fetch_laion_splits("tau", "sub-01", verbose=0)["tau"]
+
+
+@pytest.fixture
+def trials(cached):
+    data = fetch_laion_fmri("sub-01", verbose=0, mode="offline")
+    return data.trials
+
+
+def test_masks_are_those_of_pandas(cached, web, trials, monkeypatch):
+    split = fetch_laion_splits("tau", "sub-01", verbose=0)["tau"]
+    train, test = split.masks(trials)
+    assert train.dtype == test.dtype == bool
+    assert (train == trials["label"].isin(split.train).to_numpy()).all()
+    assert (test == trials["label"].isin(split.test).to_numpy()).all()
+    assert 0 < test.sum() < train.sum()
+    neither = trials["label"][~train & ~test]
+    assert neither.str.contains("_OOD_|fixation").all()
+    assert len(neither) > 30
+    for other in (
+        trials["label"],
+        list(trials["label"]),
+        trials["label"].to_numpy(),
+        trials.set_index("label").index,
+        trials.rename(columns={"label": "image_name"}),
+        trials["label"].astype("category"),
+        trials["label"].astype("string"),
+    ):
+        assert (split.masks(other)[1] == test).all()
+
+
+def test_metadata_of_stimuli_are_masked_by_their_index(web, tau, labels):
+    table = fetch_laion_stimulus_metadata(verbose=0).metadata
+    assert (tau.masks(table)[1] == pd.Index(labels).isin(tau.test)).all()
+
+
+def test_null_labels_belong_to_neither():
+    split = StimulusSplit(["a"], ["b"])
+    train, test = split.masks(["a", None, float("nan"), "b"])
+    assert train.tolist() == [True, False, False, False]
+    assert test.tolist() == [False, False, False, True]
+    assert [len(mask) for mask in split.masks([])] == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("trials", "words"),
+    [
+        (pd.DataFrame({"run": [1]}), "no column 'label'; it has run"),
+        ({"trials": 1}, "is a dict; give its trials"),
+        ("a.jpg", "trials is 'a.jpg'"),
+        (None, "trials is None"),
+        ([1, 2], "trials holds 1"),
+        ([["a.jpg"], "b"], "one label for each trial"),
+    ],
+)
+def test_what_holds_no_labels_is_named(trials, words):
+    with pytest.raises(InvalidQueryError, match=words):
+        StimulusSplit(["a.jpg"], ["b.jpg"]).masks(trials)
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "words"),
+    [
+        (["a", "b"], ["b"], "train and test share 'b'"),
+        (["a", "a"], ["b"], "train holds 'a' twice"),
+        (["a"], [1], "test holds 1"),
+        ("a", ["b"], "train is 'a'"),
+        (["a"], None, "test is None"),
+    ],
+)
+def test_a_split_is_of_different_labels(train, test, words):
+    with pytest.raises(InvalidQueryError, match=words):
+        StimulusSplit(train, test)
+
+
+def test_a_split_decides_which_sessions_are_fetched(server, data_dir):
+    """Images shown twelve times are in the odd sessions of sub-01 alone."""
+    often = [
+        "shared_12rep_LAION_cluster_1003_i0.jpg",
+        "shared_12rep_THINGS+_kmeans_17_baby.jpg",
+    ]
+    split = StimulusSplit(["other.jpg"], often)
+    data = fetch_laion_fmri(
+        "sub-01", None, trial_filter={"label": split.is_test()}, verbose=0
+    )
+    assert [meta["session"] for meta in data.images_meta] == ["ses-01", "ses-03"]
+    assert set(data.trials["label"]) == set(often)
+    images = [
+        key for _, key, _ in server.requests if key.endswith("Betas_statmap.nii.gz")
+    ]
+    assert {key.split("/")[3] for key in images} == {"ses-01", "ses-03"}
+    # The query can be saved as JSON and asked again.
+    query = json.loads(json.dumps(data.query))
+    again = fetch_laion_fmri(
+        "sub-01", None, trial_filter=query["trial_filter"], mode="offline", verbose=0
+    )
+    assert again.trials.equals(data.trials)
+
+
+def test_terms_are_pickled_compared_and_shown_in_short():
+    names = [f"image {i}.jpg" for i in range(1000)]
+    split = StimulusSplit(names[:-60], names[-60:])
+    term = split.is_train()
+    assert term == IsIn(*names[:-60])
+    assert term == "image 7.jpg"
+    assert term != "image 999.jpg"
+    assert pickle.loads(pickle.dumps(term)) == term
+    assert len(pickle.dumps(term)) < 1.1 * len(pickle.dumps(tuple(names)))
+    assert repr(term) == "IsIn('image 0.jpg', 'image 1.jpg', and 938 more)"
+    filt = ResultFilter(label=term) & ~ResultFilter(label=split.is_test())
+    assert len(repr(filt)) < 200
+    assert pickle.loads(pickle.dumps(filt)) == filt
+
+
+def test_many_values_accept_what_few_do():
+    many = IsIn(*(f"x{i}" for i in range(60)), Pattern("a+b"), 1.5)
+    assert many == "aab"
+    assert many == 1.5
+    assert many == "x59"
+    assert many != "b"
+    many.accepted_ = tuple(f"y{i}" for i in range(60))
+    assert many == "y3"
+    assert many != "x3"
+
+
+def test_splits_are_pickled_compared_and_shown():
+    params = {"method": {"name": "mine"}}
+    split = StimulusSplit(["b", "a"], ["c"], "mine", "shared", params)
+    same = StimulusSplit(["b", "a"], ["c"], "mine", "shared", params)
+    assert split == same
+    assert hash(split) == hash(same)
+    assert pickle.loads(pickle.dumps(split)) == copy.deepcopy(split) == split
+    others = [
+        StimulusSplit(["a", "b"], ["c"], "mine", "shared", params),
+        StimulusSplit(["b", "a"], ["d"], "mine", "shared", params),
+        StimulusSplit(["b", "a"], ["c"], "other", "shared", params),
+        StimulusSplit(["b", "a"], ["c"], "mine", "sub-01", params),
+        StimulusSplit(["b", "a"], ["c"], "mine", "shared"),
+    ]
+    assert split not in others
+    assert split != "mine"
+    assert repr(split) == "<StimulusSplit 'mine' of pool 'shared': 2 train, 1 test>"
+    # What is given out and what was given may change; the split does not.
+    split.train.append("c")
+    split.params["method"]["name"] = "yours"
+    params["method"]["name"] = "theirs"
+    assert split.train == ["b", "a"]
+    assert split.params == {"method": {"name": "mine"}}
+    with pytest.raises(AttributeError):
+        split.train = []
+
+
+# --- scikit-learn -----------------------------------------------------------------
+
+
+@pytest.fixture
+def betas(cached, web):
+    """Single trials of sub-01, without OOD images, and a target."""
+    data = fetch_laion_fmri("sub-01", ["FFA1"], [1, 2], verbose=0, mode="offline")
+    loaded = load_betas(data, verbose=0)
+    target = loaded.trials["label"].map(len).to_numpy(float)
+    return loaded.data, target, loaded.trials
+
+
+def scores_by_hand(x, y, labels, split):
+    train, test = np.isin(labels, split.train), np.isin(labels, split.test)
+    model = Ridge().fit(x[train], y[train])
+    return model.score(x[test], y[test])
+
+
+def test_scores_are_those_of_the_sets(betas, tau):
+    x, y, trials = betas
+    (score,) = cross_val_score(Ridge(), x, y, groups=trials["label"], cv=tau)
+    assert score == pytest.approx(scores_by_hand(x, y, trials["label"], tau))
+    assert tau.get_n_splits() == tau.get_n_splits(x, y, trials["label"]) == 1
+
+
+@pytest.mark.parametrize("family", ["random", "cluster_k5"])
+def test_families_are_splitters_of_five_folds(betas, web, family):
+    x, y, trials = betas
+    folds = fetch_laion_splits(pool="sub-01", verbose=0)[family]
+    scores = cross_val_score(Ridge(), x, y, groups=trials["label"], cv=folds)
+    by_hand = [scores_by_hand(x, y, trials["label"], fold) for fold in folds]
+    assert scores == pytest.approx(by_hand)
+    assert folds.get_n_splits() == len(folds) == 5
+    assert folds.pool == "sub-01"
+    assert repr(folds) == f"<StimulusFolds '{family}' of pool 'sub-01': 5 splits>"
+    assert pickle.loads(pickle.dumps(folds)) == folds
+    assert hash(pickle.loads(pickle.dumps(folds))) == hash(folds)
+    assert folds != list(folds)
+
+
+def test_averages_are_split_by_image(cached, tau):
+    data = fetch_laion_fmri("sub-01", ["FFA1"], verbose=0, mode="offline")
+    betas = load_betas(data, average_repeats=True, verbose=0)
+    labels = betas.trials["label"]
+    assert labels.is_unique
+    done = cross_validate(
+        DummyRegressor(),
+        betas.data,
+        np.zeros(len(labels)),
+        groups=list(labels),
+        cv=tau,
+        return_indices=True,
+    )
+    (rows,) = done["indices"]["test"]
+    assert set(labels.iloc[rows]) == set(tau.test) & set(labels)
+
+
+def test_grids_are_searched_on_folds_and_in_processes(betas, web):
+    x, y, trials = betas
+    folds = fetch_laion_splits("random", "sub-01", verbose=0).random
+    search = GridSearchCV(Ridge(), {"alpha": [1.0, 1e6]}, cv=folds, n_jobs=2)
+    search.fit(x, y, groups=trials["label"])
+    assert search.n_splits_ == 5
+    by_hand = np.mean([scores_by_hand(x, y, trials["label"], fold) for fold in folds])
+    assert search.cv_results_["mean_test_score"][0] == pytest.approx(by_hand)
+
+
+def test_metadata_routing_passes_labels_on(betas, tau):
+    x, y, trials = betas
+    with sklearn.config_context(enable_metadata_routing=True):
+        scores = cross_val_score(
+            LinearRegression(), x, y, params={"groups": trials["label"]}, cv=tau
+        )
+    assert len(scores) == 1
+
+
+@pytest.mark.parametrize(
+    ("groups", "words"),
+    [
+        (None, r"pass groups=trials\['label'\]"),
+        (["a", "b"], "X has 3 rows, but groups has 2 labels"),
+        ([0, 1, 2], "groups holds 0; labels are names"),
+        (["b", "b", "c"], "None of the 3 rows shows a train image of <StimulusSplit"),
+        (["a", "a", "c"], "None of the 3 rows shows a test image"),
+    ],
+)
+def test_groups_must_be_the_labels_of_rows(groups, words):
+    split = StimulusSplit(["a"], ["b"])
+    with pytest.raises(InvalidQueryError, match=words):
+        cross_val_score(
+            DummyRegressor(), np.zeros((3, 1)), np.zeros(3), groups=groups, cv=split
+        ) if groups is None or len(groups) == 3 else next(
+            split.split(np.zeros((3, 1)), groups=groups)
+        )
+
+
+# --- Where splits are read ---------------------------------------------------------
+
+
+def test_files_are_read_over_http_once(web, no_network_later):
+    first = fetch_laion_splits(verbose=0)
+    assert sorted(web.requests) == sorted(
+        f"shared/{name}.json" for name in NAMES if name != "ood"
+    )
+    assert first.source["tau"] == web.url
+    assert first.version["random_2"] == "five folds, as since 2026-09-28"
+    file = json.loads(web.files["shared/tau.json"])
+    assert first["tau"].test == file["variants"][0]["test_ids"]
+    web.requests.clear()
+    assert fetch_laion_splits(verbose=0) == first
+    assert web.requests == []
+    no_network_later()
+    assert fetch_laion_splits(verbose=0, mode="offline") == first
+
+
+@pytest.fixture
+def no_network_later(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("a socket was opened")
+
+    def close():
+        import socket
+
+        monkeypatch.setattr(socket, "socket", refuse)
+        monkeypatch.setattr(socket, "create_connection", refuse)
+        monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+    return close
+
+
+def test_what_is_read_offline_imports_no_http_client(web, data_dir):
+    fetch_laion_splits(verbose=0)
+    code = (
+        "import sys; from laion_fmri_fetchers import fetch_laion_splits; "
+        "print(len(fetch_laion_splits(verbose=0).splits)); "
+        "print([m for m in ('requests', 'urllib3') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "LAION_FMRI_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.splitlines() == ["12", "[]"]
+
+
+def test_many_processes_may_read_at_once(web, data_dir):
+    fetch_laion_stimulus_metadata(verbose=0)
+    code = (
+        "from laion_fmri_fetchers import fetch_laion_splits; "
+        "print(hash(str(sorted(fetch_laion_splits(verbose=0)['tau'].test))))"
+    )
+    command = [sys.executable, "-c", code]
+    env = {**os.environ, "PYTHONHASHSEED": "0"}
+    processes = [
+        subprocess.Popen(command, env=env, stdout=subprocess.PIPE) for _ in range(4)
+    ]
+    results = {process.communicate()[0] for process in processes}
+    assert [process.returncode for process in processes] == [0] * 4
+    assert len(results) == 1
+    folder = data_dir / ".laion_fmri" / "splits" / "shared"
+    names = {"cluster_k5.json", "random.json", "tau.json"}
+    assert {path.name for path in folder.iterdir()} == names
+
+
+def test_only_what_is_named_is_read(web, data_dir):
+    fetch_laion_splits(["tau", "cluster_k5_1"], verbose=0)
+    # A family is of one version only if all of it is read at once.
+    assert sorted(web.requests) == [f"shared/{n}.json" for n in [*CLUSTER, "tau"]]
+    assert kept(data_dir) == ["shared/cluster_k5.json", "shared/tau.json"]
+
+
+def test_overwrite_reads_again(web):
+    fetch_laion_splits("tau", verbose=0)
+    file = json.loads(web.files["shared/tau.json"])
+    (variant,) = file["variants"]
+    changed = split_file("tau", variant["test_ids"], variant["train_ids"])
+    web.files["shared/tau.json"] = changed
+    assert fetch_laion_splits("tau", verbose=0)["tau"].test == variant["test_ids"]
+    for mode in ("overwrite", "offline"):
+        split = fetch_laion_splits("tau", mode=mode, verbose=0)["tau"]
+        assert split.test == variant["train_ids"]
+
+
+def test_the_source_and_version_are_told(web, capsys):
+    fetch_laion_splits(["tau", "random", "ood"])
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told == (
+        f"7 splits of pool 'shared', 7 images; tau, random (five folds, as since "
+        f"2026-09-28): {web.url}; ood: labels of the stimulus table"
+    )
+    fetch_laion_splits("tau", verbose=0)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch, pool):
+    """A folder of splits in an installed package that must not be imported."""
+    folder = tmp_path / "site" / "laion_fmri"
+    folder.mkdir(parents=True)
+    (folder / "__init__.py").write_text("raise RuntimeError('it was imported')")
+    metadata = tmp_path / "site" / "laion_fmri-9.8.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Name: laion_fmri\nVersion: 9.8\n")
+    monkeypatch.syspath_prepend(folder.parent)
+    return folder / "splits" / "data"
+
+
+def tau_of(images, number):
+    """A split that can be told by its one test image."""
+    test = [images[number]]
+    return split_file("tau", [i for i in images if i not in test], test)
+
+
+def test_sources_are_asked_in_their_order(web, package, pool, tmp_path, monkeypatch):
+    write_files(package, "shared", {"tau": tau_of(pool, 0)})
+    write_files(tmp_path / "named", "shared", {"tau": tau_of(pool, 1)})
+    web.files["shared/tau.json"] = tau_of(pool, 2)
+    monkeypatch.setenv("LAION_FMRI_SPLITS", str(tmp_path / "named"))
+
+    def read(mode="overwrite"):
+        data = fetch_laion_splits("tau", mode=mode, verbose=0)
+        return data["tau"].test, data.source["tau"]
+
+    installed = f"the installed laion_fmri 9.8 in {package}"
+    assert read() == ([pool[0]], installed)
+    assert "laion_fmri" not in sys.modules
+    shutil.rmtree(package)
+    assert read("download_new") == ([pool[0]], installed)
+    assert read() == ([pool[1]], f"the folder {tmp_path / 'named'}")
+    monkeypatch.delenv("LAION_FMRI_SPLITS")
+    assert web.requests == []
+    assert read() == ([pool[2]], web.url)
+    assert read("offline") == ([pool[2]], web.url)
+
+
+def test_what_a_source_lacks_is_read_from_the_next(web, package, pool):
+    write_files(package, "shared", {"tau": tau_of(pool, 0)})
+    data = fetch_laion_splits(["tau", "cluster_k5"], verbose=0)
+    assert data["tau"].test == [pool[0]]
+    assert data.source["cluster_k5_4"] == web.url
+    assert len(web.requests) == 5
+
+
+def test_an_installed_package_of_other_images_is_passed_over(web, package, pool):
+    write_files(package, "shared", {"tau": split_file("tau", ["a.jpg"], ["b.jpg"])})
+    with pytest.warns(UserWarning, match="left out, as this bucket is another one"):
+        data = fetch_laion_splits("tau", verbose=0)
+    assert data.source["tau"] == web.url
+
+
+@needs_published
+def test_a_damaged_package_is_an_error_with_the_real_images(real, package):
+    write_files(package, "shared", {"tau": split_file("tau", ["a.jpg"], ["b.jpg"])})
+    with pytest.raises(CorruptImageError, match="Update or remove laion_fmri"):
+        fetch_laion_splits("tau", verbose=0)
+
+
+@pytest.mark.parametrize("root", ["", "data", "splits/data", "laion_fmri/splits/data"])
+@pytest.mark.parametrize("kind", ["folder", "archive"])
+def test_a_folder_or_archive_may_be_any_part_of_the_repository(
+    kind, root, bucket_alone, pool, tmp_path, monkeypatch
+):
+    folder = tmp_path / "named"
+    write_files(folder / root, "shared", {"tau": tau_of(pool, 3)})
+    place = folder
+    if kind == "archive":
+        place = Path(shutil.make_archive(str(tmp_path / "named"), "zip", folder))
+    monkeypatch.setenv("LAION_FMRI_SPLITS", str(place))
+    assert fetch_laion_splits("tau", verbose=0)["tau"].test == [pool[3]]
+
+
+def test_an_archive_of_the_repository_has_a_folder_at_its_top(
+    bucket_alone, pool, tmp_path, monkeypatch
+):
+    archive = tmp_path / "repository.zip"
+    with zipfile.ZipFile(archive, "w") as target:
+        top = "LAION-fMRI-cf82765"
+        target.writestr(
+            f"{top}/laion_fmri/splits/data/shared/tau.json", tau_of(pool, 1)
+        )
+        target.writestr(f"{top}/archive/shared/tau.json", tau_of(pool, 2))
+    monkeypatch.setenv("LAION_FMRI_SPLITS", str(archive))
+    assert fetch_laion_splits("tau", verbose=0)["tau"].test == [pool[1]]
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda path: None, "which does not exist"),
+        (lambda path: path.write_bytes(b"no archive"), "which is not a zip archive"),
+    ],
+)
+def test_a_place_that_has_no_splits_is_named(
+    make, words, bucket_alone, tmp_path, monkeypatch
+):
+    make(tmp_path / "place")
+    monkeypatch.setenv("LAION_FMRI_SPLITS", str(tmp_path / "place"))
+    with pytest.raises(InvalidQueryError, match=words):
+        fetch_laion_splits("tau", verbose=0)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["splits.example.org", "ftp://example.org", "https://", "https://x.org/?token=1"],
+)
+def test_an_address_must_be_one(url, bucket_alone, monkeypatch):
+    monkeypatch.setenv("LAION_FMRI_SPLITS_URL", url)
+    with pytest.raises(InvalidQueryError, match="must be an http") as caught:
+        fetch_laion_splits("tau", verbose=0)
+    assert "token" not in str(caught.value)
+
+
+# --- No source ---------------------------------------------------------------------
+
+
+def test_without_a_network_every_way_is_named(bucket_alone):
+    with pytest.raises(DownloadError) as caught:
+        fetch_laion_splits(verbose=0)
+    text = str(caught.value)
+    for word in (*WAYS, "random, cluster_k5, tau", "127.0.0.1:9", "refused"):
+        assert word in text
+    assert [failure["id"] for failure in caught.value.failed] == [
+        "random",
+        "cluster_k5",
+        "tau",
+    ]
+    assert kept(bucket_alone) == []
+
+
+def test_offline_every_way_is_named(bucket_alone, no_network_later, monkeypatch):
+    fetch_laion_splits("ood", verbose=0)
+    monkeypatch.delenv("LAION_FMRI_SPLITS_URL")
+    no_network_later()
+    with pytest.raises(NotCachedError) as caught:
+        fetch_laion_splits("random", verbose=0, mode="offline")
+    for word in (*WAYS, "mode='download_new'", "https://raw.githubusercontent.com/"):
+        assert word in str(caught.value)
+
+
+def test_offline_without_the_table_there_are_no_pools(data_dir, no_network):
+    data_dir.mkdir()
+    with pytest.raises(NotCachedError, match="metadata.csv"):
+        fetch_laion_splits("ood", mode="offline")
+
+
+def test_without_bucket_and_table_it_is_the_bucket_that_is_missed(
+    data_dir, monkeypatch
+):
+    set_policy(monkeypatch, first_wait=0.01)
+    with pytest.raises(BucketError, match="metadata.csv"):
+        fetch_laion_splits("tau", verbose=0)
+
+
+def test_a_password_in_an_address_is_not_shown(bucket_alone, monkeypatch):
+    url = "http://ada:secret@127.0.0.1:9/splits"
+    monkeypatch.setenv("LAION_FMRI_SPLITS_URL", url)
+    with pytest.raises(DownloadError, match="http://127.0.0.1:9/splits") as caught:
+        fetch_laion_splits("tau", verbose=0)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs permissions")
+def test_a_directory_that_cannot_be_written_takes_splits_from_a_folder(
+    bucket_alone, pool, monkeypatch
+):
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name, "laion_fmri")
+        fetch_laion_stimulus_metadata(data_dir=folder, verbose=0)
+        write_files(Path(name, "named"), "shared", {"tau": tau_of(pool, 1)})
+        monkeypatch.setenv("LAION_FMRI_SPLITS", f"{name}/named")
+        for path in (Path(name), *Path(name).rglob("*")):
+            path.chmod(0o555 if path.is_dir() else 0o444)
+        with unprivileged():
+            if not os.access(folder, os.X_OK):
+                pytest.skip("temporary folders lie where only root may enter")
+            with pytest.warns(UserWarning, match="cannot be written"):
+                data = fetch_laion_splits("tau", data_dir=folder, verbose=0)
+        assert data["tau"].test == [pool[1]]
+        for path in (Path(name), *Path(name).rglob("*")):
+            path.chmod(0o755)
+
+
+# --- Servers -----------------------------------------------------------------------
+
+
+def after(*answers):
+    """Answers in turn; None is the file itself."""
+    each = iter(answers)
+    return lambda: next(each, None)
+
+
+@pytest.mark.parametrize(
+    "answer", [(503, {"Retry-After": "0"}, b""), (429, {}, b""), (500, {}, b"")]
+)
+def test_a_busy_server_is_asked_again(answer, web):
+    web.answers["shared/tau.json"] = after(answer, answer)
+    fetch_laion_splits("tau", verbose=0)
+    assert web.requests == ["shared/tau.json"] * 3
+
+
+def test_a_body_that_ends_early_is_asked_for_again(web):
+    file = web.files["shared/tau.json"]
+    length = {"Content-Length": str(len(file)), "Connection": "close"}
+    web.answers["shared/tau.json"] = after((200, length, file[:-20]))
+    assert fetch_laion_splits("tau", verbose=0)["tau"].pool == "shared"
+    assert len(web.requests) == 2
+
+
+def test_redirects_are_followed(web):
+    web.files["elsewhere/tau.json"] = web.files["shared/tau.json"]
+    target = {"Location": f"{web.url}/elsewhere/tau.json"}
+    web.answers["shared/tau.json"] = (302, target, b"")
+    fetch_laion_splits("tau", verbose=0)
+    assert web.requests == ["shared/tau.json", "elsewhere/tau.json"]
+
+
+BOMB = gzip.compress(bytes(10**8))
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        ((403, {}, b""), "status 403"),
+        ((503, {}, b""), "status 503"),
+        ((404, {}, b""), "does not have them"),
+        ((302, {"Location": "/splits/shared/tau.json"}, b""), "redirects in a circle"),
+        ((200, {"Content-Encoding": "gzip"}, BOMB), "compresses"),
+    ],
+)
+def test_what_a_server_refuses_is_an_error(answer, words, web, data_dir):
+    web.answers["shared/tau.json"] = answer
+    with pytest.raises(DownloadError, match=words) as caught:
+        fetch_laion_splits("tau", verbose=0)
+    assert all(way in str(caught.value) for way in WAYS)
+    assert kept(data_dir) == []
+
+
+def test_an_http_server_other_than_the_demos(labels, server, data_dir, tmp_path):
+    """Any server of files will do, as one started on a shell."""
+    with serve_splits(labels) as made:
+        for path, content in made.files.items():
+            (tmp_path / path).parent.mkdir(exist_ok=True)
+            (tmp_path / path).write_bytes(content)
+    code = (
+        "import http.server, functools; "
+        "handler = functools.partial(http.server.SimpleHTTPRequestHandler, "
+        f"directory={str(tmp_path)!r}); "
+        "running = http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler); "
+        "print(running.server_port, flush=True); running.serve_forever()"
+    )
+    with (
+        subprocess.Popen(
+            [sys.executable, "-c", code],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        ) as process,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        try:
+            url = f"http://127.0.0.1:{process.stdout.readline().strip()}/"
+            patch.setenv("LAION_FMRI_SPLITS_URL", url)
+            data = fetch_laion_splits(verbose=0)
+        finally:
+            process.kill()
+    assert data.source["tau"] == url.rstrip("/")
+    assert len(data.splits) == 12
+
+
+# --- Files that are not what they should be ----------------------------------------
+
+
+def deep(levels):
+    return b'{"name":"tau","params":' + b"[" * levels + b"]" * levels + b"}"
+
+
+def not_flat(train, test):
+    params = {"a": {"b": {"c": {"d": {"e": {"f": {"g": {"h": {"i": 1}}}}}}}}}
+    return split_file("tau", train, test, params=params)
+
+
+BAD_FILES = {
+    "empty": (lambda train, test: b"", "it is not JSON"),
+    "cut": (lambda train, test: split_file("tau", train, test)[:-9], "it is not JSON"),
+    "of bytes": (lambda train, test: b"\xff\xfe\x00\xd8", "it is not JSON"),
+    "deep": (lambda train, test: deep(100_000), "nested too deep"),
+    "of long numbers": (lambda train, test: b"9" * 10_000, "it is not JSON"),
+    "deep params": (not_flat, "params are not a JSON object of a few levels"),
+    "huge": (
+        lambda train, test: split_file("tau", train, test) + b" " * 2**22,
+        "larger than 4 MiB",
+    ),
+    "a list": (lambda train, test: b"[1, 2]", "it is not a JSON object"),
+    "of another name": (
+        lambda train, test: split_file("random_0", train, test),
+        "it is named 'random_0'",
+    ),
+    "without variants": (
+        lambda train, test: split_file("tau", train, test, variants=...),
+        "variants are not a list of one",
+    ),
+    "of two variants": (
+        lambda train, test: split_file("tau", train, test, variants=[{}, {}]),
+        "variants are not a list of one",
+    ),
+    "of a wrong variant": (
+        lambda train, test: split_file("tau", train, test, variants=["train_ids"]),
+        "variant is not a JSON object",
+    ),
+    "of text for labels": (
+        lambda train, test: split_file(
+            "tau", "abc", test, variants=[{"train_ids": "a"}]
+        ),
+        "train_ids are not a list",
+    ),
+    "of numbers": (lambda train, test: split_file("tau", [*train, 1], test), "holds 1"),
+    "of lists": (
+        lambda train, test: split_file("tau", [*train, ["a"]], test),
+        r"holds \['a'\]",
+    ),
+    "without test": (
+        lambda train, test: split_file("tau", train + test, []),
+        "test_ids are not a list of labels",
+    ),
+    "of wrong numbers": (
+        lambda train, test: split_file("tau", train, test, n_test=2),
+        "its n_test is 2, but it has 1 test_ids",
+    ),
+    "of odd numbers": (
+        lambda train, test: split_file("tau", train, test, n_test=True),
+        "its n_test is True",
+    ),
+    "overlapping": (
+        lambda train, test: split_file("tau", train + test, test),
+        "train and test share",
+    ),
+    "with repeats": (
+        lambda train, test: split_file("tau", train + train[:1], test),
+        "twice",
+    ),
+    "partial": (
+        lambda train, test: split_file("tau", train[1:], test),
+        "lacks 1 image of the pool shared, such as 'shared_12rep",
+    ),
+    "with OOD": (
+        lambda train, test: split_file(
+            "tau", [*train, "shared_4rep_OOD_selfmade_kitchen.jpg"], test
+        ),
+        "selfmade_kitchen.jpg', which is not an image of the pool shared",
+    ),
+    "of another subject": (
+        lambda train, test: split_file(
+            "tau", [*train, "unique_THINGS_air_pump_p04.jpg"], test
+        ),
+        "air_pump_p04.jpg', unique to sub-03",
+    ),
+    "of unsafe labels": (
+        lambda train, test: split_file("tau", [*train, "../../../etc/\x1b[2J"], test),
+        r"etc/\\x1b\[2J', which is not an image",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_FILES)
+@pytest.mark.parametrize("kind", ["web", "folder", "archive"])
+def test_a_bad_file_is_an_error_and_nothing_is_kept(
+    case, kind, web, pool, data_dir, tmp_path, monkeypatch
+):
+    make, words = BAD_FILES[case]
+    content = make(pool[:-1], pool[-1:])
+    if kind == "web":
+        web.files["shared/tau.json"] = content
+    else:
+        write_files(tmp_path / "named", "shared", {"tau": content})
+        place = tmp_path / "named"
+        if kind == "archive":
+            place = shutil.make_archive(str(place), "zip", place)
+        monkeypatch.setenv("LAION_FMRI_SPLITS", str(place))
+    with pytest.raises(CorruptImageError, match=words) as caught:
+        fetch_laion_splits(["tau", "cluster_k5"], verbose=0)
+    assert len(str(caught.value)) < 900
+    assert caught.value.__context__ is None  # the error of another library
+    assert kept(data_dir) == []
+
+
+def test_a_family_must_be_whole(web, data_dir):
+    del web.files["shared/random_3.json"]
+    with pytest.raises(CorruptImageError, match=r"random_3.json: it is missing"):
+        fetch_laion_splits("random_0", verbose=0)
+    assert kept(data_dir) == []
+
+
+def test_clusters_must_be_a_partition(web, data_dir):
+    file = json.loads(web.files["shared/cluster_k5_0.json"])
+    web.files["shared/cluster_k5_1.json"] = json.dumps(
+        {**file, "name": "cluster_k5_1"}
+    ).encode()
+    with pytest.raises(CorruptImageError, match="tested on twice, or never"):
+        fetch_laion_splits("cluster_k5", verbose=0)
+    assert kept(data_dir) == []
+
+
+def test_random_splits_before_their_correction_warn(web, pool):
+    for i in range(5):
+        test = pool[:1] if i < 2 else pool[i : i + 1]
+        train = [image for image in pool if image not in test]
+        web.files[f"shared/random_{i}.json"] = split_file(f"random_{i}", train, test)
+    for mode in ("download_new", "offline"):
+        with pytest.warns(UserWarning, match="independent draws, not five folds"):
+            data = fetch_laion_splits("random_4", mode=mode, verbose=0)
+        assert data.version == {"random_4": "independent draws, as before 2026-09-28"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fetch_laion_splits(["tau", "cluster_k5"], verbose=0)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda file: file.write_bytes(b"{"),
+        lambda file: file.write_bytes(b"[" * 100_000),
+        lambda file: file.write_bytes(b'"text"'),
+        lambda file: file.write_bytes(b'{"source": 1, "files": {}}'),
+        lambda file: file.write_bytes(b'{"source": "x", "files": {"tau": 3}}'),
+        lambda file: file.write_bytes(file.read_bytes().replace(b"shared_12", b"x")),
+        lambda file: os.truncate(file, 2**27),
+    ],
+)
+def test_a_damaged_file_of_the_cache_is_read_anew(damage, web, data_dir):
+    first = fetch_laion_splits("tau", verbose=0)
+    file = data_dir / ".laion_fmri" / "splits" / "shared" / "tau.json"
+    damage(file)
+    with (
+        pytest.warns(UserWarning, match=r"tau.json cannot be used"),
+        pytest.raises(NotCachedError),
+    ):
+        fetch_laion_splits("tau", mode="offline", verbose=0)
+    with pytest.warns(UserWarning, match=r"tau.json cannot be used"):
+        assert fetch_laion_splits("tau", verbose=0) == first
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert fetch_laion_splits("tau", mode="offline", verbose=0) == first
+
+
+def archive_with(path, members):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members:
+            archive.writestr(name, content)
+
+
+@pytest.mark.parametrize(
+    ("members", "words"),
+    [
+        ([("../shared/tau.json", 0)], "unsafe name"),
+        ([("/shared/tau.json", 0)], "unsafe name"),
+        ([("C:/shared/tau.json", 0)], "unsafe name"),
+        ([("a\\..\\b/shared/tau.json", 0)], "unsafe name"),
+        ([("a/shared/tau.json", 0), ("b/shared/tau.json", 1)], "2 times"),
+    ],
+)
+def test_members_of_an_archive_must_be_plain(
+    members, words, bucket_alone, pool, tmp_path, monkeypatch
+):
+    archive = tmp_path / "splits.zip"
+    archive_with(archive, [(name, tau_of(pool, i)) for name, i in members])
+    monkeypatch.setenv("LAION_FMRI_SPLITS", str(archive))
+    with pytest.raises(CorruptImageError, match=words):
+        fetch_laion_splits("tau", verbose=0)
+    assert kept(bucket_alone) == []
+
+
+def test_a_bomb_in_an_archive_is_not_unpacked(bucket_alone, tmp_path, monkeypatch):
+    archive = tmp_path / "splits.zip"
+    with (
+        zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as target,
+        target.open("shared/tau.json", "w") as stream,
+    ):
+        for _ in range(300):
+            stream.write(b" " * 10**6)
+    monkeypatch.setenv("LAION_FMRI_SPLITS", str(archive))
+    tracemalloc.start()
+    try:
+        with pytest.raises(CorruptImageError, match="larger than 4 MiB"):
+            fetch_laion_splits("tau", verbose=0)
+        assert tracemalloc.get_traced_memory()[1] < 60e6
+    finally:
+        tracemalloc.stop()
+
+
+def damaged(content):
+    """Flip bits of what is packed, between the first name and the directory."""
+    at = content.index(b"tau.json") + 40
+    return (
+        content[:at]
+        + bytes(b ^ 255 for b in content[at : at + 20])
+        + content[at + 20 :]
+    )
+
+
+def locked(content):
+    """Say in both headers that a password is needed."""
+    for mark, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        at = content.index(mark) + offset
+        content = content[:at] + b"\x01" + content[at + 1 :]
+    return content
+
+
+def of_a_strange_method(content):
+    for mark, offset in ((b"PK\x03\x04", 8), (b"PK\x01\x02", 10)):
+        at = content.index(mark) + offset
+        content = content[:at] + b"\x63" + content[at + 1 :]
+    return content
+
+
+@pytest.mark.parametrize("change", [damaged, locked, of_a_strange_method])
+def test_an_archive_that_cannot_be_unpacked_is_named(
+    change, bucket_alone, pool, tmp_path, monkeypatch
+):
+    archive = tmp_path / "splits.zip"
+    archive_with(archive, [("shared/tau.json", tau_of(pool, 0))])
+    archive.write_bytes(change(archive.read_bytes()))
+    monkeypatch.setenv("LAION_FMRI_SPLITS", str(archive))
+    with pytest.raises(CorruptImageError, match="cannot be unpacked"):
+        fetch_laion_splits("tau", verbose=0)
+
+
+# --- Command line, doctor, demo ------------------------------------------------------
+
+
+def test_the_command_lists_splits(web, capsys):
+    assert main(["splits", "--pool", "sub-01", "--names", "tau", "ood", "-q"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(maxsplit=3) for line in lines] == [
+        ["split", "train", "test", "source"],
+        ["tau", "45", "11", web.url],
+        ["ood", "56", "9", "labels of the stimulus table"],
+    ]
+
+
+def test_the_command_prints_json(web, capsys):
+    main(["splits", "--json", "-q"])
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["name"] for row in rows] == NAMES
+    split = fetch_laion_splits("tau", verbose=0)["tau"]
+    assert {"name": "tau", "train": split.train, "test": split.test} == {
+        key: rows[10][key] for key in ("name", "train", "test")
+    }
+    assert rows[0]["version"] == "five folds, as since 2026-09-28"
+
+
+def test_the_command_names_what_is_wrong(web, capsys):
+    assert main(["splits", "--names", "tao"]) == 2
+    assert "did you mean 'tau'" in capsys.readouterr().err
+    assert main(["splits", "--names", "tau", "--ood-types", "shape"]) == 2
+    assert "--ood-types is given" in capsys.readouterr().err
+    assert main(["splits", "--ood-types", "shape", "--names", "ood", "-q"]) == 0
+    assert capsys.readouterr().out.splitlines()[1].split()[2] == "1"
+
+
+def splits_point():
+    (point,) = [point for point in doctor(timeout=5) if point["point"] == "splits"]
+    return point
+
+
+def test_the_doctor_reads_a_split(web, package, pool, tmp_path, monkeypatch):
+    web.files["shared/tau.json"] = tau_of(pool, 0)
+    point = splits_point()
+    assert point["state"] == "ok"
+    assert point["found"] == f"tau of 6 train, 1 test from {web.url}/shared/tau.json"
+    web.files["shared/tau.json"] = b"<html>"
+    point = splits_point()
+    assert point["state"] == "note"
+    assert "it is not JSON" in point["found"]
+    assert "LAION_FMRI_SPLITS" in point["advice"]
+    del web.files["shared/tau.json"]
+    assert "status 404" in splits_point()["found"]
+    write_files(tmp_path / "named", "shared", {"tau": tau_of(pool, 0)})
+    monkeypatch.setenv("LAION_FMRI_SPLITS", str(tmp_path / "named"))
+    assert splits_point()["found"].endswith(f"the folder {tmp_path / 'named'}")
+    write_files(package, "shared", {"tau": tau_of(pool, 0)})
+    assert "installed laion_fmri 9.8" in splits_point()["found"]
+    web.requests.clear()
+    assert splits_point()["state"] == "ok"
+    assert web.requests == []
+
+
+def test_the_doctor_notes_that_nothing_has_splits(bucket_alone):
+    point = splits_point()
+    assert point["state"] == "note"
+    assert "127.0.0.1:9" in point["found"]
+
+
+def test_a_demo_has_splits_of_its_images(monkeypatch):
+    monkeypatch.setenv("LAION_FMRI_SPLITS", "/of/the/user")
+    with serve_demo(subjects=["sub-06"], n_sessions=4) as demo:
+        assert os.environ["LAION_FMRI_SPLITS_URL"] == demo.splits.url
+        for pool in ("shared", "sub-06"):
+            data = fetch_laion_splits(pool=pool, verbose=0)
+            assert list(data.splits) == NAMES
+            tests = sorted(label for fold in data.cluster_k5 for label in fold.test)
+            assert tests == data["ood"].train
+        assert len({len(fold.test) for fold in data.cluster_k5}) == 5
+        assert "shared/tau.json" in demo.splits.requests
+        published = json.loads(demo.splits.files["sub-06/ood.json"])["variants"][0]
+        assert data["ood"].test == published["test_ids"]
+    assert os.environ["LAION_FMRI_SPLITS"] == "/of/the/user"
