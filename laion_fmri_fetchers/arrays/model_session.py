@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -40,7 +39,7 @@ from .model_proof import (
 from .model_rows import BETAS, ChunkedRows, ContiguousRows, Reader, rows_of, sample
 from .remote_hdf5 import Chunk, Fetch, Layout, LayoutError, read_layout
 from .volumes import iter_volumes, read_header, scaled
-from .voxel_store import Origin, new_part, session_folder
+from .voxel_store import DAMAGED, Origin, new_part, session_folder
 
 FULL_SAMPLE = 1000
 """Rows spread over a model file that are looked at, with those that are used."""
@@ -171,19 +170,21 @@ def _copy(task: Task, model: RemoteObject, proved: Proved, reader: Reader) -> No
     origin = task.origin(proved.layout.n_columns, model.etag)
     with new_part(task.folder, voxels, origin) as writer:
         source.copy(rows, writer)
-        column = np.array(writer.values()[: len(rows), 0])
-        if not proved.proof.agrees(rows, column):
-            n = int((~_agreement(proved.proof, rows, column)).sum())
+        values = writer.values()[: len(rows)]
+        _fill_rows_without_fit(values, proved.proof.is_zero(rows))
+        agreement = proved.proof.agreement(rows, np.array(values[:, 0]))
+        if n := np.count_nonzero(~agreement):
             raise NotProvedError(
                 f"{n} of its {len(rows)} rows lack the value of the image's first "
                 "volume"
             )
 
 
-def _agreement(proof: Proof, rows: np.ndarray, column: np.ndarray) -> np.ndarray:
-    return np.array(
-        [proof.agrees(rows[i : i + 1], column[i : i + 1]) for i in range(len(rows))]
-    )
+def _fill_rows_without_fit(values: np.ndarray, is_zero: np.ndarray) -> None:
+    """Let rows be 0 that are all NaN, where the image is 0."""
+    for row in np.flatnonzero(is_zero & np.isnan(values[:, 0])):
+        if np.isnan(values[row]).all():
+            values[row] = 0
 
 
 def _check_cost(
@@ -267,8 +268,18 @@ def _fit(
     n_rows: int,
 ) -> Candidate:
     """Return the candidate that fits a sample of rows."""
-    rows = sample(source.layout.n_rows, n_rows)
+    if _is_grid(source.layout, first):
+        # Most voxels of the grid are outside of the brain, and tell nothing.
+        inside = np.flatnonzero(first.values)
+        rows = inside[sample(len(inside), n_rows)]
+    else:
+        rows = sample(source.layout.n_rows, n_rows)
     return fitting(proposed, rows, source.first_column(rows), first.values)
+
+
+def _is_grid(layout: Layout, first: FirstVolume) -> bool:
+    """Tell whether a model has a row for each voxel of the grid."""
+    return layout.shape[:-1] == first.shape
 
 
 def _fetcher(target: RemoteObject, reader: Reader) -> Fetch:
@@ -292,7 +303,7 @@ def _masks(
     task: Task, first: FirstVolume, layout: Layout, reader: Reader
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Yield the masks whose voxels the rows may be, those at hand first."""
-    if len(layout.shape) == 4 and layout.shape[:3] == first.shape:
+    if _is_grid(layout, first):
         yield "the grid", np.ones(first.values.size, dtype=bool)
         return
     yield "the image's voxels that are not 0", first.values != 0
@@ -358,7 +369,7 @@ def _save(task: Task, proved: Proved) -> None:
     }
     chunks = [[*chunk.origin, chunk.start, chunk.stop] for chunk in layout.chunks]
     with contextlib.suppress(OSError), whole_file(task.folder / _PROOF) as stream:
-        np.savez(
+        np.savez_compressed(
             stream,
             about=json.dumps(about),
             packed=np.frombuffer(proof.packed, np.uint8),
@@ -394,6 +405,6 @@ def _saved(task: Task) -> Proved | None:
             arrays["digests"],
         )
         is_sound = len(proof.voxels()) == len(proof.digests) == layout.n_rows
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
+    except DAMAGED:
         return None
     return Proved(layout, proof) if is_sound else None

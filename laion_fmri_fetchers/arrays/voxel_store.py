@@ -27,7 +27,9 @@ import json
 import math
 import os
 import secrets
+import struct
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -54,7 +56,11 @@ _MOST_WASTE = 1.25
 _TRIES = 8
 """Looks at a folder while others join its parts."""
 
-_DAMAGED = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile)
+DAMAGED = (
+    *(OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, RuntimeError),
+    *(zipfile.BadZipFile, zlib.error, struct.error),
+)
+"""What numpy raises for files that are cut short, altered, or not its own."""
 
 
 class Origin(NamedTuple):
@@ -135,7 +141,7 @@ class StoredSession(NamedTuple):
                 for part in find_parts(folder)
                 if part.origin.has_values_of(self.origin)
             ]
-            with contextlib.suppress(*_DAMAGED):
+            with contextlib.suppress(*DAMAGED):
                 places, lacks = _places_in_parts(parts, voxels)
                 if not lacks:
                     return places
@@ -200,12 +206,14 @@ class PartWriter:
 
     Attributes
     ----------
+    folder : Path
+        Where the part will be.
     row_size : int
         Bytes of a row.
     """
 
-    def __init__(self, stream: BinaryIO, shape: tuple[int, int]):
-        self._stream, self._shape = stream, shape
+    def __init__(self, stream: BinaryIO, folder: Path, shape: tuple[int, int]):
+        self._stream, self.folder, self._shape = stream, folder, shape
         self.row_size = shape[1] * 4
         np.lib.format.write_array_header_1_0(
             stream,
@@ -268,7 +276,7 @@ def _read_index(index: Path, file: Path) -> Part | None:
         crc32, shape = int(about.pop("crc32")), tuple(map(int, about.pop("shape")))
         origin = Origin(shape=shape, **about)
         voxels = arrays["voxels"]
-    except _DAMAGED:
+    except DAMAGED:
         return None
     is_sound = voxels.ndim == 1 and voxels.dtype.kind == "i" and len(voxels)
     if not is_sound or voxels.min() < 0 or voxels.max() >= math.prod(shape):
@@ -322,7 +330,7 @@ def new_part(folder: Path, voxels: np.ndarray, origin: Origin) -> Iterator[PartW
     name = secrets.token_hex(8)
     try:
         with whole_file(folder / f"{name}.npy") as stream:
-            writer = PartWriter(stream, (len(voxels), origin.n_trials))
+            writer = PartWriter(stream, folder, (len(voxels), origin.n_trials))
             yield writer
             about = {
                 "format": _FORMAT,
@@ -359,7 +367,7 @@ def check_part(part: Part) -> str:
         part.open()
         with open(part.file, "rb") as stream:
             return "" if _crc32(stream) == part.crc32 else "its checksum differs"
-    except _DAMAGED as error:
+    except DAMAGED as error:
         return f"it cannot be read ({error})"
 
 
@@ -384,7 +392,7 @@ def compact(folder: Path, *, always: bool = False) -> None:
         while parts := _to_join(find_parts(folder), always):
             _join(folder, parts)
         _remove_outdated(folder)
-    except (*_DAMAGED, DiskSpaceError):
+    except (*DAMAGED, DiskSpaceError):
         return  # Another process joins them, or there is no space: all parts are left.
     finally:
         unlock(lock)
