@@ -43,7 +43,9 @@ def table_key(session):
 
 
 def ceiling_key(name):
-    return f"{_GLM}/{SUBJECT}_task-images_space-T1w_desc-Noiseceiling{name}_statmap.nii.gz"
+    return (
+        f"{_GLM}/{SUBJECT}_task-images_space-T1w_desc-Noiseceiling{name}_statmap.nii.gz"
+    )
 
 
 def roi_key(category, label):

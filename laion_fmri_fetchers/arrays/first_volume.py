@@ -15,6 +15,8 @@ import nibabel as nib
 import numpy as np
 from isal import igzip, isal_zlib
 
+from laion_fmri_fetchers.messages import readable_size
+
 _HEADER = 352
 _MARGIN = 1.04
 """The first bytes fetched, as a multiple of the mean size of a volume: volumes of a
@@ -22,6 +24,9 @@ session differ by some percent."""
 
 _MORE = 0.25
 """Bytes fetched when these were too few, as a multiple of what was fetched."""
+
+_MOST = 8
+"""Bytes fetched at most, as a multiple of those fetched first."""
 
 _LARGEST_VOLUME = 2**28
 
@@ -31,6 +36,7 @@ _DAMAGED: tuple[Any, ...] = (
     OSError,
     ValueError,
     nib.spatialimages.HeaderDataError,
+    nib.wrapstruct.WrapStructError,
 )
 
 
@@ -45,7 +51,6 @@ class FirstVolume(NamedTuple):
     """float32, flat, the last axis varying fastest, as ``volume[mask]`` has voxels."""
     shape: tuple[int, int, int]
     n_volumes: int
-    affine: np.ndarray
 
 
 def read_first_volume(
@@ -74,14 +79,19 @@ def read_first_volume(
     """
     content = bytearray()
     wanted = int(size / max(n_volumes, 1) * _MARGIN) + 2**14
+    most = min(size, _MOST * wanted)
     while True:
-        stop = min(size, wanted)
+        stop = min(most, wanted)
         content += fetch(len(content), stop)
         try:
             return _read(content, is_compressed)
         except EOFError:
             if stop == size:
                 raise VolumeError("it ends before its first volume does") from None
+            if stop == most:
+                raise VolumeError(
+                    f"its first {readable_size(most)} lack its first volume"
+                ) from None
         wanted = stop + int(stop * _MORE) + 2**14
 
 
@@ -101,19 +111,15 @@ def _read(content: bytearray, is_compressed: bool) -> FirstVolume:
             raise VolumeError("its header is not that of betas")
         _take(stream, offset - _HEADER)
         values = np.frombuffer(_take(stream, n_bytes), dtype)
-    except VolumeError:
-        raise
-    except EOFError:
+        slope, inter = header.get_slope_inter()
+    except (VolumeError, EOFError):
         raise
     except _DAMAGED as error:
         raise VolumeError(f"it cannot be read ({error})") from None
-    slope, inter = header.get_slope_inter()
     if slope not in (None, 1.0) or inter not in (None, 0.0):
         values = values * float(slope or 1.0) + float(inter or 0.0)
     volume = values.astype(np.float32).reshape(shape[:3], order="F")
-    return FirstVolume(
-        volume.ravel(), tuple(shape[:3]), int(shape[3]), header.get_best_affine()
-    )
+    return FirstVolume(volume.ravel(), tuple(shape[:3]), int(shape[3]))
 
 
 def _take(stream: io.BufferedIOBase | igzip.IGzipFile, n_bytes: int) -> bytes:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -48,6 +49,9 @@ SMALL_SAMPLE = 128
 """Rows looked at where another session of the subject was proved by a full sample to
 have the same mask and order. A thousand rows of each of 30 sessions would be 125 MB,
 several times what a region has; and rows that are used are all looked at anyway."""
+
+_LARGEST_MAP = 2**26
+"""Bytes of a map, compressed or not: those of the dataset have 12 MB."""
 
 _PROOF = ".proof.npz"
 _FORMAT = 1
@@ -133,8 +137,10 @@ def fill_from_model(
     if task.model is None:
         raise ModelError("the bucket has no model file of the session")
     try:
-        proved = _saved(task) or prove(task, reader, agreed)
-        _save(task, proved)
+        proved = _saved(task)
+        if proved is None:
+            proved = prove(task, reader, agreed)
+            _save(task, proved)
         _copy(task, task.model, proved, reader)
     except (LayoutError, NotProvedError) as error:
         with contextlib.suppress(OSError):
@@ -274,6 +280,8 @@ def _fit(
         rows = inside[sample(len(inside), n_rows)]
     else:
         rows = sample(source.layout.n_rows, n_rows)
+    if not len(rows):
+        raise NotProvedError("the values of its first trial tell nothing")
     return fitting(proposed, rows, source.first_column(rows), first.values)
 
 
@@ -324,22 +332,27 @@ def _flat_map(file: str) -> np.ndarray:
 
 def _remote_map(task: Task, shape: tuple[int, int, int], reader: Reader) -> np.ndarray:
     """Read the session's R2 map out of the bucket, without a file."""
-    import gzip
-
     import nibabel as nib
+    from isal import igzip
 
     rsquare = task.rsquare
     assert rsquare is not None
-    content = bytes(reader.read_bytes(rsquare, 0, rsquare.size or 0))
+    size = rsquare.size or 0
+    if size > _LARGEST_MAP:
+        raise NotProvedError(f"the R2 map has {readable_size(size)}")
+    content = bytes(reader.read_bytes(rsquare, 0, size))
     try:
         if rsquare.id.endswith(".gz"):
-            content = gzip.decompress(content)
+            with igzip.IGzipFile(fileobj=io.BytesIO(content)) as stream:
+                content = stream.read(_LARGEST_MAP)
         image: Any = nib.Nifti1Image.from_bytes(content)
-        values = np.asarray(image.dataobj, np.float32)
-    except (OSError, ValueError, EOFError, nib.filebasedimages.ImageFileError) as error:
+        is_on_grid = image.shape == shape
+        values = np.asarray(image.dataobj, np.float32) if is_on_grid else np.empty(0)
+    except Exception as error:
+        # nibabel raises errors of many kinds where a file is damaged.
         raise NotProvedError(f"the R2 map cannot be read ({error})") from None
-    if values.shape != shape:
-        raise NotProvedError(f"the R2 map is {values.shape}, the image {shape}")
+    if not is_on_grid:
+        raise NotProvedError(f"the R2 map is {image.shape}, the image {shape}")
     return values.ravel()
 
 

@@ -23,7 +23,8 @@ from sklearn.utils import Bunch
 
 from laion_fmri_fetchers.access.licence import accept_license
 from laion_fmri_fetchers.arrays.betas import load_betas
-from laion_fmri_fetchers.arrays.volumes import read_header
+from laion_fmri_fetchers.arrays.volumes import Header, read_header
+from laion_fmri_fetchers.arrays.voxel_store import session_folder
 from laion_fmri_fetchers.arrays.voxels import VoxelChoice, find_voxels
 from laion_fmri_fetchers.exceptions import (
     BucketError,
@@ -51,7 +52,15 @@ from .chosen import (
     plan_files,
     subjects_with_derived_masks,
 )
-from .lacking import HowToFill, Job, choose_ways, fill_store, jobs_of, sizes_by_way
+from .lacking import (
+    HowToFill,
+    Job,
+    choose_ways,
+    fill_store,
+    jobs_of,
+    remove_fetched,
+    sizes_by_way,
+)
 from .subjects import check_names, check_subjects
 from .trials import choose_by_trials
 
@@ -224,7 +233,7 @@ def fetch_laion_betas(
     check_subjects(names, inventory, named=True)
     chosen, tables = _choose(names, inventory, selection)
     data = _fetch_small_files(chosen, inventory, selection, tables)
-    grid = read_header(data.brain_masks[names[0]])
+    grid = _grid(data, names[0], inventory)
     voxels = find_voxels(data, names[0], choice, grid, lambda function: function)
     jobs = jobs_of(data, voxels.mask, inventory)
     if inventory.is_cut_off:
@@ -236,6 +245,9 @@ def fetch_laion_betas(
     if dry_run:
         return _planned(ways.plan(), sizes_by_way(jobs), settings.verbose)
     fill_store(ways, HowToFill(source, bool(keep_images), n_jobs), inventory)
+    if not inventory.is_cut_off:
+        where = settings.data_dir, names[0]
+        remove_fetched(session_folder(*where, m["session"]) for m in data.images_meta)
     return load_betas(
         data,
         names[0],
@@ -297,6 +309,20 @@ def _fetch_small_files(
     planned = plan_files(small, inventory, selection.is_newer, tables, None)
     outcome = tables + obtain(planned, inventory, accept=accept_license, quiet=True)
     return make_bunch(chosen, inventory, {}, outcome, None)
+
+
+def _grid(data: Bunch, subject: str, inventory: Inventory) -> Header:
+    """Return the header of the subject's brain mask."""
+    if subject in data.brain_masks:
+        return read_header(data.brain_masks[subject])
+    problem = f"brain mask of {subject} on the grid of the betas"
+    if inventory.is_cut_off:
+        how = inventory.settings.how_to_fetch
+        raise NotCachedError(f"There is no {problem} on disk. {how}")
+    raise InvalidQueryError(
+        f"The bucket has no {problem}, so it cannot be told which voxels there are. "
+        "Fetch images with fetch_laion_fmri, and give load_betas a mask_img."
+    )
 
 
 def _refuse_or_warn(
