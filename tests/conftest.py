@@ -119,3 +119,28 @@ def reachable():
                 pytest.skip("temporary folders lie where only root may enter")
         yield folder
         folder.chmod(0o755)
+
+
+@pytest.fixture(scope="session")
+def betas_folder(tmp_path_factory):
+    """A small bucket of one subject; tests must not change its files."""
+    folder = build_bucket(
+        tmp_path_factory.mktemp("betas_bucket"),
+        subjects=["sub-01"],
+        n_sessions=3,
+        held_out=["ses-31"],
+        n_trials=40,
+    )
+    for name in ("localizers", "freesurfer", "preprocessed-tedana"):
+        shutil.rmtree(folder / "derivatives" / name, ignore_errors=True)
+    for name in ("stimuli", "sub-01"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    return folder
+
+
+@pytest.fixture
+def betas_server(betas_folder, monkeypatch):
+    """A server of that bucket, which a test may change."""
+    with serve_bucket(betas_folder) as running:
+        monkeypatch.setenv("LAION_FMRI_BUCKET_URL", running.url)
+        yield running

@@ -13,7 +13,13 @@ one if they have the same mask and order.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    Executor,
+    Future,
+    ThreadPoolExecutor,
+    wait,
+)
 from typing import NamedTuple
 
 import joblib
@@ -98,15 +104,17 @@ def _in_threads(
     tasks: list[Task], n_connections: int, timeout: float, progress: Progress
 ) -> list[Filled]:
     reader = RangeReader(n_connections, timeout, progress.arrived)
-    means = Means(reader, ThreadPoolExecutor(_N_CORES))
+    cores = ThreadPoolExecutor(_N_CORES)
     pool = ThreadPoolExecutor(min(_AT_ONCE, len(tasks)))
     futures: list[Future[Filled]] = []
     try:
-        first = pool.submit(_fill, tasks[0], means, None)
+        first = pool.submit(_fill, tasks[0], reader, cores, None)
         futures.append(first)
         _watch([first], progress)
         agreed = first.result().agreed
-        futures += [pool.submit(_fill, task, means, agreed) for task in tasks[1:]]
+        futures += [
+            pool.submit(_fill, task, reader, cores, agreed) for task in tasks[1:]
+        ]
         _watch(futures[1:], progress)
         return [future.result() for future in futures]
     finally:
@@ -114,7 +122,7 @@ def _in_threads(
             future.cancel()
         reader.stop()
         pool.shutdown(wait=True, cancel_futures=True)
-        means.cores.shutdown()
+        cores.shutdown()
 
 
 def _watch(futures: list[Future[Filled]], progress: Progress) -> None:
@@ -167,21 +175,23 @@ def _fill_alone(
         ThreadPoolExecutor(_N_CORES) as cores,
         RangeReader(n_connections, timeout, on_bytes) as reader,
     ):
-        return _fill(task, Means(reader, cores), agreed)
+        return _fill(task, reader, cores, agreed)
 
 
-def _fill(task: Task, means: Means, agreed: Candidate | None) -> Filled:
+def _fill(
+    task: Task, reader: RangeReader, cores: Executor, agreed: Candidate | None
+) -> Filled:
     """Fill a session; where a file changes meanwhile, start over with its version."""
     for _ in range(_TRIES):
         try:
-            agreed = fill_from_model(task, means, agreed)
+            agreed = fill_from_model(task, Means(reader, cores), agreed)
         except ModelError as error:  # noqa: PERF203
             return Filled(task, str(error))
         except RangeError as error:
             if error.remedy != "changed":
                 return _failed(task, error)
             try:
-                task = _renewed(task, means.reader)
+                task = _renewed(task, reader)
             except Fault as fault:
                 return _failed(task, RangeError(error.target, fault))
         else:

@@ -16,6 +16,8 @@ import nibabel as nib
 import numpy as np
 from isal import igzip, isal_zlib
 
+from laion_fmri_fetchers.messages import readable_size
+
 _HEADER = 352
 _MARGIN = 1.04
 """The first bytes fetched, as a multiple of the mean size of a volume: volumes of a
@@ -23,6 +25,9 @@ session differ by some percent."""
 
 _MORE = 0.25
 """Bytes fetched when these were too few, as a multiple of what was fetched."""
+
+_MOST = 8
+"""Bytes fetched at most, as a multiple of those fetched first."""
 
 _LARGEST_VOLUME = 2**28
 
@@ -35,6 +40,7 @@ _DAMAGED: tuple[Any, ...] = (
     OSError,
     ValueError,
     nib.spatialimages.HeaderDataError,
+    nib.wrapstruct.WrapStructError,
 )
 
 
@@ -52,7 +58,6 @@ class FirstVolume(NamedTuple):
     """float32, of these voxels."""
     shape: tuple[int, int, int]
     n_volumes: int
-    affine: np.ndarray
 
     def at(self, voxels: np.ndarray) -> np.ndarray:
         """Return the values of any voxels."""
@@ -98,14 +103,19 @@ def read_first_volume(
     """
     content = bytearray()
     wanted = int(size / max(n_volumes, 1) * _MARGIN) + 2**14
+    most = min(size, _MOST * wanted)
     while True:
-        stop = min(size, wanted)
+        stop = min(most, wanted)
         content += fetch(len(content), stop)
         try:
             return cores.submit(_read, content, is_compressed).result()
         except EOFError:
             if stop == size:
                 raise VolumeError("it ends before its first volume does") from None
+            if stop == most:
+                raise VolumeError(
+                    f"its first {readable_size(most)} lack its first volume"
+                ) from None
         wanted = stop + int(stop * _MORE) + 2**14
 
 
@@ -125,22 +135,14 @@ def _read(content: bytearray, is_compressed: bool) -> FirstVolume:
             raise VolumeError("its header is not that of betas")
         _take(stream, offset - _HEADER)
         places, values = _values_of(stream, n_bytes, dtype, header)
-    except VolumeError:
-        raise
-    except EOFError:
+    except (VolumeError, EOFError):
         raise
     except _DAMAGED as error:
         raise VolumeError(f"it cannot be read ({error})") from None
     axes = np.unravel_index(places, shape[:3], order="F")
     voxels = np.ravel_multi_index(axes, shape[:3])
     order = np.argsort(voxels)
-    return FirstVolume(
-        voxels[order],
-        values[order],
-        tuple(shape[:3]),
-        int(shape[3]),
-        header.get_best_affine(),
-    )
+    return FirstVolume(voxels[order], values[order], tuple(shape[:3]), int(shape[3]))
 
 
 def _values_of(

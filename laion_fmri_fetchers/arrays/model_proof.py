@@ -47,7 +47,7 @@ class Proof(NamedTuple):
     packed: bytes
     """The mask, packed to bits and compressed by zlib."""
     digests: np.ndarray
-    """uint8 for each row, of the value in column 0."""
+    """uint8 for each row, of the value in column 0; 0 for the value 0 alone."""
 
     def voxels(self) -> np.ndarray:
         """Return the voxel of each row."""
@@ -56,20 +56,36 @@ class Proof(NamedTuple):
         mask = np.unpackbits(bits, count=n_voxels).astype(bool)
         return voxels_of(mask, self.shape, self.order)
 
-    def agrees(self, rows: np.ndarray, column: np.ndarray) -> bool:
-        """Tell whether rows have the values in column 0 that the image has."""
-        return bool((digests_of(column) == self.digests[rows]).all())
+    def agreement(self, rows: np.ndarray, column: np.ndarray) -> np.ndarray:
+        """Return for each row whether it has the value in column 0 that the image has.
+
+        Examples
+        --------
+        >>> values = np.array([1.5, np.nan], np.float32)
+        >>> first = FirstVolume(np.array([1, 2]), values, (1, 1, 3), 9)
+        >>> proof = make_proof(Candidate("a mask", "C", np.arange(3)), first)
+        >>> proof.agreement(np.arange(3), np.array([0, *values])).tolist()
+        [True, True, True]
+        >>> proof.agreement(np.arange(2), np.array([0.25, 0], "f4")).tolist()
+        [False, False]
+        """
+        return digests_of(column) == self.digests[rows]
+
+    def is_zero(self, rows: np.ndarray) -> np.ndarray:
+        """Return for each row whether the image has a 0 there."""
+        return self.digests[rows] == 0
 
 
 def digests_of(values: np.ndarray) -> np.ndarray:
     """Return 8 bits for each float32, the same for the same value.
 
-    A row at a wrong place passes with a chance of 1 in 256. The whole first volume,
+    A row at a wrong place passes with a chance of 1 in 255. The whole first volume,
     which would leave no chance, takes as much disk as 250 voxels of a session.
     """
     bits = np.where(np.isnan(values), np.float32("nan"), values + np.float32(0))
     spread = bits.astype(np.float32).view(np.uint32) * np.uint32(2654435761)
-    return (spread >> np.uint32(24)).astype(np.uint8)
+    digests = np.maximum(spread >> np.uint32(24), 1).astype(np.uint8)
+    return np.where(values == 0, np.uint8(0), digests)
 
 
 def voxels_of(mask: np.ndarray, shape: tuple[int, ...], order: str) -> np.ndarray:
@@ -126,9 +142,7 @@ def fitting(
     for candidate in proposed:
         n_proposed += 1
         is_new = all((candidate.voxels != other.voxels).any() for other in fit)
-        if is_new and np.array_equal(
-            column, first.at(candidate.voxels[rows]), equal_nan=True
-        ):
+        if is_new and _are_equal(column, first.at(candidate.voxels[rows])):
             fit.append(candidate)
     if not fit:
         raise NotProvedError(
@@ -143,6 +157,15 @@ def fitting(
     if telling.mean() < LEAST_TELLING or len(np.unique(column[telling])) < 2:
         raise NotProvedError("the values of its first trial tell nothing")
     return fit[0]
+
+
+def _are_equal(column: np.ndarray, values: np.ndarray) -> bool:
+    """Tell whether rows have the values of an image; NaN stands for 0, too.
+
+    GLMsingle gives NaN to voxels without a fit, of which the image has 0.
+    """
+    is_missing = np.isnan(column) & (np.isnan(values) | (values == 0))
+    return bool(((column == values) | is_missing).all())
 
 
 def make_proof(candidate: Candidate, first: FirstVolume) -> Proof:

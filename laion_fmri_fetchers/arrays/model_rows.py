@@ -162,10 +162,11 @@ class ContiguousRows:
         if self.layout.dtype == np.dtype("<f4"):
             self._read_into(rows, _Scatter(rows, self.layout.row_size, writer.put))
             return
-        with tempfile.TemporaryFile() as raw:
+        # In the data directory, as the system's folder of temporary files may be small.
+        with tempfile.TemporaryFile(dir=writer.folder) as raw:
             put = _Raw(raw).put
             self._read_into(rows, _Scatter(rows, self.layout.row_size, put))
-            _convert(raw, self.layout, writer.values())
+            _convert(raw, self.layout, writer.values()[: len(rows)])
 
     def _read_into(self, rows: np.ndarray, scatter: _Scatter) -> None:
         row_size, limits = self.layout.row_size, policy.POLICY

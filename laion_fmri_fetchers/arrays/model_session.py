@@ -15,10 +15,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
-import zipfile
+import math
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,7 +41,7 @@ from .model_proof import (
 from .model_rows import BETAS, ChunkedRows, ContiguousRows, Reader, rows_of, sample
 from .remote_hdf5 import Chunk, Fetch, Layout, LayoutError, read_layout
 from .volumes import iter_volumes, read_header, scaled
-from .voxel_store import Origin, new_part, session_folder
+from .voxel_store import DAMAGED, Origin, new_part, rows_in, session_folder
 
 FULL_SAMPLE = 1000
 """Rows spread over a model file that are looked at, with those that are used."""
@@ -49,6 +50,9 @@ SMALL_SAMPLE = 128
 """Rows looked at where another session of the subject was proved by a full sample to
 have the same mask and order. A thousand rows of each of 30 sessions would be 125 MB,
 several times what a region has; and rows that are used are all looked at anyway."""
+
+_LARGEST_MAP = 2**26
+"""Bytes of a map, compressed or not: those of the dataset have 12 MB."""
 
 _PROOF = ".proof.npz"
 _FORMAT = 1
@@ -98,6 +102,15 @@ class ModelError(Exception):
     """A model file that is not used, with the reason."""
 
 
+class Means(NamedTuple):
+    """What sessions that are filled at once share."""
+
+    reader: Reader
+    cores: Executor
+    """Few threads, for all that takes memory: of what a thread frees, some stays with
+    it, so that many threads would keep several times what they need."""
+
+
 class Proved(NamedTuple):
     """A model file whose rows are known."""
 
@@ -105,24 +118,22 @@ class Proved(NamedTuple):
     proof: Proof
 
 
-def fill_from_model(
-    task: Task, reader: Reader, agreed: tuple[str, str] | None
-) -> tuple[str, str]:
+def fill_from_model(task: Task, means: Means, agreed: Candidate | None) -> Candidate:
     """Store voxels of a session, taken from its model file.
 
     Parameters
     ----------
     task : Task
         What is lacking.
-    reader : RangeReader
-        Reads ranges.
-    agreed : (str, str) or None
-        Mask and order that were proved by a full sample of another session.
+    means : Means
+        Reads ranges, and computes.
+    agreed : Candidate or None
+        What was proved by a full sample of another session.
 
     Returns
     -------
-    (str, str)
-        Mask and order of this model.
+    Candidate
+        What the rows of this model are.
 
     Raises
     ------
@@ -134,14 +145,15 @@ def fill_from_model(
     if task.model is None:
         raise ModelError("the bucket has no model file of the session")
     try:
-        proved = _saved(task) or prove(task, reader, agreed)
-        _save(task, proved)
-        _copy(task, task.model, proved, reader)
+        proved = means.cores.submit(_saved, task).result()
+        if proved is None:
+            proved = prove(task, means, agreed)
+            _save(task, proved)
+        return _copy(task, task.model, proved, means)
     except (LayoutError, NotProvedError) as error:
         with contextlib.suppress(OSError):
             (task.folder / _PROOF).unlink()
         raise ModelError(str(error)) from None
-    return proved.proof.mask, proved.proof.order
 
 
 def size_by_model(task: Task) -> int:
@@ -158,32 +170,47 @@ def size_by_model(task: Task) -> int:
     return (n_rows + SMALL_SAMPLE) * n_trials * 4 + volume
 
 
-def _copy(task: Task, model: RemoteObject, proved: Proved, reader: Reader) -> None:
+def _copy(task: Task, model: RemoteObject, proved: Proved, means: Means) -> Candidate:
     """Read the rows of voxels into a part, and see that they are the image's.
 
     Voxels without a row are 0, as they are in the image: see `_check_support`.
     """
-    by_row = proved.proof.voxels()
-    rows = np.flatnonzero(np.isin(by_row, task.voxels))
-    voxels = np.concatenate([by_row[rows], np.setdiff1d(task.voxels, by_row)])
-    source = rows_of(proved.layout, model, reader)
+    layout, proof = proved
+    by_row, rows, voxels = means.cores.submit(_rows_of, proof, task.voxels).result()
+    source = rows_of(layout, model, means.reader)
     _check_cost(source, rows, task)
-    origin = task.origin(proved.layout.n_columns, model.etag)
+    origin = task.origin(layout.n_columns, model.etag)
     with new_part(task.folder, voxels, origin) as writer:
         source.copy(rows, writer)
-        column = np.array(writer.values()[: len(rows), 0])
-        if not proved.proof.agrees(rows, column):
-            n = int((~_agreement(proved.proof, rows, column)).sum())
+        values = writer.values()[: len(rows)]
+        _fill_rows_without_fit(values, proof.is_zero(rows))
+        agreement = proof.agreement(rows, np.array(values[:, 0]))
+        if n := np.count_nonzero(~agreement):
             raise NotProvedError(
                 f"{n} of its {len(rows)} rows lack the value of the image's first "
                 "volume"
             )
+    return Candidate(proof.mask, proof.order, by_row)
 
 
-def _agreement(proof: Proof, rows: np.ndarray, column: np.ndarray) -> np.ndarray:
-    return np.array(
-        [proof.agrees(rows[i : i + 1], column[i : i + 1]) for i in range(len(rows))]
-    )
+def _rows_of(
+    proof: Proof, voxels: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the voxel of each row, the rows of some voxels, and these by row.
+
+    Voxels without a row are last.
+    """
+    by_row = proof.voxels()
+    rows, has = rows_in(by_row, voxels)
+    rows = np.sort(rows[has])
+    return by_row, rows, np.concatenate([by_row[rows], voxels[~has]])
+
+
+def _fill_rows_without_fit(values: np.ndarray, is_zero: np.ndarray) -> None:
+    """Let rows be 0 that are all NaN, where the image is 0."""
+    for row in np.flatnonzero(is_zero & np.isnan(values[:, 0])):
+        if np.isnan(values[row]).all():
+            values[row] = 0
 
 
 def _check_cost(
@@ -200,12 +227,12 @@ def _check_cost(
 # --- The proof -------------------------------------------------------------------
 
 
-def prove(task: Task, reader: Reader, agreed: tuple[str, str] | None) -> Proved:
+def prove(task: Task, means: Means, agreed: Candidate | None) -> Proved:
     """Find out where values lie and which voxel each row is.
 
     Parameters
     ----------
-    task, reader, agreed
+    task, means, agreed
         As for `fill_from_model`.
 
     Raises
@@ -216,17 +243,17 @@ def prove(task: Task, reader: Reader, agreed: tuple[str, str] | None) -> Proved:
     if task.model is None:
         raise ModelError("the bucket has no model file of the session")
     try:
-        return _prove(task, task.model, reader, agreed)
+        return _prove(task, task.model, means, agreed)
     except (LayoutError, NotProvedError) as error:
         raise ModelError(str(error)) from None
 
 
 def _prove(
-    task: Task, model: RemoteObject, reader: Reader, agreed: tuple[str, str] | None
+    task: Task, model: RemoteObject, means: Means, agreed: Candidate | None
 ) -> Proved:
-    fetch = _fetcher(model, reader)
+    fetch = _fetcher(model, means.reader)
     with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(_first_volume, task, reader)
+        coming = pool.submit(_first_volume, task, means)
         layout = read_layout(fetch, model.size or 0, BETAS)
         first = coming.result()
     if layout.n_columns != first.n_volumes:
@@ -241,48 +268,81 @@ def _prove(
         )
     if task.shape not in (None, first.shape):
         raise NotProvedError(f"the image is {first.shape}, the masks {task.shape}")
-    masks = _masks(task, first, layout, reader)
-    proposed = list(candidates(layout.n_rows, masks, first.shape))
-    source = rows_of(layout, model, reader)
-    n_wanted = SMALL_SAMPLE if agreed else max(0, FULL_SAMPLE - len(task.voxels))
-    candidate = _fit(source, proposed, first, max(SMALL_SAMPLE, n_wanted))
-    if agreed and (candidate.mask, candidate.order) != agreed:
-        candidate = _fit(source, proposed, first, FULL_SAMPLE)
+    source = rows_of(layout, model, means.reader)
+    candidate = _fit(source, task, first, means, agreed)
+    proof = means.cores.submit(_concluded, candidate, first).result()
+    return Proved(layout, proof)
+
+
+def _concluded(candidate: Candidate, first: FirstVolume) -> Proof:
     _check_support(candidate, first)
-    return Proved(layout, make_proof(candidate, first.shape, first.values))
+    return make_proof(candidate, first)
 
 
 def _check_support(candidate: Candidate, first: FirstVolume) -> None:
     """Raise where the image has values at voxels of which the model has none."""
-    is_without = np.ones(first.values.size, dtype=bool)
-    is_without[candidate.voxels] = False
-    if n := np.count_nonzero(first.values[is_without]):
+    if n := np.count_nonzero(~np.isin(first.voxels, candidate.voxels)):
         raise NotProvedError(f"it lacks {n} voxels at which the image has values")
 
 
 def _fit(
     source: ContiguousRows | ChunkedRows,
-    proposed: list[Candidate],
+    task: Task,
     first: FirstVolume,
-    n_rows: int,
+    means: Means,
+    agreed: Candidate | None,
 ) -> Candidate:
-    """Return the candidate that fits a sample of rows."""
-    rows = sample(source.layout.n_rows, n_rows)
-    return fitting(proposed, rows, source.first_column(rows), first.values)
+    """Return the candidate that fits a sample of rows.
+
+    A small sample will do for what was agreed on; if it does not fit, all are tried.
+    """
+    layout = source.layout
+    if agreed and len(agreed.voxels) == layout.n_rows:
+        rows = _sample(layout, first, SMALL_SAMPLE)
+        with contextlib.suppress(NotProvedError):
+            return fitting([agreed], rows, source.first_column(rows), first)
+    n_wanted = max(SMALL_SAMPLE, FULL_SAMPLE - len(task.voxels))
+    rows = _sample(layout, first, n_wanted)
+    column = source.first_column(rows)
+
+    def choose() -> Candidate:
+        masks = _masks(task, first, layout, means.reader)
+        proposed = list(candidates(layout.n_rows, masks, first.shape))
+        return fitting(proposed, rows, column, first)
+
+    return means.cores.submit(choose).result()
+
+
+def _sample(layout: Layout, first: FirstVolume, n_rows: int) -> np.ndarray:
+    """Return rows to look at."""
+    if _is_grid(layout, first):
+        # Most voxels of the grid are outside of the brain, and tell nothing.
+        rows = first.voxels[sample(len(first.voxels), n_rows)]
+    else:
+        rows = sample(layout.n_rows, n_rows)
+    if not len(rows):
+        raise NotProvedError("the values of its first trial tell nothing")
+    return rows
+
+
+def _is_grid(layout: Layout, first: FirstVolume) -> bool:
+    """Tell whether a model has a row for each voxel of the grid."""
+    return layout.shape[:-1] == first.shape
 
 
 def _fetcher(target: RemoteObject, reader: Reader) -> Fetch:
     return lambda start, stop: reader.read_bytes(target, start, stop)
 
 
-def _first_volume(task: Task, reader: Reader) -> FirstVolume:
+def _first_volume(task: Task, means: Means) -> FirstVolume:
     image = task.image
     try:
         return read_first_volume(
-            _fetcher(image, reader),
+            _fetcher(image, means.reader),
             image.size or 0,
             task.n_trials or 1000,
             image.id.endswith(".gz"),
+            means.cores,
         )
     except VolumeError as error:
         raise NotProvedError(f"of the image {image.id}, {error}") from None
@@ -292,13 +352,13 @@ def _masks(
     task: Task, first: FirstVolume, layout: Layout, reader: Reader
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Yield the masks whose voxels the rows may be, those at hand first."""
-    if len(layout.shape) == 4 and layout.shape[:3] == first.shape:
-        yield "the grid", np.ones(first.values.size, dtype=bool)
+    if _is_grid(layout, first):
+        yield "the grid", np.ones(math.prod(first.shape), dtype=bool)
         return
-    yield "the image's voxels that are not 0", first.values != 0
+    yield "the image's voxels that are not 0", first.mask()
     if task.brain_mask:
         yield "the brain mask", _flat_map(task.brain_mask) != 0
-    if task.rsquare is not None and layout.n_rows != np.count_nonzero(first.values):
+    if task.rsquare is not None and layout.n_rows != len(first.voxels):
         rsquare = _remote_map(task, first.shape, reader)
         yield "the R2 map's voxels that are not 0", rsquare != 0
 
@@ -313,22 +373,27 @@ def _flat_map(file: str) -> np.ndarray:
 
 def _remote_map(task: Task, shape: tuple[int, int, int], reader: Reader) -> np.ndarray:
     """Read the session's R2 map out of the bucket, without a file."""
-    import gzip
-
     import nibabel as nib
+    from isal import igzip
 
     rsquare = task.rsquare
     assert rsquare is not None
-    content = bytes(reader.read_bytes(rsquare, 0, rsquare.size or 0))
+    size = rsquare.size or 0
+    if size > _LARGEST_MAP:
+        raise NotProvedError(f"the R2 map has {readable_size(size)}")
+    content = bytes(reader.read_bytes(rsquare, 0, size))
     try:
         if rsquare.id.endswith(".gz"):
-            content = gzip.decompress(content)
+            with igzip.IGzipFile(fileobj=io.BytesIO(content)) as stream:
+                content = stream.read(_LARGEST_MAP)
         image: Any = nib.Nifti1Image.from_bytes(content)
-        values = np.asarray(image.dataobj, np.float32)
-    except (OSError, ValueError, EOFError, nib.filebasedimages.ImageFileError) as error:
+        is_on_grid = image.shape == shape
+        values = np.asarray(image.dataobj, np.float32) if is_on_grid else np.empty(0)
+    except Exception as error:
+        # nibabel raises errors of many kinds where a file is damaged.
         raise NotProvedError(f"the R2 map cannot be read ({error})") from None
-    if values.shape != shape:
-        raise NotProvedError(f"the R2 map is {values.shape}, the image {shape}")
+    if not is_on_grid:
+        raise NotProvedError(f"the R2 map is {image.shape}, the image {shape}")
     return values.ravel()
 
 
@@ -358,7 +423,7 @@ def _save(task: Task, proved: Proved) -> None:
     }
     chunks = [[*chunk.origin, chunk.start, chunk.stop] for chunk in layout.chunks]
     with contextlib.suppress(OSError), whole_file(task.folder / _PROOF) as stream:
-        np.savez(
+        np.savez_compressed(
             stream,
             about=json.dumps(about),
             packed=np.frombuffer(proof.packed, np.uint8),
@@ -394,6 +459,6 @@ def _saved(task: Task) -> Proved | None:
             arrays["digests"],
         )
         is_sound = len(proof.voxels()) == len(proof.digests) == layout.n_rows
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
+    except DAMAGED:
         return None
     return Proved(layout, proof) if is_sound else None

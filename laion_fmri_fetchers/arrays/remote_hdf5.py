@@ -38,9 +38,21 @@ and up to a few MB for thousands of chunks."""
 
 _MOST_CHUNKS = 2**17
 _LARGEST_CHUNK = 2**26
+_LARGEST_LZF_CHUNK = 2**22
+"""Bytes of a chunk; of LZF, it cannot be told beforehand how far it grows, but it does
+not grow beyond 88 times what is stored."""
 
-_FILTERS = {1: "gzip", 2: "shuffle", 3: "fletcher32", 32000: "lzf"}
-"""Filters of HDF5, by number, that h5py itself can undo."""
+_GZIP, _SHUFFLE, _FLETCHER, _LZF = 1, 2, 3, 32000
+"""Filters of HDF5 that h5py itself can undo."""
+
+_PIPELINES = {
+    (*shuffle, *compressor, *checksum)
+    for shuffle in ((), (_SHUFFLE,))
+    for compressor in ((), (_GZIP,), (_LZF,))
+    for checksum in ((), (_FLETCHER,))
+}
+"""What may be done to a chunk, in the order that h5py does it. In others, several
+compressors or bytes moved after compression, a chunk could grow without a bound."""
 
 Fetch = Callable[[int, int], bytes | bytearray]
 """Returns bytes ``start`` to ``stop`` of a file."""
@@ -298,13 +310,15 @@ def _contiguous(dataset: Any, shape: tuple[int, ...], size: int) -> Layout:
 def _chunked(dataset: Any, shape: tuple[int, ...], size: int) -> Layout:
     filters = dataset.id.get_create_plist()
     numbers = [filters.get_filter(i)[0] for i in range(filters.get_nfilters())]
-    if unknown := [str(number) for number in numbers if number not in _FILTERS]:
-        raise LayoutError(f"its values passed a filter of HDF5 ({unknown[0]})")
+    if tuple(numbers) not in _PIPELINES:
+        names = ", ".join(map(str, numbers))
+        raise LayoutError(f"its values passed filters of HDF5 ({names})")
     raw_size = math.prod(dataset.chunks) * dataset.dtype.itemsize
     expected = math.prod(
         -(-n // step) for n, step in zip(shape, dataset.chunks, strict=True)
     )
-    if expected > _MOST_CHUNKS or raw_size > _LARGEST_CHUNK:
+    largest = _LARGEST_LZF_CHUNK if _LZF in numbers else _LARGEST_CHUNK
+    if expected > _MOST_CHUNKS or raw_size > largest:
         raise LayoutError(f"it has {expected} chunks of {readable_size(raw_size)}")
     chunks: list[Chunk] = []
 

@@ -16,7 +16,7 @@ joins the parts of a session into a single part when they get many.
     find_parts ──▶ coverage                    what is stored
     new_part ──▶ PartWriter                    adds to it
     StoredSession.values ──▶ _places_in_parts  reads from it
-    compact, check_part                        keep it small, and sound
+    compact, check_session                     keep it small, and sound
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ import json
 import math
 import os
 import secrets
+import struct
+import time
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -51,10 +54,17 @@ _MOST_PARTS = 8
 _MOST_WASTE = 1.25
 """Rows in all parts, as a multiple of voxels, from which the parts are joined."""
 
+_SETTLED = 3600.0
+"""Seconds after which the values of an index are not waited for."""
+
 _TRIES = 8
 """Looks at a folder while others join its parts."""
 
-_DAMAGED = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile)
+DAMAGED = (
+    *(OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, RuntimeError),
+    *(zipfile.BadZipFile, zlib.error, struct.error),
+)
+"""What numpy raises for files that are cut short, altered, or not its own."""
 
 
 class Origin(NamedTuple):
@@ -74,10 +84,61 @@ class Origin(NamedTuple):
     trials: str | None
     """MD5 of the trial table."""
 
-    def has_values_of(self, other: Origin) -> bool:
-        """Tell whether two origins stand for the same values."""
-        mine = (self.image, self.image_size, self.n_trials, self.trials)
-        return mine == (other.image, other.image_size, other.n_trials, other.trials)
+    @property
+    def values(self) -> tuple[Any, ...]:
+        """What is the same for the same values, as far as the bucket tells."""
+        return self.image, self.image_size, self.n_trials, self.trials
+
+
+class Version(NamedTuple):
+    """The version of a session that is meant; None where it is not known."""
+
+    image: str | None
+    """ETag of the beta image."""
+    image_size: int | None
+    """Bytes of the image on disk."""
+    image_time: int | None
+    """When the image on disk was changed last, in ns."""
+    trials: str | None
+    """MD5 of the trial table on disk."""
+
+    def admits(self, origin: Origin) -> bool:
+        """Tell whether values are of this version, as far as can be told.
+
+        Examples
+        --------
+        >>> origin = Origin((2, 2, 2), 9, "etag", 100, None, None, None)
+        >>> Version(None, None, None, None).admits(origin)
+        True
+        >>> Version("etag", 101, None, None).admits(origin)
+        False
+        """
+        return all(
+            None in pair or pair[0] == pair[1]
+            for pair in (
+                (self.image, origin.image),
+                (self.image_size, origin.image_size),
+                (self.image_time, origin.image_time),
+                (self.trials, origin.trials),
+            )
+        )
+
+
+def version_of(meta: dict[str, Any], trials: str | None) -> Version:
+    """Return the version of a session on disk, or else in the bucket.
+
+    Parameters
+    ----------
+    meta : dict
+        Record of the beta image.
+    trials : str or None
+        MD5 of the trial table on disk.
+    """
+    try:
+        stat = os.stat(meta["absolute_path"])
+    except OSError:
+        return Version(meta.get("etag"), None, None, trials)
+    return Version(meta.get("etag"), stat.st_size, stat.st_mtime_ns, trials)
 
 
 class Part(NamedTuple):
@@ -108,6 +169,7 @@ class StoredSession(NamedTuple):
     subject: str
     session: str
     origin: Origin
+    version: Version
 
     def values(self, voxels: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
         """Return the values of voxels, mapped into memory.
@@ -133,9 +195,10 @@ class StoredSession(NamedTuple):
             parts = [
                 part
                 for part in find_parts(folder)
-                if part.origin.has_values_of(self.origin)
+                if part.origin.values == self.origin.values
+                and self.version.admits(part.origin)
             ]
-            with contextlib.suppress(*_DAMAGED):
+            with contextlib.suppress(*DAMAGED):
                 places, lacks = _places_in_parts(parts, voxels)
                 if not lacks:
                     return places
@@ -165,34 +228,12 @@ def find_stored(
     trials : str or None
         MD5 of the trial table on disk.
     """
-    folder = session_folder(data_dir, meta["subject"], meta["session"])
-    valid = [
-        part
-        for part in find_parts(folder)
-        if is_valid(part.origin, meta, trials) and len(part.voxels)
-    ]
-    for part in valid:
-        same = [p for p in valid if p.origin.has_values_of(part.origin)]
-        if coverage(same, voxels).all():
-            names = data_dir, meta["subject"], meta["session"]
-            return StoredSession(*names, part.origin)
-    return None
-
-
-def is_valid(origin: Origin, meta: dict[str, Any], trials: str | None) -> bool:
-    """Tell whether stored values are those of an image, as far as can be told."""
-    if None not in (trials, origin.trials) and trials != origin.trials:
-        return False
-    etag = meta.get("etag")
-    if None not in (etag, origin.image) and etag != origin.image:
-        return False
-    try:
-        stat = os.stat(meta["absolute_path"])
-    except OSError:
-        return True
-    if origin.image_size not in (None, stat.st_size):
-        return False
-    return origin.image_time in (None, stat.st_mtime_ns)
+    names = data_dir, meta["subject"], meta["session"]
+    version = version_of(meta, trials)
+    parts, covered = parts_of(version, find_parts(session_folder(*names)), voxels)
+    if not (parts and covered.all()):
+        return None
+    return StoredSession(*names, parts[0].origin, version)
 
 
 class PartWriter:
@@ -200,12 +241,14 @@ class PartWriter:
 
     Attributes
     ----------
+    folder : Path
+        Where the part will be.
     row_size : int
         Bytes of a row.
     """
 
-    def __init__(self, stream: BinaryIO, shape: tuple[int, int]):
-        self._stream, self._shape = stream, shape
+    def __init__(self, stream: BinaryIO, folder: Path, shape: tuple[int, int]):
+        self._stream, self.folder, self._shape = stream, folder, shape
         self.row_size = shape[1] * 4
         np.lib.format.write_array_header_1_0(
             stream,
@@ -250,30 +293,49 @@ def stored_sessions(data_dir: str) -> list[Path]:
 
 def find_parts(folder: Path) -> list[Part]:
     """Return the parts in a session's folder; what is damaged is left out."""
-    parts = []
-    for index in sorted(folder.glob("[!.]*.npz")):
-        file = index.with_suffix(".npy")
-        if file.exists() and (part := _read_index(index, file)):
-            parts.append(part)
-    return parts
+    indices = sorted(folder.glob("[!.]*.npz"))
+    return [part for index in indices if (part := _read_index(index))]
 
 
-def _read_index(index: Path, file: Path) -> Part | None:
+def _read_index(index: Path) -> Part | None:
+    file = index.with_suffix(".npy")
     try:
+        size = file.stat().st_size
         with open(index, "rb") as stream:
             arrays = dict(np.load(stream, allow_pickle=False))
         about = json.loads(str(arrays["about"]))
-        if about.pop("format") != _FORMAT:
+        if about.pop("format") != _FORMAT or about.pop("size") != size:
             return None
         crc32, shape = int(about.pop("crc32")), tuple(map(int, about.pop("shape")))
         origin = Origin(shape=shape, **about)
         voxels = arrays["voxels"]
-    except _DAMAGED:
+    except DAMAGED:
         return None
     is_sound = voxels.ndim == 1 and voxels.dtype.kind == "i" and len(voxels)
     if not is_sound or voxels.min() < 0 or voxels.max() >= math.prod(shape):
         return None
     return Part(file, voxels, origin, crc32)
+
+
+def parts_of(
+    version: Version, parts: list[Part], voxels: np.ndarray
+) -> tuple[list[Part], np.ndarray]:
+    """Return the parts of a version, and for each voxel whether they have it.
+
+    Where a version is not known well enough, so that parts of different values may be
+    meant, they are those with most of the voxels.
+    """
+    groups: dict[tuple[Any, ...], list[Part]] = {}
+    for part in parts:
+        if version.admits(part.origin):
+            groups.setdefault(part.origin.values, []).append(part)
+    best: list[Part] = []
+    covered = np.zeros(len(voxels), dtype=bool)
+    for group in groups.values():
+        its_covered = coverage(group, voxels)
+        if not best or its_covered.sum() > covered.sum():
+            best, covered = group, its_covered
+    return best, covered
 
 
 def coverage(parts: list[Part], voxels: np.ndarray) -> np.ndarray:
@@ -334,19 +396,23 @@ def new_part(folder: Path, voxels: np.ndarray, origin: Origin) -> Iterator[PartW
     name = secrets.token_hex(8)
     try:
         with whole_file(folder / f"{name}.npy") as stream:
-            writer = PartWriter(stream, (len(voxels), origin.n_trials))
+            writer = PartWriter(stream, folder, (len(voxels), origin.n_trials))
             yield writer
             about = {
                 "format": _FORMAT,
                 **origin._asdict(),
                 "crc32": _crc32(stream),
+                "size": os.fstat(stream.fileno()).st_size,
             }
             with whole_file(folder / f"{name}.npz") as index:
                 np.savez(index, voxels=voxels.astype(np.int32), about=json.dumps(about))
-    except OSError as error:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             os.unlink(folder / f"{name}.npz")
-        if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None)):
+        if isinstance(error, OSError) and error.errno in (
+            errno.ENOSPC,
+            getattr(errno, "EDQUOT", None),
+        ):
             size = len(voxels) * origin.n_trials * 4
             raise DiskSpaceError(
                 f"The disk is full: {readable_size(size)} are needed in {folder}. "
@@ -371,8 +437,29 @@ def check_part(part: Part) -> str:
         part.open()
         with open(part.file, "rb") as stream:
             return "" if _crc32(stream) == part.crc32 else "its checksum differs"
-    except _DAMAGED as error:
+    except DAMAGED as error:
         return f"it cannot be read ({error})"
+
+
+def check_session(folder: Path) -> Iterator[tuple[Path, str]]:
+    """Yield the files of a session's parts, and what is wrong with each, or ``""``."""
+    parts = {part.file: part for part in find_parts(folder)}
+    for file in sorted(folder.glob("[!.]*.np[yz]")):
+        if file in parts:
+            yield file, check_part(parts[file])
+        elif file.suffix == ".npy":
+            yield file, "its index is missing or damaged, or of other values"
+        elif _is_orphan(file):
+            yield file, "it is the index of values that are missing"
+
+
+def _is_orphan(index: Path) -> bool:
+    """Tell whether an index has no values, nor will have: the index comes first."""
+    try:
+        age = time.time() - index.stat().st_mtime
+    except OSError:
+        return False
+    return age > _SETTLED and not index.with_suffix(".npy").exists()
 
 
 def compact(folder: Path, *, always: bool = False) -> None:
@@ -396,7 +483,9 @@ def compact(folder: Path, *, always: bool = False) -> None:
         while parts := _to_join(find_parts(folder), always):
             _join(folder, parts)
         _remove_outdated(folder)
-    except (*_DAMAGED, DiskSpaceError):
+        for index in filter(_is_orphan, folder.glob("[!.]*.npz")):
+            remove_part(index)
+    except (*DAMAGED, DiskSpaceError):
         return  # Another process joins them, or there is no space: all parts are left.
     finally:
         unlock(lock)
@@ -404,8 +493,11 @@ def compact(folder: Path, *, always: bool = False) -> None:
 
 def _to_join(parts: list[Part], always: bool) -> list[Part]:
     """Return parts of the same values that are worth joining."""
+    groups: dict[tuple[Any, ...], list[Part]] = {}
     for part in parts:
-        same = [p for p in parts if p.origin.has_values_of(part.origin)]
+        key = *part.origin.values, part.origin.image_time
+        groups.setdefault(key, []).append(part)
+    for same in groups.values():
         n_rows = sum(len(p.voxels) for p in same)
         n_voxels = len(np.unique(np.concatenate([p.voxels for p in same])))
         is_much = len(same) > _MOST_PARTS or n_rows > _MOST_WASTE * n_voxels
@@ -423,7 +515,7 @@ def _join(folder: Path, parts: list[Part]) -> None:
             block = _gathered(places, slice(start, start + step))
             writer.put(start * writer.row_size, bytes_of(block))
     for part in parts:
-        remove_part(part)
+        remove_part(part.file)
 
 
 def bytes_of(values: np.ndarray) -> memoryview:
@@ -441,18 +533,19 @@ def _gathered(places: list[tuple[np.ndarray, np.ndarray]], of: slice) -> np.ndar
     return block
 
 
-def remove_part(part: Part) -> None:
-    """Remove a part; who reads it goes on."""
-    for file in (part.file, part.file.with_suffix(".npz")):
+def remove_part(file: Path) -> None:
+    """Remove a part, of which either file is given; who reads it goes on."""
+    for suffix in (".npy", ".npz"):
         with contextlib.suppress(OSError):
-            os.unlink(file)
+            os.unlink(file.with_suffix(suffix))
 
 
-def remove_other_versions(folder: Path, meta: dict[str, Any]) -> None:
-    """Remove parts that are not of the version of an image that a record describes."""
+def remove_other_versions(folder: Path, etag: str | None) -> None:
+    """Remove parts of other versions of the beta image than one in the bucket."""
+    version = Version(etag, None, None, None)
     for part in find_parts(folder):
-        if not is_valid(part.origin, meta, None):
-            remove_part(part)
+        if not version.admits(part.origin):
+            remove_part(part.file)
 
 
 def _remove_outdated(folder: Path) -> None:
@@ -461,11 +554,16 @@ def _remove_outdated(folder: Path) -> None:
     if not parts:
         return
     newest = max(parts, key=lambda part: part.file.stat().st_mtime_ns).origin
-    current = [part for part in parts if part.origin.has_values_of(newest)]
+    current: list[Part] = []
+    others: list[Part] = []
     for part in parts:
-        is_other = not part.origin.has_values_of(newest)
-        if is_other and coverage(current, part.voxels).all():
-            remove_part(part)
+        times = newest.image_time, part.origin.image_time
+        is_same_time = None in times or times[0] == times[1]
+        is_current = part.origin.values == newest.values and is_same_time
+        (current if is_current else others).append(part)
+    for part in others:
+        if coverage(current, part.voxels).all():
+            remove_part(part.file)
 
 
 def blocks_of(
@@ -506,7 +604,16 @@ def describe_store(data_dir: str) -> list[dict[str, Any]]:
                     "subject": folder.parent.name,
                     "session": folder.name,
                     "n_voxels": len(voxels),
-                    "size": sum(f.stat().st_size for f in folder.iterdir()),
+                    "size": _size_of(folder),
                 }
             )
     return described
+
+
+def _size_of(folder: Path) -> int:
+    """Return the bytes of the files in a folder, from which others may remove some."""
+    size = 0
+    for entry in os.scandir(folder):
+        with contextlib.suppress(OSError):
+            size += entry.stat().st_size
+    return size

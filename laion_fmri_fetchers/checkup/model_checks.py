@@ -6,10 +6,11 @@ model_file ─▶ model_session.prove, over `_ClientReader` ─▶ layout and ma
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from laion_fmri_fetchers.arrays.model_session import ModelError, Task, prove
+from laion_fmri_fetchers.arrays.model_session import Means, ModelError, Task, prove
 from laion_fmri_fetchers.messages import readable_size
 from laion_fmri_fetchers.transfer import bucket
 from laion_fmri_fetchers.transfer.range_reader import RemoteObject, Span
@@ -44,7 +45,9 @@ def model_file(context: Context) -> Iterator[Point]:
         most_bytes=None,
     )
     try:
-        proved = prove(task, _ClientReader(context.client), None)
+        with ThreadPoolExecutor(1) as cores:
+            means = Means(_ClientReader(context.client), cores)
+            proved = prove(task, means, None)
     except (ModelError, NoAnswerError) as error:
         yield judged(False, "model file", str(error))
         return

@@ -16,7 +16,7 @@ import contextlib
 import os
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, overload
@@ -34,11 +34,11 @@ from laion_fmri_fetchers.arrays.progress import Progress, WatchedParallel
 from laion_fmri_fetchers.arrays.voxel_store import (
     Part,
     compact,
-    coverage,
     find_parts,
-    is_valid,
+    parts_of,
     remove_other_versions,
     session_folder,
+    version_of,
 )
 from laion_fmri_fetchers.exceptions import (
     BucketError,
@@ -46,12 +46,12 @@ from laion_fmri_fetchers.exceptions import (
     DownloadError,
     HeldOutSessionError,
     InvalidQueryError,
+    NotCachedError,
 )
 from laion_fmri_fetchers.layout.keys import Record, is_held_out, record_of
 from laion_fmri_fetchers.messages import counted, listed, readable_size, tell, warn
-from laion_fmri_fetchers.storage.files import write_atomically
 from laion_fmri_fetchers.storage.inventory import Inventory, size_on_disk
-from laion_fmri_fetchers.storage.notes import note_removed
+from laion_fmri_fetchers.storage.notes import read_notes
 from laion_fmri_fetchers.storage.obtain import Planned, obtain
 from laion_fmri_fetchers.transfer.bucket import object_url
 from laion_fmri_fetchers.transfer.range_reader import RemoteObject
@@ -62,8 +62,9 @@ _MOST_COST = 1.5
 _IN_FLIGHT = 2
 """Images that wait to be extracted, at most, beside the one being downloaded."""
 
-_MARKER = ".image-fetched-for-voxels"
-"""In a session's folder of the store: its image is on disk until its voxels are."""
+_FETCHED = ".image-"
+"""How names of images begin that were fetched for their voxels alone. They lie in the
+session's folder of the store, where nothing but this takes them for the user's."""
 
 
 class Job(NamedTuple):
@@ -135,8 +136,8 @@ def jobs_of(data: Bunch, mask: np.ndarray, inventory: Inventory) -> list[Job]:
         table = tables.get(meta["session"], TrialTable(None, None))
         is_on_disk = os.path.exists(meta["absolute_path"])
         parts = find_parts(session_folder(*names))
-        current = [part for part in parts if is_valid(part.origin, meta, table.version)]
-        has = coverage(current, voxels) & (not settings.overwrites)
+        _, has = parts_of(version_of(meta, table.version), parts, voxels)
+        has &= not settings.overwrites
         if has.all():
             continue
         if not (settings.overwrites or is_on_disk) and (
@@ -193,8 +194,7 @@ def jobs_on_disk(data: Bunch, subject: str, mask: np.ndarray) -> list[Job]:
         names = data.data_dir, subject, meta["session"]
         table = tables.get(meta["session"], TrialTable(None, None))
         parts = find_parts(session_folder(*names))
-        valid = [p for p in parts if is_valid(p.origin, meta, table.version)]
-        has = coverage(valid, voxels)
+        _, has = parts_of(version_of(meta, table.version), parts, voxels)
         if not has.all():
             task = Task(
                 *names,
@@ -230,12 +230,10 @@ def _other_version(
     parts: list[Part], meta: Record, table: str | None, voxels: np.ndarray
 ) -> str | None:
     """Return the ETag of another version of an image of which voxels are stored."""
-    for part in parts:
-        etag = part.origin.image
-        if etag and is_valid(part.origin, {**meta, "etag": etag}, table):
-            same = [p for p in parts if p.origin.has_values_of(part.origin)]
-            if coverage(same, voxels).all():
-                return etag
+    for etag in dict.fromkeys(part.origin.image for part in parts):
+        version = version_of({**meta, "etag": etag}, table)
+        if etag and parts_of(version, parts, voxels)[1].all():
+            return etag
     return None
 
 
@@ -259,6 +257,12 @@ def choose_ways(jobs: Sequence[Job], source: str, inventory: Inventory) -> Ways:
                 f"The bucket has no model file of {task.session} of {task.subject}; "
                 "source='auto' takes the image."
             )
+        if source == "model" and _is_other_on_disk(job, inventory):
+            raise InvalidQueryError(
+                f"The image of {task.session} of {task.subject} on disk is another "
+                "version than the bucket has, and what is on disk counts. Use "
+                "source='images' with mode='overwrite', or remove it."
+            )
         if source == "model" or (source == "auto" and not job.is_on_disk):
             is_cheap = size_by_model(task) <= _MOST_COST * (task.image.size or 0)
             if source == "model":
@@ -281,6 +285,17 @@ def choose_ways(jobs: Sequence[Job], source: str, inventory: Inventory) -> Ways:
             inventory.settings.verbose,
         )
     return ways
+
+
+def _is_other_on_disk(job: Job, inventory: Inventory) -> bool:
+    """Tell whether an image on disk is not the one that the bucket has now."""
+    in_bucket = inventory.objects.get(job.record["id"])
+    if not (job.is_on_disk and in_bucket):
+        return False
+    if job.record["outdated"] or size_on_disk(job.record) != in_bucket.size:
+        return True
+    note = read_notes(inventory.settings.data_dir).get(job.record["id"])
+    return note is not None and note.differs_from(in_bucket.size, in_bucket.etag)
 
 
 def sizes_by_way(jobs: Sequence[Job]) -> dict[str, int]:
@@ -326,15 +341,11 @@ def fill_store(ways: Ways, how: HowToFill, inventory: Inventory) -> None:
         not_used = _take_results(ways.from_model, filled, how.source)
     on_disk = [job for job in not_used if job.is_on_disk]
     not_on_disk = [job for job in not_used if not job.is_on_disk]
-    from_disk = [*ways.from_disk, *on_disk]
-    extract_all(from_disk, how.n_jobs, settings.verbose)
-    for job in from_disk:
-        if _marker(job.task).exists() and not how.keep_images:
-            _remove_image(job)
+    extract_all([*ways.from_disk, *on_disk], how.n_jobs, settings.verbose)
     _fill_from_bucket([*ways.from_bucket, *not_on_disk], how, inventory)
     for job in [*ways.from_model, *ways.from_bucket]:
         if settings.overwrites:
-            remove_other_versions(job.task.folder, job.record)
+            remove_other_versions(job.task.folder, job.record["etag"])
         compact(job.task.folder)
 
 
@@ -422,41 +433,49 @@ def _fill_from_bucket(jobs: list[Job], how: HowToFill, inventory: Inventory) -> 
     pool = ThreadPoolExecutor(max(1, how.n_jobs or 1))
     try:
         for job in jobs:
-            if not job.is_on_disk:
-                write_atomically(_marker(job.task), b"")
-            obtain([Planned(job.record, "voxels")], inventory, is_announced=True)
-            task = job.task._replace(
-                image=job.task.image._replace(
-                    size=job.record["size"], etag=job.record["etag"]
-                )
-            )
             is_kept = how.keep_images or job.is_on_disk
-            future = pool.submit(extract, task, is_kept=is_kept, stop=stop)
+            future = pool.submit(
+                extract,
+                _downloaded(job, is_kept, inventory),
+                is_kept=is_kept,
+                stop=stop,
+            )
             waiting.append((job, future))
             while len(waiting) > _IN_FLIGHT:
-                _conclude(*waiting.popleft(), how)
+                _conclude(*waiting.popleft(), inventory)
         while waiting:
-            _conclude(*waiting.popleft(), how)
+            _conclude(*waiting.popleft(), inventory)
     finally:
         stop.set()
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _conclude(job: Job, future: Future[int], how: HowToFill) -> None:
-    """Wait for the voxels of an image; remove it, if it was not there before."""
-    future.result()
-    if job.is_on_disk or how.keep_images:
-        _marker(job.task).unlink(missing_ok=True)
-    else:
-        _remove_image(job)
+def _downloaded(job: Job, is_kept: bool, inventory: Inventory) -> Task:
+    """Download an image: to its place, or for a while into the store."""
+    record, file = dict(job.record), job.record["absolute_path"]
+    if not is_kept:
+        name = f"{_FETCHED}{record['etag'] or record['size']}.{record['extension']}"
+        file = record["absolute_path"] = str(job.task.folder / name)
+    if is_kept or not os.path.exists(file):
+        obtain([Planned(record, "voxels")], inventory, is_announced=True)
+    job.record.update(size=record["size"], etag=record["etag"])
+    image = job.task.image._replace(size=record["size"], etag=record["etag"])
+    return job.task._replace(image=image, image_file=file)
 
 
-def _remove_image(job: Job) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(job.record["absolute_path"])
-    note_removed(job.task.data_dir, [job.record["id"]])
-    _marker(job.task).unlink(missing_ok=True)
+def _conclude(job: Job, future: Future[int], inventory: Inventory) -> None:
+    """Wait for the voxels of an image, and remove it if it was fetched for them."""
+    try:
+        future.result()
+    except NotCachedError:
+        # Another process that was done with the same image removed it.
+        extract(_downloaded(job, False, inventory), is_kept=False)
+    remove_fetched([job.task.folder])
 
 
-def _marker(task: Task) -> Path:
-    return task.folder / _MARKER
+def remove_fetched(folders: Iterable[Path]) -> None:
+    """Remove images that were fetched for their voxels, in sessions' folders."""
+    for folder in folders:
+        for file in folder.glob(f"{_FETCHED}*"):
+            with contextlib.suppress(OSError):
+                file.unlink()

@@ -19,8 +19,7 @@ from laion_fmri_fetchers.access.manifest import (
 )
 from laion_fmri_fetchers.arrays.volumes import iter_volumes, read_header
 from laion_fmri_fetchers.arrays.voxel_store import (
-    check_part,
-    find_parts,
+    check_session,
     remove_part,
     stored_sessions,
 )
@@ -268,13 +267,12 @@ def _check_store(data_dir: str, repair: bool) -> list[_Row]:
     """Return a row for each part of the voxel store; a repair removes damaged ones."""
     rows: list[_Row] = []
     for session in stored_sessions(data_dir):
-        for part in find_parts(session):
-            path = part.file.relative_to(data_dir).as_posix()
-            wrong = check_part(part)
+        for file, wrong in check_session(session):
+            path = file.relative_to(data_dir).as_posix()
             if not wrong:
                 rows.append((path, "ok", _size(data_dir, path), None))
             elif repair:
-                remove_part(part)
+                remove_part(file)
                 removed = "it was damaged and is removed; a call stores it again"
                 rows.append((path, "repaired", None, removed))
             else:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
 from laion_fmri_fetchers.layout.keys import is_local_folder, is_local_name
+from laion_fmri_fetchers.transfer.owners import forget, new_owner
 
-if TYPE_CHECKING:
-    pass
+from .temporaries import sweep, temporary_path
 
 
 def local_path(data_dir: str, relative_path: str) -> str:
@@ -78,8 +77,7 @@ def whole_file(file: str | os.PathLike, mode: int = 0o666) -> Iterator[BinaryIO]
     """Open a file to be written such that it appears whole or not at all.
 
     It is written under a hidden name beside its own, and renamed at the end of the
-    block; where the block fails, nothing is left. The hidden name is short, as names of
-    stimuli are as long as a file system allows.
+    block; where the block fails, nothing is left.
 
     Examples
     --------
@@ -92,17 +90,22 @@ def whole_file(file: str | os.PathLike, mode: int = 0o666) -> Iterator[BinaryIO]
     """
     file = Path(file)
     file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.parent / f".{os.getpid()}-{secrets.token_hex(8)}.tmp"
+    owner = new_owner()
+    temporary = temporary_path(os.fspath(file), owner)
+    sweep(os.path.dirname(temporary))
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-    descriptor = os.open(temporary, flags, mode)
     try:
-        with os.fdopen(descriptor, "w+b") as stream:
-            yield stream
-        os.replace(temporary, file)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
+        descriptor = os.open(temporary, flags, mode)
+        try:
+            with os.fdopen(descriptor, "w+b") as stream:
+                yield stream
+            os.replace(temporary, file)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
+    finally:
+        forget(owner)
 
 
 def write_atomically(file: Path, content: bytes | bytearray, mode: int = 0o666) -> None:

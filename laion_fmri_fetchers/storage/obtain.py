@@ -19,6 +19,7 @@ from laion_fmri_fetchers.layout.keys import Record, is_held_out
 from laion_fmri_fetchers.messages import counted, listed, readable_size, tell
 from laion_fmri_fetchers.transfer.bucket import bucket_url, object_url
 
+from .files import local_path
 from .inventory import Inventory
 from .notes import note_fetched
 from .settings import Settings
@@ -214,7 +215,12 @@ def download(
     failed = {failure["id"]: failure for failure in failures}
     for path, (size, etag, last_modified) in changed.items():
         by_id[path].update(size=size, etag=etag, last_modified=last_modified)
-    fetched = [r for p, r in by_id.items() if p not in failed and p not in sources]
+    fetched = [
+        rec
+        for path, rec in by_id.items()
+        if not (path in failed or path in sources)
+        and rec["absolute_path"] == local_path(settings.data_dir, path)
+    ]
     if fetched:
         note_fetched(settings.data_dir, fetched)
     return failed
