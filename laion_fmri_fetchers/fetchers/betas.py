@@ -23,7 +23,8 @@ from sklearn.utils import Bunch
 
 from laion_fmri_fetchers.access.licence import accept_license
 from laion_fmri_fetchers.arrays.betas import load_betas
-from laion_fmri_fetchers.arrays.volumes import read_header
+from laion_fmri_fetchers.arrays.volumes import Header, read_header
+from laion_fmri_fetchers.arrays.voxel_store import session_folder
 from laion_fmri_fetchers.arrays.voxels import VoxelChoice, find_voxels
 from laion_fmri_fetchers.exceptions import (
     BucketError,
@@ -31,7 +32,6 @@ from laion_fmri_fetchers.exceptions import (
     NotCachedError,
     did_you_mean,
 )
-from laion_fmri_fetchers.layout.keys import is_nifti
 from laion_fmri_fetchers.messages import counted, listed, readable_size, tell, warn
 from laion_fmri_fetchers.query.filters import ResultFilter
 from laion_fmri_fetchers.query.selection import Selection, select
@@ -53,7 +53,15 @@ from .chosen import (
     plan_files,
     subjects_with_derived_masks,
 )
-from .lacking import HowToFill, Job, choose_ways, fill_store, jobs_of, sizes_by_way
+from .lacking import (
+    HowToFill,
+    Job,
+    choose_ways,
+    fill_store,
+    jobs_of,
+    remove_fetched,
+    sizes_by_way,
+)
 from .subjects import check_names, check_subjects
 from .trials import choose_by_trials
 
@@ -244,7 +252,7 @@ def fetch_laion_betas(
         selection,
         tables,
     )
-    grid = read_header(_file_on_grid(data, names[0]))
+    grid = _grid(data, names[0], inventory)
     voxels = find_voxels(data, names[0], choice, grid, lambda function: function)
     jobs = jobs_of(data, voxels.mask, inventory)
     if inventory.is_cut_off:
@@ -256,6 +264,9 @@ def fetch_laion_betas(
     if dry_run:
         return _planned(ways.plan(), sizes_by_way(jobs), settings.verbose)
     fill_store(ways, HowToFill(source, bool(keep_images), n_jobs), inventory)
+    if not inventory.is_cut_off:
+        where = settings.data_dir, names[0]
+        remove_fetched(session_folder(*where, m["session"]) for m in data.images_meta)
     return load_betas(
         data,
         names[0],
@@ -321,19 +332,18 @@ def _fetch_small_files(
     return make_bunch(chosen, inventory, {}, outcome, None)
 
 
-def _file_on_grid(data: Bunch, subject: str) -> str:
-    """Return a mask or map whose grid is that of the betas."""
-    files = [
-        *data.brain_masks.values(),
-        *(f for maps in data.noise_ceilings.values() for f in maps.values()),
-        *(f for f, m in zip(data.rois, data.rois_meta, strict=True) if is_nifti(m)),
-    ]
-    if not files:
-        raise InvalidQueryError(
-            f"The bucket has neither masks nor maps of {subject}, so its voxels are "
-            "unknown; fetch_laion_fmri fetches the images."
-        )
-    return files[0]
+def _grid(data: Bunch, subject: str, inventory: Inventory) -> Header:
+    """Return the header of the subject's brain mask."""
+    if subject in data.brain_masks:
+        return read_header(data.brain_masks[subject])
+    problem = f"brain mask of {subject} on the grid of the betas"
+    if inventory.is_cut_off:
+        how = inventory.settings.how_to_fetch
+        raise NotCachedError(f"There is no {problem} on disk. {how}")
+    raise InvalidQueryError(
+        f"The bucket has no {problem}, so it cannot be told which voxels there are. "
+        "Fetch images with fetch_laion_fmri, and give load_betas a mask_img."
+    )
 
 
 def _refuse_or_warn(
