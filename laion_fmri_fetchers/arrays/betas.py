@@ -21,7 +21,7 @@ import hashlib
 import mmap
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import joblib
 import numpy as np
@@ -519,7 +519,11 @@ def _read(
     rows_of = [np.unique(rows[session.positions]) for session in sessions]
     returns_rows = options.average or workers.cached is not _uncached or not sessions
     holes: dict[int, list[np.ndarray]] = {}
-    memory = _memory(shape, options.dtype, None if returns_rows else backend)
+    # As the store has them: the trials of a voxel side by side.
+    is_copied = not options.standardize and all(
+        isinstance(session.source, StoredSession) for session in sessions
+    )
+    memory = _memory(shape, options.dtype, is_copied, None if returns_rows else backend)
     with memory as (out, shared), progress:
         parts = parallel(
             read(
@@ -579,7 +583,7 @@ def _with_rows(
 
 @contextlib.contextmanager
 def _memory(
-    shape: tuple[int, int], dtype: str, backend: Any
+    shape: tuple[int, int], dtype: str, is_by_column: bool, backend: Any
 ) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
     """Give zeros, and the array to send to workers that write into them.
 
@@ -590,7 +594,8 @@ def _memory(
     name of its file, and the file may be one that is in memory alone. For other
     workers, and without a backend, the second is None.
     """
-    out = np.zeros(shape, dtype=dtype)  # the system gives memory where it is written
+    order: Literal["C", "F"] = "F" if is_by_column and backend is not None else "C"
+    out = np.zeros(shape, dtype, order)  # the system gives memory where it is written
     shared = None
     processes = joblib.parallel.LokyBackend, joblib.parallel.MultiprocessingBackend
     with contextlib.ExitStack() as stack:
@@ -601,11 +606,11 @@ def _memory(
             os.truncate(file.fileno(), out.nbytes)
             # A memfd has no name of its own, but workers can open it by this one.
             name = f"/proc/{os.getpid()}/fd/{file.fileno()}"
-            shared = np.memmap(name, dtype, "r+", shape=shape)
+            shared = np.memmap(name, dtype, "r+", shape=shape, order=order)
             # The result is not this memmap: the name is gone once the file is closed,
             # and joblib would send it to the user's own workers.
             mapped = mmap.mmap(file.fileno(), out.nbytes)
-            out = np.frombuffer(mapped, dtype).reshape(shape)
+            out = np.frombuffer(mapped, dtype).reshape(shape, order=order)
         yield out, shared
 
 

@@ -24,6 +24,10 @@ from .voxel_store import StoredSession, blocks_of
 from .voxels import Signature, offsets_of
 
 
+_COPIED = 2**21
+"""Bytes copied at once: they are still in a core's cache after a look for holes."""
+
+
 class RowOptions(NamedTuple):
     """How values become rows of the result."""
 
@@ -165,7 +169,7 @@ def _copy_stored(
 ) -> None:
     """Copy stored values of volumes into rows as they are; holes are 0."""
     taken, target = _as_slice(volumes), _as_slice(rows)
-    for columns, values in blocks_of(places):
+    for columns, values in blocks_of(places, _COPIED):
         block = values[:, taken]
         is_finite = np.isfinite(block)
         if not is_finite.all():
