@@ -31,7 +31,12 @@ BETAS = "betasmd"
 """The dataset of a model file that holds the betas."""
 
 _MOST_UNUSED = 0.5
-"""Bytes between rows that are read with them, at most, as a multiple of the rows'."""
+"""Bytes between rows that are read with them, as a multiple of the rows': at most,
+unless there are many requests to save."""
+
+_MANY = 4
+"""Requests per connection that are many: fewer take a moment anyway, and not to read
+what nobody asked for is worth more than that."""
 
 _LARGEST_BAND = 2**27
 """Bytes of chunks side by side that are in memory at once, at most."""
@@ -55,7 +60,7 @@ class Reader(Protocol):
 
     @property
     def worth(self) -> int:
-        """Bytes that take a connection as long as a request without its body."""
+        """Bytes that take as long as a request without its body."""
 
     def read(self, target: RemoteObject, spans: Iterable[Span]) -> None:
         """Read spans of an object."""
@@ -89,7 +94,9 @@ def sample(n_rows: int, n_wanted: int) -> np.ndarray:
     return np.unique(np.add.outer(starts, np.arange(in_block)))
 
 
-def runs_of(rows: np.ndarray, row_size: int, worth: int) -> list[tuple[int, int]]:
+def runs_of(
+    rows: np.ndarray, row_size: int, worth: int = 0, n_connections: int = 1
+) -> list[tuple[int, int]]:
     """Return the ranges of rows to read, so that rows are had soonest.
 
     The bytes between two rows are read with them where that takes no longer than a
@@ -101,8 +108,10 @@ def runs_of(rows: np.ndarray, row_size: int, worth: int) -> list[tuple[int, int]
         Increasing.
     row_size : int
         Bytes.
-    worth : int
+    worth : int, default=0
         Bytes that take as long as a request without a body.
+    n_connections : int, default=1
+        Requests at once.
 
     Examples
     --------
@@ -112,7 +121,10 @@ def runs_of(rows: np.ndarray, row_size: int, worth: int) -> list[tuple[int, int]
     gaps = np.diff(rows) - 1
     by_size = np.argsort(gaps, kind="stable")
     read_too = np.cumsum(gaps[by_size])
-    fits = (read_too <= _MOST_UNUSED * len(rows)) & (gaps[by_size] * row_size <= worth)
+    n_left = np.arange(len(gaps), 0, -1)
+    is_much = read_too > _MOST_UNUSED * len(rows)
+    fits = ~is_much | (n_left > _MANY * n_connections)
+    fits &= gaps[by_size] * row_size <= worth
     is_joined = np.zeros(len(gaps), dtype=bool)
     is_joined[by_size[fits]] = True
     is_joined |= gaps == 0
@@ -133,13 +145,13 @@ class ContiguousRows:
 
     def size(self, rows: np.ndarray) -> int:
         """Return the bytes to read for rows."""
-        runs = runs_of(rows, self.layout.row_size, self._reader.worth)
+        runs = self._runs(rows)
         return sum(stop - start for start, stop in runs) * self.layout.row_size
 
     def first_column(self, rows: np.ndarray) -> np.ndarray:
         """Return column 0 of rows, float32."""
         layout, column = self.layout, []
-        runs = runs_of(rows, layout.row_size, 0)
+        runs = runs_of(rows, layout.row_size)
         contents = {start: bytearray() for start, _ in runs}
         spans = []
         for start, stop in runs:
@@ -168,9 +180,13 @@ class ContiguousRows:
             self._read_into(rows, _Scatter(rows, self.layout.row_size, put))
             _convert(raw, self.layout, writer.values()[: len(rows)])
 
+    def _runs(self, rows: np.ndarray) -> list[tuple[int, int]]:
+        reader = self._reader
+        return runs_of(rows, self.layout.row_size, reader.worth, reader.n_connections)
+
     def _read_into(self, rows: np.ndarray, scatter: _Scatter) -> None:
         row_size, limits = self.layout.row_size, policy.POLICY
-        runs = runs_of(rows, row_size, self._reader.worth)
+        runs = self._runs(rows)
         total = sum(stop - start for start, stop in runs) * row_size
         step = max(total // self._reader.n_connections, limits.smallest_piece)
         spans = [

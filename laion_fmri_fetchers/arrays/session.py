@@ -23,7 +23,6 @@ from .volumes import iter_volumes, read_header, scaled
 from .voxel_store import StoredSession, blocks_of
 from .voxels import Signature, offsets_of
 
-
 _COPIED = 2**21
 """Bytes copied at once: they are still in a core's cache after a look for holes."""
 

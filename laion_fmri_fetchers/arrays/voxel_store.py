@@ -498,10 +498,12 @@ def _to_join(parts: list[Part], always: bool) -> list[Part]:
         key = *part.origin.values, part.origin.image_time
         groups.setdefault(key, []).append(part)
     for same in groups.values():
+        if len(same) == 1:
+            continue
         n_rows = sum(len(p.voxels) for p in same)
         n_voxels = len(np.unique(np.concatenate([p.voxels for p in same])))
         is_much = len(same) > _MOST_PARTS or n_rows > _MOST_WASTE * n_voxels
-        if len(same) > 1 and (is_much or always):
+        if is_much or always:
             return same
     return []
 

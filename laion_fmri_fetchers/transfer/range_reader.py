@@ -101,6 +101,7 @@ class RangeReader:
         self.on_bytes = on_bytes
         self._latencies: deque[float] = deque(maxlen=_MEASURED)
         self._rates: deque[float] = deque(maxlen=_MEASURED)
+        self._n_receiving, self._lock = 0, threading.Lock()
         self._error: BaseException | None = None
 
     def __enter__(self) -> RangeReader:
@@ -118,11 +119,14 @@ class RangeReader:
 
     @property
     def worth(self) -> int:
-        """Bytes that take a connection as long as a request does without its body."""
+        """Bytes that take as long as a request does without its body.
+
+        Such a request keeps a connection from its share of the bandwidth.
+        """
         if not (self._latencies and self._rates):
             return 0
-        latency = statistics.median([*self._latencies])
-        return int(latency * statistics.median([*self._rates]))
+        share = statistics.median([*self._rates]) / self.n_connections
+        return int(statistics.median([*self._latencies]) * share)
 
     def read(self, target: RemoteObject, spans: Iterable[Span]) -> None:
         """Read spans of an object; return once their sinks have had all bytes.
@@ -183,13 +187,22 @@ class RangeReader:
     def chunks(self, reply: RangeReply) -> Iterator[memoryview]:
         """Yield the chunks of a body, count them, and measure the bandwidth."""
         began, n_bytes = time.monotonic(), 0
-        with contextlib.closing(self.connections.chunks(reply)) as chunks:
-            for chunk in chunks:
-                yield chunk
-                n_bytes += len(chunk)
-                self.on_bytes(len(chunk))
-        if n_bytes >= _WORTH_MEASURING:
-            self._rates.append(n_bytes / max(time.monotonic() - began, 1e-6))
+        self._note_receiving(1)
+        try:
+            with contextlib.closing(self.connections.chunks(reply)) as chunks:
+                for chunk in chunks:
+                    yield chunk
+                    n_bytes += len(chunk)
+                    self.on_bytes(len(chunk))
+            if n_bytes >= _WORTH_MEASURING:
+                rate = n_bytes / max(time.monotonic() - began, 1e-6)
+                self._rates.append(rate * self._n_receiving)
+        finally:
+            self._note_receiving(-1)
+
+    def _note_receiving(self, n: int) -> None:
+        with self._lock:
+            self._n_receiving += n
 
     def put_off(self, job: Job, seconds: float) -> None:
         """Let a job be done after a while."""
