@@ -250,7 +250,7 @@ def _load(
     rows = np.arange(len(trials))
     if options.average:
         rows, _ = pd.factorize(trials["label"])
-    n_rows, n_voxels = rows.max(initial=-1) + 1, int(voxels.mask.sum())
+    n_rows, n_voxels = rows.max(initial=-1) + 1, int(np.count_nonzero(voxels.mask))
     if workers.is_lazy:
         return make_betas(
             Rows(_lazy(sessions, voxels.mask, options), trials), voxels, grid.affine
@@ -503,7 +503,7 @@ def _read(
     Threads and processes of this machine write into it. Workers elsewhere, and a
     cache, return rows, and so do all where rows are averages, over sessions too.
     """
-    shape = rows.max(initial=-1) + 1, int(mask.sum())
+    shape = rows.max(initial=-1) + 1, int(np.count_nonzero(mask))
     sessions = [session for session in sessions if len(session.positions)]
     backend, _ = joblib.parallel.get_active_backend(prefer="threads")
     progress = Progress(len(sessions), "session", workers.verbose)

@@ -56,7 +56,7 @@ def lazy_rows(
         raise InvalidQueryError(
             "as_dask=True needs dask: pip install 'dask[array]'"
         ) from None
-    n_voxels, packed_mask = int(mask.sum()), pack_mask(mask)
+    n_voxels, packed_mask = int(np.count_nonzero(mask)), pack_mask(mask)
     read = dask.delayed(_rows, pure=True)
     chunks = [
         dask.array.from_delayed(

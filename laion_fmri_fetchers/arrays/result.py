@@ -214,11 +214,14 @@ def make_betas(rows: Rows, voxels: Voxels, affine: np.ndarray) -> Betas:
     -------
     Betas
     """
+    # np.argwhere would look at each axis of the whole grid.
+    axes = np.unravel_index(np.flatnonzero(voxels.mask), voxels.mask.shape)
+    places = np.column_stack(axes)
     return Betas(
         data=rows.data,
         trials=rows.trials,
         mask_img=nib.Nifti1Image(voxels.mask.astype(np.uint8), affine),
-        coordinates=nib.affines.apply_affine(affine, np.argwhere(voxels.mask)),
+        coordinates=nib.affines.apply_affine(affine, places),
         roi_masks=voxels.roi_masks,
         roi_files=voxels.roi_files,
         roi_categories=voxels.roi_categories,

@@ -96,7 +96,7 @@ def read_session(
     """
     bits = np.frombuffer(zlib.decompress(packed_mask), dtype=np.uint8)
     mask = np.unpackbits(bits, count=math.prod(shape)).astype(bool)
-    n_rows, n_voxels = rows.max() + 1, int(mask.sum())
+    n_rows, n_voxels = rows.max() + 1, int(np.count_nonzero(mask))
     if target is None:
         target_rows = np.arange(n_rows)
         out = np.zeros((n_rows, n_voxels), dtype=options.dtype)
