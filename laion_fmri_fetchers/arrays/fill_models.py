@@ -6,8 +6,8 @@
                       └─ _in_workers    joblib's: dask, processes, other machines
                              └─ _fill ─▶ model_session.fill_from_model
 
-The first session of a subject is proved by a full sample of rows, the others by a small
-one if they have the same mask and order.
+The first session of a subject is proved by a full sample of rows. The others wait for
+that, and are proved by a small sample if they have the same mask and order.
 """
 
 from __future__ import annotations
@@ -34,7 +34,14 @@ from laion_fmri_fetchers.transfer.range_reader import (
 )
 
 from .model_proof import Candidate
-from .model_session import Means, ModelError, Task, fill_from_model, size_by_model
+from .model_session import (
+    Agreed,
+    Means,
+    ModelError,
+    Task,
+    fill_from_model,
+    size_by_model,
+)
 
 _AT_ONCE = 8
 """Sessions at work at once: each waits for some requests before its rows are known."""
@@ -108,14 +115,13 @@ def _in_threads(
     pool = ThreadPoolExecutor(min(_AT_ONCE, len(tasks)))
     futures: list[Future[Filled]] = []
     try:
-        first = pool.submit(_fill, tasks[0], reader, cores, None)
+        first = pool.submit(_fill, tasks[0], reader, cores, lambda: None)
         futures.append(first)
-        _watch([first], progress)
-        agreed = first.result().agreed
         futures += [
-            pool.submit(_fill, task, reader, cores, agreed) for task in tasks[1:]
+            pool.submit(_fill, task, reader, cores, lambda: first.result().agreed)
+            for task in tasks[1:]
         ]
-        _watch(futures[1:], progress)
+        _watch(futures, progress)
         return [future.result() for future in futures]
     finally:
         for future in futures:
@@ -175,16 +181,14 @@ def _fill_alone(
         ThreadPoolExecutor(_N_CORES) as cores,
         RangeReader(n_connections, timeout, on_bytes) as reader,
     ):
-        return _fill(task, reader, cores, agreed)
+        return _fill(task, reader, cores, lambda: agreed)
 
 
-def _fill(
-    task: Task, reader: RangeReader, cores: Executor, agreed: Candidate | None
-) -> Filled:
+def _fill(task: Task, reader: RangeReader, cores: Executor, agreed: Agreed) -> Filled:
     """Fill a session; where a file changes meanwhile, start over with its version."""
     for _ in range(_TRIES):
         try:
-            agreed = fill_from_model(task, Means(reader, cores), agreed)
+            candidate = fill_from_model(task, Means(reader, cores), agreed)
         except ModelError as error:  # noqa: PERF203
             return Filled(task, str(error))
         except RangeError as error:
@@ -195,7 +199,7 @@ def _fill(
             except Fault as fault:
                 return _failed(task, RangeError(error.target, fault))
         else:
-            return Filled(task, agreed=agreed)
+            return Filled(task, agreed=candidate)
     return Filled(task, "its files change again and again")
 
 

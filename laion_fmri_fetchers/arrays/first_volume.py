@@ -61,8 +61,10 @@ class FirstVolume(NamedTuple):
 
     def at(self, voxels: np.ndarray) -> np.ndarray:
         """Return the values of any voxels."""
-        if voxels is self.voxels or not len(self.voxels):
-            return self.values if len(self.voxels) else np.zeros(len(voxels), "f4")
+        if np.array_equal(voxels, self.voxels):
+            return self.values
+        if not len(self.voxels):
+            return np.zeros(len(voxels), np.float32)
         places = np.searchsorted(self.voxels, voxels)
         places = np.minimum(places, len(self.voxels) - 1)
         return np.where(self.voxels[places] == voxels, self.values[places], 0)
@@ -140,9 +142,10 @@ def _read(content: bytearray, is_compressed: bool) -> FirstVolume:
     except _DAMAGED as error:
         raise VolumeError(f"it cannot be read ({error})") from None
     axes = np.unravel_index(places, shape[:3], order="F")
-    voxels = np.ravel_multi_index(axes, shape[:3])
-    order = np.argsort(voxels)
-    return FirstVolume(voxels[order], values[order], tuple(shape[:3]), int(shape[3]))
+    # By the first axis, then the second; they are in order of the third already.
+    order = np.lexsort((axes[1].astype(np.uint16), axes[0].astype(np.uint16)))
+    voxels = np.ravel_multi_index(axes, shape[:3])[order]
+    return FirstVolume(voxels, values[order], tuple(shape[:3]), int(shape[3]))
 
 
 def _values_of(

@@ -18,7 +18,7 @@ import hashlib
 import io
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -102,6 +102,10 @@ class ModelError(Exception):
     """A model file that is not used, with the reason."""
 
 
+Agreed = Callable[[], Candidate | None]
+"""Returns what was proved of another session."""
+
+
 class Means(NamedTuple):
     """What sessions that are filled at once share."""
 
@@ -118,7 +122,7 @@ class Proved(NamedTuple):
     proof: Proof
 
 
-def fill_from_model(task: Task, means: Means, agreed: Candidate | None) -> Candidate:
+def fill_from_model(task: Task, means: Means, agreed: Agreed) -> Candidate:
     """Store voxels of a session, taken from its model file.
 
     Parameters
@@ -127,8 +131,9 @@ def fill_from_model(task: Task, means: Means, agreed: Candidate | None) -> Candi
         What is lacking.
     means : Means
         Reads ranges, and computes.
-    agreed : Candidate or None
-        What was proved by a full sample of another session.
+    agreed : callable
+        Returns what was proved by a full sample of another session, once it is known;
+        or None.
 
     Returns
     -------
@@ -227,7 +232,7 @@ def _check_cost(
 # --- The proof -------------------------------------------------------------------
 
 
-def prove(task: Task, means: Means, agreed: Candidate | None) -> Proved:
+def prove(task: Task, means: Means, agreed: Agreed) -> Proved:
     """Find out where values lie and which voxel each row is.
 
     Parameters
@@ -248,9 +253,7 @@ def prove(task: Task, means: Means, agreed: Candidate | None) -> Proved:
         raise ModelError(str(error)) from None
 
 
-def _prove(
-    task: Task, model: RemoteObject, means: Means, agreed: Candidate | None
-) -> Proved:
+def _prove(task: Task, model: RemoteObject, means: Means, agreed: Agreed) -> Proved:
     fetch = _fetcher(model, means.reader)
     with ThreadPoolExecutor(1) as pool:
         coming = pool.submit(_first_volume, task, means)
@@ -290,17 +293,17 @@ def _fit(
     task: Task,
     first: FirstVolume,
     means: Means,
-    agreed: Candidate | None,
+    agreed: Agreed,
 ) -> Candidate:
     """Return the candidate that fits a sample of rows.
 
     A small sample will do for what was agreed on; if it does not fit, all are tried.
     """
-    layout = source.layout
-    if agreed and len(agreed.voxels) == layout.n_rows:
+    layout, likely = source.layout, agreed()
+    if likely and len(likely.voxels) == layout.n_rows:
         rows = _sample(layout, first, SMALL_SAMPLE)
         with contextlib.suppress(NotProvedError):
-            return fitting([agreed], rows, source.first_column(rows), first)
+            return fitting([likely], rows, source.first_column(rows), first)
     n_wanted = max(SMALL_SAMPLE, FULL_SAMPLE - len(task.voxels))
     rows = _sample(layout, first, n_wanted)
     column = source.first_column(rows)

@@ -47,7 +47,7 @@ def model_file(context: Context) -> Iterator[Point]:
     try:
         with ThreadPoolExecutor(1) as cores:
             means = Means(_ClientReader(context.client), cores)
-            proved = prove(task, means, None)
+            proved = prove(task, means, lambda: None)
     except (ModelError, NoAnswerError) as error:
         yield judged(False, "model file", str(error))
         return
