@@ -10,6 +10,7 @@ Data files mirror the bucket below the data directory. Beside them, the folder
     fetched/*.json        which version of which file was fetched
     trials/sub-XX.columns trial tables of a subject, parsed
     brain_masks/          brain masks derived where the bucket has none
+    voxels/sub-XX/ses-YY/ voxels of betas with all trials side by side
     splits/*/*.json       train/test splits by pool, with where they were read
     partial/              unfinished downloads
 

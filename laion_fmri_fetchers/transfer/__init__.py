@@ -12,6 +12,7 @@
 
     list_objects, list_many ─▶ in_sessions ─▶ Session.ask     bucket
         └ parse_page                               pages
+    RangeReader.read ─▶ JobQueue ─▶ Connections.ask, chunks   range_reader
     read_documents ─▶ Session.ask                  documents
 
     Session, in_sessions, tls, redirected          http: set up in one place
