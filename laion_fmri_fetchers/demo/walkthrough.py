@@ -172,7 +172,7 @@ def _stimuli(server: Any, figure: Path) -> None:
             say(f"{len(stimuli.metadata)} images in {stimuli.archive}")
     with _step("Draw stimuli beside the response of their trials in face areas") as say:
         betas = load_betas(
-            data, rois="face", standardize="zscore", average_repeats=True
+            data, rois="face", standardize="zscore", average_repeats=True, verbose=0
         )
         response = dict(
             zip(betas.trials["label"], betas.data.mean(axis=1), strict=True)
