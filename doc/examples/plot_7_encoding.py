@@ -160,29 +160,6 @@ plot_stat_map(
 plt.show()
 
 # %%
-# Batch by batch
-# --------------
-#
-# Features of a large model, or the images themselves, may not fit into memory. With
-# `LaionDataset`, trials come one by one, as torch's ``DataLoader`` and similar loaders
-# ask for them. The loop below does what such a loader does in one process, and gathers
-# what a ridge regression needs to know of all trials.
-
-from laion_fmri_fetchers import LaionDataset
-
-dataset = LaionDataset(betas, embeddings=clip)
-covariance, products = 0, 0
-for start in range(0, len(dataset), 64):
-    items = [dataset[i] for i in range(start, min(start + 64, len(dataset)))]
-    features = np.stack([item["embedding"] for item in items]).astype(np.float64)
-    responses = np.stack([item["betas"] for item in items])
-    covariance = covariance + features.T @ features
-    products = products + features.T @ responses
-weights = np.linalg.solve(covariance + 1e3 * np.eye(len(covariance)), products)
-print(dataset)
-print(f"Weights of {weights.shape[0]} features for {weights.shape[1]} voxels")
-
-# %%
 # Stop the stand-in; its data are removed.
 
 demo.stop()
