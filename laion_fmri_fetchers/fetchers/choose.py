@@ -383,7 +383,8 @@ def _short_names(lacking: list[Record]) -> list[str]:
     """Return what to call files in a warning: ROI or session, and the subject."""
     return list(
         dict.fromkeys(
-            f"{rec['roi'] or rec['session'] or rec['id']} of {rec['subject']}"
+            f"{rec['roi'] or rec['session'] or rec['id'].rpartition('/')[2]} of "
+            f"{rec['subject']}"
             for rec in lacking
         )
     )

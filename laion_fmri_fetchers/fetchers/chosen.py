@@ -152,8 +152,10 @@ def fetch_chosen(
         )
     bunch = make_bunch(chosen, inventory, query, outcome, grid)
     subjects = listed([meta["subject"] for meta in chosen.subjects_meta])
+    types = {meta["image_type"] for meta in bunch.images_meta}
+    kind = "beta image" if types == {"betas"} else "image file"  # not a stimulus
     summary = (
-        f"{counted(len(bunch.images), 'image')}, "
+        f"{counted(len(bunch.images), kind)}, "
         f"{counted(len(bunch.rois), 'ROI mask')} and "
         f"{counted(len(bunch.trials), 'trial')}"
         f"{f' of {subjects}' if subjects else ''} in {settings.data_dir}"

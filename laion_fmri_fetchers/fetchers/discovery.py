@@ -20,15 +20,19 @@ from laion_fmri_fetchers.layout.trees import (
     unknown_trees,
 )
 from laion_fmri_fetchers.messages import listed, readable_size, warn
-from laion_fmri_fetchers.query.arguments import check_mode
+from laion_fmri_fetchers.query.arguments import check_mode, only_its_arguments
 from laion_fmri_fetchers.storage.catalog import Catalog, Wanted, look
 from laion_fmri_fetchers.storage.data_dir import get_data_dir
 from laion_fmri_fetchers.storage.files import local_path
 from laion_fmri_fetchers.transfer.bucket import Object, bucket_url
 
 _DESCRIBED = (GLM, ROIS, ANATOMICAL)
+_OFFLINE = dict.fromkeys(
+    ("mode", "offline"), "the environment variable LAION_FMRI_OFFLINE=1"
+)
 
 
+@only_its_arguments(**_OFFLINE)
 def get_subjects(
     *, data_dir: str | os.PathLike | None = None, timeout: float = 30.0
 ) -> list[str]:
@@ -67,6 +71,7 @@ def get_subjects(
     return list(subjects_among(folders))
 
 
+@only_its_arguments(**_OFFLINE, subjects="subject=", categories="category=")
 def get_rois(
     subject: str | int | None = None,
     category: str | None = None,
@@ -130,6 +135,7 @@ def get_rois(
     return sorted(set().union(*(v for c, v in rois.items() if category in (None, c))))
 
 
+@only_its_arguments(**_OFFLINE)
 def describe(
     *, data_dir: str | os.PathLike | None = None, timeout: float = 30.0
 ) -> None:
@@ -155,7 +161,8 @@ def describe(
     """
     folder = get_data_dir(data_dir)
     print(f"LAION-fMRI in {bucket_url()}")
-    print(f"Data directory: {folder}\n")
+    exists = os.path.isdir(folder)
+    print(f"Data directory: {folder}{'' if exists else ', which does not exist yet'}\n")
     subjects = get_subjects(data_dir=folder, timeout=timeout)
     wanted = [w for subject in subjects for w in listings_of(subject, _DESCRIBED)]
     found = _look(wanted, folder, timeout)
@@ -186,6 +193,7 @@ def describe(
         print(textwrap.fill(line, 79, subsequent_indent=" " * 15))
 
 
+@only_its_arguments(**_OFFLINE)
 def inspect_bucket(
     prefix: str = "",
     *,

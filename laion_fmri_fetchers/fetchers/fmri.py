@@ -24,6 +24,7 @@ from typing import Any
 
 from sklearn.utils import Bunch
 
+from laion_fmri_fetchers.query.arguments import only_its_arguments
 from laion_fmri_fetchers.query.selection import Selection, select
 from laion_fmri_fetchers.query.shared_docs import documented
 from laion_fmri_fetchers.storage.inventory import take_inventory_of_subjects
@@ -241,6 +242,7 @@ callable, optional
     return fetch_chosen(chosen, inventory, query, selection.is_newer, tables, grid)
 
 
+@only_its_arguments(ids="image_ids=", images="image_ids=", keys="image_ids=")
 @documented
 def fetch_laion_fmri_ids(
     image_ids: str | Iterable[str] = (),

@@ -31,8 +31,12 @@ from laion_fmri_fetchers.layout.trees import (
     SEGMENTATIONS_TABLE,
     embeddings_id,
 )
-from laion_fmri_fetchers.messages import listed, tell, warn
-from laion_fmri_fetchers.query.arguments import check_fields, warn_of_nothing
+from laion_fmri_fetchers.messages import counted, listed, tell, warn
+from laion_fmri_fetchers.query.arguments import (
+    check_fields,
+    only_its_arguments,
+    warn_of_nothing,
+)
 from laion_fmri_fetchers.query.filters import ResultFilter
 from laion_fmri_fetchers.query.shared_docs import documented
 from laion_fmri_fetchers.storage.bunch import Result
@@ -147,7 +151,7 @@ def fetch_laion_captions(
         rows = positions(wanted, known, "the table of captions", settings)
         wanted = [str(known[row]) for row in rows]
     chosen, shown = _choose(table, wanted, filt, "caption_filter", "caption_idx")
-    tell(f"{len(chosen)} captions of {len(shown)} images", settings.verbose)
+    tell(f"{counted(len(chosen), 'caption')} of {_stimuli(shown)}", settings.verbose)
     return Result(
         captions=chosen,
         image_names=shown,
@@ -157,6 +161,7 @@ def fetch_laion_captions(
     )
 
 
+@only_its_arguments(model="models=", image_names="names=", labels="names=")
 @documented
 def fetch_laion_embeddings(
     models: str | Sequence[str] = "all",
@@ -252,7 +257,7 @@ def fetch_laion_embeddings(
     for model, file in files.items():
         rows = names_of[model].get_indexer(pd.Index(common, dtype=object))
         embeddings[model], valid[model] = _read_embeddings(file, rows)
-    tell(f"{listed(list(files))} of {len(common)} images", settings.verbose)
+    tell(f"{listed(list(files))} of {_stimuli(common)}", settings.verbose)
     return Result(
         embeddings=embeddings,
         valid=valid,
@@ -389,8 +394,12 @@ def fetch_laion_segmentations(
     )
     if vectorize_nouns:
         bunch.noun_counts, bunch.vocabulary = _count_nouns(chosen, shown)
-    tell(f"{len(chosen)} masks of {len(shown)} images", settings.verbose)
+    tell(f"{counted(len(chosen), 'mask')} of {_stimuli(shown)}", settings.verbose)
     return bunch
+
+
+def _stimuli(names: list[str]) -> str:
+    return counted(len(names), "stimulus image")
 
 
 def _common(
@@ -443,7 +452,6 @@ def _choose(
     then_by: str,
 ) -> tuple[pd.DataFrame, list[str]]:
     """Return the rows of images that pass, in order, and the images."""
-    name = f"{name} or a term"
     check_fields(filt, name, table.columns)
     if wanted is not None:
         table = table[table["image_name"].isin(wanted)]

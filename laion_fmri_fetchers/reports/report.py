@@ -83,9 +83,6 @@ class Report:
     def __init__(self, page: str) -> None:
         self.html = page
 
-    def __str__(self) -> str:
-        return self.html
-
     def __repr__(self) -> str:
         return f"<Report, {readable_size(len(self.html))}; save_as_html() keeps it>"
 
