@@ -1,6 +1,14 @@
 """Configuration of the documentation; a build needs no network."""
 
+import sys
+from pathlib import Path
+
 import laion_fmri_fetchers
+
+sys.path.insert(0, str(Path(__file__).parent))
+from pictures import draw_all
+
+draw_all(Path(__file__).parent / "pictures")
 
 project = "laion_fmri_fetchers"
 author = "The laion_fmri_fetchers developers"

@@ -344,6 +344,17 @@ def plot_noise_ceiling(
     ImportError
         If matplotlib is not installed.
 
+    Notes
+    -----
+    The ceiling of averages over *n* repeats is 100 ncsnr² / (ncsnr² + 1/*n*), with
+    ncsnr the standard deviation of the signal over that of the noise [1]_; for images
+    with different numbers of repeats, 1/*n* is averaged over images.
+
+    References
+    ----------
+    .. [1] Allen et al. (2022). A massive 7T fMRI dataset to bridge cognitive
+       neuroscience and artificial intelligence. Nature Neuroscience 25:116-126.
+
     Examples
     --------
     ::
