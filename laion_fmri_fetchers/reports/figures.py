@@ -64,7 +64,7 @@ _SOURCES = {
 """Colours of the sources of images."""
 
 _STATES: dict[str, dict[str, Any]] = {
-    "selected, on disk": {"marker": "s", "color": "#0072b2"},
+    "selected, on disk": {"marker": "s", "color": "#0072b2", "mew": 1.5},
     "selected, not on disk": {"marker": "D", "color": "#d55e00", "mfc": "none"},
     "on disk": {"marker": "s", "color": "#56b4e9"},
     "partly on disk": {"marker": "s", "color": "#56b4e9", "fillstyle": "bottom"},
@@ -120,6 +120,8 @@ def plot_availability(data: Bunch, *, axes: Axes | None = None) -> Axes:
         if len(group):
             rows = group["subject"].map(subjects.index)
             size = min(10, 160 / max(last, 1))
+            if "mew" in marks:  # in the ink of the page, to stand out on any ground
+                marks = {**marks, "mec": axes.xaxis.label.get_color()}
             axes.plot(group["number"], rows, ls="", ms=size, label=state, **marks)
     for row, subject in enumerate(subjects):
         group = table[table["subject"] == subject]
@@ -394,6 +396,18 @@ def draw_noise_ceiling(table: pd.DataFrame, axes: Axes | None) -> Axes:
     axes.tick_params(axis="y", labelsize="small", length=0)
     axes.set(ylim=(len(names) - 0.4, -0.6), xlabel="Noise ceiling (%)")
     axes.set_xlim(left=0)
+    place = axes.get_yaxis_transform()
+    for category in dict.fromkeys(category for category, _ in names):
+        rows_of = [row for row, name in enumerate(names) if name[0] == category]
+        axes.text(
+            1.02,
+            sum(rows_of) / len(rows_of),
+            category,
+            transform=place,
+            va="center",
+            fontsize="small",
+            color=_GREY,
+        )
     axes.spines[["top", "right"]].set_visible(False)
     _legend(axes)
     return axes
