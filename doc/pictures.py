@@ -2,8 +2,8 @@
 
     python doc/pictures.py FOLDER
 
-A build of the documentation draws them into ``doc/pictures``. ``overview.png`` is kept
-beside this file too, for README.rst.
+A build of the documentation draws them into ``doc/pictures``. The one of README.rst is
+kept beside this file: ``overview.png``, reduced to 128 colours.
 """
 
 from __future__ import annotations

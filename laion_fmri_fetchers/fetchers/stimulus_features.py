@@ -74,10 +74,8 @@ def fetch_laion_captions(
 
     Parameters
     ----------
-    names : str, iterable of str, or DataFrame, optional
-        Names of images, as in `fetch_laion_stimuli`; None: all.
-    trials : pandas.DataFrame, optional
-        Trials whose images are wanted; the same as passing them as ``names``.
+    %(names)s
+    %(trials)s
     caption_filter : dict, `ResultFilter` or callable, optional
         Which rows of ``captions`` to keep.
     %(mode)s
@@ -99,9 +97,7 @@ def fetch_laion_captions(
           ``origin_collection``, ``participant_id``, ``ai_model``.
         - ``image_names``: list of str, the images.
         - ``captions_file``: str, the table as published.
-        - ``files_meta``: list of dict, the record of each file on disk, in the order
-          above: ``size`` in bytes, ``etag``, ``last_modified``, ``outdated`` (whether
-          the bucket has a newer version) and others.
+        %(files_meta)s
         - ``failed``: list; ``data_dir``: str; ``query``: dict, the arguments of the
           call; ``description``: str.
 
@@ -182,10 +178,8 @@ def fetch_laion_embeddings(
     models : str or sequence of str, default="all"
         ``"CLIP"``, ``"DINOv2"``, ``"PEcore"``, ``"SigLIP2"``, several, or ``"all"``;
         in any case. A file is about 51 MB.
-    names : str, iterable of str, or DataFrame, optional
-        Names of images, as in `fetch_laion_stimuli`; None: all.
-    trials : pandas.DataFrame, optional
-        Trials whose images are wanted; the same as passing them as ``names``.
+    %(names)s
+    %(trials)s
     %(mode)s
     %(data_dir)s
     allow_missing : bool, default=False
@@ -206,9 +200,7 @@ def fetch_laion_embeddings(
         - ``image_names``: list of str, in the order of ``names`` (each once) or of the
           files.
         - ``files``: dict, model -> path.
-        - ``files_meta``: list of dict, the record of each file on disk, in the order
-          above: ``size`` in bytes, ``etag``, ``last_modified``, ``outdated`` (whether
-          the bucket has a newer version) and others.
+        %(files_meta)s
         - ``failed``: list of dict, ``id`` and ``reason``; ``data_dir``: str;
           ``query``: dict, the arguments of the call; ``description``: str.
 
@@ -288,11 +280,9 @@ def fetch_laion_segmentations(
 
     Parameters
     ----------
-    names : str, iterable of str, or DataFrame, optional
-        Names of images, as in `fetch_laion_stimuli`; None: all with
-        masks. Only shared images have masks.
-    trials : pandas.DataFrame, optional
-        Trials whose images are wanted; the same as passing them as ``names``.
+    %(names)s
+        Only shared images have masks.
+    %(trials)s
     segmentation_filter : dict, `ResultFilter` or callable, optional
         Which rows of ``segmentations`` to keep.
     vectorize_nouns : bool, default=False
@@ -324,9 +314,7 @@ def fetch_laion_segmentations(
         - ``noun_counts``: array of int32, shape (n_images, n_nouns), and
           ``vocabulary``: array of str, shape (n_nouns,), the nouns of its columns;
           with ``vectorize_nouns`` only.
-        - ``files_meta``: list of dict, the records of the table and of the masks on
-          disk: ``size`` in bytes, ``etag``, ``last_modified``, ``outdated`` (whether
-          the bucket has a newer version) and others.
+        %(files_meta)s
         - ``failed``: list of dict, ``id`` and ``reason``; ``data_dir``: str;
           ``query``: dict, the arguments of the call; ``description``: str.
 
