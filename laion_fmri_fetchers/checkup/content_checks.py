@@ -93,7 +93,7 @@ def participants(context: Context) -> Iterator[Point]:
     """Read the table of participants, where there is one."""
     rec = context.sample.file(layout.PARTICIPANTS)
     if rec is None:
-        yield note("participants.tsv", "not there; filters on age or sex find nobody")
+        yield note("participants.tsv", "missing; filters on age or sex match nothing")
         return
     rows = _table(_whole(context, rec), "\t")
     if "participant_id" not in rows:

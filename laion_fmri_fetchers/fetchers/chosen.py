@@ -39,7 +39,7 @@ from .grids import Grid, check_targets, on_grid, remove_originals, resample_file
 
 
 class Chosen(NamedTuple):
-    """What a Bunch is made of."""
+    """The content of a Bunch."""
 
     images: list[Record]
     rois: list[Record]
@@ -61,7 +61,7 @@ class Chosen(NamedTuple):
     def without_absent(
         self, inventory: Inventory, is_named: Callable[[Record], bool]
     ) -> Chosen:
-        """Return the same without files that cannot be had.
+        """Return the same without unavailable files.
 
         Raises
         ------
@@ -127,7 +127,7 @@ def fetch_chosen(
         Whether a file that only goes with the images is downloaded again in mode
         ``"overwrite"``.
     tables : Outcome
-        What came of downloading the trial tables.
+        Outcome of downloading the trial tables.
     grid : Grid, optional
         The grid to resample to.
     """

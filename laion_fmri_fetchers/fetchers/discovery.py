@@ -1,4 +1,4 @@
-"""What the dataset holds, without downloading any of it."""
+"""The content of the dataset, without downloading any of it."""
 
 from __future__ import annotations
 
@@ -214,7 +214,7 @@ def inspect_bucket(
     Raises
     ------
     InvalidQueryError
-        If there is nothing of that name.
+        If no folder has that name.
     BucketError
         If the bucket cannot be listed and no listing was saved.
 

@@ -1,4 +1,4 @@
-"""What is configured, accepted and on disk, shown without a question to anybody."""
+"""The state of settings, licence and disk; nobody is asked for anything."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the fetchers of stimuli share: names of images, terms, and reading tables."""
+"""Helpers that the fetchers of stimuli share: names, terms, reading tables."""
 
 from __future__ import annotations
 
@@ -129,6 +129,6 @@ def read_table(file: str, needed: Iterable[str]) -> pd.DataFrame:
 
 
 def mapped(column: pd.Series, function: Callable[[Any], Any]) -> pd.Series:
-    """Return a column with a function applied, once a distinct value."""
+    """Return a column with a function applied, once per distinct value."""
     values = {value: function(value) for value in column.unique()}
     return pd.Series([values[v] for v in column], column.index, object, column.name)

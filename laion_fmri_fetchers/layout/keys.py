@@ -157,7 +157,7 @@ def record_of(
     Returns
     -------
     dict
-        All of `RECORD_FIELDS`; fields that the file lacks are None, and so is
+        All of `RECORD_FIELDS`; fields that the file does not have are None, and so is
         ``absolute_path``, which depends on the data directory. ``run`` and ``echo``
         are int; ``outdated`` is False, as it cannot be known from the name.
 

@@ -157,7 +157,7 @@ def check_fetched(data: object, key: str) -> None:
     data : object
         The argument.
     key : str
-        A key of the Bunch that other Bunches lack.
+        A key of the Bunch that other Bunches do not have.
 
     Examples
     --------

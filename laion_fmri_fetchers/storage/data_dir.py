@@ -1,4 +1,4 @@
-"""The data directory: which one is in force, and the one that is remembered."""
+"""The data directory: the one in use, and the one that is remembered."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _VARIABLE = "LAION_FMRI_DATA_DIR"
 
 
 def get_data_dir(data_dir: str | os.PathLike | None = None) -> str:
-    """Return the data directory in force.
+    """Return the data directory in use.
 
     Parameters
     ----------

@@ -47,7 +47,7 @@ def save_listing(data_dir: str, listing: dict[str, Any]) -> None:
 def saved_listings(
     data_dir: str, wanted: Iterable[tuple[str, str]]
 ) -> list[dict[str, Any]]:
-    """Return the listings kept that tell of some prefixes.
+    """Return the saved listings that cover some prefixes.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Images that this package resampled, told from those of the dataset."""
+"""Images that this package resampled, told apart from those of the dataset."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def is_leftover(file: str, record: dict[str, Any]) -> bool:
     file : str
         Its path.
     record : dict
-        What its name tells.
+        Its fields, from its name.
     """
     if not can_be_resampled(record) or record["res"] in (None, FUNCTIONAL_GRID):
         return False

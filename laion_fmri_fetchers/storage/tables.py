@@ -1,6 +1,6 @@
 """The dataset's small tables: of trials and of participants.
 
-Trial tables are checked, joined with what labels tell, and kept parsed. Parsing 150
+Trial tables are checked, joined with the fields of labels, and kept parsed. Parsing 150
 small text files takes longer than all else of an offline call, so the tables of a
 subject are kept together, as codes into distinct values. A table whose size or time of
 change differs is parsed again.
@@ -37,18 +37,18 @@ class _Table(NamedTuple):
 
 
 class _Tables(NamedTuple):
-    """Trial tables of a subject, one below the other."""
+    """Trial tables of a subject, stacked."""
 
     spans: dict[str, list[int]]
     """id -> size in bytes, time of change in ns, first row, number of rows."""
     rows: np.ndarray
-    """A row a trial: ``beta_index``, code into ``runs``, code into ``labels``."""
+    """One row per trial: ``beta_index``, code into ``runs``, code into ``labels``."""
     runs: np.ndarray
     labels: np.ndarray
     kind: np.ndarray
     """For each label, a code into ``kinds``."""
     kinds: list[list]
-    """Values of `LABEL_FIELDS`, of each kind of label there is."""
+    """Values of `LABEL_FIELDS` for each kind of label."""
 
 
 def read_trials(data_dir: str, ids: list[str]) -> pd.DataFrame:
@@ -64,7 +64,7 @@ def read_trials(data_dir: str, ids: list[str]) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        One row a trial, in the order of ``ids`` and of volumes within a session. The
+        One row per trial, in the order of ``ids`` and of volumes within a session. The
         columns are `TRIAL_FIELDS`; ``image_index`` is the position of the table in
         ``ids``.
 
@@ -221,7 +221,7 @@ def read_participants(file: str) -> dict[str, dict[str, Any]]:
 
 
 def _value(text: str) -> str | int | float | None:
-    """Return what a cell of a table says."""
+    """Return the value of a cell of a table."""
     if none_if_null(text) is None:
         return None
     if re.fullmatch(r"[+-]?\d+", text):
@@ -249,7 +249,7 @@ def _tables(data_dir: str, subject: str, ids: list[str]) -> _Tables:
 
 
 def _parse(data_dir: str, ids: list[str]) -> list[_Table]:
-    """Parse tables, all in one go where they are as they should be."""
+    """Parse tables, all at once where they are valid."""
     files = [Path(local_path(data_dir, one)) for one in ids]
     try:
         texts = [file.read_bytes().strip().partition(b"\n") for file in files]
@@ -268,7 +268,7 @@ def _parse(data_dir: str, ids: list[str]) -> list[_Table]:
         if len(frame) != sum(counts):
             raise ValueError(f"{len(frame)} trials in {sum(counts)} lines")
         if frame["beta_index"].dtype.kind != "i":
-            raise ValueError("a beta_index is no whole number")
+            raise ValueError("a beta_index is not a whole number")
         frame["run"] = _runs(frame["run"])
         columns = [frame[name].to_numpy() for name in _Table._fields]
         return [
@@ -297,12 +297,12 @@ def _in_order(table: _Table) -> _Table:
         return table
     order = np.argsort(index, kind="stable")
     if index[order[0]] < 0 or (np.diff(index[order]) == 0).any():
-        raise ValueError("its beta_index is not one number a volume, from 0")
+        raise ValueError("its beta_index is not one number per volume, from 0")
     return _Table(*(column[order] for column in table))
 
 
 def _encode(tables: dict[str, _Table], signatures: dict[str, list[int]]) -> _Tables:
-    """Return tables as codes into distinct values, with what labels tell."""
+    """Return tables as codes into distinct values, with the fields of labels."""
     index, run, label = map(np.concatenate, zip(*tables.values(), strict=True))
     runs, distinct_runs = pd.factorize(run, use_na_sentinel=False)
     codes, labels = pd.factorize(label)
@@ -381,7 +381,7 @@ def _unpack(arrays: dict[str, np.ndarray]) -> _Tables:
 
 
 def _is_sound(tables: _Tables) -> bool:
-    """Tell whether codes and spans lead to values and rows that are there."""
+    """Tell whether codes and spans lead to existing values and rows."""
     rows, kind = tables.rows, tables.kind
     if rows.ndim != 2 or rows.shape[1] != 3 or len(kind) != len(tables.labels):
         return False

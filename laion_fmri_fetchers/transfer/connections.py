@@ -287,7 +287,7 @@ class Connections:
             dismiss(response)
 
     def _network_fault(self, error: BaseException) -> Fault:
-        """Return an error in words that hold no address."""
+        """Return an error in words without an address."""
         kind, reason = trouble(error, self._timeout)
         limits, tries = policy.POLICY, None
         if kind.is_final:
@@ -340,7 +340,7 @@ def _judge(
 
 
 def _status_fault(response: urllib3.BaseHTTPResponse) -> Fault:
-    """Return an answer that is no success as a fault."""
+    """Return an unsuccessful answer as a fault."""
     status = response.status
     reason = f"status {status} {response.reason or ''}".rstrip()
     if status == 412:

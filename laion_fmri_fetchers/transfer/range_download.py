@@ -33,7 +33,7 @@ class RangeDownload(NamedTuple):
         return Job(self.fetch, RANGE_FIRST, self.file)
 
     def fetch(self) -> None:
-        """Fetch the range; what lacks in the end is tried again, or fails the file."""
+        """Fetch the range; the missing end is tried again, or the file fails."""
         file, run = self.file, self.file.run
         place = noted = self.start
         stop, fault = self.stop, None

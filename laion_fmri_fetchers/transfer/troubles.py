@@ -1,4 +1,4 @@
-"""What errors of requests and urllib3 mean, in words that hold no address.
+"""The meaning of errors of requests and urllib3, in words without an address.
 
 An error of these wraps others, several deep, and its text may show a presigned URL. So
 the text is left alone: kind and cause are found along the chain.
