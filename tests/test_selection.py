@@ -69,7 +69,7 @@ def test_arguments_of_other_packages(argument, hint):
         (fetch_laion_captions, {"n_jobs": 2}, "n_connections="),
         (fetch_laion_stimuli, {"labels": ["a.jpg"]}, "names="),
         (fetch_laion_embeddings, {"model": "CLIP"}, "models="),
-        (fetch_laion_embeddings, {"nams": "a.jpg"}, "did you mean 'names'"),
+        (fetch_laion_embeddings, {"namez": "a.jpg"}, "did you mean 'names'"),
         (fetch_laion_fmri_ids, {"ids": ["a"]}, "image_ids="),
         (get_rois, {"subjects": 1}, "subject="),
         (get_subjects, {"mode": "offline"}, "LAION_FMRI_OFFLINE=1"),

@@ -62,13 +62,7 @@ def get_subjects(
         >>> get_subjects()  # doctest: +SKIP
         ['sub-01', 'sub-03', 'sub-05', 'sub-06', 'sub-07']
     """
-    folder = get_data_dir(data_dir)
-    levels: list[Wanted] = [(tree, "/") for tree in (*TREES, DERIVATIVES)]
-    folders = _look(levels, folder, timeout).folders
-    unknown: list[Wanted] = [(tree, "/") for tree in unknown_trees(folders)]
-    if unknown:
-        folders = folders | _look(unknown, folder, timeout).folders
-    return list(subjects_among(folders))
+    return _subjects(get_data_dir(data_dir), timeout)[0]
 
 
 @only_its_arguments(**_OFFLINE, subjects="subject=", categories="category=")
@@ -116,15 +110,16 @@ def get_rois(
         found = _look([(ROIS, "/")], folder, timeout)
         prefixes = sorted(found.folders)
     else:
+        found = None
         prefixes = [f"{ROIS}{clean_subject(subject)}/"]
-    found = _look([(prefix, "") for prefix in prefixes], folder, timeout)
+    found = _look([(prefix, "") for prefix in prefixes], folder, timeout, found)
     rois: dict[str, set[str]] = {}
     for one in found.objects:
         rec = record_of(one)
         if rec["roi"]:
             rois.setdefault(rec["roi_category"], set()).add(rec["roi"])
     if subject is not None and not rois:
-        subjects = get_subjects(data_dir=folder, timeout=timeout)
+        subjects, _ = _subjects(folder, timeout, found)
         raise InvalidQueryError(
             f"Unknown subject {subject!r}, or one without ROIs; available: "
             f"{listed(subjects)}."
@@ -163,9 +158,9 @@ def describe(
     print(f"LAION-fMRI in {bucket_url()}")
     exists = os.path.isdir(folder)
     print(f"Data directory: {folder}{'' if exists else ', which does not exist yet'}\n")
-    subjects = get_subjects(data_dir=folder, timeout=timeout)
+    subjects, top = _subjects(folder, timeout)
     wanted = [w for subject in subjects for w in listings_of(subject, _DESCRIBED)]
-    found = _look(wanted, folder, timeout)
+    found = _look(wanted, folder, timeout, top)
     recs = [record_of(one) for one in found.objects]
     print("subject  sessions  held out    betas      ROIs  on disk")
     for subject in subjects:
@@ -239,10 +234,35 @@ def inspect_bucket(
         print(f"  {readable_size(one.size):>10}  {one.key[len(prefix) :]}")
 
 
-def _look(wanted: Iterable[Wanted], data_dir: str, timeout: float) -> Catalog:
-    """Look at the bucket; at saved listings and the disk where it does not answer."""
-    offline = check_mode(None) == "offline"
+def _subjects(
+    data_dir: str, timeout: float, before: Catalog | None = None
+) -> tuple[list[str], Catalog]:
+    """Return the subjects that any tree has, and what was looked at for them."""
+    levels: list[Wanted] = [(tree, "/") for tree in (*TREES, DERIVATIVES)]
+    found = _look(levels, data_dir, timeout, before)
+    folders = found.folders
+    unknown: list[Wanted] = [(tree, "/") for tree in unknown_trees(folders)]
+    if unknown:
+        folders = folders | _look(unknown, data_dir, timeout, found).folders
+    return list(subjects_among(folders)), found
+
+
+def _look(
+    wanted: Iterable[Wanted],
+    data_dir: str,
+    timeout: float,
+    before: Catalog | None = None,
+) -> Catalog:
+    """Look at the bucket; at saved listings and the disk where it does not answer.
+
+    A bucket that did not answer ``before`` is not asked, and waited for, again.
+    """
+    error = before.error if before else None
+    offline = error is not None or check_mode(None) == "offline"
     found = look(wanted, data_dir, offline=offline, timeout=timeout)
+    if error:
+        found = found._replace(error=error)
+        return _by_disk(found, data_dir) if found.unlisted else found
     if offline and found.unlisted:
         return _by_disk(found, data_dir)
     if not found.error:

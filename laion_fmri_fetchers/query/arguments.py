@@ -108,9 +108,9 @@ def only_its_arguments(**elsewhere: str) -> Callable[[Function], Function]:
     >>> @only_its_arguments(model="models=")
     ... def fetch(models="all"):
     ...     pass
-    >>> fetch(modles="CLIP")
+    >>> fetch(modelz="CLIP")
     Traceback (most recent call last):
-    laion_fmri_fetchers.exceptions.InvalidQueryError: fetch has no argument 'modles'; \
+    laion_fmri_fetchers.exceptions.InvalidQueryError: fetch has no argument 'modelz'; \
 did you mean 'models'?
     """
 
