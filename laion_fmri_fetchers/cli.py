@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 1
         return _fail(error, 1)
     except KeyboardInterrupt:
-        return _fail("Stopped. The same command goes on from here.", 130)
+        return _fail("Stopped. Repeat the command to resume.", 130)
     return code or 0
 
 
@@ -545,6 +545,9 @@ def _completion(options: Options) -> None:
     print(argcomplete.shellcode([PROGRAM], shell=options.shell))
 
 
+_DEMO_SIZES = ("subjects", "n_sessions", "n_trials")
+
+
 def _demo_options(command: Parser) -> None:
     _flag(command, "--serve", "only serve the synthetic data, for calls of your own")
     _names(command, "--subjects", None, "with --serve, names such as sub-01")
@@ -556,13 +559,18 @@ def _demo_options(command: Parser) -> None:
 
 def _demo(options: Options) -> None:
     """See it work on synthetic data."""
+    given = {name: getattr(options, name) for name in _DEMO_SIZES}
+    sizes = {name: value for name, value in given.items() if value is not None}
+    if options.serve if options.output else sizes and not options.serve:
+        raise InvalidQueryError(
+            "--subjects, --n-sessions and --n-trials are options of --serve, and "
+            "--output is one of the walk without it"
+        )
     if options.serve:
         from .demo.environment import serve_until_stopped
 
-        given = ("subjects", "n_sessions", "n_trials")
-        sizes = {name: getattr(options, name) for name in given}
         try:
-            serve_until_stopped(**{n: v for n, v in sizes.items() if v is not None})
+            serve_until_stopped(**sizes)
         except ValueError as error:
             raise InvalidQueryError(str(error)) from None
     else:

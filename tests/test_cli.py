@@ -209,6 +209,8 @@ def test_lines_fit_a_terminal(capsys, monkeypatch, command, width):
         (["fetch-captions", "--where", "src=x"], 2, "--where can test"),
         (["login"], 2, "at; set LAION_FMRI_REQUEST_ID"),
         (["demo", "--serve", "--n-trials", "0"], 2, "n_trials=0"),
+        (["demo", "--n-trials", "64"], 2, "options of --serve"),
+        (["demo", "--serve", "--output", "x"], 2, "--output is one of"),
         (["fetch-stimuli"], 1, "'laion-fmri-fetchers request-access'"),
         (["request-access"], 1, "--research-purpose is missing"),
     ],
@@ -246,7 +248,7 @@ def test_config_where_the_environment_names_another(tmp_path, data_dir, capsys):
     out, err = capsys.readouterr()
     assert out == f"{tmp_path / 'new'}\n"
     assert err.startswith(
-        f"Warning: LAION_FMRI_DATA_DIR is set, so calls go on using {data_dir}"
+        f"Warning: LAION_FMRI_DATA_DIR is set, so calls keep using {data_dir}"
     )
 
 
@@ -317,7 +319,7 @@ def test_an_interrupt_ends_it_though_the_bucket_is_silent(tmp_path):
         out, err = process.communicate(timeout=20)
     assert process.returncode == 130
     assert out == ""
-    assert "The same command goes on from here." in err
+    assert "Repeat the command to resume." in err
     assert "Traceback" not in err
 
 

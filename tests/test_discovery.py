@@ -142,8 +142,7 @@ def test_a_bucket_that_takes_long_is_told_of(server, data_dir, capsys, monkeypat
     set_policy(monkeypatch, quiet=0.0)
     look([("", "/")], str(data_dir))
     assert (
-        capsys.readouterr().err
-        == f"Waiting for {server.url} to list what it holds ...\n"
+        capsys.readouterr().err == f"Waiting for {server.url} to list its files ...\n"
     )
     look([("", "/")], str(data_dir), verbose=0)
     assert capsys.readouterr().err == ""

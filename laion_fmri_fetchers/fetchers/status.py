@@ -101,10 +101,7 @@ def _unfinished(data_dir: str) -> str:
         return "nothing"
     size = sum(map(_allocated, parts))
     number = counted(len(parts), "download")
-    return (
-        f"{number}, {readable_size(size)}, in {folder}: the same fetch goes on from "
-        "there; delete it to start over"
-    )
+    return f"{number}, {readable_size(size)}, in {folder.relative_to(data_dir)}"
 
 
 def _allocated(file: Path) -> int:

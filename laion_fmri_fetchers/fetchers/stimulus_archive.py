@@ -163,7 +163,7 @@ def extract_images(
             raise DiskSpaceError(
                 error.errno,
                 f"The disk of {folder} is full. Extracted images stay; make space "
-                "and call again to go on.",
+                "and repeat the call to resume.",
             ) from error
     return paths
 

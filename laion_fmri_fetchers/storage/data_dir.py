@@ -86,7 +86,7 @@ def dataset_initialize(data_dir: str | os.PathLike) -> str:
     Warns
     -----
     UserWarning
-        If ``LAION_FMRI_DATA_DIR`` names another directory, which calls go on using.
+        If ``LAION_FMRI_DATA_DIR`` names another directory, which calls keep using.
 
     Examples
     --------
@@ -118,7 +118,7 @@ def dataset_initialize(data_dir: str | os.PathLike) -> str:
         ) from None
     if (in_force := get_data_dir()) != path:
         warn(
-            f"{_VARIABLE} is set, so calls go on using {in_force}. Unset it to use "
+            f"{_VARIABLE} is set, so calls keep using {in_force}. Unset it to use "
             f"{path}, which is saved."
         )
     return path

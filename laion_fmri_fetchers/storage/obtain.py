@@ -236,12 +236,12 @@ def _raise_if_any(failed: list[Record], n_files: int) -> None:
     if held_out:
         raise HeldOutSessionError(
             f"{listed(list(held_out))}: files held out for evaluation, which the "
-            "bucket denies (status 403). Leave such sessions out of sessions."
+            "bucket denies (status 403). Leave these out of sessions."
         )
     reasons = [f"  {rec['id']}: {rec['reason']}" for rec in failed]
     raise DownloadError(
         f"{len(failed)} of {counted(n_files, 'file')} could not be downloaded. Files "
-        "that arrived stay, and the same call goes on from there; allow_missing=True "
+        "that arrived stay, and the same call resumes from there; allow_missing=True "
         "leaves the others out.\n" + "\n".join(reasons),
         failed=failed,
     )
