@@ -347,7 +347,7 @@ def _report_options(command: Parser) -> None:
 
 
 def _report(options: Options) -> None:
-    """Write an HTML report of what is on disk."""
+    """Write an HTML report of files on disk."""
     folder = os.path.dirname(os.path.abspath(options.output))
     if not os.path.isdir(folder):
         raise InvalidQueryError(f"There is no folder {folder} to write the report to.")
@@ -511,7 +511,7 @@ def _doctor_options(command: Parser) -> None:
 
 
 def _doctor(options: Options) -> int:
-    """Compare bucket and machine with what is expected."""
+    """Compare bucket and machine with expectations."""
     import json
 
     from .checkup.points import Point, summary, table

@@ -76,8 +76,8 @@ def test_dry_run(server, data_dir, capsys):
     assert not list(data_dir.rglob("*.nii.gz"))
 
 
-def at_a_terminal(command):
-    """Run a command with a terminal as stdout; return what it shows."""
+def at_a_terminal(command, code=0):
+    """Run a command with a terminal as stdout; return what it shows there."""
     leader, follower = pty.openpty()
     with subprocess.Popen(
         [sys.executable, "-m", "laion_fmri_fetchers", *command],
@@ -92,7 +92,7 @@ def at_a_terminal(command):
                 shown += piece
         os.close(leader)
         assert process.stderr.read().count(b"Traceback") == 0
-    assert process.returncode == 0
+    assert process.returncode == code
     return shown.decode().replace("\r\n", "\n")
 
 
@@ -106,6 +106,14 @@ def test_a_terminal_is_not_flooded(server, data_dir):
     paths = at_a_terminal([*fetch, "--paths"]).splitlines()
     assert len(paths) == 2
     assert all(Path(path).is_file() for path in paths)
+
+
+def test_verify_names_a_bad_file_once_at_a_terminal(cached):
+    lost = next(cached.rglob("*label-FFA1_mask.nii.gz"))
+    lost.unlink()
+    assert at_a_terminal(["verify"], code=1) == ""
+    (line,) = at_a_terminal(["verify", "--paths"], code=1).splitlines()
+    assert line == f"missing\t{lost.relative_to(cached)}"
 
 
 def test_an_empty_selection_is_said(server, data_dir, capsys):

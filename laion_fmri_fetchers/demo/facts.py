@@ -93,7 +93,7 @@ _SUBJECT_OF = {number: subject for subject, number in LABEL_NUMBER.items()}
 
 
 class ImageFields(NamedTuple):
-    """What the label of an image says; None where it does not."""
+    """Fields of the label of an image; None where it has none."""
 
     dataset: str | None = None
     kind: str | None = None  # "shared" or "unique"
@@ -102,7 +102,7 @@ class ImageFields(NamedTuple):
 
 
 def image_fields(label: str) -> ImageFields:
-    """Return what the label of an image says.
+    """Return the fields of the label of an image.
 
     Parameters
     ----------

@@ -35,7 +35,7 @@ Session = tuple[str, str]
 
 _NAMES_SHOWN = 40
 _OF_VERSION = {"last_modified", "outdated"}
-"""Fields of terms that ask for what is new; there need not be any of it."""
+"""Fields of terms that ask for new files; there may be none."""
 
 
 class Trials(NamedTuple):
@@ -64,7 +64,7 @@ def describe_subjects(
     records: Iterable[Record],
     participants: dict[str, dict[str, Any]],
 ) -> list[dict[str, Any]]:
-    """Return what is known of each subject: participant, sessions and ROIs."""
+    """Return a description of each subject: participant, sessions and ROIs."""
     sessions: dict[str, set[str]] = {subject: set() for subject in subjects}
     rois: dict[str, set[str]] = {subject: set() for subject in sessions}
     for rec in records:

@@ -1,4 +1,4 @@
-"""From what was chosen to the Bunch: files downloaded, resampled, described.
+"""From chosen records to the Bunch: files downloaded, resampled, described.
 
 fetch_chosen ─▶ plan_files ─▶ obtain
     └▶ make_bunch ─▶ compare_versions ─▶ brain_masks ─▶ on_grid ─▶ align

@@ -237,7 +237,7 @@ def inspect_bucket(
 def _subjects(
     data_dir: str, timeout: float, before: Catalog | None = None
 ) -> tuple[list[str], Catalog]:
-    """Return the subjects that any tree has, and what was looked at for them."""
+    """Return the subjects that any tree has, and the catalog with them."""
     levels: list[Wanted] = [(tree, "/") for tree in (*TREES, DERIVATIVES)]
     found = _look(levels, data_dir, timeout, before)
     folders = found.folders
@@ -282,7 +282,7 @@ def _look(
 
 
 def _by_disk(found: Catalog, data_dir: str) -> Catalog:
-    """Return what is known with the files on disk for lack of a listing."""
+    """Return the catalog with files on disk in place of missing listings."""
     on_disk = {
         path: Object(path, os.path.getsize(local_path(data_dir, path)))
         for path in found.on_disk

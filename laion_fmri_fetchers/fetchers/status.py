@@ -55,7 +55,7 @@ def status(*, data_dir: str | os.PathLike | None = None) -> None:
 
 
 def _state(folder: str) -> str:
-    """Return what there is to note about a data directory."""
+    """Return a note on a data directory."""
     if not os.path.isdir(folder):
         return ", which does not exist yet"
     return "" if is_writable(folder) else ", which cannot be written"

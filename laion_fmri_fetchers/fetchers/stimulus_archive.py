@@ -39,7 +39,7 @@ from laion_fmri_fetchers.storage.settings import Settings
 
 _WRITERS = 4
 _LONGEST_LOOK = 10.0
-"""Seconds to wait for the manifest, which only says whether there is a new version."""
+"""Seconds to wait for the manifest, which only announces new versions."""
 _FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 
 
@@ -120,7 +120,7 @@ def archive_size(inventory: Inventory) -> int:
 
 
 def _published_archive(settings: Settings) -> GatedFile | None:
-    """Return what the manifest says of the archive; None if it is unavailable."""
+    """Return the manifest's entry of the archive; None if it is unavailable."""
     with contextlib.suppress(StimulusAccessError):
         manifest = fetch_manifest(min(settings.timeout, _LONGEST_LOOK), tries=1)
         return manifest.files[ARCHIVE]

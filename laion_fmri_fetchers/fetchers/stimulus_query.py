@@ -100,7 +100,7 @@ def with_terms(given: object, name: str, terms: dict[str, Any]) -> ResultFilter:
 
 
 def query(wanted: list[str] | None, **filters: ResultFilter) -> dict[str, Any]:
-    """Return what is asked as plain, readable values."""
+    """Return a query as plain, readable values."""
     shown = {n: None if is_empty(f) else f.to_dict() for n, f in filters.items()}
     return {"names": wanted, **shown}
 

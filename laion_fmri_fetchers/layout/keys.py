@@ -22,7 +22,7 @@ from .trees import (
 )
 
 Record = dict[str, Any]
-"""What is known of a file: `RECORD_FIELDS`, and their values."""
+"""A file's metadata: `RECORD_FIELDS`, and their values."""
 
 NIFTI_EXTENSIONS = ("nii.gz", "nii")
 

@@ -100,7 +100,7 @@ class Selection(NamedTuple):
         return bool(self.sessions if is_of_session(record) else self.subjects)
 
     def is_newer(self, record: dict[str, Any]) -> bool:
-        """Tell whether a file passes a term on its date, where there is a term."""
+        """Return whether a file passes the terms on its date."""
         return admits(self.image_filter, "last_modified", record["last_modified"])
 
     def as_query(self) -> dict[str, Any]:

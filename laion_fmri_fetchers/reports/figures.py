@@ -437,7 +437,7 @@ def _axes(
 
 
 def _say(axes: Axes, text: str, **style: Any) -> Axes:
-    """Write on axes that there is nothing to draw."""
+    """Write on axes why nothing is drawn."""
     place = axes.transAxes
     axes.text(0.5, 0.5, text, ha="center", va="center", transform=place, **style)
     axes.set(xticks=[], yticks=[])

@@ -147,7 +147,7 @@ def _config_file() -> Path:
 
 
 def read_config() -> dict[str, Any]:
-    """Return the saved configuration; empty if there is none."""
+    """Return the saved configuration; empty if nothing is saved."""
     file = _config_file()
     try:
         config = json.loads(file.read_text("utf-8"))

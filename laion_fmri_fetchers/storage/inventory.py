@@ -66,7 +66,7 @@ class Inventory(NamedTuple):
     absent: frozenset[str]
     """Ids of files that are unavailable: offline, and not on disk."""
     objects: dict[str, Any]
-    """id -> what the bucket lists."""
+    """id -> object listed by the bucket."""
     error: BucketError | None
     """Why the bucket, though asked, did not answer."""
 
@@ -190,7 +190,7 @@ def take_inventory_of_subjects(
 
 
 def find_subjects(settings: Settings) -> tuple[tuple[str, ...], Catalog]:
-    """Return the subjects that any tree has, and what is at the top of the bucket."""
+    """Return the subjects that any tree has, and the catalog of the top level."""
     levels: list[Wanted] = [(tree, "/") for tree in TREES]
     top = _look([*levels, (DERIVATIVES, "/")], settings)
     folders = set(top.folders)

@@ -89,7 +89,7 @@ def _read_listing(file: Path) -> Any:
 
 
 def _is_listing(listing: Any, name: str) -> bool:
-    """Tell whether what a file holds is a listing of the prefix in its name."""
+    """Return whether a file's content is a listing of the prefix in its name."""
     match listing:
         case {
             "prefix": str(prefix),

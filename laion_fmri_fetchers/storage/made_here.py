@@ -17,7 +17,7 @@ from laion_fmri_fetchers.layout.trees import FUNCTIONAL_GRID, MADE_HERE
 from .files import local_path
 
 MARK = "resampled: "
-"""What the description in the header of a resampled image begins with."""
+"""Beginning of the description in the header of a resampled image."""
 
 _DESCRIPTION = slice(148, 228)
 """Where a NIfTI-1 header has its description (``descrip``)."""

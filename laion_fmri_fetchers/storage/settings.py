@@ -1,4 +1,4 @@
-"""How a fetcher works, as against what it selects: mode, directory, connections."""
+"""How a fetcher works, whatever it selects: mode, directory, connections."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The state folder: what is kept in the data directory beside the data.
+"""The state folder, in the data directory beside the data.
 
 Data files mirror the bucket below the data directory. Beside them, the folder
 ``.laion_fmri`` keeps::
@@ -72,7 +72,7 @@ def save_arrays(data_dir: str, name: str, arrays: dict[str, np.ndarray]) -> None
 
 
 def saved_arrays(data_dir: str, name: str) -> dict[str, np.ndarray]:
-    """Return arrays kept by `save_arrays`; nothing where there are none."""
+    """Return arrays kept by `save_arrays`; empty if none were kept."""
     import zipfile
 
     import numpy as np

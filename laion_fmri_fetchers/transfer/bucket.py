@@ -1,4 +1,4 @@
-"""The bucket over HTTP: where it is, and listing what it holds.
+"""The bucket over HTTP: its address, and listing its objects.
 
     list_many ─▶ in_sessions, a few threads ─▶ _list: pages, one after the other
                                                  └ _page ─▶ Session.ask ─▶ parse_page

@@ -63,7 +63,7 @@ _NEXT = {
 
 
 class ObjectVersion(NamedTuple):
-    """What is known of the object: from the listing, then from the server.
+    """Facts about the object: from the listing, then from the server.
 
     ``is_confirmed`` says that size and ETag are the server's.
     """

@@ -121,7 +121,7 @@ POLICY = Policy()
 
 
 def retry_after(value: str) -> float | None:
-    """Return what a Retry-After says, in seconds from now; None if that is unclear.
+    """Return a Retry-After in seconds from now; None if it is unclear.
 
     >>> retry_after("7"), retry_after("0.5")
     (7.0, 0.5)

@@ -29,7 +29,7 @@ class RangeDownload(NamedTuple):
     n_tried: int = 0
 
     def job(self) -> Job:
-        """Return what a thread is to do, which is withdrawn with the file."""
+        """Return the job of a thread, which is withdrawn with the file."""
         return Job(self.fetch, RANGE_FIRST, self.file)
 
     def fetch(self) -> None:
@@ -105,7 +105,7 @@ class RangeDownload(NamedTuple):
         return None
 
     def _note(self, reply: RangeReply) -> None:
-        """Take note of what an answer says of the object; the lock is held."""
+        """Take note of an answer's facts about the object; the lock is held."""
         file = self.file
         file.address.note_answer()
         version = file.version._replace(

@@ -222,7 +222,7 @@ class Run:
         return min(policy.POLICY.small_file, self.step)
 
     def check_space(self) -> None:
-        """Raise if the disk is too small for what is left to fetch.
+        """Raise if the disk is too small for the remaining bytes.
 
         Leftovers are freed once they are copied, a file's at a time.
         """
@@ -255,7 +255,7 @@ class Run:
             self.progress.close()
 
     def stop(self) -> None:
-        """Stop all threads; what is unfinished stays for a later call."""
+        """Stop all threads; unfinished files stay for a later call."""
         self.queue.stop()
         if self._ends.n_left:
             self.connections.cut()
@@ -321,7 +321,7 @@ class _Ends:
 
 
 def _words_on_full_disk(number: int, folder: str) -> str:
-    """Return what is used up; free bytes are named only where they are too few."""
+    """Return the used-up resource; free bytes are named only if they are too few."""
     text = os.strerror(number)
     if number != errno.ENOSPC:
         return f"{text} in {folder}"
