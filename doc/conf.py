@@ -27,6 +27,8 @@ templates_path = ["_templates"]
 exclude_patterns = ["_build", "examples"]
 html_theme = "furo"
 html_title = project
+html_static_path = ["_static"]
+html_css_files = ["gallery.css"]
 
 # Names in single backticks are those of this package, and must exist.
 rst_prolog = ".. currentmodule:: laion_fmri_fetchers"

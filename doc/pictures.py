@@ -241,7 +241,7 @@ def overview(data: Any) -> plt.Figure:
     ax.imshow(betas.data[order], interpolation="nearest", **options)
     ax.set(xlabel="voxels", ylabel="trials", xticks=[], yticks=[])
     ax.set_title("load_betas(data, rois='face')", fontsize=10, family="monospace")
-    ax = figure.add_axes((0.74, 0.14, 0.25, 0.76))
+    ax = figure.add_axes((0.73, 0.14, 0.19, 0.76))
     names = ["FFA1", "OFA", "PPA", "EBA", "V1v", "hV4"]
     part = fetch_laion_fmri(1, names, max_images=0, mode="offline", verbose=0)
     plot_noise_ceiling(part, ceiling="4rep", axes=ax)

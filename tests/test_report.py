@@ -269,6 +269,9 @@ def test_noise_ceiling_by_roi(data):
     names = [label.get_text() for label in axes.get_yticklabels()]
     assert names == own["name"].tolist()
     np.testing.assert_allclose(axes.lines[0].get_xdata(), own["median"])
+    assert axes.get_xlabel() == "Noise ceiling 4rep (%)"
+    written = {text.get_text() for text in axes.texts}
+    assert written == {"face", "place"}, "categories are named"
 
 
 def test_rois_on_the_sharpest_anatomy(data, server):

@@ -335,7 +335,8 @@ def plot_noise_ceiling(
     Returns
     -------
     matplotlib Axes
-        One row per ROI, in order of categories; percent of variance.
+        One row per ROI, in order of categories: median and quartiles over voxels, in
+        percent of variance.
 
     Raises
     ------
@@ -368,11 +369,12 @@ def plot_noise_ceiling(
     if ceiling is not None and ceiling not in names:
         hint = did_you_mean(ceiling, names)
         raise InvalidQueryError(f"There is no noise ceiling {ceiling!r}; {hint}")
-    table = rois(data, ceiling or default_ceiling(data))
-    return draw_noise_ceiling(table[table["subject"].isin(chosen)], axes)
+    name = ceiling or default_ceiling(data)
+    table = rois(data, name)
+    return draw_noise_ceiling(table[table["subject"].isin(chosen)], name, axes)
 
 
-def draw_noise_ceiling(table: pd.DataFrame, axes: Axes | None) -> Axes:
+def draw_noise_ceiling(table: pd.DataFrame, ceiling: str, axes: Axes | None) -> Axes:
     """Draw the figure of `plot_noise_ceiling` from a table of `summaries.rois`."""
     table = table.dropna(subset="median")
     names = sorted(set(zip(table["category"], table["name"], strict=True)))
@@ -394,7 +396,7 @@ def draw_noise_ceiling(table: pd.DataFrame, axes: Axes | None) -> Axes:
             axes.axhline(row + 0.5, color=_GREY, lw=0.6, ls=":")
     axes.set_yticks(range(len(names)), [name for _, name in names])
     axes.tick_params(axis="y", labelsize="small", length=0)
-    axes.set(ylim=(len(names) - 0.4, -0.6), xlabel="Noise ceiling (%)")
+    axes.set(ylim=(len(names) - 0.4, -0.6), xlabel=f"Noise ceiling {ceiling} (%)")
     axes.set_xlim(left=0)
     place = axes.get_yaxis_transform()
     for category in dict.fromkeys(category for category, _ in names):

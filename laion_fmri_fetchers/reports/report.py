@@ -366,7 +366,7 @@ def _noise_ceiling(rois: pd.DataFrame, ceiling: str) -> str:
     for part in _halves(measured):
         n_rows = len(part.groupby(["category", "name"]))
         figure = _svg(
-            partial(_draw_part, part, 1.05 * measured["high"].max()),
+            partial(_draw_part, part, ceiling, 1.05 * measured["high"].max()),
             (4.8, 1.2 + 0.21 * n_rows),
             f"Median noise ceiling of {n_rows} ROIs of the categories "
             f"{', '.join(part['category'].unique())}. The table of ROIs has all "
@@ -394,8 +394,8 @@ def _halves(measured: pd.DataFrame) -> list[pd.DataFrame]:
     return [measured[is_first], measured[~is_first]]
 
 
-def _draw_part(part: pd.DataFrame, highest: float, *, axes: Any) -> None:
-    draw_noise_ceiling(part, axes).set_xlim(0, min(100, highest))
+def _draw_part(part: pd.DataFrame, ceiling: str, highest: float, *, axes: Any) -> None:
+    draw_noise_ceiling(part, ceiling, axes).set_xlim(0, min(100, highest))
 
 
 def _rois(rois: pd.DataFrame, ceiling: str) -> str:
