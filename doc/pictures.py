@@ -3,7 +3,7 @@
     python doc/pictures.py FOLDER
 
 A build of the documentation draws them into ``doc/pictures``. The one of README.rst is
-kept beside this file: ``overview.png``, reduced to 128 colours.
+kept beside this file: ``overview.png``, reduced to 256 colours.
 """
 
 from __future__ import annotations
