@@ -1075,7 +1075,7 @@ def test_settings_of_resampling_without_a_resolution(setting, no_network):
     with pytest.raises(InvalidQueryError, match=f"{name} is .*give resolution"):
         fetch(**setting)
     with pytest.raises(InvalidQueryError, match="'linear'"):
-        fetch(interpolation="linar")
+        fetch(interpolation="linearr")
 
 
 @pytest.mark.parametrize(
