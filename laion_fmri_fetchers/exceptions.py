@@ -1,6 +1,6 @@
 """Every error a user can meet.
 
-All derive from `LaionFmriError` and from the builtin that fits, so that both
+All derive from `LaionFmriError` and from the builtin that fits, so that
 ``except LaionFmriError`` and ``except FileNotFoundError`` both catch it.
 """
 
@@ -155,7 +155,7 @@ def did_you_mean(name: object, known: Iterable[str]) -> str:
     if folded in by_folded:
         nearest = [folded]
     elif not nearest:
-        nearest = difflib.get_close_matches(folded, by_folded, 2, cutoff=0.5)
+        nearest = difflib.get_close_matches(folded, by_folded, 2, cutoff=0.6)
         if nearest and difflib.SequenceMatcher(None, folded, nearest[0]).ratio() > 0.8:
             nearest = nearest[:1]
     if 0 < len(nearest) <= _MOST_MEANT:

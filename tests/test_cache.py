@@ -32,6 +32,16 @@ def test_precedence(tmp_path, monkeypatch, environment):
     assert get_data_dir(tmp_path / "argument") == str(tmp_path / "argument")
 
 
+def test_initialize_says_what_goes_before_it(tmp_path, monkeypatch, recwarn):
+    monkeypatch.setenv("LAION_FMRI_DATA_DIR", str(tmp_path / "variable"))
+    with pytest.warns(UserWarning, match=r"LAION_FMRI_DATA_DIR is set.*/variable"):
+        dataset_initialize(tmp_path / "saved")
+    monkeypatch.setenv("LAION_FMRI_DATA_DIR", str(tmp_path / "saved"))
+    recwarn.clear()
+    dataset_initialize(tmp_path / "saved")
+    assert not recwarn
+
+
 def test_paths_are_absolute_and_may_begin_at_home(tmp_path, monkeypatch, environment):
     monkeypatch.chdir(tmp_path)
     assert get_data_dir("data") == str(tmp_path / "data")

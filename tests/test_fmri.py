@@ -1133,6 +1133,17 @@ def test_resolution_without_originals(server, data_dir):
 
 
 @pytest.mark.parametrize(
+    "setting", [{"keep_original": False}, {"interpolation": "nearest"}]
+)
+def test_settings_of_resampling_without_a_resolution(setting, no_network):
+    (name,) = setting
+    with pytest.raises(InvalidQueryError, match=f"{name} is .*give resolution"):
+        fetch(**setting)
+    with pytest.raises(InvalidQueryError, match="'linear'"):
+        fetch(interpolation="linearr")
+
+
+@pytest.mark.parametrize(
     "query",
     [
         {"resolution": 0},

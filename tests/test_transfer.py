@@ -711,7 +711,7 @@ def test_a_disk_that_is_too_small_is_noticed_before_the_first_byte(server, small
 
 def test_a_disk_that_fills(server, small_disk):
     downloads = [a_download(server, small_disk, f"f{i}", 10 * RANGE) for i in range(3)]
-    with pytest.raises(DiskSpaceError, match="What arrived stays"):
+    with pytest.raises(DiskSpaceError, match="Files that arrived stay; make space"):
         fetch([d._replace(size=None) for d in downloads], small_disk)
     for download in downloads:
         assert not download.path.exists() or download.path.stat().st_size == 10 * RANGE

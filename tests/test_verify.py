@@ -247,6 +247,15 @@ def test_status(cached, no_network, capsys, monkeypatch):
     assert "LAION_FMRI_REQUEST_ID" in said
 
 
+def test_status_says_how_much_is_unfinished(cached, capsys):
+    folder = cached / ".laion_fmri" / "partial"
+    folder.mkdir(exist_ok=True)
+    (folder / "a.b.part").write_bytes(b"x" * 8000)
+    assert main(["status"]) == 0
+    said = capsys.readouterr().out
+    assert "1 download, 8 kB, in .laion_fmri/partial" in said
+
+
 def test_status_and_verify_count_the_same_files(cached, capsys):
     (cached / "notes.txt").write_text("not of the dataset")
     report = verify_cache(verbose=0)

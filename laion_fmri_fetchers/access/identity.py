@@ -70,7 +70,7 @@ def cached_identity(data_dir: str) -> Identity | None:
 
 
 def _read(file: Path) -> Identity | None:
-    """Read an ``auth.json``; None if there is none that this user may read."""
+    """Read an ``auth.json``; None if this user cannot read one."""
     try:
         content = _content(file)
     except OSError:

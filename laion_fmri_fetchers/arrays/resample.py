@@ -1,4 +1,4 @@
-"""Images resampled to a coarser or finer grid, in a folder that the bucket lacks.
+"""Images resampled to a coarser or finer grid, in a folder of their own.
 
 A resampled file lies below ``derivatives/laion-fmri-fetchers/`` under the original's
 path and name, with a ``res-`` entity such as ``res-2pt5`` for 2.5 mm. Its header notes

@@ -26,7 +26,7 @@ from .reach import reach
 
 
 class Check(NamedTuple):
-    """A function of the context, and what it needs to run."""
+    """A function of the context, and its requirements."""
 
     points: Callable[[Context], Iterable[Point]]
     needs: str
@@ -75,7 +75,7 @@ CHECKS = (
 def doctor(
     *, data_dir: str | os.PathLike | None = None, timeout: float = 30.0
 ) -> list[dict[str, str]]:
-    """Compare bucket, access service and this machine with what is expected of them.
+    """Compare bucket, access service and this machine with expectations.
 
     A sample is looked at: one subject and one session. At most 20 MB are read, nothing
     is downloaded into the data directory, and no licence is asked for. The result holds
@@ -164,7 +164,7 @@ def _result(check: Check, task: Future, limit: float) -> list[Point]:
 
 
 def _guarded(name: str, check: Callable[[], Iterable[Point]]) -> list[Point]:
-    """Return the points of a check; what it raises is the last of them."""
+    """Return the points of a check; an error it raises is the last of them."""
     points: list[Point] = []
     try:
         points.extend(check())

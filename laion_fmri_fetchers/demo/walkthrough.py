@@ -87,10 +87,12 @@ def _fetch_and_reload(server: Any) -> Any:
     with _step(call) as say:
         server.requests.clear()
         data = fetch_laion_fmri(**query)
-        n_gets = sum(bool(key) for _, key, _ in server.requests)
+        keys = {key for _, key, _ in server.requests if key}
+        n_tables = sum(key.endswith("_trials.tsv") for key in keys)
         say(
             f"{len(data.images)} sessions with {len(data.trials)} trials of images "
-            f"shown 12 times, {len(data.rois)} ROI masks; {n_gets} files fetched"
+            f"shown 12 times, {len(data.rois)} ROI masks; {n_tables} tables of trials "
+            f"and {len(keys) - n_tables} other files downloaded"
         )
     with _step('The same, offline: mode="offline"') as say:
         again = fetch_laion_fmri(**query, mode="offline", verbose=0)

@@ -1,4 +1,4 @@
-"""The fetchers: calls that select files, get what is missing and return a Bunch.
+"""The fetchers: calls that select files, get missing ones and return a Bunch.
 
 fmri.fetch_laion_fmri ─┬─ subjects.check_subjects, participants
                        ├─ choose.choose_images      records in, records out

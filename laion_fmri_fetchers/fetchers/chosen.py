@@ -1,4 +1,4 @@
-"""From what was chosen to the Bunch: files downloaded, resampled, described.
+"""From chosen records to the Bunch: files downloaded, resampled, described.
 
 fetch_chosen ─▶ plan_files ─▶ obtain
     └▶ make_bunch ─▶ compare_versions ─▶ brain_masks ─▶ on_grid ─▶ align
@@ -39,7 +39,7 @@ from .grids import Grid, check_targets, on_grid, remove_originals, resample_file
 
 
 class Chosen(NamedTuple):
-    """What a Bunch is made of."""
+    """The content of a Bunch."""
 
     images: list[Record]
     rois: list[Record]
@@ -61,7 +61,7 @@ class Chosen(NamedTuple):
     def without_absent(
         self, inventory: Inventory, is_named: Callable[[Record], bool]
     ) -> Chosen:
-        """Return the same without files that cannot be had.
+        """Return the same without unavailable files.
 
         Raises
         ------
@@ -127,7 +127,7 @@ def fetch_chosen(
         Whether a file that only goes with the images is downloaded again in mode
         ``"overwrite"``.
     tables : Outcome
-        What came of downloading the trial tables.
+        Outcome of downloading the trial tables.
     grid : Grid, optional
         The grid to resample to.
     """
@@ -152,8 +152,10 @@ def fetch_chosen(
         )
     bunch = make_bunch(chosen, inventory, query, outcome, grid)
     subjects = listed([meta["subject"] for meta in chosen.subjects_meta])
+    types = {meta["image_type"] for meta in bunch.images_meta}
+    kind = "beta image" if types == {"betas"} else "image file"  # not a stimulus
     summary = (
-        f"{counted(len(bunch.images), 'image')}, "
+        f"{counted(len(bunch.images), kind)}, "
         f"{counted(len(bunch.rois), 'ROI mask')} and "
         f"{counted(len(bunch.trials), 'trial')}"
         f"{f' of {subjects}' if subjects else ''} in {settings.data_dir}"

@@ -39,7 +39,7 @@ from laion_fmri_fetchers.storage.settings import Settings
 
 _WRITERS = 4
 _LONGEST_LOOK = 10.0
-"""Seconds to wait for the manifest, which only says whether there is a new version."""
+"""Seconds to wait for the manifest, which only announces new versions."""
 _FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 
 
@@ -88,7 +88,7 @@ def fetch_archive(
 def describe_archive(inventory: Inventory, is_fresh: bool) -> Record:
     """Return the record of the archive on disk; warn where there is a newer one.
 
-    The manifest says which version there is now. Where it cannot be had, the size in
+    The manifest says which version is current. Where it is unavailable, the size in
     the bucket's listing has to do.
     """
     settings, record = inventory.settings, _listed_archive(inventory)
@@ -120,7 +120,7 @@ def archive_size(inventory: Inventory) -> int:
 
 
 def _published_archive(settings: Settings) -> GatedFile | None:
-    """Return what the manifest says of the archive; None if it cannot be had."""
+    """Return the manifest's entry of the archive; None if it is unavailable."""
     with contextlib.suppress(StimulusAccessError):
         manifest = fetch_manifest(min(settings.timeout, _LONGEST_LOOK), tries=1)
         return manifest.files[ARCHIVE]
@@ -162,8 +162,8 @@ def extract_images(
                 raise
             raise DiskSpaceError(
                 error.errno,
-                f"The disk of {folder} is full. What was extracted stays; make space "
-                "and call again to go on.",
+                f"The disk of {folder} is full. Extracted images stay; make space "
+                "and repeat the call to resume.",
             ) from error
     return paths
 

@@ -1,4 +1,4 @@
-"""Subjects that a fetcher selects: whether they exist, and what is known of them."""
+"""Subjects that a fetcher selects: whether they exist, and their descriptions."""
 
 from __future__ import annotations
 

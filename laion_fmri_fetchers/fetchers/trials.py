@@ -39,7 +39,7 @@ def choose_by_trials(
     trials : Trials
         Their trials that passed.
     tables : Outcome
-        What came of downloading the trial tables.
+        Outcome of downloading the trial tables.
     """
     is_filtered = not is_empty(selection.trial_filter)
     if not is_filtered:

@@ -1,4 +1,4 @@
-"""The cache against what was listed and fetched: what is missing, cut or altered."""
+"""The cache against listings and downloads: missing, cut and altered files."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def verify_cache(
     timeout: float = 30.0,
     verbose: int = 1,
 ) -> pd.DataFrame:
-    """Check the files on disk against what was downloaded and what the bucket lists.
+    """Check the files on disk against downloads and listings of the bucket.
 
     Sizes are compared, then checksums: the MD5 or multi-part ETag of S3. No socket is
     opened unless ``online``, or something is repaired.
@@ -168,7 +168,7 @@ def _listed(
     timeout: float,
     verbose: int,
 ) -> dict[str, Any]:
-    """Return what the bucket lists, by id: of all listings saved, or asked anew."""
+    """Return what the bucket lists, by id: of all saved listings, or of new ones."""
     if not online:
         return look(_EVERYTHING, data_dir, offline=True).objects
     found = look(
@@ -319,7 +319,7 @@ def _repair(
     timeout: float,
     verbose: int,
 ) -> None:
-    """Fetch again what is damaged, and say so in the report."""
+    """Download damaged files again, and note it in the report."""
     made = report["id"].str.startswith(MADE_HERE)
     bad = report.index[~report["status"].isin(_NOT_BAD) & ~made]
     ids = report.loc[bad, "id"].tolist()

@@ -22,7 +22,7 @@ from .trees import (
 )
 
 Record = dict[str, Any]
-"""What is known of a file: `RECORD_FIELDS`, and their values."""
+"""A file's metadata: `RECORD_FIELDS`, and their values."""
 
 NIFTI_EXTENSIONS = ("nii.gz", "nii")
 
@@ -160,7 +160,7 @@ def record_of(
     Returns
     -------
     dict
-        All of `RECORD_FIELDS`; fields that the file lacks are None, and so is
+        All of `RECORD_FIELDS`; fields that the file does not have are None, and so is
         ``absolute_path``, which depends on the data directory. ``run`` and ``echo``
         are int; ``outdated`` is False, as it cannot be known from the name.
 

@@ -1,4 +1,4 @@
-"""The data directory: where it is, what can be had, and getting what is missing.
+"""The data directory: its place, available files, and getting missing ones.
 
 settings.make_settings ─▶ Settings       mode, directory, connections
     └ data_dir.get_data_dir

@@ -1,22 +1,22 @@
-"""The data directory: which one is in force, and the one that is remembered."""
+"""The data directory: the one in use, and the one that is remembered."""
 
 from __future__ import annotations
 
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from laion_fmri_fetchers.exceptions import InvalidQueryError
+from laion_fmri_fetchers.messages import warn
 
 from .files import write_atomically
 
-if TYPE_CHECKING:
-    pass
+_VARIABLE = "LAION_FMRI_DATA_DIR"
 
 
 def get_data_dir(data_dir: str | os.PathLike | None = None) -> str:
-    """Return the data directory in force.
+    """Return the data directory in use.
 
     Parameters
     ----------
@@ -50,7 +50,7 @@ def get_data_dir(data_dir: str | os.PathLike | None = None) -> str:
         )
     chosen = (
         data_dir
-        or os.environ.get("LAION_FMRI_DATA_DIR")
+        or os.environ.get(_VARIABLE)
         or read_config().get("data_dir")
         or _nilearn_data_dir()
     )
@@ -83,6 +83,11 @@ def dataset_initialize(data_dir: str | os.PathLike) -> str:
     OSError
         If it cannot be created or the configuration cannot be written.
 
+    Warns
+    -----
+    UserWarning
+        If ``LAION_FMRI_DATA_DIR`` names another directory, which calls keep using.
+
     Examples
     --------
     >>> import os, tempfile
@@ -111,7 +116,29 @@ def dataset_initialize(data_dir: str | os.PathLike) -> str:
             "of writing",
             str(_config_file()),
         ) from None
+    if (in_force := get_data_dir()) != path:
+        warn(
+            f"{_VARIABLE} is set, so calls keep using {in_force}. Unset it to use "
+            f"{path}, which is saved."
+        )
     return path
+
+
+def make_data_dir(folder: str) -> None:
+    """Make the data directory where it does not exist.
+
+    Raises
+    ------
+    InvalidQueryError
+        If it cannot be made.
+    """
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        raise InvalidQueryError(
+            f"The data directory {folder} cannot be made ({error.strerror}). Name "
+            "another data_dir."
+        ) from None
 
 
 def _config_file() -> Path:
@@ -120,7 +147,7 @@ def _config_file() -> Path:
 
 
 def read_config() -> dict[str, Any]:
-    """Return the saved configuration; empty if there is none."""
+    """Return the saved configuration; empty if nothing is saved."""
     file = _config_file()
     try:
         config = json.loads(file.read_text("utf-8"))

@@ -1,4 +1,4 @@
-"""Files of the data directory: their paths, what is on disk, and writing them whole."""
+"""Files of the data directory: their paths, scanning them, and writing them whole."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def local_path(data_dir: str, relative_path: str) -> str:
 def files_on_disk(
     data_dir: str, wanted: Iterable[tuple[str, str]]
 ) -> tuple[set[str], set[str]]:
-    """Return what is on disk below some folders.
+    """Return files and folders on disk below some folders.
 
     Parameters
     ----------

@@ -47,7 +47,7 @@ def save_listing(data_dir: str, listing: dict[str, Any]) -> None:
 def saved_listings(
     data_dir: str, wanted: Iterable[tuple[str, str]]
 ) -> list[dict[str, Any]]:
-    """Return the listings kept that tell of some prefixes.
+    """Return the saved listings that cover some prefixes.
 
     Parameters
     ----------
@@ -89,7 +89,7 @@ def _read_listing(file: Path) -> Any:
 
 
 def _is_listing(listing: Any, name: str) -> bool:
-    """Tell whether what a file holds is a listing of the prefix in its name."""
+    """Return whether a file's content is a listing of the prefix in its name."""
     match listing:
         case {
             "prefix": str(prefix),

@@ -1,4 +1,4 @@
-"""The one way to get files that are missing: plan, say what will come, download.
+"""The one way to get missing files: plan, announce, download.
 
 plan ──▶ obtain ──▶ Outcome: what was downloaded, what failed and why
 """
@@ -39,7 +39,7 @@ class Planned(NamedTuple):
 
 
 class Source(NamedTuple):
-    """Where a gated file is, and what it must be."""
+    """Address, size and checksum of a gated file."""
 
     url: Callable[[bool], str]
     """Returns the current address; called with True, a new one."""
@@ -48,7 +48,7 @@ class Source(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What came of downloading: ids of what is on disk now, and what failed."""
+    """The outcome of downloading: ids of files on disk now, and failures."""
 
     fetched: frozenset[str] = frozenset()
     failed: tuple[Record, ...] = ()
@@ -117,7 +117,7 @@ def obtain(
     quiet : bool, default=False
         Whether small files are downloaded without a word.
     is_announced : bool, default=False
-        Whether it was said already what is downloaded.
+        Whether the download was announced already.
 
     Returns
     -------
@@ -167,7 +167,7 @@ def download(
     sources: Mapping[str, Source] = MappingProxyType({}),
     verbose: int | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Download files, and note which version came of those of the bucket.
+    """Download files, and note the versions of those from the bucket.
 
     Parameters
     ----------
@@ -236,12 +236,12 @@ def _raise_if_any(failed: list[Record], n_files: int) -> None:
     if held_out:
         raise HeldOutSessionError(
             f"{listed(list(held_out))}: files held out for evaluation, which the "
-            "bucket denies (status 403). Leave such sessions out of sessions."
+            "bucket denies (status 403). Leave these out of sessions."
         )
     reasons = [f"  {rec['id']}: {rec['reason']}" for rec in failed]
     raise DownloadError(
         f"{len(failed)} of {counted(n_files, 'file')} could not be downloaded. Files "
-        "that arrived stay, and the same call goes on from there; allow_missing=True "
+        "that arrived stay, and the same call resumes from there; allow_missing=True "
         "leaves the others out.\n" + "\n".join(reasons),
         failed=failed,
     )

@@ -1,4 +1,4 @@
-"""How a fetcher works, as against what it selects: mode, directory, connections."""
+"""How a fetcher works, whatever it selects: mode, directory, connections."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from laion_fmri_fetchers.query.arguments import (
     check_verbose,
 )
 
-from .data_dir import get_data_dir, is_writable
+from .data_dir import get_data_dir, is_writable, make_data_dir
 
 
 class Settings(NamedTuple):
@@ -68,7 +68,7 @@ def make_settings(
     Raises
     ------
     InvalidQueryError
-        If an argument is not valid.
+        If an argument is not valid, or the directory cannot be made.
 
     Warns
     -----
@@ -82,7 +82,7 @@ def make_settings(
     read_only = mode != "offline" and not is_writable(folder)
     if read_only and not os.path.isdir(folder):
         raise InvalidQueryError(
-            f"The data directory {folder} cannot be made: you may not write there. "
+            f"The data directory {folder} cannot be made (Permission denied). "
             "Name another data_dir."
         )
     if read_only:
@@ -92,6 +92,8 @@ def make_settings(
             "this warning."
         )
         mode = "offline"
+    if mode != "offline":
+        make_data_dir(folder)
     return Settings(
         mode,
         folder,

@@ -1,4 +1,4 @@
-"""The state folder: what is kept in the data directory beside the data.
+"""The state folder, in the data directory beside the data.
 
 Data files mirror the bucket below the data directory. Beside them, the folder
 ``.laion_fmri`` keeps::

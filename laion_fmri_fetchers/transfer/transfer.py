@@ -54,7 +54,7 @@ class Download(NamedTuple):
     url : str or callable
         Its address, or a function ``url(renew)`` that returns the current address.
         After an answer that the address is no longer valid, the function is called
-        with True, once an expiry. Addresses that come from a function are secrets.
+        with True, once per expiry. Addresses that come from a function are secrets.
     path : Path
         Where it goes.
     size : int, optional
@@ -103,7 +103,7 @@ def download_files(
     max_consecutive_fails : int, default=100
         Failed files in a row after which the rest is not tried.
     verbose : int, default=1
-        0: silent, 1: progress, 2: also a line a file, 3: also retries.
+        0: silent, 1: progress, 2: also one line per file, 3: also retries.
     changed : dict, optional
         Filled with id -> (size in bytes, ETag) of objects that were no longer what was
         listed, and came in their new version.
@@ -111,7 +111,7 @@ def download_files(
     Returns
     -------
     list of dict
-        One dict a file that failed: its ``id``, the ``reason``, and the HTTP
+        One dict per file that failed: its ``id``, the ``reason``, and the HTTP
         ``status`` or None. Empty when all is well.
 
     Raises
@@ -221,7 +221,7 @@ class Run:
         return min(policy.POLICY.small_file, self.step)
 
     def check_space(self) -> None:
-        """Raise if the disk is too small for what is left to fetch.
+        """Raise if the disk is too small for the remaining bytes.
 
         Leftovers are freed once they are copied, a file's at a time.
         """
@@ -254,7 +254,7 @@ class Run:
             self.progress.close()
 
     def stop(self) -> None:
-        """Stop all threads; what is unfinished stays for a later call."""
+        """Stop all threads; unfinished files stay for a later call."""
         self.queue.stop()
         if self._ends.n_left:
             self.connections.cut()
@@ -296,7 +296,10 @@ class Run:
         if error.errno in _FULL:
             folder = os.path.dirname(str(error.filename or "")) or self.folder
             text = _words_on_full_disk(error.errno or 0, folder)
-            message = f"{text}. What arrived stays; make space and call again to go on."
+            message = (
+                f"{text}. Files that arrived stay; make space, then repeat the call to "
+                "resume."
+            )
             self._end(_disk_error(message, error.errno or 0))
 
     def _end(self, error: BaseException) -> None:
@@ -317,7 +320,7 @@ class _Ends:
 
 
 def _words_on_full_disk(number: int, folder: str) -> str:
-    """Return what is used up; free bytes are named only where they are what lacks."""
+    """Return the used-up resource; free bytes are named only if they are too few."""
     text = os.strerror(number)
     if number != errno.ENOSPC:
         return f"{text} in {folder}"
