@@ -88,7 +88,7 @@ def test_download_times_follow_from_sizes():
     number = r"(< 0\.1|[\d,.]+)"
     table = re.compile(rf"(?m) ([\d.]+) +{number} +{number} +{number}$")
     found = table.findall(page.partition("Sizes and times\n")[2])
-    assert len(found) == 15
+    assert len(found) == 17
     for size, *minutes in found:
         for rate, shown in zip((10, 100, 1000), minutes, strict=True):
             exact = float(size) * 8000 / rate / 60
