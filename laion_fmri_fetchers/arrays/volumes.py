@@ -23,7 +23,7 @@ from isal import igzip, isal_zlib
 
 from laion_fmri_fetchers.exceptions import CorruptImageError
 from laion_fmri_fetchers.layout.keys import is_nifti_name
-from laion_fmri_fetchers.storage.files import whole_file
+from laion_fmri_fetchers.storage.files import readable, whole_file
 
 CHUNK = 2**18
 """Bytes decompressed at once: few enough to stay in the processor's cache."""
@@ -291,7 +291,8 @@ def _compressed(raw: BinaryIO, name: str) -> contextlib.AbstractContextManager:
 def _named(file: str) -> Iterator[None]:
     """Let errors of a damaged file name it, and say what to do."""
     try:
-        yield
+        with readable():
+            yield
     except FileNotFoundError:
         raise
     except (*_DAMAGED, OSError) as error:

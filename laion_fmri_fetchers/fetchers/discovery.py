@@ -20,7 +20,7 @@ from laion_fmri_fetchers.layout.trees import (
     unknown_trees,
 )
 from laion_fmri_fetchers.messages import listed, readable_size, warn
-from laion_fmri_fetchers.query.arguments import check_mode
+from laion_fmri_fetchers.query.arguments import check_mode, check_timeout
 from laion_fmri_fetchers.storage.catalog import Catalog, Wanted, look
 from laion_fmri_fetchers.storage.data_dir import get_data_dir
 from laion_fmri_fetchers.storage.files import local_path
@@ -234,7 +234,7 @@ def inspect_bucket(
 def _look(wanted: Iterable[Wanted], data_dir: str, timeout: float) -> Catalog:
     """Look at the bucket; at saved listings and the disk where it does not answer."""
     offline = check_mode(None) == "offline"
-    found = look(wanted, data_dir, offline=offline, timeout=timeout)
+    found = look(wanted, data_dir, offline=offline, timeout=check_timeout(timeout))
     if offline and found.unlisted:
         return _by_disk(found, data_dir)
     if not found.error:

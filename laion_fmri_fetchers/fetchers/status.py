@@ -34,7 +34,7 @@ def status(*, data_dir: str | os.PathLike | None = None) -> None:
     """
     folder = get_data_dir(data_dir)
     access = access_status(folder)
-    accepted = license_marker(folder).exists()
+    accepted = os.path.exists(license_marker(folder))
     files, _ = files_on_disk(folder, [("", "")])
     writable = "" if is_writable(folder) else ", cannot be written"
     rows = {
@@ -89,8 +89,12 @@ def _amount(data_dir: str, files: set[str]) -> str:
 
 
 def _unfinished(data_dir: str) -> str:
-    parts = list(partial_dir(data_dir).glob("*.part"))
-    return f"{len(parts)} downloads" if parts else "nothing"
+    try:
+        names = os.listdir(partial_dir(data_dir))
+    except OSError:
+        names = []
+    n_parts = sum(name.endswith(".part") for name in names)
+    return f"{n_parts} downloads" if n_parts else "nothing"
 
 
 def _size(data_dir: str, one: str) -> int | None:

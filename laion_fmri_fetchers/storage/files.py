@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
+from laion_fmri_fetchers.exceptions import DataDirectoryError
 from laion_fmri_fetchers.layout.keys import is_local_folder, is_local_name
+from laion_fmri_fetchers.messages import warn
+from laion_fmri_fetchers.transfer.disks import FULL, folder_error
+from laion_fmri_fetchers.transfer.owners import forget, new_owner
 
-if TYPE_CHECKING:
-    pass
+from .temporaries import remove_if_left, sweep, temporary_path
 
 
 def local_path(data_dir: str, relative_path: str) -> str:
@@ -38,9 +40,15 @@ def files_on_disk(
     -------
     files : set of str
         Relative paths. Hidden files are left out, and names that are not as this
-        package or the dataset's own would write them.
+        package or the dataset's own would write them. What killed processes left of
+        files that they wrote is removed.
     folders : set of str
         Relative paths, ending in ``/``, of the folders of levels looked at.
+
+    Warns
+    -----
+    UserWarning
+        If a folder cannot be read.
     """
     files: set[str] = set()
     folders: set[str] = set()
@@ -52,25 +60,71 @@ def files_on_disk(
 
 
 def _scan_folder(
-    folder: str, prefix: str, files: set[str], folders: set[str] | None
+    folder: str,
+    prefix: str,
+    files: set[str],
+    folders: set[str] | None,
+    linked_from: tuple[str, ...] = (),
 ) -> None:
+    """Add what is in a folder; ``linked_from`` are folders whose links led there."""
     if not is_local_folder(prefix[:-1]):
         return
+    for entry in _entries(folder):
+        name = entry.name
+        is_folder, is_file = _kind(entry)
+        if is_folder and folders is not None:
+            folders.add(f"{prefix}{name}/")
+        elif is_folder and not entry.is_symlink():
+            _scan_folder(entry.path, f"{prefix}{name}/", files, None, linked_from)
+        elif is_folder:
+            way = (*linked_from, os.path.realpath(folder))
+            if not _leads_back(entry.path, way):
+                _scan_folder(entry.path, f"{prefix}{name}/", files, None, way)
+        elif is_file and is_local_name(name):
+            files.add(prefix + name)
+
+
+def _entries(folder: str) -> Iterator[os.DirEntry]:
+    """Yield what is in a folder; remove what killed processes left."""
     try:
         entries = list(os.scandir(folder))
     except (FileNotFoundError, NotADirectoryError):
         return
+    except OSError as error:
+        warn(
+            f"The folder {folder} cannot be read: {(error.strerror or '').lower()}. "
+            "What is in it counts as not on disk."
+        )
+        return
     for entry in entries:
-        name = entry.name
-        if name.startswith("."):
-            continue
-        if entry.is_dir():
-            if folders is None:
-                _scan_folder(entry.path, f"{prefix}{name}/", files, None)
-            else:
-                folders.add(f"{prefix}{name}/")
-        elif entry.is_file() and is_local_name(name):
-            files.add(prefix + name)
+        if not entry.name.startswith("."):
+            yield entry
+        elif entry.name.endswith((".tmp", ".part")):
+            remove_if_left(entry.path)
+
+
+def _kind(entry: os.DirEntry) -> tuple[bool, bool]:
+    """Tell whether an entry is a folder, or a file."""
+    try:
+        return entry.is_dir(), entry.is_file()
+    except OSError:  # a link to itself, or to where this user may not look
+        return False, False
+
+
+def _leads_back(link: str, way: tuple[str, ...]) -> bool:
+    """Tell whether a link leads to a folder above one of those on the way to it."""
+    target = os.path.join(os.path.realpath(link), "")
+    return any(os.path.join(folder, "").startswith(target) for folder in way)
+
+
+def hidden_on_disk(data_dir: str, ids: Iterable[str]) -> set[str]:
+    """Return which of some files are on disk, of those with a hidden name.
+
+    The dataset has such files, as FreeSurfer writes some. The scan of the disk passes
+    over hidden names, since most are of the operating system.
+    """
+    hidden = (path for path in ids if "/." in path or path.startswith("."))
+    return {path for path in hidden if os.path.isfile(local_path(data_dir, path))}
 
 
 @contextlib.contextmanager
@@ -78,8 +132,14 @@ def whole_file(file: str | os.PathLike, mode: int = 0o666) -> Iterator[BinaryIO]
     """Open a file to be written such that it appears whole or not at all.
 
     It is written under a hidden name beside its own, and renamed at the end of the
-    block; where the block fails, nothing is left. The hidden name is short, as names of
-    stimuli are as long as a file system allows.
+    block; where the block fails, nothing is left.
+
+    Raises
+    ------
+    DiskSpaceError
+        If the disk is full.
+    DataDirectoryError
+        If its folder cannot be made or written.
 
     Examples
     --------
@@ -90,18 +150,78 @@ def whole_file(file: str | os.PathLike, mode: int = 0o666) -> Iterator[BinaryIO]
     >>> os.listdir(folder + "/new")
     ['table.csv']
     """
-    file = Path(file)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.parent / f".{os.getpid()}-{secrets.token_hex(8)}.tmp"
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    target = os.fspath(file)
+    folder = os.path.dirname(target)
+    owner = new_owner()
+    temporary = temporary_path(target, owner)
     try:
-        with os.fdopen(descriptor, "wb") as stream:
-            yield stream
-        os.replace(temporary, file)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
+        make_folder(folder)
+        sweep(folder)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+        with _errors_named(folder):
+            descriptor = os.open(temporary, flags, mode)
+        try:
+            with _full_disk_named(folder), os.fdopen(descriptor, "wb") as stream:
+                yield stream
+            with _errors_named(folder):
+                os.replace(temporary, target)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
+    finally:
+        forget(owner)
+
+
+def make_folder(folder: str) -> None:
+    """Make a folder, and those above it.
+
+    Raises
+    ------
+    DiskSpaceError, DataDirectoryError
+        If it cannot be made.
+    """
+    with _errors_named(folder):
+        os.makedirs(folder or ".", exist_ok=True)
+
+
+@contextlib.contextmanager
+def readable() -> Iterator[None]:
+    """Let the error of a file that this user may not read say so, by a name of ours."""
+    try:
+        yield
+    except DataDirectoryError:
         raise
+    except PermissionError as error:
+        raise DataDirectoryError(
+            f"{error.filename} cannot be read: permission denied. It may belong to "
+            "another user; ask for the right to read it, or name another data_dir.",
+            error.errno,
+            error.filename,
+        ) from error
+
+
+@contextlib.contextmanager
+def _errors_named(folder: str) -> Iterator[None]:
+    """Let errors of writing to a folder name it, and say what to do."""
+    try:
+        yield
+    except OSError as error:
+        named = folder_error(error, folder)
+        if named is error:
+            raise
+        raise named from error
+
+
+@contextlib.contextmanager
+def _full_disk_named(folder: str) -> Iterator[None]:
+    """Let the error of a full disk name it; other errors are of what is written."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL or error.filename:
+            raise
+        raise folder_error(error, folder) from error
 
 
 def write_atomically(file: Path, content: bytes | bytearray, mode: int = 0o666) -> None:
