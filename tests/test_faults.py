@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import pickle
 import shutil
+import struct
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import gate_fixtures
+import h5py
+import numpy as np
 import pytest
 from conftest import unprivileged
 
@@ -22,12 +25,15 @@ from laion_fmri_fetchers import (
     NotCachedError,
     accept_license,
     dataset_initialize,
+    fetch_laion_embeddings,
     fetch_laion_fmri,
     fetch_laion_stimuli,
     get_subjects,
+    load_stimuli,
     status,
     verify_cache,
 )
+from laion_fmri_fetchers.layout.trees import ARCHIVE
 from laion_fmri_fetchers.transfer import owners
 
 access = gate_fixtures.access
@@ -389,6 +395,76 @@ fetch_laion_fmri(sessions=1, rois=None, mode="overwrite", verbose=0)
     fetch(sessions=1, rois=None)
     assert [key for _, key, _ in server.requests if key] == []
     assert os.listdir(partial) == []
+
+
+# --- Files with holes ------------------------------------------------------------
+
+
+def make_hole(file, n_before):
+    """Put zeros in the place of a value's header, as a broken copy leaves them."""
+    data = bytearray(file.read_bytes())
+    at = data.index(b"GCOL") + 16
+    for _ in range(n_before):
+        (length,) = struct.unpack("<Q", data[at + 8 : at + 16])
+        at += 16 + (length + 7) // 8 * 8
+    data[at : at + 64] = bytes(64)
+    file.write_bytes(data)
+
+
+def run(code):
+    """Run code in a process of its own, as HDF5 cannot be interrupted."""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    return done.stderr
+
+
+@pytest.mark.parametrize("chunks", [None, (7,)])
+def test_an_archive_with_a_hole(access, monkeypatch, data_dir, chunks):
+    monkeypatch.setenv("LAION_FMRI_REQUEST_ID", access.grant())
+    stimuli = fetch_stimuli(max_images=20)
+    whole = load_stimuli(stimuli, size=8)
+    archive = data_dir / ARCHIVE
+    with h5py.File(archive) as file:
+        images = [row.copy() for row in file["images"]]
+    small = [image[:64] for image in images]
+    with h5py.File(archive, "w") as file:
+        kind = h5py.vlen_dtype(np.uint8)
+        rows = file.create_dataset("images", (len(small),), kind, chunks=chunks)
+        for i, image in enumerate(small):
+            rows[i] = image
+    make_hole(archive, 5)
+    error = run(
+        """
+from laion_fmri_fetchers import fetch_laion_stimuli, load_stimuli
+load_stimuli(fetch_laion_stimuli(max_images=20, mode="offline", verbose=0))
+"""
+    )
+    assert "CorruptImageError" in error
+    assert "have a hole at byte" in error
+    with h5py.File(archive, "w") as file:
+        kind = h5py.vlen_dtype(np.uint8)
+        rows = file.create_dataset("images", (len(images),), kind, chunks=chunks)
+        for i, image in enumerate(images):
+            rows[i] = image
+    np.testing.assert_array_equal(load_stimuli(stimuli, size=8), whole)
+
+
+def test_embeddings_with_a_hole(server, data_dir):
+    file = Path(fetch_laion_embeddings("CLIP", verbose=0).files["CLIP"])
+    make_hole(file, 5)
+    error = run(
+        """
+from laion_fmri_fetchers import fetch_laion_embeddings
+fetch_laion_embeddings("CLIP", mode="offline", verbose=0)
+"""
+    )
+    assert "CorruptImageError" in error
+    assert "have a hole at byte" in error
 
 
 # --- Links -----------------------------------------------------------------------
