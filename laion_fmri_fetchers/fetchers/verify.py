@@ -147,6 +147,13 @@ def verify_cache(
     report = pd.DataFrame(rows, columns=_COLUMNS)
     report["size"] = report["size"].astype("Int64")
     tell(_summary(report), verbose)
+    if not objects and (report["status"] == "unknown").any():
+        tell(
+            "No listing of the bucket is saved here, so files that something else "
+            "downloaded cannot be judged: 'laion-fmri-fetchers verify --online', or "
+            "verify_cache(online=True), asks for one",
+            verbose,
+        )
     if repair:
         versions = {**objects, **{path: note[:3] for path, note in notes.items()}}
         _repair(folder, report, versions, n_connections, timeout, verbose)

@@ -68,7 +68,7 @@ def check_timeout(timeout: Any) -> float:
     (30.0, 1000000.0)
     """
     check_positive(timeout, "timeout")
-    return min(float(timeout), _LONGEST_TIMEOUT)
+    return float(min(timeout, _LONGEST_TIMEOUT))
 
 
 def check_verbose(verbose: Any) -> int:
