@@ -69,46 +69,45 @@ def _scan_folder(
     """Add what is in a folder; ``linked_from`` are folders whose links led there."""
     if not is_local_folder(prefix[:-1]):
         return
+    inside = []
     for entry in _entries(folder):
-        name = entry.name
-        is_folder, is_file = _kind(entry)
-        if is_folder and folders is not None:
-            folders.add(f"{prefix}{name}/")
-        elif is_folder and not entry.is_symlink():
-            _scan_folder(entry.path, f"{prefix}{name}/", files, None, linked_from)
-        elif is_folder:
+        try:
+            if entry.is_dir():
+                inside.append(entry)
+            elif entry.is_file() and is_local_name(entry.name):
+                files.add(prefix + entry.name)
+        except OSError:  # noqa: PERF203 - a link to itself, or to where one may not look
+            continue
+    for entry in inside:
+        name, way = f"{prefix}{entry.name}/", linked_from
+        if folders is not None:
+            folders.add(name)
+            continue
+        if entry.is_symlink():
             way = (*linked_from, os.path.realpath(folder))
-            if not _leads_back(entry.path, way):
-                _scan_folder(entry.path, f"{prefix}{name}/", files, None, way)
-        elif is_file and is_local_name(name):
-            files.add(prefix + name)
+            if _leads_back(entry.path, way):
+                continue
+        _scan_folder(entry.path, name, files, None, way)
 
 
-def _entries(folder: str) -> Iterator[os.DirEntry]:
-    """Yield what is in a folder; remove what killed processes left."""
+def _entries(folder: str) -> list[os.DirEntry]:
+    """Return what is in a folder; remove what killed processes left."""
     try:
         entries = list(os.scandir(folder))
     except (FileNotFoundError, NotADirectoryError):
-        return
+        return []
     except OSError as error:
         warn(
             f"The folder {folder} cannot be read: {(error.strerror or '').lower()}. "
             "What is in it counts as not on disk."
         )
-        return
-    for entry in entries:
-        if not entry.name.startswith("."):
-            yield entry
-        elif entry.name.endswith((".tmp", ".part")):
-            remove_if_left(entry.path)
-
-
-def _kind(entry: os.DirEntry) -> tuple[bool, bool]:
-    """Tell whether an entry is a folder, or a file."""
-    try:
-        return entry.is_dir(), entry.is_file()
-    except OSError:  # a link to itself, or to where this user may not look
-        return False, False
+        return []
+    visible = [entry for entry in entries if not entry.name.startswith(".")]
+    if len(visible) < len(entries):
+        for entry in entries:
+            if entry.name.startswith(".") and entry.name.endswith((".tmp", ".part")):
+                remove_if_left(entry.path)
+    return visible
 
 
 def _leads_back(link: str, way: tuple[str, ...]) -> bool:
