@@ -28,7 +28,9 @@ from laion_fmri_fetchers import (
     fetch_laion_embeddings,
     fetch_laion_fmri,
     fetch_laion_stimuli,
+    fetch_laion_stimulus_metadata,
     get_subjects,
+    load_betas,
     load_stimuli,
     status,
     verify_cache,
@@ -227,6 +229,25 @@ def test_a_table_that_may_not_be_read(of_others, pattern):
     with unprivileged(), pytest.raises(DataDirectoryError) as caught:
         fetch(mode="offline", data_dir=of_others)
     assert f"{file} cannot be read: permission denied" in str(caught.value)
+
+
+def test_an_image_that_may_not_be_read(of_others):
+    data = fetch(mode="offline", sessions=1, data_dir=of_others)
+    load_betas(data, rois="FFA1")
+    for file in (data.brain_masks["sub-01"], data.images[0]):
+        Path(file).chmod(0)
+        with unprivileged(), pytest.raises(DataDirectoryError) as caught:
+            load_betas(data, rois="FFA1")
+        assert f"{file} cannot be read: permission denied" in str(caught.value)
+        Path(file).chmod(0o666)
+
+
+def test_a_table_of_stimuli_that_may_not_be_read(of_others, server):
+    query = {"data_dir": of_others, "verbose": 0}
+    file = Path(fetch_laion_stimulus_metadata(**query).metadata_file)
+    file.chmod(0)
+    with unprivileged(), pytest.raises(DataDirectoryError, match=f"{file} cannot be"):
+        fetch_laion_stimulus_metadata(mode="offline", **query)
 
 
 @pytest.mark.parametrize("name", [".laion_fmri", ".laion_fmri/partial"])

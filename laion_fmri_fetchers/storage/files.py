@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -192,12 +193,17 @@ def readable() -> Iterator[None]:
     except DataDirectoryError:
         raise
     except PermissionError as error:
-        raise DataDirectoryError(
-            f"{error.filename} cannot be read: permission denied. It may belong to "
-            "another user; ask for the right to read it, or name another data_dir.",
-            error.errno,
-            error.filename,
-        ) from error
+        raise unreadable(error.filename) from error
+
+
+def unreadable(file: str) -> DataDirectoryError:
+    """Return the error of a file that this user may not read."""
+    return DataDirectoryError(
+        f"{file} cannot be read: permission denied. It may belong to another user; ask "
+        "for the right to read it, or name another data_dir.",
+        errno.EACCES,
+        file,
+    )
 
 
 @contextlib.contextmanager
