@@ -53,14 +53,10 @@ class DiskSpaceError(LaionFmriError, OSError):
 
 
 class DataDirectoryError(LaionFmriError, PermissionError):
-    """A folder of the data directory cannot be made, read or written.
+    """A file or folder of the data directory cannot be made, read or written.
 
-    Attributes
-    ----------
-    errno : int or None
-        Number of the error of the operating system.
-    filename : str or None
-        The folder.
+    As with any ``OSError``, ``errno`` is the number of the operating system's error, and
+    ``filename`` is the path.
     """
 
     def __init__(

@@ -12,5 +12,7 @@ Rooms, each importing only from those below it::
     voxels      find_voxels ──▶ _combine ──▶ _read_mask, _read_map
     resample    resample_file ──▶ _resample ─┬─ volumes.iter_volumes
                 find_resampled               └─ volumes.write_volumes
+    pictures    load_stimuli ──▶ read_image ──▶ heaps.check_values
+    heaps       check_values
     volumes     read_header, iter_volumes, scaled, write_volumes
 """

@@ -13,6 +13,7 @@ obtain.plan ─▶ obtain.obtain ─▶ Outcome  the one way to get what is miss
 versions.compare_versions                the version on disk and the bucket's
 tables.read_trials, read_participants
 files.whole_file                         the one way to write a file
+    └ temporaries.sweep                  what killed processes left is removed
 state.state_path                         where all else is kept
 bunch.Result                             what fetchers return
 """
