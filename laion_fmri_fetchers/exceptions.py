@@ -55,8 +55,8 @@ class DiskSpaceError(LaionFmriError, OSError):
 class DataDirectoryError(LaionFmriError, PermissionError):
     """A file or folder of the data directory cannot be made, read or written.
 
-    As with any ``OSError``, ``errno`` is the number of the operating system's error, and
-    ``filename`` is the path.
+    As with any ``OSError``, ``errno`` is the number of the operating system's error,
+    and ``filename`` is the path.
     """
 
     def __init__(
