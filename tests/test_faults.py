@@ -488,6 +488,28 @@ fetch_laion_embeddings("CLIP", mode="offline", verbose=0)
     assert "have a hole at byte" in error
 
 
+# --- A machine without semaphores ------------------------------------------------
+
+
+def test_no_semaphores_of_the_system_are_needed(server, data_dir):
+    """Hardened containers lack them: there is no shared memory to write to."""
+    code = """
+import _multiprocessing, errno
+class SemLock(_multiprocessing.SemLock):
+    def __new__(cls, *args, **kwargs):
+        raise OSError(errno.EROFS, "Read-only file system")
+_multiprocessing.SemLock = SemLock
+from laion_fmri_fetchers import fetch_laion_fmri, load_betas, verify_cache
+data = fetch_laion_fmri(sessions=[1, 2], rois="FFA1", resolution=12)
+data = fetch_laion_fmri(sessions=[1, 2], rois="FFA1")
+print(len(load_betas(data, n_jobs=2).trials), set(verify_cache()["status"]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "128 {'ok'}\n", done.stderr
+
+
 # --- Links -----------------------------------------------------------------------
 
 
