@@ -38,7 +38,7 @@ def parse_ids(image_ids: object) -> tuple[list[str], list[str]]:
             raise InvalidQueryError(
                 f"image_ids holds {name!r}; give ids or keys, as str"
             )
-        if os.path.isabs(name):
+        if os.path.isabs(name) and name.strip("/"):
             raise InvalidQueryError(
                 f"image_ids holds {name!r}, a path on disk; give the 'id' of its "
                 "record, which begins below the data directory: "
