@@ -157,11 +157,11 @@ def whole_file(file: str | os.PathLike, mode: int = 0o666) -> Iterator[BinaryIO]
     try:
         make_folder(folder)
         sweep(folder)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
         with _errors_named(folder):
             descriptor = os.open(temporary, flags, mode)
         try:
-            with _full_disk_named(folder), os.fdopen(descriptor, "wb") as stream:
+            with _full_disk_named(folder), os.fdopen(descriptor, "w+b") as stream:
                 yield stream
             with _errors_named(folder):
                 os.replace(temporary, target)
