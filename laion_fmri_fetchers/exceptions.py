@@ -52,6 +52,24 @@ class DiskSpaceError(LaionFmriError, OSError):
     """The disk is too small for the files, or became full."""
 
 
+class DataDirectoryError(LaionFmriError, PermissionError):
+    """A file or folder of the data directory cannot be made, read or written.
+
+    As with any ``OSError``, ``errno`` is the number of the operating system's error,
+    and ``filename`` is the path.
+    """
+
+    def __init__(
+        self, message: str, number: int | None = None, folder: str | None = None
+    ):
+        super().__init__(message)
+        self.errno = number
+        self.filename = folder
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
 class LicenseNotAcceptedError(LaionFmriError, PermissionError):
     """The CC0 terms of the fMRI data were declined or not yet accepted."""
 

@@ -30,7 +30,11 @@ from fault_server import FaultServer, always, etag_of, fine
 from filelock import FileLock
 from policies import set_policy
 
-from laion_fmri_fetchers.exceptions import AccessRevokedError, DiskSpaceError
+from laion_fmri_fetchers.exceptions import (
+    AccessRevokedError,
+    DataDirectoryError,
+    DiskSpaceError,
+)
 from laion_fmri_fetchers.transfer import (
     checksums,
     http,
@@ -681,9 +685,9 @@ def test_a_place_that_cannot_be_written(server, folder):
 def test_a_partial_folder_that_cannot_be_written(server, reachable):
     (reachable / "partial").mkdir(mode=0o555)
     download = a_download(server, reachable)
-    with unprivileged():
-        (failed,) = fetch(download, reachable)
-    assert failed["reason"] == "it cannot be written: permission denied"
+    with unprivileged(), pytest.raises(DataDirectoryError) as caught:
+        fetch(download, reachable)
+    assert f"The folder {reachable / 'partial'} cannot be written" in str(caught.value)
     assert server.requests == []
 
 

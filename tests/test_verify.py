@@ -8,6 +8,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import gate_fixtures
+import joblib
 import pytest
 from conftest import unprivileged
 
@@ -278,6 +279,20 @@ def test_a_directory_filled_by_others_is_verified_online(cached, server):
     assert statuses(verify_cache(online=True, verbose=0)) == expected
 
 
+def test_files_of_others_without_a_listing_say_what_to_do(cached, capsys):
+    verify_cache()
+    assert "--online" not in capsys.readouterr().err
+    shutil.rmtree(cached / ".laion_fmri")
+    verify_cache()
+    assert "verify --online" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("backend", ["loky", "multiprocessing"])
+def test_workers_of_any_kind(cached, backend):
+    with joblib.parallel_config(backend, n_jobs=2):
+        assert set(verify_cache(verbose=0)["status"]) == {"ok"}
+
+
 def test_online_without_the_bucket_is_an_error(cached):
     with pytest.raises(BucketError, match="No answer"):
         verify_cache(online=True, verbose=0)
@@ -340,6 +355,7 @@ def test_a_repair_of_a_directory_that_cannot_be_written(cached, reachable):
     folder = reachable / "data"
     shutil.copytree(cached, folder)
     damage(folder)
+    verify_cache(data_dir=folder, verbose=0)  # what it imports, nobody may read later
     for path in [folder, *folder.rglob("*")]:
         path.chmod(path.stat().st_mode & ~0o222)
     with (

@@ -49,7 +49,7 @@ def accept_license(data_dir: str | os.PathLike | None = None) -> None:
         If the terms are declined, or there is no terminal to ask at.
     InvalidQueryError
         If the data directory cannot be made.
-    OSError
+    DataDirectoryError, DiskSpaceError
         If the acceptance cannot be saved.
 
     See Also
@@ -64,7 +64,7 @@ def accept_license(data_dir: str | os.PathLike | None = None) -> None:
     """
     folder = get_data_dir(data_dir)
     marker = license_marker(folder)
-    if not marker.exists():
+    if not os.path.exists(marker):
         _agree_or_raise(folder)
         make_data_dir(folder)
         write_atomically(marker, b"")

@@ -31,6 +31,7 @@ from laion_fmri_fetchers.exceptions import (
     AccessServiceError,
     TermsOutdatedError,
 )
+from laion_fmri_fetchers.query.arguments import check_timeout
 from laion_fmri_fetchers.transfer import policy
 from laion_fmri_fetchers.transfer.http import Session, in_sessions
 from laion_fmri_fetchers.transfer.troubles import Kind, trouble
@@ -106,6 +107,7 @@ def ask_service(
     tries: int = 1,
 ) -> ServiceAnswer:
     """Ask the service; again after a while where that may help."""
+    timeout = check_timeout(timeout)
     body = None if body is None else _Secret(body)
     url = server.rstrip("/") + path
     for n_tried in range(tries):

@@ -27,6 +27,7 @@ Rooms, each importing only from those below it::
     resample    resample_file ──▶ _resample ─┬─ volumes.iter_volumes
                 find_resampled               └─ volumes.write_volumes
     rows        shared_labels, rows_with, positions_of
+    heaps       check_values
     volumes     read_header, iter_volumes, scaled, write_volumes
 
     fill_models    fill_from_models ──▶ model_session.fill_from_model, of each session

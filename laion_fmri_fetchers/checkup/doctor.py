@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from laion_fmri_fetchers.exceptions import LaionFmriError
 from laion_fmri_fetchers.messages import counted, readable_size
-from laion_fmri_fetchers.query.arguments import check_mode
+from laion_fmri_fetchers.query.arguments import check_mode, check_timeout
 
 from . import (
     content_checks,
@@ -109,6 +109,7 @@ def doctor(
         >>> [p["point"] for p in points if p["state"] == "failed"]  # doctest: +SKIP
         []
     """
+    timeout = check_timeout(timeout)
     client = Client(timeout)
     context = Context(data_dir, client)
     is_offline = check_mode(None) == "offline"

@@ -7,6 +7,7 @@ fetch_chosen ─▶ plan_files ─▶ obtain
 from __future__ import annotations
 
 import gzip
+import os
 from collections.abc import Callable, Container, Iterable
 from importlib import resources
 from pathlib import Path
@@ -102,7 +103,8 @@ def subjects_with_derived_masks(
     """Return the subjects whose brain mask was derived and need not be again."""
     if settings.overwrites:
         return set()
-    return {s for s in subjects if brain_mask_file(settings.data_dir, s).exists()}
+    folder = settings.data_dir
+    return {s for s in subjects if os.path.exists(brain_mask_file(folder, s))}
 
 
 def fetch_chosen(
@@ -282,9 +284,9 @@ def _brain_masks(
             continue
         if source and not settings.dry_run:
             is_stale = source["id"] in outcome.fetched
-            if is_stale or not derived.exists():
+            if is_stale or not os.path.exists(derived):
                 _derive_brain_mask(source["absolute_path"], derived)
-        if derived.exists() or (source and settings.dry_run):
+        if os.path.exists(derived) or (source and settings.dry_run):
             masks[subject] = str(derived)
     return masks
 

@@ -20,7 +20,11 @@ from laion_fmri_fetchers.layout.trees import (
     unknown_trees,
 )
 from laion_fmri_fetchers.messages import listed, readable_size, warn
-from laion_fmri_fetchers.query.arguments import check_mode, only_its_arguments
+from laion_fmri_fetchers.query.arguments import (
+    check_mode,
+    check_timeout,
+    only_its_arguments,
+)
 from laion_fmri_fetchers.storage.catalog import Catalog, Wanted, look
 from laion_fmri_fetchers.storage.data_dir import get_data_dir
 from laion_fmri_fetchers.storage.files import local_path
@@ -259,7 +263,7 @@ def _look(
     """
     error = before.error if before else None
     offline = error is not None or check_mode(None) == "offline"
-    found = look(wanted, data_dir, offline=offline, timeout=timeout)
+    found = look(wanted, data_dir, offline=offline, timeout=check_timeout(timeout))
     if error:
         found = found._replace(error=error)
         return _by_disk(found, data_dir) if found.unlisted else found

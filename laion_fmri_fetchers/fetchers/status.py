@@ -34,7 +34,7 @@ def status(*, data_dir: str | os.PathLike | None = None) -> None:
     """
     folder = get_data_dir(data_dir)
     access = access_status(folder)
-    accepted = license_marker(folder).exists()
+    accepted = os.path.exists(license_marker(folder))
     files, _ = files_on_disk(folder, [("", "")])
     rows = {
         "Data directory": f"{folder}{_state(folder)}",
@@ -112,7 +112,11 @@ def _amount(data_dir: str, files: set[str]) -> str:
 def _unfinished(data_dir: str) -> str:
     """Return number, size and place of unfinished downloads."""
     folder = partial_dir(data_dir)
-    parts = list(folder.glob("*.part"))
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        names = []
+    parts = [folder / name for name in names if name.endswith(".part")]
     if not parts:
         return "nothing"
     size = sum(map(_allocated, parts))

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 from sklearn.utils import Bunch
 
+from laion_fmri_fetchers.arrays.heaps import check_values
 from laion_fmri_fetchers.exceptions import (
     CorruptImageError,
     InvalidQueryError,
@@ -499,6 +500,7 @@ def _models(models: Any) -> list[str]:
 def _embedded_images(file: str) -> pd.Index:
     """Return the names of the images in a file of embeddings, in the order of rows."""
     with _embeddings_in(file) as content:
+        check_values(content["image_ids"], 0, len(content["image_ids"]))
         raw = content["image_ids"][()]
         names = pd.Index(
             [n.decode() if isinstance(n, bytes) else str(n) for n in raw], dtype=object

@@ -17,6 +17,7 @@ from laion_fmri_fetchers.exceptions import (
 from laion_fmri_fetchers.messages import listed, warn
 from laion_fmri_fetchers.query.arguments import NAMES_ELSEWHERE, check_names
 from laion_fmri_fetchers.query.filters import ResultFilter, as_filter, is_empty
+from laion_fmri_fetchers.storage.files import readable
 from laion_fmri_fetchers.storage.settings import Settings
 
 _NAMES_ELSEWHERE = {
@@ -114,9 +115,10 @@ def description() -> str:
 def read_table(file: str, needed: Iterable[str]) -> pd.DataFrame:
     """Read a CSV table of text; CorruptImageError if it is not one."""
     try:
-        frame = pd.read_csv(
-            file, dtype=object, keep_default_na=False, encoding="utf-8-sig"
-        )
+        with readable():
+            frame = pd.read_csv(
+                file, dtype=object, keep_default_na=False, encoding="utf-8-sig"
+            )
         lacking = [name for name in needed if name not in frame]
         if lacking:
             raise ValueError(f"it has no column {listed(lacking)}")

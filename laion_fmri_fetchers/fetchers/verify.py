@@ -44,7 +44,7 @@ from laion_fmri_fetchers.messages import readable_size, tell, warn
 from laion_fmri_fetchers.query.shared_docs import documented
 from laion_fmri_fetchers.storage.catalog import Wanted, look
 from laion_fmri_fetchers.storage.data_dir import get_data_dir
-from laion_fmri_fetchers.storage.files import files_on_disk, local_path
+from laion_fmri_fetchers.storage.files import files_on_disk, hidden_on_disk, local_path
 from laion_fmri_fetchers.storage.made_here import is_leftover
 from laion_fmri_fetchers.storage.notes import Note, read_notes
 from laion_fmri_fetchers.storage.obtain import download
@@ -125,6 +125,7 @@ def verify_cache(
     files, _ = files_on_disk(folder, _EVERYTHING)
     notes = read_notes(folder)
     objects = _listed(folder, files, online, n_connections, timeout, verbose)
+    files |= hidden_on_disk(folder, {*objects, *notes})
     sums = _sums(folder, online and ARCHIVE in files, timeout)
     names = sorted(files | set(notes))
     sizes = {path: _size(folder, path) for path in names}
@@ -154,6 +155,13 @@ def verify_cache(
     report = pd.DataFrame(rows, columns=_COLUMNS)
     report["size"] = report["size"].astype("Int64")
     tell(_summary(report), verbose)
+    if not objects and (report["status"] == "unknown").any():
+        tell(
+            "No listing of the bucket is saved here, so files that something else "
+            "downloaded cannot be judged: 'laion-fmri-fetchers verify --online', or "
+            "verify_cache(online=True), asks for one",
+            verbose,
+        )
     if repair:
         versions = {**objects, **{path: note[:3] for path, note in notes.items()}}
         _repair(folder, report, versions, n_connections, timeout, verbose)

@@ -89,6 +89,11 @@ def clean_key(key: str) -> str:
             f"The name {key!r} has a control character or a backslash, which names of "
             "files may not have here; nothing was written."
         )
+    if "//" in key:
+        raise UnsafeKeyError(
+            f"The name {key!r} has an empty folder name ('//'), which no path on disk "
+            "can have; nothing was written."
+        )
     if not _is_safe(folder, name) or (slash and not folder):
         raise UnsafeKeyError(
             f"The name {key!r} would lead out of the data directory; nothing was "

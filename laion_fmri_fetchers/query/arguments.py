@@ -32,6 +32,9 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 _YES = frozenset({"1", "true", "yes", "on"})
 _MOST_VALUES = 20
 
+_LONGEST_TIMEOUT = 1e6
+"""Seconds, twelve days: in effect no limit. Sockets take 24 days (2**31 ms) at most."""
+
 
 def check_mode(mode: object) -> str:
     """Return a mode in lower case; None stands for the mode set by the environment.
@@ -66,6 +69,23 @@ def check_positive(value: Any, name: str, whole: bool = False) -> None:
             f"{name} is {value!r}; it must be a positive "
             f"{'whole ' if kind is int else ''}number"
         )
+
+
+def check_timeout(timeout: Any) -> float:
+    """Return a time-out in seconds, at most one that sockets and threads take.
+
+    Raises
+    ------
+    InvalidQueryError
+        If it is not a positive number.
+
+    Examples
+    --------
+    >>> check_timeout(30), check_timeout(float("inf"))
+    (30.0, 1000000.0)
+    """
+    check_positive(timeout, "timeout")
+    return float(min(timeout, _LONGEST_TIMEOUT))
 
 
 def check_verbose(verbose: Any) -> int:

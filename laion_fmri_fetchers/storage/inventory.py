@@ -42,7 +42,7 @@ from laion_fmri_fetchers.query.filters import ResultFilter, admits
 from laion_fmri_fetchers.query.selection import Selection
 
 from .catalog import Catalog, Wanted, in_order, look
-from .files import files_on_disk, local_path
+from .files import files_on_disk, hidden_on_disk, local_path
 from .made_here import is_leftover, resampled_originals
 from .notes import Note, read_notes
 from .settings import Settings
@@ -150,6 +150,7 @@ def take_inventory(
         on_disk |= set(filter(is_wanted, originals))
     # Saved listings may hold more than was asked for; the scan of the disk does not.
     ids = set(filter(is_wanted, catalog.objects))
+    on_disk |= hidden_on_disk(settings.data_dir, ids - on_disk)
     if not settings.overwrites:
         ids |= on_disk
     files = []

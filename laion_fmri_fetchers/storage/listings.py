@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from .files import write_atomically
-from .state import state_path
+from .state import state_files, state_path
 
 if TYPE_CHECKING:
     pass
+
+
+_LISTINGS = "listings"
 
 
 _TOP = "top"
@@ -41,7 +44,7 @@ def save_listing(data_dir: str, listing: dict[str, Any]) -> None:
     content += _END
     name = _listing_name(listing["prefix"]) + ".level" * bool(listing["delimiter"])
     with contextlib.suppress(OSError):
-        write_atomically(state_path(data_dir, "listings", f"{name}.json"), content)
+        write_atomically(state_path(data_dir, _LISTINGS, f"{name}.json"), content)
 
 
 def saved_listings(
@@ -64,7 +67,7 @@ def saved_listings(
     """
     names = [(quote(prefix, safe=""), delimiter) for prefix, delimiter in wanted]
     listings = []
-    for file in state_path(data_dir, "listings").glob("*.json"):
+    for file in state_files(data_dir, _LISTINGS):
         name = file.name.removesuffix(".json").removesuffix(".level")
         name = "" if name == _TOP else name
         if any(w.startswith(name) or (not d and name.startswith(w)) for w, d in names):

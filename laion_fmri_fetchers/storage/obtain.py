@@ -5,6 +5,8 @@ plan ──▶ obtain ──▶ Outcome: what was downloaded, what failed and wh
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Callable, Container, Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -132,9 +134,10 @@ def obtain(
     DownloadError
         If files failed otherwise; none of these errors with ``allow_missing``.
     """
-    if not planned:
-        return Outcome()
     settings = inventory.settings
+    if not planned:
+        _clean_leftovers(settings)
+        return Outcome()
     files = {item.record["id"]: item.record for item in planned}
     needed = [path for path in files if path not in optional]
     if inventory.error and not needed:
@@ -218,6 +221,19 @@ def download(
     if fetched:
         note_fetched(settings.data_dir, fetched)
     return failed
+
+
+def _clean_leftovers(settings: Settings) -> None:
+    """Remove unfinished files that nobody needs: downloading does, where there is any.
+
+    They may be those of files that are replaced, and whole on disk.
+    """
+    folder = partial_dir(settings.data_dir)
+    with contextlib.suppress(OSError):
+        if not settings.is_offline and not settings.dry_run and os.listdir(folder):
+            from laion_fmri_fetchers.transfer import leftovers
+
+            leftovers.clean(str(folder))
 
 
 def planned_size(planned: Iterable[Planned]) -> int:

@@ -290,7 +290,11 @@ def _parse(data_dir: str, ids: list[str]) -> list[_Table]:
             na_filter=False,
         )
         if len(frame) != sum(counts):
-            raise ValueError(f"{len(frame)} trials in {sum(counts)} lines")
+            raise ValueError(
+                f"{len(frame)} trials in {sum(counts)} lines"
+                if len(frame)
+                else "it has a header, but no trials"
+            )
         if frame["beta_index"].dtype.kind != "i":
             raise ValueError("a beta_index is not a whole number")
         frame["run"] = _runs(frame["run"])

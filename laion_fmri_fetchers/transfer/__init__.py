@@ -8,6 +8,7 @@
         ├ RangeDownload.fetch                      range_download, address
         │     Connections.ask, chunks ─▶ Session.ask_raw      connections
         ├ Partial.mismatch ─▶ ways_to_check        checksums
+        ├ folder_error, words_on_full_disk         disks
         └ Progress.show                            progress
 
     list_objects, list_many ─▶ in_sessions ─▶ Session.ask     bucket
