@@ -8,7 +8,7 @@ from importlib import resources
 from laion_fmri_fetchers.exceptions import LicenseNotAcceptedError
 from laion_fmri_fetchers.messages import AGREEMENT, can_ask
 from laion_fmri_fetchers.query.shared_docs import documented
-from laion_fmri_fetchers.storage.data_dir import get_data_dir, make_data_dir
+from laion_fmri_fetchers.storage.data_dir import get_data_dir
 from laion_fmri_fetchers.storage.files import write_atomically
 from laion_fmri_fetchers.storage.state import license_marker
 
@@ -47,8 +47,6 @@ def accept_license(data_dir: str | os.PathLike | None = None) -> None:
     ------
     LicenseNotAcceptedError
         If the terms are declined, or there is no terminal to ask at.
-    InvalidQueryError
-        If the data directory cannot be made.
     DataDirectoryError, DiskSpaceError
         If the acceptance cannot be saved.
 
@@ -66,7 +64,6 @@ def accept_license(data_dir: str | os.PathLike | None = None) -> None:
     marker = license_marker(folder)
     if not os.path.exists(marker):
         _agree_or_raise(folder)
-        make_data_dir(folder)
         write_atomically(marker, b"")
 
 
