@@ -1,6 +1,14 @@
 """Configuration of the documentation; a build needs no network."""
 
+import sys
+from pathlib import Path
+
 import laion_fmri_fetchers
+
+sys.path.insert(0, str(Path(__file__).parent))
+from pictures import draw_all
+
+draw_all(Path(__file__).parent / "pictures")
 
 project = "laion_fmri_fetchers"
 author = "The laion_fmri_fetchers developers"
@@ -19,6 +27,8 @@ templates_path = ["_templates"]
 exclude_patterns = ["_build", "examples"]
 html_theme = "furo"
 html_title = project
+html_static_path = ["_static"]
+html_css_files = ["gallery.css"]
 
 # Names in single backticks are those of this package, and must exist.
 rst_prolog = ".. currentmodule:: laion_fmri_fetchers"

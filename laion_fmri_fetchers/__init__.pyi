@@ -23,6 +23,7 @@ from .exceptions import AccessRevokedError as AccessRevokedError
 from .exceptions import AccessServiceError as AccessServiceError
 from .exceptions import BucketError as BucketError
 from .exceptions import CorruptImageError as CorruptImageError
+from .exceptions import DataDirectoryError as DataDirectoryError
 from .exceptions import DiskSpaceError as DiskSpaceError
 from .exceptions import DownloadError as DownloadError
 from .exceptions import HeldOutSessionError as HeldOutSessionError

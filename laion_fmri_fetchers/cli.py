@@ -23,7 +23,7 @@ import laion_fmri_fetchers as package
 
 from .exceptions import AccessPendingError, InvalidQueryError, LaionFmriError
 from .messages import readable_size, tell
-from .query.terms import TERM_FORM, parse_terms
+from .query.terms import OPERATORS, TERM_FORM, parse_terms
 
 PROGRAM = "laion-fmri-fetchers"
 
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 1
         return _fail(error, 1)
     except KeyboardInterrupt:
-        return _fail("Stopped. The same command goes on from here.", 130)
+        return _fail("Stopped. Repeat the command to resume.", 130)
     return code or 0
 
 
@@ -93,9 +93,15 @@ _WORDS: dict[str, str | Callable[[re.Match], str]] = {
     r"\blicense_text\(\)": f"'{PROGRAM} accept-license --show'",
     r"\baccept_license\(\)": f"'{PROGRAM} accept-license'",
     r"\bdataset_initialize\b(\(\))?": f"'{PROGRAM} config FOLDER'",
+    r"\bpass it or (?=set LAION_FMRI_REQUEST_ID)": "",
     r"\bcurrent_terms_version\(\)": f"'{PROGRAM} doctor'",
     rf"('{PROGRAM} [a-z-]+) '": r"\1'",
     rf"({_COMMAND}) or \1": r"\1",
+    r"\bResultFilter\(((?:[^()]|\([^()]*\))*)\)": r"\1",
+    r"=Pattern\(pattern=('[^']*'), flags=\d+\)": r" ~ \1",
+    r"\b(\w+)=(\w+)\(([^()]*)\)": lambda term: (
+        f"{term[1]} {OPERATORS[term[2]]} {term[3]}" if term[2] in OPERATORS else term[0]
+    ),
     r"\b(trial|stimulus|caption|segmentation)_filter\b": "--where",
     r"\bimage_filter\b": "--image-where",
     r"(?<![\w/.-])(data_dir|max_images|n_connections|ood_types)\b(?![\w/.])": r"--\1",
@@ -342,7 +348,10 @@ def _report_options(command: Parser) -> None:
 
 
 def _report(options: Options) -> None:
-    """Write an HTML report of what is on disk."""
+    """Write an HTML report of files on disk."""
+    folder = os.path.dirname(os.path.abspath(options.output))
+    if not os.path.isdir(folder):
+        raise InvalidQueryError(f"There is no folder {folder} to write the report to.")
     data = _selected(options, mode="offline", data_dir=options.data_dir)
     package.make_report(data, options.title).save_as_html(options.output)
     print(options.output)
@@ -648,7 +657,7 @@ def _doctor_options(command: Parser) -> None:
 
 
 def _doctor(options: Options) -> int:
-    """Compare bucket and machine with what is expected."""
+    """Compare bucket and machine with expectations."""
     import json
 
     from .checkup.points import Point, summary, table
@@ -682,17 +691,34 @@ def _completion(options: Options) -> None:
     print(argcomplete.shellcode([PROGRAM], shell=options.shell))
 
 
+_DEMO_SIZES = ("subjects", "n_sessions", "n_trials")
+
+
 def _demo_options(command: Parser) -> None:
     _flag(command, "--serve", "only serve the synthetic data, for calls of your own")
+    _names(command, "--subjects", None, "with --serve, names such as sub-01")
+    for name, noun in (("--n-sessions", "public sessions"), ("--n-trials", "trials")):
+        number = f"with --serve, number of {noun} per subject or session"
+        command.add_argument(name, type=int, metavar="N", help=number)
     command.add_argument("--output", metavar="FOLDER", help="output folder")
 
 
 def _demo(options: Options) -> None:
     """See it work on synthetic data."""
+    given = {name: getattr(options, name) for name in _DEMO_SIZES}
+    sizes = {name: value for name, value in given.items() if value is not None}
+    if options.serve if options.output else sizes and not options.serve:
+        raise InvalidQueryError(
+            "--subjects, --n-sessions and --n-trials are options of --serve, and "
+            "--output is one of the walk without it"
+        )
     if options.serve:
         from .demo.environment import serve_until_stopped
 
-        serve_until_stopped()
+        try:
+            serve_until_stopped(**sizes)
+        except ValueError as error:
+            raise InvalidQueryError(str(error)) from None
     else:
         from .demo.walkthrough import run_demo
 

@@ -1,6 +1,6 @@
 """Every error a user can meet.
 
-All derive from `LaionFmriError` and from the builtin that fits, so that both
+All derive from `LaionFmriError` and from the builtin that fits, so that
 ``except LaionFmriError`` and ``except FileNotFoundError`` both catch it.
 """
 
@@ -50,6 +50,24 @@ class DownloadError(LaionFmriError, ConnectionError):
 
 class DiskSpaceError(LaionFmriError, OSError):
     """The disk is too small for the files, or became full."""
+
+
+class DataDirectoryError(LaionFmriError, PermissionError):
+    """A file or folder of the data directory cannot be made, read or written.
+
+    As with any ``OSError``, ``errno`` is the number of the operating system's error,
+    and ``filename`` is the path.
+    """
+
+    def __init__(
+        self, message: str, number: int | None = None, folder: str | None = None
+    ):
+        super().__init__(message)
+        self.errno = number
+        self.filename = folder
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class LicenseNotAcceptedError(LaionFmriError, PermissionError):
@@ -155,7 +173,7 @@ def did_you_mean(name: object, known: Iterable[str]) -> str:
     if folded in by_folded:
         nearest = [folded]
     elif not nearest:
-        nearest = difflib.get_close_matches(folded, by_folded, 2, cutoff=0.5)
+        nearest = difflib.get_close_matches(folded, by_folded, 2, cutoff=0.6)
         if nearest and difflib.SequenceMatcher(None, folded, nearest[0]).ratio() > 0.8:
             nearest = nearest[:1]
     if 0 < len(nearest) <= _MOST_MEANT:

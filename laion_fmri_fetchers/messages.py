@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
+from typing import Any
 
 AGREEMENT = "I AGREE"
 """The words by which a person accepts terms."""
@@ -13,9 +14,14 @@ _PACKAGE = os.path.dirname(__file__) + os.sep
 
 
 def tell(message: str, verbose: int, level: int = 1) -> None:
-    """Print a line on stderr where ``verbose`` is at least ``level``."""
+    """Print a line where ``verbose`` is at least ``level``.
+
+    It goes to stderr, as stdout is for results; in a notebook, which shows stderr as if
+    something were wrong, to stdout.
+    """
     if verbose >= level:
-        print(message, file=sys.stderr, flush=True)
+        stream = sys.stderr if _kernel() is None else sys.stdout
+        print(message, file=stream, flush=True)
 
 
 def warn(message: str) -> None:
@@ -66,8 +72,7 @@ def counted(number: int, noun: str) -> str:
 
 def can_ask() -> bool:
     """Return whether a person can answer, in a terminal or a notebook with input."""
-    ipython = sys.modules.get("IPython")
-    kernel = getattr(ipython.get_ipython(), "kernel", None) if ipython else None
+    kernel = _kernel()
     if kernel is not None:
         return bool(getattr(kernel, "_allow_stdin", False))
     return sys.stdin is not None and not sys.stdin.closed and sys.stdin.isatty()
@@ -78,3 +83,9 @@ def can_draw() -> bool:
     stream = sys.stderr
     is_notebook = type(stream).__module__.startswith("ipykernel")
     return stream is not None and (is_notebook or stream.isatty())
+
+
+def _kernel() -> Any:
+    """Return the kernel of the notebook in which this runs; None elsewhere."""
+    ipython = sys.modules.get("IPython")
+    return getattr(ipython.get_ipython(), "kernel", None) if ipython else None

@@ -5,15 +5,22 @@ from __future__ import annotations
 import json
 import os
 import stat
+import warnings
 import zlib
 from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import unprivileged
 
-from laion_fmri_fetchers import InvalidQueryError, dataset_initialize, get_data_dir
+from laion_fmri_fetchers import (
+    InvalidQueryError,
+    dataset_initialize,
+    fetch_laion_fmri,
+    get_data_dir,
+)
 from laion_fmri_fetchers.storage.files import files_on_disk, write_atomically
 from laion_fmri_fetchers.storage.listings import save_listing, saved_listings
 from laion_fmri_fetchers.storage.state import save_arrays, saved_arrays
@@ -30,6 +37,16 @@ def test_precedence(tmp_path, monkeypatch, environment):
     monkeypatch.setenv("LAION_FMRI_DATA_DIR", str(tmp_path / "variable"))
     assert get_data_dir() == str(tmp_path / "variable")
     assert get_data_dir(tmp_path / "argument") == str(tmp_path / "argument")
+
+
+def test_initialize_says_what_goes_before_it(tmp_path, monkeypatch, recwarn):
+    monkeypatch.setenv("LAION_FMRI_DATA_DIR", str(tmp_path / "variable"))
+    with pytest.warns(UserWarning, match=r"LAION_FMRI_DATA_DIR is set.*/variable"):
+        dataset_initialize(tmp_path / "saved")
+    monkeypatch.setenv("LAION_FMRI_DATA_DIR", str(tmp_path / "saved"))
+    recwarn.clear()
+    dataset_initialize(tmp_path / "saved")
+    assert not recwarn
 
 
 def test_paths_are_absolute_and_may_begin_at_home(tmp_path, monkeypatch, environment):
@@ -93,6 +110,50 @@ def test_broken_configuration(environment, tmp_path, text):
     assert get_data_dir(tmp_path) == str(tmp_path)
 
 
+def test_a_relative_directory_that_was_saved(environment, tmp_path, monkeypatch):
+    file = environment / "config" / "laion_fmri" / "config.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps({"data_dir": "./laion_fmri_data"}))
+    monkeypatch.chdir(tmp_path)
+    with pytest.warns(UserWarning, match="relative") as said:
+        assert get_data_dir() == str(tmp_path / "laion_fmri_data")
+    message = str(said[0].message)
+    assert all(
+        text in message
+        for text in ("'./laion_fmri_data'", f"{tmp_path}/laion_fmri_data", str(file))
+    )
+    for given in (str(tmp_path), "~/data"):
+        file.write_text(json.dumps({"data_dir": given}))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            get_data_dir()
+            get_data_dir("elsewhere")
+    file.write_text(json.dumps({"data_dir": "./laion_fmri_data"}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert get_data_dir("elsewhere") == str(tmp_path / "elsewhere")
+
+
+def test_parsed_tables_with_any_damage_are_parsed_again(cached):
+    before = fetch_laion_fmri(mode="offline", verbose=0).trials
+    folder = cached / ".laion_fmri" / "trials"
+    files = [file for file in folder.rglob("*") if file.is_file()]
+    assert files
+    rng = np.random.default_rng(0)
+    for file in files:
+        content = file.read_bytes()
+        damaged = [content[: int(n)] for n in rng.integers(0, len(content), 8)]
+        ends = np.r_[:64, len(content) - 64 : len(content)]
+        for at in [*ends, *rng.integers(0, len(content), 40)]:
+            flipped = bytearray(content)
+            flipped[at] ^= 1 << int(rng.integers(8))
+            damaged.append(bytes(flipped))
+        for data in damaged:
+            file.write_bytes(data)
+            trials = fetch_laion_fmri(mode="offline", verbose=0).trials
+            pd.testing.assert_frame_equal(trials, before)
+
+
 def test_a_file_is_no_data_directory(tmp_path):
     (tmp_path / "file").touch()
     for function in (get_data_dir, dataset_initialize):
@@ -141,6 +202,14 @@ def test_written_whole_or_not_at_all(tmp_path, monkeypatch):
         write_atomically(file, b"second")
     assert file.read_bytes() == b"first"
     assert list(file.parent.iterdir()) == [file]
+
+
+@pytest.mark.parametrize("n", [249, 255])
+def test_names_as_long_as_the_file_system_allows(tmp_path, n):
+    write_atomically(tmp_path / ("x" * (n - 4) + ".jpg"), b"image")
+    (file,) = tmp_path.iterdir()
+    assert len(file.name) == n
+    assert file.read_bytes() == b"image"
 
 
 def test_umask_and_mode(tmp_path):

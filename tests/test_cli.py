@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import os
 import pty
+import re
 import shlex
 import shutil
 import signal
@@ -107,8 +108,8 @@ def test_pack(server, data_dir, capsys):
     assert capsys.readouterr().out.endswith(" trials x 12 voxels\n")
 
 
-def at_a_terminal(command):
-    """Run a command with a terminal as stdout; return what it shows."""
+def at_a_terminal(command, code=0):
+    """Run a command with a terminal as stdout; return what it shows there."""
     leader, follower = pty.openpty()
     with subprocess.Popen(
         [sys.executable, "-m", "laion_fmri_fetchers", *command],
@@ -123,7 +124,7 @@ def at_a_terminal(command):
                 shown += piece
         os.close(leader)
         assert process.stderr.read().count(b"Traceback") == 0
-    assert process.returncode == 0
+    assert process.returncode == code
     return shown.decode().replace("\r\n", "\n")
 
 
@@ -137,6 +138,14 @@ def test_a_terminal_is_not_flooded(server, data_dir):
     paths = at_a_terminal([*fetch, "--paths"]).splitlines()
     assert len(paths) == 2
     assert all(Path(path).is_file() for path in paths)
+
+
+def test_verify_names_a_bad_file_once_at_a_terminal(cached):
+    lost = next(cached.rglob("*label-FFA1_mask.nii.gz"))
+    lost.unlink()
+    assert at_a_terminal(["verify"], code=1) == ""
+    (line,) = at_a_terminal(["verify", "--paths"], code=1).splitlines()
+    assert line == f"missing\t{lost.relative_to(cached)}"
 
 
 def test_an_empty_selection_is_said(server, data_dir, capsys):
@@ -234,6 +243,14 @@ def test_lines_fit_a_terminal(capsys, monkeypatch, command, width):
         (["fetch", "--max-images", "many"], 2, "usage: laion-fmri-fetchers fetch "),
         (["fetch", "--n-connections", "0"], 2, "--n-connections is 0"),
         (["fetch-captions", "--names", "x.jpg"], 2, "--allow-missing leaves"),
+        (["fetch", "--data-dir", "/proc/x"], 2, "/proc/x cannot be made"),
+        (["fetch", "--rois", "nope"], 2, "known are "),
+        (["fetch", "--image-where", "n_reps=12"], 2, "use --where instead"),
+        (["fetch-captions", "--where", "src=x"], 2, "--where can test"),
+        (["login"], 2, "at; set LAION_FMRI_REQUEST_ID"),
+        (["demo", "--serve", "--n-trials", "0"], 2, "n_trials=0"),
+        (["demo", "--n-trials", "64"], 2, "options of --serve"),
+        (["demo", "--serve", "--output", "x"], 2, "--output is one of"),
         (["fetch-stimuli"], 1, "'laion-fmri-fetchers request-access'"),
         (["request-access"], 1, "--research-purpose is missing"),
     ],
@@ -264,6 +281,35 @@ def test_config(tmp_path, capsys, monkeypatch):
     assert main(["config", str(tmp_path / "new")]) == 0
     assert main(["config"]) == 0
     assert capsys.readouterr().out.splitlines() == [str(tmp_path / "new")] * 2
+
+
+def test_config_where_the_environment_names_another(tmp_path, data_dir, capsys):
+    assert main(["config", str(tmp_path / "new")]) == 0
+    out, err = capsys.readouterr()
+    assert out == f"{tmp_path / 'new'}\n"
+    assert err.startswith(
+        f"Warning: LAION_FMRI_DATA_DIR is set, so calls keep using {data_dir}"
+    )
+
+
+def test_filters_in_messages_are_written_as_on_a_shell(server, data_dir, capsys):
+    where = ["--where", "n_reps>=13", "--where", "label~shared"]
+    assert main(["fetch", "--dry-run", "--rois", "none", *where]) == 0
+    err = capsys.readouterr().err
+    assert "Nothing passes --where, n_reps >= 13 & label ~ 'shared'." in err
+
+
+def test_a_directory_that_does_not_exist_yet_is_noted(server, tmp_path, capsys):
+    folder = str(tmp_path / "nowhere")
+    for command in ("status", "info"):
+        assert main([command, "--data-dir", folder]) == 0
+        assert f"{folder}, which does not exist yet" in capsys.readouterr().out
+
+
+def test_report_to_a_folder_that_does_not_exist(server, cached, tmp_path, capsys):
+    file = tmp_path / "nowhere" / "report.html"
+    assert main(["report", "--output", str(file)]) == 2
+    assert f"no folder {file.parent}" in capsys.readouterr().err
 
 
 def test_rois_info_license(server, data_dir, capsys):
@@ -313,7 +359,7 @@ def test_an_interrupt_ends_it_though_the_bucket_is_silent(tmp_path):
         out, err = process.communicate(timeout=20)
     assert process.returncode == 130
     assert out == ""
-    assert "The same command goes on from here." in err
+    assert "Repeat the command to resume." in err
     assert "Traceback" not in err
 
 
@@ -429,7 +475,9 @@ def test_no_character_that_a_terminal_lacks(server, data_dir, tmp_path, encoding
 def test_demo_is_served_until_it_is_stopped(tmp_path):
     command = [sys.executable, "-m", "laion_fmri_fetchers"]
     serving = subprocess.Popen(
-        [*command, "demo", "--serve"], stdout=subprocess.PIPE, text=True
+        [*command, "demo", "--serve", "--subjects", "sub-05", "--n-sessions", "1"],
+        stdout=subprocess.PIPE,
+        text=True,
     )
     lines = [serving.stdout.readline() for _ in range(5)]
     settings = dict(line.removeprefix("export ").split("=", 1) for line in lines)
@@ -441,6 +489,14 @@ def test_demo_is_served_until_it_is_stopped(tmp_path):
         text=True,
     )
     assert done.stdout.split() == ["MPA", "OPA", "PPA", "SPL"], done.stderr
+    done = subprocess.run(
+        [*command, "info"],
+        env={**os.environ, **settings},
+        capture_output=True,
+        text=True,
+    )
+    (row,) = [line for line in done.stdout.splitlines() if line.startswith("sub-")]
+    assert row.split()[:2] == ["sub-05", "1"]
     serving.send_signal(signal.SIGINT)
     assert serving.wait(30) == 0
     assert not Path(settings["LAION_FMRI_DATA_DIR"]).exists()
@@ -470,6 +526,8 @@ def test_demo(tmp_path):
     assert (tmp_path / "demo" / "report.html").stat().st_size > 10_000
     assert "offline" in done.stdout
     assert "Warning" not in done.stderr
+    n_announced = re.search(r"Downloading (\d+) files", done.stderr)[1]
+    assert f"12 tables of trials and {n_announced} other files" in done.stdout
 
 
 @pytest.mark.skipif(not shutil.which("bash"), reason="no bash")

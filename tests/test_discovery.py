@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
+from collections import Counter
+from urllib.parse import parse_qs
 
 import pytest
 from policies import set_policy
@@ -22,6 +24,7 @@ from laion_fmri_fetchers.demo import serve_bucket
 from laion_fmri_fetchers.layout.names import ROI_CATEGORIES
 from laion_fmri_fetchers.storage.catalog import look, records
 from laion_fmri_fetchers.storage.listings import save_listing
+from laion_fmri_fetchers.transfer.policy import POLICY
 
 
 def test_subjects(server, data_dir):
@@ -82,6 +85,23 @@ def test_subjects_stay_known_when_the_bucket_is_gone(
         fetch_laion_fmri("all", sessions=1, rois=None, verbose=0)
 
 
+@pytest.mark.parametrize("call", [describe, get_rois, get_subjects])
+def test_a_bucket_that_does_not_answer_is_waited_for_once(
+    server, data_dir, monkeypatch, call, capsys
+):
+    set_policy(monkeypatch, first_wait=0.001)
+    data_dir.mkdir()
+    whole = call(), capsys.readouterr().out
+    server.requests.clear()
+    server.faults[""] = (503, {}, b"")
+    with pytest.warns(UserWarning, match="Showing a listing saved") as warned:
+        assert (call(), capsys.readouterr().out) == whole
+    assert len(warned) == 1
+    asked = Counter(query for _, _, query in server.requests)
+    assert max(asked.values()) == POLICY.tries
+    assert len({parse_qs(query)["delimiter"][0] for query in asked}) == 1
+
+
 def test_without_the_bucket_and_its_listings(cached, capsys):
     shutil.rmtree(cached / ".laion_fmri" / "listings")
     with pytest.warns(UserWarning, match="Showing what is on disk"):
@@ -122,8 +142,7 @@ def test_a_bucket_that_takes_long_is_told_of(server, data_dir, capsys, monkeypat
     set_policy(monkeypatch, quiet=0.0)
     look([("", "/")], str(data_dir))
     assert (
-        capsys.readouterr().err
-        == f"Waiting for {server.url} to list what it holds ...\n"
+        capsys.readouterr().err == f"Waiting for {server.url} to list its files ...\n"
     )
     look([("", "/")], str(data_dir), verbose=0)
     assert capsys.readouterr().err == ""

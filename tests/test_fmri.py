@@ -12,6 +12,7 @@ from collections import Counter
 from pathlib import Path
 from urllib.parse import parse_qs
 
+import joblib
 import nibabel as nib
 import numpy as np
 import pandas as pd
@@ -21,6 +22,7 @@ from policies import set_policy
 
 from laion_fmri_fetchers import (
     BucketError,
+    Contains,
     CorruptImageError,
     DiskSpaceError,
     DownloadError,
@@ -35,6 +37,8 @@ from laion_fmri_fetchers import (
     UnsafeKeyError,
     fetch_laion_fmri,
     fetch_laion_fmri_ids,
+    get_subjects,
+    verify_cache,
 )
 from laion_fmri_fetchers.demo import serve_bucket
 from laion_fmri_fetchers.layout.keys import record_of
@@ -679,14 +683,34 @@ def test_ids_that_are_none(server, data_dir):
         fetch_laion_fmri_ids("stimuli/task-images_stimuli.h5", verbose=0)
     with pytest.raises(InvalidQueryError, match="image_ids"):
         fetch_laion_fmri_ids([3], verbose=0)
-    with pytest.raises(UnsafeKeyError):
+    with pytest.raises(UnsafeKeyError, match="lead out of the data directory"):
         fetch_laion_fmri_ids("../etc/passwd", verbose=0)
+    with pytest.raises(UnsafeKeyError, match="empty folder name"):
+        fetch_laion_fmri_ids("derivatives//file", verbose=0)
+    with pytest.raises(InvalidQueryError, match="path on disk; give the 'id'"):
+        fetch_laion_fmri_ids([str(data_dir / "participants.tsv")], verbose=0)
     with pytest.raises(NotCachedError):
         fetch_laion_fmri_ids("README", mode="offline", verbose=0)
     assert fetch_laion_fmri_ids([], verbose=0).images == []
 
 
 # ---------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    "timeout", [float("inf"), 1e12, 10**400], ids=["inf", "1e12", "1e400"]
+)
+def test_a_timeout_without_end(server, data_dir, timeout):
+    query = {"sessions": 1, "rois": None, "timeout": timeout, "verbose": 0}
+    assert len(fetch_laion_fmri(**query).images) == 1
+    assert get_subjects(timeout=timeout) == ["sub-01", "sub-03"]
+
+
+@pytest.mark.parametrize(("field", "value"), [("rois", "FFA9"), ("sessions", "ses-9")])
+def test_a_subject_filter_on_lists_that_nothing_passes(cached, field, value):
+    with pytest.warns(UserWarning, match="Nothing passes subject_filter"):
+        data = fetch(subject_filter={field: Contains(value)}, mode="offline")
+    assert data.images == []
 
 
 @pytest.mark.parametrize(
@@ -702,6 +726,10 @@ def test_ids_that_are_none(server, data_dir):
         ({"rois": "fffa1"}, "did you mean 'FFA1'"),
         ({"rois": 7}, "rois.*7"),
         ({"sessions": 77}, "ses-77"),
+        ({"sessions": ["all", 31]}, "sessions holds 'all' beside other names"),
+        ({"subjects": ["All", "sub-99"]}, "subjects holds 'all' beside other names"),
+        ({"data_dir": "~no-such-user/data"}, "no user 'no-such-user'"),
+        ({"data_dir": "a\0b"}, "null character"),
         ({"sessions": "one"}, "session ses-one; there are ses-01"),
         ({"sessions": "ses 1"}, "sessions holds 'ses 1'"),
         ({"mode": "ofline"}, "did you mean 'offline'"),
@@ -956,6 +984,40 @@ def test_labels_that_look_like_nulls_are_labels(cached):
     assert (data.trials["n_reps"][1:] > 0).all()
 
 
+def test_a_run_that_is_not_a_number(cached):
+    """It is null, and runs of other sessions stay the numbers that they are."""
+    expected = fetch(mode="offline").trials
+    file = next(cached.rglob("sub-01_ses-02*_trials.tsv"))
+    table = pd.read_csv(file, sep="\t", dtype=str)
+    table.loc[1, "run"] = "n/a"
+    table.loc[2, "run"] = "1b"
+    table.to_csv(file, sep="\t", index=False, na_rep="n/a")
+    row = (expected["session"] == "ses-02").idxmax() + 1
+    of_run = {"trial_filter": {"run": 1}}
+    for sessions in ([2], [1], [1, 2], "all", [1, 2]):  # parsed alone, and kept
+        trials = fetch(sessions=sessions, mode="offline").trials
+        texts = trials["run"].map(lambda run: run if isinstance(run, str) else "")
+        assert set(texts) <= {"", "1b"}
+        numbers = trials["run"][texts == ""].dropna()
+        assert all(isinstance(run, int) for run in numbers)
+        n_first = (expected["run"][expected["session"] == "ses-01"] == 1).sum()
+        if sessions != [2]:
+            shown = fetch(sessions=sessions, mode="offline", **of_run).trials
+            assert (shown["session"] == "ses-01").sum() == n_first
+    trials = fetch(mode="offline").trials
+    assert pd.isna(trials["run"][row])
+    assert trials["run"][row + 1] == "1b"
+    others = trials.index.difference([row, row + 1])
+    assert list(trials["run"][others]) == list(expected["run"][others])
+
+
+def test_a_trial_table_without_trials(cached):
+    file = next(cached.rglob("sub-01_ses-02*_trials.tsv"))
+    file.write_text(file.read_text().splitlines()[0] + "\n")
+    with pytest.raises(CorruptImageError, match="has a header, but no trials"):
+        fetch(mode="offline")
+
+
 def test_a_broken_table_of_participants(cached):
     (cached / "participants.tsv").write_text("name\tage\nsub-01\t30\n")
     with pytest.raises(CorruptImageError, match=r"participants\.tsv.*Delete it"):
@@ -1017,6 +1079,36 @@ def test_license_is_asked_for_data_only(server, data_dir, monkeypatch):
     (data_dir / ".laion_fmri").mkdir(exist_ok=True)
     (data_dir / ".laion_fmri" / "license_accepted").touch()
     assert len(fetch(sessions=1, rois=None).images) == 1
+
+
+@pytest.mark.parametrize("limit", [0, 1])
+def test_offline_a_limit_gives_what_it_gave_online(server, data_dir, limit):
+    """Sessions that were named and not fetched, as the limit left them out."""
+    query = {"sessions": [1, 2], "rois": None, "max_images": limit}
+    data = fetch(**query)
+    assert_same(fetch(**query, mode="offline"), data)
+    assert_same(fetch(**query), data)
+
+
+def test_hidden_files_of_the_dataset_are_files(bucket_folder, data_dir, monkeypatch):
+    hidden = "derivatives/freesurfer/sub-01/surf/.xdebug_mris_calc"
+    query = {"image_type": "freesurfer", "rois": None}
+    with serve_bucket(bucket_folder) as server:
+        monkeypatch.setenv("LAION_FMRI_BUCKET_URL", server.url)
+        server.put(hidden, b"written by FreeSurfer")
+        data = fetch(**query)
+        assert str(data_dir / hidden) in data.images
+        (data_dir / hidden).with_name(".DS_Store").touch()
+        assert fetch(**query, dry_run=True).plan_size == 0
+        assert_same(fetch(**query, mode="offline"), data)
+        server.reset()
+        fetch(**query)
+        assert gets(server) == []
+    with pytest.warns(UserWarning, match="continuing offline"):
+        assert_same(fetch(**query), data)
+    report = verify_cache(verbose=0).set_index("id")
+    assert report.loc[hidden, "status"] == "ok"
+    assert set(report["status"]) == {"ok"}
 
 
 # ---------------------------------------------------------------- what is said
@@ -1130,6 +1222,50 @@ def test_resolution_without_originals(server, data_dir):
     with pytest.raises(NotCachedError, match="ses-01"):
         fetch(sessions=1, mode="offline")
     assert len(fetch(sessions=1, rois=None).images) == 1
+
+
+@pytest.mark.parametrize(
+    "setting", [{"keep_original": False}, {"interpolation": "nearest"}]
+)
+def test_settings_of_resampling_without_a_resolution(setting, no_network):
+    (name,) = setting
+    with pytest.raises(InvalidQueryError, match=f"{name} is .*give resolution"):
+        fetch(**setting)
+    with pytest.raises(InvalidQueryError, match="'linear'"):
+        fetch(interpolation="linearr")
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        {"image_type": "subject_noise_ceiling"},
+        {"image_type": "roi", "roi": "FFA1", "res": "1pt8", "extension": "nii.gz"},
+    ],
+)
+def test_originals_that_are_asked_for_twice_are_resampled_once(server, data_dir, query):
+    """Noise ceilings and masks are images here, and go with images, too."""
+    roi = query.pop("roi", None)
+    if roi:
+        query["image_filter"] = {"roi": roi}
+    data = fetch(**query, resolution=12, keep_original=False)
+    assert data.images
+    assert all(Path(path).exists() for path in data.images)
+    assert all("_res-12_" in path for path in data.images)
+    assert not any((data_dir / meta["id"]).exists() for meta in data.images_meta)
+
+
+def test_ids_of_resampled_images_are_those_of_the_dataset(server, data_dir, tmp_path):
+    data = fetch(sessions=[1, 2], rois="FFA1", resolution=12)
+    ids = [meta["id"] for meta in [*data.images_meta, *data.rois_meta]]
+    again = fetch_laion_fmri_ids(ids, data_dir=tmp_path / "elsewhere", verbose=0)
+    assert {meta["id"] for meta in again.images_meta} == set(ids)
+
+
+@pytest.mark.parametrize("backend", ["loky", "threading", "multiprocessing"])
+def test_resampling_in_workers_of_any_kind(cached, backend):
+    with joblib.parallel_config(backend, n_jobs=2):
+        data = fetch(sessions=[1, 2], rois=None, resolution=12, mode="offline")
+    assert all(nib.load(path).shape[3] > 1 for path in data.images)
 
 
 @pytest.mark.parametrize(

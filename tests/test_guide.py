@@ -80,3 +80,19 @@ def test_quoted_messages_are_those_of_the_package():
     said = {q: "[^\0]*".join(map(re.escape, q.strip("…").split("…"))) for q in quotes}
     assert len(said) > 100
     assert [q for q, one in said.items() if not re.search(one, "\0".join(texts))] == []
+
+
+def test_download_times_follow_from_sizes():
+    """Two digits of GB * 8000 Mbit / (Mbit/s) / 60, in the tables of the dataset."""
+    page = (DOC / "dataset.rst").read_text("utf-8")
+    number = r"(< 0\.1|[\d,.]+)"
+    table = re.compile(rf"(?m) ([\d.]+) +{number} +{number} +{number}$")
+    found = table.findall(page.partition("Sizes and times\n")[2])
+    assert len(found) == 17
+    for size, *minutes in found:
+        for rate, shown in zip((10, 100, 1000), minutes, strict=True):
+            exact = float(size) * 8000 / rate / 60
+            if exact < 0.1:
+                assert shown == "< 0.1", (size, rate)
+            else:
+                assert shown == f"{float(f'{exact:.2g}'):,g}", (size, rate)

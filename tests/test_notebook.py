@@ -49,9 +49,9 @@ def test_a_session_of_work(run):
         "make_report(data)",
         "axes = plot_trials(data)",
     )
-    said = text(fetching, "stderr")
+    said = text(fetching, "stdout")
     assert said.startswith("Downloading ")
-    assert "1 image, 4 ROI masks and 64 trials of sub-01" in said
+    assert "1 beta image, 4 ROI masks and 64 trials of sub-01" in said
     assert "Warning" not in said
     (result,) = shown
     assert result.data["text/plain"].count("\n") < 20

@@ -17,7 +17,9 @@ from matplotlib import pyplot as plt
 from sklearn.utils import Bunch
 
 from laion_fmri_fetchers import (
+    GreaterOrEqual,
     InvalidQueryError,
+    Pattern,
     ResultFilter,
     fetch_laion_fmri,
     fetch_laion_fmri_ids,
@@ -76,29 +78,74 @@ def test_report_needs_no_network(data, no_network):
     assert make_report(data).html == page
 
 
-def test_query_reads_as_asked(cached):
-    asked = ResultFilter(n_reps=12) & ResultFilter(dataset="LAION")
-    data = fetch_laion_fmri(1, trial_filter=asked, mode="offline", verbose=0)
-    found = dict(rows(section(make_report(data).html, "query")))
-    assert found["subjects"] == "sub-01"
-    assert found["trial_filter"] == repr(asked)
-    assert found["subject_filter"] == "none"
+def code_of(data):
+    """Return the source in the report of a Bunch."""
+    text = section(make_report(data).html, "query")
+    return html.unescape(re.search("<code>(.*?)</code>", text, re.DOTALL)[1])
 
 
-def test_long_lists_are_folded(cached):
+def run(source, monkeypatch):
+    """Return the Bunch that a source makes offline."""
+    monkeypatch.setenv("LAION_FMRI_OFFLINE", "1")
+    names = {}
+    exec(source, names)
+    return names["data"]
+
+
+def test_the_call_can_be_copied(cached, monkeypatch):
+    often = ResultFilter(n_reps=GreaterOrEqual(12)) & ResultFilter(dataset="LAION")
+    asked = often | ResultFilter(label=Pattern(r"\d'?_<i>"))
+    data = fetch_laion_fmri(
+        [1, 3], "face", trial_filter=asked, mode="offline", verbose=0
+    )
+    again = run(code_of(data), monkeypatch)
+    assert again.query == data.query
+    assert again.images == data.images
+    assert again.trials.equals(data.trials)
+
+
+def test_a_long_list_of_ids_can_be_copied(cached, monkeypatch):
     masks = fetch_laion_fmri("all", mode="offline", verbose=0).rois_meta
     ids = [meta["id"] for meta in masks]
     data = fetch_laion_fmri_ids(ids, mode="offline", verbose=0)
-    text = section(make_report(data).html, "query")
-    assert f"{len(ids)} of them" in text
-    assert {row[0] for row in rows(text.partition("<details>")[2])} >= set(ids)
+    assert run(code_of(data), monkeypatch).images == data.images
     assert rois(data, "Allrep")["n"].notna().all()
 
 
-def test_a_query_with_functions_reads_as_json(cached):
+def test_functions_of_a_query_are_not_in_its_code(cached, monkeypatch):
     data = fetch_laion_fmri(1, trial_filter=bool, mode="offline", verbose=0)
-    cells = dict(rows(section(make_report(data).html, "query")))
-    assert cells["trial_filter"] == '{"callable_filter": "bool"}'
+    source = code_of(data)
+    assert "# trial_filter had a function, which is not kept: " in source
+    assert run(source, monkeypatch).images == data.images
+
+
+def test_versions_of_files(data):
+    text = section(make_report(data).html, "content")
+    versions = {row[0]: row for row in rows(text.partition("Versions of ")[2])}
+    for meta in [*data.images_meta, *data.rois_meta]:
+        _, date, etag, size = versions[meta["id"]]
+        assert date == meta["last_modified"][:19].replace("T", " ")
+        assert etag == meta["etag"].strip('"')
+        assert size.endswith("B")
+    assert "Beta images" in text
+    assert f"{data.trials['label'].nunique()} stimuli shown" in text
+
+
+def test_the_bucket_is_named(data, monkeypatch):
+    monkeypatch.setenv("LAION_FMRI_BUCKET_URL", "http://mirror.example/laion-fmri")
+    assert "bucket: http://mirror.example/laion-fmri" in make_report(data).html
+
+
+def test_many_rois_are_drawn_in_two_figures(cached):
+    data = fetch_laion_fmri(1, mode="offline", verbose=0)
+    page = make_report(data).html
+    figures = section(page, "noise-ceiling").split("<figure>")[1:]
+    names = [set(re.findall(">([A-Za-z0-9]+)</text>", text)) for text in figures]
+    assert len(figures) == 2
+    assert "FFA1" in names[0] - names[1]
+    assert "hV4" in names[1] - names[0]
+    assert "face" in names[0], "categories are named"
+    assert section(page, "rois").count("<table>") == 2
 
 
 def test_resampled_images_do_not_count(cached):
@@ -222,11 +269,17 @@ def test_noise_ceiling_by_roi(data):
     names = [label.get_text() for label in axes.get_yticklabels()]
     assert names == own["name"].tolist()
     np.testing.assert_allclose(axes.lines[0].get_xdata(), own["median"])
+    assert axes.get_xlabel() == "Noise ceiling 4rep (%)"
+    written = {text.get_text() for text in axes.texts}
+    assert written == {"face", "place"}, "categories are named"
 
 
 def test_rois_on_the_sharpest_anatomy(data, server):
     assert background(data, "sub-01")[1] == "brain mask"
+    hint = "fetch_laion_fmri(&quot;sub-01&quot;, rois=None, image_type=&quot;anatom"
+    assert hint in make_report(data).html
     fetch_laion_fmri(1, rois=None, image_type="anatomical", verbose=0)
+    assert hint not in make_report(data).html
     path, what = background(data, "sub-01")
     assert what == "anatomy"
     assert path.endswith("_space-T1w_T1w.nii.gz")
@@ -283,7 +336,7 @@ def test_report_is_kept_and_shown(nothing, tmp_path, monkeypatch):
     monkeypatch.setattr("webbrowser.open", opened.append)
     report = make_report(nothing, title="Örtlich")
     report.save_as_html(tmp_path / "report.html")
-    assert (tmp_path / "report.html").read_text("utf-8") == str(report) == report.html
+    assert (tmp_path / "report.html").read_text("utf-8") == report.html
     report.open_in_browser(tmp_path / "shown.html")
     assert opened == [(tmp_path / "shown.html").as_uri()]
     report.open_in_browser()
@@ -291,7 +344,8 @@ def test_report_is_kept_and_shown(nothing, tmp_path, monkeypatch):
     frame = report._repr_html_()
     assert frame == report.get_iframe()
     assert html.unescape(frame.split('"')[1]) == report.get_standalone()
-    assert "save_as_html" in repr(report)
+    assert "save_as_html" in str(report)
+    assert len(str(report)) < 80
 
 
 @pytest.fixture(scope="module")

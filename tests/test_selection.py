@@ -13,7 +13,13 @@ from laion_fmri_fetchers import (
     NotNull,
     ResultFilter,
     basic_image_terms,
+    fetch_laion_captions,
+    fetch_laion_embeddings,
     fetch_laion_fmri,
+    fetch_laion_fmri_ids,
+    fetch_laion_stimuli,
+    get_rois,
+    get_subjects,
 )
 
 MAPS = "subject_noise_ceiling"
@@ -42,6 +48,9 @@ def fetch(cached, no_network):
         ({"output_dir": "x"}, "data_dir="),
         ({"include_stimuli": True}, r"fetch_laion_stimuli\(\)"),
         ({"include_raw": True}, 'image_type="raw_bold"'),
+        ({"local_files_only": True}, 'mode="offline"'),
+        ({"data_home": "x"}, "data_dir="),
+        ({"n_subjects": 3}, "subjects="),
         ({"image_terms": {"image_typ": "betas"}}, "did you mean 'image_type'"),
         ({"image_terms": {"n_reps": 12}}, r"trial_filter=\{'n_reps': 12\}"),
         ({"image_terms": ResultFilter()}, "dict of terms.*image_filter="),
@@ -52,6 +61,31 @@ def test_arguments_of_other_packages(argument, hint):
     with pytest.raises(InvalidQueryError, match=hint) as error:
         fetch_laion_fmri(**argument)
     assert name in str(error.value) or name == "image_terms"
+
+
+@pytest.mark.parametrize(
+    ("call", "argument", "hint"),
+    [
+        (fetch_laion_captions, {"n_jobs": 2}, "n_connections="),
+        (fetch_laion_stimuli, {"labels": ["a.jpg"]}, "names="),
+        (fetch_laion_embeddings, {"model": "CLIP"}, "models="),
+        (fetch_laion_embeddings, {"namez": "a.jpg"}, "did you mean 'names'"),
+        (fetch_laion_fmri_ids, {"ids": ["a"]}, "image_ids="),
+        (get_rois, {"subjects": 1}, "subject="),
+        (get_subjects, {"mode": "offline"}, "LAION_FMRI_OFFLINE=1"),
+        (get_subjects, {"n_jobs": 2}, "has no argument 'n_jobs'"),
+    ],
+)
+def test_arguments_of_other_packages_in_all_calls(call, argument, hint, no_network):
+    (name,) = argument
+    with pytest.raises(InvalidQueryError, match=hint) as error:
+        call(**argument)
+    assert repr(name) in str(error.value)
+
+
+def test_a_field_of_trials_among_those_of_images(no_network):
+    with pytest.raises(InvalidQueryError, match="'n_reps'.*use trial_filter"):
+        fetch_laion_fmri(image_filter={"n_reps": 12})
 
 
 def test_image_terms_in_one_dict(fetch):

@@ -466,7 +466,7 @@ def test_nothing_passes(server, data_dir):
     """The values that exist are named."""
     with pytest.warns(UserWarning, match="dataset is LAION, NSD, OOD") as warned:
         assert len(metadata(dataset="nowhere").metadata) == 0
-    assert "stimulus_filter or a term" in str(warned[0].message)
+    assert "Nothing passes stimulus_filter, " in str(warned[0].message)
     with pytest.warns(UserWarning, match="source is ai, human"):
         assert captions(source="people").image_names == []
     with pytest.warns(UserWarning, match="localized is 0, 1"):

@@ -30,7 +30,11 @@ from fault_server import FaultServer, always, etag_of, fine
 from filelock import FileLock
 from policies import set_policy
 
-from laion_fmri_fetchers.exceptions import AccessRevokedError, DiskSpaceError
+from laion_fmri_fetchers.exceptions import (
+    AccessRevokedError,
+    DataDirectoryError,
+    DiskSpaceError,
+)
 from laion_fmri_fetchers.transfer import (
     checksums,
     http,
@@ -681,9 +685,9 @@ def test_a_place_that_cannot_be_written(server, folder):
 def test_a_partial_folder_that_cannot_be_written(server, reachable):
     (reachable / "partial").mkdir(mode=0o555)
     download = a_download(server, reachable)
-    with unprivileged():
-        (failed,) = fetch(download, reachable)
-    assert failed["reason"] == "it cannot be written: permission denied"
+    with unprivileged(), pytest.raises(DataDirectoryError) as caught:
+        fetch(download, reachable)
+    assert f"The folder {reachable / 'partial'} cannot be written" in str(caught.value)
     assert server.requests == []
 
 
@@ -711,7 +715,7 @@ def test_a_disk_that_is_too_small_is_noticed_before_the_first_byte(server, small
 
 def test_a_disk_that_fills(server, small_disk):
     downloads = [a_download(server, small_disk, f"f{i}", 10 * RANGE) for i in range(3)]
-    with pytest.raises(DiskSpaceError, match="What arrived stays"):
+    with pytest.raises(DiskSpaceError, match="Files that arrived stay; make space"):
         fetch([d._replace(size=None) for d in downloads], small_disk)
     for download in downloads:
         assert not download.path.exists() or download.path.stat().st_size == 10 * RANGE

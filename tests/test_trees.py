@@ -596,6 +596,28 @@ def test_an_updated_mask_is_resampled_anew(bucket_folder, data_dir, monkeypatch)
     assert not np.array_equal(before, after)
 
 
+@pytest.mark.parametrize("at_once", [True, False])
+def test_an_updated_brain_mask_is_resampled_anew(
+    bucket_folder, data_dir, monkeypatch, at_once
+):
+    query = {"rois": None, "sessions": 1, "resolution": 12}
+    with serve_bucket(bucket_folder) as server:
+        monkeypatch.setenv("LAION_FMRI_BUCKET_URL", server.url)
+        before = nib.load(fetch(**query).brain_masks["sub-01"]).get_fdata()
+        (key,) = keys(bucket_folder, r".*/sub-01_.*res-1pt8_desc-brain_mask.nii.gz")
+        image = nib.load(bucket_folder / key)
+        moved = np.roll(np.asanyarray(image.dataobj), 4, axis=0)
+        nib.save(nib.Nifti1Image(moved, image.affine), data_dir / "moved.nii.gz")
+        server.put(key, (data_dir / "moved.nii.gz").read_bytes())
+        (data_dir / "moved.nii.gz").unlink()
+        if not at_once:
+            fetch(rois=None, sessions=1, mode="overwrite")
+        mode = "overwrite" if at_once else "offline"
+        after = nib.load(fetch(**query, mode=mode).brain_masks["sub-01"]).get_fdata()
+    assert before.any()
+    assert not np.array_equal(before, after)
+
+
 def test_a_derived_brain_mask_is_derived_again_when_its_source_changes(
     bucket_folder, data_dir, monkeypatch
 ):

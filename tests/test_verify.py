@@ -8,6 +8,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import gate_fixtures
+import joblib
 import pytest
 from conftest import unprivileged
 
@@ -247,6 +248,15 @@ def test_status(cached, no_network, capsys, monkeypatch):
     assert "LAION_FMRI_REQUEST_ID" in said
 
 
+def test_status_says_how_much_is_unfinished(cached, capsys):
+    folder = cached / ".laion_fmri" / "partial"
+    folder.mkdir(exist_ok=True)
+    (folder / "a.b.part").write_bytes(b"x" * 8000)
+    assert main(["status"]) == 0
+    said = capsys.readouterr().out
+    assert "1 download, 8 kB, in .laion_fmri/partial" in said
+
+
 def test_status_and_verify_count_the_same_files(cached, capsys):
     (cached / "notes.txt").write_text("not of the dataset")
     report = verify_cache(verbose=0)
@@ -267,6 +277,20 @@ def test_a_directory_filled_by_others_is_verified_online(cached, server):
     expected = damage(cached)
     del expected[next(path for path, state in expected.items() if state == "missing")]
     assert statuses(verify_cache(online=True, verbose=0)) == expected
+
+
+def test_files_of_others_without_a_listing_say_what_to_do(cached, capsys):
+    verify_cache()
+    assert "--online" not in capsys.readouterr().err
+    shutil.rmtree(cached / ".laion_fmri")
+    verify_cache()
+    assert "verify --online" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("backend", ["loky", "multiprocessing"])
+def test_workers_of_any_kind(cached, backend):
+    with joblib.parallel_config(backend, n_jobs=2):
+        assert set(verify_cache(verbose=0)["status"]) == {"ok"}
 
 
 def test_online_without_the_bucket_is_an_error(cached):
@@ -331,6 +355,7 @@ def test_a_repair_of_a_directory_that_cannot_be_written(cached, reachable):
     folder = reachable / "data"
     shutil.copytree(cached, folder)
     damage(folder)
+    verify_cache(data_dir=folder, verbose=0)  # what it imports, nobody may read later
     for path in [folder, *folder.rglob("*")]:
         path.chmod(path.stat().st_mode & ~0o222)
     with (

@@ -11,7 +11,7 @@ fetch the images of chosen trials, and look at those that drive a region most an
 # ------------------------
 #
 # They are synthetic and served by this machine, and so is the service that grants
-# access: nobody is asked for anything. Leave out the lines with ``demo``, and the rest
+# access: no request is sent to anybody. Leave out the lines with ``demo``, and the rest
 # runs on LAION-fMRI itself, with your own name in the form.
 
 from laion_fmri_fetchers.demo import serve_demo

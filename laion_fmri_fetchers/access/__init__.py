@@ -2,7 +2,7 @@
 
 licence     accept_license                the CC0 terms, once per data directory
 request     request_stimulus_access       the form and its two consents ─▶ request_id
-account     login, logout, access_status  a request_id that somebody has already
+account     login, logout, access_status  an existing request_id
 gate        open_gate ─▶ Gate.url         request_id ─▶ presigned URLs
 manifest    fetch_manifest, current_terms_version, saved_manifest
 identity    cached_identity, save_identity    the request_id in auth.json

@@ -133,7 +133,7 @@ def logout(data_dir: str | os.PathLike | None = None, *, verbose: int = 1) -> No
 
 @documented
 def access_status(data_dir: str | os.PathLike | None = None) -> dict[str, str | None]:
-    """Report which ``request_id`` is in force; nothing is sent.
+    """Report which ``request_id`` is in use; nothing is sent.
 
     Parameters
     ----------

@@ -70,7 +70,7 @@ def cached_identity(data_dir: str) -> Identity | None:
 
 
 def _read(file: Path) -> Identity | None:
-    """Read an ``auth.json``; None if there is none that this user may read."""
+    """Read an ``auth.json``; None if this user cannot read one."""
     try:
         content = _content(file)
     except OSError:
@@ -113,7 +113,7 @@ def save_identity(identity: Identity, data_dir: str) -> str:
     files, reasons = [], []
     before = None
     if not _is_of_others(file) and is_writable(file.parent):
-        before = _read(file) if file.exists() else None
+        before = _read(file) if os.path.exists(file) else None
         files.append(file)
     is_of_dataset = is_same_server(identity.server_url, DEFAULT_ACCESS_URL)
     if (is_of_dataset or not files) and _may_replace(shared, identity, before):
@@ -144,7 +144,7 @@ def save_identity(identity: Identity, data_dir: str) -> str:
 
 def _is_of_others(file: Path) -> bool:
     """Return whether a file exists but belongs to somebody else: it cannot be read."""
-    return file.exists() and not os.access(file, os.R_OK)
+    return os.path.exists(file) and not os.access(file, os.R_OK)
 
 
 def _may_replace(shared: Path, identity: Identity, before: Identity | None) -> bool:
@@ -159,7 +159,7 @@ def _may_replace(shared: Path, identity: Identity, before: Identity | None) -> b
     before : Identity or None
         The id that it replaces in the data directory.
     """
-    if not shared.exists():
+    if not os.path.exists(shared):
         return True
     if _is_of_others(shared):
         return False
@@ -177,7 +177,7 @@ def _may_replace(shared: Path, identity: Identity, before: Identity | None) -> b
 
 def _holds_same_id(file: Path, identity: Identity | None) -> bool:
     """Return whether an ``auth.json`` exists and holds an id."""
-    kept = _read(file) if identity and file.exists() else None
+    kept = _read(file) if identity and os.path.exists(file) else None
     return bool(identity and kept and kept.request_id == identity.request_id)
 
 
@@ -192,7 +192,7 @@ def forget_identity(data_dir: str) -> list[Path]:
     Returns the files that were removed.
     """
     file, shared = auth_file(data_dir), official_auth_file()
-    if not file.exists() or _is_of_others(file):
+    if not os.path.exists(file) or _is_of_others(file):
         return []
     files = [file, shared] if _holds_same_id(shared, _read(file)) else [file]
     for kept in files:

@@ -47,7 +47,7 @@ def accept_license(data_dir: str | os.PathLike | None = None) -> None:
     ------
     LicenseNotAcceptedError
         If the terms are declined, or there is no terminal to ask at.
-    OSError
+    DataDirectoryError, DiskSpaceError
         If the acceptance cannot be saved.
 
     See Also
@@ -60,9 +60,10 @@ def accept_license(data_dir: str | os.PathLike | None = None) -> None:
     >>> os.environ["LAION_FMRI_LICENSE"] = "I AGREE"
     >>> accept_license(tempfile.mkdtemp())
     """
-    marker = license_marker(get_data_dir(data_dir))
-    if not marker.exists():
-        _agree_or_raise(str(marker.parent.parent))
+    folder = get_data_dir(data_dir)
+    marker = license_marker(folder)
+    if not os.path.exists(marker):
+        _agree_or_raise(folder)
         write_atomically(marker, b"")
 
 

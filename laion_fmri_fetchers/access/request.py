@@ -227,7 +227,7 @@ def _check_form(
 
 
 def _problem(name: str, value: Any) -> str | None:
-    """Return what is wrong with a field of the form."""
+    """Return the error in a field of the form."""
     if not isinstance(value, str):
         return f"is {value!r} and must be text"
     if name == "pi":

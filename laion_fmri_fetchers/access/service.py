@@ -31,6 +31,7 @@ from laion_fmri_fetchers.exceptions import (
     AccessServiceError,
     TermsOutdatedError,
 )
+from laion_fmri_fetchers.query.arguments import check_timeout
 from laion_fmri_fetchers.transfer import policy
 from laion_fmri_fetchers.transfer.http import Session, in_sessions
 from laion_fmri_fetchers.transfer.troubles import Kind, trouble
@@ -38,7 +39,7 @@ from laion_fmri_fetchers.transfer.troubles import Kind, trouble
 DEFAULT_ACCESS_URL = "https://laion-fmri.hebartlab.com"
 URL_VARIABLE = "LAION_FMRI_ACCESS_URL"
 PREFIX = "lfm_"
-"""What a ``request_id`` begins with."""
+"""Beginning of every ``request_id``."""
 
 TRIES = 3
 """How often to ask a service that is busy or does not answer, where that is safe."""
@@ -77,7 +78,7 @@ class SecretBytes(bytes):
 
 
 class _Secret(dict):
-    """A dict whose ``repr`` does not show what is in it."""
+    """A dict whose ``repr`` does not show its content."""
 
     def __repr__(self) -> str:
         return f"<{len(self)} fields, not shown>"
@@ -106,6 +107,7 @@ def ask_service(
     tries: int = 1,
 ) -> ServiceAnswer:
     """Ask the service; again after a while where that may help."""
+    timeout = check_timeout(timeout)
     body = None if body is None else _Secret(body)
     url = server.rstrip("/") + path
     for n_tried in range(tries):
@@ -137,7 +139,7 @@ class _Reply(NamedTuple):
 def _send(
     url: str, body: dict[str, Any] | None, what: str, timeout: float
 ) -> _Reply | str:
-    """Send a request; where there is no answer, return why.
+    """Send a request; without an answer, return why.
 
     With a body, which may hold a secret, no other host is followed to.
     """
@@ -194,7 +196,7 @@ def _send_once(
 
 
 def _exchange(session: Session, url: str, body: dict[str, Any] | None) -> _Reply | str:
-    """Send a request and read its answer; where there is none, return why.
+    """Send a request and read its answer; without one, return why.
 
     No exception leaves it: the frames of one would hold the body.
     """
@@ -255,7 +257,7 @@ def _parsed(reply: _Reply, server: str, what: str) -> ServiceAnswer:
 
 
 def _hidden(value: Any, level: int = 0) -> Any:
-    """Return parsed JSON such that no ``repr`` shows what is in it."""
+    """Return parsed JSON such that no ``repr`` shows its content."""
     if level > _MOST_LEVELS:
         raise ValueError("nested too deep")
     if isinstance(value, dict):
@@ -339,7 +341,7 @@ def _raise_form_error(detail: Any, server: str, what: str, request_id: str) -> N
 
 
 def _said(detail: Any, request_id: str) -> str:
-    """Return what the service says, ready to follow a statement."""
+    """Return the words of the service, ready to follow a statement."""
     text = detail if isinstance(detail, str) else ""
     if isinstance(detail, dict):
         text = str(detail.get("message") or detail.get("error") or "")

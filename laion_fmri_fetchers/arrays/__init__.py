@@ -3,10 +3,12 @@
 Rooms, each importing only from those below it::
 
     betas       load_betas ─┬─ rows.rows_with
-                            ├─ _sessions ──▶ volumes.read_header
                             ├─ voxels.find_voxels
+                            ├─ _sessions ─┬─ voxel_store.find_stored
+                            │             └─ volumes.read_header
                             ├─ _read ──▶ session.read_session, in joblib's workers
                             │            that progress.Progress shows
+                            ├─ lazy.lazy_rows ──▶ session.read_session, in dask's
                             ├─ _averaged_trials
                             └─ result.make_betas
     batches     LaionDataset ─┬─ rows.positions_of
@@ -15,7 +17,7 @@ Rooms, each importing only from those below it::
                                                         ├─ ceilings.ceiling_of_average
                                                         └─ saved.write_values
     session     read_session ─┬─ volumes.iter_volumes ──▶ volumes.scaled
-                              ├─ voxels.offsets_of
+                              ├─ voxel_store.blocks_of
                               └─ _add_to, _mean_and_deviation
     align       align ─┬─ rows.labels_of, rows.positions_of
                        └─ pictures.load_stimuli
@@ -25,7 +27,16 @@ Rooms, each importing only from those below it::
     resample    resample_file ──▶ _resample ─┬─ volumes.iter_volumes
                 find_resampled               └─ volumes.write_volumes
     rows        shared_labels, rows_with, positions_of
+    heaps       check_values
     volumes     read_header, iter_volumes, scaled, write_volumes
+
+    fill_models    fill_from_models ──▶ model_session.fill_from_model, of each session
+    model_session  fill_from_model ─┬─ prove ─┬─ remote_hdf5.read_layout
+                                    │         ├─ first_volume.read_first_volume
+                                    │         └─ model_proof.fitting
+                                    └─ model_rows.rows_of ──▶ voxel_store.new_part
+    extract        extract ──▶ volumes.iter_volumes, voxel_store.new_part
+    voxel_store    find_parts, coverage, new_part, blocks_of, compact, check_part
 
     surfaces    project_to_surface ─┬─ templates.load_template
                                     └─ _project ──▶ volumes.iter_volumes

@@ -42,6 +42,7 @@ from laion_fmri_fetchers.storage.bunch import Result
 from laion_fmri_fetchers.storage.files import local_path
 from laion_fmri_fetchers.storage.tables import read_trials
 
+from .kept import keeper, kept_nowhere
 from .progress import Progress, WatchedParallel
 from .result import Rows, make_betas
 from .rows import rows_with
@@ -74,7 +75,7 @@ class _Workers(NamedTuple):
 
     n_jobs: int | None
     cached: Callable
-    """Makes a function keep its results; `_uncached` where they are not kept."""
+    """Makes a function keep its results; `kept_nowhere` where they are not kept."""
     verbose: int
     is_lazy: bool
     """Whether dask reads them, when the result is computed."""
@@ -220,7 +221,7 @@ def load_betas(
     check_fetched(data, "images_meta")
     options = _check_options(standardize, average_repeats, dtype)
     choice = VoxelChoice(rois, mask_img, nc_threshold, noise_ceiling)
-    workers = _Workers(n_jobs, _cache(memory), check_verbose(verbose), bool(as_dask))
+    workers = _Workers(n_jobs, keeper(memory), check_verbose(verbose), bool(as_dask))
     if isinstance(subject, str) and subject.lower() == "all":
         return Result(
             **{
@@ -472,25 +473,6 @@ def _left_in(folder: str) -> int:
     return limit - used["anon"] - used["shmem"]
 
 
-def _cache(memory: Any) -> Callable:
-    """Return a decorator by which a function keeps its results."""
-    if memory is None:
-        return _uncached
-    if isinstance(memory, (str, os.PathLike)):
-        memory = joblib.Memory(os.fspath(memory), verbose=0)
-    if isinstance(memory, joblib.Memory) and memory.location and not memory.compress:
-        # Mapped, kept rows take memory only where they are added to the result.
-        # Copy-on-write, as a single session's rows are the result itself, which its
-        # user may change without changing the kept file.
-        where, loud = (memory.location, memory.backend), memory._verbose
-        memory = joblib.Memory(*where, mmap_mode="c", verbose=loud)
-    return memory.cache
-
-
-def _uncached(function: Callable) -> Callable:
-    return function
-
-
 def _read(
     sessions: list[_Session],
     mask: np.ndarray,
@@ -517,7 +499,7 @@ def _read(
     read = joblib.delayed(workers.cached(read_session))
     packed_mask = pack_mask(mask)
     rows_of = [np.unique(rows[session.positions]) for session in sessions]
-    returns_rows = options.average or workers.cached is not _uncached or not sessions
+    returns_rows = options.average or workers.cached is not kept_nowhere or not sessions
     holes: dict[int, list[np.ndarray]] = {}
     # As the store has them: the trials of a voxel side by side.
     is_copied = not options.standardize and all(

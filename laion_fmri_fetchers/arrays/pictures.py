@@ -20,6 +20,8 @@ from laion_fmri_fetchers.exceptions import (
 from laion_fmri_fetchers.messages import listed
 from laion_fmri_fetchers.query.arguments import check_positive
 
+from .heaps import check_values
+
 _DECODERS = 8
 
 
@@ -222,6 +224,7 @@ def check_archive(archive: str, n_rows: int) -> None:
 def read_image(images: Any, row: int, name: str) -> bytes:
     """Return an encoded image."""
     try:
+        check_values(images, row, row + 1)
         return bytes(images[row])
     except (OSError, ValueError, IndexError) as error:
         raise CorruptImageError(

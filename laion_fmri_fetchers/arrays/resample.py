@@ -1,4 +1,4 @@
-"""Images resampled to a coarser or finer grid, in a folder that the bucket lacks.
+"""Images resampled to a coarser or finer grid, in a folder of their own.
 
 A resampled file lies below ``derivatives/laion-fmri-fetchers/`` under the original's
 path and name, with a ``res-`` entity such as ``res-2pt5`` for 2.5 mm. Its header notes
@@ -156,6 +156,8 @@ def resample_file(
         If neither the original nor the resampled image exists.
     CorruptImageError
         If the original cannot be read.
+    DiskSpaceError, DataDirectoryError
+        If the disk is full, or the folder cannot be written.
 
     Examples
     --------
@@ -169,16 +171,18 @@ def resample_file(
     (5, 5, 5, 2)
     """
     interpolation_for({"suffix": None}, interpolation)
-    if not overwrite and find_resampled(file, target, resolution, interpolation):
+    is_made = find_resampled(file, target, resolution, interpolation)
+    if overwrite or not is_made:
+        _resample(file, target, float(resolution), interpolation, n_jobs)
+    elif os.path.exists(_sidecar(target)):
         return
-    os.makedirs(os.path.dirname(target), exist_ok=True)
     sidecar = {
         "Description": f"Resampled to {resolution:g} mm, {interpolation}",
         "Resolution": f"{resolution:g} mm isotropic",
         "Sources": [f"bids::{source}"],
     }
+    # Behind the image: where the disk fills, no sidecar of an image is left without it.
     write_atomically(_sidecar(target), json.dumps(sidecar, indent=2).encode())
-    _resample(file, target, float(resolution), interpolation, n_jobs)
 
 
 def _sidecar(target: str) -> Path:
@@ -189,7 +193,7 @@ def _sidecar(target: str) -> Path:
 def describe_folder(data_dir: str) -> None:
     """Write the ``dataset_description.json`` that BIDS requires of derivatives."""
     file = Path(local_path(data_dir, f"{MADE_HERE}dataset_description.json"))
-    if file.exists():
+    if os.path.exists(file):
         return
     description = {
         "Name": "LAION-fMRI, resampled",

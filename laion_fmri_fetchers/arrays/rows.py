@@ -186,8 +186,8 @@ def shared_labels(data: Any, *others: Any, min_repeats: int = 1) -> list[str]:
     ['a.jpg', 'b.jpg']
     >>> shared_labels(trials.iloc[:4])
     ['b.jpg']
-    >>> shared_labels(trials, min_repeats=2)
-    []
+    >>> shared_labels(trials.iloc[:3], min_repeats=2)
+    ['b.jpg']
     """
     check_positive(min_repeats, "min_repeats", whole=True)
     counts = [

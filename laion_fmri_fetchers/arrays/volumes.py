@@ -23,7 +23,7 @@ from isal import igzip, isal_zlib
 
 from laion_fmri_fetchers.exceptions import CorruptImageError
 from laion_fmri_fetchers.layout.keys import is_nifti_name
-from laion_fmri_fetchers.storage.files import whole_file
+from laion_fmri_fetchers.storage.files import readable, unreadable, whole_file
 
 CHUNK = 2**18
 """Bytes decompressed at once: few enough to stay in the processor's cache."""
@@ -291,12 +291,15 @@ def _compressed(raw: BinaryIO, name: str) -> contextlib.AbstractContextManager:
 def _named(file: str) -> Iterator[None]:
     """Let errors of a damaged file name it, and say what to do."""
     try:
-        yield
+        with readable():
+            yield
     except FileNotFoundError:
         raise
     except (*_DAMAGED, OSError) as error:
         if isinstance(error, OSError) and error.errno:
             raise
+        if os.path.exists(file) and not os.access(file, os.R_OK):
+            raise unreadable(file) from error
         raise _corrupt(file, error) from error
 
 

@@ -288,7 +288,9 @@ def store_folder(data_dir: str) -> Path:
 
 def stored_sessions(data_dir: str) -> list[Path]:
     """Return the folders of all sessions."""
-    return sorted(store_folder(data_dir).glob("sub-*/ses-*"))
+    folder = store_folder(data_dir)
+    # Path.glob raises where this user may not look.
+    return sorted(folder.glob("sub-*/ses-*")) if os.path.isdir(folder) else []
 
 
 def find_parts(folder: Path) -> list[Part]:

@@ -1,4 +1,4 @@
-"""The check-up: the real services, met once, against what is known of them.
+"""The check-up: the real services, met once, against the known facts.
 
 What is known of the dataset is in `layout` and in the checks; here it is compared with
 the bucket, the access service and this machine, by a sample that is quick and small::

@@ -56,7 +56,7 @@ class Reply(NamedTuple):
 
 
 class Client:
-    """What a check-up asks of servers, and a count of it; threads may share it.
+    """The requests of a check-up, counted; threads may share it.
 
     Proxies and certificates are those of listings, which requests heeds as well.
 

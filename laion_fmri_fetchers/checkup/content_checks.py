@@ -1,4 +1,4 @@
-"""What is in a few objects of the bucket, and how they are served."""
+"""Content of a few objects of the bucket, and how they are served."""
 
 from __future__ import annotations
 
@@ -90,10 +90,10 @@ def _labels(labels: pd.Series, subject: str) -> Iterator[Point]:
 
 
 def participants(context: Context) -> Iterator[Point]:
-    """Read the table of participants, where there is one."""
+    """Read the table of participants, if it exists."""
     rec = context.sample.file(layout.PARTICIPANTS)
     if rec is None:
-        yield note("participants.tsv", "not there; filters on age or sex find nobody")
+        yield note("participants.tsv", "missing; filters on age or sex match nothing")
         return
     rows = _table(_whole(context, rec), "\t")
     if "participant_id" not in rows:

@@ -67,7 +67,7 @@ NO_SAMPLE = Sample([], [], "", [], "", [])
 
 
 class Context(NamedTuple):
-    """What a check may use."""
+    """Everything that a check may use."""
 
     data_dir: str | os.PathLike | None
     client: Client

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from laion_fmri_fetchers.exceptions import LaionFmriError
 from laion_fmri_fetchers.messages import counted, readable_size
-from laion_fmri_fetchers.query.arguments import check_mode
+from laion_fmri_fetchers.query.arguments import check_mode, check_timeout
 
 from . import (
     content_checks,
@@ -26,7 +26,7 @@ from .reach import reach
 
 
 class Check(NamedTuple):
-    """A function of the context, and what it needs to run."""
+    """A function of the context, and its requirements."""
 
     points: Callable[[Context], Iterable[Point]]
     needs: str
@@ -75,7 +75,7 @@ CHECKS = (
 def doctor(
     *, data_dir: str | os.PathLike | None = None, timeout: float = 30.0
 ) -> list[dict[str, str]]:
-    """Compare bucket, access service and this machine with what is expected of them.
+    """Compare bucket, access service and this machine with expectations.
 
     A sample is looked at: one subject and one session. At most 20 MB are read, nothing
     is downloaded into the data directory, and no licence is asked for. The result holds
@@ -109,6 +109,7 @@ def doctor(
         >>> [p["point"] for p in points if p["state"] == "failed"]  # doctest: +SKIP
         []
     """
+    timeout = check_timeout(timeout)
     client = Client(timeout)
     context = Context(data_dir, client)
     is_offline = check_mode(None) == "offline"
@@ -164,7 +165,7 @@ def _result(check: Check, task: Future, limit: float) -> list[Point]:
 
 
 def _guarded(name: str, check: Callable[[], Iterable[Point]]) -> list[Point]:
-    """Return the points of a check; what it raises is the last of them."""
+    """Return the points of a check; an error it raises is the last of them."""
     points: list[Point] = []
     try:
         points.extend(check())

@@ -135,7 +135,7 @@ def grids_of_masks(context: Context) -> Iterator[Point]:
 
 
 def stimulus_files(context: Context) -> Iterator[Point]:
-    """Look for files below stimuli/, and for what is archived of them."""
+    """Look for files below stimuli/, and for archived ones."""
     recs = {rec["id"]: rec for rec in context.sample.records}
     embeddings = [layout.embeddings_id(model) for model in layout.EMBEDDING_MODELS]
     files = [layout.ARCHIVE, layout.STIMULUS_TABLE, *embeddings, layout.CAPTIONS]

@@ -50,7 +50,7 @@ _PROBE = 2**16
 
 
 def versions(_: Context) -> Iterator[Point]:
-    """Name the versions of Python, of this package, and of what it stands on."""
+    """Name the versions of Python, of this package, and of its dependencies."""
     yield ok("python", f"{platform.python_version()}, {platform.platform()}")
     numbers = {name: _version(name) for name in PACKAGES}
     lacking = [name for name, number in numbers.items() if number is None]

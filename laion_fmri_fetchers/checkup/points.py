@@ -1,4 +1,4 @@
-"""Points of a check-up: what was found, what was expected, and what to do."""
+"""Points of a check-up: finding, expectation and advice."""
 
 from __future__ import annotations
 

@@ -155,7 +155,7 @@ def _listing(
 
 
 def _page(reply: Reply) -> dict[str, Any]:
-    """Return what a page of a listing says; nothing of what is not XML."""
+    """Return the content of a page of a listing; nothing if it is not XML."""
     try:
         root = ET.fromstring(reply.body)
     except ET.ParseError:

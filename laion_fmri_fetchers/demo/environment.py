@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from .build import build_bucket
 from .facts import STIMULUS_TABLE
@@ -142,14 +143,20 @@ def _labels(bucket: Path) -> list[str]:
         return [row["image_name"] for row in csv.DictReader(stream)]
 
 
-def serve_until_stopped() -> None:
+def serve_until_stopped(**options: Any) -> None:
     """Serve a synthetic LAION-fMRI until ``Ctrl-C`` or SIGTERM.
 
-    What a shell needs to call it, and nothing else, is printed to stdout.
+    The lines that a shell must evaluate for calls to go to it, and nothing else, are
+    printed to stdout.
+
+    Parameters
+    ----------
+    **options
+        Arguments of `serve_demo`.
     """
     with _ended_by_sigterm(), contextlib.suppress(KeyboardInterrupt):
         _say("Building a synthetic LAION-fMRI ...")
-        with serve_demo() as demo:
+        with serve_demo(**options) as demo:
             _say("\nIn another terminal, let calls of the package go to it by:\n")
             for name in sorted(demo.variables):
                 print(f"export {name}={shlex.quote(demo.variables[name])}")

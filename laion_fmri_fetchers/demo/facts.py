@@ -1,4 +1,4 @@
-"""What is published of LAION-fMRI and the demo needs, in tables of the demo's own.
+"""Published facts of LAION-fMRI that the demo needs, in tables of its own.
 
 The library has the same facts in its layout, and nothing is shared with it on purpose:
 a demo that took its facts from the library would agree with every mistake there.
@@ -30,7 +30,7 @@ STIMULUS_TABLE = "stimuli/task-images_metadata.csv"
 DENIED = re.compile(
     r"^(?!derivatives/localizers/)(.*/)?ses-3[1-4]/|^stimuli/task-images_stimuli\.h5$"
 )
-"""Keys whose GET answers 403: held-out sessions, save localizers, and the images."""
+"""Keys whose GET answers 403: held-out sessions except localizers, and the images."""
 
 EMBEDDING_LENGTHS = {"CLIP": 1024, "DINOv2": 1024, "PEcore": 1024, "SigLIP2": 1152}
 """Length of an embedding by model."""
@@ -93,7 +93,7 @@ _SUBJECT_OF = {number: subject for subject, number in LABEL_NUMBER.items()}
 
 
 class ImageFields(NamedTuple):
-    """What the label of an image says; None where it does not."""
+    """Fields of the label of an image; None where it has none."""
 
     dataset: str | None = None
     kind: str | None = None  # "shared" or "unique"
@@ -102,7 +102,7 @@ class ImageFields(NamedTuple):
 
 
 def image_fields(label: str) -> ImageFields:
-    """Return what the label of an image says.
+    """Return the fields of the label of an image.
 
     Parameters
     ----------

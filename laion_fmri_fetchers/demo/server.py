@@ -181,7 +181,7 @@ class Server:
                 self.put(key, path.read_bytes(), last_modified=UPLOADED)
 
     def delete(self, key: str) -> None:
-        """Remove an object; nothing happens when there is none."""
+        """Remove an object, if it exists."""
         with self._lock:
             self._backend.delete_object(self._bucket, key)
 
@@ -347,7 +347,7 @@ def _send(
 
 
 class _Moto(NamedTuple):
-    """What is imported when the first server starts."""
+    """Modules imported when the first server starts."""
 
     app: Callable[..., Iterable[bytes]]
     backend: Any

@@ -87,10 +87,12 @@ def _fetch_and_reload(server: Any) -> Any:
     with _step(call) as say:
         server.requests.clear()
         data = fetch_laion_fmri(**query)
-        n_gets = sum(bool(key) for _, key, _ in server.requests)
+        keys = {key for _, key, _ in server.requests if key}
+        n_tables = sum(key.endswith("_trials.tsv") for key in keys)
         say(
             f"{len(data.images)} sessions with {len(data.trials)} trials of images "
-            f"shown 12 times, {len(data.rois)} ROI masks; {n_gets} files fetched"
+            f"shown 12 times, {len(data.rois)} ROI masks; {n_tables} tables of trials "
+            f"and {len(keys) - n_tables} other files downloaded"
         )
     with _step('The same, offline: mode="offline"') as say:
         again = fetch_laion_fmri(**query, mode="offline", verbose=0)
@@ -172,7 +174,7 @@ def _stimuli(server: Any, figure: Path) -> None:
             say(f"{len(stimuli.metadata)} images in {stimuli.archive}")
     with _step("Draw stimuli beside the response of their trials in face areas") as say:
         betas = load_betas(
-            data, rois="face", standardize="zscore", average_repeats=True
+            data, rois="face", standardize="zscore", average_repeats=True, verbose=0
         )
         response = dict(
             zip(betas.trials["label"], betas.data.mean(axis=1), strict=True)

@@ -1,4 +1,4 @@
-"""The fetchers: calls that select files, get what is missing and return a Bunch.
+"""The fetchers: calls that select files, get missing ones and return a Bunch.
 
 fmri.fetch_laion_fmri ─┬─ subjects.check_subjects, participants
                        ├─ choose.choose_images      records in, records out
@@ -6,6 +6,10 @@ fmri.fetch_laion_fmri ─┬─ subjects.check_subjects, participants
                        ├─ choose.choose_rois, choose_companions
                        └─ chosen.fetch_chosen ─▶ make_bunch
                             └─ grids.resample_files
+betas.fetch_laion_betas ─┬─ as fmri, but for the images
+                         ├─ lacking.jobs_of, choose_ways, fill_store
+                         └─ load_betas
+pack.pack_betas ── lacking.jobs_on_disk, extract_all
 fmri.fetch_laion_fmri_ids ── named.choose_named
 stimuli.fetch_laion_stimuli ─┬─ stimulus_table.fetch_table
                              └─ stimulus_archive.fetch_archive

@@ -256,9 +256,9 @@ def fetch_laion_betas(
     voxels = find_voxels(data, names[0], choice, grid, lambda function: function)
     jobs = jobs_of(data, voxels.mask, inventory)
     if inventory.is_cut_off:
-        lost = _refuse_or_warn(jobs, inventory, selection)
-        kept = [rec for rec in chosen.images if rec["session"] not in lost]
-        data = make_bunch(chosen._replace(images=kept), inventory, {}, tables, None)
+        if lost := _refuse_or_warn(jobs, inventory, selection):
+            kept = [rec for rec in chosen.images if rec["session"] not in lost]
+            data = make_bunch(chosen._replace(images=kept), inventory, {}, tables, None)
         jobs = [job for job in jobs if job.is_on_disk]
     ways = choose_ways(jobs, source, inventory)
     if dry_run:

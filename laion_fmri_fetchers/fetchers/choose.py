@@ -1,7 +1,7 @@
 """Which subjects, images, trials and masks are selected: records in, records out.
 
 Nothing here reads a file, asks a server or knows a mode. Records are those of all files
-known; which of them can be had is looked at last, by `leave_out_absent`.
+known; which of them are available is decided last, by `leave_out_absent`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Session = tuple[str, str]
 
 _NAMES_SHOWN = 40
 _OF_VERSION = {"last_modified", "outdated"}
-"""Fields of terms that ask for what is new; there need not be any of it."""
+"""Fields of terms that ask for new files; there may be none."""
 
 
 class Trials(NamedTuple):
@@ -64,7 +64,7 @@ def describe_subjects(
     records: Iterable[Record],
     participants: dict[str, dict[str, Any]],
 ) -> list[dict[str, Any]]:
-    """Return what is known of each subject: participant, sessions and ROIs."""
+    """Return a description of each subject: participant, sessions and ROIs."""
     sessions: dict[str, set[str]] = {subject: set() for subject in subjects}
     rois: dict[str, set[str]] = {subject: set() for subject in sessions}
     for rec in records:
@@ -140,7 +140,7 @@ def limit_images(
     """Return the first ``max_images``.
 
     Absent images count only where their sessions were named; among all sessions, the
-    first that can be had are returned.
+    first available ones are returned.
     """
     limit = selection.max_images
     if limit is None:
@@ -287,7 +287,7 @@ def choose_companions(
 def missing_names(
     kind: str, names: Iterable[str] | None, by_subject: dict[str, set[str]]
 ) -> list[tuple[list[str], str, str]]:
-    """Return the names that subjects lack: subjects, name, and a hint.
+    """Return the names that subjects do not have: subjects, name, and a hint.
 
     Parameters
     ----------
@@ -330,7 +330,7 @@ def roi_names(records: Iterable[Record]) -> dict[str, set[str]]:
     return names
 
 
-# --- Files that cannot be had ----------------------------------------------------
+# --- Files that are unavailable --------------------------------------------------
 
 
 def leave_out_absent(
@@ -341,7 +341,7 @@ def leave_out_absent(
     is_named: Callable[[Record], bool],
     advice: str,
 ) -> list[Record]:
-    """Return the files that can be had; never leave one out without a word.
+    """Return the available files; never leave one out without a warning.
 
     Parameters
     ----------
@@ -350,7 +350,7 @@ def leave_out_absent(
     chosen : list of dict
         Records of selected files.
     absent : collection of str
-        Ids of files that cannot be had.
+        Ids of files that are unavailable.
     is_named : callable
         Whether a record's file, its session or ROI was named: then it is an error.
     advice : str
@@ -359,7 +359,7 @@ def leave_out_absent(
     Raises
     ------
     NotCachedError
-        If a file that was named cannot be had.
+        If a file that was named is unavailable.
     """
     lacking = [rec for rec in chosen if rec["id"] in absent]
     if not lacking:
@@ -383,7 +383,8 @@ def _short_names(lacking: list[Record]) -> list[str]:
     """Return what to call files in a warning: ROI or session, and the subject."""
     return list(
         dict.fromkeys(
-            f"{rec['roi'] or rec['session'] or rec['id']} of {rec['subject']}"
+            f"{rec['roi'] or rec['session'] or rec['id'].rpartition('/')[2]} of "
+            f"{rec['subject']}"
             for rec in lacking
         )
     )

@@ -1,4 +1,4 @@
-"""From what was chosen to the Bunch: files downloaded, resampled, described.
+"""From chosen records to the Bunch: files downloaded, resampled, described.
 
 fetch_chosen ─▶ plan_files ─▶ obtain
     └▶ make_bunch ─▶ compare_versions ─▶ brain_masks ─▶ on_grid ─▶ align
@@ -7,6 +7,7 @@ fetch_chosen ─▶ plan_files ─▶ obtain
 from __future__ import annotations
 
 import gzip
+import os
 from collections.abc import Callable, Container, Iterable
 from importlib import resources
 from pathlib import Path
@@ -39,7 +40,7 @@ from .grids import Grid, check_targets, on_grid, remove_originals, resample_file
 
 
 class Chosen(NamedTuple):
-    """What a Bunch is made of."""
+    """The content of a Bunch."""
 
     images: list[Record]
     rois: list[Record]
@@ -61,7 +62,7 @@ class Chosen(NamedTuple):
     def without_absent(
         self, inventory: Inventory, is_named: Callable[[Record], bool]
     ) -> Chosen:
-        """Return the same without files that cannot be had.
+        """Return the same without unavailable files.
 
         Raises
         ------
@@ -102,7 +103,8 @@ def subjects_with_derived_masks(
     """Return the subjects whose brain mask was derived and need not be again."""
     if settings.overwrites:
         return set()
-    return {s for s in subjects if brain_mask_file(settings.data_dir, s).exists()}
+    folder = settings.data_dir
+    return {s for s in subjects if os.path.exists(brain_mask_file(folder, s))}
 
 
 def fetch_chosen(
@@ -127,7 +129,7 @@ def fetch_chosen(
         Whether a file that only goes with the images is downloaded again in mode
         ``"overwrite"``.
     tables : Outcome
-        What came of downloading the trial tables.
+        Outcome of downloading the trial tables.
     grid : Grid, optional
         The grid to resample to.
     """
@@ -152,8 +154,10 @@ def fetch_chosen(
         )
     bunch = make_bunch(chosen, inventory, query, outcome, grid)
     subjects = listed([meta["subject"] for meta in chosen.subjects_meta])
+    types = {meta["image_type"] for meta in bunch.images_meta}
+    kind = "beta image" if types == {"betas"} else "image file"  # not a stimulus
     summary = (
-        f"{counted(len(bunch.images), 'image')}, "
+        f"{counted(len(bunch.images), kind)}, "
         f"{counted(len(bunch.rois), 'ROI mask')} and "
         f"{counted(len(bunch.trials), 'trial')}"
         f"{f' of {subjects}' if subjects else ''} in {settings.data_dir}"
@@ -280,9 +284,9 @@ def _brain_masks(
             continue
         if source and not settings.dry_run:
             is_stale = source["id"] in outcome.fetched
-            if is_stale or not derived.exists():
+            if is_stale or not os.path.exists(derived):
                 _derive_brain_mask(source["absolute_path"], derived)
-        if derived.exists() or (source and settings.dry_run):
+        if os.path.exists(derived) or (source and settings.dry_run):
             masks[subject] = str(derived)
     return masks
 

@@ -1,4 +1,4 @@
-"""What the dataset holds, without downloading any of it."""
+"""The content of the dataset, without downloading any of it."""
 
 from __future__ import annotations
 
@@ -20,15 +20,23 @@ from laion_fmri_fetchers.layout.trees import (
     unknown_trees,
 )
 from laion_fmri_fetchers.messages import listed, readable_size, warn
-from laion_fmri_fetchers.query.arguments import check_mode
+from laion_fmri_fetchers.query.arguments import (
+    check_mode,
+    check_timeout,
+    only_its_arguments,
+)
 from laion_fmri_fetchers.storage.catalog import Catalog, Wanted, look
 from laion_fmri_fetchers.storage.data_dir import get_data_dir
 from laion_fmri_fetchers.storage.files import local_path
 from laion_fmri_fetchers.transfer.bucket import Object, bucket_url
 
 _DESCRIBED = (GLM, ROIS, ANATOMICAL)
+_OFFLINE = dict.fromkeys(
+    ("mode", "offline"), "the environment variable LAION_FMRI_OFFLINE=1"
+)
 
 
+@only_its_arguments(**_OFFLINE)
 def get_subjects(
     *, data_dir: str | os.PathLike | None = None, timeout: float = 30.0
 ) -> list[str]:
@@ -58,15 +66,10 @@ def get_subjects(
         >>> get_subjects()  # doctest: +SKIP
         ['sub-01', 'sub-03', 'sub-05', 'sub-06', 'sub-07']
     """
-    folder = get_data_dir(data_dir)
-    levels: list[Wanted] = [(tree, "/") for tree in (*TREES, DERIVATIVES)]
-    folders = _look(levels, folder, timeout).folders
-    unknown: list[Wanted] = [(tree, "/") for tree in unknown_trees(folders)]
-    if unknown:
-        folders = folders | _look(unknown, folder, timeout).folders
-    return list(subjects_among(folders))
+    return _subjects(get_data_dir(data_dir), timeout)[0]
 
 
+@only_its_arguments(**_OFFLINE, subjects="subject=", categories="category=")
 def get_rois(
     subject: str | int | None = None,
     category: str | None = None,
@@ -111,15 +114,16 @@ def get_rois(
         found = _look([(ROIS, "/")], folder, timeout)
         prefixes = sorted(found.folders)
     else:
+        found = None
         prefixes = [f"{ROIS}{clean_subject(subject)}/"]
-    found = _look([(prefix, "") for prefix in prefixes], folder, timeout)
+    found = _look([(prefix, "") for prefix in prefixes], folder, timeout, found)
     rois: dict[str, set[str]] = {}
     for one in found.objects:
         rec = record_of(one)
         if rec["roi"]:
             rois.setdefault(rec["roi_category"], set()).add(rec["roi"])
     if subject is not None and not rois:
-        subjects = get_subjects(data_dir=folder, timeout=timeout)
+        subjects, _ = _subjects(folder, timeout, found)
         raise InvalidQueryError(
             f"Unknown subject {subject!r}, or one without ROIs; available: "
             f"{listed(subjects)}."
@@ -130,6 +134,7 @@ def get_rois(
     return sorted(set().union(*(v for c, v in rois.items() if category in (None, c))))
 
 
+@only_its_arguments(**_OFFLINE)
 def describe(
     *, data_dir: str | os.PathLike | None = None, timeout: float = 30.0
 ) -> None:
@@ -155,10 +160,11 @@ def describe(
     """
     folder = get_data_dir(data_dir)
     print(f"LAION-fMRI in {bucket_url()}")
-    print(f"Data directory: {folder}\n")
-    subjects = get_subjects(data_dir=folder, timeout=timeout)
+    exists = os.path.isdir(folder)
+    print(f"Data directory: {folder}{'' if exists else ', which does not exist yet'}\n")
+    subjects, top = _subjects(folder, timeout)
     wanted = [w for subject in subjects for w in listings_of(subject, _DESCRIBED)]
-    found = _look(wanted, folder, timeout)
+    found = _look(wanted, folder, timeout, top)
     recs = [record_of(one) for one in found.objects]
     print("subject  sessions  held out    betas      ROIs  on disk")
     for subject in subjects:
@@ -186,6 +192,7 @@ def describe(
         print(textwrap.fill(line, 79, subsequent_indent=" " * 15))
 
 
+@only_its_arguments(**_OFFLINE)
 def inspect_bucket(
     prefix: str = "",
     *,
@@ -206,7 +213,7 @@ def inspect_bucket(
     Raises
     ------
     InvalidQueryError
-        If there is nothing of that name.
+        If no folder has that name.
     BucketError
         If the bucket cannot be listed and no listing was saved.
 
@@ -231,10 +238,35 @@ def inspect_bucket(
         print(f"  {readable_size(one.size):>10}  {one.key[len(prefix) :]}")
 
 
-def _look(wanted: Iterable[Wanted], data_dir: str, timeout: float) -> Catalog:
-    """Look at the bucket; at saved listings and the disk where it does not answer."""
-    offline = check_mode(None) == "offline"
-    found = look(wanted, data_dir, offline=offline, timeout=timeout)
+def _subjects(
+    data_dir: str, timeout: float, before: Catalog | None = None
+) -> tuple[list[str], Catalog]:
+    """Return the subjects that any tree has, and the catalog with them."""
+    levels: list[Wanted] = [(tree, "/") for tree in (*TREES, DERIVATIVES)]
+    found = _look(levels, data_dir, timeout, before)
+    folders = found.folders
+    unknown: list[Wanted] = [(tree, "/") for tree in unknown_trees(folders)]
+    if unknown:
+        folders = folders | _look(unknown, data_dir, timeout, found).folders
+    return list(subjects_among(folders)), found
+
+
+def _look(
+    wanted: Iterable[Wanted],
+    data_dir: str,
+    timeout: float,
+    before: Catalog | None = None,
+) -> Catalog:
+    """Look at the bucket; at saved listings and the disk where it does not answer.
+
+    A bucket that did not answer ``before`` is not asked, and waited for, again.
+    """
+    error = before.error if before else None
+    offline = error is not None or check_mode(None) == "offline"
+    found = look(wanted, data_dir, offline=offline, timeout=check_timeout(timeout))
+    if error:
+        found = found._replace(error=error)
+        return _by_disk(found, data_dir) if found.unlisted else found
     if offline and found.unlisted:
         return _by_disk(found, data_dir)
     if not found.error:
@@ -254,7 +286,7 @@ def _look(wanted: Iterable[Wanted], data_dir: str, timeout: float) -> Catalog:
 
 
 def _by_disk(found: Catalog, data_dir: str) -> Catalog:
-    """Return what is known with the files on disk for lack of a listing."""
+    """Return the catalog with files on disk in place of missing listings."""
     on_disk = {
         path: Object(path, os.path.getsize(local_path(data_dir, path)))
         for path in found.on_disk

@@ -24,6 +24,7 @@ from typing import Any
 
 from sklearn.utils import Bunch
 
+from laion_fmri_fetchers.query.arguments import only_its_arguments
 from laion_fmri_fetchers.query.selection import Selection, select
 from laion_fmri_fetchers.query.shared_docs import documented
 from laion_fmri_fetchers.storage.inventory import take_inventory_of_subjects
@@ -168,13 +169,22 @@ callable, optional
 
     Notes
     -----
-    The publishers advise to z-score each voxel within a session before sessions are
-    pooled, as ridge shrinkage differs between voxels.
+    Betas are single-trial estimates of GLMsingle [1]_. The publishers advise to z-score
+    each voxel within a session before sessions are pooled, as ridge shrinkage differs
+    between voxels. Noise ceilings are percentages of variance, as first defined for the
+    Natural Scenes Dataset [2]_.
 
     In mode ``"overwrite"``, masks, maps and tables that only go with the images are
     downloaded again where they, too, fulfil a term on ``last_modified``. Terms see the
     bucket's values, so ``mode="overwrite", outdated=True`` updates nothing but files of
     which the bucket has another version.
+
+    References
+    ----------
+    .. [1] Prince et al. (2022). Improving the accuracy of single-trial fMRI response
+       estimates using GLMsingle. eLife 11:e77599.
+    .. [2] Allen et al. (2022). A massive 7T fMRI dataset to bridge cognitive
+       neuroscience and artificial intelligence. Nature Neuroscience 25:116-126.
 
     Examples
     --------
@@ -241,6 +251,7 @@ callable, optional
     return fetch_chosen(chosen, inventory, query, selection.is_newer, tables, grid)
 
 
+@only_its_arguments(ids="image_ids=", images="image_ids=", keys="image_ids=")
 @documented
 def fetch_laion_fmri_ids(
     image_ids: str | Iterable[str] = (),

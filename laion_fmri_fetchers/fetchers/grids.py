@@ -73,10 +73,18 @@ def make_grid(
     resolution: float | None, interpolation: str, keep_original: bool
 ) -> Grid | None:
     """Check the grid that images are to be resampled to; None for none."""
+    interpolation_for({"suffix": None}, interpolation)
     if resolution is None:
+        settings = {"interpolation": interpolation, "keep_original": keep_original}
+        defaults = {"interpolation": "continuous", "keep_original": True}
+        for name, value in settings.items():
+            if value != defaults[name]:
+                raise InvalidQueryError(
+                    f"{name} is {value!r}, but nothing is resampled: give resolution "
+                    f"too, or leave {name} out"
+                )
         return None
     resolution_label(resolution)
-    interpolation_for({"suffix": None}, interpolation)
     return Grid(float(resolution), interpolation, bool(keep_original))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 
 from laion_fmri_fetchers.exceptions import InvalidQueryError, did_you_mean
@@ -36,6 +37,12 @@ def parse_ids(image_ids: object) -> tuple[list[str], list[str]]:
         if not isinstance(name, str):
             raise InvalidQueryError(
                 f"image_ids holds {name!r}; give ids or keys, as str"
+            )
+        if os.path.isabs(name) and name.strip("/"):
+            raise InvalidQueryError(
+                f"image_ids holds {name!r}, a path on disk; give the 'id' of its "
+                "record, which begins below the data directory: "
+                "[meta['id'] for meta in data.images_meta]"
             )
         if name.strip("/") == "" or not name.endswith("/"):
             ids[clean_key(name)] = None

@@ -19,7 +19,7 @@ from laion_fmri_fetchers.storage.versions import compare_versions
 
 
 def take_inventory_of_stimuli(settings: Settings) -> Inventory:
-    """Return what is in the folder ``stimuli/``, in the bucket and on disk."""
+    """Return the content of the folder ``stimuli/``, in the bucket and on disk."""
     return take_inventory([(STIMULI, "/")], settings, needs_listing=False)
 
 

@@ -1,17 +1,16 @@
-"""What is configured, accepted and on disk, shown without a question to anybody."""
+"""The state of settings, licence and disk; nobody is asked for anything."""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 from laion_fmri_fetchers.access.account import access_status
 from laion_fmri_fetchers.arrays.voxel_store import describe_store
 from laion_fmri_fetchers.layout.keys import place_of, record_of
-from laion_fmri_fetchers.layout.trees import (
-    RAW,
-)
-from laion_fmri_fetchers.messages import readable_size
+from laion_fmri_fetchers.layout.trees import RAW
+from laion_fmri_fetchers.messages import counted, readable_size
 from laion_fmri_fetchers.query.shared_docs import documented
 from laion_fmri_fetchers.storage.data_dir import get_data_dir, is_writable
 from laion_fmri_fetchers.storage.files import files_on_disk, local_path
@@ -35,11 +34,10 @@ def status(*, data_dir: str | os.PathLike | None = None) -> None:
     """
     folder = get_data_dir(data_dir)
     access = access_status(folder)
-    accepted = license_marker(folder).exists()
+    accepted = os.path.exists(license_marker(folder))
     files, _ = files_on_disk(folder, [("", "")])
-    writable = "" if is_writable(folder) else ", cannot be written"
     rows = {
-        "Data directory": f"{folder}{writable}",
+        "Data directory": f"{folder}{_state(folder)}",
         "Bucket": bucket_url(),
         "CC0 terms": "accepted" if accepted else "not accepted yet",
         "Stimulus access": (
@@ -56,6 +54,13 @@ def status(*, data_dir: str | os.PathLike | None = None) -> None:
     _print_trees(sizes)
     _print_subjects([record_of(path, size) for path, size in sizes.items()])
     _print_store(folder)
+
+
+def _state(folder: str) -> str:
+    """Return a note on a data directory."""
+    if not os.path.isdir(folder):
+        return ", which does not exist yet"
+    return "" if is_writable(folder) else ", which cannot be written"
 
 
 def _print_trees(sizes: dict[str, int]) -> None:
@@ -105,8 +110,28 @@ def _amount(data_dir: str, files: set[str]) -> str:
 
 
 def _unfinished(data_dir: str) -> str:
-    parts = list(partial_dir(data_dir).glob("*.part"))
-    return f"{len(parts)} downloads" if parts else "nothing"
+    """Return number, size and place of unfinished downloads."""
+    folder = partial_dir(data_dir)
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        names = []
+    parts = [folder / name for name in names if name.endswith(".part")]
+    if not parts:
+        return "nothing"
+    size = sum(map(_allocated, parts))
+    number = counted(len(parts), "download")
+    return f"{number}, {readable_size(size)}, in {folder.relative_to(data_dir)}"
+
+
+def _allocated(file: Path) -> int:
+    """Return the bytes that an unfinished file takes; it may be sparse, or gone."""
+    try:
+        stat = file.stat()
+    except OSError:
+        return 0
+    blocks = getattr(stat, "st_blocks", None)  # not on Windows
+    return stat.st_size if blocks is None else min(512 * blocks, stat.st_size)
 
 
 def _size(data_dir: str, one: str) -> int | None:

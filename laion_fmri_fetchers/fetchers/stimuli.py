@@ -22,9 +22,7 @@ from sklearn.utils import Bunch
 
 from laion_fmri_fetchers.access.gate import open_gate
 from laion_fmri_fetchers.arrays.pictures import check_archive
-from laion_fmri_fetchers.layout.trees import (
-    ARCHIVE,
-)
+from laion_fmri_fetchers.layout.trees import ARCHIVE
 from laion_fmri_fetchers.messages import counted, readable_size, tell
 from laion_fmri_fetchers.query.arguments import as_limit
 from laion_fmri_fetchers.query.shared_docs import documented
@@ -69,13 +67,9 @@ def fetch_laion_stimuli(
 
     Parameters
     ----------
-    names : str, iterable of str, or DataFrame, optional
-        Names of images, as in ``trials["label"]`` of `fetch_laion_fmri`, or its
-        ``trials`` themselves. None: all images.
-    trials : pandas.DataFrame, optional
-        Trials whose images are wanted; the same as passing them as ``names``.
-    stimulus_filter : dict, `ResultFilter` or callable, optional
-        Which rows of ``metadata`` to keep, each as a dict with ``image_name``.
+    %(names)s
+    %(trials)s
+    %(stimulus_filter)s
     max_images : int, optional
         Maximum number of images; None or negative: all.
     extract : bool, default=False
@@ -92,8 +86,7 @@ def fetch_laion_stimuli(
     %(n_connections)s
     %(timeout)s
     %(verbose)s
-    **stimulus_terms
-        Terms on columns of ``metadata``, as in ``unique_or_shared="shared"``.
+    %(stimulus_terms)s
 
     Returns
     -------
@@ -103,9 +96,7 @@ def fetch_laion_stimuli(
           ``metadata``; empty without ``extract``.
         - ``archive``: str, the HDF5 archive; None where it is not on disk.
         - ``metadata_file``: str, the table as published.
-        - ``files_meta``: list of dict, the records of the table and the archive on
-          disk: ``size`` in bytes, ``etag``, ``last_modified``, ``outdated`` (whether
-          there is a newer version) and others.
+        %(files_meta)s
         - ``failed``: list of dict, ``id`` and ``reason``; see ``allow_missing``.
         - ``data_dir``: str; ``query``: dict, the arguments of the call;
           ``description``: str.
@@ -232,13 +223,9 @@ def fetch_laion_stimulus_metadata(
 
     Parameters
     ----------
-    names : str, iterable of str, or DataFrame, optional
-        Names of images, as in ``trials["label"]`` of `fetch_laion_fmri`, or its
-        ``trials`` themselves. None: all images.
-    trials : pandas.DataFrame, optional
-        Trials whose images are wanted; the same as passing them as ``names``.
-    stimulus_filter : dict, `ResultFilter` or callable, optional
-        Which rows of ``metadata`` to keep, each as a dict with ``image_name``.
+    %(names)s
+    %(trials)s
+    %(stimulus_filter)s
     %(mode)s
     %(data_dir)s
     allow_missing : bool, default=False
@@ -246,8 +233,7 @@ def fetch_laion_stimulus_metadata(
     %(n_connections)s
     %(timeout)s
     %(verbose)s
-    **stimulus_terms
-        Terms on columns of ``metadata``, as in ``unique_or_shared="shared"``.
+    %(stimulus_terms)s
 
     Returns
     -------
@@ -260,9 +246,7 @@ def fetch_laion_stimulus_metadata(
           ``unique_or_shared``, ``n_reps`` (Int64, as planned), ``ood_type`` and
           ``h5_index`` (int64), the row in the archive of images.
         - ``metadata_file``: str, the table as published.
-        - ``files_meta``: list of one dict, the record of the table on disk: ``size`` in
-          bytes, ``etag``, ``last_modified``, ``outdated`` (whether the bucket has a
-          newer version) and others.
+        %(files_meta)s
         - ``failed``: list, empty, as without the table the call fails.
         - ``data_dir``: str; ``query``: dict, the arguments of the call;
           ``description``: str.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 from collections import deque
 from collections.abc import Sequence
@@ -21,10 +20,7 @@ from laion_fmri_fetchers.access.manifest import (
     saved_manifest,
 )
 from laion_fmri_fetchers.arrays.pictures import finish, open_images, read_image
-from laion_fmri_fetchers.exceptions import (
-    DiskSpaceError,
-    StimulusAccessError,
-)
+from laion_fmri_fetchers.exceptions import StimulusAccessError
 from laion_fmri_fetchers.layout.keys import Record, record_of
 from laion_fmri_fetchers.layout.trees import (
     ARCHIVE,
@@ -32,15 +28,15 @@ from laion_fmri_fetchers.layout.trees import (
     stimulus_image,
 )
 from laion_fmri_fetchers.messages import readable_size, tell, warn
-from laion_fmri_fetchers.storage.files import local_path, whole_file
+from laion_fmri_fetchers.storage.files import local_path, make_folder, whole_file
 from laion_fmri_fetchers.storage.inventory import Inventory
 from laion_fmri_fetchers.storage.obtain import Planned, Source, obtain
 from laion_fmri_fetchers.storage.settings import Settings
+from laion_fmri_fetchers.storage.temporaries import remove_if_left
 
 _WRITERS = 4
 _LONGEST_LOOK = 10.0
-"""Seconds to wait for the manifest, which only says whether there is a new version."""
-_FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
+"""Seconds to wait for the manifest, which only announces new versions."""
 
 
 def reason_to_fetch(inventory: Inventory) -> str:
@@ -88,7 +84,7 @@ def fetch_archive(
 def describe_archive(inventory: Inventory, is_fresh: bool) -> Record:
     """Return the record of the archive on disk; warn where there is a newer one.
 
-    The manifest says which version there is now. Where it cannot be had, the size in
+    The manifest says which version is current. Where it is unavailable, the size in
     the bucket's listing has to do.
     """
     settings, record = inventory.settings, _listed_archive(inventory)
@@ -120,7 +116,7 @@ def archive_size(inventory: Inventory) -> int:
 
 
 def _published_archive(settings: Settings) -> GatedFile | None:
-    """Return what the manifest says of the archive; None if it cannot be had."""
+    """Return the manifest's entry of the archive; None if it is unavailable."""
     with contextlib.suppress(StimulusAccessError):
         manifest = fetch_manifest(min(settings.timeout, _LONGEST_LOOK), tries=1)
         return manifest.files[ARCHIVE]
@@ -147,24 +143,18 @@ def extract_images(
     paths = [local_path(settings.data_dir, stimulus_image(name)) for name in names]
     folder = Path(local_path(settings.data_dir, STIMULUS_IMAGES))
     there = set(os.listdir(folder)) if folder.is_dir() else set()
+    for name in there:
+        if name.startswith("."):
+            remove_if_left(f"{folder}{os.sep}{name}")
     rows = dict(zip(table["image_name"], table["h5_index"], strict=True))
     todo = set(names) - there
     if settings.overwrites:
         todo = set(names) | (there & set(rows))
 
     if todo:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(str(folder))
         chosen = {name: rows[name] for name in sorted(todo, key=rows.__getitem__)}
-        try:
-            _write_images(archive, chosen, folder)
-        except OSError as error:
-            if error.errno not in _FULL:
-                raise
-            raise DiskSpaceError(
-                error.errno,
-                f"The disk of {folder} is full. What was extracted stays; make space "
-                "and call again to go on.",
-            ) from error
+        _write_images(archive, chosen, folder)
     return paths
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 from sklearn.utils import Bunch
 
+from laion_fmri_fetchers.arrays.heaps import check_values
 from laion_fmri_fetchers.exceptions import (
     CorruptImageError,
     InvalidQueryError,
@@ -31,8 +32,12 @@ from laion_fmri_fetchers.layout.trees import (
     SEGMENTATIONS_TABLE,
     embeddings_id,
 )
-from laion_fmri_fetchers.messages import listed, tell, warn
-from laion_fmri_fetchers.query.arguments import check_fields, warn_of_nothing
+from laion_fmri_fetchers.messages import counted, listed, tell, warn
+from laion_fmri_fetchers.query.arguments import (
+    check_fields,
+    only_its_arguments,
+    warn_of_nothing,
+)
 from laion_fmri_fetchers.query.filters import ResultFilter
 from laion_fmri_fetchers.query.shared_docs import documented
 from laion_fmri_fetchers.storage.bunch import Result
@@ -70,10 +75,8 @@ def fetch_laion_captions(
 
     Parameters
     ----------
-    names : str, iterable of str, or DataFrame, optional
-        Names of images, as in `fetch_laion_stimuli`; None: all.
-    trials : pandas.DataFrame, optional
-        Trials whose images are wanted; the same as passing them as ``names``.
+    %(names)s
+    %(trials)s
     caption_filter : dict, `ResultFilter` or callable, optional
         Which rows of ``captions`` to keep.
     %(mode)s
@@ -95,9 +98,7 @@ def fetch_laion_captions(
           ``origin_collection``, ``participant_id``, ``ai_model``.
         - ``image_names``: list of str, the images.
         - ``captions_file``: str, the table as published.
-        - ``files_meta``: list of dict, the record of each file on disk, in the order
-          above: ``size`` in bytes, ``etag``, ``last_modified``, ``outdated`` (whether
-          the bucket has a newer version) and others.
+        %(files_meta)s
         - ``failed``: list; ``data_dir``: str; ``query``: dict, the arguments of the
           call; ``description``: str.
 
@@ -147,7 +148,7 @@ def fetch_laion_captions(
         rows = positions(wanted, known, "the table of captions", settings)
         wanted = [str(known[row]) for row in rows]
     chosen, shown = _choose(table, wanted, filt, "caption_filter", "caption_idx")
-    tell(f"{len(chosen)} captions of {len(shown)} images", settings.verbose)
+    tell(f"{counted(len(chosen), 'caption')} of {_stimuli(shown)}", settings.verbose)
     return Result(
         captions=chosen,
         image_names=shown,
@@ -157,6 +158,7 @@ def fetch_laion_captions(
     )
 
 
+@only_its_arguments(model="models=", image_names="names=", labels="names=")
 @documented
 def fetch_laion_embeddings(
     models: str | Sequence[str] = "all",
@@ -177,10 +179,8 @@ def fetch_laion_embeddings(
     models : str or sequence of str, default="all"
         ``"CLIP"``, ``"DINOv2"``, ``"PEcore"``, ``"SigLIP2"``, several, or ``"all"``;
         in any case. A file is about 51 MB.
-    names : str, iterable of str, or DataFrame, optional
-        Names of images, as in `fetch_laion_stimuli`; None: all.
-    trials : pandas.DataFrame, optional
-        Trials whose images are wanted; the same as passing them as ``names``.
+    %(names)s
+    %(trials)s
     %(mode)s
     %(data_dir)s
     allow_missing : bool, default=False
@@ -201,9 +201,7 @@ def fetch_laion_embeddings(
         - ``image_names``: list of str, in the order of ``names`` (each once) or of the
           files.
         - ``files``: dict, model -> path.
-        - ``files_meta``: list of dict, the record of each file on disk, in the order
-          above: ``size`` in bytes, ``etag``, ``last_modified``, ``outdated`` (whether
-          the bucket has a newer version) and others.
+        %(files_meta)s
         - ``failed``: list of dict, ``id`` and ``reason``; ``data_dir``: str;
           ``query``: dict, the arguments of the call; ``description``: str.
 
@@ -252,7 +250,7 @@ def fetch_laion_embeddings(
     for model, file in files.items():
         rows = names_of[model].get_indexer(pd.Index(common, dtype=object))
         embeddings[model], valid[model] = _read_embeddings(file, rows)
-    tell(f"{listed(list(files))} of {len(common)} images", settings.verbose)
+    tell(f"{listed(list(files))} of {_stimuli(common)}", settings.verbose)
     return Result(
         embeddings=embeddings,
         valid=valid,
@@ -283,11 +281,9 @@ def fetch_laion_segmentations(
 
     Parameters
     ----------
-    names : str, iterable of str, or DataFrame, optional
-        Names of images, as in `fetch_laion_stimuli`; None: all with
-        masks. Only shared images have masks.
-    trials : pandas.DataFrame, optional
-        Trials whose images are wanted; the same as passing them as ``names``.
+    %(names)s
+        Only shared images have masks.
+    %(trials)s
     segmentation_filter : dict, `ResultFilter` or callable, optional
         Which rows of ``segmentations`` to keep.
     vectorize_nouns : bool, default=False
@@ -319,9 +315,7 @@ def fetch_laion_segmentations(
         - ``noun_counts``: array of int32, shape (n_images, n_nouns), and
           ``vocabulary``: array of str, shape (n_nouns,), the nouns of its columns;
           with ``vectorize_nouns`` only.
-        - ``files_meta``: list of dict, the records of the table and of the masks on
-          disk: ``size`` in bytes, ``etag``, ``last_modified``, ``outdated`` (whether
-          the bucket has a newer version) and others.
+        %(files_meta)s
         - ``failed``: list of dict, ``id`` and ``reason``; ``data_dir``: str;
           ``query``: dict, the arguments of the call; ``description``: str.
 
@@ -389,8 +383,12 @@ def fetch_laion_segmentations(
     )
     if vectorize_nouns:
         bunch.noun_counts, bunch.vocabulary = _count_nouns(chosen, shown)
-    tell(f"{len(chosen)} masks of {len(shown)} images", settings.verbose)
+    tell(f"{counted(len(chosen), 'mask')} of {_stimuli(shown)}", settings.verbose)
     return bunch
+
+
+def _stimuli(names: list[str]) -> str:
+    return counted(len(names), "stimulus image")
 
 
 def _common(
@@ -443,7 +441,6 @@ def _choose(
     then_by: str,
 ) -> tuple[pd.DataFrame, list[str]]:
     """Return the rows of images that pass, in order, and the images."""
-    name = f"{name} or a term"
     check_fields(filt, name, table.columns)
     if wanted is not None:
         table = table[table["image_name"].isin(wanted)]
@@ -503,6 +500,7 @@ def _models(models: Any) -> list[str]:
 def _embedded_images(file: str) -> pd.Index:
     """Return the names of the images in a file of embeddings, in the order of rows."""
     with _embeddings_in(file) as content:
+        check_values(content["image_ids"], 0, len(content["image_ids"]))
         raw = content["image_ids"][()]
         names = pd.Index(
             [n.decode() if isinstance(n, bytes) else str(n) for n in raw], dtype=object

@@ -1,4 +1,4 @@
-"""What the fetchers of stimuli share: names of images, terms, and reading tables."""
+"""Helpers that the fetchers of stimuli share: names, terms, reading tables."""
 
 from __future__ import annotations
 
@@ -15,8 +15,15 @@ from laion_fmri_fetchers.exceptions import (
     InvalidQueryError,
 )
 from laion_fmri_fetchers.messages import listed, warn
+from laion_fmri_fetchers.query.arguments import NAMES_ELSEWHERE, check_names
 from laion_fmri_fetchers.query.filters import ResultFilter, as_filter, is_empty
+from laion_fmri_fetchers.storage.files import readable
 from laion_fmri_fetchers.storage.settings import Settings
+
+_NAMES_ELSEWHERE = {
+    **NAMES_ELSEWHERE,
+    **dict.fromkeys(("image_names", "images", "label", "labels"), "names="),
+}
 
 
 def image_names(
@@ -86,6 +93,7 @@ def positions(
 
 def with_terms(given: object, name: str, terms: dict[str, Any]) -> ResultFilter:
     """Return a filter and terms as one filter."""
+    check_names(terms, f"a term of {name}", _NAMES_ELSEWHERE)
     filt, base = as_filter(given, name), ResultFilter(terms)
     if is_empty(filt) or not terms:
         return filt if not terms else base
@@ -93,7 +101,7 @@ def with_terms(given: object, name: str, terms: dict[str, Any]) -> ResultFilter:
 
 
 def query(wanted: list[str] | None, **filters: ResultFilter) -> dict[str, Any]:
-    """Return what is asked as plain, readable values."""
+    """Return a query as plain, readable values."""
     shown = {n: None if is_empty(f) else f.to_dict() for n, f in filters.items()}
     return {"names": wanted, **shown}
 
@@ -107,9 +115,10 @@ def description() -> str:
 def read_table(file: str, needed: Iterable[str]) -> pd.DataFrame:
     """Read a CSV table of text; CorruptImageError if it is not one."""
     try:
-        frame = pd.read_csv(
-            file, dtype=object, keep_default_na=False, encoding="utf-8-sig"
-        )
+        with readable():
+            frame = pd.read_csv(
+                file, dtype=object, keep_default_na=False, encoding="utf-8-sig"
+            )
         lacking = [name for name in needed if name not in frame]
         if lacking:
             raise ValueError(f"it has no column {listed(lacking)}")
@@ -122,6 +131,6 @@ def read_table(file: str, needed: Iterable[str]) -> pd.DataFrame:
 
 
 def mapped(column: pd.Series, function: Callable[[Any], Any]) -> pd.Series:
-    """Return a column with a function applied, once a distinct value."""
+    """Return a column with a function applied, once per distinct value."""
     values = {value: function(value) for value in column.unique()}
     return pd.Series([values[v] for v in column], column.index, object, column.name)

@@ -53,10 +53,10 @@ def fetch_table(asked: StimulusQuery, inventory: Inventory) -> StimulusTable:
         source = "the table of stimuli"
         rows = positions(asked.names, whole["image_name"], source, inventory.settings)
         named = whole.iloc[rows]
-    check_fields(asked.filter, "stimulus_filter or a term", whole.columns)
+    check_fields(asked.filter, "stimulus_filter", whole.columns)
     selected = named[asked.filter.mask(named)]
     if len(named) and not len(selected):
-        warn_of_nothing("stimulus_filter or a term", asked.filter, named)
+        warn_of_nothing("stimulus_filter", asked.filter, named)
     return StimulusTable(record, whole, selected.set_index("image_name"))
 
 

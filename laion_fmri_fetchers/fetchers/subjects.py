@@ -1,4 +1,4 @@
-"""Subjects that a fetcher selects: whether they exist, and what is known of them."""
+"""Subjects that a fetcher selects: whether they exist, and their descriptions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from laion_fmri_fetchers.layout.trees import PARTICIPANTS
 from laion_fmri_fetchers.messages import listed, warn
 from laion_fmri_fetchers.query.filters import ResultFilter, is_empty
 from laion_fmri_fetchers.query.selection import Selection
-from laion_fmri_fetchers.storage.files import local_path
+from laion_fmri_fetchers.storage.files import local_path, readable
 from laion_fmri_fetchers.storage.inventory import Inventory, find_subjects
 from laion_fmri_fetchers.storage.obtain import obtain, plan
 from laion_fmri_fetchers.storage.tables import read_participants
@@ -84,7 +84,8 @@ def participants(
             warn(f"{rec['id']} could not be downloaded ({rec['reason']}).")
     if PARTICIPANTS not in inventory.on_disk | fetched:
         return {}
-    return read_participants(local_path(inventory.settings.data_dir, PARTICIPANTS))
+    with readable():
+        return read_participants(local_path(inventory.settings.data_dir, PARTICIPANTS))
 
 
 def check_names(

@@ -12,6 +12,7 @@ from laion_fmri_fetchers.layout.trees import trials_id
 from laion_fmri_fetchers.messages import listed, warn
 from laion_fmri_fetchers.query.filters import is_empty
 from laion_fmri_fetchers.query.selection import Selection
+from laion_fmri_fetchers.storage.files import readable
 from laion_fmri_fetchers.storage.inventory import Inventory
 from laion_fmri_fetchers.storage.obtain import Outcome, obtain, plan
 from laion_fmri_fetchers.storage.tables import read_trials
@@ -39,7 +40,7 @@ def choose_by_trials(
     trials : Trials
         Their trials that passed.
     tables : Outcome
-        What came of downloading the trial tables.
+        Outcome of downloading the trial tables.
     """
     is_filtered = not is_empty(selection.trial_filter)
     if not is_filtered:
@@ -88,11 +89,12 @@ def _read_tables(
             f"{listed(uncounted)} could not be downloaded, so 'repetition' is unknown "
             "for later sessions."
         )
-    readable = [path for path in tables if path in on_disk]
-    frame = read_trials(inventory.settings.data_dir, readable)
+    present = [path for path in tables if path in on_disk]
+    with readable():
+        frame = read_trials(inventory.settings.data_dir, present)
     failed_tables = tuple(rec for rec in outcome.failed if rec["id"] in tables)
     return (
-        Trials(frame, [tables[path] for path in readable]),
+        Trials(frame, [tables[path] for path in present]),
         outcome._replace(failed=failed_tables),
     )
 

@@ -1,4 +1,4 @@
-"""The cache against what was listed and fetched: what is missing, cut or altered."""
+"""The cache against listings and downloads: missing, cut and altered files."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from laion_fmri_fetchers.messages import readable_size, tell, warn
 from laion_fmri_fetchers.query.shared_docs import documented
 from laion_fmri_fetchers.storage.catalog import Wanted, look
 from laion_fmri_fetchers.storage.data_dir import get_data_dir
-from laion_fmri_fetchers.storage.files import files_on_disk, local_path
+from laion_fmri_fetchers.storage.files import files_on_disk, hidden_on_disk, local_path
 from laion_fmri_fetchers.storage.made_here import is_leftover
 from laion_fmri_fetchers.storage.notes import Note, read_notes
 from laion_fmri_fetchers.storage.obtain import download
@@ -68,7 +68,7 @@ def verify_cache(
     timeout: float = 30.0,
     verbose: int = 1,
 ) -> pd.DataFrame:
-    """Check the files on disk against what was downloaded and what the bucket lists.
+    """Check the files on disk against downloads and listings of the bucket.
 
     Sizes are compared, then checksums: the MD5 or multi-part ETag of S3. No socket is
     opened unless ``online``, or something is repaired.
@@ -124,6 +124,7 @@ def verify_cache(
     files, _ = files_on_disk(folder, _EVERYTHING)
     notes = read_notes(folder)
     objects = _listed(folder, files, online, n_connections, timeout, verbose)
+    files |= hidden_on_disk(folder, {*objects, *notes})
     sums = _sums(folder, online and ARCHIVE in files, timeout)
     names = sorted(files | set(notes))
     sizes = {path: _size(folder, path) for path in names}
@@ -153,6 +154,13 @@ def verify_cache(
     report = pd.DataFrame(rows, columns=_COLUMNS)
     report["size"] = report["size"].astype("Int64")
     tell(_summary(report), verbose)
+    if not objects and (report["status"] == "unknown").any():
+        tell(
+            "No listing of the bucket is saved here, so files that something else "
+            "downloaded cannot be judged: 'laion-fmri-fetchers verify --online', or "
+            "verify_cache(online=True), asks for one",
+            verbose,
+        )
     if repair:
         versions = {**objects, **{path: note[:3] for path, note in notes.items()}}
         _repair(folder, report, versions, n_connections, timeout, verbose)
@@ -167,7 +175,7 @@ def _listed(
     timeout: float,
     verbose: int,
 ) -> dict[str, Any]:
-    """Return what the bucket lists, by id: of all listings saved, or asked anew."""
+    """Return what the bucket lists, by id: of all saved listings, or of new ones."""
     if not online:
         return look(_EVERYTHING, data_dir, offline=True).objects
     found = look(
@@ -317,7 +325,7 @@ def _repair(
     timeout: float,
     verbose: int,
 ) -> None:
-    """Fetch again what is damaged, and say so in the report."""
+    """Download damaged files again, and note it in the report."""
     made = report["id"].str.startswith(MADE_HERE)
     bad = report.index[~report["status"].isin(_NOT_BAD) & ~made]
     ids = report.loc[bad, "id"].tolist()

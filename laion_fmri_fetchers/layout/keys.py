@@ -22,7 +22,7 @@ from .trees import (
 )
 
 Record = dict[str, Any]
-"""What is known of a file: `RECORD_FIELDS`, and their values."""
+"""A file's metadata: `RECORD_FIELDS`, and their values."""
 
 NIFTI_EXTENSIONS = ("nii.gz", "nii")
 
@@ -88,6 +88,11 @@ def clean_key(key: str) -> str:
         raise UnsafeKeyError(
             f"The name {key!r} has a control character or a backslash, which names of "
             "files may not have here; nothing was written."
+        )
+    if "//" in key:
+        raise UnsafeKeyError(
+            f"The name {key!r} has an empty folder name ('//'), which no path on disk "
+            "can have; nothing was written."
         )
     if not _is_safe(folder, name) or (slash and not folder):
         raise UnsafeKeyError(
@@ -160,7 +165,7 @@ def record_of(
     Returns
     -------
     dict
-        All of `RECORD_FIELDS`; fields that the file lacks are None, and so is
+        All of `RECORD_FIELDS`; fields that the file does not have are None, and so is
         ``absolute_path``, which depends on the data directory. ``run`` and ``echo``
         are int; ``outdated`` is False, as it cannot be known from the name.
 

@@ -56,7 +56,7 @@ def stimulus_fields(label: str) -> dict[str, Any]:
         ``unique_or_shared`` ("unique" or "shared"), ``n_reps`` (int: times the image
         is shown to a participant over the main sessions; 4 for a unique one),
         ``dataset`` (the label's SOURCE), ``ood_type`` and ``participant`` ("sub-05").
-        Fields that a label lacks are None, and so are all fields of an unknown label.
+        Missing fields are None, and so are all fields of an unknown label.
 
     Examples
     --------

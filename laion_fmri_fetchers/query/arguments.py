@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import os
-from collections.abc import Hashable, Iterable
-from typing import Any
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from typing import Any, TypeVar
 
 from laion_fmri_fetchers.exceptions import InvalidQueryError, did_you_mean
 from laion_fmri_fetchers.messages import listed, warn
@@ -12,8 +14,26 @@ from laion_fmri_fetchers.messages import listed, warn
 from .filters import ResultFilter, admits, fields, has_functions
 
 MODES = ("download_new", "overwrite", "offline")
+
+NAMES_ELSEWHERE = {
+    **dict.fromkeys(
+        ("n_jobs", "n_workers", "num_workers", "max_workers"), "n_connections="
+    ),
+    **dict.fromkeys(("overwrite", "force", "force_download"), 'mode="overwrite"'),
+    **dict.fromkeys(
+        ("offline", "local_files_only", "download_if_missing"), 'mode="offline"'
+    ),
+    **dict.fromkeys(("output_dir", "data_home", "cache_dir", "root"), "data_dir="),
+    "url": "the environment variable LAION_FMRI_BUCKET_URL",
+}
+"""Names of arguments in other packages -> what to use here."""
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 _YES = frozenset({"1", "true", "yes", "on"})
 _MOST_VALUES = 20
+
+_LONGEST_TIMEOUT = 1e6
+"""Seconds, twelve days: in effect no limit. Sockets take 24 days (2**31 ms) at most."""
 
 
 def check_mode(mode: object) -> str:
@@ -51,6 +71,23 @@ def check_positive(value: Any, name: str, whole: bool = False) -> None:
         )
 
 
+def check_timeout(timeout: Any) -> float:
+    """Return a time-out in seconds, at most one that sockets and threads take.
+
+    Raises
+    ------
+    InvalidQueryError
+        If it is not a positive number.
+
+    Examples
+    --------
+    >>> check_timeout(30), check_timeout(float("inf"))
+    (30.0, 1000000.0)
+    """
+    check_positive(timeout, "timeout")
+    return float(min(timeout, _LONGEST_TIMEOUT))
+
+
 def check_verbose(verbose: Any) -> int:
     """Return a level as int; InvalidQueryError if it is not a whole number."""
     if not hasattr(verbose, "__index__"):
@@ -58,12 +95,76 @@ def check_verbose(verbose: Any) -> int:
     return int(verbose)
 
 
+def check_names(
+    given: Iterable[str], kind: str, elsewhere: Mapping[str, str] = NAMES_ELSEWHERE
+) -> None:
+    """Raise InvalidQueryError for the name that an argument has in another package.
+
+    Examples
+    --------
+    >>> check_names(["offline"], "a term on captions")
+    Traceback (most recent call last):
+    laion_fmri_fetchers.exceptions.InvalidQueryError: 'offline' is not a term on \
+captions; use mode="offline" instead
+    """
+    for name in given:
+        if name in elsewhere:
+            raise InvalidQueryError(
+                f"{name!r} is not {kind}; use {elsewhere[name]} instead"
+            )
+
+
+def only_its_arguments(**elsewhere: str) -> Callable[[Function], Function]:
+    """Return a decorator that refuses keywords a function lacks, with what to use.
+
+    Parameters
+    ----------
+    **elsewhere
+        Names of arguments in other packages -> what to use here, beside those of
+        `NAMES_ELSEWHERE`.
+
+    Examples
+    --------
+    >>> @only_its_arguments(model="models=")
+    ... def fetch(models="all"):
+    ...     pass
+    >>> fetch(modelz="CLIP")
+    Traceback (most recent call last):
+    laion_fmri_fetchers.exceptions.InvalidQueryError: fetch has no argument 'modelz'; \
+did you mean 'models'?
+    """
+
+    def decorate(function: Function) -> Function:
+        arguments = inspect.signature(function).parameters
+        hints = {
+            name: use
+            for name, use in NAMES_ELSEWHERE.items()
+            if use.partition("=")[0] in arguments
+        }
+
+        @functools.wraps(function)
+        def checked(*args: Any, **options: Any) -> Any:
+            if not options.keys() <= arguments.keys():
+                kind = f"an argument of {function.__name__}"
+                unknown = [name for name in options if name not in arguments]
+                check_names(unknown, kind, {**hints, **elsewhere})
+                raise InvalidQueryError(
+                    f"{function.__name__} has no argument {unknown[0]!r}; "
+                    f"{did_you_mean(unknown[0], arguments)}"
+                )
+            return function(*args, **options)
+
+        return checked  # type: ignore[return-value]
+
+    return decorate
+
+
 def check_fields(given: ResultFilter, name: str, existing: Iterable[str]) -> None:
     """Raise InvalidQueryError for a term on a field that no candidate has."""
     existing = list(existing)
     for field in sorted(fields(given) - set(existing)):
         raise InvalidQueryError(
-            f"{name} has a term on {field!r}, a field that does not exist; "
+            f"{field!r} is not a field that {name} can test; "
             f"{did_you_mean(field, existing)}"
         )
 
@@ -76,7 +177,7 @@ def check_fetched(data: object, key: str) -> None:
     data : object
         The argument.
     key : str
-        A key of the Bunch that other Bunches lack.
+        A key of the Bunch that other Bunches do not have.
 
     Examples
     --------

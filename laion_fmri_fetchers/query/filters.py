@@ -125,7 +125,7 @@ class ResultFilter:
         Parameters
         ----------
         df : pandas.DataFrame
-            One row per candidate; a column that it lacks is null in all rows.
+            One row per candidate; a missing column is null in all rows.
 
         Returns
         -------

@@ -16,25 +16,22 @@ from laion_fmri_fetchers.layout.labels import TRIAL_FIELDS
 from laion_fmri_fetchers.layout.names import clean_session, clean_subject, rois_named
 from laion_fmri_fetchers.layout.trees import FUNCTIONAL_GRID, IMAGE_TYPES
 
-from .arguments import as_limit, check_fields
+from .arguments import NAMES_ELSEWHERE, as_limit, check_fields, check_names
 from .filters import ResultFilter, admits, as_filter, fields, is_empty
 from .values import IsIn
 
-_OTHER_NAMES = {
-    **dict.fromkeys(("subject", "sub"), "subjects="),
+_NAMES_ELSEWHERE = {
+    **NAMES_ELSEWHERE,
+    **dict.fromkeys(("subject", "sub", "n_subjects"), "subjects="),
     **dict.fromkeys(("session", "ses"), "sessions="),
     **dict.fromkeys(("roi", "category"), "rois="),
-    **dict.fromkeys(("n_jobs", "n_workers", "max_workers"), "n_connections="),
-    **dict.fromkeys(("overwrite", "force"), 'mode="overwrite"'),
-    "offline": 'mode="offline"',
-    "output_dir": "data_dir=",
     "include_anatomical": 'image_type="anatomical"',
     "include_freesurfer": 'image_type="freesurfer"',
     "include_localizers": 'image_type="localizer"',
     "include_raw": 'image_type="raw_bold"',
     "include_stimuli": "fetch_laion_stimuli()",
 }
-"""Names of arguments elsewhere -> the argument, term or function to use here."""
+"""Names of arguments in other packages -> the argument, term or function to use."""
 
 
 def basic_image_terms() -> dict[str, Any]:
@@ -103,7 +100,7 @@ class Selection(NamedTuple):
         return bool(self.sessions if is_of_session(record) else self.subjects)
 
     def is_newer(self, record: dict[str, Any]) -> bool:
-        """Tell whether a file passes a term on its date, where there is a term."""
+        """Return whether a file passes the terms on its date."""
         return admits(self.image_filter, "last_modified", record["last_modified"])
 
     def as_query(self) -> dict[str, Any]:
@@ -174,11 +171,8 @@ def _image_terms(given: dict[str, Any], arguments: Iterable[str]) -> dict[str, A
             "Filters and functions are given as image_filter=."
         )
     terms = {**(nested or {}), **terms}
+    check_names(terms, "a term on images", _NAMES_ELSEWHERE)
     for name, value in terms.items():
-        if name in _OTHER_NAMES:
-            raise InvalidQueryError(
-                f"{name!r} is not a term on images; use {_OTHER_NAMES[name]} instead"
-            )
         if name in RECORD_FIELDS:
             continue
         if name in TRIAL_FIELDS:
@@ -197,6 +191,12 @@ def _with_terms(
     filt: ResultFilter, name: str, defaults: dict[str, Any], terms: dict[str, Any]
 ) -> ResultFilter:
     """Return a filter with terms, and with default terms on fields it lacks."""
+    of_trials = sorted(fields(filt) & {*TRIAL_FIELDS} - {*RECORD_FIELDS})
+    if of_trials:
+        raise InvalidQueryError(
+            f"{of_trials[0]!r} is a field of trials, which {name} does not test; use "
+            "trial_filter instead"
+        )
     check_fields(filt, name, RECORD_FIELDS)
     named = fields(filt) | set(terms)
     base = ResultFilter(

@@ -27,6 +27,23 @@ n_connections : int, default=64
     "timeout": """\
 timeout : float, default=30.0
     Seconds without progress after which a connection is given up.""",
+    "names": """\
+names : str, iterable of str, or DataFrame, optional
+    Names of images, as in ``trials["label"]`` of `fetch_laion_fmri`, or its ``trials``
+    themselves. None: all images.""",
+    "trials": """\
+trials : pandas.DataFrame, optional
+    Trials whose images are wanted; the same as passing them as ``names``.""",
+    "stimulus_filter": """\
+stimulus_filter : dict, `ResultFilter` or callable, optional
+    Which rows of ``metadata`` to keep, each as a dict with ``image_name``.""",
+    "stimulus_terms": """\
+**stimulus_terms
+    Terms on columns of ``metadata``, as in ``unique_or_shared="shared"``.""",
+    "files_meta": """\
+- ``files_meta``: list of dict, the record of each file on disk: ``size`` in bytes,
+  ``etag``, ``last_modified``, ``outdated`` (whether there is a newer version) and
+  others.""",
     "verbose": """\
 verbose : int, default=1
     0: silent, 1: summary and progress bar, 2: one line per file, 3: debug.""",

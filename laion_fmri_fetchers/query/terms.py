@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from laion_fmri_fetchers.exceptions import InvalidQueryError
@@ -20,6 +20,19 @@ from .values import (
 )
 
 TERM_FORM = "FIELD OP VALUE; OP is = != >= <= > < ~ (regular expression) in (a,b,c)"
+
+_SPECIAL: dict[str, Callable[[Any], Any]] = {
+    ">=": GreaterOrEqual,
+    "<=": LessOrEqual,
+    ">": GreaterThan,
+    "<": LessThan,
+    "!=": NotEqual,
+}
+OPERATORS = {
+    **{value.__name__: operator for operator, value in _SPECIAL.items()},
+    "IsIn": "in",
+}
+"""Names of special values -> how a shell spells them."""
 
 _TERM = re.compile(r"\s*(\w+)\s*(>=|<=|!=|==|=|>|<|~|\bin\b)\s*(.*?)\s*", re.DOTALL)
 _FLOAT = re.compile(r"[+-]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][+-]?\d+)?")
@@ -74,13 +87,7 @@ def _term(text: str) -> tuple[str, Any]:
     if operator == "in":
         each = re.split(r"\s*,\s*", values.strip("()"))
         return field, IsIn(*(_value(field, value) for value in each))
-    special = {
-        ">=": GreaterOrEqual,
-        "<=": LessOrEqual,
-        ">": GreaterThan,
-        "<": LessThan,
-        "!=": NotEqual,
-    }.get(operator)
+    special = _SPECIAL.get(operator)
     value = _value(field, values)
     return field, special(value) if special else value
 

@@ -488,7 +488,7 @@ def from_plain(value: Any) -> Any:
     Raises
     ------
     InvalidQueryError
-        If it stands for a value of a type that JSON lacks.
+        If it stands for a value of a type that JSON does not have.
 
     Examples
     --------

@@ -64,7 +64,7 @@ _SOURCES = {
 """Colours of the sources of images."""
 
 _STATES: dict[str, dict[str, Any]] = {
-    "selected, on disk": {"marker": "s", "color": "#0072b2"},
+    "selected, on disk": {"marker": "s", "color": "#0072b2", "mew": 1.5},
     "selected, not on disk": {"marker": "D", "color": "#d55e00", "mfc": "none"},
     "on disk": {"marker": "s", "color": "#56b4e9"},
     "partly on disk": {"marker": "s", "color": "#56b4e9", "fillstyle": "bottom"},
@@ -120,6 +120,8 @@ def plot_availability(data: Bunch, *, axes: Axes | None = None) -> Axes:
         if len(group):
             rows = group["subject"].map(subjects.index)
             size = min(10, 160 / max(last, 1))
+            if "mew" in marks:  # in the ink of the page, to stand out on any ground
+                marks = {**marks, "mec": axes.xaxis.label.get_color()}
             axes.plot(group["number"], rows, ls="", ms=size, label=state, **marks)
     for row, subject in enumerate(subjects):
         group = table[table["subject"] == subject]
@@ -333,7 +335,8 @@ def plot_noise_ceiling(
     Returns
     -------
     matplotlib Axes
-        One row per ROI, in order of categories; percent of variance.
+        One row per ROI, in order of categories: median and quartiles over voxels, in
+        percent of variance.
 
     Raises
     ------
@@ -343,6 +346,17 @@ def plot_noise_ceiling(
         If a mask or map on disk is damaged.
     ImportError
         If matplotlib is not installed.
+
+    Notes
+    -----
+    The ceiling of averages over *n* repeats is 100 ncsnr² / (ncsnr² + 1/*n*), with
+    ncsnr the standard deviation of the signal over that of the noise [1]_; for images
+    with different numbers of repeats, 1/*n* is averaged over images.
+
+    References
+    ----------
+    .. [1] Allen et al. (2022). A massive 7T fMRI dataset to bridge cognitive
+       neuroscience and artificial intelligence. Nature Neuroscience 25:116-126.
 
     Examples
     --------
@@ -355,11 +369,12 @@ def plot_noise_ceiling(
     if ceiling is not None and ceiling not in names:
         hint = did_you_mean(ceiling, names)
         raise InvalidQueryError(f"There is no noise ceiling {ceiling!r}; {hint}")
-    table = rois(data, ceiling or default_ceiling(data))
-    return draw_noise_ceiling(table[table["subject"].isin(chosen)], axes)
+    name = ceiling or default_ceiling(data)
+    table = rois(data, name)
+    return draw_noise_ceiling(table[table["subject"].isin(chosen)], name, axes)
 
 
-def draw_noise_ceiling(table: pd.DataFrame, axes: Axes | None) -> Axes:
+def draw_noise_ceiling(table: pd.DataFrame, ceiling: str, axes: Axes | None) -> Axes:
     """Draw the figure of `plot_noise_ceiling` from a table of `summaries.rois`."""
     table = table.dropna(subset="median")
     names = sorted(set(zip(table["category"], table["name"], strict=True)))
@@ -381,8 +396,20 @@ def draw_noise_ceiling(table: pd.DataFrame, axes: Axes | None) -> Axes:
             axes.axhline(row + 0.5, color=_GREY, lw=0.6, ls=":")
     axes.set_yticks(range(len(names)), [name for _, name in names])
     axes.tick_params(axis="y", labelsize="small", length=0)
-    axes.set(ylim=(len(names) - 0.4, -0.6), xlabel="Noise ceiling (%)")
+    axes.set(ylim=(len(names) - 0.4, -0.6), xlabel=f"Noise ceiling {ceiling} (%)")
     axes.set_xlim(left=0)
+    place = axes.get_yaxis_transform()
+    for category in dict.fromkeys(category for category, _ in names):
+        rows_of = [row for row, name in enumerate(names) if name[0] == category]
+        axes.text(
+            1.02,
+            sum(rows_of) / len(rows_of),
+            category,
+            transform=place,
+            va="center",
+            fontsize="small",
+            color=_GREY,
+        )
     axes.spines[["top", "right"]].set_visible(False)
     _legend(axes)
     return axes
@@ -412,7 +439,7 @@ def _axes(
 
 
 def _say(axes: Axes, text: str, **style: Any) -> Axes:
-    """Write on axes that there is nothing to draw."""
+    """Write on axes why nothing is drawn."""
     place = axes.transAxes
     axes.text(0.5, 0.5, text, ha="center", va="center", transform=place, **style)
     axes.set(xticks=[], yticks=[])

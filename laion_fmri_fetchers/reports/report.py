@@ -13,7 +13,6 @@ import contextlib
 import html
 import importlib.metadata
 import io
-import json
 import os
 import platform
 import re
@@ -30,11 +29,11 @@ from typing import Any
 import pandas as pd
 from sklearn.utils import Bunch
 
-from laion_fmri_fetchers.exceptions import InvalidQueryError
-from laion_fmri_fetchers.messages import listed, readable_size
-from laion_fmri_fetchers.query.filters import as_filter
+from laion_fmri_fetchers.messages import counted, listed, readable_size
+from laion_fmri_fetchers.transfer.bucket import bucket_url
 
 from . import summaries
+from .code import as_code
 from .figures import (
     background,
     draw_noise_ceiling,
@@ -49,7 +48,12 @@ _INK = "#010203"
 """Colour of text in figures; in the page it becomes the page's own."""
 
 _LINK = r'<a href="\1">\1</a>'
-_MANY = 50
+_MOST_ROWS = 14
+"""Rows of a figure of noise ceilings, beyond which it is drawn in two."""
+
+_MOST_SUBJECTS = 3
+"""Subjects in tables that fit side by side."""
+
 _SVG_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,
@@ -83,9 +87,6 @@ class Report:
     def __init__(self, page: str) -> None:
         self.html = page
 
-    def __str__(self) -> str:
-        return self.html
-
     def __repr__(self) -> str:
         return f"<Report, {readable_size(len(self.html))}; save_as_html() keeps it>"
 
@@ -116,8 +117,8 @@ class Report:
 def make_report(data: Bunch, title: str | None = None) -> Report:
     """Make an HTML report of a fetched Bunch; no socket is opened.
 
-    It lists the arguments of the call and the files with their sizes, shows ROIs on the
-    brain, trials and noise ceilings, and ends with licence, citation and versions.
+    It has the call as code to copy, the files with their sizes and versions, ROIs on
+    the brain, trials and noise ceilings, and ends with licence, citation and software.
 
     Parameters
     ----------
@@ -161,8 +162,11 @@ def make_report(data: Bunch, title: str | None = None) -> Report:
     page = string.Template(template.read_text("utf-8")).substitute(
         title=html.escape(title or f"LAION-fMRI: {heading.lower()}"),
         content_heading=heading,
-        subtitle=html.escape(f"{listed(subjects) or 'No subject'} in {data.data_dir}"),
-        query=_query(data.query),
+        subtitle=html.escape(
+            f"{listed(subjects) or 'No subject'} in {data.data_dir}; bucket: "
+            f"{bucket_url()}"
+        ),
+        code=html.escape(as_code(data.query)),
         content=_content(data),
         contours=_contours(data, rois),
         trials=_trials(data),
@@ -175,43 +179,23 @@ def make_report(data: Bunch, title: str | None = None) -> Report:
     return Report(page)
 
 
-def _query(query: dict[str, Any]) -> str:
-    """Show the arguments of the call."""
-    rows, lists = [], []
-    for name, value in query.items():
-        if isinstance(value, list) and len(value) > _MANY:
-            each = _table((name,), [(item,) for item in value], f"All of {name}")
-            lists.append(f"<details><summary>All of {name}</summary>{each}</details>")
-            value = f"{len(value)} of them, listed below"
-        elif value is None:
-            value = "none" if name.endswith("_filter") else "no limit"
-        elif isinstance(value, list):
-            value = ", ".join(map(str, value)) or "none"
-        elif isinstance(value, dict):
-            value = _filter_text(value)
-        rows.append((name, value if isinstance(value, str) else repr(value)))
-    return _table(("Argument", "Value"), rows, "Arguments of the call") + "".join(lists)
-
-
-def _filter_text(plain: dict[str, Any]) -> str:
-    """Return a filter of a query as source, or as JSON where it has functions."""
-    try:
-        return repr(as_filter(plain))
-    except InvalidQueryError:
-        return json.dumps(plain)
-
-
 def _content(data: Bunch) -> str:
-    """Show amounts, files that failed or are planned, and sessions."""
+    """Show amounts, files that failed or are planned, versions, and sessions."""
     masks = summaries.roi_records(data)
+    n_stimuli = data.trials["label"].nunique()
+    is_betas = {meta["image_type"] for meta in data.images_meta} <= {"betas"}
     tiles = [
         ("Subjects", len(data.subjects_meta), ""),
-        ("Images", len(data.images), _total(data.images_meta)),
+        (
+            "Beta images" if is_betas else "Image files",
+            len(data.images),
+            _total(data.images_meta),
+        ),
         ("ROI masks", len(masks), _total(masks)),
         (
             "Trials",
             len(data.trials),
-            f"{data.trials['label'].nunique():,} images shown",
+            f"{n_stimuli:,} {'stimulus' if n_stimuli == 1 else 'stimuli'} shown",
         ),
     ]
     if data.failed:
@@ -231,8 +215,35 @@ def _content(data: Bunch) -> str:
     if "plan" in data and len(data.plan):
         planned = [(p.id, p.reason, _size(p.size)) for p in data.plan.itertuples()]
         plan = _table(("File", "Reason", "Size"), planned, "Files to fetch", numbers=1)
-        parts.append(f"<details><summary>Files to fetch</summary>{plan}</details>")
-    return "".join(parts) + _sessions(data)
+        parts.append(_folded("Files to fetch", plan))
+    return "".join(parts) + _versions_of_files(data) + _sessions(data)
+
+
+def _versions_of_files(data: Bunch) -> str:
+    """Show each file with its version in the bucket."""
+    files = {rec["id"]: rec for rec in [*data.images_meta, *data.rois_meta]}
+    if not files:
+        return ""
+    rows = [
+        (
+            rec["id"],
+            (rec["last_modified"] or "")[:19].replace("T", " "),
+            (rec["etag"] or "").strip('"'),
+            _size(rec["size"] or 0),
+        )
+        for rec in files.values()
+    ]
+    header = ("File", "Date (UTC)", "ETag", "Size")
+    table = _table(header, rows, "Versions of images and ROI masks", numbers=1)
+    return _folded(f"Versions of {counted(len(rows), 'file')}", table)
+
+
+def _folded(summary: str, content: str) -> str:
+    return f"<details><summary>{html.escape(summary)}</summary>{content}</details>"
+
+
+def _side_by_side(*parts: str) -> str:
+    return f"<div class='grid'>{''.join(parts)}</div>"
 
 
 def _sessions(data: Bunch) -> str:
@@ -244,10 +255,7 @@ def _sessions(data: Bunch) -> str:
     for subject, group in table.groupby("subject"):
         n_disk = int((group["on_disk"] > 0).sum())
         n_all = int((group["state"] != "held out").sum())
-        on_disk, size = (
-            float(group["on_disk"].sum()),
-            float(group["size"].sum()),
-        )
+        on_disk, size = float(group["on_disk"].sum()), float(group["size"].sum())
         rows.append((subject, n_disk, _size(on_disk), n_all, _size(size)))
         says.append(f"{subject}: {n_disk} of {n_all} sessions on disk")
     for row in table.to_dict("records"):
@@ -272,18 +280,22 @@ def _sessions(data: Bunch) -> str:
         f"<h3>Subjects and sessions</h3><p class='note'>Files of type "
         f"{html.escape(listed(summaries.session_types(data), most=20))}; {date}. "
         "Sessions that are held out are not counted.</p>"
-        + _figure(
-            figure, "One mark per session; right: size on disk, and of all sessions."
+        + _side_by_side(
+            _figure(
+                figure,
+                "One mark per session; right: size on disk, and of all sessions.",
+            ),
+            _table(
+                ("Subject", "On disk", "Size", "In the bucket", "Size"),
+                rows,
+                "Sessions on disk and in the bucket",
+                numbers=4,
+            ),
         )
-        + _table(
-            ("Subject", "Sessions on disk", "Size", "Sessions in all", "Size"),
-            rows,
-            "Sessions on disk and in the bucket",
-            numbers=4,
+        + _folded(
+            "Each session",
+            _table(("Session", *subjects), each, "Size and state of each session"),
         )
-        + "<details><summary>Each session</summary>"
-        + _table(("Session", *subjects), each, "Size and state of each session")
-        + "</details>"
     )
 
 
@@ -293,6 +305,8 @@ def _contours(data: Bunch, rois: pd.DataFrame) -> str:
     if volumes.empty:
         return "<p>No volumetric ROI mask is on disk.</p>"
     pictures = []
+    subjects = list(dict.fromkeys(volumes["subject"]))
+    shape = (11, 6.2) if len(subjects) == 1 else (6.4, 4.8)
     for subject, group in volumes.groupby("subject"):
         image = background(data, str(subject))
         on = f"the {image[1]} of {subject}" if image else f"the ROIs of {subject}"
@@ -300,9 +314,15 @@ def _contours(data: Bunch, rois: pd.DataFrame) -> str:
             f"Axial slices of {on} with outlines of {len(group)} ROIs in the "
             f"categories {', '.join(group['category'].unique())}"
         )
-        picture = _png(partial(plot_rois, data, str(subject)), alt)
-        pictures.append(_figure(picture, f"{subject}: {len(group)} ROIs on {on}."))
-    return f"<div class='grid'>{''.join(pictures)}</div>"
+        caption = f"{subject}: {len(group)} ROIs on {on}."
+        if not image or image[1] != "anatomy":
+            caption += (
+                f' To draw them on the anatomy: fetch_laion_fmri("{subject}", '
+                'rois=None, image_type="anatomical"), then make the report again.'
+            )
+        picture = _png(partial(plot_rois, data, str(subject)), alt, shape)
+        pictures.append(_figure(picture, caption))
+    return _side_by_side(*pictures)
 
 
 def _trials(data: Bunch) -> str:
@@ -324,32 +344,58 @@ def _trials(data: Bunch) -> str:
         figures.append(_figure(figure, f"{subject}: {n_trials:,} trials."))
     rows = [(*kind, *(f"{n:,}" for n in row)) for kind, row in counts.iterrows()]
     rows.append(("all", "", *(f"{n:,}" for n in counts.sum())))
-    return f"<div class='grid'>{''.join(figures)}</div>" + _table(
-        ("Source", "Shown", *counts.columns),
-        rows,
-        "Trials by the source of images and the times each is shown in all sessions",
-        numbers=len(counts.columns),
+    return _side_by_side(
+        *figures,
+        _table(
+            ("Source", "Shown", *counts.columns),
+            rows,
+            "Trials by the source of images and the times each is shown in all "
+            "sessions",
+            numbers=len(counts.columns),
+        ),
     )
 
 
 def _noise_ceiling(rois: pd.DataFrame, ceiling: str) -> str:
-    """Show the noise ceiling by ROI."""
+    """Show the noise ceiling by ROI; of many ROIs, in two figures side by side."""
     measured = rois.dropna(subset="median")
     if measured.empty:
         return "<p>No noise ceiling of an ROI is on disk.</p>"
-    n_rows = len(measured.groupby(["category", "name"]))
     best = measured.iloc[int(measured["median"].argmax())]
-    figure = _svg(
-        partial(draw_noise_ceiling, measured),
-        (4.8, 1.2 + 0.21 * n_rows),
-        f"Median noise ceiling of {n_rows} ROIs; the highest is {best['median']:.0f} % "
-        f"in {best['name']} of {best['subject']}. The table of ROIs has all values.",
-    )
-    return _figure(
-        figure,
-        f"Map {ceiling}, percent of variance: median and quartiles over the voxels of "
-        "each ROI.",
-    )
+    figures = []
+    for part in _halves(measured):
+        n_rows = len(part.groupby(["category", "name"]))
+        figure = _svg(
+            partial(_draw_part, part, ceiling, 1.05 * measured["high"].max()),
+            (4.8, 1.2 + 0.21 * n_rows),
+            f"Median noise ceiling of {n_rows} ROIs of the categories "
+            f"{', '.join(part['category'].unique())}. The table of ROIs has all "
+            "values.",
+        )
+        figures.append(
+            _figure(
+                figure,
+                f"Map {ceiling}, percent of variance: median and quartiles over the "
+                "voxels of each ROI.",
+            )
+        )
+    highest = f"{best['median']:.0f} % in {best['name']} of {best['subject']}"
+    note = f"<p class='note'>The highest median is {html.escape(highest)}.</p>"
+    return note + _side_by_side(*figures)
+
+
+def _halves(measured: pd.DataFrame) -> list[pd.DataFrame]:
+    """Return ROIs in one part or two, cut between categories."""
+    numbers = measured.groupby("category")["name"].nunique()
+    if numbers.sum() <= _MOST_ROWS or len(numbers) == 1:
+        return [measured]
+    first = numbers.index[numbers.cumsum() - numbers / 2 < numbers.sum() / 2]
+    is_first = measured["category"].isin(first)
+    return [measured[is_first], measured[~is_first]]
+
+
+def _draw_part(part: pd.DataFrame, ceiling: str, highest: float, *, axes: Any) -> None:
+    draw_noise_ceiling(part, ceiling, axes).set_xlim(0, min(100, highest))
 
 
 def _rois(rois: pd.DataFrame, ceiling: str) -> str:
@@ -365,12 +411,19 @@ def _rois(rois: pd.DataFrame, ceiling: str) -> str:
             cells.append("\n".join(_mask(mask) for mask in masks) or "-")
         unit = "" if unit == "voxels" else f", {unit}"
         rows.append((f"{name}{unit}\n{category}", *cells))
-    return _table(
-        ("ROI", *subjects),
-        rows,
-        f"Voxels of each ROI; below, the median noise ceiling ({ceiling}) of these",
-        numbers=len(subjects),
-    )
+    half = -(-len(rows) // 2)
+    columns = [rows[:half], rows[half:]] if len(subjects) <= _MOST_SUBJECTS else [rows]
+    tables = [
+        _table(
+            ("ROI", *subjects),
+            column,
+            f"Voxels of each ROI; below, the median noise ceiling ({ceiling}) of these",
+            numbers=len(subjects),
+        )
+        for column in columns
+        if column
+    ]
+    return _folded(f"Voxels of {counted(len(rows), 'ROI')}", _side_by_side(*tables))
 
 
 def _mask(mask: Any) -> str:
@@ -384,13 +437,14 @@ def _prose(text: str) -> str:
     parts = []
     for block in re.split(r"\n\s*\n", text.strip()):
         lines = block.splitlines()
-        if lines[0].startswith(".. "):
+        if lines[0].startswith(".. _"):
             continue
         if len(lines) > 1 and re.fullmatch(r"=+|-+", lines[1]):
             parts.append(f"<h3>{html.escape(lines[0])}</h3>")
             lines = lines[2:]
         if lines:
-            escaped = html.escape(" ".join(lines))
+            text = " ".join(map(str.strip, lines)).removeprefix(".. ")
+            escaped = html.escape(re.sub(r"(\[\d+\])_", r"\1", text))
             escaped = re.sub(r"``(.+?)``", r"<code>\1</code>", escaped)
             links = r"(https://[\w./-]*[\w/])"
             parts.append(f"<p>{re.sub(links, _LINK, escaped)}</p>")
@@ -453,14 +507,14 @@ def _svg(draw: Callable[..., Any], size: tuple[float, float], alt: str) -> str:
     return text.replace("<svg", f'<svg role="img" aria-label="{html.escape(alt)}"', 1)
 
 
-def _png(draw: Callable[..., Any], alt: str) -> str:
+def _png(draw: Callable[..., Any], alt: str, size: tuple[float, float]) -> str:
     """Draw to PNG, on black, with a palette: a fraction of the size."""
     from matplotlib.figure import Figure
     from PIL import Image
 
     drawn, out = io.BytesIO(), io.BytesIO()
     with _style({"text.parse_math": False, "font.size": 13}):
-        figure = Figure(figsize=(6.4, 4.8), facecolor="black")
+        figure = Figure(figsize=size, facecolor="black")
         draw(axes=figure.add_axes((0, 0, 1, 1)))
         figure.savefig(drawn, format="png", dpi=130)
     picture = Image.open(drawn).convert("RGB")

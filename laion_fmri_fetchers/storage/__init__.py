@@ -1,4 +1,4 @@
-"""The data directory: where it is, what can be had, and getting what is missing.
+"""The data directory: its place, available files, and getting missing ones.
 
 settings.make_settings ─▶ Settings       mode, directory, connections
     └ data_dir.get_data_dir
@@ -14,6 +14,7 @@ versions.compare_versions                the version on disk and the bucket's
 tables.read_trials, read_participants
 splits.obtain_splits ─▶ split_sources    train/test splits: kept, or from elsewhere
 files.whole_file                         the one way to write a file
+    └ temporaries.sweep                  what killed processes left is removed
 state.state_path                         where all else is kept
 bunch.Result                             what fetchers return
 """

@@ -12,7 +12,7 @@ _WIDE = 70
 
 
 class Result(Bunch):
-    """A Bunch that is shown as a line a key, however much it holds.
+    """A Bunch that is shown as one line per key, however much it holds.
 
     Examples
     --------

@@ -1,7 +1,7 @@
-"""What is known of the dataset: listings of the bucket, fresh or saved, and the disk.
+"""The files of the dataset: listings of the bucket, fresh or saved, and the disk.
 
 Fetchers and discovery look here. Online the bucket is listed, and what it lists is
-kept; offline, or when the bucket does not answer, the listings kept tell the same.
+kept; offline, or when the bucket does not answer, saved listings are used.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Wanted = tuple[str, str]
 
 
 class Catalog(NamedTuple):
-    """What is known of some prefixes, see `look`."""
+    """Files and folders below some prefixes, see `look`."""
 
     objects: dict[str, Object]
     folders: frozenset[str]

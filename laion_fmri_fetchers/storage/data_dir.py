@@ -1,22 +1,24 @@
-"""The data directory: which one is in force, and the one that is remembered."""
+"""The data directory: the one in use, and the one that is remembered."""
 
 from __future__ import annotations
 
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from laion_fmri_fetchers.exceptions import InvalidQueryError
+from laion_fmri_fetchers.exceptions import DataDirectoryError, InvalidQueryError
+from laion_fmri_fetchers.messages import warn
+from laion_fmri_fetchers.transfer.disks import nearest
 
-from .files import write_atomically
+from .files import make_folder, write_atomically
 
-if TYPE_CHECKING:
-    pass
+VARIABLE = "LAION_FMRI_DATA_DIR"
+"""The environment variable that names the data directory."""
 
 
 def get_data_dir(data_dir: str | os.PathLike | None = None) -> str:
-    """Return the data directory in force.
+    """Return the data directory in use.
 
     Parameters
     ----------
@@ -35,6 +37,12 @@ def get_data_dir(data_dir: str | os.PathLike | None = None) -> str:
     InvalidQueryError
         If the directory is not a path, or names a file.
 
+    Warns
+    -----
+    UserWarning
+        If the directory that was saved is relative, as its meaning then depends on
+        where the program starts.
+
     See Also
     --------
     dataset_initialize : Save the data directory for later calls.
@@ -50,14 +58,38 @@ def get_data_dir(data_dir: str | os.PathLike | None = None) -> str:
         )
     chosen = (
         data_dir
-        or os.environ.get("LAION_FMRI_DATA_DIR")
+        or os.environ.get(VARIABLE)
         or read_config().get("data_dir")
         or _nilearn_data_dir()
     )
-    path = Path(os.path.abspath(Path(chosen).expanduser()))
-    if path.exists() and not path.is_dir():
+    path = _absolute(chosen)
+    is_saved = not (data_dir or os.environ.get(VARIABLE))
+    if is_saved and not os.path.isabs(os.path.expanduser(chosen)):
+        warn(
+            f"The saved data directory is {chosen!r}, which is relative: in this "
+            f"program it is {path}, and in one that starts in another folder it is "
+            f"another one. Its absolute path, saved once in {_config_file()} by "
+            "dataset_initialize, means the same everywhere."
+        )
+    if os.path.exists(path) and not os.path.isdir(path):
         raise InvalidQueryError(f"The data directory {path} is a file; name a folder.")
-    return str(path)
+    return path
+
+
+def _absolute(data_dir: str | os.PathLike) -> str:
+    """Return the absolute path of a directory; ``~`` is the user's folder."""
+    name = os.fspath(data_dir)
+    expanded = os.path.expanduser(name)
+    if "\0" in expanded or expanded.startswith("~"):
+        raise InvalidQueryError(
+            f"data_dir is {name!r}, which cannot be the name of a folder: "
+            + (
+                f"there is no user {name.partition('/')[0][1:]!r}."
+                if expanded.startswith("~")
+                else "it has a null character."
+            )
+        )
+    return os.path.abspath(expanded)
 
 
 def dataset_initialize(data_dir: str | os.PathLike) -> str:
@@ -80,8 +112,13 @@ def dataset_initialize(data_dir: str | os.PathLike) -> str:
     ------
     InvalidQueryError
         If it names a file, or the saved configuration cannot be read.
-    OSError
+    DataDirectoryError
         If it cannot be created or the configuration cannot be written.
+
+    Warns
+    -----
+    UserWarning
+        If ``LAION_FMRI_DATA_DIR`` names another directory, which calls keep using.
 
     Examples
     --------
@@ -94,24 +131,41 @@ def dataset_initialize(data_dir: str | os.PathLike) -> str:
     if not data_dir:
         raise InvalidQueryError("data_dir is empty; name a folder.")
     path = get_data_dir(data_dir)
-    try:
-        Path(path).mkdir(parents=True, exist_ok=True)
-    except PermissionError as error:
-        raise PermissionError(
-            error.errno, "You may not make this data directory; name another", path
-        ) from None
+    make_folder(path)
     config = {**read_config(), "data_dir": path}
     content = (json.dumps(config, indent=2) + "\n").encode()
     try:
         write_atomically(_config_file(), content)
-    except PermissionError as error:
-        raise PermissionError(
-            error.errno,
+    except DataDirectoryError as error:
+        raise DataDirectoryError(
             "The data directory cannot be remembered; set LAION_FMRI_DATA_DIR instead "
-            "of writing",
+            f"of writing {_config_file()}. {error}",
+            error.errno,
             str(_config_file()),
         ) from None
+    if (in_force := get_data_dir()) != path:
+        warn(
+            f"{VARIABLE} is set, so calls keep using {in_force}. Unset it to use "
+            f"{path}, which is saved."
+        )
     return path
+
+
+def make_data_dir(folder: str) -> None:
+    """Make the data directory where it does not exist.
+
+    Raises
+    ------
+    InvalidQueryError
+        If it cannot be made.
+    """
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        raise InvalidQueryError(
+            f"The data directory {folder} cannot be made ({error.strerror}). Name "
+            "another data_dir."
+        ) from None
 
 
 def _config_file() -> Path:
@@ -120,7 +174,7 @@ def _config_file() -> Path:
 
 
 def read_config() -> dict[str, Any]:
-    """Return the saved configuration; empty if there is none."""
+    """Return the saved configuration; empty if nothing is saved."""
     file = _config_file()
     try:
         config = json.loads(file.read_text("utf-8"))
@@ -151,7 +205,5 @@ def _nilearn_data_dir() -> str:
 
 def is_writable(data_dir: str | os.PathLike) -> bool:
     """Tell whether files can be created below a directory that may not exist yet."""
-    folder = Path(data_dir)
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
+    folder = nearest(os.fspath(data_dir))
+    return os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK)

@@ -1,17 +1,21 @@
-"""Files of the data directory: their paths, what is on disk, and writing them whole."""
+"""Files of the data directory: their paths, scanning them, and writing them whole."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from laion_fmri_fetchers.exceptions import DataDirectoryError
 from laion_fmri_fetchers.layout.keys import is_local_folder, is_local_name
+from laion_fmri_fetchers.messages import warn
+from laion_fmri_fetchers.transfer.disks import FULL, folder_error
 from laion_fmri_fetchers.transfer.owners import forget, new_owner
 
-from .temporaries import sweep, temporary_path
+from .temporaries import remove_if_left, sweep, temporary_path
 
 
 def local_path(data_dir: str, relative_path: str) -> str:
@@ -23,7 +27,7 @@ def local_path(data_dir: str, relative_path: str) -> str:
 def files_on_disk(
     data_dir: str, wanted: Iterable[tuple[str, str]]
 ) -> tuple[set[str], set[str]]:
-    """Return what is on disk below some folders.
+    """Return files and folders on disk below some folders.
 
     Parameters
     ----------
@@ -37,9 +41,15 @@ def files_on_disk(
     -------
     files : set of str
         Relative paths. Hidden files are left out, and names that are not as this
-        package or the dataset's own would write them.
+        package or the dataset's own would write them. What killed processes left of
+        files that they wrote is removed.
     folders : set of str
         Relative paths, ending in ``/``, of the folders of levels looked at.
+
+    Warns
+    -----
+    UserWarning
+        If a folder cannot be read.
     """
     files: set[str] = set()
     folders: set[str] = set()
@@ -51,25 +61,70 @@ def files_on_disk(
 
 
 def _scan_folder(
-    folder: str, prefix: str, files: set[str], folders: set[str] | None
+    folder: str,
+    prefix: str,
+    files: set[str],
+    folders: set[str] | None,
+    linked_from: tuple[str, ...] = (),
 ) -> None:
+    """Add what is in a folder; ``linked_from`` are folders whose links led there."""
     if not is_local_folder(prefix[:-1]):
         return
+    inside = []
+    for entry in _entries(folder):
+        try:
+            if entry.is_dir():
+                inside.append(entry)
+            elif entry.is_file() and is_local_name(entry.name):
+                files.add(prefix + entry.name)
+        except OSError:  # noqa: PERF203 - a link to itself, or to where one may not look
+            continue
+    for entry in inside:
+        name, way = f"{prefix}{entry.name}/", linked_from
+        if folders is not None:
+            folders.add(name)
+            continue
+        if entry.is_symlink():
+            way = (*linked_from, os.path.realpath(folder))
+            if _leads_back(entry.path, way):
+                continue
+        _scan_folder(entry.path, name, files, None, way)
+
+
+def _entries(folder: str) -> list[os.DirEntry]:
+    """Return what is in a folder; remove what killed processes left."""
     try:
         entries = list(os.scandir(folder))
     except (FileNotFoundError, NotADirectoryError):
-        return
-    for entry in entries:
-        name = entry.name
-        if name.startswith("."):
-            continue
-        if entry.is_dir():
-            if folders is None:
-                _scan_folder(entry.path, f"{prefix}{name}/", files, None)
-            else:
-                folders.add(f"{prefix}{name}/")
-        elif entry.is_file() and is_local_name(name):
-            files.add(prefix + name)
+        return []
+    except OSError as error:
+        warn(
+            f"The folder {folder} cannot be read: {(error.strerror or '').lower()}. "
+            "What is in it counts as not on disk."
+        )
+        return []
+    visible = [entry for entry in entries if not entry.name.startswith(".")]
+    if len(visible) < len(entries):
+        for entry in entries:
+            if entry.name.startswith(".") and entry.name.endswith((".tmp", ".part")):
+                remove_if_left(entry.path)
+    return visible
+
+
+def _leads_back(link: str, way: tuple[str, ...]) -> bool:
+    """Tell whether a link leads to a folder above one of those on the way to it."""
+    target = os.path.join(os.path.realpath(link), "")
+    return any(os.path.join(folder, "").startswith(target) for folder in way)
+
+
+def hidden_on_disk(data_dir: str, ids: Iterable[str]) -> set[str]:
+    """Return which of some files are on disk, of those with a hidden name.
+
+    The dataset has such files, as FreeSurfer writes some. The scan of the disk passes
+    over hidden names, since most are of the operating system.
+    """
+    hidden = (path for path in ids if "/." in path or path.startswith("."))
+    return {path for path in hidden if os.path.isfile(local_path(data_dir, path))}
 
 
 @contextlib.contextmanager
@@ -78,6 +133,13 @@ def whole_file(file: str | os.PathLike, mode: int = 0o666) -> Iterator[BinaryIO]
 
     It is written under a hidden name beside its own, and renamed at the end of the
     block; where the block fails, nothing is left.
+
+    Raises
+    ------
+    DiskSpaceError
+        If the disk is full.
+    DataDirectoryError
+        If its folder cannot be made or written.
 
     Examples
     --------
@@ -88,24 +150,83 @@ def whole_file(file: str | os.PathLike, mode: int = 0o666) -> Iterator[BinaryIO]
     >>> os.listdir(folder + "/new")
     ['table.csv']
     """
-    file = Path(file)
-    file.parent.mkdir(parents=True, exist_ok=True)
+    target = os.fspath(file)
+    folder = os.path.dirname(target)
     owner = new_owner()
-    temporary = temporary_path(os.fspath(file), owner)
-    sweep(os.path.dirname(temporary))
-    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    temporary = temporary_path(target, owner)
     try:
-        descriptor = os.open(temporary, flags, mode)
+        make_folder(folder)
+        sweep(folder)
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+        with _errors_named(folder):
+            descriptor = os.open(temporary, flags, mode)
         try:
-            with os.fdopen(descriptor, "w+b") as stream:
+            with _full_disk_named(folder), os.fdopen(descriptor, "w+b") as stream:
                 yield stream
-            os.replace(temporary, file)
+            with _errors_named(folder):
+                os.replace(temporary, target)
         except BaseException:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
             raise
     finally:
         forget(owner)
+
+
+def make_folder(folder: str) -> None:
+    """Make a folder, and those above it.
+
+    Raises
+    ------
+    DiskSpaceError, DataDirectoryError
+        If it cannot be made.
+    """
+    with _errors_named(folder):
+        os.makedirs(folder or ".", exist_ok=True)
+
+
+@contextlib.contextmanager
+def readable() -> Iterator[None]:
+    """Let the error of a file that this user may not read say so, by a name of ours."""
+    try:
+        yield
+    except DataDirectoryError:
+        raise
+    except PermissionError as error:
+        raise unreadable(error.filename) from error
+
+
+def unreadable(file: str) -> DataDirectoryError:
+    """Return the error of a file that this user may not read."""
+    return DataDirectoryError(
+        f"{file} cannot be read: permission denied. It may belong to another user; ask "
+        "for the right to read it, or name another data_dir.",
+        errno.EACCES,
+        file,
+    )
+
+
+@contextlib.contextmanager
+def _errors_named(folder: str) -> Iterator[None]:
+    """Let errors of writing to a folder name it, and say what to do."""
+    try:
+        yield
+    except OSError as error:
+        named = folder_error(error, folder)
+        if named is error:
+            raise
+        raise named from error
+
+
+@contextlib.contextmanager
+def _full_disk_named(folder: str) -> Iterator[None]:
+    """Let the error of a full disk name it; other errors are of what is written."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL or error.filename:
+            raise
+        raise folder_error(error, folder) from error
 
 
 def write_atomically(file: Path, content: bytes | bytearray, mode: int = 0o666) -> None:

@@ -1,4 +1,4 @@
-"""What can be had before anything is downloaded: listings, the disk, earlier versions.
+"""Files before anything is downloaded: listings, the disk, earlier versions.
 
 Gathered once, and not changed afterwards::
 
@@ -42,7 +42,7 @@ from laion_fmri_fetchers.query.filters import ResultFilter, admits
 from laion_fmri_fetchers.query.selection import Selection
 
 from .catalog import Catalog, Wanted, in_order, look
-from .files import files_on_disk, local_path
+from .files import files_on_disk, hidden_on_disk, local_path
 from .made_here import is_leftover, resampled_originals
 from .notes import Note, read_notes
 from .settings import Settings
@@ -64,9 +64,9 @@ class Inventory(NamedTuple):
     on_disk: frozenset[str]
     """Ids of files on disk, or of which a resampled image is."""
     absent: frozenset[str]
-    """Ids of files that cannot be had: offline, and not on disk."""
+    """Ids of files that are unavailable: offline, and not on disk."""
     objects: dict[str, Any]
-    """id -> what the bucket lists."""
+    """id -> object listed by the bucket."""
     error: BucketError | None
     """Why the bucket, though asked, did not answer."""
 
@@ -150,6 +150,7 @@ def take_inventory(
         on_disk |= set(filter(is_wanted, originals))
     # Saved listings may hold more than was asked for; the scan of the disk does not.
     ids = set(filter(is_wanted, catalog.objects))
+    on_disk |= hidden_on_disk(settings.data_dir, ids - on_disk)
     if not settings.overwrites:
         ids |= on_disk
     files = []
@@ -190,7 +191,7 @@ def take_inventory_of_subjects(
 
 
 def find_subjects(settings: Settings) -> tuple[tuple[str, ...], Catalog]:
-    """Return the subjects that any tree has, and what is at the top of the bucket."""
+    """Return the subjects that any tree has, and the catalog of the top level."""
     levels: list[Wanted] = [(tree, "/") for tree in TREES]
     top = _look([*levels, (DERIVATIVES, "/")], settings)
     folders = set(top.folders)
@@ -203,7 +204,7 @@ def find_subjects(settings: Settings) -> tuple[tuple[str, ...], Catalog]:
 def trees_of(image_filter: ResultFilter, settings: Settings) -> list[str]:
     """Return the trees in which files of the selected image types may lie.
 
-    Time series, hundreds of GB a subject, must be named: a term that any type passes,
+    Time series, hundreds of GB per subject, must be named: a term that any type passes,
     such as ``NotNull()``, does not reach them.
     """
 

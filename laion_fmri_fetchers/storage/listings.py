@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from .files import write_atomically
-from .state import state_path
+from .state import state_files, state_path
 
 if TYPE_CHECKING:
     pass
+
+
+_LISTINGS = "listings"
 
 
 _TOP = "top"
@@ -41,13 +44,13 @@ def save_listing(data_dir: str, listing: dict[str, Any]) -> None:
     content += _END
     name = _listing_name(listing["prefix"]) + ".level" * bool(listing["delimiter"])
     with contextlib.suppress(OSError):
-        write_atomically(state_path(data_dir, "listings", f"{name}.json"), content)
+        write_atomically(state_path(data_dir, _LISTINGS, f"{name}.json"), content)
 
 
 def saved_listings(
     data_dir: str, wanted: Iterable[tuple[str, str]]
 ) -> list[dict[str, Any]]:
-    """Return the listings kept that tell of some prefixes.
+    """Return the saved listings that cover some prefixes.
 
     Parameters
     ----------
@@ -64,7 +67,7 @@ def saved_listings(
     """
     names = [(quote(prefix, safe=""), delimiter) for prefix, delimiter in wanted]
     listings = []
-    for file in state_path(data_dir, "listings").glob("*.json"):
+    for file in state_files(data_dir, _LISTINGS):
         name = file.name.removesuffix(".json").removesuffix(".level")
         name = "" if name == _TOP else name
         if any(w.startswith(name) or (not d and name.startswith(w)) for w, d in names):
@@ -89,7 +92,7 @@ def _read_listing(file: Path) -> Any:
 
 
 def _is_listing(listing: Any, name: str) -> bool:
-    """Tell whether what a file holds is a listing of the prefix in its name."""
+    """Return whether a file's content is a listing of the prefix in its name."""
     match listing:
         case {
             "prefix": str(prefix),

@@ -1,4 +1,4 @@
-"""Images that this package resampled, told from those of the dataset."""
+"""Images that this package resampled, told apart from those of the dataset."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from laion_fmri_fetchers.layout.trees import FUNCTIONAL_GRID, MADE_HERE
 from .files import local_path
 
 MARK = "resampled: "
-"""What the description in the header of a resampled image begins with."""
+"""Beginning of the description in the header of a resampled image."""
 
 _DESCRIPTION = slice(148, 228)
 """Where a NIfTI-1 header has its description (``descrip``)."""
@@ -34,7 +34,7 @@ def is_leftover(file: str, record: dict[str, Any]) -> bool:
     file : str
         Its path.
     record : dict
-        What its name tells.
+        Its fields, from its name.
     """
     if not can_be_resampled(record) or record["res"] in (None, FUNCTIONAL_GRID):
         return False

@@ -14,11 +14,13 @@ from laion_fmri_fetchers.exceptions import UnsafeKeyError
 from laion_fmri_fetchers.layout.keys import clean_key
 
 from .files import write_atomically
-from .state import state_path
+from .state import state_files, state_path
 
 if TYPE_CHECKING:
     pass
 
+
+_NOTES = "fetched"
 
 _MANY_NOTES = 50
 
@@ -61,8 +63,8 @@ def note_removed(data_dir: str, ids: Iterable[str]) -> None:
 
 
 def _add_notes(data_dir: str, notes: Mapping[str, Note | None]) -> None:
-    folder = state_path(data_dir, "fetched")
-    before = sorted(folder.glob("*.json"))
+    folder = state_path(data_dir, _NOTES)
+    before = state_files(data_dir, _NOTES)
     with contextlib.suppress(OSError):
         if len(before) >= _MANY_NOTES:
             notes = {**read_notes(data_dir), **notes}
@@ -80,7 +82,7 @@ def read_notes(data_dir: str) -> dict[str, Note]:
     passed over: others may write to a shared directory.
     """
     notes: dict[str, Note] = {}
-    for file in sorted(state_path(data_dir, "fetched").glob("*.json")):
+    for file in state_files(data_dir, _NOTES):
         with contextlib.suppress(OSError, ValueError, RecursionError):
             content = json.loads(file.read_bytes())
             for path, values in content.items() if isinstance(content, dict) else ():

@@ -1,10 +1,12 @@
-"""The one way to get files that are missing: plan, say what will come, download.
+"""The one way to get missing files: plan, announce, download.
 
 plan ──▶ obtain ──▶ Outcome: what was downloaded, what failed and why
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Callable, Container, Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -40,7 +42,7 @@ class Planned(NamedTuple):
 
 
 class Source(NamedTuple):
-    """Where a gated file is, and what it must be."""
+    """Address, size and checksum of a gated file."""
 
     url: Callable[[bool], str]
     """Returns the current address; called with True, a new one."""
@@ -49,7 +51,7 @@ class Source(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What came of downloading: ids of what is on disk now, and what failed."""
+    """The outcome of downloading: ids of files on disk now, and failures."""
 
     fetched: frozenset[str] = frozenset()
     failed: tuple[Record, ...] = ()
@@ -118,7 +120,7 @@ def obtain(
     quiet : bool, default=False
         Whether small files are downloaded without a word.
     is_announced : bool, default=False
-        Whether it was said already what is downloaded.
+        Whether the download was announced already.
 
     Returns
     -------
@@ -133,9 +135,10 @@ def obtain(
     DownloadError
         If files failed otherwise; none of these errors with ``allow_missing``.
     """
-    if not planned:
-        return Outcome()
     settings = inventory.settings
+    if not planned:
+        _clean_leftovers(settings)
+        return Outcome()
     files = {item.record["id"]: item.record for item in planned}
     needed = [path for path in files if path not in optional]
     if inventory.error and not needed:
@@ -168,7 +171,7 @@ def download(
     sources: Mapping[str, Source] = MappingProxyType({}),
     verbose: int | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Download files, and note which version came of those of the bucket.
+    """Download files, and note the versions of those from the bucket.
 
     Parameters
     ----------
@@ -226,6 +229,19 @@ def download(
     return failed
 
 
+def _clean_leftovers(settings: Settings) -> None:
+    """Remove unfinished files that nobody needs: downloading does, where there is any.
+
+    They may be those of files that are replaced, and whole on disk.
+    """
+    folder = partial_dir(settings.data_dir)
+    with contextlib.suppress(OSError):
+        if not settings.is_offline and not settings.dry_run and os.listdir(folder):
+            from laion_fmri_fetchers.transfer import leftovers
+
+            leftovers.clean(str(folder))
+
+
 def planned_size(planned: Iterable[Planned]) -> int:
     """Return the bytes of planned files."""
     return sum(item.record["size"] or 0 for item in planned)
@@ -242,12 +258,12 @@ def _raise_if_any(failed: list[Record], n_files: int) -> None:
     if held_out:
         raise HeldOutSessionError(
             f"{listed(list(held_out))}: files held out for evaluation, which the "
-            "bucket denies (status 403). Leave such sessions out of sessions."
+            "bucket denies (status 403). Leave these out of sessions."
         )
     reasons = [f"  {rec['id']}: {rec['reason']}" for rec in failed]
     raise DownloadError(
         f"{len(failed)} of {counted(n_files, 'file')} could not be downloaded. Files "
-        "that arrived stay, and the same call goes on from there; allow_missing=True "
+        "that arrived stay, and the same call resumes from there; allow_missing=True "
         "leaves the others out.\n" + "\n".join(reasons),
         failed=failed,
     )

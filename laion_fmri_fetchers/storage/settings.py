@@ -1,7 +1,8 @@
-"""How a fetcher works, as against what it selects: mode, directory, connections."""
+"""How a fetcher works, whatever it selects: mode, directory, connections."""
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import NamedTuple
 
@@ -10,10 +11,13 @@ from laion_fmri_fetchers.messages import warn
 from laion_fmri_fetchers.query.arguments import (
     check_mode,
     check_positive,
+    check_timeout,
     check_verbose,
 )
+from laion_fmri_fetchers.transfer.disks import nearest, no_folder_error
 
-from .data_dir import get_data_dir, is_writable
+from .data_dir import get_data_dir, is_writable, make_data_dir
+from .state import partial_dir
 
 
 class Settings(NamedTuple):
@@ -68,7 +72,9 @@ def make_settings(
     Raises
     ------
     InvalidQueryError
-        If an argument is not valid.
+        If an argument is not valid, or the directory cannot be made.
+    DataDirectoryError
+        If a file is in the place of a folder that is needed.
 
     Warns
     -----
@@ -77,27 +83,35 @@ def make_settings(
     """
     mode = check_mode(mode)
     check_positive(n_connections, "n_connections", whole=True)
-    check_positive(timeout, "timeout")
+    timeout = check_timeout(timeout)
     folder = get_data_dir(data_dir)
     read_only = mode != "offline" and not is_writable(folder)
     if read_only and not os.path.isdir(folder):
         raise InvalidQueryError(
-            f"The data directory {folder} cannot be made: you may not write there. "
+            f"The data directory {folder} cannot be made (Permission denied). "
             "Name another data_dir."
         )
+    locked = f"data directory {folder}"
+    if mode != "offline" and not read_only:
+        state = nearest(str(partial_dir(folder)))
+        if not os.path.isdir(state):
+            raise no_folder_error(state, errno.ENOTDIR)
+        read_only, locked = not is_writable(state), f"folder {state}"
     if read_only:
         warn(
-            f"The data directory {folder} cannot be written: working offline with what "
-            "is in it. Name another data_dir to download; mode='offline' does without "
-            "this warning."
+            f"The {locked} cannot be written: working offline with what "
+            "is on disk. Name another data_dir to download; mode='offline' does "
+            "without this warning."
         )
         mode = "offline"
+    if mode != "offline":
+        make_data_dir(folder)
     return Settings(
         mode,
         folder,
         bool(allow_missing),
         int(n_connections),
-        float(timeout),
+        timeout,
         check_verbose(verbose),
         bool(dry_run),
         is_read_only=read_only,

@@ -1,4 +1,4 @@
-"""The state folder: what is kept in the data directory beside the data.
+"""The state folder, in the data directory beside the data.
 
 Data files mirror the bucket below the data directory. Beside them, the folder
 ``.laion_fmri`` keeps::
@@ -10,6 +10,7 @@ Data files mirror the bucket below the data directory. Beside them, the folder
     fetched/*.json        which version of which file was fetched
     trials/sub-XX.columns trial tables of a subject, parsed
     brain_masks/          brain masks derived where the bucket has none
+    voxels/sub-XX/ses-YY/ voxels of betas with all trials side by side
     splits/*/*.json       train/test splits by pool, with where they were read
     partial/              unfinished downloads
 
@@ -21,6 +22,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,6 +38,19 @@ if TYPE_CHECKING:
 def state_path(data_dir: str, *parts: str) -> Path:
     """Return a path in the state folder."""
     return Path(data_dir, STATE_FOLDER, *parts)
+
+
+def state_files(data_dir: str, folder: str) -> list[Path]:
+    """Return the JSON files in a folder of the state folder, sorted by name.
+
+    There are none where this user may not look.
+    """
+    path = state_path(data_dir, folder)
+    try:
+        names = os.listdir(path)
+    except OSError:
+        return []
+    return [path / name for name in sorted(names) if name.endswith(".json")]
 
 
 def license_marker(data_dir: str) -> Path:

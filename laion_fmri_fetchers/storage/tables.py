@@ -1,6 +1,6 @@
 """The dataset's small tables: of trials and of participants.
 
-Trial tables are checked, joined with what labels tell, and kept parsed. Parsing 150
+Trial tables are checked, joined with the fields of labels, and kept parsed. Parsing 150
 small text files takes longer than all else of an offline call, so the tables of a
 subject are kept together, column by column, as codes into distinct values. A table
 whose size or time of change differs is parsed again.
@@ -62,7 +62,7 @@ class _Tables(NamedTuple):
     runs: np.ndarray
     labels: np.ndarray
     kinds: list[list]
-    """Values of `LABEL_FIELDS`, of each kind of label there is."""
+    """Values of `LABEL_FIELDS` for each kind of label."""
 
 
 class _Part(NamedTuple):
@@ -89,7 +89,7 @@ def read_trials(data_dir: str, ids: list[str]) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        One row a trial, in the order of ``ids`` and of volumes within a session. The
+        One row per trial, in the order of ``ids`` and of volumes within a session. The
         columns are `TRIAL_FIELDS`; ``image_index`` is the position of the table in
         ``ids``.
 
@@ -245,7 +245,7 @@ def read_participants(file: str) -> dict[str, dict[str, Any]]:
 
 
 def _value(text: str) -> str | int | float | None:
-    """Return what a cell of a table says."""
+    """Return the value of a cell of a table."""
     if none_if_null(text) is None:
         return None
     if re.fullmatch(r"[+-]?\d+", text):
@@ -273,7 +273,7 @@ def _tables(data_dir: str, subject: str, ids: list[str]) -> _Tables:
 
 
 def _parse(data_dir: str, ids: list[str]) -> list[_Table]:
-    """Parse tables, all in one go where they are as they should be."""
+    """Parse tables, all at once where they are valid."""
     files = [Path(local_path(data_dir, one)) for one in ids]
     try:
         texts = [file.read_bytes().strip().partition(b"\n") for file in files]
@@ -290,9 +290,13 @@ def _parse(data_dir: str, ids: list[str]) -> list[_Table]:
             na_filter=False,
         )
         if len(frame) != sum(counts):
-            raise ValueError(f"{len(frame)} trials in {sum(counts)} lines")
+            raise ValueError(
+                f"{len(frame)} trials in {sum(counts)} lines"
+                if len(frame)
+                else "it has a header, but no trials"
+            )
         if frame["beta_index"].dtype.kind != "i":
-            raise ValueError("a beta_index is no whole number")
+            raise ValueError("a beta_index is not a whole number")
         frame["run"] = _runs(frame["run"])
         columns = [frame[name].to_numpy() for name in _Table._fields]
         return [
@@ -321,14 +325,14 @@ def _in_order(table: _Table) -> _Table:
         return table
     order = np.argsort(index, kind="stable")
     if index[order[0]] < 0 or (np.diff(index[order]) == 0).any():
-        raise ValueError("its beta_index is not one number a volume, from 0")
+        raise ValueError("its beta_index is not one number per volume, from 0")
     return _Table(*(column[order] for column in table))
 
 
 def _encode(
     subject: str, tables: dict[str, _Table], signatures: dict[str, list[int]]
 ) -> _Tables:
-    """Return tables as codes into distinct values, with what labels tell."""
+    """Return tables as codes into distinct values, with the fields of labels."""
     in_sequence = _in_sequence(subject, len(tables))
     counted = [*takewhile(tables.__contains__, in_sequence)]
     tables = {one: tables[one] for one in [*counted, *sorted({*tables} - {*counted})]}

@@ -19,7 +19,7 @@ from .inventory import Inventory, size_on_disk
 def compare_versions(
     files: list[Record], inventory: Inventory, fetched: Container[str]
 ) -> None:
-    """Complete records by what is on disk, and warn of versions that differ.
+    """Complete records from files on disk, and warn of versions that differ.
 
     Parameters
     ----------

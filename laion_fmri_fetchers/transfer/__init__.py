@@ -8,10 +8,12 @@
         ├ RangeDownload.fetch                      range_download, address
         │     Connections.ask, chunks ─▶ Session.ask_raw      connections
         ├ Partial.mismatch ─▶ ways_to_check        checksums
+        ├ folder_error, words_on_full_disk         disks
         └ Progress.show                            progress
 
     list_objects, list_many ─▶ in_sessions ─▶ Session.ask     bucket
         └ parse_page                               pages
+    RangeReader.read ─▶ JobQueue ─▶ Connections.ask, chunks   range_reader
     read_documents ─▶ Session.ask                  documents
 
     Session, in_sessions, tls, redirected          http: set up in one place

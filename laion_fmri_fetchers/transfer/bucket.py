@@ -1,4 +1,4 @@
-"""The bucket over HTTP: where it is, and listing what it holds.
+"""The bucket over HTTP: its address, and listing its objects.
 
     list_many ─▶ in_sessions, a few threads ─▶ _list: pages, one after the other
                                                  └ _page ─▶ Session.ask ─▶ parse_page
@@ -151,7 +151,7 @@ def list_many(
         functools.partial(_list, url, prefix, delimiter, most_bytes)
         for prefix, delimiter in wanted
     ]
-    message = f"Waiting for {url} to list what it holds ..."
+    message = f"Waiting for {url} to list its files ..."
     listings = dict(
         in_sessions(
             tasks,
@@ -197,7 +197,7 @@ def _list(
         if not (names and page.token and min(names) > last):
             raise BucketError(
                 f"The server breaks off {what}, or repeats it, without saying how "
-                f"to go on. {ADVICE}"
+                f"to continue. {ADVICE}"
             )
         last = max(names)
         query["continuation-token"] = page.token

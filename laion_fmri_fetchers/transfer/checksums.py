@@ -48,7 +48,7 @@ def check_file(
     sha256: str | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> str | None:
-    """Check a file against what is known of it.
+    """Check a file against its known size and checksums.
 
     Parameters
     ----------
@@ -139,7 +139,7 @@ def ways_to_check(
 
 
 def mismatch(chains: list[Chain], etag: str | None, sha256: str | None) -> str | None:
-    """Return what the hashes of a whole file say against it."""
+    """Return the mismatch of the hashes of a whole file."""
     if not chains:
         return None
     name, expected = (

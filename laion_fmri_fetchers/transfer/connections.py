@@ -41,7 +41,7 @@ as will arrive in that time. If the connection breaks, what a read was to bring 
 """
 
 _SLOW_READ = 2**15
-"""Bytes below which a read takes what has arrived, and loses nothing."""
+"""Bytes below which a read takes those that arrived, and loses nothing."""
 
 _SLOW = 0.25
 """Seconds after which less is written too, so that little is lost by a kill."""
@@ -276,7 +276,7 @@ class Connections:
     def _read(
         self, response: urllib3.BaseHTTPResponse, view: memoryview
     ) -> tuple[int, Fault | None]:
-        """Fill a large view; into a small one, read what has arrived."""
+        """Fill a large view; into a small one, read the bytes that arrived."""
         fault = None
         n = 0
         try:
@@ -296,7 +296,7 @@ class Connections:
             dismiss(response)
 
     def _network_fault(self, error: BaseException) -> Fault:
-        """Return an error in words that hold no address."""
+        """Return an error in words without an address."""
         kind, reason = trouble(error, self._timeout)
         limits, tries = policy.POLICY, None
         if kind.is_final:
@@ -321,7 +321,7 @@ def _judge(
     size: int | None,
     at_first: int,
 ) -> tuple[int, int, int, str | None]:
-    """Return start, stop, size and ETag of an answer that is what was asked for."""
+    """Return start, stop, size and ETag of the answer that was asked for."""
     status, headers, length = response.status, response.headers, _length(response)
     etag = bare(headers.get("ETag", "")) or None
     if status == 206:
@@ -349,7 +349,7 @@ def _judge(
 
 
 def _status_fault(response: urllib3.BaseHTTPResponse) -> Fault:
-    """Return an answer that is no success as a fault."""
+    """Return an unsuccessful answer as a fault."""
     status = response.status
     reason = f"status {status} {response.reason or ''}".rstrip()
     if status == 412:

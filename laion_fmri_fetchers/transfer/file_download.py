@@ -63,7 +63,7 @@ _NEXT = {
 
 
 class ObjectVersion(NamedTuple):
-    """What is known of the object: from the listing, then from the server.
+    """Facts about the object: from the listing, then from the server.
 
     ``is_confirmed`` says that size and ETag are the server's.
     """
@@ -119,7 +119,7 @@ class FileDownload:
     # From the lock to the ranges
 
     def open(self) -> None:
-        """Lock the file, reuse what others left of it, and queue ranges that lack."""
+        """Lock the file, reuse what others left of it, and queue the missing ranges."""
         run, size = self.run, self.version.size
         if run.hopeless:
             self._fail(run.hopeless)
@@ -276,7 +276,7 @@ class FileDownload:
 
     def _start_over(self, fault: Fault) -> None:
         progress = self.run.progress
-        progress.say(2, f"{self.id}: {fault.reason}; it is fetched anew")
+        progress.say(2, f"{self.id}: {fault.reason}; it is downloaded again")
         self.partial.close(keep=False)
         progress.arrived(-ranges.length(self.partial.done))
         with self.run.lock:

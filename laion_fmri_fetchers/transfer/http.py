@@ -194,7 +194,7 @@ class Session(requests.Session):
         return not self._stopped.wait(seconds)
 
     def note_progress(self) -> None:
-        """Take note that what is waited for goes on."""
+        """Take note of progress."""
         self._waits_since = time.monotonic()
 
     def note_rest(self) -> None:
@@ -383,7 +383,7 @@ def dismiss(response: urllib3.BaseHTTPResponse, most_bytes: int = 2**16) -> None
 
 
 def read_into(response: Any, view: memoryview) -> int:
-    """Fill a view with what is next of a body, unless that ends.
+    """Fill a view with the next bytes of a body, unless it ends.
 
     The ``readinto`` of urllib3 reads into new memory and copies that, which takes a
     quarter longer for large files. So this is that of the response of `http.client`

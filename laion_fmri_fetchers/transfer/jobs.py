@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 
 class Job(NamedTuple):
-    """What a thread is to do; of lower ``priority`` numbers the first come first."""
+    """Work for a thread; lower ``priority`` numbers come first, then earlier jobs."""
 
     do: Callable[[], None]
     priority: int
@@ -55,7 +55,7 @@ class JobQueue:
         return self._is_stopped
 
     def put(self, jobs: Iterable[Job]) -> None:
-        """Let jobs be done as soon as there is a thread for them."""
+        """Queue jobs for the next free threads."""
         with self._changed:
             for job in jobs:
                 self._n_put += 1
@@ -92,7 +92,7 @@ class JobQueue:
             thread.join(max(0.0, until - time.monotonic()))
 
     def _hire(self) -> None:
-        """Start or wake threads for what is ready; the queue's lock is held."""
+        """Start or wake threads for jobs that are ready; the queue's lock is held."""
         n_ready = len(self._ready)
         n_free = self._n_threads - len(self._threads)
         for _ in range(0 if self._is_stopped else min(n_ready - self._n_idle, n_free)):

@@ -35,7 +35,7 @@ class Leftover(NamedTuple):
     is_free: bool
 
     def fits(self, size: int | None, etag: str | None, sha256: str | None) -> bool:
-        """Tell whether it holds bytes of what is to be fetched."""
+        """Return whether it holds bytes of the wanted file."""
         header = self.header
         return (
             bool(self.done)
@@ -88,7 +88,7 @@ def _read_journal(journal: str) -> tuple[dict[str, Any], Ranges, bool]:
 
 
 def clean(folder: str, keep: Collection[str] = (), locks: bool = True) -> None:
-    """Remove what nobody will need any more.
+    """Remove files that are no longer needed.
 
     Parameters
     ----------

@@ -128,7 +128,7 @@ class Claim:
         return wait * random.uniform(0.5, 1.5)
 
     def give_back(self) -> None:
-        """Release what is held."""
+        """Release the lock."""
         name, self._name = self._name, None
         if name:
             self._table.give_back(name, self)

@@ -27,7 +27,7 @@ def _machine() -> str:
             with open("/proc/sys/kernel/random/boot_id") as stream:
                 parts.append(stream.read())
         except OSError:
-            # It cannot be told where process numbers are from: so trust none.
+            # Nothing says where process numbers are from, so none is trusted.
             parts.append(secrets.token_hex(8))
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 

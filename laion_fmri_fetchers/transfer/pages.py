@@ -40,7 +40,7 @@ class Page(NamedTuple):
 
 
 def parse_page(content: bytes, what: str) -> Page:
-    """Return what a page says.
+    """Return the content of a page.
 
     Expat makes sure that it is XML of the plainest kind. In such XML, regular
     expressions find the texts of elements, much faster than by way of a tree.

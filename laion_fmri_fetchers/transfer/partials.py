@@ -175,7 +175,7 @@ class Partial:
         return length(self.done) - before
 
     def mismatch(self) -> str | None:
-        """Return what is wrong with the whole file."""
+        """Return the mismatch of the whole file."""
         self.catch_up()
         wrong = mismatch(self.chains, self.etag, self.sha256)
         if wrong and len([*ways_to_check(self.size, self.etag, self.sha256)]) > 1:

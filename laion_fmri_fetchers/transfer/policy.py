@@ -52,7 +52,7 @@ class Policy:
         Seconds beyond a time-out until a socket is cut from outside, as its own
         time-out gives the better reason; and seconds that threads have to end.
     quiet : float
-        Seconds after which a user is told what is waited for.
+        Seconds of waiting after which a message says for what.
     service_patience : float
         Time-outs in which an answer of the access service, of a few kB, must be whole.
     range_size : int
@@ -124,7 +124,7 @@ POLICY = Policy()
 
 
 def retry_after(value: str) -> float | None:
-    """Return what a Retry-After says, in seconds from now; None if that is unclear.
+    """Return a Retry-After in seconds from now; None if it is unclear.
 
     >>> retry_after("7"), retry_after("0.5")
     (7.0, 0.5)

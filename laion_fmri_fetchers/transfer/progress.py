@@ -17,7 +17,7 @@ from . import policy
 
 
 class Progress:
-    """What has happened so far, and how it is shown.
+    """Events so far, and how they are shown.
 
     Parameters
     ----------
@@ -47,7 +47,7 @@ class Progress:
     # What happened
 
     def arrived(self, n_bytes: int) -> None:
-        """Count bytes on disk; a negative number takes back what was of no use."""
+        """Count bytes on disk; a negative number takes back useless ones."""
         with self._lock:
             self._arrived += n_bytes
 

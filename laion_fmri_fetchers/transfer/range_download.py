@@ -29,11 +29,11 @@ class RangeDownload(NamedTuple):
     n_tried: int = 0
 
     def job(self) -> Job:
-        """Return what a thread is to do, which is withdrawn with the file."""
+        """Return the job of a thread, which is withdrawn with the file."""
         return Job(self.fetch, RANGE_FIRST, self.file)
 
     def fetch(self) -> None:
-        """Fetch the range; what lacks in the end is tried again, or fails the file."""
+        """Fetch the range; the missing end is tried again, or the file fails."""
         file, run = self.file, self.file.run
         place = noted = self.start
         stop, fault = self.stop, None
@@ -96,7 +96,7 @@ class RangeDownload(NamedTuple):
         return reply
 
     def _note(self, reply: RangeReply) -> None:
-        """Take note of what an answer says of the object; the lock is held."""
+        """Take note of an answer's facts about the object; the lock is held."""
         file = self.file
         file.address.note_answer()
         version = file.version._replace(

@@ -1,4 +1,4 @@
-"""Ranges of bytes: joined, cut, and what lacks between them."""
+"""Ranges of bytes: joined, cut, and the gaps between them."""
 
 from __future__ import annotations
 

@@ -28,20 +28,18 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from laion_fmri_fetchers.exceptions import DiskSpaceError
 from laion_fmri_fetchers.messages import readable_size, warn
 
 from . import leftovers, policy, ranges
 from .checksums import check_file, part_sizes
 from .connections import Connections, Fault
+from .disks import FULL, disk_space_error, folder_error, words_on_full_disk
 from .file_download import OPEN_LAST, FileDownload
 from .jobs import Job, JobQueue
 from .locks import LockTable
 from .progress import Progress
 
 __all__ = ["Download", "check_file", "download_files", "part_sizes"]
-
-_FULL = {getattr(errno, name, None) for name in ("ENOSPC", "EDQUOT")} - {None}
 
 
 class Download(NamedTuple):
@@ -54,7 +52,7 @@ class Download(NamedTuple):
     url : str or callable
         Its address, or a function ``url(renew)`` that returns the current address.
         After an answer that the address is no longer valid, the function is called
-        with True, once an expiry. Addresses that come from a function are secrets.
+        with True, once per expiry. Addresses that come from a function are secrets.
     path : Path
         Where it goes.
     size : int, optional
@@ -103,7 +101,7 @@ def download_files(
     max_consecutive_fails : int, default=100
         Failed files in a row after which the rest is not tried.
     verbose : int, default=1
-        0: silent, 1: progress, 2: also a line a file, 3: also retries.
+        0: silent, 1: progress, 2: also one line per file, 3: also retries.
     changed : dict, optional
         Filled with id -> (size in bytes, ETag) of objects that were no longer what was
         listed, and came in their new version.
@@ -111,15 +109,15 @@ def download_files(
     Returns
     -------
     list of dict
-        One dict a file that failed: its ``id``, the ``reason``, and the HTTP
+        One dict per file that failed: its ``id``, the ``reason``, and the HTTP
         ``status`` or None. Empty when all is well.
 
     Raises
     ------
     DiskSpaceError
         If there is not enough space, before the first byte; or if the disk fills.
-    OSError
-        If the folder of unfinished files cannot be used.
+    DataDirectoryError
+        If the folder of unfinished files cannot be made or written.
 
     Warns
     -----
@@ -139,7 +137,7 @@ def download_files(
     wanted = list(downloads)
     if not wanted:
         return []
-    os.makedirs(folder, exist_ok=True)
+    _make_folder(folder)
     run = Run(
         wanted,
         folder,
@@ -168,6 +166,16 @@ def download_files(
             version = file.version
             changed[file.id] = (version.size, version.etag, version.last_modified)
     return [file.failure for file in run.files if file.failure]
+
+
+def _make_folder(folder: str) -> None:
+    """Make the folder of unfinished files, and see that it can be written."""
+    try:
+        os.makedirs(folder, exist_ok=True)
+        if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise folder_error(error, folder) from None
 
 
 class Run:
@@ -221,7 +229,7 @@ class Run:
         return min(policy.POLICY.small_file, self.step)
 
     def check_space(self) -> None:
-        """Raise if the disk is too small for what is left to fetch.
+        """Raise if the disk is too small for the remaining bytes.
 
         Leftovers are freed once they are copied, a file's at a time.
         """
@@ -235,7 +243,7 @@ class Run:
             largest = max(largest, saved)
         free = shutil.disk_usage(self.folder).free
         if need + largest > free:
-            raise _disk_error(
+            raise disk_space_error(
                 f"{readable_size(need + largest)} are needed in {self.folder}, but "
                 f"{readable_size(free)} are free. Make space, use another data "
                 "directory, or select less."
@@ -254,7 +262,7 @@ class Run:
             self.progress.close()
 
     def stop(self) -> None:
-        """Stop all threads; what is unfinished stays for a later call."""
+        """Stop all threads; unfinished files stay for a later call."""
         self.queue.stop()
         if self._ends.n_left:
             self.connections.cut()
@@ -293,11 +301,14 @@ class Run:
 
     def end_if_full(self, error: OSError) -> None:
         """End the run if an error says that a disk is full."""
-        if error.errno in _FULL:
+        if error.errno in FULL:
             folder = os.path.dirname(str(error.filename or "")) or self.folder
-            text = _words_on_full_disk(error.errno or 0, folder)
-            message = f"{text}. What arrived stays; make space and call again to go on."
-            self._end(_disk_error(message, error.errno or 0))
+            text = words_on_full_disk(error.errno or 0, folder)
+            message = (
+                f"{text}. Files that arrived stay; make space, then repeat the call to "
+                "resume."
+            )
+            self._end(disk_space_error(message, error.errno or 0))
 
     def _end(self, error: BaseException) -> None:
         """End the run; the caller's thread raises the error."""
@@ -314,23 +325,3 @@ class _Ends:
         self.n_left, self.most_failed = n_files, most_failed
         self.n_failed_in_a_row = 0
         self.finished = threading.Event()
-
-
-def _words_on_full_disk(number: int, folder: str) -> str:
-    """Return what is used up; free bytes are named only where they are what lacks."""
-    text = os.strerror(number)
-    if number != errno.ENOSPC:
-        return f"{text} in {folder}"
-    if hasattr(os, "statvfs") and os.path.isdir(folder):
-        disk = os.statvfs(folder)
-        if disk.f_files and not disk.f_favail:
-            return f"{text} for another file (inode), though for bytes, in {folder}"
-    return (
-        f"{text}: {readable_size(shutil.disk_usage(folder).free)} are free in {folder}"
-    )
-
-
-def _disk_error(message: str, number: int = errno.ENOSPC) -> DiskSpaceError:
-    error = DiskSpaceError(message)
-    error.errno = number
-    return error

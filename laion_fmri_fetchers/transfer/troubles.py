@@ -1,4 +1,4 @@
-"""What errors of requests and urllib3 mean, in words that hold no address.
+"""The meaning of errors of requests and urllib3, in words without an address.
 
 An error of these wraps others, several deep, and its text may show a presigned URL. So
 the text is left alone: kind and cause are found along the chain.
@@ -25,7 +25,7 @@ from urllib3.exceptions import (
 )
 
 ERRORS = (requests.RequestException, HTTPError, OSError, ValueError)
-"""What requests and urllib3 raise where there is no answer, or none that is whole."""
+"""Errors of requests and urllib3 without an answer, or without a whole one."""
 
 
 class Kind(enum.Enum):
@@ -51,14 +51,14 @@ class Kind(enum.Enum):
 
 
 class Trouble(NamedTuple):
-    """What an error means, in words without an address, as that may be a secret."""
+    """The meaning of an error, in words without an address, which may be secret."""
 
     kind: Kind
     reason: str
 
 
 class SetupError(OSError):
-    """What the environment says of certificates cannot be used."""
+    """The certificates named by the environment cannot be used."""
 
 
 class RedirectError(Exception):
@@ -66,7 +66,7 @@ class RedirectError(Exception):
 
 
 def trouble(error: BaseException, timeout: float) -> Trouble:
-    """Return what an error of requests or urllib3 means."""
+    """Return the meaning of an error of requests or urllib3."""
     errors = list(_chain(error))
     return (
         _trouble_of_setup(errors)

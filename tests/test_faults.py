@@ -1,0 +1,547 @@
+"""Disks and folders that fail: each error is named, and nothing half-made stays."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import gate_fixtures
+import h5py
+import numpy as np
+import pytest
+from conftest import unprivileged
+
+from laion_fmri_fetchers import (
+    DataDirectoryError,
+    DiskSpaceError,
+    DownloadError,
+    LaionFmriError,
+    NotCachedError,
+    accept_license,
+    dataset_initialize,
+    fetch_laion_embeddings,
+    fetch_laion_fmri,
+    fetch_laion_stimuli,
+    fetch_laion_stimulus_metadata,
+    get_subjects,
+    load_betas,
+    load_stimuli,
+    status,
+    verify_cache,
+)
+from laion_fmri_fetchers.layout.trees import ARCHIVE
+from laion_fmri_fetchers.transfer import owners
+
+access = gate_fixtures.access
+secrets_of_test = gate_fixtures.secrets_of_test
+
+GONE = 2**22 + 1
+"""A number that no process of this machine has."""
+
+
+def fetch(*args, **kwargs):
+    return fetch_laion_fmri(*args, **{"verbose": 0, **kwargs})
+
+
+def fetch_stimuli(*args, **kwargs):
+    return fetch_laion_stimuli(*args, **{"verbose": 0, **kwargs})
+
+
+def below(folder):
+    """All files below a folder, hidden ones too."""
+    return sorted(str(f.relative_to(folder)) for f in folder.rglob("*") if f.is_file())
+
+
+def hidden(folder):
+    """The hidden files below a folder, and unfinished ones."""
+    return [
+        name
+        for name in below(folder)
+        if os.path.basename(name).startswith(".") or "/partial/" in name
+    ]
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A function that mounts a file system of some size at a folder."""
+    mounted = []
+
+    def mount(folder, options):
+        folder.mkdir(parents=True, exist_ok=True)
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+        if subprocess.run(command, capture_output=True, check=False).returncode:
+            pytest.skip("mounting is not allowed")
+        mounted.append(folder)
+        return folder
+
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.fixture
+def of_others(cached_folder, reachable):
+    """A cached data directory of another user, and a way to close parts of it."""
+    folder = reachable / "laion_fmri"
+    shutil.copytree(cached_folder, folder)
+    # What is imported late, an unprivileged user may not read.
+    fetch(mode="offline", data_dir=folder)
+    verify_cache(data_dir=folder, verbose=0)
+    for path in [folder, *folder.rglob("*")]:
+        path.chmod(0o777 if path.is_dir() else 0o666)
+    yield folder
+    for path in [folder, *folder.rglob("*")]:
+        path.chmod(0o755)
+
+
+# --- Folders that cannot be written ----------------------------------------------
+
+
+def test_resampling_where_one_may_not_write(of_others):
+    target = of_others / "derivatives"
+    target.chmod(0o555)
+    with unprivileged(), pytest.raises(DataDirectoryError) as caught:
+        fetch(sessions=1, resolution=12, mode="offline", data_dir=of_others)
+    assert f"The folder {target} cannot be written: permission denied" in str(
+        caught.value
+    )
+    assert isinstance(caught.value, (LaionFmriError, PermissionError))
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+
+
+def test_resampling_on_a_read_only_file_system(cached, small_disk):
+    folder = small_disk(cached / "derivatives/laion-fmri-fetchers", "ro,size=1m")
+    with pytest.raises(DataDirectoryError) as caught:
+        fetch(sessions=1, resolution=12, mode="offline")
+    assert f"{folder} cannot be written: read-only file system" in str(caught.value)
+    assert len(fetch(sessions=1, mode="offline").images) == 1
+
+
+def test_extracting_where_one_may_not_write(access, monkeypatch, data_dir, small_disk):
+    monkeypatch.setenv("LAION_FMRI_REQUEST_ID", access.grant())
+    names = list(fetch_stimuli(max_images=3).metadata.index)
+    folder = small_disk(data_dir / "stimuli/images", "ro,size=1m")
+    with pytest.raises(DataDirectoryError) as caught:
+        fetch_stimuli(names, extract=True)
+    assert f"{folder} cannot be written: read-only file system" in str(caught.value)
+    assert len(fetch_stimuli(names, mode="offline").metadata) == 3
+
+
+def test_a_file_in_the_place_of_extracted_images(access, monkeypatch, data_dir):
+    monkeypatch.setenv("LAION_FMRI_REQUEST_ID", access.grant())
+    fetch_stimuli(max_images=3)
+    file = data_dir / "stimuli/images"
+    file.touch()
+    with pytest.raises(DataDirectoryError, match=f"{file} is a file"):
+        fetch_stimuli(max_images=3, extract=True)
+
+
+def test_terms_that_cannot_be_kept(reachable, monkeypatch):
+    monkeypatch.setenv("LAION_FMRI_LICENSE", "I AGREE")
+    with unprivileged(), pytest.raises(DataDirectoryError) as caught:
+        accept_license(reachable / "new" / "data")
+    assert f"The folder {reachable} cannot be written" in str(caught.value)
+
+
+def test_a_data_directory_that_no_user_can_make(environment):
+    with pytest.raises(DataDirectoryError, match=r"/proc/laion cannot be made"):
+        dataset_initialize("/proc/laion")
+    with pytest.raises(DataDirectoryError, match=r"/proc/laion/.laion_fmri cannot"):
+        accept_license_there("/proc/laion")
+
+
+def accept_license_there(folder):
+    os.environ["LAION_FMRI_LICENSE"] = "I AGREE"
+    try:
+        accept_license(folder)
+    finally:
+        del os.environ["LAION_FMRI_LICENSE"]
+
+
+@pytest.mark.parametrize("closed", [".laion_fmri", ".laion_fmri/partial"])
+def test_a_state_folder_of_another_user(of_others, server, closed):
+    partial = of_others / ".laion_fmri/partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    folder = of_others / closed
+    folder.mkdir(exist_ok=True)
+    folder.chmod(0o555)
+    before = fetch(mode="offline", data_dir=of_others)
+    (of_others / "participants.tsv").unlink()
+    with (
+        unprivileged(),
+        pytest.warns(
+            UserWarning, match=f"The folder {folder}.* cannot be written: wor"
+        ),
+    ):
+        data = fetch(data_dir=of_others)
+    assert data.images == before.images
+    with (
+        unprivileged(),
+        pytest.warns(UserWarning, match="cannot be written"),
+        pytest.raises(NotCachedError, match="not on disk.*name another data_dir"),
+    ):
+        fetch(image_type="fracridge", sessions=1, data_dir=of_others)
+
+
+def test_a_state_folder_that_may_not_be_read(of_others, server):
+    expected = fetch(mode="offline", data_dir=of_others).images
+    (of_others / ".laion_fmri").chmod(0)
+    with unprivileged():
+        assert fetch(mode="offline", data_dir=of_others).images == expected
+        status(data_dir=of_others)
+        assert len(verify_cache(data_dir=of_others, verbose=0)) > 0
+        with pytest.warns(UserWarning, match="cannot be written"):
+            assert fetch(data_dir=of_others).images == expected
+
+
+def test_a_folder_that_may_not_be_read(of_others, server):
+    folder = of_others / "derivatives/rois/sub-01/face"
+    folder.chmod(0)
+    expected = f"The folder {folder} cannot be read: permission denied"
+    with unprivileged(), pytest.warns(UserWarning, match=expected):
+        data = fetch(rois="PPA", mode="offline", data_dir=of_others)
+    assert [meta["roi"] for meta in data.rois_meta] == ["PPA"]
+    with (
+        unprivileged(),
+        pytest.warns(UserWarning, match=expected),
+        pytest.raises(NotCachedError, match="FFA1"),
+    ):
+        fetch(rois="FFA1", mode="offline", data_dir=of_others)
+    with (
+        unprivileged(),
+        pytest.warns(UserWarning, match=expected),
+        pytest.raises(DownloadError, match=r"face/.*cannot be written: permission"),
+    ):
+        fetch(rois="FFA1", data_dir=of_others)
+
+
+@pytest.mark.parametrize("pattern", ["*ses-02*_trials.tsv", "participants.tsv"])
+def test_a_table_that_may_not_be_read(of_others, pattern):
+    shutil.rmtree(of_others / ".laion_fmri/trials")
+    file = next(of_others.rglob(pattern))
+    file.chmod(0)
+    with unprivileged(), pytest.raises(DataDirectoryError) as caught:
+        fetch(mode="offline", data_dir=of_others)
+    assert f"{file} cannot be read: permission denied" in str(caught.value)
+
+
+def test_an_image_that_may_not_be_read(of_others):
+    data = fetch(mode="offline", sessions=1, data_dir=of_others)
+    load_betas(data, rois="FFA1")
+    for file in (data.brain_masks["sub-01"], data.images[0]):
+        Path(file).chmod(0)
+        with unprivileged(), pytest.raises(DataDirectoryError) as caught:
+            load_betas(data, rois="FFA1")
+        assert f"{file} cannot be read: permission denied" in str(caught.value)
+        Path(file).chmod(0o666)
+
+
+def test_a_table_of_stimuli_that_may_not_be_read(of_others, server):
+    query = {"data_dir": of_others, "verbose": 0}
+    file = Path(fetch_laion_stimulus_metadata(**query).metadata_file)
+    file.chmod(0)
+    with unprivileged(), pytest.raises(DataDirectoryError, match=f"{file} cannot be"):
+        fetch_laion_stimulus_metadata(mode="offline", **query)
+
+
+@pytest.mark.parametrize("name", [".laion_fmri", ".laion_fmri/partial"])
+def test_a_file_in_the_place_of_a_state_folder(cached, server, name):
+    expected = fetch(mode="offline").images
+    shutil.rmtree(cached / name, ignore_errors=True)
+    (cached / name).touch()
+    for call in (
+        lambda: fetch(image_type="fracridge"),
+        lambda: fetch(mode="overwrite"),
+    ):
+        with pytest.raises(DataDirectoryError, match=f"{cached / name} is a file"):
+            call()
+    assert fetch(mode="offline").images == expected
+    assert get_subjects() == ["sub-01", "sub-03"]
+    status()
+    verify_cache(verbose=0)
+
+
+@pytest.mark.parametrize("name", ["listings", "fetched", "trials", "brain_masks"])
+def test_a_file_in_the_place_of_a_folder_of_notes(cached, server, name):
+    expected = fetch(mode="offline").images
+    shutil.rmtree(cached / ".laion_fmri" / name, ignore_errors=True)
+    (cached / ".laion_fmri" / name).touch()
+    assert fetch(mode="offline").images == expected
+    assert len(fetch(sessions=1, image_type="fracridge").images) == 1
+
+
+# --- Disks that are full ---------------------------------------------------------
+
+
+def test_a_disk_that_fills_while_resampling(cached, small_disk):
+    folder = small_disk(cached / "derivatives/laion-fmri-fetchers", "size=64k")
+    query = {"rois": None, "sessions": [1, 2], "resolution": 9, "mode": "offline"}
+    with pytest.raises(DiskSpaceError, match=f"full.*free in {folder}") as caught:
+        fetch(**query)
+    assert caught.value.errno == 28
+    assert hidden(folder) == []
+    for sidecar in folder.rglob("*_statmap.json"):
+        assert sidecar.with_suffix(".nii.gz").exists()
+    subprocess.run(["mount", "-o", "remount,size=64m", str(folder)], check=True)
+    assert len(fetch(**query).images) == 2
+    assert len(list(folder.rglob("*Betas_statmap.json"))) == 2
+
+
+def test_a_disk_without_inodes_while_resampling(cached, small_disk):
+    folder = small_disk(cached / "derivatives/laion-fmri-fetchers", "nr_inodes=9")
+    with pytest.raises(DiskSpaceError, match="inode") as caught:
+        fetch(resolution=12, mode="offline")
+    assert "are free" not in str(caught.value)
+    assert hidden(folder) == []
+
+
+def test_a_disk_that_is_full_of_images(access, monkeypatch, data_dir, small_disk):
+    monkeypatch.setenv("LAION_FMRI_REQUEST_ID", access.grant())
+    fetch_stimuli(max_images=3)
+    folder = small_disk(data_dir / "stimuli/images", "size=64k")
+    with pytest.raises(DiskSpaceError, match=f"full.*are free in {folder}"):
+        fetch_stimuli(extract=True)
+    assert hidden(folder) == []
+    subprocess.run(["mount", "-o", "remount,size=64m", str(folder)], check=True)
+    images = fetch_stimuli(extract=True).images
+    assert len(images) == len(list(folder.iterdir())) > 20
+
+
+def test_terms_for_which_the_disk_is_full(small_disk, tmp_path, monkeypatch):
+    monkeypatch.setenv("LAION_FMRI_LICENSE", "I AGREE")
+    folder = small_disk(tmp_path / "full", "nr_inodes=1")
+    with pytest.raises(DiskSpaceError, match="inode"):
+        accept_license(folder)
+
+
+@pytest.mark.parametrize("options", ["size=64k", "nr_inodes=3", "ro,size=1m"])
+def test_results_that_cannot_be_kept(cached, small_disk, tmp_path, options):
+    data = fetch(rois="FFA1", sessions=[1, 2], mode="offline")
+    whole = {"rois": "brain", "verbose": 0}
+    betas = load_betas(data, **whole)
+    folder = small_disk(tmp_path / "results", options)
+    if options == "size=64k":  # joblib goes on, without what it could not keep
+        again = load_betas(data, memory=folder, **whole)
+        np.testing.assert_array_equal(again.data, betas.data)
+        return
+    error = DiskSpaceError if options == "nr_inodes=3" else DataDirectoryError
+    with pytest.raises(error, match=str(folder)):
+        load_betas(data, memory=folder, **whole)
+
+
+# --- What killed processes leave -------------------------------------------------
+
+
+def owner(process=GONE, machine=None):
+    """The name of a process that wrote."""
+    machine = machine or owners._machine()
+    return f"{owners._host()}-{machine}-{process}-0123456789ab"
+
+
+KILLED = """
+import os, signal, sys
+from laion_fmri_fetchers.storage.files import whole_file
+with whole_file(sys.argv[1]) as stream:
+    stream.write(b"half of it")
+    stream.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def kill_while_writing(file):
+    """Let a process be killed while it writes a file."""
+    subprocess.run([sys.executable, "-c", KILLED, str(file)], check=False)
+    (left,) = [name for name in os.listdir(file.parent) if name.startswith(".")]
+    return file.parent / left
+
+
+def test_what_is_left_of_a_killed_resampling_is_removed(cached):
+    data = fetch(sessions=1, resolution=12, mode="offline")
+    left = kill_while_writing(Path(data.images[0]))
+    fetch(sessions=1, resolution=12, mode="offline")
+    assert not left.exists()
+
+
+def test_what_is_left_of_a_killed_extraction_is_removed(access, monkeypatch, data_dir):
+    monkeypatch.setenv("LAION_FMRI_REQUEST_ID", access.grant())
+    (image,) = fetch_stimuli(max_images=1, extract=True).images
+    left = kill_while_writing(Path(image))
+    fetch_stimuli(max_images=1, extract=True)
+    assert not left.exists()
+
+
+@pytest.mark.parametrize("name", ["listings/x.json", "fetched/x.json", "trials/x.npz"])
+def test_what_is_left_of_killed_notes_is_removed(cached, server, name):
+    left = kill_while_writing(cached / ".laion_fmri" / name)
+    code = """
+from laion_fmri_fetchers import fetch_laion_fmri
+fetch_laion_fmri(sessions=1, image_type="fracridge", mode="overwrite", verbose=0)
+fetch_laion_fmri(verbose=0)
+"""
+    next(cached.rglob("*_trials.tsv")).touch()
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert not left.exists()
+
+
+def test_the_scan_of_the_disk_removes_what_is_left_for_certain(cached):
+    folder = cached / "derivatives/rois/sub-01/face"
+    elsewhere = owner(machine="0" * 16)
+    left = [
+        folder / f".{owner()}.tmp",
+        folder / f".{'a' * 24}.{owner()}.part",
+        folder / f".{elsewhere}.tmp",
+        folder / ".4194305-0123456789abcdef.tmp",
+    ]
+    kept = [
+        folder / f".{owner(os.getppid())}.tmp",
+        folder / f".{owner(machine='1' * 16)}.tmp",
+        folder / ".4194306-0123456789abcdef.tmp",
+        folder / ".notes.tmp",
+        folder / ".DS_Store",
+    ]
+    for file in (*left, *kept):
+        file.write_bytes(b"half")
+    week_ago = time.time() - 7 * 24 * 3600
+    for file in left[2:]:
+        os.utime(file, (week_ago, week_ago))
+    os.utime(kept[3], (week_ago, week_ago))
+    fetch(mode="offline")
+    assert [file.name for file in left if file.exists()] == []
+    assert [file.name for file in kept if not file.exists()] == []
+
+
+def test_what_is_left_of_a_killed_overwrite_is_removed(cached, server):
+    code = """
+import os, signal
+from laion_fmri_fetchers import fetch_laion_fmri
+from laion_fmri_fetchers.transfer.partials import Partial
+Partial.publish = lambda self: os.kill(os.getpid(), signal.SIGKILL)
+fetch_laion_fmri(sessions=1, rois=None, mode="overwrite", verbose=0)
+"""
+    subprocess.run([sys.executable, "-c", code], check=False)
+    partial = cached / ".laion_fmri/partial"
+    assert any(name.endswith(".part") for name in os.listdir(partial))
+    server.reset()
+    fetch(sessions=1, rois=None)
+    assert [key for _, key, _ in server.requests if key] == []
+    assert os.listdir(partial) == []
+
+
+# --- Files with holes ------------------------------------------------------------
+
+
+def make_hole(file, n_before):
+    """Put zeros in the place of a value's header, as a broken copy leaves them."""
+    data = bytearray(file.read_bytes())
+    at = data.index(b"GCOL") + 16
+    for _ in range(n_before):
+        (length,) = struct.unpack("<Q", data[at + 8 : at + 16])
+        at += 16 + (length + 7) // 8 * 8
+    data[at : at + 64] = bytes(64)
+    file.write_bytes(data)
+
+
+def run(code):
+    """Run code in a process of its own, as HDF5 cannot be interrupted."""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    return done.stderr
+
+
+@pytest.mark.parametrize("chunks", [None, (7,)])
+def test_an_archive_with_a_hole(access, monkeypatch, data_dir, chunks):
+    monkeypatch.setenv("LAION_FMRI_REQUEST_ID", access.grant())
+    stimuli = fetch_stimuli(max_images=20)
+    whole = load_stimuli(stimuli, size=8)
+    archive = data_dir / ARCHIVE
+    with h5py.File(archive) as file:
+        images = [row.copy() for row in file["images"]]
+    small = [image[:64] for image in images]
+    with h5py.File(archive, "w") as file:
+        kind = h5py.vlen_dtype(np.uint8)
+        rows = file.create_dataset("images", (len(small),), kind, chunks=chunks)
+        for i, image in enumerate(small):
+            rows[i] = image
+    make_hole(archive, 5)
+    error = run(
+        """
+from laion_fmri_fetchers import fetch_laion_stimuli, load_stimuli
+load_stimuli(fetch_laion_stimuli(max_images=20, mode="offline", verbose=0))
+"""
+    )
+    assert "CorruptImageError" in error
+    assert "have a hole at byte" in error
+    with h5py.File(archive, "w") as file:
+        kind = h5py.vlen_dtype(np.uint8)
+        rows = file.create_dataset("images", (len(images),), kind, chunks=chunks)
+        for i, image in enumerate(images):
+            rows[i] = image
+    np.testing.assert_array_equal(load_stimuli(stimuli, size=8), whole)
+
+
+def test_embeddings_with_a_hole(server, data_dir):
+    file = Path(fetch_laion_embeddings("CLIP", verbose=0).files["CLIP"])
+    make_hole(file, 5)
+    error = run(
+        """
+from laion_fmri_fetchers import fetch_laion_embeddings
+fetch_laion_embeddings("CLIP", mode="offline", verbose=0)
+"""
+    )
+    assert "CorruptImageError" in error
+    assert "have a hole at byte" in error
+
+
+# --- A machine without semaphores ------------------------------------------------
+
+
+def test_no_semaphores_of_the_system_are_needed(server, data_dir):
+    """Hardened containers lack them: there is no shared memory to write to."""
+    code = """
+import _multiprocessing, errno
+class SemLock(_multiprocessing.SemLock):
+    def __new__(cls, *args, **kwargs):
+        raise OSError(errno.EROFS, "Read-only file system")
+_multiprocessing.SemLock = SemLock
+from laion_fmri_fetchers import fetch_laion_fmri, load_betas, verify_cache
+data = fetch_laion_fmri(sessions=[1, 2], rois="FFA1", resolution=12)
+data = fetch_laion_fmri(sessions=[1, 2], rois="FFA1")
+print(len(load_betas(data, n_jobs=2).trials), set(verify_cache()["status"]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "128 {'ok'}\n", done.stderr
+
+
+# --- Links -----------------------------------------------------------------------
+
+
+def test_links_that_lead_nowhere_or_back(cached):
+    expected = fetch("all", mode="offline")
+    checked = list(verify_cache(verbose=0)["id"])
+    face = cached / "derivatives/rois/sub-01/face"
+    (face / "itself").symlink_to(face / "itself")
+    (face / "up").symlink_to(cached / "derivatives/rois")
+    (face / "top").symlink_to(cached)
+    for name, other in ("ab", "ba"):
+        (cached / "odd" / name).mkdir(parents=True)
+        (cached / "odd" / name / "to").symlink_to(cached / "odd" / other)
+        (cached / "odd" / name / "file").touch()
+    data = fetch("all", mode="offline")
+    assert data.images == expected.images
+    assert data.rois == expected.rois
+    added = {"odd/a/file", "odd/b/file", "odd/a/to/file", "odd/b/to/file"}
+    assert set(verify_cache(verbose=0)["id"]) == {*checked, *added}
+    status()

@@ -1,0 +1,39 @@
+"""The page on moving names everything that the dataset's own package offers."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+PAGE = (Path(__file__).parents[1] / "doc" / "moving.rst").read_text("utf-8")
+
+NAMES = """
+dataset_initialize get_data_dir
+get_subjects get_rois get_available_categories describe inspect_bucket
+download download_raw download_stimuli download_captions download_embeddings
+download_segmentations accept_license request_stimulus_access
+include_stimuli include_freesurfer include_anatomical include_raw include_localizers
+load_subject get_sessions get_betas get_trial_info metadata get_noise_ceiling
+get_brain_mask get_roi_mask get_roi_data get_available_rois get_voxel_coordinates
+to_nifti to_template get_t1w get_t2w get_anatomical_brain_mask has_raw get_events
+get_raw_bold get_sbref images embeddings captions segmentations get_stimulus_metadata
+to_torch_dataset mask_source streaming nc_threshold stimuli
+load_subjects get_shared_betas get_shared_images get_shared_stimulus_metadata
+list_pools list_splits list_ood_types load_split load_all_splits get_train_test_ids
+get_split_masks localizer_statmap_path localizer_effect_path LaionFMRIDataset
+"""
+
+COMMANDS = "config download download-raw download-stimuli request-access"
+
+
+@pytest.mark.parametrize("name", NAMES.split())
+def test_every_name_has_a_row(name):
+    left = [row.split("\n     - ")[0] for row in PAGE.split("\n   * - ")[1:]]
+    assert any(re.search(rf"``[^`]*\b{name}\b[^`]*``", cell) for cell in left)
+
+
+@pytest.mark.parametrize("command", COMMANDS.split())
+def test_every_command_has_a_row(command):
+    assert f"   * - ``{command}" in PAGE
