@@ -2,22 +2,57 @@
 
 from __future__ import annotations
 
+import io
+import os
+import signal
+import struct
+import subprocess
+import sys
+import threading
+import time
 import warnings
+import zlib
 
+import h5py
+import joblib
+import nibabel as nib
 import numpy as np
 import pytest
 from model_buckets import (
+    BRAIN_MASK,
+    N_TRIALS,
     SESSIONS,
     Log,
     brain,
+    ceiling_key,
+    fitted,
     image_key,
     model_key,
+    model_of,
     put_models,
+    read,
     roi,
+    rsquare_key,
     true_betas,
 )
+from policies import set_policy
 
-from laion_fmri_fetchers import fetch_laion_betas, fetch_laion_fmri, load_betas
+from laion_fmri_fetchers import (
+    fetch_laion_betas,
+    fetch_laion_fmri,
+    load_betas,
+    verify_cache,
+)
+from laion_fmri_fetchers.arrays import remote_hdf5
+from laion_fmri_fetchers.demo.formats import nifti_bytes
+from laion_fmri_fetchers.exceptions import (
+    BucketError,
+    CorruptImageError,
+    DownloadError,
+    HeldOutSessionError,
+    InvalidQueryError,
+    NotCachedError,
+)
 
 pytestmark = pytest.mark.usefixtures("data_dir")
 
@@ -29,6 +64,20 @@ def server(betas_server):
 
 def fetch(rois="FFA1", **options):
     return fetch_laion_betas(1, rois, **{"verbose": 0, **options})
+
+
+@pytest.fixture
+def log(server):
+    return Log(server, [f(s) for f in (model_key, image_key) for s in SESSIONS])
+
+
+@pytest.fixture
+def face(betas_folder):
+    """The voxels of FFA-1."""
+    return roi(betas_folder, "face", "FFA-1")
+
+
+# Equality
 
 
 OPTIONS = "shape", "layout", "dtype", "order", "voxels"
@@ -66,3 +115,749 @@ def test_every_layout_of_models_gives_the_values_of_images(
     assert np.array_equal(whole.data, expected)
     assert not (data_dir / image_key("ses-01")).exists()
     assert not (data_dir / model_key("ses-01")).exists()
+
+
+def test_options_are_those_of_load_betas(server, data_dir, tmp_path, betas_folder):
+    data = fetch_laion_fmri(1, rois="all", data_dir=tmp_path / "images", verbose=0)
+    mask = nib.load(betas_folder / BRAIN_MASK)
+    half = np.zeros(mask.shape, np.uint8)
+    half[: mask.shape[0] // 2] = 1
+    half = nib.Nifti1Image(half, mask.affine)
+    for options in (
+        {"rois": "EBA", "standardize": "zscore"},
+        {"rois": ["face", "V1"], "standardize": "zscore_sample", "dtype": "float64"},
+        {"rois": "EBA", "average_repeats": True, "standardize": "zscore"},
+        {"rois": "all", "nc_threshold": 30, "noise_ceiling": "4rep"},
+        {"rois": "brain", "nc_threshold": 40, "mask_img": half},
+    ):
+        expected = load_betas(data, verbose=0, **options)
+        betas = fetch(source="model", **options)
+        assert np.array_equal(betas.data, expected.data), options
+        assert betas.data.dtype == expected.data.dtype
+        assert betas.trials.equals(expected.trials)
+        assert list(betas.roi_masks) == list(expected.roi_masks)
+        assert list(betas.noise_ceilings) == list(expected.noise_ceilings)
+        assert list(betas.groups) == list(expected.groups)
+    assert not (data_dir / image_key("ses-01")).exists()
+
+
+def test_trials_are_filtered_and_sessions_without_one_not_read(
+    server, log, betas_folder, face
+):
+    label = fetch_laion_fmri(1, sessions=2, dry_run=True, verbose=0).trials["label"][3]
+    betas = fetch(sessions=[1, 2], trial_filter={"label": label}, source="model")
+    rows = betas.trials[["session", "beta_index"]].itertuples(index=False)
+    expected = [
+        np.nan_to_num(read(betas_folder, image_key(session))[face][:, index])
+        for session, index in rows
+    ]
+    assert np.array_equal(betas.data, expected)
+    sessions = set(betas.trials["session"])
+    assert {key for key in log.keys() if key.endswith(".h5")} == {
+        model_key(session) for session in sessions
+    }
+
+
+@pytest.mark.parametrize("source", ["auto", "model", "images"])
+def test_every_source_gives_the_same_numbers(server, betas_folder, face, source):
+    expected = true_betas(betas_folder, face)
+    assert np.array_equal(fetch(source=source).data, expected)
+
+
+def test_images_on_disk_are_read_first(server, log, data_dir, betas_folder, face):
+    fetch_laion_fmri(1, sessions=[1, 2, 3], verbose=0)
+    log.clear()
+    betas = fetch()
+    assert np.array_equal(betas.data, true_betas(betas_folder, face))
+    assert not log.keys()
+    assert (data_dir / image_key("ses-01")).exists()
+    betas = fetch("EBA", sessions=1, source="model")
+    expected = true_betas(betas_folder, roi(betas_folder, "body", "EBA"), ["ses-01"])
+    assert np.array_equal(betas.data, expected)
+    assert log.n_bytes(model_key("ses-01")) > 0
+
+
+def test_offline_from_the_store_and_from_images(
+    server, data_dir, betas_folder, face, no_network_from_now
+):
+    fetch_laion_fmri(1, rois="all", sessions=1, verbose=0)
+    fetch(sessions=2)
+    no_network_from_now()
+    with pytest.warns(UserWarning, match=r"1 session of sub-01.*ses-03.*left out"):
+        betas = fetch(mode="offline")
+    expected = true_betas(betas_folder, face, ["ses-01", "ses-02"])
+    assert np.array_equal(betas.data, expected)
+    assert list(betas.trials["session"].unique()) == ["ses-01", "ses-02"]
+    with pytest.raises(NotCachedError, match=r"ses-03.*download_new"):
+        fetch(sessions=[1, 3], mode="offline")
+    with pytest.raises(NotCachedError, match="ses-02"):
+        fetch("EBA", sessions=2, mode="offline")
+
+
+@pytest.fixture
+def no_network_from_now(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("a socket was opened")
+
+    def start():
+        import socket
+
+        monkeypatch.setattr(socket, "socket", refuse)
+        monkeypatch.setattr(socket, "create_connection", refuse)
+        monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+    return start
+
+
+# Models that are not used
+
+
+def h5(write):
+    """Return an HDF5 file."""
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w") as file:
+        write(file)
+    return buffer.getvalue()
+
+
+def dataset(values, name="betasmd", **options):
+    return h5(lambda file: file.create_dataset(name, data=values, **options))
+
+
+def rows(folder):
+    return read(folder, image_key("ses-01"))[fitted(folder, "ses-01")]
+
+
+def patched(content, old, new):
+    assert content.count(old) == 1
+    return content.replace(old, new)
+
+
+def one_row_altered(folder):
+    values = read(folder, image_key("ses-01")).copy()
+    values[tuple(np.argwhere(roi(folder, "face", "FFA-1"))[0])] += 1
+    return model_of(folder, "ses-01", betas=values)
+
+
+def other_storage(folder):
+    return h5(
+        lambda file: file.create_dataset(
+            "betasmd", rows(folder).shape, "f4", external=[("other.bin", 0, 10**6)]
+        )
+    )
+
+
+def virtual(folder):
+    layout = h5py.VirtualLayout(rows(folder).shape, "f4")
+    layout[:] = h5py.VirtualSource("other.h5", "betasmd", rows(folder).shape)
+    return h5(lambda file: file.create_virtual_dataset("betasmd", layout))
+
+
+def lying_offset(folder):
+    content = model_of(folder, "ses-01")
+    with h5py.File(io.BytesIO(content)) as file:
+        place = file["betasmd"].id.get_offset(), file["betasmd"].nbytes
+    return patched(
+        content, struct.pack("<QQ", *place), struct.pack("<QQ", 2**40, place[1])
+    )
+
+
+def shifted_offset(folder):
+    content = model_of(folder, "ses-01")
+    with h5py.File(io.BytesIO(content)) as file:
+        place = file["betasmd"].id.get_offset(), file["betasmd"].nbytes
+    new = struct.pack("<QQ", place[0] - 4, place[1])
+    return patched(content, struct.pack("<QQ", *place), new)
+
+
+def lying_chunk(folder):
+    content = model_of(folder, "ses-01", layout="gzip")
+    with h5py.File(io.BytesIO(content)) as file:
+        info = file["betasmd"].id.get_chunk_info(0)
+    key = struct.pack("<IIQQQ", info.size, 0, 0, 0, 0)
+    return patched(content, key, struct.pack("<IIQQQ", 2**30, 0, 0, 0, 0))
+
+
+def bomb(folder):
+    values = rows(folder)
+
+    def write(file):
+        betas = file.create_dataset(
+            "betasmd", values.shape, "f4", chunks=(256, N_TRIALS), compression="gzip"
+        )
+        for start in range(0, len(values), 256):
+            zeros = zlib.compress(bytes(10**7))
+            betas.id.write_direct_chunk((start, 0), zeros)
+
+    return h5(write)
+
+
+def two_compressions(folder):
+    values = rows(folder)
+
+    def write(file):
+        options = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        options.set_chunk((256, N_TRIALS))
+        options.set_deflate(4)
+        options.set_deflate(4)
+        space = h5py.h5s.create_simple(values.shape)
+        made = h5py.h5d.create(file.id, b"betasmd", h5py.h5t.IEEE_F32LE, space, options)
+        h5py.Dataset(made)[:] = values
+
+    return h5(write)
+
+
+def with_maps_without(folder):
+    return h5(lambda file: file.create_dataset("R2", data=np.ones(3)))
+
+
+def linked(link):
+    return lambda folder: h5(lambda file: file.__setitem__("betasmd", link))
+
+
+def compound(folder):
+    return dataset(np.zeros((5, N_TRIALS), [("a", "f4"), ("b", "f4")]))
+
+
+def own_betas(change):
+    def make(folder):
+        return model_of(
+            folder, "ses-01", betas=change(read(folder, image_key("ses-01")))
+        )
+
+    return make
+
+
+DIFFERS = "not the voxels of a known mask in a known order"
+UNREADABLE = "HDF5 cannot read it"
+NOT_USED = {
+    "shuffled": (lambda f: model_of(f, "ses-01", rows="shuffled"), DIFFERS),
+    "scaled": (own_betas(lambda values: values * 1.5), DIFFERS),
+    "of another session": (lambda f: model_of(f, "ses-02"), DIFFERS),
+    "fewer columns": (own_betas(lambda v: v[..., :-1]), "39 columns, but the image 40"),
+    "fewer rows": (lambda f: dataset(rows(f)[:-7]), "another number of rows"),
+    "one row altered": (one_row_altered, f"{DIFFERS}|1 of its 4 rows"),
+    "cut short": (lambda f: model_of(f, "ses-01")[:100_000], UNREADABLE),
+    "cut to nothing": (lambda f: b"", UNREADABLE),
+    "not HDF5": (lambda f: bytes(100_000), UNREADABLE),
+    "without betasmd": (with_maps_without, "no dataset 'betasmd', but R2"),
+    "soft link": (linked(h5py.SoftLink("/R2")), "link to elsewhere"),
+    "external link": (linked(h5py.ExternalLink("o.h5", "/x")), "link to elsewhere"),
+    "external storage": (other_storage, "in other files"),
+    "virtual": (virtual, "in other files"),
+    "a group": (lambda f: h5(lambda file: file.create_group("betasmd")), "dataset"),
+    "int16": (lambda f: dataset(rows(f).astype("i2")), "of type int16"),
+    "float16": (lambda f: dataset(rows(f).astype("f2")), "of type float16"),
+    "compound": (compound, "of type"),
+    "one axis": (lambda f: dataset(np.ones(9, "f4")), r"shape \(9,\)"),
+    "no values": (lambda f: dataset(np.ones((0, 9), "f4")), r"shape \(0, 9\)"),
+    "never written": (
+        lambda f: h5(lambda file: file.create_dataset("betasmd", (5, N_TRIALS), "f4")),
+        "not in one place",
+    ),
+    "offset beyond the end": (lying_offset, "end at byte|HDF5 cannot read it"),
+    "offset shifted": (shifted_offset, DIFFERS),
+    "chunk beyond the end": (lying_chunk, "lie about their place|HDF5 cannot"),
+    "gzip bomb": (bomb, "grow beyond their size"),
+    "gzip twice": (two_compressions, "filters of HDF5"),
+}
+
+
+@pytest.mark.parametrize("name", NOT_USED)
+def test_models_that_are_not_used(server, log, data_dir, betas_folder, face, name):
+    make, reason = NOT_USED[name]
+    content = make(betas_folder)
+    server.put(model_key("ses-01"), content)
+    with pytest.raises(CorruptImageError, match=reason) as error:
+        fetch(sessions=1, source="model")
+    assert "ses-01 of sub-01" in str(error.value)
+    assert "source='auto' takes the image" in str(error.value)
+    assert log.n_bytes(model_key("ses-01")) <= len(content) + 2**17
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        betas = fetch(sessions=1)
+    assert np.array_equal(betas.data, true_betas(betas_folder, face, ["ses-01"]))
+    (warning,) = [w for w in caught if issubclass(w.category, UserWarning)]
+    assert "images are read instead" in str(warning.message)
+    assert not list(data_dir.rglob("*.tmp"))
+    assert not list((data_dir / ".laion_fmri" / "voxels").rglob(".image*"))
+
+
+def put_session(server, folder, change, session="ses-01"):
+    """Replace image and model of a session by altered betas, which are returned."""
+    values = change(read(folder, image_key(session)).copy())
+    affine = nib.load(folder / image_key(session)).affine
+    server.put(image_key(session), nifti_bytes(values, affine))
+    server.put(model_key(session), model_of(folder, session, betas=values))
+    return values
+
+
+def without_first(values):
+    values[..., 0] = np.nan
+    return values
+
+
+def same_first(values):
+    values[..., 0] = np.where(values[..., 1:].any(axis=3), 1, 0)
+    return values
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"), [(without_first, "tell nothing"), (same_first, "may be")]
+)
+def test_first_volumes_that_prove_nothing(server, betas_folder, face, change, reason):
+    values = put_session(server, betas_folder, change)
+    with pytest.raises(CorruptImageError, match=reason):
+        fetch(sessions=1, source="model")
+    with pytest.warns(UserWarning, match=reason):
+        betas = fetch(sessions=1)
+    assert np.array_equal(betas.data, np.nan_to_num(values[face].T))
+
+
+def test_holes_are_holes(server, betas_folder, face):
+    def with_holes(values):
+        voxels = np.argwhere(face)
+        values[tuple(voxels[0])] = np.nan
+        values[(*voxels[1], 3)] = np.nan
+        return values
+
+    values = put_session(server, betas_folder, with_holes)
+    betas = fetch(sessions=1, source="model", standardize="zscore")
+    data = fetch_laion_fmri(1, rois="FFA1", sessions=1, verbose=0)
+    (betas_dir,) = {data.data_dir}
+    expected = np.nan_to_num(values[face].T)
+    assert np.array_equal(fetch(sessions=1).data, expected)
+    voxel = np.delete(values[face][1], 3)
+    scores = (voxel - voxel.mean()) / voxel.std()
+    assert np.allclose(np.delete(betas.data[:, 1], 3), scores, atol=1e-5)
+    assert betas.data[3, 1] == 0
+
+
+def test_a_model_without_voxels_of_the_image(server, betas_folder):
+    mask = fitted(betas_folder, "ses-01")
+    voxels = np.argwhere(mask)
+    mask[tuple(voxels[len(voxels) // 2])] = False
+    affine = nib.load(betas_folder / BRAIN_MASK).affine
+    server.put(rsquare_key("ses-01"), nifti_bytes(mask.astype("f4"), affine))
+    server.put(
+        model_key("ses-01"), dataset(read(betas_folder, image_key("ses-01"))[mask])
+    )
+    with pytest.raises(CorruptImageError, match="lacks 1 voxels at which the image"):
+        fetch(sessions=1, source="model")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"no map", zlib.compress(b"x"), nifti_bytes(np.ones((3, 3, 3)), np.eye(4))],
+)
+def test_a_damaged_map_of_the_bucket_is_no_mask(server, betas_folder, content):
+    server.put(rsquare_key("ses-01"), content)
+    values = rows(betas_folder)[3:]
+    server.put(model_key("ses-01"), dataset(values))
+    with pytest.raises(CorruptImageError, match="the R2 map"):
+        fetch(sessions=1, source="model")
+
+
+def test_a_structure_that_is_scattered(server, betas_folder, monkeypatch):
+    def write(file):
+        file.create_dataset("R2", data=np.zeros(200_000, "f4"))
+        file.create_dataset("betasmd", data=rows(betas_folder))
+
+    server.put(model_key("ses-01"), h5(write))
+    fetch(sessions=1, source="model", mode="overwrite")
+    monkeypatch.setattr(remote_hdf5, "_MOST_REQUESTS", 0)
+    server.put(model_key("ses-01"), h5(write) + b" ")
+    with pytest.raises(CorruptImageError, match="scattered over the file"):
+        fetch("EBA", sessions=1, source="model")
+
+
+def test_filters_that_h5py_undoes(server, betas_folder, face):
+    for options in ({"compression": "lzf"}, {"shuffle": True, "compression": 9}):
+        content = dataset(
+            rows(betas_folder), chunks=(500, 7), fletcher32=True, **options
+        )
+        server.put(model_key("ses-01"), content)
+        betas = fetch(sessions=1, source="model", mode="overwrite")
+        assert np.array_equal(betas.data, true_betas(betas_folder, face, ["ses-01"]))
+
+
+def test_no_model_in_the_bucket(server, log, betas_folder, face):
+    server.delete(model_key("ses-02"))
+    with pytest.raises(InvalidQueryError, match=r"no model file of ses-02.*'auto'"):
+        fetch(sessions=[1, 2], source="model")
+    betas = fetch(sessions=[1, 2])
+    assert np.array_equal(
+        betas.data, true_betas(betas_folder, face, ["ses-01", "ses-02"])
+    )
+    assert model_key("ses-01") in log.keys()
+
+
+def test_models_that_are_more_bytes_than_the_image(server, log, betas_folder, capsys):
+    betas = fetch("brain", sessions=1, verbose=1)
+    expected = true_betas(betas_folder, brain(betas_folder), ["ses-01"])
+    assert np.array_equal(betas.data, expected)
+    assert log.keys() == {image_key("ses-01")}
+    assert "more bytes" in capsys.readouterr().err
+
+
+def test_chunks_that_are_more_bytes_than_the_image(server, log, betas_folder, face):
+    server.put(
+        model_key("ses-01"), dataset(rows(betas_folder), chunks=(3708, N_TRIALS))
+    )
+    with pytest.warns(UserWarning, match="would be read, but of the image"):
+        betas = fetch(sessions=1)
+    assert np.array_equal(betas.data, true_betas(betas_folder, face, ["ses-01"]))
+
+
+# What is downloaded
+
+
+def test_only_voxels_that_lack_are_downloaded(server, log, data_dir, betas_folder):
+    fetch("EBA", sessions=1)
+    assert log.n_bytes(image_key("ses-01")) < 30_000
+    log.clear()
+    n_new = (
+        roi(betas_folder, "face", "FFA-1") & ~roi(betas_folder, "body", "EBA")
+    ).sum()
+    fetch(["EBA", "FFA1"], sessions=1)
+    assert 0 < n_new * N_TRIALS * 4 <= log.n_bytes(model_key("ses-01"))
+    assert log.n_bytes(model_key("ses-01")) <= 1.5 * n_new * N_TRIALS * 4
+    assert log.keys() == {model_key("ses-01")}
+    log.clear()
+    fetch(["FFA1", "EBA"], sessions=1)
+    fetch("FFA1", sessions=1, standardize="zscore")
+    assert not log.ranges
+    on_disk = [path for path in data_dir.rglob("*") if path.is_file()]
+    assert not [p for p in on_disk if p.suffix == ".h5" or "_betas" in p.name.lower()]
+
+
+def test_images_are_removed_once_their_voxels_are_stored(
+    server, data_dir, betas_folder, face, monkeypatch
+):
+    most = []
+    monkeypatch.setattr(
+        "laion_fmri_fetchers.arrays.extract.read_header",
+        lambda file: most.append(len(images_of(data_dir))) or real_header(file),
+    )
+    fetch_laion_fmri(1, rois="all", sessions=2, verbose=0)
+    betas = fetch(source="images")
+    assert np.array_equal(betas.data, true_betas(betas_folder, face))
+    assert max(most) <= 4
+    assert images_of(data_dir) == [image_key("ses-02")]
+    assert not list(data_dir.rglob(".image*"))
+    report = verify_cache(verbose=0)
+    assert set(report["status"]) == {"ok"}, report
+    assert image_key("ses-01") not in set(report["id"])
+
+
+def images_of(data_dir):
+    """Return all beta images, whole or in part, of the user or the store."""
+    files = [
+        *data_dir.rglob("*SingletrialBetas_statmap.nii.gz"),
+        *data_dir.rglob(".image*"),
+    ]
+    return [path.relative_to(data_dir).as_posix() for path in files]
+
+
+def real_header(file):
+    from laion_fmri_fetchers.arrays.volumes import read_header
+
+    return read_header(file)
+
+
+def test_images_are_kept_where_asked_for(server, data_dir):
+    fetch(sessions=1, source="images", keep_images=True)
+    assert images_of(data_dir) == [image_key("ses-01")]
+    assert set(verify_cache(verbose=0)["status"]) == {"ok"}
+
+
+def stalling(server, key, after=20_000):
+    """Let an object stop after some bytes; return events: begun, and go on."""
+    begun, go_on = threading.Event(), threading.Event()
+    content = server._backend.get_bucket(server._bucket).keys[key].value
+
+    def fault(environ):
+        if go_on.is_set():
+            return None
+
+        def body():
+            yield content[:after]
+            begun.set()
+            go_on.wait(30)
+
+        return 200, {"Content-Length": str(len(content))}, body()
+
+    server.faults[key] = fault
+    return begun, go_on
+
+
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL])
+def test_an_end_from_outside_leaves_nothing_for_long(
+    server, data_dir, betas_folder, face, end
+):
+    begun, go_on = stalling(server, image_key("ses-03"))
+    code = (
+        "from laion_fmri_fetchers import fetch_laion_betas as f\n"
+        "f(1, 'FFA1', source='images', verbose=0)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], env=os.environ, stderr=subprocess.PIPE, text=True
+    )
+    assert begun.wait(60)
+    process.send_signal(end)
+    _, errors = process.communicate(timeout=60)
+    go_on.set()
+    assert process.returncode != 0
+    assert ("KeyboardInterrupt" in errors) == (end == signal.SIGINT)
+    # The user fetches an image meanwhile: it stays.
+    fetch_laion_fmri(1, sessions=3, verbose=0)
+    betas = fetch(source="images")
+    assert np.array_equal(betas.data, true_betas(betas_folder, face))
+    assert images_of(data_dir) == [image_key("ses-03")]
+    assert not list(data_dir.rglob("*.tmp"))
+    assert set(verify_cache(verbose=0)["status"]) == {"ok"}
+
+
+def test_what_a_killed_process_left_is_removed_though_all_is_stored(server, data_dir):
+    fetch(sessions=1)
+    left = data_dir / ".laion_fmri" / "voxels" / "sub-01" / "ses-01" / ".image-e.nii.gz"
+    left.write_bytes(b"an image")
+    fetch(sessions=1)
+    assert not left.exists()
+
+
+# Faults
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    set_policy(monkeypatch, first_wait=0.01, tries=3, smallest_range=2**12, poll=0.01)
+
+
+def answers(server, key, *faulty, always=False):
+    """Let the next answers for a range be faulty: functions of (content, start, stop)."""
+    waiting = list(faulty)
+    lock = threading.Lock()
+
+    def fault(environ):
+        with lock:
+            if not waiting:
+                return None
+            make = waiting[0] if always else waiting.pop(0)
+        stored = server._backend.get_bucket(server._bucket).keys[key]
+        asked = environ.get("HTTP_RANGE", "bytes=0-").removeprefix("bytes=")
+        start, _, last = asked.partition("-")
+        stop = int(last) + 1 if last else len(stored.value)
+        return make(stored.value, int(start), stop)
+
+    server.faults[key] = fault
+
+
+def busy(content, start, stop):
+    return 503, {"Retry-After": "0"}, b"slow down"
+
+
+def sent(content, start, stop, body, **headers):
+    place = f"bytes {start}-{stop - 1}/{len(content)}"
+    return (
+        206,
+        {"Content-Range": place, "Content-Length": str(len(body)), **headers},
+        body,
+    )
+
+
+def ends_early(content, start, stop):
+    length = {"Content-Length": str(stop - start)}
+    return sent(content, start, stop, content[start : start + 5], **length)
+
+
+def wrong_place(content, start, stop):
+    return sent(content, start + 4, stop + 4, content[start + 4 : stop + 4])
+
+
+def too_long(content, start, stop):
+    return sent(content, start, stop, content[start:stop] + b"more")
+
+
+def of_other_size(content, start, stop):
+    return sent(content + b"0", start, stop, content[start:stop])
+
+
+def whole(content, start, stop):
+    return 200, {"Content-Length": str(len(content))}, content
+
+
+FAULTS = [busy, ends_early, wrong_place, too_long, of_other_size]
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda f: f.__name__)
+def test_faults_that_pass(server, quick, betas_folder, fault):
+    answers(server, model_key("ses-01"), fault, fault)
+    answers(server, image_key("ses-01"), fault)
+    betas = fetch("EBA", sessions=1, source="model")
+    expected = true_betas(betas_folder, roi(betas_folder, "body", "EBA"), ["ses-01"])
+    assert np.array_equal(betas.data, expected)
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda f: f.__name__)
+def test_faults_that_last_and_go_on_from_there(
+    server, quick, betas_folder, face, fault
+):
+    answers(server, model_key("ses-02"), fault, always=True)
+    for source in ("model", "auto"):
+        with pytest.raises(
+            DownloadError, match=r"ses-02 of sub-01.*goes on from there"
+        ):
+            fetch(sessions=[1, 2, 3], source=source)
+    server.faults.clear()
+    log = Log(server, [model_key(session) for session in SESSIONS])
+    betas = fetch(sessions=[1, 2, 3], source="model")
+    assert np.array_equal(betas.data, true_betas(betas_folder, face))
+    assert log.keys() == {model_key("ses-02")}
+
+
+def test_a_connection_that_stalls(server, quick, betas_folder, face):
+    def stalls(content, start, stop):
+        def body():
+            yield content[start : start + 8]
+            time.sleep(5)
+
+        return sent(content, start, stop, b"", **{"Content-Length": "99"})[:2] + (
+            body(),
+        )
+
+    answers(server, model_key("ses-01"), stalls)
+    betas = fetch(sessions=1, source="model", timeout=1)
+    assert np.array_equal(betas.data, true_betas(betas_folder, face, ["ses-01"]))
+
+
+def test_a_server_that_ignores_ranges(server, quick, betas_folder, face):
+    answers(server, model_key("ses-01"), whole, always=True)
+    with pytest.raises(BucketError, match=r"Range.*source='auto'"):
+        fetch(sessions=1, source="model")
+    with pytest.warns(UserWarning, match="images are read instead"):
+        betas = fetch(sessions=1)
+    assert np.array_equal(betas.data, true_betas(betas_folder, face, ["ses-01"]))
+
+
+def test_a_model_that_the_bucket_denies(server, quick, betas_folder, face):
+    server.faults[model_key("ses-01")] = 403, {}, b"denied"
+    with pytest.raises(CorruptImageError, match="403|denied"):
+        fetch(sessions=1, source="model")
+    with pytest.warns(UserWarning, match="images are read instead"):
+        betas = fetch(sessions=1)
+    assert np.array_equal(betas.data, true_betas(betas_folder, face, ["ses-01"]))
+
+
+def test_objects_that_change_meanwhile(server, quick, betas_folder, face):
+    changed = []
+
+    def change(environ):
+        if not changed and environ.get("HTTP_RANGE"):
+            changed.append(put_session(server, betas_folder, lambda v: v + (v != 0)))
+
+    fetch_laion_fmri(1, sessions=1, dry_run=True, verbose=0)
+    server.faults[model_key("ses-01")] = change
+    betas = fetch(sessions=1, source="model")
+    assert np.array_equal(betas.data, np.nan_to_num(changed[0][face].T))
+
+
+def test_objects_that_change_again_and_again(server, quick, betas_folder):
+    n_changes = []
+
+    def change(environ):
+        n_changes.append(1)
+        put_session(server, betas_folder, lambda v: v + (v != 0) * len(n_changes))
+
+    server.faults[model_key("ses-01")] = change
+    with pytest.raises(CorruptImageError, match="change again and again"):
+        fetch(sessions=1, source="model")
+
+
+@pytest.mark.parametrize("source", ["auto", "model", "images"])
+def test_held_out_sessions(server, source):
+    with pytest.raises(HeldOutSessionError, match="ses-31"):
+        fetch(sessions=["ses-01", "ses-31"], source=source)
+
+
+# Arguments
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"source": "modell"}, "source is 'modell'.*'model'"),
+        ({"source": 3}, "source is 3"),
+        ({"rois": "FFA11"}, "FFA1"),
+        ({"rois": 3}, "rois"),
+        ({"sessions": "ses-99"}, "ses-99"),
+        ({"standardize": "zscor"}, "standardize"),
+        ({"dtype": "int16"}, "dtype is 'int16'"),
+        ({"nc_threshold": 101}, "nc_threshold"),
+        ({"noise_ceiling": "5rep"}, "noise_ceiling.*4rep"),
+        ({"trial_filter": {"labl": "x"}}, "label"),
+        ({"mode": "offlin"}, "offline"),
+        ({"n_connections": 0}, "n_connections"),
+        ({"timeout": -1}, "timeout"),
+        ({"mask_img": "none.nii.gz"}, "none.nii.gz"),
+    ],
+)
+def test_bad_arguments(server, log, options, message):
+    with pytest.raises(InvalidQueryError, match=message):
+        fetch(**options)
+    assert not log.ranges
+
+
+@pytest.mark.parametrize("subject", ["all", ["sub-01", "sub-03"], None, True, 1.5])
+def test_several_subjects_are_refused(server, subject):
+    with pytest.raises(InvalidQueryError, match="a single one"):
+        fetch_laion_betas(subject, verbose=0)
+
+
+def test_a_bucket_without_a_brain_mask(server, data_dir):
+    server.delete(BRAIN_MASK)
+    with pytest.raises(InvalidQueryError, match="no brain mask of sub-01"):
+        fetch()
+
+
+def test_a_dry_run(server, log, data_dir, betas_folder, capsys):
+    plan = fetch(sessions=[1, 2], dry_run=True, verbose=1)
+    assert list(plan.plan["id"]) == [model_key("ses-01"), model_key("ses-02")]
+    assert list(plan.plan.columns) == ["id", "size", "reason", "source"]
+    assert set(plan.plan["source"]) == {"model"}
+    assert plan.plan_size == plan.plan["size"].sum() == plan.sizes["model"]
+    sizes = [(betas_folder / image_key(s)).stat().st_size for s in SESSIONS[:2]]
+    assert plan.sizes["images"] == sum(sizes)
+    assert "by model files" in capsys.readouterr().err
+    assert not log.ranges
+    assert not (data_dir / ".laion_fmri" / "voxels").exists()
+    assert (data_dir / ceiling_key("Allrep")).exists()
+    fetch(sessions=1)
+    plan = fetch(sessions=[1, 2], dry_run=True, source="images")
+    assert list(plan.plan["id"]) == [image_key("ses-02")]
+    assert plan.plan_size == plan.sizes["images"] == sizes[1]
+    assert len(fetch(sessions=1, dry_run=True).plan) == 0
+
+
+# Workers
+
+
+@pytest.mark.parametrize("source", ["model", "images"])
+def test_processes_of_joblib(server, betas_folder, face, source):
+    with joblib.parallel_config("loky"):
+        betas = fetch(source=source, n_jobs=2)
+    assert np.array_equal(betas.data, true_betas(betas_folder, face))
+
+
+def test_workers_of_dask_fill_a_store(server, data_dir, betas_folder, face):
+    distributed = pytest.importorskip("distributed")
+    with (
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, dashboard_address=None
+        ) as cluster,
+        distributed.Client(cluster),
+        joblib.parallel_config("dask"),
+    ):
+        betas = fetch(source="model", n_jobs=-1)
+    assert np.array_equal(betas.data, true_betas(betas_folder, face))
+    assert len(list((data_dir / ".laion_fmri" / "voxels").rglob("*.npy"))) == 3
