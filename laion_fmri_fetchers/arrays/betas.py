@@ -173,7 +173,7 @@ def load_betas(
             betas = load_betas(data, nc_threshold=10, n_jobs=-1)
     """
     check_fetched(data, "images_meta")
-    options = _check_options(standardize, average_repeats, dtype)
+    options = check_options(standardize, average_repeats, dtype)
     subject = subject_of(data, subject)
     trials = data.trials[data.trials["subject"] == subject]
     grid, cached = grid_of(data, subject), _cache(memory)
@@ -209,7 +209,14 @@ def load_betas(
     )
 
 
-def _check_options(standardize: Any, average_repeats: bool, dtype: Any) -> RowOptions:
+def check_options(standardize: Any, average_repeats: bool, dtype: Any) -> RowOptions:
+    """Return how values become rows.
+
+    Raises
+    ------
+    InvalidQueryError
+        If an argument is not valid.
+    """
     if standardize not in (None, "zscore", "zscore_sample"):
         raise InvalidQueryError(
             f"standardize is {standardize!r}; it must be None, 'zscore' or "

@@ -376,8 +376,11 @@ def _take_results(jobs: list[Job], filled: list[Filled], source: str) -> list[Jo
             )
         if source == "model":
             advice = "source='auto' takes the image."
-            if session.remedy == "whole":
-                raise BucketError(f"{session.reason} (Range). {advice}")
+            if session.remedy == "server":
+                raise BucketError(
+                    f"Ranges of the model file of {name} could not be read: "
+                    f"{session.reason}. {advice}"
+                )
             raise CorruptImageError(
                 f"The model file of {name} is not used: {session.reason}. {advice}"
             )
