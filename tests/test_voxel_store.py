@@ -473,7 +473,7 @@ def test_processes_that_fill_a_store_and_are_killed(
     processes = [start(i) for i in range(16)]
     voxels = data_dir / ".laion_fmri" / "voxels"
     n_killed = 0
-    until = time.monotonic() + 60
+    until = time.monotonic() + 30
     while n_killed < 8 and time.monotonic() < until:
         time.sleep(chance.random())
         if list(voxels.rglob("*.n*")) or list(voxels.rglob("*.tmp")):
