@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import os
 import signal
@@ -45,6 +46,7 @@ from laion_fmri_fetchers import (
     verify_cache,
 )
 from laion_fmri_fetchers.arrays import remote_hdf5
+from laion_fmri_fetchers.arrays.extract import extract
 from laion_fmri_fetchers.demo.formats import nifti_bytes
 from laion_fmri_fetchers.exceptions import (
     BucketError,
@@ -570,7 +572,7 @@ def test_images_are_kept_where_asked_for(server, data_dir):
     assert set(verify_cache(verbose=0)["status"]) == {"ok"}
 
 
-def stalling(server, key, after=20_000):
+def stalling(server, key):
     """Let an object stop after some bytes; return events: begun, and go on."""
     begun, go_on = threading.Event(), threading.Event()
     content = server._backend.get_bucket(server._bucket).keys[key].value
@@ -578,26 +580,31 @@ def stalling(server, key, after=20_000):
     def fault(environ):
         if go_on.is_set():
             return None
+        asked = environ.get("HTTP_RANGE", f"bytes=0-{len(content) - 1}")
+        start, last = map(int, asked.removeprefix("bytes=").split("-"))
 
         def body():
-            yield content[:after]
+            yield content[start : start + 20_000]
             begun.set()
             go_on.wait(30)
 
-        return 200, {"Content-Length": str(len(content))}, body()
+        status, headers, _ = sent(content, start, last + 1, content[start : last + 1])
+        return (status if "HTTP_RANGE" in environ else 200), headers, body()
 
     server.faults[key] = fault
     return begun, go_on
 
 
+@pytest.mark.parametrize("source", ["images", "model"])
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL])
 def test_an_end_from_outside_leaves_nothing_for_long(
-    server, data_dir, betas_folder, face, end
+    server, data_dir, betas_folder, face, end, source
 ):
-    begun, go_on = stalling(server, image_key("ses-03"))
+    key = (image_key if source == "images" else model_key)("ses-03")
+    begun, go_on = stalling(server, key)
     code = (
         "from laion_fmri_fetchers import fetch_laion_betas as f\n"
-        "f(1, 'FFA1', source='images', verbose=0)"
+        f"f(1, 'FFA1', source={source!r}, verbose=0)"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code], env=os.environ, stderr=subprocess.PIPE, text=True
@@ -610,7 +617,7 @@ def test_an_end_from_outside_leaves_nothing_for_long(
     assert ("KeyboardInterrupt" in errors) == (end == signal.SIGINT)
     # The user fetches an image meanwhile: it stays.
     fetch_laion_fmri(1, sessions=3, verbose=0)
-    betas = fetch(source="images")
+    betas = fetch(source=source)
     assert np.array_equal(betas.data, true_betas(betas_folder, face))
     assert images_of(data_dir) == [image_key("ses-03")]
     assert not list(data_dir.rglob("*.tmp"))
@@ -623,6 +630,134 @@ def test_what_a_killed_process_left_is_removed_though_all_is_stored(server, data
     left.write_bytes(b"an image")
     fetch(sessions=1)
     assert not left.exists()
+
+
+def test_an_image_that_another_process_removes(
+    server, data_dir, betas_folder, face, monkeypatch
+):
+    def removing(task, **options):
+        if len(removed) < 3:
+            removed.append(task.image_file)
+            os.unlink(task.image_file)
+        return extract(task, **options)
+
+    removed = []
+    monkeypatch.setattr("laion_fmri_fetchers.fetchers.lacking.extract", removing)
+    betas = fetch(sessions=1, source="images")
+    assert np.array_equal(betas.data, true_betas(betas_folder, face, ["ses-01"]))
+    assert len(removed) == 3
+    assert images_of(data_dir) == []
+    removed.clear()
+    monkeypatch.setattr("laion_fmri_fetchers.fetchers.lacking._TRIES", 1)
+    with pytest.raises(NotCachedError, match="is not on disk"):
+        fetch("EBA", sessions=1, source="images")
+
+
+# Images
+
+
+def image_of(folder, change, compress=gzip.compress):
+    """Return a beta image whose bytes are changed before they are compressed."""
+    content = gzip.decompress((folder / image_key("ses-01")).read_bytes())
+    return compress(change(bytearray(content)))
+
+
+def of_type_8(content):
+    content[70:74] = struct.pack("<hh", 128, 24)  # RGB
+    return content
+
+
+def of_three_axes(content):
+    content[40:42] = struct.pack("<h", 3)
+    return content
+
+
+def of_large_volumes(content):
+    content[42:48] = struct.pack("<3h", 2000, 2000, 2000)
+    return content
+
+
+def of_infinite_slope(content):
+    content[112:120] = struct.pack("<ff", 2, np.inf)
+    return content
+
+
+IMAGES = {
+    "no gzip": (lambda f: bytes(50_000), "cannot be read"),
+    "no NIfTI": (lambda f: image_of(f, lambda c: bytes(len(c))), "image"),
+    "cut short": (lambda f: image_of(f, lambda c: c[:9000]), "before its first volume"),
+    "of colours": (lambda f: image_of(f, of_type_8), "image"),
+    "3-D": (lambda f: image_of(f, of_three_axes), "of shape"),
+    "large": (lambda f: image_of(f, of_large_volumes), "header is not that of betas"),
+    "bad slope": (lambda f: image_of(f, of_infinite_slope), "image"),
+    "hidden": (
+        lambda f: gzip.compress(b"") * 20_000 + (f / image_key("ses-01")).read_bytes(),
+        "lack its first volume",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_images_whose_first_volume_cannot_be_read(server, log, betas_folder, name):
+    make, reason = IMAGES[name]
+    server.put(image_key("ses-01"), make(betas_folder))
+    with pytest.raises(CorruptImageError, match=reason) as error:
+        fetch(sessions=1, source="model")
+    assert image_key("ses-01") in str(error.value)
+
+
+def test_an_image_of_scaled_integers(server, betas_folder, face):
+    values = read(betas_folder, image_key("ses-01"))
+    affine = nib.load(betas_folder / image_key("ses-01")).affine
+    steps = np.round(np.nan_to_num(values) * 4).astype("i2")
+    image = nib.Nifti1Image(steps, affine)
+    image.header.set_slope_inter(0.25, 0)
+    image.header.set_data_dtype("i2")
+    buffer = gzip.compress(image.to_bytes())
+    server.put(image_key("ses-01"), scaled_by(buffer, 0.25))
+    betas = (steps * 0.25).astype("f4")
+    server.put(model_key("ses-01"), model_of(betas_folder, "ses-01", betas=betas))
+    assert np.array_equal(fetch(sessions=1, source="model").data, betas[face].T)
+    assert np.array_equal(
+        fetch(sessions=1, source="images", mode="overwrite").data, betas[face].T
+    )
+
+
+def scaled_by(content, slope):
+    content = bytearray(gzip.decompress(content))
+    content[112:120] = struct.pack("<ff", slope, 0)
+    return gzip.compress(bytes(content))
+
+
+def test_an_image_without_a_first_volume(server, betas_folder):
+    def blank(values):
+        values[..., 0] = 0
+        return values
+
+    values = put_session(server, betas_folder, blank)
+    content = model_of(betas_folder, "ses-01", betas=values, shape="volume")
+    server.put(model_key("ses-01"), content)
+    with pytest.raises(CorruptImageError, match="tell nothing"):
+        fetch(sessions=1, source="model")
+
+
+@pytest.mark.parametrize("axis", [0, 3])
+def test_images_that_disagree_with_masks_or_trials(server, betas_folder, axis):
+    values = read(betas_folder, image_key("ses-01"))
+    values = np.delete(values, 0, axis)
+    server.put(image_key("ses-01"), nifti_bytes(values, np.eye(4)))
+    for source in ("images", "model"):
+        with pytest.raises(CorruptImageError, match="ses-01"):
+            fetch(sessions=1, source=source)
+
+
+def test_sessions_whose_rows_differ_in_order(server, betas_folder, face):
+    for session, order, voxels in zip(
+        SESSIONS, "CFC", ("fitted", "fitted", "brain"), strict=True
+    ):
+        put_models(server, betas_folder, [session], order=order, voxels=voxels)
+    betas = fetch(source="model")
+    assert np.array_equal(betas.data, true_betas(betas_folder, face))
 
 
 # Faults
@@ -794,7 +929,7 @@ def test_held_out_sessions(server, source):
         ({"standardize": "zscor"}, "standardize"),
         ({"dtype": "int16"}, "dtype is 'int16'"),
         ({"nc_threshold": 101}, "nc_threshold"),
-        ({"noise_ceiling": "5rep", "nc_threshold": 9}, "noise_ceiling.*4rep"),
+        ({"noise_ceiling": "5rep", "nc_threshold": 9}, "'5rep'.*'4rep'"),
         ({"trial_filter": {"labl": "x"}}, "label"),
         ({"mode": "offlin"}, "offline"),
         ({"n_connections": 0}, "n_connections"),
