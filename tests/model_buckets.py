@@ -1,4 +1,4 @@
-"""A small bucket of one subject whose model files a test chooses, and its true betas."""
+"""A small bucket of a subject, whose model files a test chooses, and its betas."""
 
 from __future__ import annotations
 
@@ -19,6 +19,9 @@ _GLM = "derivatives/glmsingle-tedana/sub-01"
 BRAIN_MASK = (
     "derivatives/anatomical/sub-01/ses-PrismaAnat/anat/"
     "sub-01_ses-PrismaAnat_space-T1w_res-1pt8_desc-brain_mask.nii.gz"
+)
+MEAN_RSQUARE = (
+    f"{_GLM}/{SUBJECT}_task-images_space-T1w_stat-rsquare_desc-R2mean_statmap.nii.gz"
 )
 
 
@@ -120,5 +123,6 @@ class Log:
         """Return the bytes asked for of an object, by ranges."""
         return sum(stop - start for asked, start, stop in self.ranges if asked == key)
 
+    @property
     def keys(self):
         return {key for key, _, _ in self.ranges}

@@ -219,7 +219,7 @@ def load_betas(
             betas = load_betas(data, nc_threshold=10, n_jobs=-1)
     """
     check_fetched(data, "images_meta")
-    options = _check_options(standardize, average_repeats, dtype)
+    options = check_options(standardize, average_repeats, dtype)
     choice = VoxelChoice(rois, mask_img, nc_threshold, noise_ceiling)
     workers = _Workers(n_jobs, keeper(memory), check_verbose(verbose), bool(as_dask))
     if isinstance(subject, str) and subject.lower() == "all":
@@ -268,7 +268,14 @@ def _load(
     return make_betas(Rows(betas, trials), voxels, grid.affine)
 
 
-def _check_options(standardize: Any, average_repeats: bool, dtype: Any) -> RowOptions:
+def check_options(standardize: Any, average_repeats: bool, dtype: Any) -> RowOptions:
+    """Return how values become rows.
+
+    Raises
+    ------
+    InvalidQueryError
+        If an argument is not valid.
+    """
     if standardize not in (None, "zscore", "zscore_sample"):
         raise InvalidQueryError(
             f"standardize is {standardize!r}; it must be None, 'zscore' or "

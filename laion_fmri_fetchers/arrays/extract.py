@@ -50,10 +50,16 @@ def extract(
         If the work was given up.
     """
     try:
-        header = read_header(task.image_file)
-        time = os.stat(task.image_file).st_mtime_ns if is_kept else None
+        return _extract(task, is_kept, stop)
     except FileNotFoundError as error:
+        if os.path.exists(task.image_file):
+            raise
         raise NotCachedError(f"{task.image_file} is not on disk.") from error
+
+
+def _extract(task: Task, is_kept: bool, stop: threading.Event | None) -> int:
+    header = read_header(task.image_file)
+    time = os.stat(task.image_file).st_mtime_ns if is_kept else None
     if header.shape != task.shape:
         raise CorruptImageError(
             f"The image {header.file} is {header.shape}, but the masks of "

@@ -63,8 +63,8 @@ class Filled(NamedTuple):
     status: int | None = None
     """HTTP status, where that was the reason."""
     remedy: str = ""
-    """``"whole"`` where the server does not send ranges, ``"network"`` where the
-    network failed."""
+    """``"server"`` where the server does not send ranges, or denies the file,
+    ``"network"`` where the network failed; empty where the file is of no use."""
     agreed: Candidate | None = None
     """What its rows are."""
 
@@ -204,9 +204,8 @@ def _fill(task: Task, reader: RangeReader, cores: Executor, agreed: Agreed) -> F
 
 
 def _failed(task: Task, error: RangeError) -> Filled:
-    remedy = error.remedy
-    if not remedy and (error.status is None or error.status in policy.POLICY.retried):
-        remedy = "network"
+    may_pass = error.status is None or error.status in policy.POLICY.retried
+    remedy = "network" if may_pass and not error.remedy else "server"
     return Filled(task, str(error), error.status, remedy)
 
 

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import json
 import math
 import os
@@ -250,10 +251,7 @@ class PartWriter:
     def __init__(self, stream: BinaryIO, folder: Path, shape: tuple[int, int]):
         self._stream, self.folder, self._shape = stream, folder, shape
         self.row_size = shape[1] * 4
-        np.lib.format.write_array_header_1_0(
-            stream,
-            {"descr": "<f4", "fortran_order": False, "shape": shape},
-        )
+        stream.write(_header_of(shape))
         stream.flush()
         self._start = stream.tell()
         if hasattr(os, "posix_fallocate"):
@@ -274,6 +272,14 @@ class PartWriter:
         if 0 in self._shape:
             return np.empty(self._shape, np.float32)
         return np.memmap(self._stream, "<f4", "r+", self._start, self._shape)
+
+
+def _header_of(shape: tuple[int, int]) -> bytes:
+    """Return how a ``.npy`` file of values begins."""
+    stream = io.BytesIO()
+    about = {"descr": "<f4", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(stream, about)
+    return stream.getvalue()
 
 
 def session_folder(data_dir: str, subject: str, session: str) -> Path:
@@ -302,21 +308,31 @@ def find_parts(folder: Path) -> list[Part]:
 def _read_index(index: Path) -> Part | None:
     file = index.with_suffix(".npy")
     try:
-        size = file.stat().st_size
         with open(index, "rb") as stream:
             arrays = dict(np.load(stream, allow_pickle=False))
         about = json.loads(str(arrays["about"]))
-        if about.pop("format") != _FORMAT or about.pop("size") != size:
+        if about.pop("format") != _FORMAT:
             return None
         crc32, shape = int(about.pop("crc32")), tuple(map(int, about.pop("shape")))
         origin = Origin(shape=shape, **about)
         voxels = arrays["voxels"]
+        if not _has_values(file, (len(voxels), origin.n_trials)):
+            return None
     except DAMAGED:
         return None
     is_sound = voxels.ndim == 1 and voxels.dtype.kind == "i" and len(voxels)
     if not is_sound or voxels.min() < 0 or voxels.max() >= math.prod(shape):
         return None
     return Part(file, voxels, origin, crc32)
+
+
+def _has_values(file: Path, shape: tuple[int, int]) -> bool:
+    """Tell whether a file is, by its beginning and length, one of values of a shape."""
+    header = _header_of(shape)
+    with open(file, "rb") as stream:
+        size = os.fstat(stream.fileno()).st_size
+        is_whole = size == len(header) + shape[0] * shape[1] * 4
+        return is_whole and stream.read(len(header)) == header
 
 
 def parts_of(
@@ -404,7 +420,6 @@ def new_part(folder: Path, voxels: np.ndarray, origin: Origin) -> Iterator[PartW
                 "format": _FORMAT,
                 **origin._asdict(),
                 "crc32": _crc32(stream),
-                "size": os.fstat(stream.fileno()).st_size,
             }
             with whole_file(folder / f"{name}.npz") as index:
                 np.savez(index, voxels=voxels.astype(np.int32), about=json.dumps(about))

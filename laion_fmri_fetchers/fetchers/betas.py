@@ -22,7 +22,7 @@ import pandas as pd
 from sklearn.utils import Bunch
 
 from laion_fmri_fetchers.access.licence import accept_license
-from laion_fmri_fetchers.arrays.betas import load_betas
+from laion_fmri_fetchers.arrays.betas import check_options, load_betas
 from laion_fmri_fetchers.arrays.volumes import Header, read_header
 from laion_fmri_fetchers.arrays.voxel_store import session_folder
 from laion_fmri_fetchers.arrays.voxels import VoxelChoice, find_voxels
@@ -215,6 +215,7 @@ def fetch_laion_betas(
     if source not in _SOURCES:
         hint = did_you_mean(source, list(_SOURCES))
         raise InvalidQueryError(f"source is {source!r}; {hint}")
+    check_options(standardize, average_repeats, dtype)
     selection = select(
         (_single(subject),),
         _fetched_rois(rois),
@@ -296,7 +297,7 @@ def _single(subject: Any) -> Any:
 
 def _fetched_rois(rois: Any) -> Any:
     """Return the ROIs whose masks are fetched: all that are named but the brain."""
-    if rois is None or isinstance(rois, str):
+    if isinstance(rois, str) or not isinstance(rois, Iterable):
         return None if rois in (None, "brain") else rois
     names = [name for name in rois if name != "brain"]
     return names or None

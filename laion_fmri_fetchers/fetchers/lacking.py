@@ -67,6 +67,10 @@ _FETCHED = ".image-"
 session's folder of the store, where nothing but this takes them for the user's."""
 
 
+_TRIES = 5
+"""Downloads of an image that other processes remove, which are done with it."""
+
+
 class Job(NamedTuple):
     """A session of which voxels are lacking."""
 
@@ -376,8 +380,11 @@ def _take_results(jobs: list[Job], filled: list[Filled], source: str) -> list[Jo
             )
         if source == "model":
             advice = "source='auto' takes the image."
-            if session.remedy == "whole":
-                raise BucketError(f"{session.reason} (Range). {advice}")
+            if session.remedy == "server":
+                raise BucketError(
+                    f"Ranges of the model file of {name} could not be read: "
+                    f"{session.reason}. {advice}"
+                )
             raise CorruptImageError(
                 f"The model file of {name} is not used: {session.reason}. {advice}"
             )
@@ -468,9 +475,20 @@ def _conclude(job: Job, future: Future[int], inventory: Inventory) -> None:
     try:
         future.result()
     except NotCachedError:
-        # Another process that was done with the same image removed it.
-        extract(_downloaded(job, False, inventory), is_kept=False)
+        _extract_again(job, inventory)
     remove_fetched([job.task.folder])
+
+
+def _extract_again(job: Job, inventory: Inventory) -> None:
+    """Extract an image that another process removed, which was done with it."""
+    for n_left in reversed(range(_TRIES)):
+        task = _downloaded(job, False, inventory)
+        try:
+            extract(task, is_kept=False)
+            return
+        except NotCachedError:
+            if not n_left:
+                raise
 
 
 def remove_fetched(folders: Iterable[Path]) -> None:

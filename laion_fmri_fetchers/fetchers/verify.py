@@ -279,8 +279,10 @@ def _check_store(data_dir: str, repair: bool) -> list[_Row]:
             path = file.relative_to(data_dir).as_posix()
             if not wrong:
                 rows.append((path, "ok", _size(data_dir, path), None))
-            elif repair:
+                continue
+            if repair:
                 remove_part(file)
+            if repair and not file.exists():
                 removed = "it was damaged and is removed; a call stores it again"
                 rows.append((path, "repaired", None, removed))
             else:
@@ -327,7 +329,7 @@ def _repair(
 ) -> None:
     """Download damaged files again, and note it in the report."""
     made = report["id"].str.startswith(MADE_HERE)
-    bad = report.index[~report["status"].isin(_NOT_BAD) & ~made]
+    bad = report.index[~report["status"].isin((*_NOT_BAD, "repaired")) & ~made]
     ids = report.loc[bad, "id"].tolist()
     if not ids:
         return

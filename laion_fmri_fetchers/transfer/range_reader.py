@@ -27,6 +27,9 @@ from .jobs import Job, JobQueue
 _STARTS_OVER = frozenset({"changed", "whole"})
 """Remedies that concern the whole object, not a range of it."""
 
+_ENDS = _STARTS_OVER | {"renew"}
+"""Remedies that a reader has not: addresses in the bucket are not renewed."""
+
 _MEASURED = 64
 """Requests that the measured latency and bandwidth are those of."""
 
@@ -73,7 +76,8 @@ class RangeError(Exception):
     def __init__(self, target: RemoteObject, fault: Fault):
         super().__init__(f"{target.id}: {fault.reason}")
         self.target, self.reason = target, fault.reason
-        self.status, self.remedy = fault.status, fault.remedy
+        self.status = fault.status
+        self.remedy = fault.remedy if fault.remedy in _STARTS_OVER else ""
 
 
 class RangeReader:
@@ -253,7 +257,7 @@ class _Reading:
             return
         has_moved = place - span.start >= policy.POLICY.much_progress
         n_tried = 1 if has_moved else n_tried + 1
-        if n_tried >= fault.tries or fault.remedy in _STARTS_OVER:
+        if n_tried >= fault.tries or fault.remedy in _ENDS:
             self._fail(RangeError(self.target, fault))
             return
         wait = policy.POLICY.wait(n_tried, fault.wait)

@@ -1,0 +1,549 @@
+"""The voxel store: what was extracted once, on disks that others write to, too."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import multiprocessing
+import os
+import random
+import shutil
+import subprocess
+import time
+import warnings
+
+import joblib
+import nibabel as nib
+import numpy as np
+import pytest
+from conftest import unprivileged
+from model_buckets import (
+    N_TRIALS,
+    SESSIONS,
+    Log,
+    brain,
+    image_key,
+    model_key,
+    model_of,
+    read,
+    roi,
+    table_key,
+    true_betas,
+)
+
+from laion_fmri_fetchers import (
+    fetch_laion_betas,
+    fetch_laion_fmri,
+    load_betas,
+    pack_betas,
+    status,
+    verify_cache,
+)
+from laion_fmri_fetchers.arrays import voxel_store
+from laion_fmri_fetchers.demo.formats import nifti_bytes
+from laion_fmri_fetchers.exceptions import (
+    DiskSpaceError,
+    InvalidQueryError,
+    NotCachedError,
+)
+from laion_fmri_fetchers.fetchers.pack import remove_packed_images
+
+pytestmark = pytest.mark.usefixtures("data_dir")
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload([__name__])
+
+
+@pytest.fixture
+def server(betas_server):
+    return betas_server
+
+
+@pytest.fixture
+def log(server):
+    return Log(server, [f(s) for f in (model_key, image_key) for s in SESSIONS])
+
+
+@pytest.fixture
+def face(betas_folder):
+    """The voxels of FFA-1."""
+    return roi(betas_folder, "face", "FFA-1")
+
+
+@pytest.fixture
+def store(data_dir):
+    """The folder of the first session."""
+    return data_dir / ".laion_fmri" / "voxels" / "sub-01" / "ses-01"
+
+
+def fetch(rois="FFA1", **options):
+    return fetch_laion_betas(1, rois, **{"verbose": 0, "sessions": 1, **options})
+
+
+def files(folder):
+    """Return the names of parts, without those that are hidden."""
+    return sorted(p.name for p in folder.glob("[!.]*") if p.suffix in (".npy", ".npz"))
+
+
+def put_session(server, folder, factor, session="ses-01"):
+    """Put a new version of a session's betas into the bucket; return them."""
+    values = read(folder, image_key(session)) * np.float32(factor)
+    affine = nib.load(folder / image_key(session)).affine
+    server.put(image_key(session), nifti_bytes(values, affine))
+    server.put(model_key(session), model_of(folder, session, betas=values))
+    return np.nan_to_num(values)
+
+
+# Versions
+
+
+@pytest.mark.parametrize("source", ["auto", "images"])
+def test_a_new_version_in_the_bucket(server, log, betas_folder, face, source):
+    old = fetch(source=source)
+    new = put_session(server, betas_folder, 2)[face].T
+    log.clear()
+    with pytest.warns(UserWarning, match="another version of 1 beta image") as caught:
+        again = fetch(source=source)
+    assert len(caught) == 1
+    assert np.array_equal(again.data, old.data)
+    assert not log.ranges
+    assert np.array_equal(fetch(source=source, mode="overwrite").data, new)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert np.array_equal(fetch(source=source).data, new)
+
+
+def test_voxels_of_two_versions_are_not_mixed(server, betas_folder, face):
+    fetch()
+    new = put_session(server, betas_folder, 2)
+    both = roi(betas_folder, "body", "EBA") | face
+    betas = fetch(["EBA", "FFA1"])
+    assert np.array_equal(betas.data, new[both].T)
+    assert np.array_equal(fetch().data, new[face].T)
+
+
+def test_an_image_on_disk_that_changed_makes_parts_void(
+    server, data_dir, betas_folder, face
+):
+    fetch_laion_fmri(1, sessions=1, verbose=0)
+    fetch()
+    image = data_dir / image_key("ses-01")
+    values = read(betas_folder, image_key("ses-01")) * np.float32(3)
+    image.write_bytes(nifti_bytes(values, nib.load(image).affine))
+    assert np.array_equal(fetch().data, np.nan_to_num(values[face].T))
+    data = fetch_laion_fmri(1, rois="FFA1", sessions=1, mode="offline", verbose=0)
+    betas = load_betas(data, verbose=0)
+    assert np.array_equal(betas.data, np.nan_to_num(values[face].T))
+
+
+def test_an_altered_image_of_the_same_size(server, data_dir, betas_folder, face):
+    fetch_laion_fmri(1, sessions=1, verbose=0)
+    fetch()
+    image = data_dir / image_key("ses-01")
+    stored = fetch().data
+    os.utime(image, ns=(1, 1))
+    size = image.stat().st_size
+    for _ in range(2):
+        assert np.array_equal(fetch().data, stored)
+        os.utime(image, ns=(2, 2))
+    # Of the parts, those of the image as it is now are read: others are spoilt here.
+    for part in voxel_store.find_parts(
+        data_dir / ".laion_fmri" / "voxels" / "sub-01" / "ses-01"
+    ):
+        assert part.origin.image_size == size
+        if part.origin.image_time != 2:
+            values = np.load(part.file, mmap_mode="r+")
+            values[:] = 77
+    fetch()
+    assert np.array_equal(fetch().data, stored)
+
+
+def test_a_trial_table_that_changed_makes_parts_void(
+    server, log, data_dir, betas_folder, face
+):
+    fetch()
+    table = data_dir / table_key("ses-01")
+    lines = table.read_text().splitlines()
+    lines[1] = lines[1].rsplit("\t", 1)[0] + "\tnew_label"
+    table.write_text("\n".join(lines) + "\n")
+    log.clear()
+    betas = fetch()
+    assert np.array_equal(betas.data, true_betas(betas_folder, face, ["ses-01"]))
+    assert betas.trials["label"][0] == "new_label"
+    assert model_key("ses-01") in log.keys
+    log.clear()
+    fetch()
+    assert not log.ranges
+
+
+def test_a_model_next_to_an_image_on_disk_of_another_version(
+    server, data_dir, betas_folder
+):
+    fetch_laion_fmri(1, sessions=1, verbose=0)
+    put_session(server, betas_folder, 2)
+    for mode in ("download_new", "overwrite"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with pytest.raises(InvalidQueryError, match=r"ses-01.*another version"):
+                fetch(source="model", mode=mode)
+
+
+# Files that are damaged, or not the store's own
+
+
+def cut_values(part, index):
+    part.write_bytes(part.read_bytes()[:-10])
+
+
+def cut_index(part, index):
+    index.write_bytes(index.read_bytes()[:-10])
+
+
+def empty_index(part, index):
+    index.write_bytes(b"")
+
+
+def foreign_index(part, index):
+    np.savez(index, voxels=np.arange(3), about="[1]")
+
+
+def index_of_array(part, index):
+    with open(index, "wb") as stream:
+        np.save(stream, np.arange(3))
+
+
+def no_index(part, index):
+    index.unlink()
+
+
+def foreign_values(part, index):
+    size = part.stat().st_size
+    part.write_bytes(bytes(size))
+
+
+def other_shape(part, index):
+    values = np.load(part)
+    np.save(part, values.reshape(-1, 10))
+
+
+DAMAGES = [
+    *(cut_values, cut_index, empty_index, foreign_index, index_of_array),
+    *(no_index, foreign_values, other_shape),
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda f: f.__name__)
+def test_damaged_parts(server, store, betas_folder, face, damage):
+    fetch()
+    (part,) = store.glob("*.npy")
+    damage(part, part.with_suffix(".npz"))
+    betas = fetch()
+    assert np.array_equal(betas.data, true_betas(betas_folder, face, ["ses-01"]))
+    report = verify_cache(verbose=0)
+    bad = report[report["status"] == "altered"]
+    assert list(bad["id"].str.contains("/voxels/sub-01/ses-01/")) == [True], report
+    report = verify_cache(verbose=0, repair=True)
+    assert list(report["status"]).count("repaired") == 1
+    assert set(verify_cache(verbose=0)["status"]) == {"ok"}
+    assert len(files(store)) == 2
+    assert np.array_equal(fetch().data, betas.data)
+
+
+def test_altered_values_are_known_by_their_checksum(server, store):
+    fetch()
+    (part,) = store.glob("*.npy")
+    content = bytearray(part.read_bytes())
+    content[-1] ^= 1
+    part.write_bytes(content)
+    report = verify_cache(verbose=0).set_index("id")
+    row = report.loc[f".laion_fmri/voxels/sub-01/ses-01/{part.name}"]
+    assert (row["status"], row["reason"]) == ("altered", "its checksum differs")
+
+
+def test_an_index_whose_values_are_to_come_is_left(server, store):
+    fetch()
+    (part,) = store.glob("*.npy")
+    shutil.copy(part.with_suffix(".npz"), store / "0.npz")
+    assert set(verify_cache(verbose=0, repair=True)["status"]) == {"ok"}
+    assert (store / "0.npz").exists()
+    os.utime(store / "0.npz", (1, 1))
+    report = verify_cache(verbose=0)
+    assert list(report["status"]).count("altered") == 1
+    fetch("EBA")
+    assert not (store / "0.npz").exists()
+
+
+def test_a_damaged_proof_is_made_again(server, log, store, betas_folder):
+    fetch()
+    (store / ".proof.npz").write_bytes(b"no proof")
+    log.clear()
+    mask = roi(betas_folder, "body", "EBA")
+    assert np.array_equal(fetch("EBA").data, true_betas(betas_folder, mask, ["ses-01"]))
+    assert image_key("ses-01") in log.keys
+    assert (store / ".proof.npz").stat().st_size > 100
+
+
+# Places
+
+
+def test_a_moved_directory(server, data_dir, betas_folder, face, log, tmp_path):
+    fetch_laion_fmri(1, rois="FFA1", sessions=2, verbose=0)
+    fetch(sessions=[1, 2])
+    moved = tmp_path / "moved"
+    shutil.move(data_dir, moved)
+    log.clear()
+    betas = fetch(sessions=[1, 2], data_dir=moved)
+    expected = true_betas(betas_folder, face, ["ses-01", "ses-02"])
+    assert np.array_equal(betas.data, expected)
+    assert not log.ranges
+    for file in (moved / ".laion_fmri" / "voxels").rglob("*"):
+        assert file.is_dir() or os.fsencode(data_dir) not in file.read_bytes()
+
+
+def test_a_read_only_directory(server, betas_folder, face, reachable, monkeypatch):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(reachable))
+    folder = reachable / "data"
+    fetch(data_dir=folder)
+    for path in [folder, *folder.rglob("*")]:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    expected = true_betas(betas_folder, face, ["ses-01"])
+    with unprivileged():
+        with pytest.warns(UserWarning, match="cannot be written"):
+            assert np.array_equal(fetch(data_dir=folder).data, expected)
+        betas = fetch(data_dir=folder, mode="offline")
+        assert np.array_equal(betas.data, expected)
+        data = fetch_laion_fmri(
+            1,
+            rois="FFA1",
+            sessions=1,
+            mode="offline",
+            data_dir=folder,
+            verbose=0,
+            allow_missing=True,
+        )
+        with contextlib.suppress(InvalidQueryError):
+            pack_betas(data, verbose=0)
+    for path in [folder, *folder.rglob("*")]:
+        path.chmod(0o777)
+
+
+def test_offline_opens_no_socket(server, betas_folder, face, request):
+    fetch()
+    request.getfixturevalue("no_network")
+    expected = true_betas(betas_folder, face, ["ses-01"])
+    assert np.array_equal(fetch(mode="offline").data, expected)
+
+
+def test_status_shows_the_store(server, capsys):
+    status()
+    assert "voxel store" not in capsys.readouterr().out
+    fetch(sessions=[1, 2])
+    status()
+    shown = capsys.readouterr().out
+    assert "voxel store  sessions  voxels       size" in shown
+    line = shown.splitlines()[-1].split()
+    assert line[:3] == ["sub-01", "2", "4"]
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 1 MiB, which can be made larger."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    if os.name != "posix" or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting a file system is not allowed here")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("source", ["model", "images"])
+def test_a_disk_that_fills(server, small_disk, betas_folder, face, source):
+    fetch(data_dir=small_disk)
+    with pytest.raises(DiskSpaceError):
+        fetch("brain", sessions=[1, 2, 3], data_dir=small_disk, source=source)
+    assert not list(small_disk.rglob("*.tmp"))
+    for session in SESSIONS:
+        folder = small_disk / ".laion_fmri" / "voxels" / "sub-01" / session
+        parts = voxel_store.find_parts(folder) if folder.exists() else []
+        assert [p.file.name for p in parts] == [
+            name for name in files(folder) if name.endswith(".npy")
+        ]
+    betas = fetch(data_dir=small_disk, mode="offline")
+    assert np.array_equal(betas.data, true_betas(betas_folder, face, ["ses-01"]))
+    subprocess.run(["mount", "-o", "remount,size=9m", str(small_disk)], check=True)
+    betas = fetch("brain", sessions=[1, 2, 3], data_dir=small_disk, source=source)
+    expected = true_betas(betas_folder, brain(betas_folder))
+    assert np.array_equal(betas.data, expected)
+
+
+# Parts
+
+
+def test_many_parts_are_joined_and_readers_go_on(server, store, data_dir, betas_folder):
+    names = ["FFA1", "OFA", "EBA", "PPA", "MT", "LO1", "LO2", "V3A", "V3B", "IPS0"]
+    fetch(names[:1])
+    data = fetch_laion_fmri(1, rois="FFA1", sessions=1, dry_run=True, verbose=0)
+    (meta,) = data.images_meta
+    voxels = np.flatnonzero(roi(betas_folder, "face", "FFA-1"))
+    stored = voxel_store.find_stored(
+        str(data_dir), {**meta, "absolute_path": "none"}, voxels, None
+    )
+    ((values, rows),) = stored.values(voxels)
+    before = np.array(values[rows])
+    for i in range(2, len(names) + 1):
+        betas = fetch(names[:i])
+    assert np.array_equal(values[rows], before)
+    ((values, rows),) = [(v, r) for v, r in stored.values(voxels) if (r >= 0).all()]
+    assert np.array_equal(values[rows], before)
+    n_voxels = betas.data.shape[1]
+    assert len(files(store)) // 2 < len(names)
+    size = sum(path.stat().st_size for path in store.glob("*.npy"))
+    assert size <= 1.5 * n_voxels * N_TRIALS * 4 + 128 * len(names)
+
+
+def test_parts_that_repeat_each_other_are_joined(server, store, betas_folder, face):
+    for _ in range(4):
+        betas = fetch(mode="overwrite")
+    assert len(files(store)) == 2
+    assert np.array_equal(betas.data, true_betas(betas_folder, face, ["ses-01"]))
+
+
+def test_no_voxel_without_an_image_or_a_part(server, data_dir, store):
+    fetch()
+    data = fetch_laion_fmri(1, rois="FFA1", sessions=1, dry_run=True, verbose=0)
+    shutil.rmtree(store)
+    with pytest.raises(NotCachedError):
+        load_betas(data, rois="FFA1", verbose=0)
+
+
+# pack_betas
+
+
+def test_packed_images_are_not_read_again(server, data_dir, betas_folder, capsys):
+    data = fetch_laion_fmri(1, rois="all", sessions=[1, 2], verbose=0)
+    expected = load_betas(data, rois="brain", standardize="zscore", verbose=0)
+    with joblib.parallel_config("threading"):
+        pack_betas(data, n_jobs=2)
+    assert "3716 voxels of sub-01 from 2 images" in capsys.readouterr().err
+    pack_betas(data, rois="FFA1", verbose=0)
+    for path in data.images:
+        os.rename(path, f"{path}.away")
+    betas = load_betas(data, rois="brain", standardize="zscore", verbose=0)
+    assert np.allclose(betas.data, expected.data, atol=1e-5)
+    mask = roi(betas_folder, "body", "EBA")
+    expected = true_betas(betas_folder, mask, ["ses-01", "ses-02"])
+    assert np.array_equal(load_betas(data, rois="EBA", verbose=0).data, expected)
+    assert len(list((data_dir / ".laion_fmri" / "voxels").rglob("*.npy"))) == 2
+
+
+def test_without_fallocate(server, monkeypatch, betas_folder, face):
+    monkeypatch.delattr(os, "posix_fallocate", raising=False)
+    for source in ("model", "images"):
+        betas = fetch(source=source, mode="overwrite")
+        assert np.array_equal(betas.data, true_betas(betas_folder, face, ["ses-01"]))
+
+
+def test_removing_packed_images(server, data_dir, store):
+    data = fetch_laion_fmri(1, rois="FFA1", sessions=[1, 2], verbose=0)
+    expected = load_betas(data, rois="brain", verbose=0).data
+    pack_betas(data, verbose=0)
+    shutil.rmtree(store)
+    assert remove_packed_images(data) == [image_key("ses-02")]
+    assert not (data_dir / image_key("ses-02")).exists()
+    assert remove_packed_images(data) == []
+    assert set(verify_cache(verbose=0)["status"]) == {"ok"}
+    assert np.array_equal(load_betas(data, rois="brain", verbose=0).data, expected)
+
+
+def test_packing_what_is_not_on_disk(server):
+    data = fetch_laion_fmri(1, rois="FFA1", sessions=1, dry_run=True, verbose=0)
+    with pytest.raises(NotCachedError):
+        pack_betas(data, verbose=0)
+
+
+# Many processes
+
+
+def fill(url, data_dir, regions, locks_work, seed):
+    """Run in a process of its own."""
+    os.environ |= {"LAION_FMRI_BUCKET_URL": url, "LAION_FMRI_LICENSE": "I AGREE"}
+    if not locks_work:
+        fcntl.flock = fcntl.lockf = lambda *args: None
+    chance = random.Random(seed)
+    names = chance.sample(regions, len(regions))
+    for i in (2, 4):
+        source = chance.choice(["model", "images", "auto"])
+        fetch(names[:i], sessions=[1, 2], data_dir=data_dir, source=source)
+
+
+@pytest.mark.parametrize("locks_work", [True, False])
+def test_processes_that_fill_a_store_and_are_killed(
+    server, data_dir, betas_folder, locks_work
+):
+    regions = ["FFA1", "OFA", "EBA", "PPA", "MT"]
+    chance = random.Random(0)
+
+    def start(seed):
+        args = (server.url, str(data_dir), regions, locks_work, seed)
+        process = CONTEXT.Process(target=fill, args=args)
+        process.start()
+        return process
+
+    processes = [start(i) for i in range(16)]
+    voxels = data_dir / ".laion_fmri" / "voxels"
+    n_killed = 0
+    while n_killed < 5 and any(process.is_alive() for process in processes):
+        time.sleep(chance.random() / 2)
+        if voxels.exists():
+            victim = chance.randrange(len(processes))
+            if processes[victim].is_alive():
+                processes[victim].kill()
+                processes[victim].join()
+                processes[victim] = start(100 + n_killed)
+                n_killed += 1
+    assert n_killed
+    for process in processes:
+        process.join(120)
+        assert process.exitcode == 0
+    everything = fetch(regions, sessions=[1, 2], data_dir=data_dir)
+    mask = sum(
+        roi(betas_folder, *names)
+        for names in (
+            ("face", "FFA-1"),
+            ("face", "OFA"),
+            ("body", "EBA"),
+            ("place", "PPA"),
+            ("motion", "MT"),
+        )
+    ).astype(bool)
+    expected = true_betas(betas_folder, mask, ["ses-01", "ses-02"])
+    assert np.array_equal(everything.data, expected)
+    assert set(verify_cache(verbose=0)["status"]) == {"ok"}
+    for session in ("ses-01", "ses-02"):
+        voxel_store.compact(voxels / "sub-01" / session, always=True)
+        left = os.listdir(voxels / "sub-01" / session)
+        assert not [name for name in left if name.endswith(".tmp")]
+        assert not [name for name in left if name.startswith(".image")]
+
+
+def test_what_a_killed_process_was_writing_is_removed(server, data_dir, store):
+    fetch()
+    process = CONTEXT.Process(target=begin_a_part, args=(store,))
+    process.start()
+    process.join(60)
+    assert process.exitcode == -9
+    assert len(list(store.glob(".*.tmp"))) == 1
+    process = CONTEXT.Process(
+        target=fill, args=(server.url, str(data_dir), ["EBA", "MT"] * 2, True, 0)
+    )
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0
+    assert not list(store.glob(".*.tmp"))
+
+
+def begin_a_part(store):
+    origin = voxel_store.Origin((9, 9, 9), 5, None, None, None, None, None)
+    with voxel_store.new_part(store, np.arange(3), origin):
+        os.kill(os.getpid(), 9)
