@@ -38,6 +38,13 @@ _MANY = 4
 """Requests per connection that are many: fewer take a moment anyway, and not to read
 what nobody asked for is worth more than that."""
 
+_ROUND_TRIPS = 16
+"""Time that a line needs for a request at least, in round trips, if rows are many: on a
+fast line more connections at once are not faster, but get in each other's way."""
+
+_FEW = 8
+"""Requests for many rows, at least."""
+
 _LARGEST_BAND = 2**27
 """Bytes of chunks side by side that are in memory at once, at most."""
 
@@ -188,7 +195,9 @@ class ContiguousRows:
         row_size, limits = self.layout.row_size, policy.POLICY
         runs = self._runs(rows)
         total = sum(stop - start for start, stop in runs) * row_size
-        step = max(total // self._reader.n_connections, limits.smallest_piece)
+        n, worth = self._reader.n_connections, self._reader.worth
+        at_least = min(_ROUND_TRIPS * worth * n, total // _FEW)
+        step = max(total // n, at_least, limits.smallest_piece)
         spans = [
             Span(a, min(a + step, stop), scatter.take(self._offset))
             for start, stop in (
