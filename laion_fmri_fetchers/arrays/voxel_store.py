@@ -497,9 +497,10 @@ def compact(folder: Path, *, always: bool = False) -> None:
     if lock is None:
         return
     try:
-        while parts := _to_join(find_parts(folder), always):
-            _join(folder, parts)
-        _remove_outdated(folder)
+        if len([*folder.glob("[!.]*.npy")]) > 1:
+            while parts := _to_join(find_parts(folder), always):
+                _join(folder, parts)
+            _remove_outdated(folder)
         for index in filter(_is_orphan, folder.glob("[!.]*.npz")):
             remove_part(index)
     except (*DAMAGED, DiskSpaceError):
