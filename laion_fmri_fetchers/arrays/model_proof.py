@@ -5,7 +5,7 @@ a mask and the order of its voxels, rows stand for voxels; a candidate fits wher
 rows looked at have the value of their voxel::
 
     candidates ──▶ fitting ──▶ the one that fits, or NotProvedError
-    Proof.agrees               whether other rows have their values, too
+    Proof.agreement            whether other rows have their values, too
 """
 
 from __future__ import annotations
