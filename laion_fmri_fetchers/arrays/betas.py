@@ -205,6 +205,9 @@ def load_betas(
     Where the last volume of a compressed image is not needed, reading stops early, and
     the checksum at its end is not compared.
 
+    Values from the voxel store, if neither z-scored nor averaged, are in Fortran order:
+    the trials of a voxel lie side by side, as they do in the store.
+
     Examples
     --------
     Face-selective regions, z-scored, one row per image::
