@@ -164,7 +164,8 @@ def fetch_laion_betas(
         ``dry_run``: ``plan``, a :class:`pandas.DataFrame` with ``id``, ``size`` in
         bytes, ``reason`` and ``source`` of each file of which something would be
         downloaded; ``plan_size``, their sum; and ``sizes``, a dict with the bytes of
-        either way, ``"model"`` and ``"images"``.
+        either way, ``"model"`` and ``"images"``. Those of model files are about: what
+        lies between voxels is read too, where that is faster than another request.
 
     Raises
     ------

@@ -24,7 +24,7 @@ class Progress:
     n_files : int
         Files of the run.
     n_bytes : int
-        Bytes of them, as far as is known.
+        Bytes of them, as far as is known; it may turn out to be more.
     verbose : int
         0: nothing is shown, 1: the bar, 2: also a line per file, 3: also retries.
     noun : str, default="files"
@@ -81,15 +81,20 @@ class Progress:
         self._show_lines()
         now = time.monotonic()
         if self._bar is not None:
-            self._bar.total = self._total
+            self._bar.total = max(self._total, self._arrived)
             self._bar.set_postfix_str(self._files(), refresh=False)
             self._count_reused()
             self._bar.update(self._arrived - self._bar.n)
         elif now - self._said_at >= policy.POLICY.line_every:
             self._said_at, arrived = now, self._arrived
             rate = arrived / (now - self._began)
-            left = f"{(self._total - arrived) / rate:.0f} s left" if rate else "stalled"
-            size = f"{readable_size(arrived)} of {readable_size(self._total)}"
+            left = (
+                f"{max(self._total - arrived, 0) / rate:.0f} s left"
+                if rate
+                else "stalled"
+            )
+            total = max(self._total, arrived)
+            size = f"{readable_size(arrived)} of {readable_size(total)}"
             tell(f"{self._files()}, {size}, {readable_size(rate)}/s, {left}", 1)
 
     def close(self) -> None:
