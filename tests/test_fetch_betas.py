@@ -45,8 +45,8 @@ from laion_fmri_fetchers import (
     load_betas,
     verify_cache,
 )
-from laion_fmri_fetchers.arrays import remote_hdf5
 from laion_fmri_fetchers.arrays.extract import extract
+from laion_fmri_fetchers.arrays.model import hdf5
 from laion_fmri_fetchers.demo.formats import nifti_bytes
 from laion_fmri_fetchers.exceptions import (
     BucketError,
@@ -466,7 +466,7 @@ def test_a_structure_that_is_scattered(server, betas_folder, monkeypatch):
 
     server.put(model_key("ses-01"), h5(write))
     fetch(sessions=1, source="model", mode="overwrite")
-    monkeypatch.setattr(remote_hdf5, "_MOST_REQUESTS", 0)
+    monkeypatch.setattr(hdf5, "_MOST_REQUESTS", 0)
     server.put(model_key("ses-01"), h5(write) + b" ")
     with pytest.raises(CorruptImageError, match="scattered over the file"):
         fetch("EBA", sessions=1, source="model")

@@ -30,11 +30,7 @@ Rooms, each importing only from those below it::
     heaps       check_values
     volumes     read_header, iter_volumes, scaled, write_volumes
 
-    fill_models    fill_from_models ──▶ model_session.fill_from_model, of each session
-    model_session  fill_from_model ─┬─ prove ─┬─ remote_hdf5.read_layout
-                                    │         ├─ first_volume.read_first_volume
-                                    │         └─ model_proof.fitting
-                                    └─ model_rows.rows_of ──▶ voxel_store.new_part
+    model          fill.fill_from_models, session.prove: see its own drawing
     extract        extract ──▶ volumes.iter_volumes, voxel_store.new_part
     voxel_store    find_parts, coverage, new_part, blocks_of, compact, check_part
 

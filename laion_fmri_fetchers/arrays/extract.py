@@ -12,7 +12,7 @@ import numpy as np
 
 from laion_fmri_fetchers.exceptions import CorruptImageError, NotCachedError
 
-from .model_session import Task
+from .model.session import Task
 from .volumes import iter_volumes, read_header, scaled
 from .voxel_store import new_part
 

@@ -1,6 +1,6 @@
 """Whether a session's model file can stand for its beta image.
 
-model_file ─▶ model_session.prove, over `_ClientReader` ─▶ layout and mapping
+model_file ─▶ model.session.prove, over `_ClientReader` ─▶ layout and mapping
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from laion_fmri_fetchers.arrays.model_session import Means, ModelError, Task, prove
+from laion_fmri_fetchers.arrays.model.session import Means, ModelError, Task, prove
 from laion_fmri_fetchers.messages import readable_size
 from laion_fmri_fetchers.transfer import bucket
 from laion_fmri_fetchers.transfer.range_reader import RemoteObject, Span

@@ -4,7 +4,7 @@
 
     jobs_of ─────▶ Job         a session of which voxels are lacking
     choose_ways ─▶ Ways        model or image, on disk or in the bucket; bytes
-    fill_store ─┬─ fill_models.fill_from_models
+    fill_store ─┬─ model.fill.fill_from_models
                 ├─ _extract_all            images on disk
                 └─ _fill_from_bucket ─┬─ obtain, an image at a time
                                       └─ extract.extract, meanwhile, in threads
@@ -28,8 +28,8 @@ from sklearn.utils import Bunch
 from laion_fmri_fetchers.access.licence import accept_license
 from laion_fmri_fetchers.arrays.betas import TrialTable, trial_tables
 from laion_fmri_fetchers.arrays.extract import extract
-from laion_fmri_fetchers.arrays.fill_models import Filled, fill_from_models
-from laion_fmri_fetchers.arrays.model_session import Task, size_by_model
+from laion_fmri_fetchers.arrays.model.fill import Filled, fill_from_models
+from laion_fmri_fetchers.arrays.model.session import Task, size_by_model
 from laion_fmri_fetchers.arrays.progress import Progress, WatchedParallel
 from laion_fmri_fetchers.arrays.voxel_store import (
     Part,

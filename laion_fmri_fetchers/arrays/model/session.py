@@ -2,9 +2,9 @@
 
 ::
 
-    fill_from_model ─┬─ _prove ─┬─ remote_hdf5.read_layout       where values lie
+    fill_from_model ─┬─ _prove ─┬─ hdf5.read_layout       where values lie
                      │          ├─ first_volume.read_first_volume
-                     │          └─ model_proof.fitting           which voxel a row is
+                     │          └─ proof.fitting           which voxel a row is
                      ├─ ContiguousRows.copy or ChunkedRows.copy  rows into a new part
                      └─ _check_rows                              are they the image's?
 
@@ -25,12 +25,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from laion_fmri_fetchers.arrays.volumes import iter_volumes, read_header, scaled
+from laion_fmri_fetchers.arrays.voxel_store import (
+    DAMAGED,
+    Origin,
+    new_part,
+    rows_in,
+    session_folder,
+)
 from laion_fmri_fetchers.messages import readable_size
 from laion_fmri_fetchers.storage.files import whole_file
 from laion_fmri_fetchers.transfer.range_reader import RemoteObject
 
 from .first_volume import FirstVolume, VolumeError, read_first_volume
-from .model_proof import (
+from .hdf5 import Chunk, Fetch, Layout, LayoutError, read_layout
+from .proof import (
     Candidate,
     NotProvedError,
     Proof,
@@ -38,10 +47,7 @@ from .model_proof import (
     fitting,
     make_proof,
 )
-from .model_rows import BETAS, ChunkedRows, ContiguousRows, Reader, rows_of, sample
-from .remote_hdf5 import Chunk, Fetch, Layout, LayoutError, read_layout
-from .volumes import iter_volumes, read_header, scaled
-from .voxel_store import DAMAGED, Origin, new_part, rows_in, session_folder
+from .rows import BETAS, ChunkedRows, ContiguousRows, Reader, rows_of, sample
 
 FULL_SAMPLE = 1000
 """Rows spread over a model file that are looked at, with those that are used."""

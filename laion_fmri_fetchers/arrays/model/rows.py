@@ -3,7 +3,7 @@
 ::
 
     rows_of ─▶ ContiguousRows ─▶ runs_of ─▶ RangeReader.read ─▶ _Scatter ─▶ PartWriter
-            └▶ ChunkedRows ───▶ remote_hdf5.read_chunks ────────────────▶ PartWriter
+            └▶ ChunkedRows ───▶ hdf5.read_chunks ────────────────▶ PartWriter
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import BinaryIO, NamedTuple, Protocol
 
 import numpy as np
 
+from laion_fmri_fetchers.arrays.voxel_store import PartWriter, bytes_of
 from laion_fmri_fetchers.messages import readable_size
 from laion_fmri_fetchers.transfer import policy
 from laion_fmri_fetchers.transfer.positions import write_at
@@ -24,8 +25,7 @@ from laion_fmri_fetchers.transfer.range_reader import (
     Span,
 )
 
-from .remote_hdf5 import Chunk, Layout, LayoutError, read_chunks
-from .voxel_store import PartWriter, bytes_of
+from .hdf5 import Chunk, Layout, LayoutError, read_chunks
 
 BETAS = "betasmd"
 """The dataset of a model file that holds the betas."""

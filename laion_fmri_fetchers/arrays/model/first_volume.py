@@ -1,6 +1,6 @@
 """The first volume of a beta image, from the first bytes of its file.
 
-It proves which voxel each row of a model file is, see `model_proof`.
+It proves which voxel each row of a model file is, see `proof`.
 """
 
 from __future__ import annotations

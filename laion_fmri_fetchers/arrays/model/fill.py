@@ -4,7 +4,7 @@
 
     fill_from_models ─┬─ _in_threads    a reader and cores that sessions share
                       └─ _in_workers    joblib's: dask, processes, other machines
-                             └─ _fill ─▶ model_session.fill_from_model
+                             └─ _fill ─▶ session.fill_from_model
 
 The first session of a subject is proved by a full sample of rows. The others wait for
 that, and are proved by a small sample if they have the same mask and order.
@@ -33,8 +33,8 @@ from laion_fmri_fetchers.transfer.range_reader import (
     RemoteObject,
 )
 
-from .model_proof import Candidate
-from .model_session import (
+from .proof import Candidate
+from .session import (
     Agreed,
     Means,
     ModelError,
