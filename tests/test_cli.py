@@ -534,7 +534,7 @@ def test_demo(tmp_path):
 @pytest.mark.parametrize(
     ("line", "completed"),
     [
-        ("fetch-", ["stimuli", "captions", "embeddings", "segmentations"]),
+        ("fetch-", ["betas", "stimuli", "captions", "embeddings", "segmentations"]),
         ("fetch --rois face FF", ["FFA1", "FFA2"]),
         ("fetch --subjects sub-0", [f"sub-0{n}" for n in (1, 3, 5, 6, 7)]),
         ("fetch --sessions ses-2", [f"ses-2{n}" for n in range(10)]),

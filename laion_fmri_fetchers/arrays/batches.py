@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import operator
 import os
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -184,7 +185,7 @@ class _Pictures:
     """Images of the archive, opened by each process that reads from it."""
 
     def __init__(self, stimuli: Bunch, size: int | tuple[int, int] | None):
-        self._handles: dict[int, _Handle] = {}  # by process; of others: inherited
+        self._close_in_the_end()
         self._shape = None if size is None else image_shape(size)
         self._archive = stimuli["archive"]
         self._names = list(stimuli["metadata"].index)
@@ -216,12 +217,27 @@ class _Pictures:
             handle = noted
         return handle.images
 
-    def __del__(self) -> None:
-        for handle in self._handles.values():
-            handle.opened.close()
+    def _close_in_the_end(self) -> None:
+        """Close what was opened with this object, or before the interpreter ends.
+
+        HDF5 closes what is open after that, by calls into Python that is gone.
+        """
+        self._handles: dict[int, _Handle] = {}  # by process; of others: inherited
+        weakref.finalize(self, _close_all, self._handles)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_handles": {}}
+        state = dict(self.__dict__)
+        del state["_handles"]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._close_in_the_end()
+
+
+def _close_all(handles: dict[int, _Handle]) -> None:
+    for handle in handles.values():
+        handle.opened.close()
 
 
 def _check_betas(betas: Any) -> None:
