@@ -34,11 +34,11 @@ from laion_fmri_fetchers.exceptions import (
 )
 from laion_fmri_fetchers.messages import counted, listed, readable_size, tell, warn
 from laion_fmri_fetchers.query.filters import ResultFilter
-from laion_fmri_fetchers.query.selection import Selection, select
+from laion_fmri_fetchers.query.selection import select
 from laion_fmri_fetchers.query.shared_docs import documented
 from laion_fmri_fetchers.storage.bunch import Result
 from laion_fmri_fetchers.storage.inventory import Inventory, take_inventory_of_subjects
-from laion_fmri_fetchers.storage.obtain import Outcome, obtain
+from laion_fmri_fetchers.storage.obtain import obtain
 from laion_fmri_fetchers.storage.settings import make_settings
 
 from .choose import (
@@ -245,20 +245,30 @@ def fetch_laion_betas(
     choice = VoxelChoice(rois, mask_img, nc_threshold, noise_ceiling)
     names, inventory = take_inventory_of_subjects(selection, settings)
     check_subjects(names, inventory, named=True)
-    chosen, tables = _choose(names, inventory, selection)
+    records = [rec for rec in inventory.records if rec["subject"] in names]
+    check_names(records, names, inventory, selection)
+    images = choose_images(records, selection)
+    images, trials, tables = choose_by_trials(images, inventory, selection)
+    derived = subjects_with_derived_masks(names, settings)
+    small = Chosen(
+        [],
+        choose_rois(records, selection),
+        choose_companions(records, names, inventory.absent, derived),
+        trials,
+        describe_subjects(names, records, {}),
+    ).without_absent(inventory, selection.is_named)
+    chosen = small._replace(images=images)
     # Masks and maps are fetched by a dry run, too: without them, nobody knows how many
     # voxels there are.
-    data = _fetch_small_files(
-        chosen,
-        inventory._replace(settings=settings._replace(dry_run=False)),
-        selection,
-        tables,
-    )
+    planned = plan_files(small, inventory, selection.is_newer, tables, None)
+    outcome = tables + obtain(planned, inventory, accept=accept_license, quiet=True)
+    on_disk = inventory._replace(settings=settings._replace(dry_run=False))
+    data = make_bunch(chosen, on_disk, {}, outcome, None)
     grid = _grid(data, names[0], inventory)
     voxels = find_voxels(data, names[0], choice, grid, lambda function: function)
     jobs = jobs_of(data, voxels.mask, inventory)
     if inventory.is_cut_off:
-        if lost := _refuse_or_warn(jobs, inventory, selection):
+        if lost := _refuse_or_warn(jobs, inventory, selection.sessions is not None):
             kept = [rec for rec in chosen.images if rec["session"] not in lost]
             data = make_bunch(chosen._replace(images=kept), inventory, {}, tables, None)
         jobs = [job for job in jobs if job.is_on_disk]
@@ -304,36 +314,6 @@ def _fetched_rois(rois: Any) -> Any:
     return names or None
 
 
-def _choose(
-    names: list[str], inventory: Inventory, selection: Selection
-) -> tuple[Chosen, Outcome]:
-    """Return the betas, masks and maps of a subject, and what came of its tables."""
-    records = [rec for rec in inventory.records if rec["subject"] in names]
-    check_names(records, names, inventory, selection)
-    images = choose_images(records, selection)
-    images, trials, tables = choose_by_trials(images, inventory, selection)
-    derived = subjects_with_derived_masks(names, inventory.settings)
-    chosen = Chosen(
-        images,
-        choose_rois(records, selection),
-        choose_companions(records, names, inventory.absent, derived),
-        trials,
-        describe_subjects(names, records, {}),
-    )
-    small = chosen._replace(images=[]).without_absent(inventory, selection.is_named)
-    return small._replace(images=images), tables
-
-
-def _fetch_small_files(
-    chosen: Chosen, inventory: Inventory, selection: Selection, tables: Outcome
-) -> Bunch:
-    """Download masks and maps, and return the Bunch of all that was chosen."""
-    small = chosen._replace(images=[])
-    planned = plan_files(small, inventory, selection.is_newer, tables, None)
-    outcome = tables + obtain(planned, inventory, accept=accept_license, quiet=True)
-    return make_bunch(chosen, inventory, {}, outcome, None)
-
-
 def _grid(data: Bunch, subject: str, inventory: Inventory) -> Header:
     """Return the header of the subject's brain mask."""
     if subject in data.brain_masks:
@@ -348,9 +328,7 @@ def _grid(data: Bunch, subject: str, inventory: Inventory) -> Header:
     )
 
 
-def _refuse_or_warn(
-    jobs: list[Job], inventory: Inventory, selection: Selection
-) -> set[str]:
+def _refuse_or_warn(jobs: list[Job], inventory: Inventory, are_named: bool) -> set[str]:
     """Return the sessions whose voxels cannot be had, where nothing can be downloaded.
 
     Raises
@@ -371,7 +349,7 @@ def _refuse_or_warn(
     is_all = len({rec["session"] for rec in images} - {*lost}) == 0
     if inventory.error:
         raise BucketError(f"{inventory.error} {problem}")
-    if selection.sessions is not None or is_all:
+    if are_named or is_all:
         raise NotCachedError(f"{problem} {settings.how_to_fetch}")
     warn(f"{problem} They are left out. {settings.how_to_fetch}")
     return {*lost}

@@ -11,7 +11,7 @@ fetch_laion_surfaces ─┬─ _geometry, _masks ─▶ records
 from __future__ import annotations
 
 import os
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
 from importlib import resources
 from typing import Any
 
@@ -47,7 +47,7 @@ from laion_fmri_fetchers.layout.trees import (
     surface_id,
 )
 from laion_fmri_fetchers.messages import counted, listed, tell, warn
-from laion_fmri_fetchers.query.selection import Selection, select
+from laion_fmri_fetchers.query.selection import select
 from laion_fmri_fetchers.query.shared_docs import documented
 from laion_fmri_fetchers.storage.bunch import Result
 from laion_fmri_fetchers.storage.inventory import Inventory, take_inventory
@@ -165,7 +165,14 @@ def fetch_laion_surfaces(
     inventory = take_inventory(wanted, settings)
     check_subjects([name], inventory, named=True)
     geometry = _geometry(name, inventory)
-    masks = _masks(name, inventory, selection)
+    on_surface = [
+        rec
+        for rec in inventory.records
+        if rec["hemi"] in HEMISPHERE_OF and selection.roi_filter(rec)
+    ]
+    check_names(on_surface, [name], inventory, selection)
+    chosen = choose_rois(on_surface, selection)
+    masks = _masks(chosen, inventory, selection.is_named)
     outcome = _download([*geometry, *masks], geometry, inventory)
     masks = _without_failed(masks, outcome)
     surfaces = _read(name, inventory)
@@ -227,21 +234,16 @@ def _geometry(subject: str, inventory: Inventory) -> list[Record]:
     return [by_id[path] for path in ids]
 
 
-def _masks(subject: str, inventory: Inventory, selection: Selection) -> list[Record]:
+def _masks(
+    masks: list[Record], inventory: Inventory, is_named: Callable[[Record], bool]
+) -> list[Record]:
     """Return the records of masks of whole ROIs, in both hemispheres."""
-    on_surface = [
-        rec
-        for rec in inventory.records
-        if rec["hemi"] in HEMISPHERE_OF and selection.roi_filter(rec)
-    ]
-    check_names(on_surface, [subject], inventory, selection)
-    masks = choose_rois(on_surface, selection)
     settings = inventory.settings
     present = leave_out_absent(
         "ROI masks",
         masks,
         inventory.absent,
-        is_named=lambda rec: selection.is_named(rec) and not settings.allow_missing,
+        is_named=lambda rec: is_named(rec) and not settings.allow_missing,
         advice=settings.how_to_fetch,
     )
     cut = {rec["roi"] for rec in masks if rec["id"] in inventory.absent}
