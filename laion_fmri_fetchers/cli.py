@@ -185,7 +185,7 @@ def _verbosity(command: Parser) -> None:
     )
 
 
-def _transfer_options(command: Parser, *, allow_missing: bool = True) -> None:
+def _transfer_options(command: Parser, *, of_files: bool = True) -> None:
     command.add_argument("--mode", help="download_new (default), overwrite or offline")
     command.add_argument(
         "--n-connections",
@@ -195,9 +195,9 @@ def _transfer_options(command: Parser, *, allow_missing: bool = True) -> None:
         help="HTTP connections; default: 64",
     )
     _timeout(command, "progress")
-    if allow_missing:
+    if of_files:
         _flag(command, "--allow-missing", "warn of files that failed")
-    _flag(command, "--paths", "print one line per file at a terminal too")
+        _flag(command, "--paths", "print one line per file at a terminal too")
     _verbosity(command)
 
 
@@ -219,7 +219,7 @@ def _verbose(options: Options) -> int:
 
 def _print_files(options: Options, data: Any, paths: Iterable[str | None]) -> None:
     """Print the paths of files, or the plan of a dry run: at a terminal, in short."""
-    is_terminal = sys.stdout.isatty() and not options.paths
+    is_terminal = sys.stdout.isatty() and not getattr(options, "paths", False)
     if not getattr(options, "dry_run", False):
         for path in () if is_terminal else filter(None, paths):
             print(path)
@@ -373,7 +373,9 @@ def _voxel_options(command: Parser) -> None:
 
 
 def _betas_options(command: Parser) -> None:
-    command.add_argument("--subject", default="sub-01", help="default: sub-01")
+    command.add_argument(
+        *("--subject", "--subjects"), default="sub-01", help="default: sub-01"
+    )
     _names(command, "--rois", "all", "names such as FFA1, categories, or brain")
     _names(command, "--sessions", "all", "names such as ses-01")
     _terms(command, "--where", "trials")
@@ -382,8 +384,11 @@ def _betas_options(command: Parser) -> None:
         "--source", default="auto", help="auto (default), model or images"
     )
     _flag(command, "--keep-images", "keep images that are downloaded for their voxels")
+    command.add_argument(
+        "--output", metavar="FILE", help="save the betas, for load_saved_betas"
+    )
     _flag(command, "--dry-run", "show the plan; download masks and tables only")
-    _transfer_options(command, allow_missing=False)
+    _transfer_options(command, of_files=False)
 
 
 def _betas(options: Options) -> None:
@@ -407,6 +412,10 @@ def _betas(options: Options) -> None:
     else:
         n_trials, n_voxels = betas.data.shape
         print(f"{n_trials} trials x {n_voxels} voxels")
+        if options.output:
+            betas.save(options.output)
+        where = options.output or "the voxel store, for fetch_laion_betas"
+        tell(f"The betas are in {where}", _verbose(options))
 
 
 def _pack_options(command: Parser) -> None:
@@ -423,7 +432,7 @@ def _pack_options(command: Parser) -> None:
 
 
 def _pack(options: Options) -> None:
-    """Store voxels of beta images on disk side by side."""
+    """Copy voxels of beta images on disk to the voxel store."""
     from laion_fmri_fetchers.fetchers.pack import remove_packed_images
 
     verbose = _verbose(options)
@@ -532,7 +541,7 @@ def _stimulus_metadata(options: Options) -> None:
     data = package.fetch_laion_stimulus_metadata(
         options.names, stimulus_filter=parse_terms(options.where), **_transfer(options)
     )
-    is_terminal = sys.stdout.isatty() and not options.paths
+    is_terminal = sys.stdout.isatty() and not getattr(options, "paths", False)
     table = data.metadata
     print(table.to_string(max_rows=20) if is_terminal else table.to_csv().rstrip("\n"))
 
@@ -698,7 +707,7 @@ def _demo_options(command: Parser) -> None:
     _flag(command, "--serve", "only serve the synthetic data, for calls of your own")
     _names(command, "--subjects", None, "with --serve, names such as sub-01")
     for name, noun in (("--n-sessions", "public sessions"), ("--n-trials", "trials")):
-        number = f"with --serve, number of {noun} per subject or session"
+        number = f"with --serve, number of {noun}"
         command.add_argument(name, type=int, metavar="N", help=number)
     command.add_argument("--output", metavar="FOLDER", help="output folder")
 

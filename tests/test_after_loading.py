@@ -602,3 +602,11 @@ def test_a_session_that_fails_closes_the_bar(tmp_path, monkeypatch):
     assert terminal.written.endswith("\n")
     with pytest.raises(InvalidQueryError, match="verbose"):
         load_betas(data, rois="brain", verbose="loud")
+
+
+def test_values_beside_a_region_may_be_nan(betas):
+    values = np.arange(betas.data.shape[1])
+    volume = betas.to_img(values, fill=np.nan).get_fdata()
+    inside = np.asarray(betas.mask_img.dataobj) > 0
+    np.testing.assert_array_equal(volume[inside], values)
+    assert np.isnan(volume[~inside]).all()

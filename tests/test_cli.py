@@ -20,7 +20,7 @@ import gate_fixtures
 import pytest
 from fault_server import FaultServer, always
 
-from laion_fmri_fetchers import __version__, access_status
+from laion_fmri_fetchers import __version__, access_status, load_saved_betas
 from laion_fmri_fetchers.cli import main
 from laion_fmri_fetchers.demo.server import UPLOADED
 from laion_fmri_fetchers.exceptions import InvalidQueryError
@@ -89,6 +89,8 @@ def test_betas_of_a_region(server, data_dir, capsys):
     requests = len(server.requests)
     assert main([*command, "--mode", "offline"]) == 0
     assert len(server.requests) == requests
+    assert main([*command, "--output", str(data_dir / "ppa.npz")]) == 0
+    assert load_saved_betas(data_dir / "ppa.npz").data.shape == (128, 12)
     assert run(["fetch-betas", "--source", "modle"]) == 2
     assert "did you mean 'model'" in capsys.readouterr().err
 

@@ -498,7 +498,7 @@ def test_models_that_are_more_bytes_than_the_image(server, log, betas_folder, ca
     expected = true_betas(betas_folder, brain(betas_folder), ["ses-01"])
     assert np.array_equal(betas.data, expected)
     assert log.keys == {image_key("ses-01")}
-    assert "more bytes" in capsys.readouterr().err
+    assert "that is less than all of these voxels in model" in capsys.readouterr().err
 
 
 def test_chunks_that_are_more_bytes_than_the_image(server, log, betas_folder, face):
@@ -925,6 +925,8 @@ def test_held_out_sessions(server, source):
         ({"source": 3}, "source is 3"),
         ({"rois": "FFA11"}, "FFA1"),
         ({"rois": 3}, "rois"),
+        ({"rois": None}, "rois is None.*'all'"),
+        ({"subjects": "sub-01"}, "subject="),
         ({"sessions": "ses-99"}, "ses-99"),
         ({"standardize": "zscor"}, "standardize"),
         ({"dtype": "int16"}, "dtype is 'int16'"),
@@ -961,6 +963,21 @@ def test_a_bucket_of_which_the_brain_is_not_known(server, data_dir):
     server.delete(MEAN_RSQUARE)
     with pytest.raises(InvalidQueryError, match=r"no brain mask of sub-01.*mask_img"):
         fetch()
+
+
+def test_the_brain_knows_its_regions(server):
+    """All masks are fetched with it, as they are small."""
+    betas = fetch(rois="brain", sessions=1)
+    face = fetch(rois="face", sessions=1)
+    inside = betas.roi_mask("face")
+    np.testing.assert_array_equal(betas.data[:, inside], face.data)
+
+
+def test_offline_advice_is_of_this_call(server):
+    fetch(sessions=1)
+    with pytest.raises(NotCachedError) as caught:
+        fetch(rois="MPA", sessions=1, mode="offline")
+    assert "allow_missing" not in str(caught.value)
 
 
 def test_a_dry_run(server, log, data_dir, betas_folder, capsys):

@@ -418,6 +418,18 @@ def test_nan_of_the_image_stays_nan(surfaces):
     assert np.isfinite(projected.data.parts["left"]).mean() > 0.7
 
 
+def test_voxels_without_a_value_do_not_count(surfaces):
+    """A region of ones is 1 on the surface, however few of its voxels are near."""
+    image = linear_volume()
+    data = np.full(image.shape, np.nan, np.float32)
+    data[::2] = 1
+    projected = project(nib.Nifti1Image(data, image.affine), surfaces)
+    values = np.concatenate([*projected.data.parts.values()])
+    has_value = np.isfinite(values)
+    assert has_value.mean() > 0.7
+    np.testing.assert_allclose(values[has_value], 1, rtol=1e-5)
+
+
 def test_labels_stay_labels(surfaces, server):
     data = fetch_laion_fmri("sub-01", rois="laiongeneral", max_images=0, verbose=0)
     how = {"interpolation": "nearest_most_frequent"}

@@ -67,8 +67,13 @@ def accept_license(data_dir: str | os.PathLike | None = None) -> None:
         write_atomically(marker, b"")
 
 
+def is_accepted_ahead() -> bool:
+    """Tell whether the environment accepts the terms, for any directory."""
+    return os.environ.get("LAION_FMRI_LICENSE", "").strip() == AGREEMENT
+
+
 def _agree_or_raise(data_dir: str) -> None:
-    if os.environ.get("LAION_FMRI_LICENSE", "").strip() == AGREEMENT:
+    if is_accepted_ahead():
         return
     if not can_ask():
         raise LicenseNotAcceptedError(

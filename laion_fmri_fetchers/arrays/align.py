@@ -61,7 +61,8 @@ def align(
     array, list or :class:`pandas.DataFrame`
         With one row or item per trial:
 
-        - of embeddings: array of float16, shape (n_trials, D);
+        - of embeddings: array of float16, shape (n_trials, D), as published; most
+          arithmetic wants ``.astype("float32")``;
         - of stimuli: array of uint8, shape (n_trials, height, width, 3), as
           `load_stimuli` makes it; an image is decoded once;
         - of captions: list of list of str, in the order of ``caption_idx``;

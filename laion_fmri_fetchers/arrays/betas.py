@@ -70,7 +70,7 @@ class _Session(NamedTuple):
     """The volume of each of its trials."""
 
 
-class _Workers(NamedTuple):
+class Workers(NamedTuple):
     """How sessions are read at once."""
 
     n_jobs: int | None
@@ -224,7 +224,7 @@ def load_betas(
     check_fetched(data, "images_meta")
     options = check_options(standardize, average_repeats, dtype)
     choice = VoxelChoice(rois, mask_img, nc_threshold, noise_ceiling)
-    workers = _Workers(n_jobs, keeper(memory), check_verbose(verbose), bool(as_dask))
+    workers = Workers(n_jobs, keeper(memory), check_verbose(verbose), bool(as_dask))
     if isinstance(subject, str) and subject.lower() == "all":
         return Result(
             **{
@@ -241,14 +241,27 @@ def _load(
     choice: VoxelChoice,
     labels: Any,
     options: RowOptions,
-    workers: _Workers,
+    workers: Workers,
 ) -> Bunch:
     """Load the betas of a subject."""
+    grid = grid_of(data, subject)
+    voxels = find_voxels(data, subject, choice, grid, workers.cached)
+    return load_voxels(data, subject, (voxels, grid), labels, options, workers)
+
+
+def load_voxels(
+    data: Bunch,
+    subject: str,
+    where: tuple[Voxels, Header],
+    labels: Any,
+    options: RowOptions,
+    workers: Workers,
+) -> Bunch:
+    """Load the betas of a subject at voxels that were found, on their grid."""
+    voxels, grid = where
     trials = data.trials[data.trials["subject"] == subject]
     if labels is not None:
         trials = trials.iloc[rows_with(labels, trials, subject)]
-    grid = grid_of(data, subject)
-    voxels = find_voxels(data, subject, choice, grid, workers.cached)
     sessions = _sessions(data, subject, trials, voxels, grid)
     trials = trials.reset_index(drop=True)
     rows = np.arange(len(trials))
@@ -488,7 +501,7 @@ def _read(
     mask: np.ndarray,
     rows: np.ndarray,
     options: RowOptions,
-    workers: _Workers,
+    workers: Workers,
 ) -> np.ndarray:
     """Read sessions, several at once, into one array; trial i goes to rows[i].
 
@@ -504,7 +517,7 @@ def _read(
         n_jobs=workers.n_jobs,
         prefer="threads",
         return_as="generator" if backend.supports_return_generator else "list",
-        verbose=max(workers.verbose - 1, 0),
+        verbose=max(workers.verbose - 2, 0),
     )
     read = joblib.delayed(workers.cached(read_session))
     packed_mask = pack_mask(mask)

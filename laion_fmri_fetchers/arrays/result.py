@@ -48,20 +48,23 @@ class Betas(Result):
         """Return a copy that shares its values, with the methods."""
         return copy.copy(self)
 
-    def to_img(self, values: Any) -> nib.Nifti1Image:
+    def to_img(self, values: Any, fill: float = 0) -> nib.Nifti1Image:
         """Put values back on the grid, as an image.
 
         Parameters
         ----------
         values : array of shape (n_voxels,) or (n_rows, n_voxels)
             A value per voxel, or rows of them as in ``data``.
+        fill : float, default=0
+            The value outside the voxels; NaN for `project_to_surface`, such that it
+            does not count there.
 
         Returns
         -------
         :class:`nibabel.nifti1.Nifti1Image`
-            3-D of a value per voxel, 4-D of rows, with a volume each; 0 outside the
-            voxels. Of the type of ``values``, or the nearest that images have: uint8 of
-            bool, float64 of whole numbers of 64 bits.
+            3-D of a value per voxel, 4-D of rows, with a volume each. Of the type of
+            ``values``, or the nearest that images have: uint8 of bool, float64 of whole
+            numbers of 64 bits.
 
         Raises
         ------
@@ -80,7 +83,10 @@ class Betas(Result):
             raise InvalidQueryError(
                 f"values are {rows.dtype}; an image takes numbers, or bool"
             )
-        volume = np.zeros(inside.shape + rows.shape[:-1], dtype=_type_in_image(rows))
+        kind = _type_in_image(rows)
+        if not np.isfinite(fill):
+            kind = np.result_type(kind, np.float32)
+        volume = np.full(inside.shape + rows.shape[:-1], fill, dtype=kind)
         volume[inside] = rows.T
         return nib.Nifti1Image(volume, self["mask_img"].affine)
 
@@ -125,7 +131,8 @@ class Betas(Result):
         ----------
         n_repeats : "averaged", float, or array of shape (n_rows,), default="averaged"
             The number of trials that are averaged; of rows that differ in it, the
-            number of each, of which the mean of 1/n counts. ``"averaged"``: what each
+            number of each, of which the mean of 1/n counts, as in
+            ``betas.trials["n_averaged"][test]``. ``"averaged"``: what each
             row of ``data`` is an average of, 1 for single trials.
         noise_ceiling : {"Allrep", "12rep", "4rep"}, default="Allrep"
             The published map that the ceiling is derived from.

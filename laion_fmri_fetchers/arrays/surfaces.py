@@ -67,7 +67,9 @@ def project_to_surface(
     ----------
     img : str, path or image
         A 3-D or 4-D NIfTI image in the subject's T1w space, such as a noise ceiling or
-        a map made from betas. A file is read a few volumes at a time.
+        a map made from betas: ``betas.to_img(values, fill=np.nan)``, as zeros beside a
+        region would be averaged with its values. A file is read a few volumes at a
+        time.
     surfaces : :class:`sklearn.utils.Bunch`
         From `fetch_laion_surfaces`, of the same subject.
     target : {"fsnative", "fsaverage5", "fsaverage6", "fsaverage"}, default="fsnative"
@@ -88,8 +90,8 @@ def project_to_surface(
     -------
     :class:`nilearn.surface.SurfaceImage`
         On the pial mesh of the target, float32, shape (n_vertices,), or (n_vertices,
-        n_volumes) for a 4-D image; NaN at vertices outside of the image, or where it is
-        NaN at all depths.
+        n_volumes) for a 4-D image. Voxels that are NaN do not count, and vertices
+        without any other, or outside of the image, are NaN.
 
     Raises
     ------
@@ -287,14 +289,24 @@ def _sample(
     """Return volumes sampled at the vertices of a hemisphere: vertices x volumes."""
     from nilearn.surface import vol_to_surf
 
-    with warnings.catch_warnings():
-        # Of vertices outside of the image, which are NaN.
-        warnings.filterwarnings("ignore", "Mean of empty slice", RuntimeWarning)
+    def sample(values: np.ndarray) -> np.ndarray:
         return vol_to_surf(
-            nib.Nifti1Image(block, affine),
+            nib.Nifti1Image(values, affine),
             surfaces.pial.parts[hemisphere],
             inner_mesh=surfaces.white.parts[hemisphere],
             interpolation=interpolation,
+        )
+
+    has_value = np.isfinite(block)
+    with warnings.catch_warnings(), np.errstate(invalid="ignore", divide="ignore"):
+        # Of vertices outside of the image, which are NaN.
+        warnings.filterwarnings("ignore", "Mean of empty slice", RuntimeWarning)
+        if interpolation != "linear" or has_value.all():
+            return sample(block)
+        # The mean of voxels that have a value, each by its share in the interpolation.
+        weights = sample(has_value.astype(np.float32))
+        return sample(np.where(has_value, block, 0)) / np.where(
+            weights, weights, np.nan
         )
 
 

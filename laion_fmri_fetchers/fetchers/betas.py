@@ -8,7 +8,7 @@ The way through::
               ─▶ voxels                        find_voxels
               ─▶ what the voxel store lacks    jobs_of, choose_ways
               ─▶ the store                     fill_store: by ranges of model files
-              ─▶ Bunch                         load_betas, which reads from the store
+              ─▶ Bunch                         load_voxels, which reads from the store
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ import pandas as pd
 from sklearn.utils import Bunch
 
 from laion_fmri_fetchers.access.licence import accept_license
-from laion_fmri_fetchers.arrays.betas import check_options, load_betas
+from laion_fmri_fetchers.arrays.betas import Workers, check_options, load_voxels
+from laion_fmri_fetchers.arrays.kept import kept_nowhere
 from laion_fmri_fetchers.arrays.volumes import Header, read_header
 from laion_fmri_fetchers.arrays.voxel_store import session_folder
 from laion_fmri_fetchers.arrays.voxels import VoxelChoice, find_voxels
@@ -33,6 +34,7 @@ from laion_fmri_fetchers.exceptions import (
     did_you_mean,
 )
 from laion_fmri_fetchers.messages import counted, listed, readable_size, tell, warn
+from laion_fmri_fetchers.query.arguments import only_its_arguments
 from laion_fmri_fetchers.query.filters import ResultFilter
 from laion_fmri_fetchers.query.selection import select
 from laion_fmri_fetchers.query.shared_docs import documented
@@ -69,6 +71,7 @@ _SOURCES = ("auto", "model", "images")
 
 
 @documented
+@only_its_arguments(subjects="subject=")
 def fetch_laion_betas(
     subject: str | int = "sub-01",
     rois: str | Sequence[str] = "all",
@@ -99,7 +102,7 @@ def fetch_laion_betas(
     A beta image has a session's trials volume by volume, so a region needs all of its
     1.15 GB. The session's model file has the same betas voxel by voxel: of that, only
     the voxels asked for are downloaded, by HTTP ranges. They are kept in the voxel
-    store of the data directory, so that later calls download only what lacks.
+    store of the data directory, so that later calls download only what is missing.
 
     Which voxel each row of a model file is, and that its values are those of the beta
     image, is proved with the image's first volume. Where it cannot be proved, the
@@ -164,8 +167,8 @@ def fetch_laion_betas(
         ``dry_run``: ``plan``, a :class:`pandas.DataFrame` with ``id``, ``size`` in
         bytes, ``reason`` and ``source`` of each file of which something would be
         downloaded; ``plan_size``, their sum; and ``sizes``, a dict with the bytes of
-        either way, ``"model"`` and ``"images"``. Those of model files are about: what
-        lies between voxels is read too, where that is faster than another request.
+        either way, ``"model"`` and ``"images"``. Those of model files are approximate:
+        what lies between voxels is read too, where that saves time.
 
     Raises
     ------
@@ -216,7 +219,7 @@ def fetch_laion_betas(
     if source not in _SOURCES:
         hint = did_you_mean(source, list(_SOURCES))
         raise InvalidQueryError(f"source is {source!r}; {hint}")
-    check_options(standardize, average_repeats, dtype)
+    options = check_options(standardize, average_repeats, dtype)
     selection = select(
         (_single(subject),),
         _fetched_rois(rois),
@@ -256,7 +259,7 @@ def fetch_laion_betas(
         choose_companions(records, names, inventory.absent, derived),
         trials,
         describe_subjects(names, records, {}),
-    ).without_absent(inventory, selection.is_named)
+    ).without_absent(inventory, selection.is_named, leave_out="")
     chosen = small._replace(images=images)
     # Masks and maps are fetched by a dry run, too: without them, nobody knows how many
     # voxels there are.
@@ -265,7 +268,7 @@ def fetch_laion_betas(
     on_disk = inventory._replace(settings=settings._replace(dry_run=False))
     data = make_bunch(chosen, on_disk, {}, outcome, None)
     grid = _grid(data, names[0], inventory)
-    voxels = find_voxels(data, names[0], choice, grid, lambda function: function)
+    voxels = find_voxels(data, names[0], choice, grid, kept_nowhere)
     jobs = jobs_of(data, voxels.mask, inventory)
     if inventory.is_cut_off:
         if lost := _refuse_or_warn(jobs, inventory, selection.sessions is not None):
@@ -279,21 +282,8 @@ def fetch_laion_betas(
     if not inventory.is_cut_off:
         where = settings.data_dir, names[0]
         remove_fetched(session_folder(*where, m["session"]) for m in data.images_meta)
-    return load_betas(
-        data,
-        names[0],
-        rois,
-        mask_img=mask_img,
-        nc_threshold=nc_threshold,
-        noise_ceiling=noise_ceiling,
-        standardize=standardize,
-        average_repeats=average_repeats,
-        labels=labels,
-        dtype=dtype,
-        as_dask=as_dask,
-        n_jobs=n_jobs,
-        verbose=verbose,
-    )
+    workers = Workers(n_jobs, kept_nowhere, settings.verbose, bool(as_dask))
+    return load_voxels(data, names[0], (voxels, grid), labels, options, workers)
 
 
 def _single(subject: Any) -> Any:
@@ -307,11 +297,15 @@ def _single(subject: Any) -> Any:
 
 
 def _fetched_rois(rois: Any) -> Any:
-    """Return the ROIs whose masks are fetched: all that are named but the brain."""
+    """Return the ROIs whose masks are fetched; of the whole brain, all of them."""
+    if rois is None:
+        raise InvalidQueryError(
+            "rois is None; give names of ROIs or categories, 'all', or 'brain' for all "
+            "voxels"
+        )
     if isinstance(rois, str) or not isinstance(rois, Iterable):
-        return None if rois in (None, "brain") else rois
-    names = [name for name in rois if name != "brain"]
-    return names or None
+        return "all" if rois == "brain" else rois
+    return [name for name in rois if name != "brain"] or "all"
 
 
 def _grid(data: Bunch, subject: str, inventory: Inventory) -> Header:

@@ -340,6 +340,7 @@ def leave_out_absent(
     *,
     is_named: Callable[[Record], bool],
     advice: str,
+    leave_out: str = "allow_missing=True leaves such files out.",
 ) -> list[Record]:
     """Return the available files; never leave one out without a warning.
 
@@ -355,6 +356,8 @@ def leave_out_absent(
         Whether a record's file, its session or ROI was named: then it is an error.
     advice : str
         What to do, to end the message with.
+    leave_out : str, optional
+        What to do to go on without files that were named.
 
     Raises
     ------
@@ -369,7 +372,7 @@ def leave_out_absent(
         raise NotCachedError(
             f"{counted(len(named), 'file')} of the selection "
             f"{'is' if len(named) == 1 else 'are'} not on disk: {listed(named)}. "
-            f"{advice} allow_missing=True leaves such files out."
+            f"{advice} {leave_out}"
         )
     present = [rec for rec in chosen if rec["id"] not in absent]
     warn(

@@ -60,7 +60,10 @@ class Chosen(NamedTuple):
         )
 
     def without_absent(
-        self, inventory: Inventory, is_named: Callable[[Record], bool]
+        self,
+        inventory: Inventory,
+        is_named: Callable[[Record], bool],
+        leave_out: str = "allow_missing=True leaves such files out.",
     ) -> Chosen:
         """Return the same without unavailable files.
 
@@ -78,6 +81,7 @@ class Chosen(NamedTuple):
                 inventory.absent,
                 is_named=lambda rec: is_named(rec) and not settings.allow_missing,
                 advice=settings.how_to_fetch,
+                leave_out=leave_out,
             )
 
         masks, ceilings = self.companions

@@ -253,7 +253,8 @@ def choose_ways(jobs: Sequence[Job], source: str, inventory: Inventory) -> Ways:
         If the model is asked for, and the bucket has none.
     """
     ways = Ways([], [], [])
-    large = []
+    large: list[str] = []
+    without: list[str] = []
     for job in jobs:
         task = job.task
         if source == "model" and task.model is None:
@@ -277,17 +278,18 @@ def choose_ways(jobs: Sequence[Job], source: str, inventory: Inventory) -> Ways:
                 task = task._replace(most_bytes=limit)
                 ways.from_model.append(job._replace(task=task))
                 continue
-            large.append(task.session)
+            (large if task.model else without).append(task.session)
         if job.is_on_disk and not inventory.settings.overwrites:
             ways.from_disk.append(job)
         else:
             ways.from_bucket.append(job)
-    if large:
-        tell(
-            f"The images of {listed(large)} are downloaded, as the bucket has no model "
-            "file of them, or the voxels of the model are more bytes",
-            inventory.settings.verbose,
-        )
+    for sessions, reason in (
+        (large, "as that is less than all of these voxels in model files"),
+        (without, "as the bucket has no model files of them"),
+    ):
+        if sessions:
+            text = f"Images are read of {listed(sessions)}, {reason}"
+            tell(text, inventory.settings.verbose)
     return ways
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from laion_fmri_fetchers.access.account import access_status
+from laion_fmri_fetchers.access.licence import is_accepted_ahead
 from laion_fmri_fetchers.arrays.voxel_store import describe_store
 from laion_fmri_fetchers.layout.keys import place_of, record_of
 from laion_fmri_fetchers.layout.trees import RAW
@@ -39,7 +40,7 @@ def status(*, data_dir: str | os.PathLike | None = None) -> None:
     rows = {
         "Data directory": f"{folder}{_state(folder)}",
         "Bucket": bucket_url(),
-        "CC0 terms": "accepted" if accepted else "not accepted yet",
+        "CC0 terms": _terms(accepted),
         "Stimulus access": (
             f"{access['status']}, {access['request_id']} from {access['source']}"
             if access["status"]
@@ -61,6 +62,12 @@ def _state(folder: str) -> str:
     if not os.path.isdir(folder):
         return ", which does not exist yet"
     return "" if is_writable(folder) else ", which cannot be written"
+
+
+def _terms(accepted: bool) -> str:
+    if not accepted and is_accepted_ahead():
+        return "accepted by LAION_FMRI_LICENSE"
+    return "accepted" if accepted else "not accepted yet"
 
 
 def _print_trees(sizes: dict[str, int]) -> None:

@@ -39,7 +39,7 @@ from laion_fmri_fetchers.layout.trees import (
     MADE_HERE,
     listings_of,
 )
-from laion_fmri_fetchers.messages import readable_size, tell, warn
+from laion_fmri_fetchers.messages import counted, readable_size, tell, warn
 from laion_fmri_fetchers.query.shared_docs import documented
 from laion_fmri_fetchers.storage.catalog import Wanted, look
 from laion_fmri_fetchers.storage.data_dir import get_data_dir
@@ -129,7 +129,10 @@ def verify_cache(
     names = sorted(files | set(notes))
     sizes = {path: _size(folder, path) for path in names}
     total = sum(size or 0 for size in sizes.values())
-    tell(f"Checking {len(names)} files, {readable_size(total)}, in {folder}", verbose)
+    stored = len(stored_sessions(folder))
+    more = f" and {counted(stored, 'session')} of the voxel store" if stored else ""
+    size = readable_size(total)
+    tell(f"Checking {len(names)} files, {size},{more} in {folder}", verbose)
     with tqdm(
         total=total, unit="B", unit_scale=True, disable=None if verbose else True
     ) as bar:

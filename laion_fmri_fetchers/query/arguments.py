@@ -53,10 +53,7 @@ def check_mode(mode: object) -> str:
         asked = os.environ.get("LAION_FMRI_OFFLINE", "").strip().lower()
         return "offline" if asked in _YES else "download_new"
     if not isinstance(mode, str) or mode.lower() not in MODES:
-        hint = f"{did_you_mean(mode, MODES)} " if isinstance(mode, str) else ""
-        raise InvalidQueryError(
-            f"mode is {mode!r}; {hint}it must be one of {', '.join(map(repr, MODES))}"
-        )
+        raise InvalidQueryError(f"mode is {mode!r}; {did_you_mean(mode, MODES)}")
     return mode.lower()
 
 

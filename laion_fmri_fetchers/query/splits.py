@@ -215,7 +215,8 @@ class StimulusSplit(Splitter):
         Parameters
         ----------
         trials : pandas.DataFrame or sequence of str
-            Trials with a column ``label``, metadata of stimuli, or labels alone.
+            Trials with a column ``label``, a Bunch that has them, metadata of stimuli,
+            or labels alone.
 
         Returns
         -------
@@ -229,6 +230,8 @@ class StimulusSplit(Splitter):
         """
         import numpy as np
 
+        if isinstance(trials, dict) and "trials" in trials:
+            trials = trials["trials"]
         labels = _labels_of(trials, "trials")
         train, test = (
             np.fromiter(map(side.__contains__, labels), bool, len(labels))
