@@ -89,3 +89,12 @@ def test_an_offline_call_does_without_an_http_client(cached):
         "assert len(fetch_laion_fmri(mode='offline', verbose=0).images) == 4"
     )
     assert not names & {"requests", "urllib3"}
+
+
+def test_regions_offline_do_without_an_http_client(cached):
+    names = imported_by(
+        "from laion_fmri_fetchers import fetch_laion_betas, pack_betas\n"
+        "how = {'mode': 'offline', 'verbose': 0}\n"
+        "assert fetch_laion_betas(rois='FFA1', sessions=1, **how).data.size"
+    )
+    assert not names & {"requests", "urllib3"}

@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple, overload
+from typing import TYPE_CHECKING, NamedTuple, overload
 
 import joblib
 import numpy as np
@@ -28,7 +28,6 @@ from sklearn.utils import Bunch
 from laion_fmri_fetchers.access.licence import accept_license
 from laion_fmri_fetchers.arrays.betas import TrialTable, trial_tables
 from laion_fmri_fetchers.arrays.extract import extract
-from laion_fmri_fetchers.arrays.model.fill import Filled, fill_from_models
 from laion_fmri_fetchers.arrays.model.session import Task, size_by_model
 from laion_fmri_fetchers.arrays.progress import Progress, WatchedParallel
 from laion_fmri_fetchers.arrays.voxel_store import (
@@ -54,7 +53,10 @@ from laion_fmri_fetchers.storage.inventory import Inventory, size_on_disk
 from laion_fmri_fetchers.storage.notes import read_notes
 from laion_fmri_fetchers.storage.obtain import Planned, obtain
 from laion_fmri_fetchers.transfer.bucket import object_url
-from laion_fmri_fetchers.transfer.range_reader import RemoteObject
+from laion_fmri_fetchers.transfer.spans import RemoteObject
+
+if TYPE_CHECKING:
+    from laion_fmri_fetchers.arrays.model.fill import Filled
 
 _MOST_COST = 1.5
 """Bytes of a model, as a multiple of the image's, up to which the model is read."""
@@ -331,6 +333,8 @@ def fill_store(ways: Ways, how: HowToFill, inventory: Inventory) -> None:
         accept_license(settings.data_dir)
     not_used: list[Job] = []
     if ways.from_model:
+        from laion_fmri_fetchers.arrays.model.fill import fill_from_models
+
         n_bytes = sum(size_by_model(job.task) for job in ways.from_model)
         tell(
             f"Reading about {readable_size(n_bytes)} of "

@@ -13,7 +13,7 @@
 
     list_objects, list_many ─▶ in_sessions ─▶ Session.ask     bucket
         └ parse_page                               pages
-    RangeReader.read ─▶ JobQueue ─▶ Connections.ask, chunks   range_reader
+    RangeReader.read ─▶ JobQueue ─▶ Connections.ask, chunks   range_reader, spans
     read_documents ─▶ Session.ask                  documents
 
     Session, in_sessions, tls, redirected          http: set up in one place

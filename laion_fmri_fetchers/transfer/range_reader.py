@@ -18,11 +18,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
 
 from . import policy
 from .connections import Connections, Fault, RangeReply, misfit
 from .jobs import Job, JobQueue
+from .spans import RemoteObject, Span
 
 _STARTS_OVER = frozenset({"changed", "whole"})
 """Remedies that concern the whole object, not a range of it."""
@@ -35,26 +35,6 @@ _MEASURED = 64
 
 _WORTH_MEASURING = 2**16
 """Bytes from which the time of a body tells of the bandwidth, not of the latency."""
-
-Sink = Callable[[int, memoryview], None]
-"""Takes bytes and their position in the object; they are valid until it returns."""
-
-
-class RemoteObject(NamedTuple):
-    """An object of the bucket, in the version that is meant."""
-
-    id: str
-    url: str
-    size: int | None
-    etag: str | None
-
-
-class Span(NamedTuple):
-    """Bytes ``start`` to ``stop`` of an object, and what takes them."""
-
-    start: int
-    stop: int
-    sink: Sink
 
 
 class RangeError(Exception):

@@ -19,7 +19,7 @@ from laion_fmri_fetchers.arrays.voxel_store import PartWriter, bytes_of
 from laion_fmri_fetchers.messages import readable_size
 from laion_fmri_fetchers.transfer import policy
 from laion_fmri_fetchers.transfer.positions import write_at
-from laion_fmri_fetchers.transfer.range_reader import (
+from laion_fmri_fetchers.transfer.spans import (
     RemoteObject,
     Sink,
     Span,

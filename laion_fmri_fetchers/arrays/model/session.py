@@ -35,7 +35,7 @@ from laion_fmri_fetchers.arrays.voxel_store import (
 )
 from laion_fmri_fetchers.messages import readable_size
 from laion_fmri_fetchers.storage.files import whole_file
-from laion_fmri_fetchers.transfer.range_reader import RemoteObject
+from laion_fmri_fetchers.transfer.spans import RemoteObject
 
 from .first_volume import FirstVolume, VolumeError, read_first_volume
 from .hdf5 import Chunk, Fetch, Layout, LayoutError, read_layout
