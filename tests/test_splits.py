@@ -28,6 +28,7 @@ from policies import set_policy
 from sklearn.dummy import DummyRegressor
 from sklearn.linear_model import LinearRegression, Ridge
 from sklearn.model_selection import GridSearchCV, cross_val_score, cross_validate
+from sklearn.utils import Bunch
 
 from laion_fmri_fetchers import (
     BucketError,
@@ -463,6 +464,12 @@ def test_null_labels_belong_to_neither():
     assert train.tolist() == [True, False, False, False]
     assert test.tolist() == [False, False, False, True]
     assert [len(mask) for mask in split.masks([])] == [0, 0]
+
+
+def test_a_bunch_stands_for_its_trials():
+    split = StimulusSplit(["a"], ["b"])
+    train, test = split.masks(Bunch(trials=pd.DataFrame({"label": ["b", "a"]})))
+    assert (train.tolist(), test.tolist()) == ([False, True], [True, False])
 
 
 @pytest.mark.parametrize(

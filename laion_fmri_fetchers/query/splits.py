@@ -230,7 +230,7 @@ class StimulusSplit(Splitter):
         """
         import numpy as np
 
-        if isinstance(trials, dict) and "trials" in trials:
+        if isinstance(trials, dict) and hasattr(trials.get("trials"), "columns"):
             trials = trials["trials"]
         labels = _labels_of(trials, "trials")
         train, test = (
