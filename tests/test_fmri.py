@@ -17,6 +17,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import unprivileged
 from nilearn.maskers import NiftiMasker
 from policies import set_policy
 
@@ -586,10 +587,13 @@ def test_read_only_directory(cached, monkeypatch):
             path.chmod(path.stat().st_mode | 0o700)
 
 
-def test_a_directory_that_cannot_be_made(tmp_path, server, monkeypatch):
+def test_a_directory_that_cannot_be_made(tmp_path, server, reachable, monkeypatch):
+    with (
+        unprivileged(),
+        pytest.raises(InvalidQueryError, match=r"made \(Permission denied\).*data_dir"),
+    ):
+        fetch(1, data_dir=reachable / "new")
     monkeypatch.setattr(os, "access", lambda path, mode: not mode & os.W_OK)
-    with pytest.raises(InvalidQueryError, match="cannot be made.*another data_dir"):
-        fetch(1, data_dir=tmp_path / "new")
     with (
         pytest.warns(UserWarning, match="cannot be written"),
         pytest.raises(NotCachedError, match="cannot be written; name another data_dir"),

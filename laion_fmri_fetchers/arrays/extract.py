@@ -15,6 +15,7 @@ from laion_fmri_fetchers.exceptions import CorruptImageError, NotCachedError
 from .model.session import Task
 from .volumes import iter_volumes, read_header, scaled
 from .voxel_store import new_part
+from .voxels import offsets_of
 
 _BLOCK = 2**26
 """Bytes of volumes gathered before they are written: a voxel's trials lie side by side
@@ -71,8 +72,7 @@ def _extract(task: Task, is_kept: bool, stop: threading.Event | None) -> int:
             f"table has {task.n_trials} trials. `laion-fmri-fetchers verify --repair` "
             "fetches damaged files again."
         )
-    axes = np.unravel_index(task.voxels, task.shape)
-    offsets = np.ravel_multi_index(axes, task.shape, order="F")
+    offsets = offsets_of(task.voxels, task.shape)
     n_at_once = max(1, min(header.n_volumes, _BLOCK // (4 * len(offsets))))
     gathered = np.empty((n_at_once, len(offsets)), np.float32)
     picked = np.empty(len(offsets), dtype=header.dtype)

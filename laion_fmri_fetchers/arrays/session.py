@@ -110,7 +110,7 @@ def read_session(
             return SessionRows(returned, {})
         blocks = _of_store(places, options)
     else:
-        blocks = _of_image(source[0], mask.reshape(shape), volumes, options)
+        blocks = _of_image(source[0], mask, volumes, options)
     holes: dict[int, list[np.ndarray]] = {}
     for block in blocks:
         its_holes = _fill_rows(
@@ -137,7 +137,7 @@ def _of_image(
 ) -> Iterator[_Block]:
     """Yield the values of an image, all voxels in a block; it is read only once."""
     header = read_header(file)
-    offsets = offsets_of(mask)
+    offsets = offsets_of(np.flatnonzero(mask), header.shape)
     needed = np.unique(volumes).tolist()
     indices = range(header.n_volumes) if options.standardize else needed
 

@@ -22,7 +22,6 @@ joins the parts of a session into a single part when they get many.
 from __future__ import annotations
 
 import contextlib
-import errno
 import io
 import json
 import math
@@ -39,9 +38,9 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from laion_fmri_fetchers.exceptions import DiskSpaceError, NotCachedError
-from laion_fmri_fetchers.messages import readable_size
 from laion_fmri_fetchers.storage.files import whole_file
 from laion_fmri_fetchers.storage.state import state_path
+from laion_fmri_fetchers.transfer.disks import FULL
 from laion_fmri_fetchers.transfer.locks import try_lock, unlock
 from laion_fmri_fetchers.transfer.positions import write_at
 
@@ -249,12 +248,9 @@ class PartWriter:
         stream.write(_header_of(shape))
         stream.flush()
         self._start = stream.tell()
-        if hasattr(os, "posix_fallocate"):
-            # A full disk is then known before a page of the mapped file is written,
-            # which would end the process.
-            size = max(1, shape[0] * self.row_size)
-            os.posix_fallocate(stream.fileno(), self._start, size)
-        else:
+        # A full disk is then known before a page of the mapped file is written, which
+        # would end the process.
+        if not _allocate(stream, self._start, shape[0] * self.row_size):
             stream.writelines(bytes(self.row_size) for _ in range(shape[0]))
             stream.flush()
 
@@ -267,6 +263,19 @@ class PartWriter:
         if 0 in self._shape:
             return np.empty(self._shape, np.float32)
         return np.memmap(self._stream, "<f4", "r+", self._start, self._shape)
+
+
+def _allocate(stream: BinaryIO, start: int, size: int) -> bool:
+    """Let the file system set bytes aside; tell whether it can."""
+    try:
+        os.posix_fallocate(stream.fileno(), start, max(1, size))
+    except AttributeError:
+        return False
+    except OSError as error:
+        if error.errno in FULL:
+            raise
+        return False
+    return True
 
 
 def _header_of(shape: tuple[int, int]) -> bytes:
@@ -418,18 +427,9 @@ def new_part(folder: Path, voxels: np.ndarray, origin: Origin) -> Iterator[PartW
             }
             with whole_file(folder / f"{name}.npz") as index:
                 np.savez(index, voxels=voxels.astype(np.int32), about=json.dumps(about))
-    except BaseException as error:
+    except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(folder / f"{name}.npz")
-        if isinstance(error, OSError) and error.errno in (
-            errno.ENOSPC,
-            getattr(errno, "EDQUOT", None),
-        ):
-            size = len(voxels) * origin.n_trials * 4
-            raise DiskSpaceError(
-                f"The disk is full: {readable_size(size)} are needed in {folder}. "
-                "Sessions that were stored stay; make space and call again to go on."
-            ) from error
         raise
 
 

@@ -270,7 +270,7 @@ def columns_in(files: Iterable[str], mask_img: Any) -> np.ndarray:
         If it cannot be read.
     """
     mask = np.asarray(mask_img.dataobj) > 0
-    offsets = offsets_of(mask)
+    offsets = offsets_of(np.flatnonzero(mask), mask.shape)
     inside = np.zeros(len(offsets), dtype=bool)
     for file in files:
         signature(file)
@@ -325,7 +325,7 @@ def _combine(
         name, least = criteria.threshold
         mask &= _read_map(criteria.noise_ceilings[name][0], grid) >= least
     volume = np.ascontiguousarray(mask.reshape(shape, order="F"))
-    offsets = offsets_of(volume)
+    offsets = offsets_of(np.flatnonzero(volume), shape)
     return Voxels(
         volume,
         {name: np.isin(offsets, inside) for name, inside in rois.items()},
@@ -338,18 +338,23 @@ def _combine(
     )
 
 
-def offsets_of(mask: np.ndarray) -> np.ndarray:
-    """Return the positions of a mask's voxels in a flat volume.
+def offsets_of(voxels: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Return where voxels are in a flat volume of a file, the first axis fastest.
+
+    Parameters
+    ----------
+    voxels : numpy.ndarray of int
+        Positions in a flat volume, the last axis varying fastest.
+    shape : tuple of int
+        Voxels of the grid, by axis.
 
     Examples
     --------
-    >>> mask = np.zeros((2, 2, 2), dtype=bool)
-    >>> mask[0, 0, 1] = mask[0, 1, 0] = mask[1, 0, 0] = True
-    >>> offsets_of(mask).tolist()
+    >>> offsets_of(np.array([1, 2, 4]), (2, 2, 2)).tolist()
     [4, 2, 1]
     """
-    voxels = np.unravel_index(np.flatnonzero(mask), mask.shape)
-    return np.ravel_multi_index(voxels, mask.shape, order="F")
+    axes = np.unravel_index(voxels, shape)
+    return np.ravel_multi_index(axes, shape, order="F")
 
 
 def _read_map(file: str, grid: tuple, dtype: Any = "float32") -> np.ndarray:

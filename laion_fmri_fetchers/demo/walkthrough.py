@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from laion_fmri_fetchers.exceptions import AccessPendingError, LaionFmriError
+from laion_fmri_fetchers.fetchers.betas import fetch_laion_betas
 from laion_fmri_fetchers.fetchers.discovery import get_rois, get_subjects
 from laion_fmri_fetchers.fetchers.fmri import fetch_laion_fmri
 from laion_fmri_fetchers.messages import readable_size
@@ -78,6 +79,13 @@ def run_demo(output: str | os.PathLike | None = None) -> Path:
 def _fetch_and_reload(server: Any) -> Any:
     with _step("Discover subjects and ROIs") as say:
         say(f"{', '.join(get_subjects())}; place: {', '.join(get_rois(1, 'place'))}")
+    with _step('fetch_laion_betas("sub-01", rois="FFA1")') as say:
+        betas = fetch_laion_betas("sub-01", rois="FFA1")
+        n_sessions = betas.trials["session"].nunique()
+        say(
+            f"{betas.data.shape[0]} trials x {betas.data.shape[1]} voxels of "
+            f"{n_sessions} sessions, without their images"
+        )
     query: dict[str, Any] = {
         "subjects": "all",
         "rois": _CATEGORIES,

@@ -155,7 +155,7 @@ def fetch_laion_betas(
     %(timeout)s
     n_jobs : int, default=1
         Workers of joblib that fill the store and read from it. 1 is a process that
-        reads 16 sessions at once, which is fastest on a single machine; workers of
+        reads several sessions at once, which is fastest on a single machine; workers of
         dask on other machines must see the data directory.
     %(verbose)s
 

@@ -16,7 +16,7 @@ import contextlib
 import os
 import threading
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, overload
@@ -134,19 +134,13 @@ def jobs_of(data: Bunch, mask: np.ndarray, inventory: Inventory) -> list[Job]:
         for rec in inventory.records
         if rec["image_type"] in ("model", "rsquare")
     }
-    voxels, settings = np.flatnonzero(mask), inventory.settings
-    tables = trial_tables(settings.data_dir, data.images_meta)
+    voxels, overwrites = np.flatnonzero(mask), inventory.settings.overwrites
     jobs, outdated = [], []
-    for meta in data.images_meta:
-        names = settings.data_dir, meta["subject"], meta["session"]
-        table = tables.get(meta["session"], TrialTable(None, None))
-        is_on_disk = os.path.exists(meta["absolute_path"])
-        parts = find_parts(session_folder(*names))
-        _, has = parts_of(version_of(meta, table.version), parts, voxels)
-        has &= not settings.overwrites
-        if has.all():
+    for meta, table, parts, has in _stored(data.data_dir, data.images_meta, voxels):
+        if has.all() and not overwrites:
             continue
-        if not (settings.overwrites or is_on_disk) and (
+        is_on_disk = os.path.exists(meta["absolute_path"])
+        if not (overwrites or is_on_disk) and (
             other := _other_version(parts, meta, table.version, voxels)
         ):
             meta["etag"], meta["outdated"] = other, True
@@ -154,17 +148,10 @@ def jobs_of(data: Bunch, mask: np.ndarray, inventory: Inventory) -> list[Job]:
             continue
         in_bucket = inventory.objects.get(meta["id"])
         image = record_of(*in_bucket) if in_bucket and not is_on_disk else meta
-        task = Task(
-            *names,
-            _remote(image),
-            meta["absolute_path"],
-            _remote(siblings.get((meta["session"], "model"))),
-            _remote(siblings.get((meta["session"], "rsquare"))),
-            data.brain_masks.get(meta["subject"], ""),
-            *table,
-            mask.shape,
-            voxels[~has],
-            None,
+        task = _task(data, meta, table, _remote(image), mask)._replace(
+            model=_remote(siblings.get((meta["session"], "model"))),
+            rsquare=_remote(siblings.get((meta["session"], "rsquare"))),
+            voxels=voxels if overwrites else voxels[~has],
         )
         jobs.append(Job(task, meta, is_on_disk))
     if outdated:
@@ -194,28 +181,46 @@ def jobs_on_disk(data: Bunch, subject: str, mask: np.ndarray) -> list[Job]:
         for file, meta in zip(data.images, data.images_meta, strict=True)
         if meta["image_type"] == "betas" and meta["subject"] == subject
     ]
-    tables = trial_tables(data.data_dir, metas)
     jobs = []
-    for meta in metas:
-        names = data.data_dir, subject, meta["session"]
-        table = tables.get(meta["session"], TrialTable(None, None))
-        parts = find_parts(session_folder(*names))
-        _, has = parts_of(version_of(meta, table.version), parts, voxels)
+    for meta, table, _, has in _stored(data.data_dir, metas, voxels):
         if not has.all():
-            task = Task(
-                *names,
-                RemoteObject(meta["id"], "", size_on_disk(meta), meta["etag"]),
-                meta["absolute_path"],
-                None,
-                None,
-                data.brain_masks.get(subject, ""),
-                *table,
-                mask.shape,
-                voxels[~has],
-                None,
-            )
+            image = RemoteObject(meta["id"], "", size_on_disk(meta), meta["etag"])
+            task = _task(data, meta, table, image, mask)._replace(voxels=voxels[~has])
             jobs.append(Job(task, meta, is_on_disk=True))
     return jobs
+
+
+def _stored(
+    data_dir: str, metas: list[Record], voxels: np.ndarray
+) -> Iterator[tuple[Record, TrialTable, list[Part], np.ndarray]]:
+    """Yield sessions with their trial tables, parts, and which voxels these have."""
+    tables = trial_tables(data_dir, metas)
+    for meta in metas:
+        table = tables.get(meta["session"], TrialTable(None, None))
+        parts = find_parts(session_folder(data_dir, meta["subject"], meta["session"]))
+        _, has = parts_of(version_of(meta, table.version), parts, voxels)
+        yield meta, table, parts, has
+
+
+def _task(
+    data: Bunch, meta: Record, table: TrialTable, image: RemoteObject, mask: np.ndarray
+) -> Task:
+    """Return all voxels of a mask as what a session's image is to give."""
+    return Task(
+        data.data_dir,
+        meta["subject"],
+        meta["session"],
+        image,
+        meta["absolute_path"],
+        model=None,
+        rsquare=None,
+        brain_mask=data.brain_masks.get(meta["subject"], ""),
+        n_trials=table.n_trials,
+        trials=table.version,
+        shape=mask.shape,
+        voxels=np.flatnonzero(mask),
+        most_bytes=None,
+    )
 
 
 @overload

@@ -9,9 +9,11 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from sklearn.utils import Bunch
 
 from laion_fmri_fetchers.arrays.betas import grid_of, subject_of
+from laion_fmri_fetchers.arrays.kept import kept_nowhere
 from laion_fmri_fetchers.arrays.voxels import VoxelChoice, find_voxels
 from laion_fmri_fetchers.exceptions import InvalidQueryError
 from laion_fmri_fetchers.messages import counted, tell
@@ -19,7 +21,7 @@ from laion_fmri_fetchers.query.arguments import check_fetched
 from laion_fmri_fetchers.storage.data_dir import is_writable
 from laion_fmri_fetchers.storage.notes import note_removed
 
-from .lacking import extract_all, jobs_on_disk
+from .lacking import Job, extract_all, jobs_on_disk
 
 
 def pack_betas(
@@ -88,12 +90,9 @@ def pack_betas(
         )
     name = subject_of(data, subject)
     choice = VoxelChoice(rois, mask_img, nc_threshold, noise_ceiling)
-    grid = grid_of(data, name)
-    voxels = find_voxels(data, name, choice, grid, lambda function: function)
-    jobs = jobs_on_disk(data, name, voxels.mask)
+    mask, jobs = _lacking(data, name, choice)
     tell(
-        f"Storing {voxels.mask.sum()} voxels of {name} from "
-        f"{counted(len(jobs), 'image')}",
+        f"Storing {mask.sum()} voxels of {name} from {counted(len(jobs), 'image')}",
         verbose,
     )
     extract_all(jobs, n_jobs, verbose)
@@ -108,10 +107,8 @@ def remove_packed_images(data: Bunch, subject: str | int | None = None) -> list[
         Ids of the images.
     """
     name = subject_of(data, subject)
-    choice = VoxelChoice("brain", None, None, "Allrep")
-    grid = grid_of(data, name)
-    voxels = find_voxels(data, name, choice, grid, lambda function: function)
-    lacking = {job.task.session for job in jobs_on_disk(data, name, voxels.mask)}
+    _, jobs = _lacking(data, name, VoxelChoice("brain", None, None, "Allrep"))
+    lacking = {job.task.session for job in jobs}
     removed = []
     for meta in data.images_meta:
         is_image = meta["image_type"] == "betas" and meta["subject"] == name
@@ -122,3 +119,12 @@ def remove_packed_images(data: Bunch, subject: str | int | None = None) -> list[
     if removed:
         note_removed(data.data_dir, removed)
     return removed
+
+
+def _lacking(
+    data: Bunch, subject: str, choice: VoxelChoice
+) -> tuple[np.ndarray, list[Job]]:
+    """Return the mask of the voxels chosen, and the sessions that lack some."""
+    grid = grid_of(data, subject)
+    voxels = find_voxels(data, subject, choice, grid, kept_nowhere)
+    return voxels.mask, jobs_on_disk(data, subject, voxels.mask)

@@ -6,7 +6,6 @@ import errno
 import os
 from typing import NamedTuple
 
-from laion_fmri_fetchers.exceptions import InvalidQueryError
 from laion_fmri_fetchers.messages import warn
 from laion_fmri_fetchers.query.arguments import (
     check_mode,
@@ -85,12 +84,9 @@ def make_settings(
     check_positive(n_connections, "n_connections", whole=True)
     timeout = check_timeout(timeout)
     folder = get_data_dir(data_dir)
+    if mode != "offline":
+        make_data_dir(folder)
     read_only = mode != "offline" and not is_writable(folder)
-    if read_only and not os.path.isdir(folder):
-        raise InvalidQueryError(
-            f"The data directory {folder} cannot be made (Permission denied). "
-            "Name another data_dir."
-        )
     locked = f"data directory {folder}"
     if mode != "offline" and not read_only:
         state = nearest(str(partial_dir(folder)))
@@ -104,8 +100,6 @@ def make_settings(
             "without this warning."
         )
         mode = "offline"
-    if mode != "offline":
-        make_data_dir(folder)
     return Settings(
         mode,
         folder,

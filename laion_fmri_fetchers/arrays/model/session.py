@@ -175,7 +175,7 @@ def size_by_model(task: Task) -> int:
     """
     n_trials = task.n_trials or 1
     n_rows = len(task.voxels)
-    if _saved(task) is not None:
+    if (task.folder / _PROOF).exists():
         return n_rows * n_trials * 4
     volume = int((task.image.size or 0) / n_trials)
     return (n_rows + SMALL_SAMPLE) * n_trials * 4 + volume
