@@ -8,6 +8,7 @@ import datetime as dt
 import gc
 import hashlib
 import ipaddress
+import itertools
 import json
 import logging
 import os
@@ -1095,6 +1096,46 @@ transfer.download_files(
     assert server.sent <= 11 * RANGE
     assert_whole(server, download)
     assert left(folder) == []
+
+
+def times_of_requests(server, folder, monkeypatch):
+    """Fetch a file of eight ranges, each answered late; one core may be used."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)
+    download = a_download(server, folder, size=8 * RANGE)
+    server.faults["file"] = [always(faults.wait(0.4))]
+    times = []
+    server.on_request = lambda key: times.append(time.monotonic())
+    assert fetch(download, folder, n_connections=8) == []
+    assert_whole(server, download)
+    return [moment - times[0] for moment in times]
+
+
+def test_a_line_that_is_the_limit_gets_all_connections(server, folder, monkeypatch):
+    set_policy(monkeypatch, watch_every=0.2, busy=1.0)
+    times = times_of_requests(server, folder, monkeypatch)
+    # One at first, the others at the first look and before the first answer.
+    assert len(times) == 8
+    assert times[1] > 0.15
+    assert times[7] < times[1] + 0.4
+
+
+def test_cores_that_are_the_limit_get_a_connection_each(server, folder, monkeypatch):
+    set_policy(monkeypatch, watch_every=0.05, busy=0.0)
+    times = times_of_requests(server, folder, monkeypatch)
+    assert len(times) == 8
+    assert all(b - a > 0.35 for a, b in itertools.pairwise(times))
+
+
+def test_small_files_get_all_connections_at_once(server, folder, monkeypatch):
+    set_policy(monkeypatch, watch_every=1.0, busy=0.0)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)
+    downloads = [a_download(server, folder, f"file{i}", size=100) for i in range(8)]
+    for download in downloads:
+        server.faults[download.id] = [faults.wait(0.4)]
+    times = []
+    server.on_request = lambda key: times.append(time.monotonic())
+    assert fetch(downloads, folder, n_connections=8) == []
+    assert max(times) - min(times) < 0.4
 
 
 @pytest.mark.parametrize("fault", [faults.stall(100), faults.wait(60.0), fine])

@@ -37,10 +37,18 @@ class JobQueue:
         Threads at most; they are started as there are jobs for them.
     on_error : callable
         Called with what a job raises, which ends the thread.
+    n_at_first : int, optional
+        Threads at most until `widen` is called; by default ``n_threads``.
     """
 
-    def __init__(self, n_threads: int, on_error: Callable[[BaseException], None]):
-        self._n_threads, self._on_error = n_threads, on_error
+    def __init__(
+        self,
+        n_threads: int,
+        on_error: Callable[[BaseException], None],
+        n_at_first: int | None = None,
+    ):
+        self._most_threads, self._on_error = n_threads, on_error
+        self._n_threads = min(n_threads, n_at_first or n_threads)
         self._changed = threading.Condition()
         self._ready: list[_Entry] = []
         self._later: list[_Entry] = []
@@ -60,6 +68,12 @@ class JobQueue:
             for job in jobs:
                 self._n_put += 1
                 heapq.heappush(self._ready, _Entry(job.priority, self._n_put, job))
+            self._hire()
+
+    def widen(self) -> None:
+        """Start as many threads as there are jobs for, up to the most."""
+        with self._changed:
+            self._n_threads = self._most_threads
             self._hire()
 
     def put_off(self, job: Job, seconds: float) -> None:

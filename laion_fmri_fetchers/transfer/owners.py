@@ -9,6 +9,7 @@ that a process is gone.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import re
@@ -20,16 +21,21 @@ _active: set[str] = set()
 
 
 def _machine() -> str:
-    parts = [socket.gethostname()]
-    if sys.platform.startswith("linux"):
-        try:
-            parts.append(os.readlink("/proc/self/ns/pid"))
-            with open("/proc/sys/kernel/random/boot_id") as stream:
-                parts.append(stream.read())
-        except OSError:
-            # Nothing says where process numbers are from, so none is trusted.
-            parts.append(secrets.token_hex(8))
+    parts = [socket.gethostname(), *_numbers()]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+@functools.cache
+def _numbers() -> tuple[str, ...]:
+    """Return where the numbers of processes are from: their space, and the boot."""
+    if not sys.platform.startswith("linux"):
+        return ()
+    try:
+        with open("/proc/sys/kernel/random/boot_id") as stream:
+            return os.readlink("/proc/self/ns/pid"), stream.read()
+    except OSError:
+        # Nothing says it: then the names are of no other process.
+        return (secrets.token_hex(8),)
 
 
 def _host() -> str:

@@ -24,6 +24,7 @@ import errno
 import os
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -212,7 +213,9 @@ class Run:
         self.step = limits.range_size
         self.lock = threading.RLock()
         self.copying = threading.Lock()
-        self.queue = JobQueue(n_connections, on_error=self._end)
+        are_large = total >= len(downloads) * limits.range_size
+        n_at_first = _n_cores() if are_large else n_connections
+        self.queue = JobQueue(n_connections, self._end, n_at_first)
         self.connections = Connections(timeout)
         self.locks = LockTable(folder)
         self.files = [FileDownload(download, self) for download in downloads]
@@ -254,10 +257,13 @@ class Run:
     def watch(self) -> None:
         """Start, and show progress until all files have ended."""
         self.queue.put(Job(file.open, OPEN_LAST) for file in self.files)
+        limits, load = policy.POLICY, _Load()
         try:
-            while not self._ends.finished.wait(policy.POLICY.watch_every):
+            while not self._ends.finished.wait(limits.watch_every):
                 self.connections.cut_stuck()
                 self.progress.show()
+                if load.share() < limits.busy:
+                    self.queue.widen()
         finally:
             self.progress.close()
 
@@ -316,6 +322,28 @@ class Run:
             self.fatal = self.fatal or error
         self.queue.stop()
         self._ends.finished.set()
+
+
+class _Load:
+    """How much of the machine's cores this process takes."""
+
+    def __init__(self) -> None:
+        self._seconds, self._spent = time.monotonic(), time.process_time()
+
+    def share(self) -> float:
+        """Return the share of all cores since the last call."""
+        seconds, spent = time.monotonic(), time.process_time()
+        passed = max(seconds - self._seconds, 1e-6) * _n_cores()
+        share = (spent - self._spent) / passed
+        self._seconds, self._spent = seconds, spent
+        return share
+
+
+def _n_cores() -> int:
+    """Return how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # a job of a cluster has some of them
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 class _Ends:
