@@ -406,6 +406,31 @@ def test_many_parts_are_joined_and_readers_go_on(server, store, data_dir, betas_
     assert size <= 1.5 * n_voxels * N_TRIALS * 4 + 128 * len(names)
 
 
+def test_parts_that_are_joined_while_a_call_looks(
+    server, store, betas_folder, face, monkeypatch
+):
+    names = ["FFA1", "OFA", "EBA"]
+    for name in names:
+        fetch(name)
+    read_index = voxel_store._read_index
+    n_looks = 0
+
+    def read_late(index):
+        nonlocal n_looks
+        n_looks += 1
+        if n_looks == 2:  # one was read, and two are gone
+            voxel_store.compact(store, always=True)
+        return read_index(index)
+
+    monkeypatch.setattr(voxel_store, "_read_index", read_late)
+    mask = face | roi(betas_folder, "face", "OFA") | roi(betas_folder, "body", "EBA")
+    parts = voxel_store.find_parts(store)
+    assert n_looks > 2
+    assert voxel_store.coverage(parts, np.flatnonzero(mask)).all()
+    found = fetch(names, mode="offline")
+    assert np.array_equal(found.data, true_betas(betas_folder, mask, ["ses-01"]))
+
+
 def test_parts_that_repeat_each_other_are_joined(server, store, betas_folder, face):
     for _ in range(4):
         betas = fetch(mode="overwrite")

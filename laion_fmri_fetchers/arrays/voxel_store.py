@@ -304,9 +304,19 @@ def stored_sessions(data_dir: str) -> list[Path]:
 
 
 def find_parts(folder: Path) -> list[Part]:
-    """Return the parts in a session's folder; what is damaged is left out."""
-    indices = sorted(folder.glob("[!.]*.npz"))
-    return [part for index in indices if (part := _read_index(index))]
+    """Return the parts in a session's folder; what is damaged is left out.
+
+    Another process may join parts meanwhile: the joined one is there before the others
+    are removed, so a folder of which nothing was removed was seen whole.
+    """
+    parts: list[Part] = []
+    for _ in range(_TRIES):
+        files = {*folder.glob("[!.]*.np[yz]")}
+        indices = sorted(file for file in files if file.suffix == ".npz")
+        parts = [part for index in indices if (part := _read_index(index))]
+        if files <= {*folder.glob("[!.]*.np[yz]")}:
+            break
+    return parts
 
 
 def _read_index(index: Path) -> Part | None:
