@@ -13,7 +13,6 @@ from .arrays.pictures import load_stimuli as load_stimuli
 from .arrays.result import load_saved_betas as load_saved_betas
 from .arrays.rows import shared_labels as shared_labels
 from .arrays.surfaces import project_to_surface as project_to_surface
-from .checkup.doctor import doctor as doctor
 from .exceptions import AccessFormError as AccessFormError
 from .exceptions import AccessNotFoundError as AccessNotFoundError
 from .exceptions import AccessPendingError as AccessPendingError
@@ -35,6 +34,7 @@ from .exceptions import StimulusAccessError as StimulusAccessError
 from .exceptions import TermsOutdatedError as TermsOutdatedError
 from .exceptions import UnsafeKeyError as UnsafeKeyError
 from .fetchers.betas import fetch_laion_betas as fetch_laion_betas
+from .fetchers.checkup.doctor import doctor as doctor
 from .fetchers.discovery import describe as describe
 from .fetchers.discovery import get_rois as get_rois
 from .fetchers.discovery import get_subjects as get_subjects

@@ -39,7 +39,7 @@ from laion_fmri_fetchers.access.manifest import (
 )
 from laion_fmri_fetchers.access.request import request_stimulus_access
 from laion_fmri_fetchers.arrays.pictures import load_stimuli
-from laion_fmri_fetchers.cli import main
+from laion_fmri_fetchers.cli.main import main
 from laion_fmri_fetchers.demo import serve_access
 from laion_fmri_fetchers.demo.service import MANIFEST, REFRESH, REQUEST
 from laion_fmri_fetchers.exceptions import (

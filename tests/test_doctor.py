@@ -28,7 +28,7 @@ import pytest
 from fault_server import FaultServer
 
 from laion_fmri_fetchers import doctor
-from laion_fmri_fetchers.cli import main
+from laion_fmri_fetchers.cli.main import main
 from laion_fmri_fetchers.demo import serve_access, serve_bucket
 
 reachable, unprivileged = conftest.reachable, conftest.unprivileged

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from laion_fmri_fetchers import cli
+import laion_fmri_fetchers
+from laion_fmri_fetchers.cli import main as cli
 from laion_fmri_fetchers.demo import serve_demo
 
 DOC = Path(__file__).parents[1] / "doc"
@@ -67,7 +68,7 @@ def test_code_of_the_guide_runs(page, demo, tmp_path, monkeypatch):
 
 def test_quoted_messages_are_those_of_the_package():
     texts = []
-    for file in Path(cli.__file__).parent.rglob("*.py"):
+    for file in Path(laion_fmri_fetchers.__file__).parent.rglob("*.py"):
         if "demo" in file.parts:
             continue
         for node in ast.walk(ast.parse(file.read_text("utf-8"))):

@@ -29,9 +29,9 @@ def imported_by(code):
         "import laion_fmri_fetchers",
         "from laion_fmri_fetchers import ResultFilter, IsIn, InvalidQueryError\n"
         "ResultFilter(n_reps=12)",
-        "import laion_fmri_fetchers.cli as c\n"
+        "import laion_fmri_fetchers.cli.main as c\n"
         "try: c.main(['--help'])\nexcept SystemExit: pass",
-        "import laion_fmri_fetchers.cli as c\n"
+        "import laion_fmri_fetchers.cli.main as c\n"
         "try: c.main(['fetch', '--help'])\nexcept SystemExit: pass",
     ],
 )

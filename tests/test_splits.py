@@ -46,7 +46,7 @@ from laion_fmri_fetchers import (
     fetch_laion_stimulus_metadata,
     load_betas,
 )
-from laion_fmri_fetchers.cli import main
+from laion_fmri_fetchers.cli.main import main
 from laion_fmri_fetchers.demo import serve_bucket, serve_demo, serve_splits
 
 PUBLISHED = Path(

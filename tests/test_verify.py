@@ -25,7 +25,7 @@ from laion_fmri_fetchers import (
     login,
     verify_cache,
 )
-from laion_fmri_fetchers.cli import main
+from laion_fmri_fetchers.cli.main import main
 from laion_fmri_fetchers.demo import serve_bucket
 from laion_fmri_fetchers.layout.trees import ARCHIVE
 from laion_fmri_fetchers.storage.notes import note_fetched, read_notes
