@@ -168,7 +168,7 @@ def beta(data: Any) -> plt.Figure:
     below.axhline(0, color="black", lw=0.8)
     below.set(xlabel="Trial", ylabel="Beta", yticks=[0])
     below.set_title("one beta per trial", fontsize="medium")
-    betas = load_betas(data, "sub-01", ["FFA1", "OFA", "PPA", "OPA"])
+    betas = load_betas(data, "sub-01", ["FFA1", "OFA", "PPA", "OPA"], verbose=0)
     kinds = betas.trials["label"].map(content_category)
     chosen = np.flatnonzero(kinds.isin(["face", "place"]).to_numpy())
     order = chosen[np.argsort(kinds.iloc[chosen], kind="stable")]
@@ -234,7 +234,7 @@ def overview(data: Any) -> plt.Figure:
     part = fetch_laion_fmri(1, categories, max_images=0, mode="offline", verbose=0)
     plot_rois(part, axes=brain, cut_coords=[-16, -6, 6])
     brain.set_title("plot_rois(data)", fontsize=10, family="monospace")
-    betas = load_betas(data, "sub-01", "face", standardize="zscore")
+    betas = load_betas(data, "sub-01", "face", standardize="zscore", verbose=0)
     order = np.argsort(betas.data.mean(axis=1))
     ax = figure.add_axes((0.44, 0.14, 0.23, 0.76))
     options = {"aspect": "auto", "cmap": "RdBu_r", "vmin": -2.5, "vmax": 2.5}
