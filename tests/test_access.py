@@ -1526,7 +1526,7 @@ def test_the_beginning_of_a_secret_is_secret():
 
 def test_nothing_shows_a_secret(access, data_dir, secrets_of_test, capfd):
     request()
-    gate = open_gate(str(data_dir), offline=False)
+    gate = open_gate(str(data_dir))
     url = gate.url(ARCHIVE)
     assert "X-Amz-Signature" in url(False)
     kept = identity.cached_identity(str(data_dir))

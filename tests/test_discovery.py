@@ -122,9 +122,9 @@ def test_listings_of_another_bucket_do_not_answer_for_this(
     monkeypatch.setenv("LAION_FMRI_BUCKET_URL", "http://127.0.0.1:9/other")
     found = look(wanted, str(data_dir))
     assert (found.folders, found.unlisted) == (frozenset(), ["derivatives/"])
-    assert look(wanted, str(data_dir), offline=True).folders == before.folders
+    assert look(wanted, str(data_dir), mode="offline").folders == before.folders
     monkeypatch.delenv("LAION_FMRI_BUCKET_URL")
-    assert look(wanted, str(data_dir), offline=True).folders == before.folders
+    assert look(wanted, str(data_dir), mode="offline").folders == before.folders
 
 
 def test_a_broken_listing_is_made_anew(server, data_dir):
@@ -133,9 +133,9 @@ def test_a_broken_listing_is_made_anew(server, data_dir):
     (file,) = (data_dir / ".laion_fmri/listings").iterdir()
     saved = json.loads(file.read_text())
     file.write_text(json.dumps({**saved, "objects": [[None]]}))
-    assert look(wanted, str(data_dir), offline=True).unlisted == ["derivatives/rois/"]
+    assert look(wanted, str(data_dir), mode="offline").unlisted == ["derivatives/rois/"]
     assert look(wanted, str(data_dir)).objects == before.objects
-    assert look(wanted, str(data_dir), offline=True).objects == before.objects
+    assert look(wanted, str(data_dir), mode="offline").objects == before.objects
 
 
 def test_a_bucket_that_takes_long_is_told_of(server, data_dir, capsys, monkeypatch):
@@ -202,7 +202,7 @@ def listing(prefix, at, *names, delimiter="", prefixes=()):
 def test_newer_listings_replace_what_they_cover(tmp_path, listings, expected):
     for one in listings:
         save_listing(str(tmp_path), one)
-    found = look([("a/", "")], str(tmp_path), offline=True)
+    found = look([("a/", "")], str(tmp_path), mode="offline")
     assert {name[2:]: one.size for name, one in found.objects.items()} == expected
     assert found.error is None
 
@@ -219,13 +219,13 @@ def test_newer_listings_replace_the_folders_they_cover(tmp_path, newer, expected
     save_listing(str(tmp_path), listing("a/", 1, "x", delimiter="/", prefixes=["s1/"]))
     save_listing(str(tmp_path), newer)
     wanted = [("a/", "/"), ("a/s1/", "")]
-    assert look(wanted, str(tmp_path), offline=True).folders == expected
+    assert look(wanted, str(tmp_path), mode="offline").folders == expected
 
 
 def test_what_no_listing_covers(tmp_path):
     save_listing(str(tmp_path), listing("a/", 1, "x", delimiter="/"))
     wanted = [("a/", "/"), ("a/", ""), ("a/b/", ""), ("c/", "")]
-    found = look(wanted, str(tmp_path), offline=True)
+    found = look(wanted, str(tmp_path), mode="offline")
     assert found.unlisted == ["a/", "a/b/", "c/"]
 
 
@@ -235,7 +235,7 @@ def test_records_of_what_is_only_on_disk(tmp_path):
     (folder / "sub-01_space-T1w_res-1pt8_label-FFA1_mask.nii.gz").write_bytes(b"1")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = look([("derivatives/rois/", "")], str(tmp_path), offline=True)
+        found = look([("derivatives/rois/", "")], str(tmp_path), mode="offline")
     (record,) = records(found, found.on_disk, str(tmp_path))
     assert (record["roi"], record["size"], record["etag"]) == ("FFA1", None, None)
     assert record["absolute_path"].startswith(str(folder))

@@ -19,6 +19,7 @@ from laion_fmri_fetchers.exceptions import (
 )
 from laion_fmri_fetchers.layout.trees import GATED, STIMULI
 from laion_fmri_fetchers.messages import listed
+from laion_fmri_fetchers.query.arguments import refuse_offline
 
 from .identity import (
     ID_VARIABLE,
@@ -92,7 +93,9 @@ class Gate:
             update_identity(self._auth)
 
 
-def open_gate(data_dir: str, *, offline: bool, timeout: float = 30.0) -> Gate:
+def open_gate(
+    data_dir: str, *, mode: str = "download_new", timeout: float = 30.0
+) -> Gate:
     """Return access to the gated files by the cached ``request_id``.
 
     Nothing is sent unless the id was pending when the service was last asked.
@@ -101,8 +104,8 @@ def open_gate(data_dir: str, *, offline: bool, timeout: float = 30.0) -> Gate:
     ----------
     data_dir : str
         The data directory.
-    offline : bool
-        Whether no socket may be opened.
+    mode : str, default="download_new"
+        ``"offline"``: no socket is opened.
     timeout : float, default=30.0
         Seconds without an answer.
 
@@ -125,11 +128,11 @@ def open_gate(data_dir: str, *, offline: bool, timeout: float = 30.0) -> Gate:
         )
     gate = Gate(identity, timeout)
     if identity.status == "pending":
-        if offline:
-            raise AccessPendingError(
-                f"{pending_text(identity, identity.source)} Offline, the service "
-                "cannot be asked whether it was approved meanwhile."
-            )
+        error = AccessPendingError(
+            f"{pending_text(identity, identity.source)} Offline, the service cannot "
+            "be asked whether it was approved meanwhile."
+        )
+        refuse_offline(mode, error)
         gate.ask()
     return gate
 

@@ -128,14 +128,14 @@ def project_to_surface(
             maps.append(project_to_surface(ceiling, surfaces, target="fsaverage5"))
     """
     _check_arguments(surfaces, target, interpolation)
-    offline = check_mode(mode) == "offline"
+    mode = check_mode(mode)
     verbose = check_verbose(verbose)
     volumes = _open(img, surfaces.subject)
     _check_overlap(volumes, surfaces)
     if target == "fsnative":
         mesh, nearest = surfaces.pial, None
     else:
-        template = load_template(target, offline=offline)
+        template = load_template(target, mode)
         mesh, nearest = template.mesh, _nearest_vertices(surfaces, template.spheres)
     values = _project(volumes, surfaces, interpolation, nearest, verbose)
 

@@ -17,6 +17,7 @@ from laion_fmri_fetchers.exceptions import (
     NotCachedError,
 )
 from laion_fmri_fetchers.layout.trees import HEMISPHERES, surface_name
+from laion_fmri_fetchers.query.arguments import refuse_offline
 
 from .geometry import read_surface
 
@@ -36,7 +37,7 @@ class Template(NamedTuple):
     to, (vertices, 3)."""
 
 
-def load_template(name: str, *, offline: bool) -> Template:
+def load_template(name: str, mode: str) -> Template:
     """Load fsaverage from where it is found first.
 
     nilearn ships fsaverage5. The others are looked for in ``$SUBJECTS_DIR`` and in
@@ -46,8 +47,8 @@ def load_template(name: str, *, offline: bool) -> Template:
     ----------
     name : str
         One of `TEMPLATES`.
-    offline : bool
-        Whether nothing may be downloaded.
+    mode : str
+        ``"offline"``: nothing is downloaded.
 
     Raises
     ------
@@ -64,14 +65,13 @@ def load_template(name: str, *, offline: bool) -> Template:
         return _read_freesurfer(folder)
     if files := _cached(name):
         return _read_nilearn(files)
-    if offline:
-        raise NotCachedError(
-            f"{name} is not on this machine, and mode='offline' downloads nothing. Let "
-            f"SUBJECTS_DIR name a folder of FreeSurfer's that holds {name}; or let "
-            f"nilearn download it, online: "
-            f"nilearn.datasets.fetch_surf_fsaverage({name!r}). "
-            f"target={_SHIPPED!r} needs neither."
-        )
+    missing = NotCachedError(
+        f"{name} is not on this machine, and mode='offline' downloads nothing. Let "
+        f"SUBJECTS_DIR name a folder of FreeSurfer's that holds {name}; or let nilearn "
+        f"download it, online: nilearn.datasets.fetch_surf_fsaverage({name!r}). "
+        f"target={_SHIPPED!r} needs neither."
+    )
+    refuse_offline(mode, missing)
     return _read_nilearn(_downloaded(name))
 
 

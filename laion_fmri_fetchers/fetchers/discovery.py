@@ -262,15 +262,13 @@ def _look(
     A bucket that did not answer ``before`` is not asked, and waited for, again.
     """
     error = before.error if before else None
-    offline = error is not None or check_mode(None) == "offline"
-    found = look(wanted, data_dir, offline=offline, timeout=check_timeout(timeout))
+    mode = "offline" if error else check_mode(None)
+    found = look(wanted, data_dir, mode=mode, timeout=check_timeout(timeout))
     if error:
         found = found._replace(error=error)
         return _by_disk(found, data_dir) if found.unlisted else found
-    if offline and found.unlisted:
-        return _by_disk(found, data_dir)
     if not found.error:
-        return found
+        return _by_disk(found, data_dir) if found.unlisted else found
     if not found.unlisted:
         warn(f"{found.error} Showing a listing saved earlier.")
         return found

@@ -163,7 +163,7 @@ def fetch_laion_stimuli(
     gate = None
     if not dry_run:
         gate = open_gate(
-            settings.data_dir, offline=settings.is_offline, timeout=settings.timeout
+            settings.data_dir, mode=settings.mode, timeout=settings.timeout
         )
     inventory = take_inventory_of_stimuli(settings)
     table = fetch_table(query, inventory)

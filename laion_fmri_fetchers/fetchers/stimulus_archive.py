@@ -50,7 +50,7 @@ def reason_to_fetch(inventory: Inventory) -> str:
     settings = inventory.settings
     if ARCHIVE in inventory.on_disk:
         return "overwrite" if settings.overwrites else ""
-    inventory.refuse_offline(f"{ARCHIVE} is not on disk in {settings.data_dir}.")
+    settings.refuse_offline(f"{ARCHIVE} is not on disk in {settings.data_dir}.")
     return "missing"
 
 

@@ -57,7 +57,7 @@ def choose_by_trials(
     lacking = [rec for rec in lacking if rec["id"] not in failed]
     if is_filtered:
         if selection.sessions and lacking and not inventory.settings.allow_missing:
-            inventory.refuse_offline(
+            inventory.settings.refuse_offline(
                 f"The trial table {trials_id(lacking[0])} is not on disk in "
                 f"{inventory.settings.data_dir}, so trial_filter cannot be applied to "
                 "a session that was named."

@@ -180,7 +180,7 @@ def _listed(
 ) -> dict[str, Any]:
     """Return what the bucket lists, by id: of all saved listings, or of new ones."""
     if not online:
-        return look(_EVERYTHING, data_dir, offline=True).objects
+        return look(_EVERYTHING, data_dir, mode="offline").objects
     found = look(
         _listings_of(files),
         data_dir,

@@ -57,6 +57,17 @@ def check_mode(mode: object) -> str:
     return mode.lower()
 
 
+def refuse_offline(mode: str, error: Exception) -> None:
+    """Raise an error where a mode opens no socket, so that what it says is final.
+
+    Examples
+    --------
+    >>> refuse_offline("download_new", OSError("fsaverage6 is not on this machine"))
+    """
+    if mode == "offline":
+        raise error
+
+
 def check_positive(value: Any, name: str, whole: bool = False) -> None:
     """Raise InvalidQueryError for a value that is not a positive number."""
     kind = int if whole else (int, float)

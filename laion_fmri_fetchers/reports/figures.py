@@ -463,7 +463,7 @@ def background(data: Bunch, subject: str) -> tuple[str, str] | None:
 
     The sharpest anatomy, T1w before T2w; else the brain mask on the functional grid.
     """
-    catalog = look([(f"{ANATOMICAL}{subject}/", "")], data.data_dir, offline=True)
+    catalog = look([(f"{ANATOMICAL}{subject}/", "")], data.data_dir, mode="offline")
     on_disk = records(catalog, catalog.on_disk, data.data_dir)
     anatomy = [rec for rec in on_disk if rec["image_type"] == "anatomical"]
     anatomy.sort(key=lambda rec: (rec["suffix"] != "T1w", rec["res"] is not None))

@@ -89,7 +89,7 @@ def sessions(data: Bunch) -> pd.DataFrame:
             ids.add(rec["id"])
     types = session_types(data)
     rows: dict[tuple[str, str], dict[str, Any]] = {}
-    catalog = look(_listings(data), data.data_dir, offline=True)
+    catalog = look(_listings(data), data.data_dir, mode="offline")
     for meta in data.subjects_meta:
         for session in meta["sessions"]:
             rows[meta["subject"], session] = _no_files()

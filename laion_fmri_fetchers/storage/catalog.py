@@ -30,13 +30,14 @@ class Catalog(NamedTuple):
     on_disk: set[str]
     unlisted: list[str]
     error: UnreachableError | None
+    is_live: bool
 
 
 def look(
     wanted: Iterable[Wanted],
     data_dir: str,
     *,
-    offline: bool = False,
+    mode: str = "download_new",
     n_connections: int = 64,
     timeout: float = 30.0,
     verbose: int = 1,
@@ -49,8 +50,8 @@ def look(
         What to list; a prefix ends in ``/`` or is empty.
     data_dir : str
         The data directory.
-    offline : bool, default=False
-        Use saved listings, and open no socket.
+    mode : str, default="download_new"
+        ``"offline"``: use saved listings, and open no socket.
     n_connections : int, default=64
         Requests at once.
     timeout : float, default=30.0
@@ -65,7 +66,7 @@ def look(
         level, ending in ``/`` (offline, of the disk too);
         ``on_disk``: ids of files on disk; ``unlisted``: prefixes of which no listing
         is known (offline); ``error``: why saved listings were used although the
-        bucket was asked.
+        bucket was asked; ``is_live``: whether the bucket answered.
 
     Raises
     ------
@@ -77,13 +78,14 @@ def look(
     wanted = list(wanted)
     error = None
     listings: list[dict[str, Any]] | None = None
-    if not offline:
+    if mode != "offline":
         try:
             listings = bucket.list_many(
                 wanted, n_connections=n_connections, timeout=timeout, verbose=verbose
             )
         except UnreachableError as unreachable:
             error = unreachable
+    is_live = listings is not None
     on_disk, local_folders = files_on_disk(data_dir, wanted)
     if listings is None:
         listings = _saved(data_dir, wanted, of_this_bucket=error is not None)
@@ -95,7 +97,7 @@ def look(
         objects, folders = _merge(listings)
         for listing in listings:
             save_listing(data_dir, listing)
-    return Catalog(objects, frozenset(folders), on_disk, unlisted, error)
+    return Catalog(objects, frozenset(folders), on_disk, unlisted, error, is_live)
 
 
 def records(catalog: Catalog, ids: Iterable[str], data_dir: str) -> list[dict]:

@@ -19,7 +19,6 @@ from typing import Any, NamedTuple, NoReturn
 from laion_fmri_fetchers.exceptions import (
     BucketError,
     InvalidQueryError,
-    NotCachedError,
 )
 from laion_fmri_fetchers.layout.keys import Record, record_of, record_of_path
 from laion_fmri_fetchers.layout.names import subjects_among
@@ -69,26 +68,17 @@ class Inventory(NamedTuple):
     """id -> object listed by the bucket."""
     error: BucketError | None
     """Why the bucket, though asked, did not answer."""
+    is_cut_off: bool
+    """Whether nothing can be downloaded: offline, or without an answer."""
 
     @property
     def by_id(self) -> dict[str, Record]:
         """The records by ``id``."""
         return {rec["id"]: rec for rec in self.records}
 
-    @property
-    def is_cut_off(self) -> bool:
-        """Whether nothing can be downloaded: offline, or without an answer."""
-        return self.settings.is_offline or self.error is not None
-
-    def refuse_offline(self, problem: str) -> None:
-        """Raise offline, as a file that is needed cannot be downloaded."""
-        if self.settings.is_offline:
-            raise NotCachedError(f"{problem} {self.settings.how_to_fetch}")
-
     def refuse(self, query_problem: str, disk_problem: str) -> NoReturn:
         """Raise the error on a name: it does not exist, or offline, is not on disk."""
-        if self.settings.is_offline:
-            raise NotCachedError(f"{disk_problem} {self.settings.how_to_fetch}")
+        self.settings.refuse_offline(disk_problem)
         raise InvalidQueryError(query_problem)
 
 
@@ -123,13 +113,13 @@ def take_inventory(
         If the bucket does not answer and no listing was saved.
     """
     wanted = list(dict.fromkeys(wanted))
-    is_down = top is not None and top.error is not None
-    catalog = _look(wanted, settings, offline=is_down, needs_listing=needs_listing)
+    catalog = _look(wanted, settings, before=top, needs_listing=needs_listing)
     if top:
         catalog = catalog._replace(
             objects={**top.objects, **catalog.objects},
             on_disk=top.on_disk | catalog.on_disk,
             error=top.error or catalog.error,
+            is_live=top.is_live and catalog.is_live,
         )
         wanted.append(("", "/"))
     notes = read_notes(settings.data_dir)
@@ -168,9 +158,10 @@ def take_inventory(
         settings,
         sorted(files, key=in_order),
         frozenset(on_disk),
-        frozenset(ids - on_disk) if settings.is_offline else frozenset(),
+        frozenset() if catalog.is_live or catalog.error else frozenset(ids - on_disk),
         catalog.objects,
         catalog.error,
+        not catalog.is_live,
     )
 
 
@@ -197,7 +188,7 @@ def find_subjects(settings: Settings) -> tuple[tuple[str, ...], Catalog]:
     folders = set(top.folders)
     others: list[Wanted] = [(tree, "/") for tree in unknown_trees(folders)]
     if others:
-        folders |= _look(others, settings, offline=top.error is not None).folders
+        folders |= _look(others, settings, before=top).folders
     return subjects_among(folders), top
 
 
@@ -230,14 +221,18 @@ def _look(
     wanted: list[Wanted],
     settings: Settings,
     *,
-    offline: bool = False,
+    before: Catalog | None = None,
     needs_listing: bool = True,
 ) -> Catalog:
-    """Look at the bucket; raise where neither it nor a saved listing answers."""
+    """Look at the bucket; raise where neither it nor a saved listing answers.
+
+    A bucket that did not answer ``before`` is not asked, and waited for, again.
+    """
+    is_down = before is not None and before.error is not None
     found = look(
         wanted,
         settings.data_dir,
-        offline=offline or settings.is_offline,
+        mode="offline" if is_down else settings.mode,
         n_connections=settings.n_connections,
         timeout=settings.timeout,
         verbose=settings.verbose,

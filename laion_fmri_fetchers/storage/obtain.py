@@ -137,7 +137,8 @@ def obtain(
     """
     settings = inventory.settings
     if not planned:
-        _clean_leftovers(settings)
+        if not (inventory.is_cut_off or settings.dry_run):
+            _clean_leftovers(settings)
         return Outcome()
     files = {item.record["id"]: item.record for item in planned}
     needed = [path for path in files if path not in optional]
@@ -236,7 +237,7 @@ def _clean_leftovers(settings: Settings) -> None:
     """
     folder = partial_dir(settings.data_dir)
     with contextlib.suppress(OSError):
-        if not settings.is_offline and not settings.dry_run and os.listdir(folder):
+        if os.listdir(folder):
             from laion_fmri_fetchers.transfer import leftovers
 
             leftovers.clean(str(folder))

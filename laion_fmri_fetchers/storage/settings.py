@@ -6,12 +6,14 @@ import errno
 import os
 from typing import NamedTuple
 
+from laion_fmri_fetchers.exceptions import NotCachedError
 from laion_fmri_fetchers.messages import warn
 from laion_fmri_fetchers.query.arguments import (
     check_mode,
     check_positive,
     check_timeout,
     check_verbose,
+    refuse_offline,
 )
 from laion_fmri_fetchers.transfer.disks import nearest, no_folder_error
 
@@ -32,11 +34,6 @@ class Settings(NamedTuple):
     is_read_only: bool = False
 
     @property
-    def is_offline(self) -> bool:
-        """Whether no socket may be opened."""
-        return self.mode == "offline"
-
-    @property
     def adds_new(self) -> bool:
         """Whether nothing but files that are not on disk is downloaded."""
         return self.mode == "download_new"
@@ -54,6 +51,10 @@ class Settings(NamedTuple):
         if os.environ.get("LAION_FMRI_OFFLINE"):
             return "Download it first: mode='download_new', online."
         return "Download it first, with mode='download_new'."
+
+    def refuse_offline(self, problem: str) -> None:
+        """Raise offline, as what is missing cannot be downloaded."""
+        refuse_offline(self.mode, NotCachedError(f"{problem} {self.how_to_fetch}"))
 
 
 def make_settings(
@@ -84,16 +85,8 @@ def make_settings(
     check_positive(n_connections, "n_connections", whole=True)
     timeout = check_timeout(timeout)
     folder = get_data_dir(data_dir)
-    if mode != "offline":
-        make_data_dir(folder)
-    read_only = mode != "offline" and not is_writable(folder)
-    locked = f"data directory {folder}"
-    if mode != "offline" and not read_only:
-        state = nearest(str(partial_dir(folder)))
-        if not os.path.isdir(state):
-            raise no_folder_error(state, errno.ENOTDIR)
-        read_only, locked = not is_writable(state), f"folder {state}"
-    if read_only:
+    locked = "" if mode == "offline" else _locked(folder)
+    if locked:
         warn(
             f"The {locked} cannot be written: working offline with what "
             "is on disk. Name another data_dir to download; mode='offline' does "
@@ -108,5 +101,16 @@ def make_settings(
         timeout,
         check_verbose(verbose),
         bool(dry_run),
-        is_read_only=read_only,
+        is_read_only=bool(locked),
     )
+
+
+def _locked(folder: str) -> str:
+    """Return which folder of a data directory cannot be written; ``""``: none."""
+    make_data_dir(folder)
+    if not is_writable(folder):
+        return f"data directory {folder}"
+    state = nearest(str(partial_dir(folder)))
+    if not os.path.isdir(state):
+        raise no_folder_error(state, errno.ENOTDIR)
+    return "" if is_writable(state) else f"folder {state}"

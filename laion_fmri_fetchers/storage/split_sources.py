@@ -54,6 +54,11 @@ class Source(NamedTuple):
     advice: str
     read: Callable[[str, Sequence[str]], dict[str, bytes]]
 
+    @property
+    def needs_network(self) -> bool:
+        """Whether it is not on this machine."""
+        return self.kind == "web"
+
 
 def sources(settings: Settings) -> Iterator[Source]:
     """Yield the sources that may be asked, in order.
@@ -64,8 +69,7 @@ def sources(settings: Settings) -> Iterator[Source]:
         If a variable of the environment names nothing that can be one.
     """
     yield from local_sources()
-    if not settings.is_offline:
-        yield _web(splits_url(), settings)
+    yield _web(splits_url(), settings)
 
 
 def local_sources() -> Iterator[Source]:

@@ -21,6 +21,7 @@ from laion_fmri_fetchers.exceptions import (
 )
 from laion_fmri_fetchers.layout.splits import CORRECTED, Pool, members
 from laion_fmri_fetchers.messages import listed, warn
+from laion_fmri_fetchers.query.arguments import refuse_offline
 from laion_fmri_fetchers.query.split_files import (
     MOST_BYTES,
     Family,
@@ -73,6 +74,8 @@ def obtain_splits(
     lacking = [name for name in names if name not in families]
     problem = ""
     for source in sources(settings) if lacking else ():
+        if source.needs_network:
+            _refuse_offline(lacking, pool, settings)
         try:
             read = _read(source, lacking, pool)
         except DownloadError as error:
@@ -181,19 +184,27 @@ def _warn_of_former(name: str, family: Family) -> None:
     )
 
 
+def _refuse_offline(lacking: list[str], pool: Pool, settings: Settings) -> None:
+    """Raise offline for families that no source on this machine has."""
+    error = NotCachedError(
+        f"{_words(lacking, pool, settings)}. Read them once online, with "
+        f"mode='download_new', from {shown(splits_url())}; or {WAYS}."
+    )
+    refuse_offline(settings.mode, error)
+
+
 def _raise_for(
     lacking: list[str], pool: Pool, settings: Settings, problem: str
 ) -> None:
     """Raise for families that no source has."""
-    what = f"The splits {listed(lacking)} of pool {pool.name!r}"
-    folder = state_path(settings.data_dir, "splits")
-    if settings.is_offline:
-        raise NotCachedError(
-            f"{what} are not in {folder}. Read them once online, with "
-            f"mode='download_new', from {shown(splits_url())}; or {WAYS}."
-        )
     raise DownloadError(
-        f"{what} are not in {folder} and could not be downloaded ({problem}). Check "
-        f"the network and call again; or {WAYS}.",
+        f"{_words(lacking, pool, settings)} and could not be downloaded ({problem}). "
+        f"Check the network and call again; or {WAYS}.",
         failed=[{"id": name, "reason": problem} for name in lacking],
     )
+
+
+def _words(lacking: list[str], pool: Pool, settings: Settings) -> str:
+    """Return which splits are missing where, as a sentence begins."""
+    folder = state_path(settings.data_dir, "splits")
+    return f"The splits {listed(lacking)} of pool {pool.name!r} are not in {folder}"

@@ -62,7 +62,7 @@ OURS = (
 import requests
 from laion_fmri_fetchers.storage.catalog import look
 before, start = peak(), time.perf_counter()
-found = look([("", "")], sys.argv[2], offline=sys.argv[3] == "offline", verbose=0)
+found = look([("", "")], sys.argv[2], mode=sys.argv[3], verbose=0)
 print(time.perf_counter() - start, peak() - before, len(found.objects))
 """
 )
@@ -176,7 +176,7 @@ def main() -> None:
         for _ in range(args.repeats):
             with tempfile.TemporaryDirectory() as folder:
                 results["bare"].append(run(BARE, url))
-                results["listed"].append(run(OURS, url, folder, "online"))
+                results["listed"].append(run(OURS, url, folder, "download_new"))
                 results["offline"].append(run(OURS, url, folder, "offline"))
     finally:
         server.terminate()

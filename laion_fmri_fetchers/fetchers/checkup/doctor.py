@@ -112,11 +112,12 @@ def doctor(
     timeout = check_timeout(timeout)
     client = Client(timeout)
     context = Context(data_dir, client)
-    is_offline = check_mode(None) == "offline"
-    missing = dict.fromkeys(("network", "bucket"), _OFFLINE) if is_offline else {}
+    missing = {}
+    if check_mode(None) == "offline":
+        missing = dict.fromkeys(("network", "bucket"), _OFFLINE)
     tasks = _begin(("nothing", "network"), context, missing)
     points: list[Point] = []
-    if not is_offline:
+    if not missing:
         points += _guarded("bucket", lambda: reach(client))
         if all(point.state != FAILED for point in points):
             try:
