@@ -246,7 +246,7 @@ def test_lines_fit_a_terminal(capsys, monkeypatch, command, width):
         (["fetch", "--n-connections", "0"], 2, "--n-connections is 0"),
         (["fetch-captions", "--names", "x.jpg"], 2, "--allow-missing leaves"),
         (["fetch", "--data-dir", "/proc/x"], 2, "/proc/x cannot be made"),
-        (["fetch", "--rois", "nope"], 2, "known are "),
+        (["fetch", "--rois", "nope"], 2, "TO2, V1, V1d, V1v, V2, "),
         (["fetch", "--image-where", "n_reps=12"], 2, "use --where instead"),
         (["fetch-captions", "--where", "src=x"], 2, "--where can test"),
         (["login"], 2, "at; set LAION_FMRI_REQUEST_ID"),

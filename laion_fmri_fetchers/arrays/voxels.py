@@ -29,7 +29,7 @@ from laion_fmri_fetchers.exceptions import (
     did_you_mean,
 )
 from laion_fmri_fetchers.layout.keys import is_nifti
-from laion_fmri_fetchers.layout.names import clean_roi, rois_named
+from laion_fmri_fetchers.layout.names import clean_roi, rois_named, with_unions
 from laion_fmri_fetchers.messages import warn
 
 from .volumes import Header, iter_volumes, read_header, scaled
@@ -240,7 +240,8 @@ def rois_of(
     for published in rois_named(text):
         members = [roi for roi, of in categories.items() if of == published]
         if not members and published not in categories:
-            hint = did_you_mean(name, [*categories, *categories.values(), *others])
+            known = [*with_unions(categories), *categories.values(), *others]
+            hint = did_you_mean(name, known)
             raise InvalidQueryError(f"There is no ROI {name!r} in {holder}; {hint}")
         rois += members or [published]
     return rois

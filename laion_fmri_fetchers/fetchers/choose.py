@@ -23,7 +23,11 @@ from laion_fmri_fetchers.layout.keys import (
     is_of_session,
     is_of_trials,
 )
-from laion_fmri_fetchers.layout.names import clean_session, is_published_roi
+from laion_fmri_fetchers.layout.names import (
+    clean_session,
+    is_published_roi,
+    with_unions,
+)
 from laion_fmri_fetchers.layout.trees import GLM, HELD_OUT, IMAGE_TYPES, trials_id
 from laion_fmri_fetchers.messages import counted, listed, warn
 from laion_fmri_fetchers.query.arguments import check_fields, warn_of_nothing
@@ -303,7 +307,7 @@ def missing_names(
     for name in names or ():
         lacking = [s for s, of_subject in by_subject.items() if name not in of_subject]
         if lacking:
-            hint = did_you_mean(name, existing)
+            hint = did_you_mean(name, with_unions(existing))
             if existing and (kind == "session" or is_published_roi(name)):
                 hint = f"there are {listed(sorted(existing), most=_NAMES_SHOWN)}."
             missing.append((lacking, name, hint))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 SUBJECTS = ("sub-01", "sub-03", "sub-05", "sub-06", "sub-07")
@@ -68,6 +68,18 @@ def rois_named(name: str) -> tuple[str, ...]:
     clean = clean_roi(name.strip())
     spelling = _ROI_SPELLING.get(clean.casefold(), clean)
     return ROI_UNIONS.get(spelling, (spelling,))
+
+
+def with_unions(names: Collection[str]) -> set[str]:
+    """Return names of ROIs, and of the unions of which they have all parts.
+
+    Examples
+    --------
+    >>> sorted(with_unions(["V1d", "V1v", "V2d"]))
+    ['V1', 'V1d', 'V1v', 'V2d']
+    """
+    unions = (name for name, parts in ROI_UNIONS.items() if {*parts} <= {*names})
+    return {*names, *unions}
 
 
 _NULL = re.compile(r"(n/?a|none|null|)", re.IGNORECASE)
