@@ -60,6 +60,9 @@ _SETTLED = 3600.0
 _TRIES = 8
 """Looks at a folder while others join its parts."""
 
+_FIRST_WAIT = 0.02
+"""Seconds until the second look; each later wait is twice as long, 2.5 s in all."""
+
 DAMAGED = (
     *(OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, RuntimeError),
     *(zipfile.BadZipFile, zlib.error, struct.error),
@@ -306,15 +309,17 @@ def stored_sessions(data_dir: str) -> list[Path]:
 def find_parts(folder: Path) -> list[Part]:
     """Return the parts in a session's folder; what is damaged is left out.
 
-    Another process may join parts meanwhile: the joined one is there before the others
-    are removed, so a folder of which nothing was removed was seen whole.
+    Another process may join parts meanwhile: the joined part is there before the others
+    are removed. So a folder all of whose files are still there was seen whole; else it
+    is looked at again, after a while, as network file systems show it late.
     """
     parts: list[Part] = []
-    for _ in range(_TRIES):
-        files = {*folder.glob("[!.]*.np[yz]")}
+    for n in range(_TRIES):
+        time.sleep(_FIRST_WAIT * 2 ** (n - 1) if n else 0)
+        files = [*folder.glob("[!.]*.np[yz]")]
         indices = sorted(file for file in files if file.suffix == ".npz")
         parts = [part for index in indices if (part := _read_index(index))]
-        if files <= {*folder.glob("[!.]*.np[yz]")}:
+        if all(map(os.path.exists, files)):
             break
     return parts
 
