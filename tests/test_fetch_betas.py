@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import os
+import shutil
 import signal
 import struct
 import subprocess
@@ -19,6 +20,7 @@ import joblib
 import nibabel as nib
 import numpy as np
 import pytest
+from conftest import unprivileged
 from model_buckets import (
     BRAIN_MASK,
     MEAN_RSQUARE,
@@ -629,7 +631,61 @@ def test_what_a_killed_process_left_is_removed_though_all_is_stored(server, data
     left = data_dir / ".laion_fmri" / "voxels" / "sub-01" / "ses-01" / ".image-e.nii.gz"
     left.write_bytes(b"an image")
     fetch(sessions=1)
+    assert left.exists()  # as another process may be about to read it
+    os.utime(left, (time.time(), time.time() - 7200))
+    fetch(sessions=1)
     assert not left.exists()
+
+
+def test_a_damaged_image_that_a_killed_process_left(
+    server, data_dir, betas_folder, face
+):
+    fetch("OFA", sessions=1, source="images")
+    etag = record_of_image(server)["etag"]
+    store = data_dir / ".laion_fmri" / "voxels" / "sub-01" / "ses-01"
+    (store / f".image-{etag}.nii.gz").write_bytes(b"an image, once")
+    betas = fetch(sessions=1, source="images")
+    assert np.array_equal(betas.data, true_betas(betas_folder, face, ["ses-01"]))
+    assert images_of(data_dir) == []
+
+
+def record_of_image(server):
+    """Return ETag and size of the first session's image in the bucket."""
+    stored = server._backend.get_bucket(server._bucket).keys[image_key("ses-01")]
+    return {"etag": stored.etag.strip('"'), "size": len(stored.value)}
+
+
+def test_offline_with_nothing_stored(server, data_dir):
+    fetch(dry_run=True)
+    with pytest.raises(NotCachedError, match="Voxels of 3 sessions of sub-01"):
+        fetch(mode="offline")
+    fetch(sessions=2)
+    with pytest.warns(UserWarning, match="Voxels of 2 sessions of sub-01"):
+        assert set(fetch(mode="offline").trials["session"]) == {"ses-02"}
+    (label,) = fetch(sessions=[1], mode="download_new").trials["label"][:1]
+    store = data_dir / ".laion_fmri" / "voxels" / "sub-01" / "ses-01"
+    shutil.rmtree(store)
+    only = {"label": label, "session": "ses-01"}
+    with pytest.raises(NotCachedError, match="Voxels of 1 session of sub-01"):
+        fetch(mode="offline", trial_filter=only)
+
+
+def test_images_in_a_directory_that_cannot_be_written(
+    server, data_dir, betas_folder, face, reachable
+):
+    fetch_laion_fmri(1, rois="FFA1", verbose=0)
+    fetch(dry_run=True)
+    folder = reachable / "laion_fmri"
+    shutil.copytree(data_dir, folder)
+    expected = true_betas(betas_folder, face)
+    fetch(mode="offline", data_dir=folder)  # what is imported late
+    shutil.rmtree(folder / ".laion_fmri" / "voxels")
+    with unprivileged():
+        betas = fetch(mode="offline", data_dir=folder)
+        assert np.array_equal(betas.data, expected)
+        with pytest.warns(UserWarning, match="cannot be written"):
+            assert np.array_equal(fetch(data_dir=folder).data, expected)
+    assert not (folder / ".laion_fmri" / "voxels").exists()
 
 
 def test_an_image_that_another_process_removes(

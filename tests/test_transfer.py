@@ -38,6 +38,7 @@ from laion_fmri_fetchers.exceptions import (
 )
 from laion_fmri_fetchers.transfer import (
     checksums,
+    disks,
     http,
     leftovers,
     owners,
@@ -706,6 +707,12 @@ def small_disk(folder):
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
+def test_kinds_of_file_systems(small_disk, tmp_path):
+    assert disks.file_system(small_disk) == "tmpfs"
+    assert disks.file_system("/proc") == "proc"
+    assert disks.file_system(tmp_path / "missing") == ""
+
+
 def test_a_disk_that_is_too_small_is_noticed_before_the_first_byte(server, small_disk):
     download = a_download(server, small_disk, size=2 * MIB)
     with pytest.raises(DiskSpaceError, match=r"2\.1 MB are needed") as caught:
@@ -1120,14 +1127,14 @@ def test_a_line_that_is_the_limit_gets_all_connections(server, folder, monkeypat
 
 
 def test_cores_that_are_the_limit_get_a_connection_each(server, folder, monkeypatch):
-    set_policy(monkeypatch, watch_every=0.05, busy=0.0)
+    set_policy(monkeypatch, watch_every=0.05, busy=0.0, busy_for=60.0)
     times = times_of_requests(server, folder, monkeypatch)
     assert len(times) == 8
     assert all(b - a > 0.35 for a, b in itertools.pairwise(times))
 
 
 def test_small_files_get_all_connections_at_once(server, folder, monkeypatch):
-    set_policy(monkeypatch, watch_every=1.0, busy=0.0)
+    set_policy(monkeypatch, watch_every=1.0, busy=0.0, busy_for=60.0)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)
     downloads = [a_download(server, folder, f"file{i}", size=100) for i in range(8)]
     for download in downloads:

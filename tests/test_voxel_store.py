@@ -365,7 +365,7 @@ def test_a_disk_that_fills(server, small_disk, betas_folder, face, source):
     for session in SESSIONS:
         folder = small_disk / ".laion_fmri" / "voxels" / "sub-01" / session
         parts = voxel_store.find_parts(folder) if folder.exists() else []
-        assert [p.file.name for p in parts] == [
+        assert sorted(part.file.name for part in parts) == [
             name for name in files(folder) if name.endswith(".npy")
         ]
     betas = fetch(data_dir=small_disk, mode="offline")
@@ -404,6 +404,70 @@ def test_many_parts_are_joined_and_readers_go_on(server, store, data_dir, betas_
         stored.values(voxels)
     assert n_parts < len(names)
     assert size <= 1.5 * n_voxels * N_TRIALS * 4 + 128 * len(names)
+
+
+def damage(file):
+    """Change a value in the midst of a part, which keeps its length."""
+    content = bytearray(file.read_bytes())
+    content[-40] ^= 0xFF
+    file.write_bytes(content)
+
+
+def test_damaged_voxels_that_are_fetched_anew(server, store, betas_folder, face):
+    expected = true_betas(betas_folder, face, ["ses-01"])
+    fetch()
+    for _ in range(6):  # parts have names at random
+        (part,) = store.glob("*.npy")
+        damage(part)
+        assert not np.array_equal(fetch(mode="offline").data, expected)
+        assert np.array_equal(fetch(mode="overwrite").data, expected)
+        assert np.array_equal(fetch(mode="offline").data, expected)
+        assert set(verify_cache(verbose=0)["status"]) == {"ok"}
+
+
+def test_damaged_parts_are_not_joined(server, store, betas_folder, face):
+    for name in ("FFA1", "OFA", "EBA"):
+        fetch(name)
+    damage(min(store.glob("*.npy")))
+    voxel_store.compact(store, always=True)
+    (part,) = voxel_store.find_parts(store)
+    assert voxel_store.check_part(part) == ""
+    mask = face | roi(betas_folder, "face", "OFA") | roi(betas_folder, "body", "EBA")
+    expected = true_betas(betas_folder, mask, ["ses-01"])
+    assert np.array_equal(fetch(["FFA1", "OFA", "EBA"]).data, expected)
+
+
+def test_parts_of_others_that_cannot_be_removed(server, store, reachable):
+    for name in ("FFA1", "OFA", "EBA"):
+        fetch(name)
+    folder = reachable / "ses-01"
+    shutil.copytree(store, folder)
+    folder.chmod(0o1777)  # who may write there may not remove what others wrote
+    with unprivileged():
+        voxel_store.compact(folder, always=True)
+    assert len(list(folder.glob("*.npy"))) == 4
+    joined = voxel_store.find_parts(folder)[0]
+    before = np.concatenate([p.voxels for p in voxel_store.find_parts(store)])
+    assert np.array_equal(joined.voxels, np.unique(before))
+
+
+def test_on_nfs_parts_that_were_joined_stay_for_a_day(
+    server, store, betas_folder, face, monkeypatch
+):
+    monkeypatch.setattr(voxel_store, "file_system", lambda _: "nfs4")
+    for name in ("FFA1", "OFA"):
+        fetch(name)
+    voxel_store.compact(store, always=True)
+    hidden = list(store.glob(".withdrawn.*"))
+    assert len(hidden) == 2
+    assert len(files(store)) == 2
+    assert set(verify_cache(verbose=0)["status"]) == {"ok"}
+    a_day_ago = time.time() - 25 * 3600
+    os.utime(hidden[0], (a_day_ago, a_day_ago))
+    voxel_store.compact(store, always=True)
+    assert list(store.glob(".withdrawn.*")) == hidden[1:]
+    expected = true_betas(betas_folder, face, ["ses-01"])
+    assert np.array_equal(fetch(mode="offline").data, expected)
 
 
 def test_parts_that_are_joined_while_a_call_looks(

@@ -5,6 +5,7 @@ extract ─▶ volumes.iter_volumes ─▶ some volumes at a time ─▶ a new p
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 
@@ -52,8 +53,10 @@ def extract(
     """
     try:
         return _extract(task, is_kept, stop)
-    except FileNotFoundError as error:
-        if os.path.exists(task.image_file):
+    except OSError as error:
+        # ESTALE: on NFS, another machine removed it while it was read.
+        is_lost = isinstance(error, FileNotFoundError) or error.errno == errno.ESTALE
+        if not is_lost or os.path.exists(task.image_file):
             raise
         raise NotCachedError(f"{task.image_file} is not on disk.") from error
 

@@ -40,7 +40,7 @@ import numpy as np
 from laion_fmri_fetchers.exceptions import DiskSpaceError, NotCachedError
 from laion_fmri_fetchers.storage.files import whole_file
 from laion_fmri_fetchers.storage.state import state_path
-from laion_fmri_fetchers.transfer.disks import FULL
+from laion_fmri_fetchers.transfer.disks import FULL, file_system
 from laion_fmri_fetchers.transfer.locks import try_lock, unlock
 from laion_fmri_fetchers.transfer.positions import write_at
 
@@ -53,6 +53,10 @@ _MOST_PARTS = 8
 
 _MOST_WASTE = 1.25
 """Rows in all parts, as a multiple of voxels, from which the parts are joined."""
+
+_HIDDEN = ".withdrawn."
+_MAPPED = 24 * 3600.0
+"""Seconds that a reader may go on with a part that was joined."""
 
 _SETTLED = 3600.0
 """Seconds after which the values of an index are not waited for."""
@@ -154,6 +158,8 @@ class Part(NamedTuple):
     origin: Origin
     crc32: int
     """Of the bytes of ``file``."""
+    time: int
+    """When they were written, in ns."""
 
     def open(self) -> np.ndarray:
         """Return the values, mapped into memory: float32, (n_voxels, n_trials)."""
@@ -307,7 +313,7 @@ def stored_sessions(data_dir: str) -> list[Path]:
 
 
 def find_parts(folder: Path) -> list[Part]:
-    """Return the parts in a session's folder; what is damaged is left out.
+    """Return the parts in a session's folder, newest first, without damaged ones.
 
     Another process may join parts meanwhile: the joined part is there before the others
     are removed. So a folder all of whose files are still there was seen whole; else it
@@ -321,7 +327,7 @@ def find_parts(folder: Path) -> list[Part]:
         parts = [part for index in indices if (part := _read_index(index))]
         if all(map(os.path.exists, files)):
             break
-    return parts
+    return sorted(parts, key=lambda part: part.time, reverse=True)
 
 
 def _read_index(index: Path) -> Part | None:
@@ -335,23 +341,30 @@ def _read_index(index: Path) -> Part | None:
         crc32, shape = int(about.pop("crc32")), tuple(map(int, about.pop("shape")))
         origin = Origin(shape=shape, **about)
         voxels = arrays["voxels"]
-        if not _has_values(file, (len(voxels), origin.n_trials)):
-            return None
+        time_written = _time_of_values(file, (len(voxels), origin.n_trials))
     except DAMAGED:
         return None
     is_sound = voxels.ndim == 1 and voxels.dtype.kind == "i" and len(voxels)
     if not is_sound or voxels.min() < 0 or voxels.max() >= math.prod(shape):
         return None
-    return Part(file, voxels, origin, crc32)
+    return Part(file, voxels, origin, crc32, time_written)
 
 
-def _has_values(file: Path, shape: tuple[int, int]) -> bool:
-    """Tell whether a file is, by its beginning and length, one of values of a shape."""
+def _time_of_values(file: Path, shape: tuple[int, int]) -> int:
+    """Return when a file was written that has, as it seems, values of a shape.
+
+    Raises
+    ------
+    ValueError
+        If it has not, by its beginning and length.
+    """
     header = _header_of(shape)
     with open(file, "rb") as stream:
-        size = os.fstat(stream.fileno()).st_size
-        is_whole = size == len(header) + shape[0] * shape[1] * 4
-        return is_whole and stream.read(len(header)) == header
+        stat = os.fstat(stream.fileno())
+        is_whole = stat.st_size == len(header) + shape[0] * shape[1] * 4
+        if not is_whole or stream.read(len(header)) != header:
+            raise ValueError(f"{file} has other values than its index")
+        return stat.st_mtime_ns
 
 
 def parts_of(
@@ -386,7 +399,10 @@ def coverage(parts: list[Part], voxels: np.ndarray) -> np.ndarray:
 def _places_in_parts(
     parts: list[Part], voxels: np.ndarray
 ) -> tuple[list[tuple[np.ndarray, np.ndarray]], bool]:
-    """Return values and rows of voxels by part, and whether some are in none."""
+    """Return values and rows of voxels by part, and whether some are in none.
+
+    The first of the parts counts that has a voxel.
+    """
     places = []
     is_left = np.ones(len(voxels), dtype=bool)
     for part in parts:
@@ -435,6 +451,9 @@ def new_part(folder: Path, voxels: np.ndarray, origin: Origin) -> Iterator[PartW
         with whole_file(folder / f"{name}.npy") as stream:
             writer = PartWriter(stream, folder, (len(voxels), origin.n_trials))
             yield writer
+            # A machine that fails may keep the length of a file and lose its values,
+            # which would then read as 0.
+            os.fsync(stream.fileno())
             about = {
                 "format": _FORMAT,
                 **origin._asdict(),
@@ -508,11 +527,13 @@ def compact(folder: Path, *, always: bool = False) -> None:
         return
     try:
         if len([*folder.glob("[!.]*.npy")]) > 1:
-            while parts := _to_join(find_parts(folder), always):
-                _join(folder, parts)
+            are_gone = True
+            while are_gone and (parts := _to_join(find_parts(folder), always)):
+                are_gone = _join(folder, parts)
             _remove_outdated(folder)
         for index in filter(_is_orphan, folder.glob("[!.]*.npz")):
             remove_part(index)
+        _remove_hidden(folder)
     except (*DAMAGED, DiskSpaceError):
         return  # Another process joins them, or there is no space: all parts are left.
     finally:
@@ -536,7 +557,15 @@ def _to_join(parts: list[Part], always: bool) -> list[Part]:
     return []
 
 
-def _join(folder: Path, parts: list[Part]) -> None:
+def _join(folder: Path, parts: list[Part]) -> bool:
+    """Join parts, of which damaged ones are removed first; tell whether they are gone.
+
+    A part joined with damaged ones would be as wrong, with a checksum that is right.
+    """
+    damaged = [part.file for part in parts if check_part(part)]
+    if damaged:
+        are_gone = [remove_part(file) for file in damaged]
+        return all(are_gone)
     voxels = np.unique(np.concatenate([part.voxels for part in parts]))
     places, _ = _places_in_parts(parts, voxels)
     step = max(1, _BLOCK // (parts[0].origin.n_trials * 4))
@@ -544,8 +573,9 @@ def _join(folder: Path, parts: list[Part]) -> None:
         for start in range(0, len(voxels), step):
             block = _gathered(places, slice(start, start + step))
             writer.put(start * writer.row_size, bytes_of(block))
-    for part in parts:
-        remove_part(part.file)
+    del places  # Windows removes no file that is mapped into memory.
+    are_gone = [_withdraw(part.file) for part in parts]
+    return all(are_gone)
 
 
 def bytes_of(values: np.ndarray) -> memoryview:
@@ -563,11 +593,35 @@ def _gathered(places: list[tuple[np.ndarray, np.ndarray]], of: slice) -> np.ndar
     return block
 
 
-def remove_part(file: Path) -> None:
-    """Remove a part, of which either file is given; who reads it goes on."""
-    for suffix in (".npy", ".npz"):
+def remove_part(file: Path) -> bool:
+    """Remove a part, of which either file is given; tell whether it is gone."""
+    files = [file.with_suffix(suffix) for suffix in (".npy", ".npz")]
+    for path in files:
+        with contextlib.suppress(OSError):  # the folder is that of another user
+            os.unlink(path)
+    return not any(map(os.path.lexists, files))
+
+
+def _withdraw(file: Path) -> bool:
+    """Remove a part whose values are in another one; who reads it goes on.
+
+    On NFS, who has mapped a file that another machine removes is killed by a bus error.
+    So it is hidden there, which readers do not notice, and removed on another day.
+    """
+    if file_system(file.parent).startswith("nfs"):
+        hidden = file.with_name(f"{_HIDDEN}{file.name}")
         with contextlib.suppress(OSError):
-            os.unlink(file.with_suffix(suffix))
+            os.utime(file)
+            os.replace(file, hidden)
+    return remove_part(file)
+
+
+def _remove_hidden(folder: Path) -> None:
+    """Remove parts that were hidden more than a day ago."""
+    for file in folder.glob(f"{_HIDDEN}*"):
+        with contextlib.suppress(OSError):
+            if time.time() - file.stat().st_mtime > _MAPPED:
+                file.unlink()
 
 
 def remove_other_versions(folder: Path, etag: str | None) -> None:
@@ -583,7 +637,7 @@ def _remove_outdated(folder: Path) -> None:
     parts = find_parts(folder)
     if not parts:
         return
-    newest = max(parts, key=lambda part: part.file.stat().st_mtime_ns).origin
+    newest = parts[0].origin
     current: list[Part] = []
     others: list[Part] = []
     for part in parts:
@@ -593,7 +647,7 @@ def _remove_outdated(folder: Path) -> None:
         (current if is_current else others).append(part)
     for part in others:
         if coverage(current, part.voxels).all():
-            remove_part(part.file)
+            _withdraw(part.file)
 
 
 def blocks_of(

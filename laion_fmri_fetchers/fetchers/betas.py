@@ -33,6 +33,7 @@ from laion_fmri_fetchers.exceptions import (
     NotCachedError,
     did_you_mean,
 )
+from laion_fmri_fetchers.layout.keys import Record
 from laion_fmri_fetchers.messages import counted, listed, readable_size, tell, warn
 from laion_fmri_fetchers.query.arguments import only_its_arguments
 from laion_fmri_fetchers.query.filters import ResultFilter
@@ -68,6 +69,9 @@ from .subjects import check_names, check_subjects
 from .trials import choose_by_trials
 
 _SOURCES = ("auto", "model", "images")
+
+_FORGOTTEN = 3600.0
+"""Seconds after which nobody needs an image that was fetched for its voxels."""
 
 
 @documented
@@ -271,7 +275,10 @@ def fetch_laion_betas(
     voxels = find_voxels(data, names[0], choice, grid, kept_nowhere)
     jobs = jobs_of(data, voxels.mask, inventory)
     if inventory.is_cut_off:
-        if lost := _refuse_or_warn(jobs, inventory, selection.sessions is not None):
+        lost = _refuse_or_warn(
+            jobs, images, inventory, are_named=selection.sessions is not None
+        )
+        if lost:
             kept = [rec for rec in chosen.images if rec["session"] not in lost]
             data = make_bunch(chosen._replace(images=kept), inventory, {}, tables, None)
         jobs = [job for job in jobs if job.is_on_disk]
@@ -281,7 +288,8 @@ def fetch_laion_betas(
     fill_store(ways, HowToFill(source, bool(keep_images), n_jobs), inventory)
     if not inventory.is_cut_off:
         where = settings.data_dir, names[0]
-        remove_fetched(session_folder(*where, m["session"]) for m in data.images_meta)
+        folders = (session_folder(*where, m["session"]) for m in data.images_meta)
+        remove_fetched(folders, min_age=_FORGOTTEN)
     workers = Workers(n_jobs, kept_nowhere, settings.verbose, bool(as_dask))
     return load_voxels(data, names[0], (voxels, grid), labels, options, workers)
 
@@ -322,7 +330,9 @@ def _grid(data: Bunch, subject: str, inventory: Inventory) -> Header:
     )
 
 
-def _refuse_or_warn(jobs: list[Job], inventory: Inventory, are_named: bool) -> set[str]:
+def _refuse_or_warn(
+    jobs: list[Job], images: list[Record], inventory: Inventory, *, are_named: bool
+) -> set[str]:
     """Return the sessions whose voxels cannot be had, where nothing can be downloaded.
 
     Raises
@@ -339,8 +349,7 @@ def _refuse_or_warn(jobs: list[Job], inventory: Inventory, are_named: bool) -> s
         f"neither in the voxel store nor is the image in {settings.data_dir}: "
         f"{listed(lost)}."
     )
-    images = [rec for rec in inventory.records if rec["image_type"] == "betas"]
-    is_all = len({rec["session"] for rec in images} - {*lost}) == 0
+    is_all = {rec["session"] for rec in images} <= {*lost}
     if inventory.error:
         raise BucketError(f"{inventory.error} {problem}")
     if are_named or is_all:

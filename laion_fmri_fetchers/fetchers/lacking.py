@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -49,10 +50,12 @@ from laion_fmri_fetchers.exceptions import (
 )
 from laion_fmri_fetchers.layout.keys import Record, is_held_out, record_of
 from laion_fmri_fetchers.messages import counted, listed, readable_size, tell, warn
+from laion_fmri_fetchers.storage.data_dir import is_writable
 from laion_fmri_fetchers.storage.inventory import Inventory, size_on_disk
 from laion_fmri_fetchers.storage.notes import read_notes
 from laion_fmri_fetchers.storage.obtain import Planned, obtain
 from laion_fmri_fetchers.transfer.bucket import object_url
+from laion_fmri_fetchers.transfer.checksums import check_file
 from laion_fmri_fetchers.transfer.spans import RemoteObject
 
 if TYPE_CHECKING:
@@ -264,32 +267,22 @@ def choose_ways(jobs: Sequence[Job], source: str, inventory: Inventory) -> Ways:
     without: list[str] = []
     for job in jobs:
         task = job.task
-        if source == "model" and task.model is None:
-            raise InvalidQueryError(
-                f"The bucket has no model file of {task.session} of {task.subject}; "
-                "source='auto' takes the image."
-            )
-        if source == "model" and _is_other_on_disk(job, inventory):
-            raise InvalidQueryError(
-                f"The image of {task.session} of {task.subject} on disk is another "
-                "version than the bucket has, and what is on disk counts. Use "
-                "source='images' with mode='overwrite', or remove it."
-            )
-        if source == "model" or (source == "auto" and not job.is_on_disk):
+        if source == "model":
+            _check_model(job, inventory)
+            ways.from_model.append(job)
+            continue
+        if source == "auto" and not job.is_on_disk:
             is_cheap = size_by_model(task) <= _MOST_COST * (task.image.size or 0)
-            if source == "model":
-                ways.from_model.append(job)
-                continue
             if task.model is not None and is_cheap:
                 limit = int(_MOST_COST * (task.image.size or 0))
                 task = task._replace(most_bytes=limit)
                 ways.from_model.append(job._replace(task=task))
                 continue
             (large if task.model else without).append(task.session)
-        if job.is_on_disk and not inventory.settings.overwrites:
-            ways.from_disk.append(job)
-        else:
+        if inventory.settings.overwrites or not job.is_on_disk:
             ways.from_bucket.append(job)
+        elif is_writable(task.folder):  # else the image itself is read
+            ways.from_disk.append(job)
     for sessions, reason in (
         (large, "as that is less than all of these voxels in model files"),
         (without, "as the bucket has no model files of them"),
@@ -298,6 +291,22 @@ def choose_ways(jobs: Sequence[Job], source: str, inventory: Inventory) -> Ways:
             text = f"Images are read of {listed(sessions)}, {reason}"
             tell(text, inventory.settings.verbose)
     return ways
+
+
+def _check_model(job: Job, inventory: Inventory) -> None:
+    """Raise where the model, which is asked for, cannot be taken."""
+    task = job.task
+    if task.model is None:
+        raise InvalidQueryError(
+            f"The bucket has no model file of {task.session} of {task.subject}; "
+            "source='auto' takes the image."
+        )
+    if _is_other_on_disk(job, inventory):
+        raise InvalidQueryError(
+            f"The image of {task.session} of {task.subject} on disk is another "
+            "version than the bucket has, and what is on disk counts. Use "
+            "source='images' with mode='overwrite', or remove it."
+        )
 
 
 def _is_other_on_disk(job: Job, inventory: Inventory) -> bool:
@@ -447,17 +456,13 @@ def _fill_from_bucket(jobs: list[Job], how: HowToFill, inventory: Inventory) -> 
         settings.verbose,
     )
     stop = threading.Event()
-    waiting: deque[tuple[Job, Future[int]]] = deque()
+    waiting: deque[tuple[Job, Future[None]]] = deque()
     pool = ThreadPoolExecutor(max(1, how.n_jobs or 1))
     try:
         for job in jobs:
             is_kept = how.keep_images or job.is_on_disk
-            future = pool.submit(
-                extract,
-                _downloaded(job, is_kept, inventory),
-                is_kept=is_kept,
-                stop=stop,
-            )
+            task = _downloaded(job, is_kept, inventory)
+            future = pool.submit(_extract, task, is_kept, stop)
             waiting.append((job, future))
             while len(waiting) > _IN_FLIGHT:
                 _conclude(*waiting.popleft(), inventory)
@@ -466,6 +471,7 @@ def _fill_from_bucket(jobs: list[Job], how: HowToFill, inventory: Inventory) -> 
     finally:
         stop.set()
         pool.shutdown(wait=True, cancel_futures=True)
+        remove_fetched(job.task.folder for job, _ in waiting)
 
 
 def _downloaded(job: Job, is_kept: bool, inventory: Inventory) -> Task:
@@ -474,6 +480,10 @@ def _downloaded(job: Job, is_kept: bool, inventory: Inventory) -> Task:
     if not is_kept:
         name = f"{_FETCHED}{record['etag'] or record['size']}.{record['extension']}"
         file = record["absolute_path"] = str(job.task.folder / name)
+        # What a killed process left may be damaged, and nothing else looks at it.
+        with contextlib.suppress(OSError):
+            if check_file(file, size=record["size"], etag=record["etag"]):
+                os.unlink(file)
     if is_kept or not os.path.exists(file):
         obtain([Planned(record, "voxels")], inventory, is_announced=True)
     job.record.update(size=record["size"], etag=record["etag"])
@@ -481,13 +491,20 @@ def _downloaded(job: Job, is_kept: bool, inventory: Inventory) -> Task:
     return job.task._replace(image=image, image_file=file)
 
 
-def _conclude(job: Job, future: Future[int], inventory: Inventory) -> None:
-    """Wait for the voxels of an image, and remove it if it was fetched for them."""
+def _extract(task: Task, is_kept: bool, stop: threading.Event) -> None:
+    """Store voxels of an image, and remove it if it was fetched for them."""
+    extract(task, is_kept=is_kept, stop=stop)
+    if not is_kept:
+        with contextlib.suppress(OSError):
+            os.unlink(task.image_file)
+
+
+def _conclude(job: Job, future: Future[None], inventory: Inventory) -> None:
+    """Wait for the voxels of an image."""
     try:
         future.result()
     except NotCachedError:
         _extract_again(job, inventory)
-    remove_fetched([job.task.folder])
 
 
 def _extract_again(job: Job, inventory: Inventory) -> None:
@@ -495,16 +512,21 @@ def _extract_again(job: Job, inventory: Inventory) -> None:
     for n_left in reversed(range(_TRIES)):
         task = _downloaded(job, False, inventory)
         try:
-            extract(task, is_kept=False)
+            _extract(task, False, threading.Event())
             return
         except NotCachedError:
             if not n_left:
                 raise
 
 
-def remove_fetched(folders: Iterable[Path]) -> None:
-    """Remove images that were fetched for their voxels, in sessions' folders."""
+def remove_fetched(folders: Iterable[Path], *, min_age: float = 0.0) -> None:
+    """Remove images that were fetched for their voxels, in sessions' folders.
+
+    Those of a minimum age in seconds, as other processes may need younger ones; they
+    fetch an image again that was removed.
+    """
     for folder in folders:
         for file in folder.glob(f"{_FETCHED}*"):
             with contextlib.suppress(OSError):
-                file.unlink()
+                if time.time() - file.stat().st_mtime >= min_age:
+                    file.unlink()

@@ -1,4 +1,4 @@
-"""What errors of a disk mean, in words: it is full, or a folder of it is of no use."""
+"""Disks: what their errors mean, in words, and of what kind they are."""
 
 from __future__ import annotations
 
@@ -104,3 +104,24 @@ def words_on_full_disk(number: int, folder: str) -> str:
     return (
         f"{text}: {readable_size(shutil.disk_usage(folder).free)} are free in {folder}"
     )
+
+
+def file_system(path: str | os.PathLike) -> str:
+    """Return the kind of file system that a path is on, such as "ext4" or "nfs4".
+
+    Returns
+    -------
+    str
+        ``""`` where the operating system does not tell, as all but Linux.
+    """
+    try:
+        device = os.stat(path).st_dev
+        number = f"{os.major(device)}:{os.minor(device)}"
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as mounts:
+            for mount in mounts:
+                place, _, kind = mount.partition(" - ")
+                if place.split()[2] == number:
+                    return kind.split()[0]
+    except (OSError, AttributeError, IndexError):
+        pass
+    return ""

@@ -68,6 +68,9 @@ class Policy:
         begin with a thread per core, and get the others as long as it is not reached:
         over TLS on two cores, 16 threads took 8% longer than two, for handshakes and
         changes of threads.
+    busy_for : float
+        Seconds after which large files get all threads, as something else in this
+        process may be what keeps the cores busy.
     smallest_piece : int
         Bytes in a request at least where a piece of an object is cut for several
         connections: shorter ones would be mostly latency.
@@ -108,6 +111,7 @@ class Policy:
     service_patience: float = 3.0
     range_size: int = 16 * 2**20
     busy: float = 0.5
+    busy_for: float = 1.0
     smallest_piece: int = 4 * 2**20
     small_file: int = 2**20
     note_every: int = 2 * 2**20

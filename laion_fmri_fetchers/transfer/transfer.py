@@ -257,12 +257,13 @@ class Run:
     def watch(self) -> None:
         """Start, and show progress until all files have ended."""
         self.queue.put(Job(file.open, OPEN_LAST) for file in self.files)
-        limits, load = policy.POLICY, _Load()
+        limits, load, began = policy.POLICY, _Load(), time.monotonic()
         try:
             while not self._ends.finished.wait(limits.watch_every):
                 self.connections.cut_stuck()
                 self.progress.show()
-                if load.share() < limits.busy:
+                is_late = time.monotonic() - began > limits.busy_for
+                if load.share() < limits.busy or is_late:
                     self.queue.widen()
         finally:
             self.progress.close()

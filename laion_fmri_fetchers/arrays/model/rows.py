@@ -124,7 +124,11 @@ def runs_of(
     --------
     >>> runs_of(np.array([0, 1, 3, 90]), 100, worth=1000)
     [(0, 4), (90, 91)]
+    >>> runs_of(np.empty(0, int), 100)
+    []
     """
+    if not len(rows):
+        return []
     gaps = np.diff(rows) - 1
     by_size = np.argsort(gaps, kind="stable")
     read_too = np.cumsum(gaps[by_size])
