@@ -26,6 +26,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from fault_server import FaultServer
+from model_buckets import model_of
 
 from laion_fmri_fetchers import doctor
 from laion_fmri_fetchers.cli.main import main
@@ -293,6 +294,12 @@ def test_a_model_file_and_the_order_of_its_rows(service):
     points = by_name(doctor(), "ok")
     assert "contiguous" in points["model file"]["found"]
     assert points["rows of the model"]["found"].endswith("in order C")
+
+
+def test_a_model_file_with_rows_of_the_brain_mask(bucket, service, bucket_folder):
+    bucket.put(MODEL, model_of(bucket_folder, "ses-01", voxels="brain"))
+    points = by_name(doctor(), "ok")
+    assert points["rows of the model"]["found"] == "the brain mask, in order C"
 
 
 def test_a_model_file_that_is_not_proved_is_a_note(bucket, service, bucket_folder):

@@ -449,6 +449,23 @@ def test_a_model_without_voxels_of_the_image(server, betas_folder):
         fetch(sessions=1, source="model")
 
 
+def test_an_r2_map_that_is_nan_outside_the_fit(server, betas_folder, face):
+    rsquare = read(betas_folder, rsquare_key("ses-01"))
+    is_fitted = rsquare != 0
+    voxel = tuple(np.argwhere(is_fitted & ~face)[0])
+
+    def with_a_zero(values):
+        values[(*voxel, 0)] = 0  # so that the image does not tell the fit
+        return values
+
+    values = put_session(server, betas_folder, with_a_zero)
+    affine = nib.load(betas_folder / BRAIN_MASK).affine
+    rsquare[~is_fitted] = np.nan
+    server.put(rsquare_key("ses-01"), nifti_bytes(rsquare, affine))
+    betas = fetch(sessions=1, source="model")
+    assert np.array_equal(betas.data, values[face].T)
+
+
 @pytest.mark.parametrize(
     "content",
     [b"no map", zlib.compress(b"x"), nifti_bytes(np.ones((3, 3, 3)), np.eye(4))],

@@ -715,7 +715,7 @@ def test_load_as_displayed(granted, published):
     np.testing.assert_array_equal(pictures[0], jpeg)
     rgba = np.asarray(Image.open(io.BytesIO(images[PNG]))).astype(float)
     alpha = rgba[..., 3:] / 255
-    expected = rgba[..., :3] * alpha + 127.5 * (1 - alpha)
+    expected = rgba[..., :3] * alpha + 128 * (1 - alpha)
     assert np.abs(pictures[1] - expected).max() <= 0.5 + 1e-9
     assert (pictures[1][rgba[..., 3] == 0] == 128).all()
     assert (rgba[..., 3] == 0).any()

@@ -597,8 +597,9 @@ def test_a_wrong_sha256_fails_with_both_values(server, folder):
     assert hashlib.sha256(server.objects["file"][0]).hexdigest() in failed["reason"]
 
 
-def test_an_unusual_part_size_is_found(server, folder):
-    download = a_download(server, folder, size=9 * MIB, part=5 * MIB)
+@pytest.mark.parametrize("part", [5, 7])
+def test_an_unusual_part_size_is_found(server, folder, part):
+    download = a_download(server, folder, size=9 * MIB, part=part * MIB)
     assert part_sizes(download.size, 2)[0] == 8 * MIB
     assert fetch(download, folder) == []
     assert_whole(server, download)

@@ -298,6 +298,17 @@ def test_online_without_the_bucket_is_an_error(cached):
         verify_cache(online=True, verbose=0)
 
 
+def test_the_public_table_is_not_judged_by_the_service(server, access, data_dir):
+    login(access.grant(), verbose=0)
+    fetch_laion_stimuli(verbose=0)
+    manifest = access._manifest()
+    for file in manifest["files"]:
+        if file["name"].endswith(".csv"):
+            file["sha256"] = "0" * 64
+    access.answers["/api/v1/manifest"] = (200, {}, manifest)
+    assert set(verify_cache(online=True, verbose=0)["status"]) == {"ok"}
+
+
 def test_the_archive_is_compared_with_its_sha256(server, access, data_dir):
     login(access.grant(), verbose=0)
     fetch_laion_stimuli(verbose=0)

@@ -219,8 +219,9 @@ def _write(file: Path, identity: Identity) -> tuple[int, str] | None:
         "request_id": identity.request_id,
         "email": identity.email,
         "saved_at": dt.datetime.now(dt.timezone.utc).isoformat(),
-        "status": identity.status,
     }
+    if file != official_auth_file():  # that has the fields of the dataset's package
+        content["status"] = identity.status
     encoded = SecretBytes((json.dumps(content, indent=2) + "\n").encode())
     try:
         write_atomically(file, encoded, 0o600)

@@ -177,13 +177,14 @@ def decode_image(
 
 
 def _over_grey(rgba: np.ndarray) -> np.ndarray:
-    """Return an RGBA picture over mid-grey, 0.5 in each channel, rounded.
+    """Return an RGBA picture over mid-grey, 128 in each channel, rounded.
 
-    >>> _over_grey(np.array([[[9, 9, 9, 0], [9, 9, 9, 255]]], np.uint8))[0].tolist()
-    [[128, 128, 128], [9, 9, 9]]
+    >>> pixels = [[9, 9, 9, 0], [9, 9, 9, 255], [0, 100, 255, 51]]
+    >>> _over_grey(np.array([pixels], np.uint8))[0].tolist()
+    [[128, 128, 128], [9, 9, 9], [102, 122, 153]]
     """
     colour, alpha = rgba[..., :3].astype(np.int32), rgba[..., 3:].astype(np.int32)
-    return ((2 * colour * alpha + 255 * (255 - alpha) + 255) // 510).astype(np.uint8)
+    return ((colour * alpha + 128 * (255 - alpha) + 127) // 255).astype(np.uint8)
 
 
 # --- Reading the archive ---

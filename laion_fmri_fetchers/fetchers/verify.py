@@ -198,10 +198,12 @@ def _sums(data_dir: str, online: bool, timeout: float) -> dict[str, GatedFile]:
     if not online:
         return saved_manifest(data_dir)
     try:
-        return fetch_manifest(timeout).files
+        files = fetch_manifest(timeout).files
     except AccessServiceError as error:
         warn(f"{error} The archive is compared with what was saved at its download.")
         return saved_manifest(data_dir)
+    # The service also describes the public table, which the bucket may have anew.
+    return {name: file for name, file in files.items() if name in GATED}
 
 
 def _listings_of(files: Iterable[str]) -> list[Wanted]:

@@ -10,9 +10,12 @@ from collections.abc import Callable, Iterator
 _MIB = 2**20
 """Bytes hashed at a time, and the unit of the part sizes in use."""
 
+_MOST_HASHED = 2**35
+"""Bytes hashed at most to find an unusual part size: about a minute."""
+
 
 def part_sizes(size: int, n_parts: int) -> list[int]:
-    """Return the usual part sizes with which an object has so many parts.
+    """Return the part sizes, in whole MiB, with which an object has so many parts.
 
     Parameters
     ----------
@@ -24,20 +27,27 @@ def part_sizes(size: int, n_parts: int) -> list[int]:
     Returns
     -------
     list of int
-        Bytes of a part; powers of two first. Empty where no usual size fits.
+        Bytes of a part: usual ones first, powers of two before others; then round
+        ones. Empty where none fits.
 
     Examples
     --------
-    >>> part_sizes(20 * 2**20, 3) == [8 * 2**20]
-    True
-    >>> part_sizes(20 * 2**20, 7)
+    >>> [size // 2**20 for size in part_sizes(30 * 2**20, 3)]
+    [10, 12, 14, 11, 13]
+    >>> part_sizes(20 * 2**20, 30)
     []
     """
     if n_parts == 1:
         return [max(size, 1)]
     powers = [2**k * _MIB for k in range(13)]
     usual = powers + [5 * p for p in powers] + [n * _MIB for n in (15, 25, 50, 100)]
-    return [p for p in usual if -(-size // p) == n_parts]
+    fitting = [p for p in usual if -(-size // p) == n_parts]
+    most = max(1, _MOST_HASHED // max(size, 1))
+    least, stop = -(-size // n_parts), size // max(n_parts - 1, 1) + 1
+    others = range(-(-least // _MIB) * _MIB, stop, _MIB)
+    rest = [p for p in others if p not in fitting and -(-size // p) == n_parts]
+    rest.sort(key=lambda p: -(p & -p))
+    return fitting + rest[: max(0, most - len(fitting))]
 
 
 def check_file(

@@ -75,8 +75,8 @@ class Task(NamedTuple):
     """Where the image is, or would be, on disk."""
     model: RemoteObject | None
     rsquare: RemoteObject | None
-    brain_mask: str
-    """A mask on the functional grid, on disk."""
+    brain_mask: str | RemoteObject
+    """A mask on the functional grid: a file on disk, or in the bucket; ``""``: none."""
     n_trials: int | None
     """Rows of the trial table; None where there is no table."""
     trials: str | None
@@ -365,11 +365,15 @@ def _masks(
         yield "the grid", np.ones(math.prod(first.shape), dtype=bool)
         return
     yield "the image's voxels that are not 0", first.mask()
-    if task.brain_mask:
-        yield "the brain mask", _flat_map(task.brain_mask) != 0
+    if isinstance(task.brain_mask, RemoteObject):
+        mask = _remote_map(task.brain_mask, "the brain mask", first.shape, reader)
+        yield "the brain mask", mask > 0
+    elif task.brain_mask:
+        yield "the brain mask", _flat_map(task.brain_mask) > 0
     if task.rsquare is not None and layout.n_rows != len(first.voxels):
-        rsquare = _remote_map(task, first.shape, reader)
-        yield "the R2 map's voxels that are not 0", rsquare != 0
+        rsquare = _remote_map(task.rsquare, "the R2 map", first.shape, reader)
+        is_fitted = (rsquare != 0) & np.isfinite(rsquare)
+        yield "the R2 map's voxels that are not 0", is_fitted
 
 
 def _flat_map(file: str) -> np.ndarray:
@@ -380,19 +384,19 @@ def _flat_map(file: str) -> np.ndarray:
     return values.reshape(header.shape, order="F").ravel()
 
 
-def _remote_map(task: Task, shape: tuple[int, int, int], reader: Reader) -> np.ndarray:
-    """Read the session's R2 map out of the bucket, without a file."""
+def _remote_map(
+    target: RemoteObject, name: str, shape: tuple[int, int, int], reader: Reader
+) -> np.ndarray:
+    """Read a 3-D image out of the bucket, without a file, as `_flat_map` does."""
     import nibabel as nib
     from isal import igzip
 
-    rsquare = task.rsquare
-    assert rsquare is not None
-    size = rsquare.size or 0
+    size = target.size or 0
     if size > _LARGEST_MAP:
-        raise NotProvedError(f"the R2 map has {readable_size(size)}")
-    content = bytes(reader.read_bytes(rsquare, 0, size))
+        raise NotProvedError(f"{name} has {readable_size(size)}")
+    content = bytes(reader.read_bytes(target, 0, size))
     try:
-        if rsquare.id.endswith(".gz"):
+        if target.id.endswith(".gz"):
             with igzip.IGzipFile(fileobj=io.BytesIO(content)) as stream:
                 content = stream.read(_LARGEST_MAP)
         image: Any = nib.Nifti1Image.from_bytes(content)
@@ -400,9 +404,9 @@ def _remote_map(task: Task, shape: tuple[int, int, int], reader: Reader) -> np.n
         values = np.asarray(image.dataobj, np.float32) if is_on_grid else np.empty(0)
     except Exception as error:
         # nibabel raises errors of many kinds where a file is damaged.
-        raise NotProvedError(f"the R2 map cannot be read ({error})") from None
+        raise NotProvedError(f"{name} cannot be read ({error})") from None
     if not is_on_grid:
-        raise NotProvedError(f"the R2 map is {image.shape}, the image {shape}")
+        raise NotProvedError(f"{name} is {image.shape}, the image {shape}")
     return values.ravel()
 
 

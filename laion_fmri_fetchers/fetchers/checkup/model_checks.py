@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from laion_fmri_fetchers.arrays.model.session import Means, ModelError, Task, prove
+from laion_fmri_fetchers.layout.keys import is_functional_brain_mask
 from laion_fmri_fetchers.messages import readable_size
 from laion_fmri_fetchers.transfer import bucket
 from laion_fmri_fetchers.transfer.spans import RemoteObject, Span
@@ -29,6 +30,8 @@ def model_file(context: Context) -> Iterator[Point]:
         yield note("model file", found)
         return
     rsquare = context.sample.of_session("rsquare")
+    masks = context.sample.of_type("brain_mask")
+    mask = next(filter(is_functional_brain_mask, masks), None)
     task = Task(
         "",
         context.sample.subject,
@@ -37,7 +40,7 @@ def model_file(context: Context) -> Iterator[Point]:
         "",
         _remote(model),
         _remote(rsquare) if rsquare else None,
-        brain_mask="",
+        brain_mask=_remote(mask) if mask else "",
         n_trials=None,
         trials=None,
         shape=None,
