@@ -517,7 +517,7 @@ def test_models_that_are_more_bytes_than_the_image(server, log, betas_folder, ca
     expected = true_betas(betas_folder, brain(betas_folder), ["ses-01"])
     assert np.array_equal(betas.data, expected)
     assert log.keys == {image_key("ses-01")}
-    assert "that is less than all of these voxels in model" in capsys.readouterr().err
+    assert "they are smaller than these voxels in the model" in capsys.readouterr().err
 
 
 def test_chunks_that_are_more_bytes_than_the_image(server, log, betas_folder, face):

@@ -5,7 +5,7 @@ The steps::
     find_voxels ─┬─ _available_rois, _chosen_rois, _threshold ─▶ _Criteria
                  └─ _combine ─┬─ _read_mask, _read_map ─▶ Voxels
                               └─ offsets_of
-    columns_in ──▶ _read_mask, of a ROI that was not asked for
+    columns_in ──▶ _read_mask, of an ROI that was not asked for
 
 Values of a volume are held flat, in the order of the file: the first axis varies
 fastest. Voxels are listed in nilearn's order, that of ``volume[mask]``: the last axis

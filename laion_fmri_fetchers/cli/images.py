@@ -27,7 +27,7 @@ from .options import (
 
 
 def _selection_options(command: Parser) -> None:
-    add_names(command, "--subjects", "sub-01", "names such as sub-02, or all")
+    add_names(command, "--subjects", "sub-01", "names such as sub-03, or all")
     add_names(command, "--rois", "all", "names such as FFA1, categories, or none", "*")
     add_names(command, "--sessions", "all", "names such as ses-01")
     add_terms(command, "--where", "trials")

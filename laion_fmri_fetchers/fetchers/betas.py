@@ -147,7 +147,7 @@ def fetch_laion_betas(
     source : {"auto", "model", "images"}, default="auto"
         ``"auto"``: what is stored, then images on disk, then model files, or images
         where a model file cannot be used or would be more bytes; ``"model"`` or
-        ``"images"``: nothing but these for what is not stored.
+        ``"images"``: only these for voxels that are not stored.
     keep_images : bool, default=False
         Whether images that were downloaded for their voxels stay on disk.
     %(mode)s
@@ -345,8 +345,8 @@ def _refuse_or_warn(
         return set()
     settings = inventory.settings
     problem = (
-        f"Voxels of {counted(len(lost), 'session')} of {jobs[0].task.subject} are "
-        f"neither in the voxel store nor is the image in {settings.data_dir}: "
+        f"Voxels of {counted(len(lost), 'session')} of {jobs[0].task.subject} are not "
+        f"in the voxel store, and the images are not in {settings.data_dir}: "
         f"{listed(lost)}."
     )
     is_all = {rec["session"] for rec in images} <= {*lost}

@@ -1,4 +1,4 @@
-"""Voxels that the store lacks: the way by which each session's are had, and its way.
+"""How voxels that the store lacks are obtained, session by session.
 
 ::
 
@@ -87,7 +87,7 @@ class Job(NamedTuple):
 
 
 class Ways(NamedTuple):
-    """The ways by which sessions' voxels are had."""
+    """How the voxels of sessions are obtained."""
 
     from_model: list[Job]
     from_disk: list[Job]
@@ -108,7 +108,7 @@ class Ways(NamedTuple):
 
 
 class HowToFill(NamedTuple):
-    """The arguments of `fetch_laion_betas` on how voxels are had."""
+    """The arguments of `fetch_laion_betas` on how voxels are obtained."""
 
     source: str
     keep_images: bool
@@ -160,8 +160,8 @@ def jobs_of(data: Bunch, mask: np.ndarray, inventory: Inventory) -> list[Job]:
     if outdated:
         warn(
             f"The bucket has another version of {counted(len(outdated), 'beta image')} "
-            f"than voxels are stored of: {listed([m['id'] for m in outdated])}. What "
-            "is stored is used; mode='overwrite' fetches the new version."
+            f"than the voxel store: {listed([m['id'] for m in outdated])}. What is "
+            "stored is used; mode='overwrite' fetches the new version."
         )
     return jobs
 
@@ -255,7 +255,7 @@ def _other_version(
 
 
 def choose_ways(jobs: Sequence[Job], source: str, inventory: Inventory) -> Ways:
-    """Return the way by which each session's voxels are had.
+    """Return how the voxels of each session are obtained.
 
     Raises
     ------
@@ -284,11 +284,11 @@ def choose_ways(jobs: Sequence[Job], source: str, inventory: Inventory) -> Ways:
         elif is_writable(task.folder):  # else the image itself is read
             ways.from_disk.append(job)
     for sessions, reason in (
-        (large, "as that is less than all of these voxels in model files"),
-        (without, "as the bucket has no model files of them"),
+        (large, "they are smaller than these voxels in the model files"),
+        (without, "the bucket has no model files for them"),
     ):
         if sessions:
-            text = f"Images are read of {listed(sessions)}, {reason}"
+            text = f"Reading the images of {listed(sessions)}: {reason}"
             tell(text, inventory.settings.verbose)
     return ways
 

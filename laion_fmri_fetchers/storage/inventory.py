@@ -6,8 +6,9 @@ Gathered once, and not changed afterwards::
     trees_of ──────┴─▶ take_inventory ─▶ look (bucket or saved listings, disk)
                           └────────────▶ Inventory: a record of each file
 
-Whether the bucket may be asked is decided here, and nowhere after: offline, files that
-a saved listing has and the disk has not are in ``Inventory.absent``.
+The mode is decided in `settings`, and asked where the bucket is listed, in `catalog`.
+After that it counts what is known: offline, files that a saved listing has and the disk
+has not are in ``Inventory.absent``.
 """
 
 from __future__ import annotations
