@@ -1258,6 +1258,42 @@ def test_originals_that_are_asked_for_twice_are_resampled_once(server, data_dir,
     assert not any((data_dir / meta["id"]).exists() for meta in data.images_meta)
 
 
+def test_removed_originals_are_fetched_for_another_interpolation(server, data_dir):
+    query = {"sessions": 1, "rois": None, "resolution": 12, "keep_original": False}
+    first = fetch(**query)
+    before = Path(first.images[0]).read_bytes()
+    plan = fetch(**query, interpolation="linear", dry_run=True).plan
+    assert first.images_meta[0]["id"] in set(plan["id"])
+    with pytest.warns(UserWarning, match="not on disk"):
+        assert (
+            fetch(
+                **query, interpolation="linear", mode="offline", allow_missing=True
+            ).images
+            == []
+        )
+    second = fetch(**query, interpolation="linear")
+    assert Path(second.images[0]).read_bytes() != before
+
+
+def test_a_new_version_of_a_removed_original_is_noticed(
+    bucket_folder, data_dir, monkeypatch
+):
+    query = {"sessions": 1, "rois": None, "resolution": 12, "keep_original": False}
+    with serve_bucket(bucket_folder) as bucket:
+        monkeypatch.setenv("LAION_FMRI_BUCKET_URL", bucket.url)
+        (old,) = fetch(**query).images_meta
+        assert set(verify_cache(verbose=0)["status"]) == {"ok"}
+        content = (bucket_folder / old["key"]).read_bytes()
+        bucket.put(old["key"], content + b"\0" * 8)
+        with pytest.warns(UserWarning, match="another version of 1 file"):
+            (again,) = fetch(**query).images_meta
+        assert again["outdated"]
+        assert again["etag"] == old["etag"]
+        (new,) = fetch(**query, mode="overwrite", outdated=True).images_meta
+        assert not new["outdated"]
+        assert new["etag"] != old["etag"]
+
+
 def test_ids_of_resampled_images_are_those_of_the_dataset(server, data_dir, tmp_path):
     data = fetch(sessions=[1, 2], rois="FFA1", resolution=12)
     ids = [meta["id"] for meta in [*data.images_meta, *data.rois_meta]]

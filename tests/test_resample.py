@@ -15,10 +15,10 @@ from nilearn.image import index_img, resample_img
 from laion_fmri_fetchers import fetch_laion_fmri
 from laion_fmri_fetchers.arrays import resample
 from laion_fmri_fetchers.arrays.betas import load_betas
-from laion_fmri_fetchers.arrays.resample import interpolation_for
 from laion_fmri_fetchers.exceptions import CorruptImageError, InvalidQueryError
 from laion_fmri_fetchers.layout.grids import (
     can_be_resampled,
+    interpolation_for,
     resampled_path,
     resolution_label,
 )

@@ -544,6 +544,35 @@ def test_a_server_that_does_not_say_how_much_it_sends(server, folder):
     assert failed["reason"] == "the server does not say its size"
 
 
+def test_a_body_that_begins_fast_and_drips_is_given_up(folder, monkeypatch):
+    set_policy(monkeypatch, grace=0.2, tries=2, range_size=4 * MIB)
+    stopped = threading.Event()
+
+    def drip(client):
+        with client, contextlib.suppress(OSError):
+            client.sendall(
+                b"HTTP/1.1 200 Fine\r\nContent-Length: 4194304\r\n\r\n" + b"x" * MIB
+            )
+            while not stopped.wait(0.1):
+                client.sendall(b"y")
+
+    def accept():
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = listener.accept()
+                threading.Thread(target=drip, args=(client,), daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=accept, daemon=True).start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/file"
+        download = Download("file", url, folder / "files" / "file", 4 * MIB, "opaque")
+        began = time.monotonic()
+        (failed,) = fetch(download, folder, timeout=0.5)
+        stopped.set()
+    assert failed
+    assert time.monotonic() - began < 20
+
+
 def test_headers_that_drip_are_given_up(folder, monkeypatch):
     set_policy(monkeypatch, grace=0.2, tries=2)
     stopped = threading.Event()

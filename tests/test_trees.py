@@ -263,6 +263,27 @@ def test_mistyped(server, data_dir, query, words):
         fetch(FIRST, **query)
 
 
+def test_each_subject_that_was_named_is_looked_at(server, data_dir, bucket_folder):
+    fetch(1, rois=None, max_images=0)
+    fetch("all", rois=None, image_type="rsquare", dry_run=True)
+    with pytest.raises(NotCachedError, match=r"sub-03 is on disk.*allow_missing=True"):
+        fetch(["sub-01", "sub-03"], rois=None, max_images=0, mode="offline")
+    with pytest.warns(UserWarning, match="sub-03 is on disk.*left out"):
+        data = fetch(
+            [1, 3], rois=None, max_images=0, mode="offline", allow_missing=True
+        )
+    assert [meta["subject"] for meta in data.subjects_meta] == ["sub-01"]
+    server.put("sub-08/ses-01/anat/sub-08_ses-01_T1w.nii.gz", b"raw")
+    try:
+        with (
+            pytest.warns(UserWarning, match="no files of sub-08"),
+            pytest.raises(InvalidQueryError, match="no subject 'sub-99'"),
+        ):
+            fetch(["sub-01", "sub-08", "sub-99"], rois=None, max_images=0)
+    finally:
+        server.delete("sub-08/ses-01/anat/sub-08_ses-01_T1w.nii.gz")
+
+
 def test_a_subject_is_one_that_any_tree_has(server, data_dir):
     key = "derivatives/localizers/sub-07/ses-4BarScreenfLoc/func/sub-07_ses-4Bar"
     key += "ScreenfLoc_task-floc_space-T1w_res-1pt8_contrast-face_stat-z_statmap.nii.gz"
@@ -376,6 +397,40 @@ def test_unknown_trees_show_in_discovery(retinotopy, data_dir, capsys):
 
 
 # ---------------------------------------------------------------- other versions
+
+
+def test_a_trial_table_replaced_in_the_bucket_is_noticed(
+    bucket_folder, data_dir, monkeypatch
+):
+    key = (
+        "derivatives/glmsingle-tedana/sub-01/ses-01/func/"
+        "sub-01_ses-01_task-images_desc-SingletrialBetas_trials.tsv"
+    )
+    with serve_bucket(bucket_folder) as server:
+        monkeypatch.setenv("LAION_FMRI_BUCKET_URL", server.url)
+        old = fetch(rois=None, sessions=1)
+        shown = list(dict.fromkeys(old.trials["label"]))
+        text = (bucket_folder / key).read_text()
+        text = text.replace(shown[0], "@").replace(shown[1], shown[0])
+        server.put(key, text.replace("@", shown[1]).encode() + b"\n")
+        with pytest.warns(UserWarning, match=r"version of 1 file.*_trials\.tsv.*alone"):
+            again = fetch(rois=None, sessions=1)
+        assert list(again.trials["label"]) == list(old.trials["label"])
+        fetch_ids(key, mode="overwrite")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            new = fetch(rois=None, sessions=1)
+        assert set(new.trials["label"]) == set(old.trials["label"])
+        assert list(new.trials["label"]) != list(old.trials["label"])
+
+
+def test_a_trial_table_that_was_cut_short_is_noticed(server, data_dir):
+    data = fetch(rois=None, sessions=1)
+    (table,) = Path(data.images[0]).parent.glob("*_trials.tsv")
+    lines = table.read_text().splitlines(keepends=True)
+    table.write_text("".join(lines[:9]))
+    with pytest.warns(UserWarning, match=r"1 file on disk differ.*_trials\.tsv"):
+        fetch(rois=None, sessions=1, max_images=None)
 
 
 def test_a_file_replaced_in_the_bucket_is_noticed(bucket_folder, data_dir, monkeypatch):

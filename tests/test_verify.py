@@ -19,6 +19,7 @@ from laion_fmri_fetchers import (
     LaionFmriError,
     LicenseNotAcceptedError,
     NotCachedError,
+    fetch_laion_betas,
     fetch_laion_captions,
     fetch_laion_fmri,
     fetch_laion_stimuli,
@@ -28,6 +29,7 @@ from laion_fmri_fetchers import (
 from laion_fmri_fetchers.cli.main import main
 from laion_fmri_fetchers.demo import serve_bucket
 from laion_fmri_fetchers.layout.trees import ARCHIVE
+from laion_fmri_fetchers.storage import notes as notes_of_files
 from laion_fmri_fetchers.storage.notes import note_fetched, read_notes
 from laion_fmri_fetchers.storage.state import license_marker
 
@@ -221,8 +223,39 @@ def test_the_newest_note_counts_when_notes_are_joined(tmp_path):
         once = {"id": f"once-{i}", "key": f"once-{i}"}
         note_fetched(str(tmp_path), [record, {**record, **once}])
         noted = read_notes(str(tmp_path))
-        assert noted["a"] == ("a", i, None, None)
+        assert noted["a"][:4] == ("a", i, None, None)
         assert len(noted) == i + 2
+
+
+def test_notes_that_cannot_be_read_are_not_joined(tmp_path, monkeypatch):
+    folder = tmp_path / ".laion_fmri" / "fetched"
+    note(str(tmp_path), "other")
+    theirs = min(folder.iterdir())
+    content = theirs.read_bytes()
+    theirs.write_bytes(b"cut short by a network file sys")
+    note(str(tmp_path), "own")
+    note(str(tmp_path), "own")
+    assert len(list(folder.iterdir())) < 60
+    theirs.write_bytes(content)
+    assert {f"other-{i}" for i in range(30)} <= {*read_notes(str(tmp_path))}
+
+
+def test_a_note_written_while_others_are_joined_counts(tmp_path, monkeypatch):
+    for i in range(50):
+        once = {"id": f"own-{i}", "key": f"own-{i}", "size": i, "etag": None}
+        note_fetched(str(tmp_path), [{**once, **UNDATED}])
+    real_read = notes_of_files._read
+
+    def read_late(files):
+        result = real_read(files)
+        monkeypatch.setattr(notes_of_files, "_read", real_read)
+        new = {"id": "own-0", "key": "own-0", "size": 99, "etag": None, **UNDATED}
+        note_fetched(str(tmp_path), [new])
+        return result
+
+    monkeypatch.setattr(notes_of_files, "_read", read_late)
+    note_fetched(str(tmp_path), [])
+    assert read_notes(str(tmp_path))["own-0"].size == 99
 
 
 def test_a_call_notes_what_it_fetched(server, data_dir):
@@ -230,7 +263,7 @@ def test_a_call_notes_what_it_fetched(server, data_dir):
     noted = read_notes(str(data_dir))
     for meta in [*data.images_meta, *data.rois_meta]:
         version = (meta["key"], meta["size"], meta["etag"], meta["last_modified"])
-        assert noted[meta["id"]] == version
+        assert noted[meta["id"]][:4] == version
     assert all(Path(data_dir, one).is_file() for one in noted)
 
 
@@ -360,6 +393,25 @@ def test_broken_notes_are_passed_over(cached, note):
     before = read_notes(str(cached))
     (cached / ".laion_fmri/fetched/9-broken.json").write_text(note)
     assert read_notes(str(cached)) == before
+
+
+def test_a_repair_beside_voxels_of_another_user(cached, reachable, server):
+    fetch_laion_betas(1, "FFA1", sessions=1, verbose=0)
+    folder = reachable / "data"
+    shutil.copytree(cached, folder)
+    store = folder / ".laion_fmri/voxels/sub-01/ses-01"
+    (part,) = store.glob("*.npy")
+    part.write_bytes(part.read_bytes()[:-4])
+    damaged = sorted(damage(folder))
+    verify_cache(data_dir=folder, verbose=0)  # what is imported late
+    for path in [folder, *folder.rglob("*")]:
+        path.chmod(0o777 if path.is_dir() else 0o666)
+    store.chmod(0o755)
+    with unprivileged(), pytest.warns(UserWarning, match=f"{part.name} cannot be rep"):
+        report = verify_cache(data_dir=folder, repair=True, verbose=0)
+    states = report.set_index("id")["status"]
+    assert {states[path] for path in damaged} == {"repaired", "unknown"}
+    store.chmod(0o777)
 
 
 def test_a_repair_of_a_directory_that_cannot_be_written(cached, reachable):

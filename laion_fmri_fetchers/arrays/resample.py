@@ -25,49 +25,15 @@ import nibabel as nib
 import numpy as np
 
 from laion_fmri_fetchers import __version__
-from laion_fmri_fetchers.exceptions import InvalidQueryError
+from laion_fmri_fetchers.layout.grids import interpolation_for
 from laion_fmri_fetchers.layout.trees import MADE_HERE
 from laion_fmri_fetchers.storage.files import local_path, write_atomically
-from laion_fmri_fetchers.storage.made_here import MARK, description_of
+from laion_fmri_fetchers.storage.made_here import description_of, method
 
 from .volumes import Header, iter_volumes, read_header, scaled, write_volumes
 
-INTERPOLATIONS = ("continuous", "linear", "nearest")
-
 _GZIP_TRAILER = 8
 """Bytes at the end of a gzip file: CRC-32 and length of its uncompressed content."""
-
-
-def interpolation_for(record: dict[str, Any], interpolation: str) -> str:
-    """Return the interpolation of a file: for labels and masks, the nearest voxel.
-
-    Parameters
-    ----------
-    record : dict
-        Record of the original.
-    interpolation : {"continuous", "linear", "nearest"}
-        For all other files.
-
-    Returns
-    -------
-    str
-
-    Raises
-    ------
-    InvalidQueryError
-        If the interpolation is not one of these.
-
-    Examples
-    --------
-    >>> interpolation_for({"suffix": "mask"}, "linear")
-    'nearest'
-    """
-    if interpolation not in INTERPOLATIONS:
-        raise InvalidQueryError(
-            f"interpolation is {interpolation!r}; it must be one of "
-            f"{', '.join(map(repr, INTERPOLATIONS))}"
-        )
-    return "nearest" if record["suffix"] in ("mask", "dseg") else interpolation
 
 
 def find_resampled(
@@ -93,13 +59,9 @@ def find_resampled(
         original.
     """
     description = description_of(target)
-    if not description.startswith(_method(resolution, interpolation)):
+    if not description.startswith(method(resolution, interpolation)):
         return False
     return not os.path.exists(file) or description.endswith(_origin(file))
-
-
-def _method(resolution: float, interpolation: str) -> str:
-    return f"{MARK}{resolution:g} mm, {interpolation}, "
 
 
 def _origin(file: str) -> str:
@@ -231,7 +193,7 @@ def _resample(
         header.set_zooms((*[resolution] * 3, *source.nifti.get_zooms()[3:]))
         header.set_qform(first.affine, int(source.nifti["qform_code"]) or 1)
         header.set_sform(first.affine, int(source.nifti["sform_code"]) or 1)
-        description = _method(resolution, interpolation) + _origin(file)
+        description = method(resolution, interpolation) + _origin(file)
         header["descrip"] = description.encode("latin-1")
         write_volumes(target, (np.asanyarray(im.dataobj) for im in images), header)
 

@@ -225,7 +225,7 @@ callable, optional
         dry_run=dry_run,
     )
     names, inventory = take_inventory_of_subjects(
-        selection, settings, grid and grid.resolution
+        selection, settings, **(grid.as_query() if grid else {})
     )
     check_subjects(names, inventory, named=selection.subjects is not None)
     table = participants(inventory, selection.subject_filter, selection.is_newer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Container, Iterable, Mapping
 from typing import Any, NamedTuple
@@ -11,17 +12,18 @@ from joblib import Parallel, delayed
 from laion_fmri_fetchers.arrays.resample import (
     describe_folder,
     find_resampled,
-    interpolation_for,
     resample_file,
 )
 from laion_fmri_fetchers.exceptions import InvalidQueryError
 from laion_fmri_fetchers.layout.grids import (
     can_be_resampled,
+    interpolation_for,
     resampled_path,
     resolution_label,
 )
 from laion_fmri_fetchers.layout.keys import Record
 from laion_fmri_fetchers.layout.trees import brain_mask_name
+from laion_fmri_fetchers.messages import counted, warn
 from laion_fmri_fetchers.storage.files import local_path
 from laion_fmri_fetchers.storage.inventory import size_on_disk
 from laion_fmri_fetchers.storage.notes import note_removed
@@ -169,10 +171,25 @@ def on_grid(records: Iterable[Record], grid: Grid, data_dir: str) -> list[Record
 
 def remove_originals(records: Iterable[Record], data_dir: str) -> None:
     """Delete files that were resampled, and note that they are not missing."""
-    removed = []
-    for rec in filter(can_be_resampled, records):
-        if os.path.exists(rec["absolute_path"]):
-            os.unlink(rec["absolute_path"])
-            removed.append(rec["id"])
-    if removed:
-        note_removed(data_dir, removed)
+    removed: list[str] = []
+    kept: list[str] = []
+    try:
+        for rec in filter(can_be_resampled, records):
+            if os.path.exists(rec["absolute_path"]):
+                is_gone = _remove(rec["absolute_path"])
+                (removed if is_gone else kept).append(rec["id"])
+    finally:
+        if removed:
+            note_removed(data_dir, removed)
+    if kept:
+        warn(
+            f"{counted(len(kept), 'original')} could not be deleted, such as "
+            f"{kept[0]}: the folder cannot be written."
+        )
+
+
+def _remove(file: str) -> bool:
+    """Delete a file; tell whether it is gone, by another process perhaps."""
+    with contextlib.suppress(OSError):
+        os.unlink(file)
+    return not os.path.lexists(file)

@@ -14,6 +14,7 @@ from laion_fmri_fetchers.storage.files import local_path, readable
 from laion_fmri_fetchers.storage.inventory import Inventory, find_subjects
 from laion_fmri_fetchers.storage.obtain import obtain, plan
 from laion_fmri_fetchers.storage.tables import read_participants
+from laion_fmri_fetchers.storage.versions import compare_versions
 
 from .choose import missing_names, roi_names, session_names
 
@@ -33,15 +34,24 @@ def check_subjects(names: Iterable[str], inventory: Inventory, *, named: bool) -
     absent += sorted(without - {*absent})
     if not absent or not named:
         return
-    published, _ = find_subjects(inventory.settings)
-    if absent[0] not in published or absent[0] not in without:
-        text = listed(list(published)) or "none"
-        inventory.refuse(
-            f"There is no subject {absent[0]!r}; there are {text}.",
-            f"Nothing of {absent[0]} is on disk in {inventory.settings.data_dir}; "
-            f"known subjects: {text}.",
+    settings = inventory.settings
+    published, _ = find_subjects(settings)
+    text = listed(list(published)) or "none"
+    for name in absent:
+        is_published = name in published
+        problem = (
+            f"Nothing of {name} is on disk in {settings.data_dir}; known subjects: "
+            f"{text}."
         )
-    warn(f"The bucket has no files of {absent[0]} where the selection looks.")
+        if is_published and name in without:
+            warn(f"The bucket has no files of {name} where the selection looks.")
+        elif is_published and settings.allow_missing:
+            warn(f"{problem} It is left out.")
+        else:
+            hint = " allow_missing=True leaves it out." if is_published else ""
+            inventory.refuse(
+                f"There is no subject {name!r}; there are {text}.", problem + hint
+            )
 
 
 def is_on_disk(subject: str, inventory: Inventory) -> bool:
@@ -74,7 +84,7 @@ def participants(
     fetched: frozenset[str] = frozenset()
     if is_needed or not inventory.settings.dry_run:
         outcome = obtain(
-            plan(table, inventory, again=again),
+            plan(table, inventory, again=lambda r: again(r) or bool(r["outdated"])),
             inventory,
             optional=() if is_needed else {PARTICIPANTS},
             quiet=True,
@@ -82,6 +92,7 @@ def participants(
         fetched = outcome.fetched
         for rec in outcome.failed:
             warn(f"{rec['id']} could not be downloaded ({rec['reason']}).")
+        compare_versions(table, inventory, fetched)
     if PARTICIPANTS not in inventory.on_disk | fetched:
         return {}
     with readable():

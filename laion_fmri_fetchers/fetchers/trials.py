@@ -16,6 +16,7 @@ from laion_fmri_fetchers.storage.files import readable
 from laion_fmri_fetchers.storage.inventory import Inventory
 from laion_fmri_fetchers.storage.obtain import Outcome, obtain, plan
 from laion_fmri_fetchers.storage.tables import read_trials
+from laion_fmri_fetchers.storage.versions import compare_versions
 
 from .choose import (
     Trials,
@@ -80,10 +81,14 @@ def _read_tables(
     needed = [
         rec for rec in inventory.records if rec["id"] in tables or rec["id"] in earlier
     ]
-    planned = plan(needed, inventory, again=again)
+    planned = plan(
+        needed, inventory, again=lambda rec: again(rec) or bool(rec["outdated"])
+    )
     outcome = obtain(planned, inventory, optional=earlier, quiet=True)
     failed = {rec["id"] for rec in outcome.failed}
     on_disk = (inventory.on_disk | outcome.fetched) - failed
+    read = [rec for rec in needed if rec["id"] in on_disk]
+    compare_versions(read, inventory, outcome.fetched)
     if uncounted := sorted(failed & earlier):
         warn(
             f"{listed(uncounted)} could not be downloaded, so 'repetition' is unknown "

@@ -39,7 +39,7 @@ from laion_fmri_fetchers.layout.trees import (
     MADE_HERE,
     listings_of,
 )
-from laion_fmri_fetchers.messages import counted, readable_size, tell, warn
+from laion_fmri_fetchers.messages import counted, listed, readable_size, tell, warn
 from laion_fmri_fetchers.query.shared_docs import documented
 from laion_fmri_fetchers.storage.catalog import Wanted, look
 from laion_fmri_fetchers.storage.data_dir import get_data_dir
@@ -126,7 +126,8 @@ def verify_cache(
     objects = _listed(folder, files, online, n_connections, timeout, verbose)
     files |= hidden_on_disk(folder, {*objects, *notes})
     sums = _sums(folder, online and ARCHIVE in files, timeout)
-    names = sorted(files | set(notes))
+    kept = {path for path, note in notes.items() if not note.is_removed}
+    names = sorted(files | kept)
     sizes = {path: _size(folder, path) for path in names}
     total = sum(size or 0 for size in sizes.values())
     stored = len(stored_sessions(folder))
@@ -334,8 +335,16 @@ def _repair(
 ) -> None:
     """Download damaged files again, and note it in the report."""
     made = report["id"].str.startswith(MADE_HERE)
-    bad = report.index[~report["status"].isin((*_NOT_BAD, "repaired")) & ~made]
+    is_bad = ~report["status"].isin((*_NOT_BAD, "repaired"))
+    bad = report.index[is_bad & ~made]
     ids = report.loc[bad, "id"].tolist()
+    hopeless = sorted({*ids} - {*versions})
+    ids = [path for path in ids if path in versions]
+    if hopeless:
+        warn(
+            f"{listed(hopeless)} cannot be repaired, as the bucket has no such file. "
+            "Delete it, or let the user do so whose it is."
+        )
     if not ids:
         return
     gated = sorted(GATED & set(ids))
@@ -367,7 +376,7 @@ def _repair(
         ],
         settings,
     )
-    repaired = [i for i in bad if report.at[i, "id"] not in failed]
+    repaired = [i for i in bad if report.at[i, "id"] in {*ids} - {*failed}]
     report.loc[repaired, ["status", "reason"]] = ["repaired", None]
     for i in repaired:
         report.at[i, "size"] = _size(data_dir, str(report.at[i, "id"]))

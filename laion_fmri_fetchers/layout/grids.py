@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from typing import Any
 
 import numpy as np
 
@@ -11,6 +12,8 @@ from laion_fmri_fetchers.exceptions import InvalidQueryError
 
 from .keys import Record, is_nifti
 from .trees import DERIVATIVES, FUNCTIONAL_GRID, MADE_HERE
+
+INTERPOLATIONS = ("continuous", "linear", "nearest")
 
 
 def resolution_label(resolution: float) -> str:
@@ -82,3 +85,35 @@ def resampled_path(path: str, resolution: float) -> str:
 def can_be_resampled(record: Record) -> bool:
     """Return whether a file is an image that can be resampled."""
     return is_nifti(record) and record["image_type"] != "freesurfer"
+
+
+def interpolation_for(record: dict[str, Any], interpolation: str) -> str:
+    """Return the interpolation of a file: for labels and masks, the nearest voxel.
+
+    Parameters
+    ----------
+    record : dict
+        Record of the original.
+    interpolation : {"continuous", "linear", "nearest"}
+        For all other files.
+
+    Returns
+    -------
+    str
+
+    Raises
+    ------
+    InvalidQueryError
+        If the interpolation is not one of these.
+
+    Examples
+    --------
+    >>> interpolation_for({"suffix": "mask"}, "linear")
+    'nearest'
+    """
+    if interpolation not in INTERPOLATIONS:
+        raise InvalidQueryError(
+            f"interpolation is {interpolation!r}; it must be one of "
+            f"{', '.join(map(repr, INTERPOLATIONS))}"
+        )
+    return "nearest" if record["suffix"] in ("mask", "dseg") else interpolation

@@ -89,6 +89,7 @@ def take_inventory(
     *,
     top: Catalog | None = None,
     resolution: float | None = None,
+    interpolation: str = "continuous",
     needs_listing: bool = True,
 ) -> Inventory:
     """Look at the bucket, or at saved listings, and at the disk.
@@ -104,6 +105,8 @@ def take_inventory(
     resolution : float, optional
         In mm; originals of which an image of this resolution is on disk count as on
         disk.
+    interpolation : str, default="continuous"
+        With which these images must have been made.
     needs_listing : bool, default=True
         Whether the selection depends on what the bucket lists; named files may all be
         on disk.
@@ -137,7 +140,9 @@ def take_inventory(
 
     if resolution is not None:
         made, _ = files_on_disk(settings.data_dir, [(MADE_HERE, "")])
-        originals = resampled_originals(settings.data_dir, made, resolution)
+        originals = resampled_originals(
+            settings.data_dir, made, resolution, interpolation
+        )
         on_disk |= set(filter(is_wanted, originals))
     # Saved listings may hold more than was asked for; the scan of the disk does not.
     ids = set(filter(is_wanted, catalog.objects))
@@ -153,7 +158,8 @@ def take_inventory(
         if note and path in on_disk and note.differs_from(rec["size"], rec["etag"]):
             rec["outdated"] = note.is_older_than(rec["last_modified"])
             if not settings.overwrites:
-                _, rec["size"], rec["etag"], rec["last_modified"] = note
+                rec |= {"size": note.size, "etag": note.etag}
+                rec["last_modified"] = note.last_modified
         files.append(rec)
     return Inventory(
         settings,
@@ -167,9 +173,12 @@ def take_inventory(
 
 
 def take_inventory_of_subjects(
-    selection: Selection, settings: Settings, resolution: float | None = None
+    selection: Selection, settings: Settings, **resampled: Any
 ) -> tuple[list[str], Inventory]:
-    """Return the subjects asked for, and an inventory of their files."""
+    """Return the subjects asked for, and an inventory of their files.
+
+    ``resampled`` are resolution and interpolation, see `take_inventory`.
+    """
     subjects, top = selection.subjects, None
     if subjects is None:
         subjects, top = find_subjects(settings)
@@ -177,9 +186,7 @@ def take_inventory_of_subjects(
     trees = trees_of(selection.image_filter, settings)
     for subject in subjects:
         wanted += listings_of(subject, trees, selection.sessions)
-    return sorted(subjects), take_inventory(
-        wanted, settings, top=top, resolution=resolution
-    )
+    return sorted(subjects), take_inventory(wanted, settings, top=top, **resampled)
 
 
 def find_subjects(settings: Settings) -> tuple[tuple[str, ...], Catalog]:

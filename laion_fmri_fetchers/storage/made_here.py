@@ -9,9 +9,11 @@ from typing import Any
 
 from laion_fmri_fetchers.layout.grids import (
     can_be_resampled,
+    interpolation_for,
     resampled_path,
     resolution_label,
 )
+from laion_fmri_fetchers.layout.keys import record_of_path
 from laion_fmri_fetchers.layout.trees import FUNCTIONAL_GRID, MADE_HERE
 
 from .files import local_path
@@ -51,7 +53,14 @@ def description_of(file: str) -> str:
     return header[_DESCRIPTION].rstrip(b"\0").decode("latin-1")
 
 
-def resampled_originals(data_dir: str, ids: set[str], resolution: float) -> set[str]:
+def method(resolution: float, interpolation: str) -> str:
+    """Return how the description of a resampled image begins."""
+    return f"{MARK}{resolution:g} mm, {interpolation}, "
+
+
+def resampled_originals(
+    data_dir: str, ids: set[str], resolution: float, interpolation: str
+) -> set[str]:
     """Return the ids of originals of which a resampled image is on disk.
 
     Parameters
@@ -63,6 +72,8 @@ def resampled_originals(data_dir: str, ids: set[str], resolution: float) -> set[
         them.
     resolution : float
         Voxel size of the resampled images, in mm.
+    interpolation : str
+        That of images other than labels and masks.
     """
     entity = f"_res-{resolution_label(resolution)}"
     originals = set()
@@ -75,7 +86,10 @@ def resampled_originals(data_dir: str, ids: set[str], resolution: float) -> set[
             sidecar = json.loads(Path(local_path(data_dir, path)).read_bytes())
             (source,) = sidecar["Sources"]
             source = source.removeprefix("bids::")
-            if resampled_path(source, resolution) in ids:
+            target = resampled_path(source, resolution)
+            kind = interpolation_for(record_of_path(source), interpolation)
+            made = description_of(local_path(data_dir, target))
+            if target in ids and made.startswith(method(resolution, kind)):
                 originals.add(source)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue

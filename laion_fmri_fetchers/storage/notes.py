@@ -8,17 +8,14 @@ import os
 import secrets
 import time
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from laion_fmri_fetchers.exceptions import UnsafeKeyError
 from laion_fmri_fetchers.layout.keys import clean_key
 
 from .files import write_atomically
 from .state import state_files, state_path
-
-if TYPE_CHECKING:
-    pass
-
 
 _NOTES = "fetched"
 
@@ -32,6 +29,8 @@ class Note(NamedTuple):
     size: int | None
     etag: str | None
     last_modified: str | None = None
+    is_removed: bool = False
+    """Whether it was removed on purpose since, and is not missing."""
 
     def differs_from(self, size: int | None, etag: str | None) -> bool:
         """Tell whether a listing has another version, as far as both are known."""
@@ -53,26 +52,36 @@ def note_fetched(data_dir: str, records: Iterable[dict[str, Any]]) -> None:
     """
     _add_notes(
         data_dir,
-        {r["id"]: Note(*(r[name] for name in Note._fields)) for r in records},
+        {r["id"]: Note(*(r[name] for name in Note._fields[:4])) for r in records},
     )
 
 
 def note_removed(data_dir: str, ids: Iterable[str]) -> None:
     """Write down that files were removed on purpose, and are not missing."""
-    _add_notes(data_dir, dict.fromkeys(ids))
+    notes = read_notes(data_dir)
+    _add_notes(
+        data_dir,
+        {
+            path: notes[path]._replace(is_removed=True) if path in notes else None
+            for path in ids
+        },
+    )
 
 
 def _add_notes(data_dir: str, notes: Mapping[str, Note | None]) -> None:
-    folder = state_path(data_dir, _NOTES)
+    # Of several notes of a file, the latest counts: what another process writes while
+    # these are read and joined is later than they.
+    name = f"{time.time_ns()}-{os.getpid()}-{secrets.token_hex(4)}.json"
     before = state_files(data_dir, _NOTES)
+    read: list[Path] = []
     with contextlib.suppress(OSError):
         if len(before) >= _MANY_NOTES:
-            notes = {**read_notes(data_dir), **notes}
-        name = f"{time.time_ns()}-{os.getpid()}-{secrets.token_hex(4)}.json"
-        write_atomically(folder / name, json.dumps(notes).encode())
-        if len(before) >= _MANY_NOTES:
-            for file in before:
-                file.unlink(missing_ok=True)
+            joined, read = _read(before)
+            notes = {**joined, **notes}
+        file = state_path(data_dir, _NOTES) / name
+        write_atomically(file, json.dumps(notes).encode())
+        for joined_file in read:
+            joined_file.unlink(missing_ok=True)
 
 
 def read_notes(data_dir: str) -> dict[str, Note]:
@@ -81,30 +90,38 @@ def read_notes(data_dir: str) -> dict[str, Note]:
     Notes that are not of this form, or of a file outside the data directory, are
     passed over: others may write to a shared directory.
     """
+    return _read(state_files(data_dir, _NOTES))[0]
+
+
+def _read(files: Iterable[Path]) -> tuple[dict[str, Note], list[Path]]:
+    """Return notes, and the files that could be read."""
     notes: dict[str, Note] = {}
-    for file in state_files(data_dir, _NOTES):
+    read = []
+    for file in files:
         with contextlib.suppress(OSError, ValueError, RecursionError):
             content = json.loads(file.read_bytes())
+            read.append(file)
             for path, values in content.items() if isinstance(content, dict) else ():
                 note = _note(path, values)
                 if note:
                     notes[path] = note
                 elif values is None:
                     notes.pop(path, None)
-    return notes
+    return notes, read
 
 
 def _note(path: str, values: Any) -> Note | None:
     """Return a note as it was written; None for anything else."""
-    if not isinstance(values, list) or len(values) not in (3, 4):
+    if not isinstance(values, list) or len(values) not in (3, 4, 5):
         return None
-    key, size, *texts = values
+    key, size, *texts = values[:4]
     is_size = size is None or (isinstance(size, int) and size >= 0)
     if not isinstance(key, str) or not is_size:
         return None
     if not all(text is None or isinstance(text, str) for text in texts):
         return None
     try:
-        return Note(key, size, *texts) if clean_key(key) == path else None
+        note = Note(key, size, *texts)._replace(is_removed=values[4:] == [True])
+        return note if clean_key(key) == path else None
     except UnsafeKeyError:
         return None

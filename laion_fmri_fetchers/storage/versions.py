@@ -34,13 +34,11 @@ def compare_versions(
     for rec in files:
         rec["outdated"] = rec["outdated"] and rec["id"] not in fetched
         size = size_on_disk(rec)
-        if size is None:
-            continue
         if rec["size"] is None:
             rec["size"] = size
         if rec["outdated"]:
             outdated.append(rec)
-        elif size != rec["size"]:
+        elif size not in (None, rec["size"]):
             differing.append(rec["id"])
     if outdated and inventory.settings.adds_new:
         _warn_of_outdated(outdated, inventory.objects)
@@ -62,6 +60,8 @@ def _warn_of_outdated(files: list[Record], objects: dict[str, Any]) -> None:
     hint = ""
     if archived:
         hint = f" The first version is archived: fetch_laion_fmri_ids({archived[0]!r})."
+    if tables := [rec["id"] for rec in files if rec["image_type"] == "trials"]:
+        hint += f" Of a table alone: fetch_laion_fmri_ids({tables[0]!r}, …)."
     warn(
         f"The bucket has another version of {counted(len(files), 'file')} than is on "
         f"disk: {listed(changes)}. The version on disk is used; mode='overwrite' "

@@ -44,7 +44,7 @@ def part_sizes(size: int, n_parts: int) -> list[int]:
     fitting = [p for p in usual if -(-size // p) == n_parts]
     most = max(1, _MOST_HASHED // max(size, 1))
     least, stop = -(-size // n_parts), size // max(n_parts - 1, 1) + 1
-    others = range(-(-least // _MIB) * _MIB, stop, _MIB)
+    others = range(max(1, -(-least // _MIB)) * _MIB, stop, _MIB)
     rest = [p for p in others if p not in fitting and -(-size // p) == n_parts]
     rest.sort(key=lambda p: -(p & -p))
     return fitting + rest[: max(0, most - len(fitting))]

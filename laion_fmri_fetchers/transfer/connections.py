@@ -189,7 +189,8 @@ class Connections:
         amount = _SLOW_READ
         n_read = held = mark = 0
         since = yielded = time.monotonic()
-        fault = None
+        session, fault = self._session(), None
+        session.note_progress()
         try:
             while n_read < length and not fault:
                 began = time.monotonic()
@@ -200,17 +201,20 @@ class Connections:
                 amount = max(_SLOW_READ, int(n / max(now - began, 1e-6) * _READ_FOR))
                 if n_read - mark >= limits.least_progress:
                     mark, since = n_read, now
+                    session.note_progress()
                 elif now - since > self._timeout and n_read < length:
                     fault = fault or Fault(f"no progress for {self._timeout:g} s")
                 is_due = held >= _CHUNK or now - yielded > _SLOW or n_read == length
                 if held and (is_due or fault):
+                    session.note_rest()  # the disk may take its time
                     yield buffer[:held]
+                    session.note_progress()
                     held, yielded = 0, now
             if not fault and _length(response) != 0:
                 more, _ = self._read(response, buffer[:1])
                 fault = Fault("the body is longer than it should be") if more else None
         finally:
-            self._session().note_rest()
+            session.note_rest()
             if fault or n_read < length:
                 response.close()
             else:
@@ -288,6 +292,8 @@ class Connections:
                 view[:n] = piece
         except ERRORS as error:
             fault = self._network_fault(error)
+        if self._session().is_stuck:  # the cut looks like an error or the end
+            return n, Fault(f"no progress for {self._timeout:g} s")
         return n, fault or (None if n else Fault("the body ended early"))
 
     def _dismiss(self, response: urllib3.BaseHTTPResponse) -> None:

@@ -221,6 +221,11 @@ class Session(requests.Session):
         """Whether nothing more is to be asked."""
         return self._stopped.is_set()
 
+    @property
+    def is_stuck(self) -> bool:
+        """Whether the request under way was ended for lack of progress."""
+        return self._is_stuck
+
     def cut(self) -> None:
         """End what waits for the network, now and later."""
         self._stopped.set()
