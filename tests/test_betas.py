@@ -103,7 +103,59 @@ def noise(n, seed=0, dtype="float32", order="C", **header):
     return made
 
 
+# Half precision
+
+
+def test_half_precision_is_that_of_the_result_alone(tmp_path):
+    values = np.zeros((*SHAPE, 24), np.float32)
+    values += 500 + np.random.default_rng(0).normal(size=values.shape)
+    values[4, 5, 5, :] = 9000
+    values[5, 5, 5, 3] = 70000
+    data = make(tmp_path, [nib.Nifti1Image(values, AFFINE)], labels=["a", "b"])
+    options = {"rois": "brain", "standardize": "zscore", "verbose": 0}
+    for average in (False, True):
+        options["average_repeats"] = average
+        half = load_betas(data, dtype="float16", **options).data
+        single = load_betas(data, dtype="float32", **options).data
+        assert half.dtype == np.float16
+        assert np.allclose(half, single, rtol=2e-3, atol=2e-3)
+    sums = load_betas(data, "sub-01", "brain", average_repeats=True, dtype="float16")
+    assert np.isfinite(sums.data).sum() >= sums.data.size - 1
+
+
+def test_indices_of_volumes_that_became_floats(tmp_path):
+    data = make(tmp_path, [noise(6)])
+    expected = load_betas(data, rois="brain", verbose=0).data
+    data.trials["beta_index"] = data.trials["beta_index"].astype(float)
+    assert np.array_equal(load_betas(data, rois="brain", verbose=0).data, expected)
+    data.trials.loc[2, "beta_index"] = np.nan
+    with pytest.raises(InvalidQueryError, match="beta_index that is no whole number"):
+        load_betas(data, rois="brain", verbose=0)
+
+
 # Of fetched data
+
+
+def test_masks_of_both_grids(fetch, tmp_path):
+    data = fetch(rois="FFA1")
+    expected = load_betas(data, rois="FFA1", verbose=0)
+    fine = nib.Nifti1Image(np.ones((9, 9, 9), np.uint8), np.diag([1.5, 1.5, 1.5, 1]))
+    nib.save(fine, tmp_path / "fine.nii.gz")
+    data.rois.insert(0, str(tmp_path / "fine.nii.gz"))
+    data.rois_meta.insert(0, {**data.rois_meta[0], "res": "1pt5"})
+    found = load_betas(data, rois="FFA1", verbose=0)
+    assert np.array_equal(found.data, expected.data)
+    assert found.roi_mask("face").all()
+
+
+def test_fill_of_any_number(data):
+    betas = load_betas(data, rois="FFA1", verbose=0)
+    inside = np.ones(betas.data.shape[1], bool)
+    for fill in (0.5, -1, 70_000, np.nan):
+        image = betas.to_img(inside, fill=fill)
+        outside = np.asarray(betas.mask_img.dataobj) == 0
+        values = np.asarray(image.dataobj)[outside]
+        assert np.array_equal(values, np.full(values.shape, fill), equal_nan=True)
 
 
 def test_equal_to_nifti_masker(data):

@@ -482,6 +482,19 @@ load_stimuli(fetch_laion_stimuli(max_images=20, mode="offline", verbose=0))
     )
     assert "CorruptImageError" in error
     assert "have a hole at byte" in error
+    error = run(
+        """
+import pandas as pd
+from laion_fmri_fetchers import LaionDataset, fetch_laion_stimuli
+stimuli = fetch_laion_stimuli(max_images=20, mode="offline", verbose=0)
+trials = pd.DataFrame({"label": stimuli.metadata.index})
+betas = {"data": trials.to_numpy(), "trials": trials}
+from sklearn.utils import Bunch
+[item for item in LaionDataset(Bunch(**betas), stimuli)]
+"""
+    )
+    assert "CorruptImageError" in error
+    assert "have a hole at byte" in error
     with h5py.File(archive, "w") as file:
         kind = h5py.vlen_dtype(np.uint8)
         rows = file.create_dataset("images", (len(images),), kind, chunks=chunks)

@@ -19,6 +19,7 @@ from sklearn.utils import Bunch
 from laion_fmri_fetchers import (
     GreaterOrEqual,
     InvalidQueryError,
+    NotIn,
     Pattern,
     ResultFilter,
     fetch_laion_fmri,
@@ -110,6 +111,30 @@ def test_a_long_list_of_ids_can_be_copied(cached, monkeypatch):
     data = fetch_laion_fmri_ids(ids, mode="offline", verbose=0)
     assert run(code_of(data), monkeypatch).images == data.images
     assert rois(data, "Allrep")["n"].notna().all()
+
+
+def test_long_filters_are_a_comment_in_the_code(cached):
+    labels = [f"{i}.jpg" for i in range(80)]
+    data = fetch_laion_fmri(mode="offline", trial_filter={"label": NotIn(*labels)})
+    code = code_of(data)
+    compile(code, "copied", "exec")
+    assert "trial_filter is too long to show" in code
+
+
+def test_masks_of_both_grids_and_masks_without_voxels(cached, server):
+    data = fetch_laion_fmri(
+        rois="face", sessions=1, roi_filter={"res": ["1pt8", "1pt5"]}, verbose=0
+    )
+    assert len({meta["res"] for meta in data.rois_meta}) == 2
+    make_report(data)
+    for file in data.rois:
+        mask = nib.load(file)
+        empty = np.zeros(mask.shape, np.uint8)
+        nib.save(nib.Nifti1Image(empty, mask.affine), file)
+    make_report(data)
+    plot_rois(data, cut_coords=np.int64(4))
+    del data.trials["n_reps"]
+    make_report(data)
 
 
 def test_functions_of_a_query_are_not_in_its_code(cached, monkeypatch):

@@ -406,6 +406,22 @@ def test_many_parts_are_joined_and_readers_go_on(server, store, data_dir, betas_
     assert size <= 1.5 * n_voxels * N_TRIALS * 4 + 128 * len(names)
 
 
+def test_resampled_images_are_not_of_the_store(server, store, betas_folder, face):
+    coarse = fetch_laion_fmri(
+        1, rois="FFA1", sessions=1, resolution=9, keep_original=False, verbose=0
+    )
+    with pytest.raises(InvalidQueryError, match="fetch without resolution"):
+        pack_betas(coarse)
+    before = load_betas(coarse, rois="brain", verbose=0).data
+    fetch("brain")
+    assert np.array_equal(load_betas(coarse, rois="brain", verbose=0).data, before)
+    os.unlink(coarse.images[0])
+    with pytest.raises(NotCachedError):
+        load_betas(coarse, rois="brain", verbose=0)
+    expected = true_betas(betas_folder, face, ["ses-01"])
+    assert np.array_equal(fetch().data, expected)
+
+
 def damage(file):
     """Change a value in the midst of a part, which keeps its length."""
     content = bytearray(file.read_bytes())

@@ -165,6 +165,7 @@ class _Handle(NamedTuple):
     """The archive, as a process opened it."""
 
     images: Any
+    descriptor: int
     opened: contextlib.ExitStack
     """Closes it."""
 
@@ -178,7 +179,7 @@ def _open(archive: str) -> _Handle:
     with contextlib.ExitStack() as opened:
         stream = opened.enter_context(open(archive, "rb", buffering=0))
         images = opened.enter_context(open_images(archive, stream))
-        return _Handle(images, opened.pop_all())
+        return _Handle(images, stream.fileno(), opened.pop_all())
 
 
 class _Pictures:
@@ -201,11 +202,13 @@ class _Pictures:
     def read(self, row: int) -> np.ndarray:
         """Return an image as RGB."""
         name = self._names[row]
-        data = read_image(self._images(), int(self._places[row]), name)
-        return decode_image(data, name, self._shape, as_displayed=True)
+        images, descriptor, _ = self._handle()
+        data = read_image(images, int(self._places[row]), name, descriptor)
+        picture = decode_image(data, name, self._shape, as_displayed=True)
+        return np.array(picture)  # one that a transform may write to
 
-    def _images(self) -> Any:
-        """Return the images, opened by this process."""
+    def _handle(self) -> _Handle:
+        """Return the archive, opened by this process."""
         handle = self._handles.get(os.getpid())
         if handle is None:
             handle = _open(self._archive)
@@ -215,7 +218,7 @@ class _Pictures:
             if handle is not noted:
                 handle.opened.close()
             handle = noted
-        return handle.images
+        return handle
 
     def _close_in_the_end(self) -> None:
         """Close what was opened with this object, or before the interpreter ends.

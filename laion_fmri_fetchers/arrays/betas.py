@@ -34,6 +34,7 @@ from laion_fmri_fetchers.exceptions import (
     NotCachedError,
     did_you_mean,
 )
+from laion_fmri_fetchers.layout.grids import is_resampled
 from laion_fmri_fetchers.layout.names import clean_subject
 from laion_fmri_fetchers.layout.trees import trials_id
 from laion_fmri_fetchers.messages import counted, listed, readable_size, tell
@@ -124,7 +125,8 @@ def load_betas(
         Which of the noise ceilings in ``data`` the threshold is for.
     labels : str or sequence of str, optional
         Only trials of these images, in this order; the trials of an image in theirs.
-        With `shared_labels`, rows of several subjects correspond. None: all trials.
+        With `shared_labels` and ``average_repeats=True``, rows of several subjects
+        correspond; the number of trials of an image may differ. None: all trials.
     standardize : {None, "zscore", "zscore_sample"}, default=None
         Z-score each voxel within each session, over all of the session's trials,
         selected or not; with the deviation of the population or of a sample.
@@ -268,11 +270,13 @@ def load_voxels(
     if options.average:
         rows, _ = pd.factorize(trials["label"])
     n_rows, n_voxels = rows.max(initial=-1) + 1, int(np.count_nonzero(voxels.mask))
+    # Sums and statistics of half precision would be wrong, or overflow.
+    kind = np.promote_types(options.dtype, np.float32)
+    options, dtype = options._replace(dtype=kind.name), options.dtype
     if workers.is_lazy:
-        return make_betas(
-            Rows(_lazy(sessions, voxels.mask, options), trials), voxels, grid.affine
-        )
-    _check_memory(n_rows * n_voxels * np.dtype(options.dtype).itemsize)
+        lazy = _lazy(sessions, voxels.mask, options).astype(dtype)
+        return make_betas(Rows(lazy, trials), voxels, grid.affine)
+    _check_memory(n_rows * n_voxels * kind.itemsize)
     tell(
         f"Reading {counted(len(trials), 'trial')} of {subject} at "
         f"{counted(n_voxels, 'voxel')}",
@@ -281,6 +285,7 @@ def load_voxels(
     betas = _read(sessions, voxels.mask, rows, options, workers)
     if options.average:
         trials = _averaged_trials(trials, rows)
+    betas = betas.astype(dtype, copy=False)
     return make_betas(Rows(betas, trials), voxels, grid.affine)
 
 
@@ -344,7 +349,7 @@ def _sessions(
 ) -> list[_Session]:
     """Return the sessions of a subject, checked against their trial tables."""
     image_of_trial = trials["image_index"].to_numpy()
-    volume_of_trial = trials["beta_index"].to_numpy()
+    volume_of_trial = _whole_numbers(trials["beta_index"])
     metas = [
         (i, meta)
         for i, meta in enumerate(data.images_meta)
@@ -359,12 +364,14 @@ def _sessions(
         table = tables.get(meta["session"], TrialTable(None, None))
         last = volumes.max(initial=-1)
         source: Signature | StoredSession | None
-        source = find_stored(
-            data.data_dir,
-            {**meta, "absolute_path": data.images[i]},
-            flat,
-            table.version,
-        )
+        source = None
+        if not is_resampled(meta):  # the store has the grid of the dataset
+            source = find_stored(
+                data.data_dir,
+                {**meta, "absolute_path": data.images[i]},
+                flat,
+                table.version,
+            )
         if source is not None and (
             table.n_trials not in (None, source.origin.n_trials)
             or last >= source.origin.n_trials
@@ -381,6 +388,21 @@ def _sessions(
             f"{subject}; keep data.images as they were fetched"
         )
     return sessions
+
+
+def _whole_numbers(indices: pd.Series) -> np.ndarray:
+    """Return indices of volumes, which a merge of tables may have made floats."""
+    values = indices.to_numpy()
+    if values.dtype.kind in "iu":
+        return values
+    try:
+        whole = np.asarray(values, np.int64)
+        is_whole = (whole == np.asarray(values, np.float64)).all()
+    except (TypeError, ValueError, OverflowError):
+        is_whole = False
+    if not is_whole:
+        raise InvalidQueryError("data.trials has a beta_index that is no whole number")
+    return whole
 
 
 def _check_image(header: Header, grid: Header, n_trials: int | None, last: int) -> None:
@@ -408,8 +430,8 @@ def grid_of(data: Bunch, subject: str) -> Header:
     for file, meta in zip(data.images, data.images_meta, strict=True):
         if meta["image_type"] != "betas" or meta["subject"] != subject:
             continue
-        names = data.data_dir, subject, meta["session"]
-        if os.path.exists(file) or not session_folder(*names).exists():
+        store = session_folder(data.data_dir, subject, meta["session"])
+        if os.path.exists(file) or is_resampled(meta) or not store.exists():
             grid = grid or _header(file)
     return grid or _header(data.brain_masks[subject])
 

@@ -26,7 +26,9 @@ _VALUE = struct.Struct("<HHxxxxQ")
 """Number (0: free space), count of references, size without this header."""
 
 
-def check_values(dataset: Any, start: int, stop: int) -> None:
+def check_values(
+    dataset: Any, start: int, stop: int, descriptor: int | None = None
+) -> None:
     """Raise unless reading values of a dataset ends.
 
     Parameters
@@ -36,6 +38,8 @@ def check_values(dataset: Any, start: int, stop: int) -> None:
         compressed, nothing is checked.
     start, stop : int
         Which values are to be read.
+    descriptor : int, optional
+        Of a file that h5py reads by a stream of Python.
 
     Raises
     ------
@@ -43,9 +47,10 @@ def check_values(dataset: Any, start: int, stop: int) -> None:
         If a collection that holds one of them has a hole.
     """
     file = dataset.file
-    if file.userblock_size or file.driver != "sec2" or not hasattr(os, "pread"):
+    if descriptor is None and file.driver == "sec2":
+        descriptor = file.id.get_vfd_handle()
+    if descriptor is None or file.userblock_size or not hasattr(os, "pread"):
         return
-    descriptor = file.id.get_vfd_handle()
     addresses: set[int] = set()
     for at, n_values in _stretches(dataset, start, stop):
         data = os.pread(descriptor, n_values * _REFERENCE.itemsize, at)

@@ -222,10 +222,12 @@ def check_archive(archive: str, n_rows: int) -> None:
             )
 
 
-def read_image(images: Any, row: int, name: str) -> bytes:
-    """Return an encoded image."""
+def read_image(
+    images: Any, row: int, name: str, descriptor: int | None = None
+) -> bytes:
+    """Return an encoded image; for ``descriptor``, see `check_values`."""
     try:
-        check_values(images, row, row + 1)
+        check_values(images, row, row + 1, descriptor)
         return bytes(images[row])
     except (OSError, ValueError, IndexError) as error:
         raise CorruptImageError(

@@ -84,8 +84,11 @@ class Betas(Result):
                 f"values are {rows.dtype}; an image takes numbers, or bool"
             )
         kind = _type_in_image(rows)
-        if not np.isfinite(fill):
+        if not (np.isfinite(fill) and float(fill).is_integer()):
             kind = np.result_type(kind, np.float32)
+        elif fill:
+            kind = np.result_type(kind, np.min_scalar_type(int(fill)))
+            kind = _type_in_image(np.empty(0, kind))
         volume = np.full(inside.shape + rows.shape[:-1], fill, dtype=kind)
         volume[inside] = rows.T
         return nib.Nifti1Image(volume, self["mask_img"].affine)

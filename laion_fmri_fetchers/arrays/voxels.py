@@ -28,7 +28,7 @@ from laion_fmri_fetchers.exceptions import (
     NotCachedError,
     did_you_mean,
 )
-from laion_fmri_fetchers.layout.keys import is_nifti
+from laion_fmri_fetchers.layout.keys import is_nifti, on_one_grid
 from laion_fmri_fetchers.layout.names import clean_roi, rois_named, with_unions
 from laion_fmri_fetchers.messages import warn
 
@@ -165,11 +165,15 @@ def _available_rois(
     files: dict[str, list[str]] = {}
     categories: dict[str, str] = {}
     paths = [*data.rois, *data.images]
-    for file, meta in zip(paths, [*data.rois_meta, *data.images_meta], strict=True):
-        is_roi = meta["image_type"] == "roi" and is_nifti(meta)
-        if is_roi and meta["subject"] == subject:
-            files.setdefault(meta["roi"], []).append(file)
-            categories[meta["roi"]] = meta["roi_category"]
+    metas = [*data.rois_meta, *data.images_meta]
+    masks = [
+        {**meta, "absolute_path": file}
+        for file, meta in zip(paths, metas, strict=True)
+        if (meta["image_type"], meta["subject"]) == ("roi", subject) and is_nifti(meta)
+    ]
+    for mask in on_one_grid(masks):
+        files.setdefault(mask["roi"], []).append(mask["absolute_path"])
+        categories[mask["roi"]] = mask["roi_category"]
     return files, categories
 
 

@@ -16,6 +16,7 @@ from laion_fmri_fetchers.arrays.betas import grid_of, subject_of
 from laion_fmri_fetchers.arrays.kept import kept_nowhere
 from laion_fmri_fetchers.arrays.voxels import VoxelChoice, find_voxels
 from laion_fmri_fetchers.exceptions import InvalidQueryError
+from laion_fmri_fetchers.layout.grids import is_resampled
 from laion_fmri_fetchers.messages import counted, tell
 from laion_fmri_fetchers.query.arguments import check_fetched
 from laion_fmri_fetchers.storage.data_dir import is_writable
@@ -83,6 +84,11 @@ def pack_betas(
         betas = load_betas(data, rois="FFA1")
     """
     check_fetched(data, "images_meta")
+    if any(map(is_resampled, data.images_meta)):
+        raise InvalidQueryError(
+            "data holds resampled images, and the voxel store is of the dataset's own "
+            "grid: fetch without resolution."
+        )
     if not is_writable(data.data_dir):
         raise InvalidQueryError(
             f"The data directory {data.data_dir} cannot be written, so nothing can be "

@@ -82,6 +82,12 @@ def resampled_path(path: str, resolution: float) -> str:
     return f"{MADE_HERE}{folder}/{name}"
 
 
+def is_resampled(record: Record) -> bool:
+    """Return whether a record is of an image on another grid, made from its ``id``."""
+    path = record.get("relative_path")
+    return path is not None and path != record["id"]
+
+
 def can_be_resampled(record: Record) -> bool:
     """Return whether a file is an image that can be resampled."""
     return is_nifti(record) and record["image_type"] != "freesurfer"

@@ -415,6 +415,12 @@ def is_functional_brain_mask(record: Record) -> bool:
     return record["image_type"] == "brain_mask" and record["res"] == FUNCTIONAL_GRID
 
 
+def on_one_grid(records: list[Record]) -> list[Record]:
+    """Return masks of one grid: the functional one, where any of them is on it."""
+    functional = [rec for rec in records if rec.get("res") == FUNCTIONAL_GRID]
+    return functional or records
+
+
 def noise_ceiling_name(record: Record) -> str:
     """Return ``"4rep"``, ``"12rep"`` or ``"Allrep"`` of a subject's noise ceiling."""
     return record["desc"].removeprefix("Noiseceiling")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import re
 import textwrap
@@ -58,6 +59,10 @@ def _argument(name: str, value: Any) -> list[str]:
         except InvalidQueryError:
             return _comment(f"{name} had a function, which is not kept: {value}")
     line = f"{name}={value!r},"
+    try:
+        ast.parse(f"call({line})")
+    except SyntaxError:
+        return _comment(f"{name} is too long to show; data.query has it: {value!r}")
     if not isinstance(value, list) or len(line) <= _WIDTH:
         return [line]
     items = ", ".join(map(repr, value))

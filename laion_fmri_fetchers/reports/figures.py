@@ -18,6 +18,7 @@ import pandas as pd
 from sklearn.utils import Bunch
 
 from laion_fmri_fetchers.exceptions import InvalidQueryError, did_you_mean
+from laion_fmri_fetchers.layout.keys import on_one_grid
 from laion_fmri_fetchers.layout.labels import SOURCES
 from laion_fmri_fetchers.layout.trees import ANATOMICAL
 from laion_fmri_fetchers.messages import readable_size
@@ -476,11 +477,11 @@ def background(data: Bunch, subject: str) -> tuple[str, str] | None:
 def _unions(data: Bunch, subject: str) -> dict[str, nib.Nifti1Image]:
     """Return one mask per category: the union of its ROIs on disk as volumes."""
     unions: dict[str, Any] = {}
-    for rec in roi_records(data):
-        if rec["subject"] == subject and is_volume(rec):
-            header, values = read_volume(rec["absolute_path"])
-            _, union = unions.setdefault(rec["roi_category"], (header, values > 0))
-            union |= values > 0
+    volumes = [r for r in roi_records(data) if r["subject"] == subject and is_volume(r)]
+    for rec in on_one_grid(volumes):
+        header, values = read_volume(rec["absolute_path"])
+        _, union = unions.setdefault(rec["roi_category"], (header, values > 0))
+        union |= values > 0
     order = [*_CATEGORIES, *sorted(set(unions) - set(_CATEGORIES))]
     masks = {}
     for category in order:
@@ -495,12 +496,16 @@ def _cuts(
     masks: list[nib.Nifti1Image], cut_coords: int | Sequence[float]
 ) -> list[float]:
     """Return heights of slices, in mm: evenly spread over most of the voxels."""
-    if not isinstance(cut_coords, int):
+    if not isinstance(cut_coords, (int, np.integer)):
         return [float(height) for height in cut_coords]
     heights = [
         np.argwhere(np.asanyarray(mask.dataobj) > 0) @ mask.affine[2, :3]
         + mask.affine[2, 3]
         for mask in masks
     ]
-    low, high = np.quantile(np.concatenate(heights), (0.02, 0.98))
-    return [float(z) for z in np.linspace(low, high, cut_coords + 2)[1:-1]]
+    inside = np.concatenate(heights)
+    if not len(inside):  # masks without a voxel, as on a coarse grid
+        n_slices = masks[0].shape[2]
+        inside = np.arange(n_slices) * masks[0].affine[2, 2] + masks[0].affine[2, 3]
+    low, high = np.quantile(inside, (0.02, 0.98))
+    return [float(z) for z in np.linspace(low, high, int(cut_coords) + 2)[1:-1]]

@@ -176,7 +176,8 @@ def trial_counts(trials: pd.DataFrame, by: str) -> pd.DataFrame:
     """
     source = trials["dataset"].astype(object)
     source = source.where(source.isin(SOURCES), OTHER_SOURCE)
-    times = trials["n_reps"].astype("Int64").astype("string").fillna("unknown")
+    n_reps = trials.get("n_reps", pd.Series(pd.NA, trials.index))
+    times = n_reps.astype("Int64").astype("string").fillna("unknown")
     times = (times + " times").astype(object)
     counts = pd.crosstab([source, times], trials[by].astype(str))
     return counts.sort_index(key=_order, kind="stable")

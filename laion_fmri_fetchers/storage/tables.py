@@ -231,7 +231,12 @@ def read_participants(file: str) -> dict[str, dict[str, Any]]:
     """
     try:
         frame = pd.read_csv(
-            file, sep="\t", dtype=object, keep_default_na=False, encoding="utf-8"
+            file,
+            sep="\t",
+            dtype=object,
+            keep_default_na=False,
+            encoding="utf-8",
+            index_col=False,  # else a tab too many makes the first column an index
         )
         rows = frame.set_index("participant_id").to_dict("index")
     except (KeyError, ValueError) as error:
