@@ -36,6 +36,13 @@ def short_waits(monkeypatch):
     set_policy(monkeypatch, first_wait=0.01)
 
 
+def test_an_address_with_a_password_is_refused(monkeypatch):
+    monkeypatch.setenv("LAION_FMRI_BUCKET_URL", "https://ada:secret@mirror.example/b")
+    with pytest.raises(InvalidQueryError, match="user name or password") as caught:
+        bucket.bucket_url()
+    assert "secret" not in str(caught.value)
+
+
 def test_all_below_a_prefix(server, bucket_folder):
     prefix = "derivatives/rois/sub-01/face/"
     listing = list_objects(prefix)

@@ -737,6 +737,18 @@ def small_disk(folder):
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
+def test_a_folder_that_cannot_be_written_is_seen_before_the_download(server, reachable):
+    folder = reachable / "func"
+    folder.mkdir()
+    (reachable / "partial").mkdir()
+    (reachable / "partial").chmod(0o777)
+    download = a_download(server, reachable)._replace(path=folder / "file")
+    with unprivileged():
+        (failed,) = fetch(download, reachable)
+    assert f"the folder {folder} cannot be written: permission" in failed["reason"]
+    assert server.requests == []
+
+
 def test_kinds_of_file_systems(small_disk, tmp_path):
     assert disks.file_system(small_disk) == "tmpfs"
     assert disks.file_system("/proc") == "proc"

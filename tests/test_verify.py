@@ -331,6 +331,14 @@ def test_online_without_the_bucket_is_an_error(cached):
         verify_cache(online=True, verbose=0)
 
 
+def test_extracted_images_are_known(server, access, data_dir):
+    login(access.grant(), verbose=0)
+    fetch_laion_stimuli(max_images=2, extract=True, verbose=0)
+    report = verify_cache(verbose=0)
+    assert report["id"].str.startswith("stimuli/images/").sum() == 2
+    assert set(report["status"]) == {"ok"}
+
+
 def test_the_public_table_is_not_judged_by_the_service(server, access, data_dir):
     login(access.grant(), verbose=0)
     fetch_laion_stimuli(verbose=0)

@@ -484,6 +484,10 @@ def _count_nouns(chosen: pd.DataFrame, own: list[str]) -> tuple[np.ndarray, np.n
 
 def _models(models: Any) -> list[str]:
     """Return names of models as they are published, each once."""
+    if not isinstance(models, Iterable):
+        raise InvalidQueryError(
+            f"models is {models!r}; give names such as 'CLIP', several, or 'all'"
+        )
     given = [models] if isinstance(models, str) else list(models)
     if any(isinstance(one, str) and one.lower() == "all" for one in given):
         return list(EMBEDDING_MODELS)

@@ -37,6 +37,7 @@ from laion_fmri_fetchers.layout.trees import (
     BULK,
     GATED,
     MADE_HERE,
+    STIMULUS_IMAGES,
     listings_of,
 )
 from laion_fmri_fetchers.messages import counted, listed, readable_size, tell, warn
@@ -51,6 +52,9 @@ from laion_fmri_fetchers.storage.settings import make_settings
 from laion_fmri_fetchers.transfer.checksums import check_file
 
 _EVERYTHING = (("", ""),)
+_MADE = (MADE_HERE, STIMULUS_IMAGES)
+"""Where files are that this package made: resampled, and extracted from the archive."""
+
 _COLUMNS = ["id", "status", "size", "reason"]
 _Row = tuple[str, str, int | None, str | None]
 _NOT_BAD = ("ok", "unknown", "outdated")
@@ -212,7 +216,7 @@ def _listings_of(files: Iterable[str]) -> list[Wanted]:
     wanted: dict[Wanted, None] = {}
     sessions: dict[tuple[str, str], set[str]] = {}
     for path in files:
-        if path.startswith(MADE_HERE):
+        if path.startswith(_MADE):
             continue
         rec = record_of(path)
         tree, subject = place_of(path)
@@ -248,7 +252,7 @@ def _check(
     if size is None:
         return "missing", "it was downloaded, but is not on disk"
     try:
-        if path.startswith(MADE_HERE):
+        if path.startswith(_MADE):
             return _check_made(file)
         if note is None and is_leftover(file, record_of(path)):
             return _check_leftover(file, listed)
@@ -334,7 +338,7 @@ def _repair(
     verbose: int,
 ) -> None:
     """Download damaged files again, and note it in the report."""
-    made = report["id"].str.startswith(MADE_HERE)
+    made = report["id"].str.startswith(_MADE)
     is_bad = ~report["status"].isin((*_NOT_BAD, "repaired"))
     bad = report.index[is_bad & ~made]
     ids = report.loc[bad, "id"].tolist()

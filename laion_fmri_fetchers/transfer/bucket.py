@@ -19,7 +19,7 @@ import os
 import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from laion_fmri_fetchers.exceptions import BucketError, InvalidQueryError
 from laion_fmri_fetchers.messages import tell
@@ -71,6 +71,12 @@ def bucket_url() -> str:
         raise InvalidQueryError(
             f"LAION_FMRI_BUCKET_URL is {url!r}; it must begin with http:// or "
             f"https://, as in {DEFAULT_BUCKET_URL}"
+        )
+    if "@" in urlsplit(url).netloc:
+        raise InvalidQueryError(
+            "LAION_FMRI_BUCKET_URL holds a user name or password, which would be shown "
+            "and saved with listings. Name an address that needs none, such as a proxy "
+            "on this machine."
         )
     return url.rstrip("/")
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import errno
 import os
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -22,6 +23,7 @@ from . import leftovers, partials, ranges
 from .address import Address
 from .checksums import bare
 from .connections import Fault
+from .disks import nearest
 from .jobs import Job
 from .locks import Claim
 from .partials import Partial
@@ -135,6 +137,11 @@ class FileDownload:
         if is_first and not run.overwrite and leftovers.is_whole(self.path, size):
             run.progress.arrived(size or 0)
             self._finish("another process fetched it")
+            return
+        place = nearest(os.path.dirname(self.path))
+        if not os.access(place, os.W_OK | os.X_OK):
+            reason = os.strerror(errno.EACCES).lower()
+            self._fail(Fault(f"the folder {place} cannot be written: {reason}"))
             return
         self._began = self._began or time.monotonic()
         self._n_users, self.verdict = 1, None

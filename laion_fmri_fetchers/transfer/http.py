@@ -472,8 +472,7 @@ def in_sessions(
     began = time.monotonic()
     is_quiet = True
     try:
-        for thread in threads:
-            thread.start()
+        _start(threads)
         n_left = len(tasks)
         while n_left:
             until = began + (limits.quiet if is_quiet else most_seconds)
@@ -499,6 +498,18 @@ def in_sessions(
         for thread in threads:
             if thread.ident is not None:
                 thread.join(max(0.0, until - time.monotonic()))
+
+
+def _start(threads: list[threading.Thread]) -> None:
+    """Start threads: those that the system's limit allows, one at least."""
+    n_started = 0
+    try:
+        for thread in threads:
+            thread.start()
+            n_started += 1
+    except RuntimeError:
+        if not n_started:
+            raise
 
 
 def _work(

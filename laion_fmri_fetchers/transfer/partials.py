@@ -224,9 +224,11 @@ class Partial:
         journal, self._journal = self._journal, None
         useless = [] if keep and journal is not None else [self._part]
         if journal is not None:
+            # On NFS, closing tells of a full disk once more.
             with contextlib.suppress(OSError):
                 os.write(journal, b"[]\n")
-            os.close(journal)
+            with contextlib.suppress(OSError):
+                os.close(journal)
             if useless:
                 useless.append(self._journal_path)
         for path in useless:
