@@ -129,7 +129,9 @@ def test_indices_of_volumes_that_became_floats(tmp_path):
     data.trials["beta_index"] = data.trials["beta_index"].astype(float)
     assert np.array_equal(load_betas(data, rois="brain", verbose=0).data, expected)
     data.trials.loc[2, "beta_index"] = np.nan
-    with pytest.raises(InvalidQueryError, match="beta_index that is no whole number"):
+    with pytest.raises(
+        InvalidQueryError, match="beta_index that is not a whole number"
+    ):
         load_betas(data, rois="brain", verbose=0)
 
 

@@ -401,7 +401,9 @@ def _whole_numbers(indices: pd.Series) -> np.ndarray:
     except (TypeError, ValueError, OverflowError):
         is_whole = False
     if not is_whole:
-        raise InvalidQueryError("data.trials has a beta_index that is no whole number")
+        raise InvalidQueryError(
+            "data.trials has a beta_index that is not a whole number"
+        )
     return whole
 
 
