@@ -220,7 +220,8 @@ def _write(file: Path, identity: Identity) -> tuple[int, str] | None:
         "email": identity.email,
         "saved_at": dt.datetime.now(dt.timezone.utc).isoformat(),
     }
-    if file != official_auth_file():  # that has the fields of the dataset's package
+    # The file of the dataset's package has its four fields, unless the request waits.
+    if file != official_auth_file() or identity.status == "pending":
         content["status"] = identity.status
     encoded = SecretBytes((json.dumps(content, indent=2) + "\n").encode())
     try:

@@ -86,7 +86,7 @@ class Betas(Result):
         kind = _type_in_image(rows)
         if not (np.isfinite(fill) and float(fill).is_integer()):
             kind = np.result_type(kind, np.float32)
-        elif fill:
+        elif fill and kind.kind in "biu":
             kind = np.result_type(kind, np.min_scalar_type(int(fill)))
             kind = _type_in_image(np.empty(0, kind))
         volume = np.full(inside.shape + rows.shape[:-1], fill, dtype=kind)

@@ -22,6 +22,7 @@ joins the parts of a session into a single part when they get many.
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
 import math
@@ -320,12 +321,15 @@ def find_parts(folder: Path) -> list[Part]:
     is looked at again, after a while, as network file systems show it late.
     """
     parts: list[Part] = []
+    files: list[Path] = []
     for n in range(_TRIES):
         time.sleep(_FIRST_WAIT * 2 ** (n - 1) if n else 0)
-        files = [*folder.glob("[!.]*.np[yz]")]
-        indices = sorted(file for file in files if file.suffix == ".npz")
+        before, files = files, sorted(folder.glob("[!.]*.np[yz]"))
+        indices = [file for file in files if file.suffix == ".npz"]
         parts = [part for index in indices if (part := _read_index(index))]
-        if all(map(os.path.exists, files)):
+        # A link that leads nowhere is never there.
+        is_settled = n >= _TRIES // 2 and files == before
+        if is_settled or all(map(os.path.lexists, files)):
             break
     return sorted(parts, key=lambda part: part.time, reverse=True)
 
@@ -453,7 +457,7 @@ def new_part(folder: Path, voxels: np.ndarray, origin: Origin) -> Iterator[PartW
             yield writer
             # A machine that fails may keep the length of a file and lose its values,
             # which would then read as 0.
-            os.fsync(stream.fileno())
+            _flush(stream)
             about = {
                 "format": _FORMAT,
                 **origin._asdict(),
@@ -467,6 +471,15 @@ def new_part(folder: Path, voxels: np.ndarray, origin: Origin) -> Iterator[PartW
         raise
 
 
+def _flush(stream: BinaryIO) -> None:
+    """Have what was written on disk, if the file system knows how."""
+    try:
+        os.fsync(stream.fileno())
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+            raise
+
+
 def _crc32(stream: BinaryIO) -> int:
     from isal import isal_zlib
 
@@ -477,12 +490,16 @@ def _crc32(stream: BinaryIO) -> int:
     return crc32
 
 
+def _sum_of(part: Part) -> int:
+    with open(part.file, "rb") as stream:
+        return _crc32(stream)
+
+
 def check_part(part: Part) -> str:
     """Return what is wrong with a part: ``""`` where nothing is."""
     try:
         part.open()
-        with open(part.file, "rb") as stream:
-            return "" if _crc32(stream) == part.crc32 else "its checksum differs"
+        return "" if _sum_of(part) == part.crc32 else "its checksum differs"
     except DAMAGED as error:
         return f"it cannot be read ({error})"
 
@@ -562,7 +579,7 @@ def _join(folder: Path, parts: list[Part]) -> bool:
 
     A part joined with damaged ones would be as wrong, with a checksum that is right.
     """
-    damaged = [part.file for part in parts if check_part(part)]
+    damaged = [part.file for part in parts if _sum_of(part) != part.crc32]
     if damaged:
         are_gone = [remove_part(file) for file in damaged]
         return all(are_gone)

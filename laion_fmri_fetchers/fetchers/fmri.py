@@ -227,7 +227,8 @@ callable, optional
     names, inventory = take_inventory_of_subjects(
         selection, settings, **(grid.as_query() if grid else {})
     )
-    check_subjects(names, inventory, named=selection.subjects is not None)
+    is_named = selection.subjects is not None
+    check_subjects(names, inventory, named=is_named, may_be_left_out=True)
     table = participants(inventory, selection.subject_filter, selection.is_newer)
     subjects_meta = choose_subjects(
         describe_subjects(names, inventory.records, table), selection.subject_filter

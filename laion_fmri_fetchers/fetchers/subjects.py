@@ -19,8 +19,16 @@ from laion_fmri_fetchers.storage.versions import compare_versions
 from .choose import missing_names, roi_names, session_names
 
 
-def check_subjects(names: Iterable[str], inventory: Inventory, *, named: bool) -> None:
+def check_subjects(
+    names: Iterable[str],
+    inventory: Inventory,
+    *,
+    named: bool,
+    may_be_left_out: bool = False,
+) -> None:
     """Raise for a subject that was named and has no files.
+
+    With ``allow_missing``, it is left out offline where the call can go on without.
 
     Raises
     ------
@@ -45,10 +53,11 @@ def check_subjects(names: Iterable[str], inventory: Inventory, *, named: bool) -
         )
         if is_published and name in without:
             warn(f"The bucket has no files of {name} where the selection looks.")
-        elif is_published and settings.allow_missing:
+        elif is_published and may_be_left_out and settings.allow_missing:
             warn(f"{problem} It is left out.")
         else:
-            hint = " allow_missing=True leaves it out." if is_published else ""
+            can_be = is_published and may_be_left_out
+            hint = " allow_missing=True leaves it out." if can_be else ""
             inventory.refuse(
                 f"There is no subject {name!r}; there are {text}.", problem + hint
             )

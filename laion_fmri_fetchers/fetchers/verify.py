@@ -146,7 +146,7 @@ def verify_cache(
                 folder,
                 path,
                 sizes[path],
-                notes.get(path),
+                notes.get(path) if path in kept else None,
                 objects.get(path),
                 sums.get(path),
             )
@@ -342,6 +342,12 @@ def _repair(
     is_bad = ~report["status"].isin((*_NOT_BAD, "repaired"))
     bad = report.index[is_bad & ~made]
     ids = report.loc[bad, "id"].tolist()
+    gated = sorted(GATED & set(ids))
+    if gated:
+        raise LaionFmriError(
+            f"{gated[0]} is damaged, and gated: fetch it again with "
+            "fetch_laion_stimuli(mode='overwrite')."
+        )
     hopeless = sorted({*ids} - {*versions})
     ids = [path for path in ids if path in versions]
     if hopeless:
@@ -351,12 +357,6 @@ def _repair(
         )
     if not ids:
         return
-    gated = sorted(GATED & set(ids))
-    if gated:
-        raise LaionFmriError(
-            f"{gated[0]} is damaged, and gated: fetch it again with "
-            "fetch_laion_stimuli(mode='overwrite')."
-        )
     accept_license(data_dir)
     settings = make_settings(
         "overwrite",
@@ -380,7 +380,8 @@ def _repair(
         ],
         settings,
     )
-    repaired = [i for i in bad if report.at[i, "id"] in {*ids} - {*failed}]
+    arrived = {*ids} - {*failed}
+    repaired = [i for i in bad if report.at[i, "id"] in arrived]
     report.loc[repaired, ["status", "reason"]] = ["repaired", None]
     for i in repaired:
         report.at[i, "size"] = _size(data_dir, str(report.at[i, "id"]))

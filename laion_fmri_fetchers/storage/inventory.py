@@ -140,10 +140,9 @@ def take_inventory(
 
     if resolution is not None:
         made, _ = files_on_disk(settings.data_dir, [(MADE_HERE, "")])
-        originals = resampled_originals(
-            settings.data_dir, made, resolution, interpolation
+        on_disk |= resampled_originals(
+            settings.data_dir, made, resolution, interpolation, is_wanted
         )
-        on_disk |= set(filter(is_wanted, originals))
     # Saved listings may hold more than was asked for; the scan of the disk does not.
     ids = set(filter(is_wanted, catalog.objects))
     on_disk |= hidden_on_disk(settings.data_dir, ids - on_disk)
@@ -155,6 +154,8 @@ def take_inventory(
         rec = record_of(*in_bucket) if in_bucket else record_of_path(path)
         rec["absolute_path"] = local_path(settings.data_dir, path)
         note = notes.get(path)
+        if note and note.is_removed and path in catalog.on_disk:
+            note = None  # it was brought back, by other means
         if note and path in on_disk and note.differs_from(rec["size"], rec["etag"]):
             rec["outdated"] = note.is_older_than(rec["last_modified"])
             if not settings.overwrites:

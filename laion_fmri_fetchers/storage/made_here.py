@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +50,7 @@ def description_of(file: str) -> str:
     try:
         with gzip.open(file) if file.endswith(".gz") else open(file, "rb") as stream:
             header = stream.read(_DESCRIPTION.stop)
-    except (OSError, EOFError):
+    except (OSError, EOFError, zlib.error):
         return ""
     return header[_DESCRIPTION].rstrip(b"\0").decode("latin-1")
 
@@ -59,7 +61,11 @@ def method(resolution: float, interpolation: str) -> str:
 
 
 def resampled_originals(
-    data_dir: str, ids: set[str], resolution: float, interpolation: str
+    data_dir: str,
+    ids: set[str],
+    resolution: float,
+    interpolation: str,
+    is_wanted: Callable[[str], bool],
 ) -> set[str]:
     """Return the ids of originals of which a resampled image is on disk.
 
@@ -74,6 +80,8 @@ def resampled_originals(
         Voxel size of the resampled images, in mm.
     interpolation : str
         That of images other than labels and masks.
+    is_wanted : callable
+        Whether an original, by its id, is of interest.
     """
     entity = f"_res-{resolution_label(resolution)}"
     originals = set()
@@ -87,9 +95,11 @@ def resampled_originals(
             (source,) = sidecar["Sources"]
             source = source.removeprefix("bids::")
             target = resampled_path(source, resolution)
+            if target not in ids or not is_wanted(source):
+                continue
             kind = interpolation_for(record_of_path(source), interpolation)
             made = description_of(local_path(data_dir, target))
-            if target in ids and made.startswith(method(resolution, kind)):
+            if made.startswith(method(resolution, kind)):
                 originals.add(source)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue

@@ -60,8 +60,12 @@ def _warn_of_outdated(files: list[Record], objects: dict[str, Any]) -> None:
     hint = ""
     if archived:
         hint = f" The first version is archived: fetch_laion_fmri_ids({archived[0]!r})."
-    if tables := [rec["id"] for rec in files if rec["image_type"] == "trials"]:
-        hint += f" Of a table alone: fetch_laion_fmri_ids({tables[0]!r}, …)."
+    small = ("trials", "other")
+    if tables := [rec["id"] for rec in files if rec["image_type"] in small]:
+        hint += (
+            " Of this table alone: "
+            f"fetch_laion_fmri_ids({tables[0]!r}, mode='overwrite')."
+        )
     warn(
         f"The bucket has another version of {counted(len(files), 'file')} than is on "
         f"disk: {listed(changes)}. The version on disk is used; mode='overwrite' "

@@ -28,13 +28,13 @@ def part_sizes(size: int, n_parts: int) -> list[int]:
     -------
     list of int
         Bytes of a part: usual ones first, powers of two before others; then round
-        ones. Empty where none fits.
+        ones. Empty where no usual size fits.
 
     Examples
     --------
     >>> [size // 2**20 for size in part_sizes(30 * 2**20, 3)]
     [10, 12, 14, 11, 13]
-    >>> part_sizes(20 * 2**20, 30)
+    >>> part_sizes(20 * 2**20, 7)
     []
     """
     if n_parts == 1:
@@ -42,6 +42,8 @@ def part_sizes(size: int, n_parts: int) -> list[int]:
     powers = [2**k * _MIB for k in range(13)]
     usual = powers + [5 * p for p in powers] + [n * _MIB for n in (15, 25, 50, 100)]
     fitting = [p for p in usual if -(-size // p) == n_parts]
+    if not fitting:
+        return []  # a guess would speak against files that are right
     most = max(1, _MOST_HASHED // max(size, 1))
     least, stop = -(-size // n_parts), size // max(n_parts - 1, 1) + 1
     others = range(max(1, -(-least // _MIB)) * _MIB, stop, _MIB)
@@ -68,7 +70,7 @@ def check_file(
         Bytes it must have.
     etag : str, optional
         ETag of its object. It is checked where it is an MD5, or that of a multi-part
-        object with a usual part size.
+        object that a usual part size fits; then others, in whole MiB, are tried too.
     sha256 : str, optional
         Hexadecimal SHA-256; where it is given, the ETag is not looked at.
     progress : callable, optional

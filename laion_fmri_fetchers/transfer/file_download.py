@@ -139,7 +139,7 @@ class FileDownload:
             self._finish("another process fetched it")
             return
         place = nearest(os.path.dirname(self.path))
-        if not os.access(place, os.W_OK | os.X_OK):
+        if os.path.isdir(place) and not os.access(place, os.W_OK | os.X_OK):
             reason = os.strerror(errno.EACCES).lower()
             self._fail(Fault(f"the folder {place} cannot be written: {reason}"))
             return
