@@ -1294,6 +1294,23 @@ def test_a_new_version_of_a_removed_original_is_noticed(
         assert new["etag"] != old["etag"]
 
 
+def test_a_removed_original_that_came_back_is_judged_by_the_bucket(
+    bucket_folder, data_dir, monkeypatch
+):
+    query = {"sessions": 1, "rois": None}
+    with serve_bucket(bucket_folder) as bucket:
+        monkeypatch.setenv("LAION_FMRI_BUCKET_URL", bucket.url)
+        (old,) = fetch(**query, resolution=12, keep_original=False).images_meta
+        content = (bucket_folder / old["key"]).read_bytes() + b"\0" * 8
+        bucket.put(old["key"], content)
+        (data_dir / old["id"]).write_bytes(content)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            (meta,) = fetch(**query).images_meta
+        assert (meta["outdated"], meta["size"]) == (False, len(content))
+        assert set(verify_cache(verbose=0)["status"]) == {"ok"}
+
+
 def test_ids_of_resampled_images_are_those_of_the_dataset(server, data_dir, tmp_path):
     data = fetch(sessions=[1, 2], rois="FFA1", resolution=12)
     ids = [meta["id"] for meta in [*data.images_meta, *data.rois_meta]]

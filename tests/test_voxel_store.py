@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import multiprocessing
 import os
@@ -451,6 +452,28 @@ def test_damaged_parts_are_not_joined(server, store, betas_folder, face):
     mask = face | roi(betas_folder, "face", "OFA") | roi(betas_folder, "body", "EBA")
     expected = true_betas(betas_folder, mask, ["ses-01"])
     assert np.array_equal(fetch(["FFA1", "OFA", "EBA"]).data, expected)
+
+
+def test_parts_that_cannot_be_read_for_once_stay(server, store, monkeypatch):
+    for name in ("FFA1", "OFA", "EBA"):
+        fetch(name)
+    before = files(store)
+
+    def fail(stream):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(voxel_store, "_crc32", fail)
+    voxel_store.compact(store, always=True)
+    assert files(store) == before
+
+
+def test_a_link_that_leads_nowhere_is_passed_over(server, store, betas_folder, face):
+    fetch()
+    (store / "dropped.npy").symlink_to(store / "nowhere")
+    began = time.monotonic()
+    expected = true_betas(betas_folder, face, ["ses-01"])
+    assert np.array_equal(fetch(mode="offline").data, expected)
+    assert time.monotonic() - began < 2
 
 
 def test_parts_of_others_that_cannot_be_removed(server, store, reachable):
