@@ -65,6 +65,9 @@ _SETTLED = 3600.0
 _TRIES = 8
 """Looks at a folder while others join its parts."""
 
+_SMALL_PART = 2**25
+"""Bytes of a part up to which waiting for the disk takes no time worth a word."""
+
 _FIRST_WAIT = 0.02
 """Seconds until the second look; each later wait is twice as long, 2.5 s in all."""
 
@@ -456,8 +459,10 @@ def new_part(folder: Path, voxels: np.ndarray, origin: Origin) -> Iterator[PartW
             writer = PartWriter(stream, folder, (len(voxels), origin.n_trials))
             yield writer
             # A machine that fails may keep the length of a file and lose its values,
-            # which would then read as 0.
-            _flush(stream)
+            # which would then read as 0. For a gigabyte, that is as long as to fetch
+            # it: such parts are flushed before their images are removed.
+            if len(voxels) * writer.row_size <= _SMALL_PART:
+                _flush(stream)
             about = {
                 "format": _FORMAT,
                 **origin._asdict(),
@@ -469,6 +474,13 @@ def new_part(folder: Path, voxels: np.ndarray, origin: Origin) -> Iterator[PartW
         with contextlib.suppress(OSError):
             os.unlink(folder / f"{name}.npz")
         raise
+
+
+def flush_parts(folder: Path) -> None:
+    """Have all parts of a session on disk, as what they were taken from is removed."""
+    for part in find_parts(folder):
+        with open(part.file, "rb") as stream:
+            _flush(stream)
 
 
 def _flush(stream: BinaryIO) -> None:

@@ -14,6 +14,7 @@ from sklearn.utils import Bunch
 
 from laion_fmri_fetchers.arrays.betas import grid_of, subject_of
 from laion_fmri_fetchers.arrays.kept import kept_nowhere
+from laion_fmri_fetchers.arrays.voxel_store import flush_parts, session_folder
 from laion_fmri_fetchers.arrays.voxels import VoxelChoice, find_voxels
 from laion_fmri_fetchers.exceptions import InvalidQueryError
 from laion_fmri_fetchers.layout.grids import is_resampled
@@ -120,6 +121,7 @@ def remove_packed_images(data: Bunch, subject: str | int | None = None) -> list[
         is_image = meta["image_type"] == "betas" and meta["subject"] == name
         file = meta["absolute_path"]
         if is_image and meta["session"] not in lacking and os.path.exists(file):
+            flush_parts(session_folder(data.data_dir, name, meta["session"]))
             os.unlink(file)
             removed.append(meta["id"])
     if removed:
