@@ -612,11 +612,13 @@ def test_memory_is_constant_in_the_number_of_volumes(tmp_path):
         added = []
         for n in (20, 320):
             data = make(tmp_path, [noise(n)])
-            tracemalloc.start()
-            betas = load_betas(data, rois="brain", **options)
-            peak = tracemalloc.get_traced_memory()[1]
-            tracemalloc.stop()
-            added.append(peak - betas.data.nbytes)
+            peaks = []
+            for _ in range(3):  # what other threads of the tests take is counted, too
+                tracemalloc.start()
+                betas = load_betas(data, rois="brain", **options)
+                peaks.append(tracemalloc.get_traced_memory()[1])
+                tracemalloc.stop()
+            added.append(min(peaks) - betas.data.nbytes)
         # A trial costs its row in tables and plans, far less than its volume.
         assert added[1] - added[0] < 300 * 500 < 300 * brain().size
 

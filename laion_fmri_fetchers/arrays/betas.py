@@ -396,15 +396,14 @@ def _whole_numbers(indices: pd.Series) -> np.ndarray:
     if values.dtype.kind in "iu":
         return values
     try:
-        whole = np.asarray(values, np.int64)
-        is_whole = (whole == np.asarray(values, np.float64)).all()
-    except (TypeError, ValueError, OverflowError):
-        is_whole = False
-    if not is_whole:
+        floats = np.asarray(values, np.float64)
+    except (TypeError, ValueError):
+        floats = np.full(len(values), np.nan)
+    if not (np.isfinite(floats) & (floats == np.rint(floats))).all():
         raise InvalidQueryError(
             "data.trials has a beta_index that is not a whole number"
         )
-    return whole
+    return floats.astype(np.int64)
 
 
 def _check_image(header: Header, grid: Header, n_trials: int | None, last: int) -> None:
