@@ -6,7 +6,6 @@ A watcher hashes every file when it appears under its final name.
 from __future__ import annotations
 
 import ctypes
-import dataclasses
 import fcntl
 import hashlib
 import multiprocessing
@@ -22,8 +21,9 @@ from pathlib import Path
 import pytest
 from fault_server import FaultServer, always, slow
 
-from laion_fmri_fetchers.transfer import policy
-from laion_fmri_fetchers.transfer.transfer import Download, download_files
+from laion_fmri_fetchers.remote import download as downloading
+from laion_fmri_fetchers.remote import partial
+from laion_fmri_fetchers.remote.download import Download, download_files
 
 pytestmark = pytest.mark.skipif(
     not sys.platform.startswith("linux"), reason="watches files with inotify"
@@ -44,9 +44,8 @@ CONTEXT.set_forkserver_preload([__name__])
 
 def fetch_all(downloads, partial_dir, locks_work, ready):
     """Run in a process of its own."""
-    policy.POLICY = dataclasses.replace(
-        policy.POLICY, range_size=RANGE, note_every=2**14
-    )
+    partial.BLOCK, partial.PART_SIZES = RANGE, range(RANGE, 2**24)
+    downloading.SMALL, downloading.POLL = 2**15, 0.02
     if not locks_work:
         fcntl.flock = fcntl.lockf = lambda *args: None
     if ready:
