@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from laion_fmri_fetchers.messages import readable_size, warn
 
@@ -38,7 +38,8 @@ from .disks import (
     folder_error,
     full_disk_error,
 )
-from .partial import Block, Partial, Version, is_other, part_name, remove_old
+from .locks import try_lock, unlock
+from .partial import Block, Partial, Version, is_other, part_name, remove_left
 from .progress import Progress
 from .tasks import Outcome, Tasks
 
@@ -213,7 +214,7 @@ def download_files(
         finally:
             for file in files:
                 run.release(file)
-    remove_old(folder)
+    remove_left(folder)
     for file in run.done:
         if "changed" in file.restarts:
             warn(
@@ -307,22 +308,18 @@ class _Run:
         Where locks do not work, and where their holder does nothing, go on without.
         """
         name = part_name(self.folder, file.download.path)
-        lock = FileLock(os.path.join(self.folder, f"{name}.lock"), thread_local=False)
-        with contextlib.suppress(OSError, NotImplementedError):
-            try:
-                lock.acquire(timeout=0)
-                file.lock = lock
-            except Timeout:
-                now, seen = time.monotonic(), (0, 0)
-                name = part_name(self.folder, file.download.path, file.version)
-                with contextlib.suppress(OSError):
-                    stat = os.stat(os.path.join(self.folder, f"{name}.part"))
-                    seen = stat.st_mtime_ns, stat.st_size
-                if seen != file.seen:
-                    file.seen, file.seen_at = seen, now
-                file.due = now + POLL * random.uniform(0.5, 1.5)
-                return now - file.seen_at > max(PATIENCE, 4 * self.client.timeout)
-        return True
+        file.lock = try_lock(self.folder, name)
+        if file.lock:
+            return True
+        now, seen = time.monotonic(), (0, 0)
+        name = part_name(self.folder, file.download.path, file.version)
+        with contextlib.suppress(OSError):
+            stat = os.stat(os.path.join(self.folder, f"{name}.part"))
+            seen = stat.st_mtime_ns, stat.st_size
+        if seen != file.seen:
+            file.seen, file.seen_at = seen, now
+        file.due = now + POLL * random.uniform(0.5, 1.5)
+        return now - file.seen_at > max(PATIENCE, 4 * self.client.timeout)
 
     def begin(self, file: _File) -> None:
         """Hand the missing blocks of a file to threads."""
@@ -427,11 +424,7 @@ class _Run:
         if file.partial:
             file.partial.close()
         if file.lock:
-            # Removed before it is released, such that no one waits for it by then.
-            with contextlib.suppress(OSError):
-                os.unlink(file.lock.lock_file)
-            with contextlib.suppress(OSError, NotImplementedError):
-                file.lock.release()
+            unlock(file.lock)
             file.lock = None
 
 

@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 
 from .checksums import check_file, etag_of, n_parts_of, part_sizes
 from .client import Fault
+from .locks import try_lock, unlock
 
 BLOCK = 8 * 2**20
 """Bytes of a block: at 25 MB/s per connection 0.3 s, which hides a latency of 50 ms."""
@@ -290,19 +291,16 @@ def is_other(path: Path, version: Version) -> str | None:
         return str(error.strerror)
 
 
-def remove_old(folder: str) -> None:
-    """Remove what nobody wrote to for days: what killed processes left."""
-    kinds = (
-        ".blocks",
-        ".done",
-        ".part",
-        ".lock",
-    )  # lists first, as when a file is published
+def remove_left(folder: str) -> None:
+    """Remove what killed processes left: locks, and what nobody wrote to for days."""
     with contextlib.suppress(OSError):
-        names = sorted(
-            os.listdir(folder), key=lambda name: not name.endswith(".blocks")
-        )
-        for path in (os.path.join(folder, n) for n in names if n.endswith(kinds)):
-            with contextlib.suppress(OSError):
-                if time.time() - os.path.getmtime(path) > _OLD:
-                    os.unlink(path)
+        # Lists come before their files, as when a file is published.
+        for name in sorted(os.listdir(folder)):
+            path = os.path.join(folder, name)
+            stem, _, kind = name.rpartition(".")
+            if kind == "lock" and (lock := try_lock(folder, stem)):
+                unlock(lock)
+            elif kind in ("blocks", "done", "part"):
+                with contextlib.suppress(OSError):
+                    if time.time() - os.path.getmtime(path) > _OLD:
+                        os.unlink(path)
