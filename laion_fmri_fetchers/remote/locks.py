@@ -16,15 +16,16 @@ def try_lock(folder: str, name: str) -> FileLock | None:
     """Take the lock ``{name}.lock`` of a folder; None if another process holds it."""
     lock = FileLock(os.path.join(folder, f"{name}.lock"), thread_local=False)
     try:
-        with contextlib.suppress(OSError, NotImplementedError):
-            lock.acquire(timeout=0)
+        lock.acquire(timeout=0)
     except Timeout:
         return None
+    except (OSError, NotImplementedError):
+        pass
     return lock
 
 
 def unlock(lock: FileLock) -> None:
-    """Release a lock; its file is removed first, so that no one waits for it by then."""
+    """Release a lock; its file goes first, so that nobody waits for it by then."""
     with contextlib.suppress(OSError):
         os.unlink(lock.lock_file)
     with contextlib.suppress(OSError, NotImplementedError):

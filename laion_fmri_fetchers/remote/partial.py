@@ -301,6 +301,8 @@ def remove_left(folder: str) -> None:
             if kind == "lock" and (lock := try_lock(folder, stem)):
                 unlock(lock)
             elif kind in ("blocks", "done", "part"):
+                part = os.path.join(folder, f"{stem}.part")
                 with contextlib.suppress(OSError):
-                    if time.time() - os.path.getmtime(path) > _OLD:
+                    is_old = time.time() - os.path.getmtime(path) > _OLD
+                    if is_old or not os.path.exists(part):
                         os.unlink(path)
