@@ -29,6 +29,7 @@ from laion_fmri_fetchers.layout.splits import (
     splits_of,
 )
 from laion_fmri_fetchers.messages import counted, tell
+from laion_fmri_fetchers.query.arguments import only_its_arguments
 from laion_fmri_fetchers.query.filters import ResultFilter
 from laion_fmri_fetchers.query.shared_docs import documented
 from laion_fmri_fetchers.query.splits import StimulusFolds, StimulusSplit
@@ -43,6 +44,7 @@ _FROM_LABELS = "labels of the stimulus table"
 
 
 @documented
+@only_its_arguments
 def fetch_laion_splits(
     names: str | Iterable[str] = "all",
     pool: str | int = "shared",
