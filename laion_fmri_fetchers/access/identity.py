@@ -14,12 +14,17 @@ import datetime as dt
 import errno
 import json
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from laion_fmri_fetchers.exceptions import DiskSpaceError, StimulusAccessError
+from laion_fmri_fetchers.exceptions import (
+    DiskSpaceError,
+    InvalidQueryError,
+    StimulusAccessError,
+)
 from laion_fmri_fetchers.messages import warn
 from laion_fmri_fetchers.storage.data_dir import is_writable
 from laion_fmri_fetchers.storage.files import write_atomically
@@ -27,7 +32,6 @@ from laion_fmri_fetchers.storage.state import auth_file, official_auth_file
 
 from .service import (
     DEFAULT_ACCESS_URL,
-    PREFIX,
     URL_VARIABLE,
     SecretBytes,
     SecretText,
@@ -57,7 +61,7 @@ def cached_identity(data_dir: str) -> Identity | None:
     """Return the ``request_id`` in force: the one of the server in force, if any."""
     files = (auth_file(data_dir), official_auth_file())
     kept = [identity for identity in map(_read, files) if identity]
-    given = os.environ.get(ID_VARIABLE, "").strip()
+    given = id_of_environment()
     wanted = os.environ.get(URL_VARIABLE)
     if given:
         kept = [identity for identity in kept if identity.request_id == given]
@@ -69,6 +73,17 @@ def cached_identity(data_dir: str) -> Identity | None:
     return kept[0] if kept else None
 
 
+def id_of_environment() -> str:
+    """Return the id that the environment gives, or ""; files of variables keep quotes."""
+    given = os.environ.get(ID_VARIABLE, "").strip().strip("'\"")
+    if given and not is_sendable(given):
+        given = ""
+        raise InvalidQueryError(
+            f"{ID_VARIABLE} has control characters; set it to the request_id alone."
+        )
+    return given
+
+
 def _read(file: Path) -> Identity | None:
     """Read an ``auth.json``; None if this user cannot read one."""
     try:
@@ -76,7 +91,7 @@ def _read(file: Path) -> Identity | None:
     except OSError:
         return None
     request_id = content.get("request_id")
-    if not isinstance(request_id, str) or not request_id.strip():
+    if not isinstance(request_id, str) or not is_sendable(request_id.strip()):
         warn(f"{file} does not hold a request_id and is ignored; delete it.")
         return None
     email, server = content.get("email"), content.get("server_url")
@@ -235,10 +250,18 @@ def _write(file: Path, identity: Identity) -> tuple[int, str] | None:
 def masked(request_id: str) -> str:
     """Return an id shortened, to tell it from others but not to use it.
 
-    >>> masked("lfm_0123456789abcdefghijklmn")
-    'lfm_...lmn'
+    >>> masked("lfm_0123456789abcdefghijklmn"), masked("short")
+    ('...lmn', '...')
     """
-    return f"{PREFIX}...{request_id[-3:] if len(request_id) >= 24 else ''}"
+    return f"...{request_id[-3:] if len(request_id) >= 24 else ''}"
+
+
+def is_sendable(request_id: str) -> bool:
+    """Return whether a text can be an id: it is not empty, and has no control characters.
+
+    Nothing else is known of the form of ids.
+    """
+    return bool(request_id) and not re.search(r"[\x00-\x1f\x7f]", request_id)
 
 
 def pending_text(identity: Identity, file: str) -> str:

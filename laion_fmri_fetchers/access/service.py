@@ -39,7 +39,7 @@ from laion_fmri_fetchers.transfer.troubles import Kind, trouble
 DEFAULT_ACCESS_URL = "https://laion-fmri.hebartlab.com"
 URL_VARIABLE = "LAION_FMRI_ACCESS_URL"
 PREFIX = "lfm_"
-"""Beginning of every ``request_id``."""
+"""Beginning of a ``request_id``, as far as is known; none is refused for lack of it."""
 
 TRIES = 3
 """How often to ask a service that is busy or does not answer, where that is safe."""
@@ -355,7 +355,7 @@ def _clean(text: str, request_id: str = "") -> str:
     'no lfm_... at https://x.org/a?... now'
     """
     if request_id:
-        text = text.replace(request_id, f"{PREFIX}...")
+        text = text.replace(request_id, "...")
     text = re.sub(rf"{PREFIX}[\w.~-]+", f"{PREFIX}...", text)
     text = re.sub(r"(https?://[^\s?]*)\?\S*", r"\1?...", text)
     return str(re.sub(r"[^\x20-\x7e\xa0-\uffff]+", " ", text))[:300]

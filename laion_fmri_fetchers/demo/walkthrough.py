@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from laion_fmri_fetchers.exceptions import AccessPendingError, LaionFmriError
+from laion_fmri_fetchers.exceptions import LaionFmriError
 from laion_fmri_fetchers.fetchers.betas import fetch_laion_betas
 from laion_fmri_fetchers.fetchers.discovery import get_rois, get_subjects
 from laion_fmri_fetchers.fetchers.fmri import fetch_laion_fmri
@@ -148,7 +148,7 @@ def _draw_rois(data: Any, subject: str, file: Path) -> None:
 
 
 def _stimuli(server: Any, figure: Path) -> None:
-    """Ask for access, wait for approval, fetch, and draw stimuli and responses."""
+    """Request access, fetch, and draw stimuli and responses."""
     from laion_fmri_fetchers.access.request import request_stimulus_access
     from laion_fmri_fetchers.arrays.betas import load_betas
     from laion_fmri_fetchers.arrays.pictures import load_stimuli
@@ -157,25 +157,22 @@ def _stimuli(server: Any, figure: Path) -> None:
     from . import serve_access
 
     with (
-        serve_access(server, approves=False) as service,
+        serve_access(server) as service,
         variables({"LAION_FMRI_ACCESS_URL": service.url}),
     ):
         with _step("Request access to the stimuli") as say:
-            try:
-                request_stimulus_access(
-                    name="Ada Example",
-                    email="ada@university.example",
-                    institution="University of Examples",
-                    research_purpose="See how the package works",
-                    accept_terms_version=service.terms_version,
-                    acknowledge_privacy=True,
-                    renew=True,
-                    verbose=0,
-                )
-            except AccessPendingError:
-                say("the request waits for approval; its id is kept in auth.json")
-        with _step("Once it is approved: fetch_laion_stimuli, no new form") as say:
-            service.approve()
+            request_stimulus_access(
+                name="Ada Example",
+                email="ada@university.example",
+                institution="University of Examples",
+                research_purpose="See how the package works",
+                accept_terms_version=service.terms_version,
+                acknowledge_privacy=True,
+                renew=True,
+                verbose=0,
+            )
+            say("access is granted; the request_id is kept in auth.json")
+        with _step("Fetch the stimuli of trials") as say:
             shared = {"unique_or_shared": "shared"}
             data = fetch_laion_fmri(rois="face", trial_filter=shared, verbose=0)
             stimuli = fetch_laion_stimuli(names=data.trials["label"], verbose=0)

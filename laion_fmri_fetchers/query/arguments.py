@@ -30,6 +30,7 @@ NAMES_ELSEWHERE = {
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 _YES = frozenset({"1", "true", "yes", "on"})
+_NO = frozenset({"", "0", "false", "no", "off"})
 _MOST_VALUES = 20
 
 _LONGEST_TIMEOUT = 1e6
@@ -42,7 +43,7 @@ def check_mode(mode: object) -> str:
     Raises
     ------
     InvalidQueryError
-        If it is not a mode.
+        If it is not a mode, or the environment's setting is neither yes nor no.
 
     Examples
     --------
@@ -50,7 +51,12 @@ def check_mode(mode: object) -> str:
     ('offline', 'download_new')
     """
     if mode is None:
-        asked = os.environ.get("LAION_FMRI_OFFLINE", "").strip().lower()
+        given = os.environ.get("LAION_FMRI_OFFLINE", "")
+        asked = given.strip().strip("'\"").lower()
+        if asked not in (*_YES, *_NO):
+            raise InvalidQueryError(
+                f"LAION_FMRI_OFFLINE is {given!r}; set it to 1 to open no socket, or 0"
+            )
         return "offline" if asked in _YES else "download_new"
     if not isinstance(mode, str) or mode.lower() not in MODES:
         raise InvalidQueryError(f"mode is {mode!r}; {did_you_mean(mode, MODES)}")
