@@ -25,8 +25,8 @@ demo = serve_demo(subjects=["sub-01"], n_trials=128)
 # At a terminal or in a notebook, ``request_stimulus_access()`` asks for all fields. In
 # a script, they are arguments, including two consents: the version of the agreement
 # that you have read and accept, and that you acknowledge the privacy notice.
-# Access is granted in the answer. ``renew=True`` sends the form even if this machine has
-# access already.
+# Access is granted in the answer. ``renew=True`` sends the form even if this machine
+# has access already.
 
 from laion_fmri_fetchers import (
     access_status,

@@ -74,7 +74,7 @@ def cached_identity(data_dir: str) -> Identity | None:
 
 
 def id_of_environment() -> str:
-    """Return the id that the environment gives, or ""; files of variables keep quotes."""
+    """Return the id that the environment gives, without quotes, or ""."""
     given = os.environ.get(ID_VARIABLE, "").strip().strip("'\"")
     if given and not is_sendable(given):
         given = ""
@@ -257,7 +257,7 @@ def masked(request_id: str) -> str:
 
 
 def is_sendable(request_id: str) -> bool:
-    """Return whether a text can be an id: it is not empty, and has no control characters.
+    """Return whether a text is not empty and has no control characters.
 
     Nothing else is known of the form of ids.
     """

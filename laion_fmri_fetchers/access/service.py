@@ -94,7 +94,13 @@ class ServiceAnswer(NamedTuple):
 
 def server_url() -> str:
     """Return the address of the access service, without a slash at the end."""
-    return (os.environ.get(URL_VARIABLE) or DEFAULT_ACCESS_URL).rstrip("/")
+    url = (os.environ.get(URL_VARIABLE) or DEFAULT_ACCESS_URL).rstrip("/")
+    if "@" in _parts(url).netloc:
+        raise AccessServiceError(
+            f"{URL_VARIABLE} holds a user name or password, which are sent nowhere. "
+            "Name an address that needs none."
+        )
+    return url
 
 
 def ask_service(

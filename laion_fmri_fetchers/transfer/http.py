@@ -126,6 +126,9 @@ class Session(requests.Session):
     ):
         super().__init__()
         self.headers["User-Agent"] = AGENT
+        # Without a way of its own, requests sends the login of ~/.netrc, if only that of
+        # its entry "default". Nothing that is asked here has logins.
+        self.auth = lambda request: request
         self.timeout = timeout
         self.connect_timeout = min(timeout, policy.POLICY.connect_timeout)
         self.answered = answered or threading.Event()
