@@ -59,7 +59,7 @@ class Identity:
 
 def cached_identity(data_dir: str) -> Identity | None:
     """Return the ``request_id`` in force: the one of the server in force, if any."""
-    files = (auth_file(data_dir), official_auth_file())
+    files = filter(None, (auth_file(data_dir), official_auth_file()))
     kept = [identity for identity in map(_read, files) if identity]
     given = id_of_environment()
     wanted = os.environ.get(URL_VARIABLE)
@@ -131,7 +131,8 @@ def save_identity(identity: Identity, data_dir: str) -> str:
         before = _read(file) if os.path.exists(file) else None
         files.append(file)
     is_of_dataset = is_same_server(identity.server_url, DEFAULT_ACCESS_URL)
-    if (is_of_dataset or not files) and _may_replace(shared, identity, before):
+    is_wanted = is_of_dataset or not files
+    if shared and is_wanted and _may_replace(shared, identity, before):
         files.append(shared)
     kept = []
     for target in files:
@@ -149,10 +150,14 @@ def save_identity(identity: Identity, data_dir: str) -> str:
             "Free some space, then call request_stimulus_access(renew=True)",
         )
     why = "; ".join(text for _, text in reasons)
+    elsewhere = "there is no home directory to keep it in"
+    if shared:
+        is_tried = shared in files
+        problem = f"cannot either ({why})" if is_tried else "holds another id"
+        elsewhere = f"{shared} {problem}"
     raise StimulusAccessError(
-        f"The request_id cannot be kept: {file} cannot be written, and {shared} "
-        f"{f'cannot either ({why})' if shared in files else 'holds another id'}. Name "
-        "a data_dir that you may write to, then call "
+        f"The request_id cannot be kept: {file} cannot be written, and {elsewhere}. "
+        "Name a data_dir that you may write to, then call "
         "request_stimulus_access(renew=True)."
     )
 
@@ -190,9 +195,9 @@ def _may_replace(shared: Path, identity: Identity, before: Identity | None) -> b
     )
 
 
-def _holds_same_id(file: Path, identity: Identity | None) -> bool:
+def _holds_same_id(file: Path | None, identity: Identity | None) -> bool:
     """Return whether an ``auth.json`` exists and holds an id."""
-    kept = _read(file) if identity and os.path.exists(file) else None
+    kept = _read(file) if identity and file and os.path.exists(file) else None
     return bool(identity and kept and kept.request_id == identity.request_id)
 
 
@@ -209,7 +214,9 @@ def forget_identity(data_dir: str) -> list[Path]:
     file, shared = auth_file(data_dir), official_auth_file()
     if not os.path.exists(file) or _is_of_others(file):
         return []
-    files = [file, shared] if _holds_same_id(shared, _read(file)) else [file]
+    files = [file]
+    if shared and _holds_same_id(shared, _read(file)):
+        files.append(shared)
     for kept in files:
         kept.unlink(missing_ok=True)
     return files
@@ -220,7 +227,7 @@ def update_identity(identity: Identity) -> None:
     if identity.source in ("", ID_VARIABLE):
         return
     for file in {Path(identity.source), official_auth_file()}:
-        if _holds_same_id(file, identity):
+        if file and _holds_same_id(file, identity):
             _write(file, identity)
 
 

@@ -31,6 +31,7 @@ from laion_fmri_fetchers.exceptions import (
 from laion_fmri_fetchers.layout.keys import is_nifti, on_one_grid
 from laion_fmri_fetchers.layout.names import clean_roi, rois_named, with_unions
 from laion_fmri_fetchers.messages import warn
+from laion_fmri_fetchers.query.arguments import user_path
 
 from .volumes import Header, iter_volumes, read_header, scaled
 
@@ -120,9 +121,10 @@ def find_voxels(
     mask_files = [data.brain_masks[subject]] if subject in data.brain_masks else []
     mask_img, mask = choice.mask_img, None
     if isinstance(mask_img, (str, os.PathLike)):
-        if not os.path.exists(mask_img):
-            raise InvalidQueryError(f"mask_img is {mask_img!r}, which does not exist")
-        mask_files.append(os.fspath(mask_img))
+        file = user_path(mask_img, "mask_img")
+        if not os.path.exists(file):
+            raise InvalidQueryError(f"mask_img is {file!r}, which does not exist")
+        mask_files.append(file)
     elif mask_img is not None:
         mask = _mask_of_image(mask_img, grid)
     elif not mask_files:

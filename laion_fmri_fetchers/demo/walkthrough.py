@@ -15,6 +15,7 @@ from laion_fmri_fetchers.fetchers.betas import fetch_laion_betas
 from laion_fmri_fetchers.fetchers.discovery import get_rois, get_subjects
 from laion_fmri_fetchers.fetchers.fmri import fetch_laion_fmri
 from laion_fmri_fetchers.messages import readable_size
+from laion_fmri_fetchers.query.arguments import user_path
 from laion_fmri_fetchers.reports.figures import plot_rois
 from laion_fmri_fetchers.reports.report import make_report
 
@@ -49,8 +50,9 @@ def run_demo(output: str | os.PathLike | None = None) -> Path:
     LaionFmriError
         If a step does not give what it should.
     """
-    output = output or tempfile.mkdtemp(prefix="laion_fmri_demo_")
-    folder = Path(os.path.abspath(output))
+    if output is None:
+        output = tempfile.mkdtemp(prefix="laion_fmri_demo_")
+    folder = Path(os.path.abspath(user_path(output, "output")))
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as temporary, contextlib.ExitStack() as stack:
         with _step("Build a synthetic LAION-fMRI") as say:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
+import re
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -61,6 +62,51 @@ def check_mode(mode: object) -> str:
     if not isinstance(mode, str) or mode.lower() not in MODES:
         raise InvalidQueryError(f"mode is {mode!r}; {did_you_mean(mode, MODES)}")
     return mode.lower()
+
+
+def user_path(given: Any, name: str) -> str:
+    """Return a path that a user gave, with ``~`` and ``$VAR`` replaced.
+
+    Parameters
+    ----------
+    given : str or path
+        The path.
+    name : str
+        The argument, variable or option by which it was given.
+
+    Raises
+    ------
+    InvalidQueryError
+        If it is empty or no path, names a variable that is not set, or has quotation
+        marks around it or control characters, as settings copied from files have.
+
+    Examples
+    --------
+    >>> os.environ["SCRATCH"] = "/scratch/ada"
+    >>> user_path("$SCRATCH/laion_fmri", "data_dir")
+    '/scratch/ada/laion_fmri'
+    """
+    path = os.fspath(given) if isinstance(given, (str, os.PathLike)) else None
+    if not isinstance(path, str):
+        raise InvalidQueryError(f"{name} is {given!r}; it must be a path")
+    if not path:
+        raise InvalidQueryError(f"{name} is empty; it must be a path")
+    if re.search(r"^['\"]|[\x00-\x1f\x7f]", path):
+        raise InvalidQueryError(
+            f"{name} is {path!r}; remove the quotation marks around it, and control "
+            "characters such as line ends"
+        )
+    for variable in re.findall(r"\$\{?(\w+)", path):
+        if not os.environ.get(variable):
+            raise InvalidQueryError(
+                f"{name} is {path!r}, but the variable {variable} is not set"
+            )
+    expanded = os.path.expanduser(os.path.expandvars(path))
+    if expanded.startswith("~"):
+        user = expanded[1:].partition("/")[0]
+        why = f"there is no user {user!r}" if user else "there is no home directory"
+        raise InvalidQueryError(f"{name} is {path!r}, but {why}; write the folder out")
+    return expanded
 
 
 def refuse_offline(mode: str, error: Exception) -> None:

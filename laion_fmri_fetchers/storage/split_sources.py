@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 
 from laion_fmri_fetchers.exceptions import InvalidQueryError
 from laion_fmri_fetchers.layout.splits import REPOSITORY_URL, file_of
+from laion_fmri_fetchers.query.arguments import user_path
 from laion_fmri_fetchers.query.split_files import MOST_BYTES
 
 from .settings import Settings
@@ -132,7 +133,7 @@ def _installed(folder: Path) -> Source:
 
 
 def _named(value: str) -> Source:
-    path = Path(value).expanduser()
+    path = Path(user_path(value, PLACE_VARIABLE))
     advice = f"{PLACE_VARIABLE} names it: correct or unset it."
     if path.is_dir():
         return Source(

@@ -126,8 +126,8 @@ class Session(requests.Session):
     ):
         super().__init__()
         self.headers["User-Agent"] = AGENT
-        # Without a way of its own, requests sends the login of ~/.netrc, if only that of
-        # its entry "default". Nothing that is asked here has logins.
+        # Otherwise requests sends a login of ~/.netrc, be it that of its entry
+        # "default". No server here wants one.
         self.auth = lambda request: request
         self.timeout = timeout
         self.connect_timeout = min(timeout, policy.POLICY.connect_timeout)
