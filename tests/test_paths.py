@@ -17,7 +17,6 @@ from laion_fmri_fetchers import (
     load_betas,
     make_report,
 )
-from laion_fmri_fetchers.arrays.result import load_saved_betas
 from laion_fmri_fetchers.cli.main import main
 from laion_fmri_fetchers.demo import build_bucket
 from laion_fmri_fetchers.exceptions import InvalidQueryError, LaionFmriError
@@ -100,8 +99,8 @@ def test_betas_are_saved_and_loaded_by_a_path_with_variables(data, scratch):
     betas = load_betas(data, rois="FFA1", verbose=0)
     betas.save("$SCRATCH/new/x.npz")
     assert (scratch / "new" / "x.npz").is_file()
-    assert np.array_equal(load_saved_betas("$SCRATCH/new/x.npz").data, betas.data)
-    for call in (betas.save, load_saved_betas):
+    assert np.array_equal(load_betas("$SCRATCH/new/x.npz").data, betas.data)
+    for call in (betas.save, load_betas):
         with pytest.raises(InvalidQueryError, match="path.*NOT_SET is not set"):
             call("$NOT_SET/x.npz")
     with pytest.raises(InvalidQueryError, match="path is empty"):
@@ -127,12 +126,12 @@ def test_a_report_is_written_to_a_path_with_variables(
     report.open_in_browser("$SCRATCH/x.html")
     file.unlink()
     words = ["--subjects", "sub-01", "--rois", "FFA1", "--sessions", "1"]
-    assert main(["report", *words, "--output", "$SCRATCH/x.html"]) == 0
+    assert main(["make-report", *words, "--output", "$SCRATCH/x.html"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == str(file)
     assert file.is_file()
     with pytest.raises(InvalidQueryError, match="file_name is empty"):
         report.save_as_html("")
-    for command in ("report", "fetch-betas"):
+    for command in ("make-report", "fetch-betas"):
         assert main([command, "--rois", "FFA1", "--output", "$NOT_SET/x"]) == 2
         assert "--output is '$NOT_SET/x'" in capsys.readouterr().err
 

@@ -56,7 +56,7 @@ print("Status:", access_status()["status"])
 from laion_fmri_fetchers import fetch_laion_fmri, fetch_laion_stimuli, load_betas
 
 data = fetch_laion_fmri("sub-01", rois="FFA1", sessions=range(1, 5))
-stimuli = fetch_laion_stimuli(trials=data.trials)
+stimuli = fetch_laion_stimuli(data.trials)
 stimuli.metadata.head()
 
 # %%
