@@ -10,6 +10,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from laion_fmri_fetchers.exceptions import InvalidQueryError, did_you_mean
+from laion_fmri_fetchers.layout.names import as_integer
 from laion_fmri_fetchers.messages import listed, warn
 
 from .filters import ResultFilter, admits, fields, has_functions
@@ -120,15 +121,14 @@ def refuse_offline(mode: str, error: Exception) -> None:
         raise error
 
 
-def check_positive(value: Any, name: str, whole: bool = False) -> None:
-    """Raise InvalidQueryError for a value that is not a positive number."""
-    kind = int if whole else (int, float)
-    number = hasattr(value, "__index__") or (not whole and hasattr(value, "__float__"))
-    if isinstance(value, (bool, str)) or not number or not value > 0:
+def check_positive(value: Any, name: str, whole: bool = False) -> Any:
+    """Return a positive number, as an int if ``whole``; else InvalidQueryError."""
+    number = as_integer(value) if whole else value
+    if isinstance(value, bool) or not hasattr(number, "__float__") or not number > 0:
         raise InvalidQueryError(
-            f"{name} is {value!r}; it must be a positive "
-            f"{'whole ' if kind is int else ''}number"
+            f"{name} is {value!r}; it must be a positive {'whole ' * whole}number"
         )
+    return number
 
 
 def check_timeout(timeout: Any) -> float:
@@ -150,9 +150,10 @@ def check_timeout(timeout: Any) -> float:
 
 def check_verbose(verbose: Any) -> int:
     """Return a level as int; InvalidQueryError if it is not a whole number."""
-    if not hasattr(verbose, "__index__"):
+    level = int(verbose) if isinstance(verbose, bool) else as_integer(verbose)
+    if level is None:
         raise InvalidQueryError(f"verbose is {verbose!r}; it must be 0, 1, 2 or 3")
-    return int(verbose)
+    return level
 
 
 def check_names(
@@ -262,11 +263,12 @@ def as_limit(max_images: Any) -> int | None:
     """
     if max_images is None:
         return None
-    if isinstance(max_images, bool) or not hasattr(max_images, "__index__"):
+    number = as_integer(max_images)
+    if number is None:
         raise InvalidQueryError(
             f"max_images is {max_images!r}; give a whole number, or None for all"
         )
-    return None if max_images < 0 else int(max_images)
+    return None if number < 0 else number
 
 
 def warn_of_nothing(name: str, given: ResultFilter, among: Any) -> None:

@@ -82,7 +82,7 @@ def make_settings(
         If the directory cannot be written, so that the call works offline.
     """
     mode = check_mode(mode)
-    check_positive(n_connections, "n_connections", whole=True)
+    n_connections = check_positive(n_connections, "n_connections", whole=True)
     timeout = check_timeout(timeout)
     folder = get_data_dir(data_dir)
     locked = "" if mode == "offline" else _locked(folder)
@@ -97,7 +97,7 @@ def make_settings(
         mode,
         folder,
         bool(allow_missing),
-        int(n_connections),
+        n_connections,
         timeout,
         check_verbose(verbose),
         bool(dry_run),
