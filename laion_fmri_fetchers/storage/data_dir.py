@@ -126,7 +126,7 @@ def dataset_initialize(data_dir: str | os.PathLike) -> str:
         write_atomically(file, content)
     except DataDirectoryError as error:
         raise DataDirectoryError(
-            "The data directory cannot be remembered; set LAION_FMRI_DATA_DIR instead "
+            f"The data directory {path} cannot be remembered; set {VARIABLE} instead "
             f"of writing {file}. {error}",
             error.errno,
             str(file),

@@ -47,7 +47,7 @@ class Settings(NamedTuple):
     def how_to_fetch(self) -> str:
         """What to do about a file that is not on disk, to end a message with."""
         if self.is_read_only:
-            return "That directory cannot be written; name another data_dir."
+            return f"{self.data_dir} cannot be written; name another data_dir."
         if os.environ.get("LAION_FMRI_OFFLINE"):
             return "Download it first: mode='download_new', online."
         return "Download it first, with mode='download_new'."
