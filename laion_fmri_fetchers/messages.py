@@ -10,6 +10,8 @@ from typing import Any
 AGREEMENT = "I AGREE"
 """The words by which a person accepts terms."""
 
+_N_ASKED = 3
+
 _PACKAGE = os.path.dirname(__file__) + os.sep
 
 
@@ -76,6 +78,31 @@ def can_ask() -> bool:
     if kernel is not None:
         return bool(getattr(kernel, "_allow_stdin", False))
     return sys.stdin is not None and not sys.stdin.closed and sys.stdin.isatty()
+
+
+def agrees(answer: str) -> bool:
+    """Return whether an answer is the words of consent, in any case, quoted or not.
+
+    Examples
+    --------
+    >>> agrees("i agree"), agrees("'I AGREE'"), agrees("yes")
+    (True, True, False)
+    """
+    return answer.strip().strip("'\"").strip().upper() == AGREEMENT
+
+
+def ask_agreement(question: str) -> bool:
+    """Ask for the words of consent, again where the answer is neither yes nor no."""
+    for _ in range(_N_ASKED):
+        try:
+            answer = input(question)
+        except EOFError:
+            return False
+        if agrees(answer):
+            return True
+        if answer.strip().upper() in ("", "N", "NO"):
+            return False
+    return False
 
 
 def can_draw() -> bool:

@@ -505,9 +505,9 @@ def test_labels_choose_and_order_rows(tmp_path):
             "lack 1 image: 'image_1.jgp'; did you mean 'im",
         ),
         ([], "labels is empty"),
-        ([3], "label 3"),
+        (3, "labels is a int"),
+        ([3], "labels has the label 3"),
         ([None], "label None"),
-        (3, "int"),
     ],
 )
 def test_labels_that_there_are_not(tmp_path, labels, message):

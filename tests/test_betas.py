@@ -401,7 +401,7 @@ def test_a_plan_of_several_subjects_is_a_plan_of_each(server, data_dir):
         ({"rois": None}, "rois is None.*'brain'"),
         ({"rois": 3}, "rois is 3"),
         ({"nc_threshold": True}, "in percent"),
-        ({"nc_threshold": 101}, "No voxel"),
+        ({"nc_threshold": 101}, "No voxel of sub-"),
         ({"nc_threshold": "high"}, "in percent"),
         ({"nc_threshold": 5, "noise_ceiling": "13rep"}, "12rep"),
         ({"standardize": True}, "'zscore_sample'"),

@@ -95,9 +95,7 @@ def service(bucket, bucket_folder, monkeypatch):
     archive = (bucket_folder / ARCHIVE).read_bytes()
     with serve_access(bucket) as server:
         server.manifest = {
-            "dataset": "laion-fmri",
             "current_terms_version": "2026-05-12",
-            "versions": ["v1"],
             "files": [
                 {
                     "name": "task-images_stimuli.h5",
@@ -699,7 +697,9 @@ def test_secrets_of_the_environment(bucket, service, monkeypatch, capsys):
     monkeypatch.setenv("ALL_PROXY", f"http://ada:{password}@127.0.0.1:9")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("LAION_FMRI_DATADIR", "/data")
-    service.manifest["dataset"] = f"{secret} of https://x.org/a?X-Amz-Signature=1"
+    service.manifest["current_terms_version"] = (
+        f"{secret} of https://x.org/a?X-Amz-Signature=1"
+    )
     assert main(["doctor", "--json"]) == 0
     out = capsys.readouterr().out
     for hidden in (secret, secret[4:], password, "wo@rd", "X-Amz-Signature"):

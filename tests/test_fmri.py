@@ -29,7 +29,10 @@ from laion_fmri_fetchers import (
     ResultFilter,
     fetch_laion_fmri,
     fetch_laion_fmri_ids,
+    get_rois,
     get_subjects,
+    inspect_bucket,
+    load_betas,
     verify_cache,
 )
 from laion_fmri_fetchers.demo import serve_bucket
@@ -639,7 +642,7 @@ def test_a_directory_that_cannot_be_made(tmp_path, server, reachable, monkeypatc
     monkeypatch.setattr(os, "access", lambda path, mode: not mode & os.W_OK)
     with (
         pytest.warns(UserWarning, match="cannot be written"),
-        pytest.raises(NotCachedError, match="cannot be written; name another data_dir"),
+        pytest.raises(NotCachedError, match=f"{reachable}.* cannot be written; name"),
     ):
         fetch(1, data_dir=tmp_path)
 
@@ -722,6 +725,47 @@ def test_ids_fetch_exactly_the_named(server, data_dir, bucket_folder):
     assert data.sample_masks == [None] * 3
 
 
+@pytest.mark.parametrize(
+    "base",
+    ["s3://laion-fmri", "https://laion-fmri.s3.us-west-2.amazonaws.com", "the server"],
+)
+def test_ids_may_be_addresses_of_the_bucket(server, data_dir, capsys, base):
+    base = base.replace("the server", server.url)
+    folder = "derivatives/rois/sub-01/face/"
+    name = "sub-01_space-T1w_res-1pt8_label-FFA-1_mask.nii.gz"
+    data = fetch_laion_fmri_ids(f"{base}/{folder}{name}", verbose=0)
+    assert [meta["roi"] for meta in data.images_meta] == ["FFA1"]
+    below = fetch_laion_fmri_ids(f"{base}/{folder}", verbose=0)
+    assert len(below.images) > 1
+    inspect_bucket(f"{base}/{folder}")
+    assert name in capsys.readouterr().out
+
+
+def test_an_address_of_another_bucket_is_refused(server, data_dir):
+    for address in ("s3://other/README", "https://x.org/README?X-Amz-Signature=1"):
+        with pytest.raises(InvalidQueryError, match="not an address in the") as caught:
+            fetch_laion_fmri_ids(address)
+        assert "Signature" not in f"{caught.value}"
+
+
+@pytest.mark.parametrize("number", [1.0, np.float32(1), np.int16(1), [1.0]])
+def test_whole_numbers_may_be_floats_as_matlab_and_r_send_them(cached, number):
+    data = fetch_laion_fmri(
+        number,
+        "FFA1",
+        number,
+        max_images=1.0,
+        n_connections=8.0,
+        verbose=0.0,
+        mode="offline",
+    )
+    assert [meta["session"] for meta in data.images_meta] == ["ses-01"]
+    assert get_rois(number) == get_rois("sub-01")
+    assert load_betas(data, 1.0, verbose=0.0).data.shape[0] > 0
+    with pytest.raises(InvalidQueryError, match=r"sessions holds 1\.5"):
+        fetch(sessions=1.5, mode="offline")
+
+
 def test_ids_that_are_none(server, data_dir):
     roi = "derivatives/rois/sub-01/face/sub-01_space-T1w_res-1pt8_label-FA1_mask.nii.gz"
     with pytest.raises(InvalidQueryError, match="label-FFA1_mask"):
@@ -776,7 +820,8 @@ def test_a_subject_filter_on_lists_that_nothing_passes(cached, field, value):
         ({"sessions": ["all", 31]}, "sessions holds 'all' beside other names"),
         ({"subjects": ["All", "sub-99"]}, "subjects holds 'all' beside other names"),
         ({"data_dir": "~no-such-user/data"}, "no user 'no-such-user'"),
-        ({"data_dir": "a\0b"}, "null character"),
+        ({"data_dir": "a\0b"}, "control characters"),
+        ({"data_dir": ""}, "data_dir is empty"),
         ({"sessions": "one"}, "session ses-one; there are ses-01"),
         ({"sessions": "ses 1"}, "sessions holds 'ses 1'"),
         ({"mode": "ofline"}, "did you mean 'offline'"),

@@ -72,16 +72,20 @@ def test_no_terminal_never_prompts(tmp_path):
 
 
 @pytest.mark.parametrize("value", ["", "yes", "I DISAGREE", "1"])
-def test_variable_must_be_exact(tmp_path, monkeypatch, value):
+def test_another_value_of_the_variable_is_refused_and_shown(
+    tmp_path, monkeypatch, value
+):
     monkeypatch.setenv("LAION_FMRI_LICENSE", value)
     with pytest.raises(LicenseNotAcceptedError) as error:
         accept_license(tmp_path)
     assert isinstance(error.value, PermissionError)
+    assert not value or f"which is {value!r}" in f"{error.value}"
     assert list(tmp_path.iterdir()) == []
 
 
-def test_variable_accepts_for_good(tmp_path, monkeypatch):
-    monkeypatch.setenv("LAION_FMRI_LICENSE", "I AGREE")
+@pytest.mark.parametrize("value", ["I AGREE", '"I AGREE"', "'I AGREE'", " i agree\r"])
+def test_variable_accepts_for_good(tmp_path, monkeypatch, value):
+    monkeypatch.setenv("LAION_FMRI_LICENSE", value)
     accept_license(tmp_path)
     monkeypatch.delenv("LAION_FMRI_LICENSE")
     accept_license(tmp_path)

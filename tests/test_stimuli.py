@@ -327,12 +327,7 @@ def test_a_dry_run_where_the_bucket_does_not_list_the_archive(
     access.answers[MANIFEST] = (
         200,
         {},
-        {
-            "dataset": "LAION-fMRI",
-            "current_terms_version": "2026-05-12",
-            "versions": ["v1"],
-            "files": [file],
-        },
+        {"current_terms_version": "2026-05-12", "files": [file]},
     )
     assert fetch(dry_run=True).plan_size == 3_200_000_000
     access.answers[MANIFEST] = (500, {}, b"")

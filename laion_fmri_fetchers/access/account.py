@@ -22,12 +22,13 @@ from .identity import (
     Identity,
     cached_identity,
     forget_identity,
+    is_sendable,
     joined,
     masked,
     pending_text,
     save_identity,
 )
-from .service import PREFIX, server_url
+from .service import server_url
 
 
 @documented
@@ -43,7 +44,7 @@ def login(
     Parameters
     ----------
     request_id : str, optional
-        The id, which begins with ``lfm_``; None: prompt for it, unseen.
+        The id; None: prompt for it, unseen.
     %(data_dir)s
     timeout : float, default=30.0
         Seconds without an answer.
@@ -53,7 +54,7 @@ def login(
     Raises
     ------
     InvalidQueryError
-        If it is not a ``request_id``.
+        If it is empty or has control characters.
     AccessPendingError, TermsOutdatedError
         If it is not approved yet, or the terms changed; it is kept all the same.
     AccessNotFoundError, AccessRevokedError, AccessServiceError
@@ -76,8 +77,10 @@ def login(
             )
         request_id = getpass.getpass("request_id (not shown): ")
     given, request_id = Identity(str(request_id).strip(), server_url(), "pending"), ""
-    if not given.request_id.startswith(PREFIX) or " " in given.request_id:
-        raise InvalidQueryError(f"Not a valid request_id (they begin with {PREFIX}).")
+    if not is_sendable(given.request_id):
+        raise InvalidQueryError(
+            "request_id is empty or has control characters; paste the whole id."
+        )
     outdated: TermsOutdatedError | None = None
     try:
         fetch_links(given, timeout)

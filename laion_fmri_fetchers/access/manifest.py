@@ -34,9 +34,7 @@ class GatedFile(NamedTuple):
 class Manifest(NamedTuple):
     """The access service's public account of its files, by ``id``."""
 
-    dataset: str
     terms_version: str
-    versions: tuple[str, ...]
     files: dict[str, GatedFile]
 
 
@@ -87,21 +85,14 @@ def fetch_manifest(timeout: float = 30.0, *, tries: int = TRIES) -> Manifest:
     """
     server = server_url()
     content = _manifest_content(server, timeout, tries)
-    versions, files = content.get("versions"), content.get("files")
-    if not isinstance(versions, list) or not all(isinstance(v, str) for v in versions):
-        _raise_bad_manifest(server, "versions")
+    files = content.get("files")
     if not isinstance(files, list):
         _raise_bad_manifest(server, "files")
     entries = [_manifest_entry(entry, i, server) for i, entry in enumerate(files)]
     by_id = dict(entries)
     if len(by_id) < len(entries) or not by_id.keys() >= GATED:
         _raise_bad_manifest(server, "files")
-    return Manifest(
-        _text(content, "dataset", server),
-        _text(content, "current_terms_version", server),
-        tuple(map(str, versions)),
-        by_id,
-    )
+    return Manifest(_text(content, "current_terms_version", server), by_id)
 
 
 def saved_manifest(data_dir: str) -> dict[str, GatedFile]:

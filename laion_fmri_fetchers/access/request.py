@@ -21,7 +21,7 @@ from laion_fmri_fetchers.exceptions import (
     AccessServiceError,
     TermsOutdatedError,
 )
-from laion_fmri_fetchers.messages import AGREEMENT, can_ask, tell, warn
+from laion_fmri_fetchers.messages import AGREEMENT, ask_agreement, can_ask, tell, warn
 from laion_fmri_fetchers.query.shared_docs import documented
 from laion_fmri_fetchers.storage.data_dir import get_data_dir
 
@@ -30,11 +30,13 @@ from .identity import (
     ID_VARIABLE,
     Identity,
     cached_identity,
+    id_of_environment,
+    is_sendable,
     pending_text,
     save_identity,
 )
 from .manifest import current_terms_version
-from .service import PREFIX, ask_service, raise_for_status, server_url
+from .service import ADVICE, ask_service, raise_for_status, server_url
 
 _QUESTIONS = {
     "name": "Full name",
@@ -101,8 +103,8 @@ def request_stimulus_access(
         If a field or a consent is missing where nobody can be asked, or is refused;
         ``fields`` names each.
     AccessPendingError
-        If the request waits for approval; the ``request_id`` is kept, and the next
-        call that needs the images goes through once it is approved.
+        If the service does not grant access at once; the ``request_id`` is kept, and
+        the next call that needs the images asks again.
     TermsOutdatedError
         If another version than ``accept_terms_version`` is in force.
     AccessRateLimitedError
@@ -160,7 +162,7 @@ def request_stimulus_access(
         _confirm(server, version)
     identity = _send_form(server, form, version, timeout)
     file = save_identity(identity, folder)
-    if os.environ.get(ID_VARIABLE, "").strip():
+    if id_of_environment():
         warn(
             f"{ID_VARIABLE} is set and takes precedence over the new request_id in "
             f"{file}; unset it."
@@ -271,14 +273,10 @@ def _confirm(server: str, version: str) -> None:
         "- to acknowledge the privacy notice, at\n"
         f"  {server}/privacy"
     )
-    try:
-        answer = input(
-            f"Type {AGREEMENT} to accept version {version} of the agreement and to "
-            "acknowledge the privacy notice: "
-        )
-    except EOFError:
-        answer = ""
-    if answer.strip().strip("'\"").upper() not in (AGREEMENT, "YES"):
+    if not ask_agreement(
+        f"Type {AGREEMENT} to accept version {version} of the agreement and to "
+        "acknowledge the privacy notice, or nothing to decline: "
+    ):
         raise AccessFormError(
             f"Version {version} of the Data Use Agreement and the privacy notice were "
             "declined; nothing was sent.",
@@ -307,11 +305,10 @@ def _send_form(
     answer = ask_service(server, "/api/v1/access/request", what, body, timeout=timeout)
     raise_for_status(answer, server, what)
     request_id = answer.content.get("request_id")
-    if not isinstance(request_id, str) or not request_id.startswith(PREFIX):
+    if not isinstance(request_id, str) or not is_sendable(request_id):
         request_id = None
         raise AccessServiceError(
-            f"{server} took the access request but returned no request_id. Look for it "
-            "in your email and keep it with 'laion-fmri-fetchers login'."
+            f"{server} took the access request but returned no request_id. {ADVICE}"
         )
     status = "pending" if is_pending(answer) else "approved"
     return Identity(request_id, server, status, form["email"])

@@ -107,7 +107,7 @@ class LaionDataset:
                 f"transform is {transform!r}; it must be a function of an item"
             )
         trials = betas["trials"]
-        labels = labels_of(trials)
+        labels = labels_of(trials, "betas.trials")
         self._betas = betas["data"]
         self._pictures = self._embeddings = None
         self._picture_rows: list[int] = []

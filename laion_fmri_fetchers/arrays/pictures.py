@@ -76,7 +76,7 @@ def load_stimuli(
     """
     shape = None if size is None else image_shape(size)
     if batch_size is not None:
-        check_positive(batch_size, "batch_size", whole=True)
+        batch_size = check_positive(batch_size, "batch_size", whole=True)
     _check_stimuli(stimuli)
     if not stimuli.archive or not os.path.exists(stimuli.archive):
         raise NotCachedError(
@@ -109,9 +109,8 @@ def image_shape(size: Any) -> tuple[int, int]:
     both = (size, size) if not isinstance(size, (tuple, list)) else tuple(size)
     if len(both) != 2:
         raise InvalidQueryError(f"size is {size!r}; give pixels, or (height, width)")
-    for one in both:
-        check_positive(one, "size", whole=True)
-    return int(both[0]), int(both[1])
+    height, width = (check_positive(pixels, "size", whole=True) for pixels in both)
+    return height, width
 
 
 def _batches(

@@ -16,7 +16,7 @@ from laion_fmri_fetchers.query.arguments import check_positive
 _MOST_NAMED = 3
 
 
-def labels_of(trials: Any) -> np.ndarray:
+def labels_of(trials: Any, name: str = "trials") -> np.ndarray:
     """Return the label of each trial.
 
     Parameters
@@ -39,19 +39,19 @@ def labels_of(trials: Any) -> np.ndarray:
         column = next((c for c in ("label", "image_name") if c in labels), None)
         if column is None:
             raise InvalidQueryError(
-                "trials is a DataFrame without a column 'label'; give those of "
+                f"{name} is a DataFrame without a column 'label'; give those of "
                 "fetch_laion_fmri or load_betas"
             )
         labels = labels[column]
     if isinstance(labels, (str, bytes, dict)) or not isinstance(labels, Iterable):
         raise InvalidQueryError(
-            f"trials is a {type(labels).__name__}; give the trials of fetch_laion_fmri "
+            f"{name} is a {type(labels).__name__}; give the trials of fetch_laion_fmri "
             "or load_betas, or labels of images"
         )
     names = np.fromiter(labels, dtype=object)
-    for name in names:
-        if not isinstance(name, str):
-            raise InvalidQueryError(f"trials has the label {name!r}; labels are str")
+    for label in names:
+        if not isinstance(label, str):
+            raise InvalidQueryError(f"{name} has the label {label!r}; labels are str")
     return names
 
 
@@ -85,10 +85,10 @@ def rows_with(labels: Any, trials: pd.DataFrame, name: str = "data") -> np.ndarr
     """
     if isinstance(labels, str):
         labels = [labels]
-    chosen = list(dict.fromkeys(labels_of(labels)))
+    chosen = list(dict.fromkeys(labels_of(labels, "labels")))
     if not chosen:
         raise InvalidQueryError("labels is empty; name at least one image")
-    of_trials = labels_of(trials)
+    of_trials = labels_of(trials, f"the table of trials in {name}")
     positions_of(chosen, of_trials, f"trials of {name}")
     place = pd.Index(chosen, dtype=object).get_indexer(of_trials)
     order = np.argsort(place, kind="stable")

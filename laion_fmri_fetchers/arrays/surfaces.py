@@ -20,7 +20,7 @@ from sklearn.utils import Bunch
 from laion_fmri_fetchers.exceptions import InvalidQueryError, did_you_mean
 from laion_fmri_fetchers.layout.keys import is_nifti_name, subject_of_name
 from laion_fmri_fetchers.layout.trees import HEMISPHERES
-from laion_fmri_fetchers.query.arguments import check_mode, check_verbose
+from laion_fmri_fetchers.query.arguments import check_mode, check_verbose, user_path
 
 from .geometry import moved
 from .templates import TEMPLATES, load_template
@@ -174,7 +174,7 @@ def _check_arguments(surfaces: object, target: object, interpolation: object) ->
 def _open(img: Any, subject: str) -> _Volumes:
     """Return the volumes of an image, in memory or on disk."""
     is_path = isinstance(img, (str, os.PathLike))
-    file = os.fspath(img) if is_path else _file_of(img)
+    file = user_path(img, "img") if is_path else _file_of(img)
     of_subject = subject_of_name(os.path.basename(file)) if file else None
     if of_subject not in (None, subject):
         raise InvalidQueryError(

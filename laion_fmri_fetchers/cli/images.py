@@ -8,6 +8,7 @@ from typing import Any
 import laion_fmri_fetchers as package
 from laion_fmri_fetchers.exceptions import InvalidQueryError
 from laion_fmri_fetchers.messages import tell
+from laion_fmri_fetchers.query.arguments import user_path
 from laion_fmri_fetchers.query.terms import parse_terms
 
 from .options import (
@@ -72,12 +73,13 @@ def _report_options(command: Parser) -> None:
 
 def _report(options: Options) -> None:
     """Write an HTML report of files on disk."""
-    folder = os.path.dirname(os.path.abspath(options.output))
+    output = user_path(options.output, "--output")
+    folder = os.path.dirname(os.path.abspath(output))
     if not os.path.isdir(folder):
         raise InvalidQueryError(f"There is no folder {folder} to write the report to.")
     data = _selected(options, mode="offline", data_dir=options.data_dir)
-    package.make_report(data, options.title).save_as_html(options.output)
-    print(options.output)
+    package.make_report(data, options.title).save_as_html(output)
+    print(output)
 
 
 def _voxel_options(command: Parser) -> None:
@@ -120,6 +122,7 @@ def _betas(options: Options) -> None:
         raise InvalidQueryError("--output is for the betas of one subject")
     how = transfer_arguments(options)
     del how["allow_missing"]
+    output = None if options.output is None else user_path(options.output, "--output")
     by_subject = package.fetch_laion_betas(
         options.subjects,
         options.rois,
@@ -139,9 +142,9 @@ def _betas(options: Options) -> None:
     for subject, betas in by_subject.items():
         n_trials, n_voxels = betas.data.shape
         print(f"{subject}: {n_trials} trials x {n_voxels} voxels")
-        if options.output:
-            betas.save(options.output)
-    where = options.output or "the voxel store, for fetch_laion_betas"
+        if output:
+            betas.save(output)
+    where = output or "the voxel store, for fetch_laion_betas"
     tell(f"The betas are in {where}", verbosity_of(options))
 
 

@@ -29,7 +29,7 @@ from laion_fmri_fetchers.query.selection import subject_names
 from laion_fmri_fetchers.storage.catalog import Catalog, Wanted, look
 from laion_fmri_fetchers.storage.data_dir import get_data_dir
 from laion_fmri_fetchers.storage.files import local_path
-from laion_fmri_fetchers.transfer.bucket import Object, bucket_url
+from laion_fmri_fetchers.transfer.bucket import Object, bucket_url, key_of
 
 _DESCRIBED = (GLM, ROIS, ANATOMICAL)
 
@@ -204,7 +204,7 @@ def inspect_bucket(
     Parameters
     ----------
     prefix : str, default=""
-        A folder, such as ``"derivatives/rois/sub-01/"``.
+        A folder, such as ``"derivatives/rois/sub-01/"``, or its address.
     data_dir : str or path, optional
         The data directory, where listings are kept; see `get_data_dir`.
     timeout : float, default=30.0
@@ -223,6 +223,7 @@ def inspect_bucket(
 
         >>> inspect_bucket("derivatives/")  # doctest: +SKIP
     """
+    prefix = key_of(prefix)
     prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
     found = _look([(prefix, "/")], get_data_dir(data_dir), timeout)
     folders = sorted(f for f in found.folders if f.startswith(prefix))

@@ -274,10 +274,11 @@ def fetch_laion_fmri_ids(
     Parameters
     ----------
     image_ids : str or iterable of str, default=()
-        The ``id`` of records, or keys of the bucket; one that ends with ``/`` stands
-        for every file below it, such as ``"derivatives/retinotopy/sub-01/"``, except
-        files that are held out or gated. Betas bring their trial tables and, for each
-        subject, brain mask and noise ceilings; other files are fetched alone.
+        The ``id`` of records, or keys or addresses of the bucket
+        (``s3://laion-fmri/…``); one that ends with ``/`` stands for every file below
+        it, such as ``"derivatives/retinotopy/sub-01/"``, except files that are held out
+        or gated. Betas bring their trial tables and, for each subject, brain mask and
+        noise ceilings; other files are fetched alone.
     %(mode)s
     %(data_dir)s
     dry_run : bool, default=False

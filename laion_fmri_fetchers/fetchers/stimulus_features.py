@@ -455,7 +455,8 @@ def _warn_of_unsegmented(wanted: list[str], table: pd.DataFrame) -> None:
         if one not in known and stimulus_fields(one)["unique_or_shared"] != "unique"
     ]
     if lacking:
-        warn(f"The table has no masks of {listed([repr(one) for one in lacking])}.")
+        names = listed([repr(one) for one in lacking])
+        warn(f"The table of segmentations has no masks of {names}.")
 
 
 def _count_nouns(chosen: pd.DataFrame, own: list[str]) -> tuple[np.ndarray, np.ndarray]:

@@ -37,8 +37,8 @@ def images_labelled(labels: Any = None) -> list[str] | None:
         column = next((c for c in ("label", "image_name") if c in given), None)
         if column is None and given.index.name != "image_name":
             raise InvalidQueryError(
-                "The DataFrame has neither a column 'label', as trials have, nor one "
-                "'image_name'."
+                "labels is a DataFrame with neither a column 'label', as trials have, "
+                "nor one 'image_name'."
             )
         given = given.index if column is None else given[column]
     if isinstance(given, bytes) or not isinstance(given, Iterable):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import functools
 import inspect
 import os
+import re
 from collections.abc import Callable, Hashable, Iterable
 from importlib import import_module
 from typing import Any, TypeVar
 
 from laion_fmri_fetchers.exceptions import InvalidQueryError, did_you_mean
 from laion_fmri_fetchers.layout.labels import TRIAL_FIELDS
+from laion_fmri_fetchers.layout.names import as_integer
 from laion_fmri_fetchers.messages import listed, warn
 
 from .filters import ResultFilter, admits, fields, has_functions
@@ -19,6 +21,7 @@ MODES = ("download_new", "overwrite", "offline")
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 _YES = frozenset({"1", "true", "yes", "on"})
+_NO = frozenset({"", "0", "false", "no", "off"})
 _MOST_VALUES = 20
 
 _LONGEST_TIMEOUT = 1e6
@@ -31,7 +34,7 @@ def check_mode(mode: object) -> str:
     Raises
     ------
     InvalidQueryError
-        If it is not a mode.
+        If it is not a mode, or the environment's setting is neither yes nor no.
 
     Examples
     --------
@@ -39,11 +42,61 @@ def check_mode(mode: object) -> str:
     ('offline', 'download_new')
     """
     if mode is None:
-        asked = os.environ.get("LAION_FMRI_OFFLINE", "").strip().lower()
+        given = os.environ.get("LAION_FMRI_OFFLINE", "")
+        asked = given.strip().strip("'\"").lower()
+        if asked not in (*_YES, *_NO):
+            raise InvalidQueryError(
+                f"LAION_FMRI_OFFLINE is {given!r}; set it to 1 to open no socket, or 0"
+            )
         return "offline" if asked in _YES else "download_new"
     if not isinstance(mode, str) or mode.lower() not in MODES:
         raise InvalidQueryError(f"mode is {mode!r}; {did_you_mean(mode, MODES)}")
     return mode.lower()
+
+
+def user_path(given: Any, name: str) -> str:
+    """Return a path that a user gave, with ``~`` and ``$VAR`` replaced.
+
+    Parameters
+    ----------
+    given : str or path
+        The path.
+    name : str
+        The argument, variable or option by which it was given.
+
+    Raises
+    ------
+    InvalidQueryError
+        If it is empty or no path, names a variable that is not set, or has quotation
+        marks around it or control characters, as settings copied from files have.
+
+    Examples
+    --------
+    >>> os.environ["SCRATCH"] = "/scratch/ada"
+    >>> user_path("$SCRATCH/laion_fmri", "data_dir")
+    '/scratch/ada/laion_fmri'
+    """
+    path = os.fspath(given) if isinstance(given, (str, os.PathLike)) else None
+    if not isinstance(path, str):
+        raise InvalidQueryError(f"{name} is {given!r}; it must be a path")
+    if not path:
+        raise InvalidQueryError(f"{name} is empty; it must be a path")
+    if re.search(r"^['\"]|[\x00-\x1f\x7f]", path):
+        raise InvalidQueryError(
+            f"{name} is {path!r}; remove the quotation marks around it, and control "
+            "characters such as line ends"
+        )
+    for variable in re.findall(r"\$\{?(\w+)", path):
+        if not os.environ.get(variable):
+            raise InvalidQueryError(
+                f"{name} is {path!r}, but the variable {variable} is not set"
+            )
+    expanded = os.path.expanduser(os.path.expandvars(path))
+    if expanded.startswith("~"):
+        user = expanded[1:].partition("/")[0]
+        why = f"there is no user {user!r}" if user else "there is no home directory"
+        raise InvalidQueryError(f"{name} is {path!r}, but {why}; write the folder out")
+    return expanded
 
 
 def refuse_offline(mode: str, error: Exception) -> None:
@@ -57,15 +110,14 @@ def refuse_offline(mode: str, error: Exception) -> None:
         raise error
 
 
-def check_positive(value: Any, name: str, whole: bool = False) -> None:
-    """Raise InvalidQueryError for a value that is not a positive number."""
-    kind = int if whole else (int, float)
-    number = hasattr(value, "__index__") or (not whole and hasattr(value, "__float__"))
-    if isinstance(value, (bool, str)) or not number or not value > 0:
+def check_positive(value: Any, name: str, whole: bool = False) -> Any:
+    """Return a positive number, as an int if ``whole``; else InvalidQueryError."""
+    number = as_integer(value) if whole else value
+    if isinstance(value, bool) or not hasattr(number, "__float__") or not number > 0:
         raise InvalidQueryError(
-            f"{name} is {value!r}; it must be a positive "
-            f"{'whole ' if kind is int else ''}number"
+            f"{name} is {value!r}; it must be a positive {'whole ' * whole}number"
         )
+    return number
 
 
 def check_timeout(timeout: Any) -> float:
@@ -87,9 +139,10 @@ def check_timeout(timeout: Any) -> float:
 
 def check_verbose(verbose: Any) -> int:
     """Return a level as int; InvalidQueryError if it is not a whole number."""
-    if not hasattr(verbose, "__index__"):
+    level = int(verbose) if isinstance(verbose, bool) else as_integer(verbose)
+    if level is None:
         raise InvalidQueryError(f"verbose is {verbose!r}; it must be 0, 1, 2 or 3")
-    return int(verbose)
+    return level
 
 
 def only_its_arguments(function: Function) -> Function:
@@ -192,11 +245,12 @@ def as_limit(max_images: Any) -> int | None:
     """
     if max_images is None:
         return None
-    if isinstance(max_images, bool) or not hasattr(max_images, "__index__"):
+    number = as_integer(max_images)
+    if number is None:
         raise InvalidQueryError(
             f"max_images is {max_images!r}; give a whole number, or None for all"
         )
-    return None if max_images < 0 else int(max_images)
+    return None if number < 0 else number
 
 
 def warn_of_nothing(name: str, given: ResultFilter, among: Any) -> None:

@@ -378,7 +378,9 @@ def plot_noise_ceiling(
     names = {name for maps in data.noise_ceilings.values() for name in maps}
     if noise_ceiling is not None and noise_ceiling not in names:
         hint = did_you_mean(noise_ceiling, names)
-        raise InvalidQueryError(f"There is no noise ceiling {noise_ceiling!r}; {hint}")
+        raise InvalidQueryError(
+            f"data holds no noise ceiling {noise_ceiling!r}; {hint}"
+        )
     name = noise_ceiling or default_ceiling(data)
     table = rois(data, name)
     return draw_noise_ceiling(table[table["subject"].isin(chosen)], name, axes)

@@ -31,7 +31,7 @@ from laion_fmri_fetchers.query.split_files import (
 
 from .files import write_atomically
 from .settings import Settings
-from .split_sources import WAYS, Source, shown, sources, splits_url
+from .split_sources import WAYS, Source, sources, splits_url
 from .state import state_path
 
 _MOST_SAVED = 5 * MOST_BYTES
@@ -188,7 +188,7 @@ def _refuse_offline(lacking: list[str], pool: Pool, settings: Settings) -> None:
     """Raise offline for families that no source on this machine has."""
     error = NotCachedError(
         f"{_words(lacking, pool, settings)}. Read them once online, with "
-        f"mode='download_new', from {shown(splits_url())}; or {WAYS}."
+        f"mode='download_new', from {splits_url()}; or {WAYS}."
     )
     refuse_offline(settings.mode, error)
 

@@ -63,9 +63,18 @@ def auth_file(data_dir: str) -> Path:
     return state_path(data_dir, "auth.json")
 
 
-def official_auth_file() -> Path:
+def official_auth_file() -> Path | None:
     """Return the file in which the dataset's own package keeps its ``request_id``."""
-    return Path.home() / ".cache" / "laion-fmri" / "auth.json"
+    return home_path(".cache", "laion-fmri", "auth.json")
+
+
+def home_path(*parts: str) -> Path | None:
+    """Return a path in the user's home directory; None where there is none.
+
+    A container that runs as ``docker run --user 12345`` has none.
+    """
+    home = os.path.expanduser("~")
+    return None if home == "~" else Path(home, *parts)
 
 
 def partial_dir(data_dir: str) -> Path:

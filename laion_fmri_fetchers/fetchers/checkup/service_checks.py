@@ -13,7 +13,6 @@ from laion_fmri_fetchers.layout.splits import file_of
 from laion_fmri_fetchers.layout.trees import ARCHIVE
 from laion_fmri_fetchers.messages import listed
 from laion_fmri_fetchers.query.split_files import MOST_BYTES, as_split, parsed
-from laion_fmri_fetchers.storage.data_dir import get_data_dir
 from laion_fmri_fetchers.storage.split_sources import local_sources, splits_url
 
 from .client import NoAnswerError
@@ -35,9 +34,6 @@ def access_manifest(context: Context) -> Iterator[Point]:
     version = manifest.get("current_terms_version")
     is_text = isinstance(version, str) and bool(version)
     yield judged(is_text, "terms version", f"{version!r}")
-    versions, dataset = manifest.get("versions"), manifest.get("dataset")
-    found = f"dataset {dataset!r}, versions {versions!r}"
-    yield judged(bool(dataset) and isinstance(versions, list), "manifest", found)
     files, good = _files(manifest)
     names = [str(file["name"]) for file in good]
     yield judged(
@@ -90,7 +86,7 @@ def access_pages(context: Context) -> Iterator[Point]:
 
 def request_id(context: Context) -> Iterator[Point]:
     """Report whether a request_id is kept; it is neither sent nor shown."""
-    status = access_status(get_data_dir(context.data_dir))
+    status = access_status(context.data_dir)
     if status["status"]:
         yield ok("request_id", f"kept, {status['status']}; from {status['source']}")
     else:
