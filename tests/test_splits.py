@@ -80,13 +80,13 @@ def split_file(name, train, test, **changes):
     return json.dumps({k: v for k, v in content.items() if v is not ...}).encode()
 
 
-def folds_of(images, sizes, prefix):
+def folds_of(images, sizes, prefix, **changes):
     """Files of a family whose test images are parts of a pool."""
     files, start = {}, 0
     for i, size in enumerate(sizes):
         test = images[start : start + size]
         train = [image for image in images if image not in set(test)]
-        files[f"{prefix}_{i}"] = split_file(f"{prefix}_{i}", train, test)
+        files[f"{prefix}_{i}"] = split_file(f"{prefix}_{i}", train, test, **changes)
         start += size
     assert start == len(images)
     return files
@@ -171,7 +171,7 @@ def test_published_splits_are_what_plain_json_reads(
     pool, published, real, monkeypatch, no_network
 ):
     monkeypatch.setenv("LAION_FMRI_SPLITS", str(PUBLISHED))
-    with pytest.warns(UserWarning, match="before their correction of 2026-09-28"):
+    with pytest.warns(UserWarning, match="generation 'a', five independent draws"):
         data = fetch_laion_splits(pool=pool, verbose=0)
     assert list(data.splits) == NAMES
     assert len(published[pool]) == 12
@@ -181,16 +181,14 @@ def test_published_splits_are_what_plain_json_reads(
         assert (split.name, split.pool) == (name, pool)
     assert data.source["tau"] == f"the archive {PUBLISHED}"
     assert data.source["ood"] == "labels of the stimulus table"
-    assert {data.version[name] for name in RANDOM} == {
-        "independent draws, as before 2026-09-28"
-    }
-    assert data.version["tau"] is None
+    assert {data.generation[name] for name in RANDOM} == {"a"}
+    assert data.generation["tau"] is None
     assert [len(split.test) for split in data.cluster_k5] == [
         len(published[pool][name][1]) for name in CLUSTER
     ]
     assert kept(real) == [f"{pool}/{n}.json" for n in ("cluster_k5", "random", "tau")]
     monkeypatch.delenv("LAION_FMRI_SPLITS")
-    with pytest.warns(UserWarning, match="before their correction"):
+    with pytest.warns(UserWarning, match="five independent draws"):
         again = fetch_laion_splits(pool=pool, verbose=0)
     assert again == data
 
@@ -205,7 +203,6 @@ def test_params_are_those_of_the_file(real, monkeypatch):
         *("cropped", "gabor", "gaudy", "illusion-classic", "illusion-natural"),
         *("relations", "selfmade", "shape", "unusual"),
     ]
-    assert data.cluster_k5 is None
 
 
 @needs_published
@@ -222,7 +219,11 @@ def test_five_folds_have_the_sizes_of_the_corrected_ones(
     pool, sizes, are_right, published, real, tmp_path, monkeypatch
 ):
     images = sorted(chain(*published[pool]["tau"]))
-    write_files(tmp_path / "mine", pool, folds_of(images, sizes, "random"))
+    params = {"method": "shuffled_5fold_cv"}
+    if pool != "shared":
+        params["revision"] = 2
+    files = folds_of(images, sizes, "random", params=params)
+    write_files(tmp_path / "mine", pool, files)
     monkeypatch.setenv("LAION_FMRI_SPLITS", str(tmp_path / "mine"))
     if not are_right:
         with pytest.raises(CorruptImageError, match=r"random_0.json: it tests on"):
@@ -233,7 +234,7 @@ def test_five_folds_have_the_sizes_of_the_corrected_ones(
         warnings.simplefilter("error")
         data = fetch_laion_splits("random", pool, verbose=0)
     assert [len(fold.test) for fold in data.random] == sizes
-    assert data.version["random_0"] == "five folds, as since 2026-09-28"
+    assert data.generation["random_0"] == ("b" if pool == "shared" else "c")
 
 
 @needs_published
@@ -365,7 +366,7 @@ def test_a_bunch_finds_splits_by_name(web):
     assert list(data.random) == [data[name] for name in RANDOM]
     assert data["cluster_k5"][2] is data["cluster_k5_2"]
     assert set(data) == {
-        *("splits", "random", "cluster_k5", "pool", "source", "version"),
+        *("splits", "random", "cluster_k5", "pool", "source", "generation"),
         "description",
     }
     assert "five folds" in data.description
@@ -378,7 +379,7 @@ def test_a_bunch_finds_splits_by_name(web):
 def test_names_may_be_families_and_come_in_order(web):
     data = fetch_laion_splits(["tau", "cluster_k5", "cluster_k5_0"], verbose=0)
     assert list(data.splits) == ["tau", *CLUSTER]
-    assert data.random is None
+    assert "random" not in data
     assert len(data.cluster_k5) == 5
     assert list(fetch_laion_splits(pool="pooled", verbose=0).splits) == [
         *CLUSTER,
@@ -460,10 +461,10 @@ def test_metadata_of_stimuli_are_masked_by_their_index(web, tau, labels):
 
 def test_null_labels_belong_to_neither():
     split = StimulusSplit(["a"], ["b"])
-    train, test = split.masks(["a", None, float("nan"), "b"])
+    with pytest.warns(UserWarning, match="2 of 4 rows .* 2 of other labels"):
+        train, test = split.masks(["a", None, float("nan"), "b"])
     assert train.tolist() == [True, False, False, False]
     assert test.tolist() == [False, False, False, True]
-    assert [len(mask) for mask in split.masks([])] == [0, 0]
 
 
 def test_a_bunch_stands_for_its_trials():
@@ -685,7 +686,7 @@ def test_files_are_read_over_http_once(web, no_network_later):
         f"shared/{name}.json" for name in NAMES if name != "ood"
     )
     assert first.source["tau"] == web.url
-    assert first.version["random_2"] == "five folds, as since 2026-09-28"
+    assert first.generation["random_2"] == "b"
     file = json.loads(web.files["shared/tau.json"])
     assert first["tau"].test == file["variants"][0]["test_ids"]
     web.requests.clear()
@@ -765,12 +766,12 @@ def test_overwrite_reads_again(web):
         assert split.test == variant["train_ids"]
 
 
-def test_the_source_and_version_are_told(web, capsys):
+def test_the_source_and_generation_are_told(web, capsys):
     fetch_laion_splits(["tau", "random", "ood"])
     told = capsys.readouterr().err.splitlines()[-1]
     assert told == (
-        f"7 splits of pool 'shared', 7 images; tau, random (five folds, as since "
-        f"2026-09-28): {web.url}; ood: labels of the stimulus table"
+        f"7 splits of pool 'shared', 7 images; tau, random (generation 'b'): "
+        f"{web.url}; ood: labels of the stimulus table"
     )
     fetch_laion_splits("tau", verbose=0)
     assert capsys.readouterr().err == ""
@@ -1184,18 +1185,115 @@ def test_clusters_must_be_a_partition(web, data_dir):
     assert kept(data_dir) == []
 
 
-def test_random_splits_before_their_correction_warn(web, pool):
-    for i in range(5):
-        test = pool[:1] if i < 2 else pool[i : i + 1]
-        train = [image for image in pool if image not in test]
-        web.files[f"shared/random_{i}.json"] = split_file(f"random_{i}", train, test)
-    for mode in ("download_new", "offline"):
-        with pytest.warns(UserWarning, match="independent draws, not five folds"):
-            data = fetch_laion_splits("random_4", mode=mode, verbose=0)
-        assert data.version == {"random_4": "independent draws, as before 2026-09-28"}
+def draws_of(images):
+    """Files of five random draws that are no folds."""
+    return {
+        f"random_{i}": split_file(
+            f"random_{i}",
+            [image for image in images if image != images[max(i, 1)]],
+            [images[max(i, 1)]],
+            params={"method": "uniform_random", "seed": i},
+        )
+        for i in range(5)
+    }
+
+
+def folds_of_generation(images, revision=None):
+    """Files of five folds, with the parameters that the published ones have."""
+    params = {"method": "shuffled_5fold_cv", "k": 5, "seed": 42}
+    if revision:
+        params["revision"] = revision
+    sizes = [len(images) // 5 + (i < len(images) % 5) for i in range(5)]
+    return folds_of(images, sizes, "random", params=params)
+
+
+def put(web, pool, files):
+    web.files.update({f"{pool}/{name}.json": file for name, file in files.items()})
+
+
+@pytest.mark.parametrize(
+    ("pool_name", "make", "generation", "words"),
+    [
+        ("shared", draws_of, "a", "no folds: some images are tested on several times"),
+        ("sub-01", draws_of, "a", "no folds: some images are tested on several times"),
+        ("shared", folds_of_generation, "b", None),
+        ("sub-01", folds_of_generation, "b", "known duplicates leak"),
+        ("sub-01", lambda images: folds_of_generation(images, 2), "c", None),
+        (
+            "sub-01",
+            lambda images: folds_of_generation(images, 3),
+            "revision 3",
+            "does not know; update it",
+        ),
+    ],
+)
+def test_generations_of_random_splits_are_told_and_former_ones_warn(
+    pool_name, make, generation, words, web, labels, pool
+):
+    own = [n for n in labels if n.endswith("_p01.jpg")] if pool_name != "shared" else []
+    put(web, pool_name, make(sorted(pool + own)))
+    for mode in ("download_new", "overwrite", "offline"):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            data = fetch_laion_splits("random", pool_name, mode=mode, verbose=0)
+        texts = [str(warning.message) for warning in caught]
+        assert len(texts) == (words is not None)
+        if words:
+            assert words in texts[0]
+            assert f"pool {pool_name!r} from {web.url}" in texts[0]
+        assert set(data.generation.values()) == {generation}
+        assert data["random_1"].generation == data.random.generation == generation
+    copied = pickle.loads(pickle.dumps(data["random_1"]))
+    assert copied == data["random_1"]
+    assert copied.generation == generation
+
+
+def test_a_warning_of_a_former_generation_says_how_to_get_the_current_one(
+    web, pool, tmp_path, monkeypatch
+):
+    """What is kept stays until it is overwritten from a source that was updated."""
+    write_files(tmp_path / "old", "shared", draws_of(pool))
+    monkeypatch.setenv("LAION_FMRI_SPLITS", str(tmp_path / "old"))
+    advice = "unset LAION_FMRI_SPLITS if it names it; then use mode='overwrite'"
+    with pytest.warns(UserWarning, match=advice):
+        old = fetch_laion_splits("random", verbose=0)
+    monkeypatch.delenv("LAION_FMRI_SPLITS")
+    with pytest.warns(UserWarning, match=f"current ones, 'b'.* {advice}"):
+        assert fetch_laion_splits("random", verbose=0) == old
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        new = fetch_laion_splits("random", mode="overwrite", verbose=0)
+        assert fetch_laion_splits("random", verbose=0) == new
         fetch_laion_splits(["tau", "cluster_k5"], verbose=0)
+    assert new.generation["random_0"] == "b"
+
+
+@pytest.mark.parametrize("revisions", [(None, 2), (2, None)])
+def test_random_splits_of_several_generations_are_refused(
+    revisions, web, labels, pool, data_dir
+):
+    images = sorted(pool + [n for n in labels if n.endswith("_p01.jpg")])
+    first, others = (folds_of_generation(images, revision) for revision in revisions)
+    put(web, "sub-01", {**others, "random_0": first["random_0"]})
+    with pytest.raises(CorruptImageError, match="not of one generation"):
+        fetch_laion_splits("random", "sub-01", verbose=0)
+    assert kept(data_dir) == []
+
+
+def test_folds_that_are_no_partition_are_refused(web, pool, data_dir):
+    """Only files that say that they are draws are taken for those of May 2026."""
+    files = folds_of_generation(pool)
+    test = json.loads(files["random_1"])["variants"][0]["test_ids"]
+    files["random_0"] = split_file(
+        "random_0",
+        [image for image in pool if image not in test],
+        test,
+        params={"method": "shuffled_5fold_cv"},
+    )
+    put(web, "shared", files)
+    with pytest.raises(CorruptImageError, match="tested on twice, or never"):
+        fetch_laion_splits("random", verbose=0)
+    assert kept(data_dir) == []
 
 
 @pytest.mark.parametrize(
@@ -1329,7 +1427,7 @@ def test_the_command_prints_json(web, capsys):
     assert {"name": "tau", "train": split.train, "test": split.test} == {
         key: rows[10][key] for key in ("name", "train", "test")
     }
-    assert rows[0]["version"] == "five folds, as since 2026-09-28"
+    assert rows[0]["generation"] == "b"
 
 
 def test_the_command_names_what_is_wrong(web, capsys):

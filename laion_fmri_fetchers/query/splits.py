@@ -14,7 +14,8 @@ from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 from laion_fmri_fetchers.exceptions import InvalidQueryError
-from laion_fmri_fetchers.messages import listed
+from laion_fmri_fetchers.layout.labels import label_values
+from laion_fmri_fetchers.messages import counted, listed, warn
 
 from .values import IsIn
 
@@ -59,6 +60,11 @@ class Splitter:
         InvalidQueryError
             If groups are missing, are not the labels of the rows, or leave nothing to
             train or to test on.
+
+        Warns
+        -----
+        UserWarning
+            If rows are in neither set; the text says how many, and which images.
         """
         if groups is None:
             raise InvalidQueryError(
@@ -72,17 +78,32 @@ class Splitter:
                 f"X has {n_rows} rows, but groups has {len(labels)} labels; pass the "
                 "label of each row of X"
             )
+        for train, test in self._masks(labels):
+            yield train.nonzero()[0], test.nonzero()[0]
+
+    def _masks(self, labels: list) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Return masks for each split, and say once which rows are left out."""
+        import numpy as np
+
+        masks = []
+        left_out = np.zeros(len(labels), bool)
         for split in self._splits():
-            parts = []
-            for kind, mask in zip(("train", "test"), split.masks(labels), strict=True):
-                rows = mask.nonzero()[0]
-                if not len(rows):
+            sides = tuple(
+                np.fromiter(map(side.__contains__, labels), bool, len(labels))
+                for side in split._sets
+            )
+            for kind, mask in zip(("train", "test"), sides, strict=True):
+                if not mask.any():
                     raise InvalidQueryError(
-                        f"None of the {n_rows} rows shows a {kind} image of {split!r}. "
-                        "Take a split of a pool whose images the trials show."
+                        f"None of the {len(labels)} rows shows a {kind} image of "
+                        f"{split!r}. Take a split of a pool whose images the trials "
+                        "show, or more trials."
                     )
-                parts.append(rows)
-            yield parts[0], parts[1]
+            masks.append(sides)
+            left_out |= ~(sides[0] | sides[1])
+        if left_out.any():
+            warn(_about_left_out(self, np.array(labels, object)[left_out], len(labels)))
+        return masks
 
     def get_metadata_routing(self) -> Any:
         """Return what scikit-learn passes on where its metadata routing is enabled."""
@@ -109,6 +130,8 @@ class StimulusSplit(Splitter):
         The pool of images that was split.
     params : dict, optional
         How it was made.
+    generation : str, optional
+        Which of several versions it is.
 
     Attributes
     ----------
@@ -120,6 +143,8 @@ class StimulusSplit(Splitter):
         ``"shared"``, a subject, or ``"pooled"``.
     params : dict
         How it was made, as published.
+    generation : str or None
+        Of the random splits, ``"a"``, ``"b"`` or ``"c"``, see `fetch_laion_splits`.
 
     Raises
     ------
@@ -155,6 +180,7 @@ class StimulusSplit(Splitter):
         name: str = "split",
         pool: str | None = None,
         params: Mapping[str, Any] | None = None,
+        generation: str | None = None,
     ):
         self._train = _checked(train, "train")
         self._test = _checked(test, "test")
@@ -167,6 +193,7 @@ class StimulusSplit(Splitter):
         self._name = str(name)
         self._pool = pool
         self._params = deepcopy(dict(params or {}))
+        self._generation = generation
 
     # Attributes are read only, as a copy: splits are shared, and kept as sets too.
 
@@ -194,6 +221,11 @@ class StimulusSplit(Splitter):
     def params(self) -> dict[str, Any]:
         """How it was made."""
         return deepcopy(self._params)
+
+    @property
+    def generation(self) -> str | None:
+        """Which of several versions it is."""
+        return self._generation
 
     def is_train(self) -> IsIn:
         """Return the term that the labels of train images fulfil.
@@ -226,24 +258,24 @@ class StimulusSplit(Splitter):
         Raises
         ------
         InvalidQueryError
-            If there are no labels in ``trials``.
-        """
-        import numpy as np
+            If there are no labels in ``trials``, or none shows a train image, or none
+            a test image.
 
+        Warns
+        -----
+        UserWarning
+            If trials are in neither set; the text says how many, and which images.
+        """
         if isinstance(trials, dict) and hasattr(trials.get("trials"), "columns"):
             trials = trials["trials"]
-        labels = _labels_of(trials, "trials")
-        train, test = (
-            np.fromiter(map(side.__contains__, labels), bool, len(labels))
-            for side in self._sets
-        )
-        return train, test
+        (masks,) = self._masks(_labels_of(trials, "trials"))
+        return masks
 
     def _splits(self) -> Sequence[StimulusSplit]:
         return (self,)
 
     def _key(self) -> tuple:
-        return self._name, self._pool, self._train, self._test
+        return self._name, self._pool, self._train, self._test, self._generation
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, StimulusSplit):
@@ -258,7 +290,7 @@ class StimulusSplit(Splitter):
 
     def __reduce__(self) -> tuple:
         values = (self._train, self._test, self._name, self._pool, self._params)
-        return type(self), values
+        return type(self), (*values, self._generation)
 
     def __repr__(self) -> str:
         pool = f" of pool {self._pool!r}" if self._pool else ""
@@ -295,6 +327,11 @@ class StimulusFolds(Splitter):
     def pool(self) -> str | None:
         """The pool of images that was split."""
         return self._folds[0].pool
+
+    @property
+    def generation(self) -> str | None:
+        """Which of several versions they are."""
+        return self._folds[0].generation
 
     def _splits(self) -> Sequence[StimulusSplit]:
         return self._folds
@@ -333,6 +370,33 @@ def _checked(labels: Iterable[str], side: str) -> tuple[str, ...]:
         (twice, _), *_ = Counter(each).most_common(1)
         raise InvalidQueryError(f"{side} holds {_shown(twice)} twice")
     return tuple(map(str, each))
+
+
+def _about_left_out(splitter: Any, labels: Iterable[Any], n_rows: int) -> str:
+    """Return sentences on rows that are in neither set: of which images, which pool."""
+    kinds: Counter[str] = Counter()
+    others = []
+    for label in labels:
+        kind, _, dataset, _, subject = label_values(str(label))
+        if subject:
+            kinds[f"images unique to {subject}"] += 1
+            if splitter.pool and subject not in others:
+                others.append(subject)
+        elif dataset == "OOD":
+            kinds["OOD images"] += 1
+        else:
+            kinds["other shared images" if kind == "shared" else "other labels"] += 1
+    text = (
+        f"{kinds.total():,} of {counted(n_rows, 'row')} are in neither set of "
+        f"{splitter!r}, and left out: "
+    )
+    text += ", ".join(f"{n:,} of {kind}" for kind, n in kinds.most_common())
+    if others:
+        text += (
+            f". Images unique to {listed(others)} are in the pool of that subject, as "
+            f"fetch_laion_splits({splitter.name!r}, {others[0]!r}) has it"
+        )
+    return f"{text}."
 
 
 def _labels_of(trials: Any, argument: str) -> list:
