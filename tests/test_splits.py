@@ -27,7 +27,13 @@ from conftest import unprivileged
 from policies import set_policy
 from sklearn.dummy import DummyRegressor
 from sklearn.linear_model import LinearRegression, Ridge
-from sklearn.model_selection import GridSearchCV, cross_val_score, cross_validate
+from sklearn.model_selection import (
+    GridSearchCV,
+    GroupKFold,
+    cross_val_score,
+    cross_validate,
+    permutation_test_score,
+)
 from sklearn.utils import Bunch
 
 from laion_fmri_fetchers import (
@@ -45,6 +51,7 @@ from laion_fmri_fetchers import (
     fetch_laion_splits,
     fetch_laion_stimulus_metadata,
     load_betas,
+    load_saved_betas,
 )
 from laion_fmri_fetchers.cli.main import main
 from laion_fmri_fetchers.demo import serve_bucket, serve_demo, serve_splits
@@ -291,6 +298,85 @@ def test_a_term_of_many_labels_is_looked_up(published, published_labels):
     assert [filt({"label": label}) for label in published_labels] == expected.tolist()
 
 
+@pytest.fixture
+def released(published_labels, data_dir, monkeypatch):
+    """A data directory whose table lists images of later sessions, too."""
+
+    def fetch_table(form):
+        later = [form.format(i) for i in range(700)]
+        with serve_bucket() as server, pytest.MonkeyPatch.context() as patch:
+            server.put(TABLE, csv_of([*later, *published_labels]))
+            patch.setenv("LAION_FMRI_BUCKET_URL", server.url)
+            fetch_laion_stimulus_metadata(data_dir=data_dir, verbose=0)
+        monkeypatch.setenv("LAION_FMRI_OFFLINE", "1")
+        monkeypatch.setenv("LAION_FMRI_SPLITS", str(PUBLISHED))
+
+    return fetch_table
+
+
+@needs_published
+@pytest.mark.parametrize(
+    "form",
+    [
+        "shared_4rep_LAION_controversial_{}_i0.jpg",
+        "shared_12rep_LAION_cluster_{}_later.jpg",
+        "shared_4rep_newsource_{}.jpg",
+    ],
+)
+@pytest.mark.parametrize("pool", ["shared", "sub-03"])
+def test_shared_images_that_are_released_later_join_no_pool(
+    form, pool, published, released
+):
+    released(form)
+    with pytest.warns(UserWarning, match="generation 'a'"):
+        data = fetch_laion_splits(pool=pool, verbose=0)
+    for name, (train, test) in published[pool].items():
+        assert sorted(data[name].train) == sorted(train)
+        assert sorted(data[name].test) == sorted(test)
+    trials = [*chain(*published[pool]["tau"]), form.format(3)]
+    (text,) = warned_of(lambda: data["tau"].masks(trials))
+    assert text.startswith(f"1 of {len(trials):,} rows are in neither set")
+
+
+@needs_published
+def test_the_pool_of_all_subjects_has_the_published_images(
+    published_labels, released, tmp_path, monkeypatch
+):
+    released("shared_4rep_LAION_controversial_{}_i0.jpg")
+    images = [label for label in sorted(published_labels) if "_OOD_" not in label]
+    file = split_file("tau", images[4936:], images[:4936])
+    write_files(tmp_path / "mine", "pooled", {"tau": file})
+    monkeypatch.setenv("LAION_FMRI_SPLITS", str(tmp_path / "mine"))
+    split = fetch_laion_splits("tau", "pooled", verbose=0)["tau"]
+    assert len(split.train) + len(split.test) == 24_681
+
+
+@needs_published
+def test_more_images_than_published_are_refused(
+    published, released, tmp_path, monkeypatch
+):
+    """Though the table lists them in the form of published ones."""
+    form = "shared_12rep_LAION_cluster_{}_later.jpg"
+    released(form)
+    train, test = published["shared"]["tau"]
+    for changed, words in (
+        ([*train, form.format(1)], "1,122 images of the pool shared, of which 1,121"),
+        (train[1:], "lacks 1 image of the pool shared"),
+    ):
+        file = split_file("tau", changed, test)
+        write_files(tmp_path / "mine", "shared", {"tau": file})
+        monkeypatch.setenv("LAION_FMRI_SPLITS", str(tmp_path / "mine"))
+        with pytest.raises(CorruptImageError, match=words):
+            fetch_laion_splits("tau", verbose=0)
+
+
+@needs_published
+def test_more_ood_images_than_published_are_told(released):
+    released("shared_4rep_OOD_shape_later_{}.png")
+    with pytest.warns(UserWarning, match="1071 OOD images, more than the 371"):
+        fetch_laion_splits("ood", verbose=0)
+
+
 # --- On the demo's images ---------------------------------------------------------
 
 
@@ -331,6 +417,23 @@ def test_pools_follow_from_labels(labels, pool, web):
         split = fetch_laion_splits("tau", name, verbose=0)["tau"]
         assert sorted(split.train + split.test) == sorted(pool + own)
         assert (len(own) > 0) == (name != "shared")
+
+
+def test_images_released_later_change_no_split_of_the_demo(web, labels, pool, data_dir):
+    later = [f"shared_4rep_LAION_controversial_{i}.jpg" for i in range(9)]
+    before = fetch_laion_splits(verbose=0)
+    with (
+        serve_bucket() as bucket,
+        serve_splits([*later, *labels]) as splits,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        bucket.put(TABLE, csv_of([*later, *labels]))
+        patch.setenv("LAION_FMRI_BUCKET_URL", bucket.url)
+        for url in (web.url, splits.url):
+            patch.setenv("LAION_FMRI_SPLITS_URL", url)
+            after = fetch_laion_splits(mode="overwrite", verbose=0)
+            assert after.splits == before.splits
+            assert after["ood"].train == pool
 
 
 def test_the_pool_of_a_subject_has_none_of_another(labels, web):
@@ -374,6 +477,34 @@ def test_a_bunch_finds_splits_by_name(web):
         data["tao"]
     assert not hasattr(data, "tao")
     assert pickle.loads(pickle.dumps(data)) == data == copy.deepcopy(data)
+
+
+@pytest.mark.parametrize(
+    ("names", "lacking"),
+    [
+        ("tau", ["random", "cluster_k5", "random_0", "ood"]),
+        (["random_0", "random_1", "random_2", "random_3"], ["random", "random_4"]),
+        ("cluster_k5", ["random", "tau"]),
+    ],
+)
+def test_what_was_not_fetched_is_no_key_and_its_access_says_what_to_fetch(
+    names, lacking, web
+):
+    data = fetch_laion_splits(names, "sub-01", verbose=0)
+    copies = [copy.copy(data), copy.deepcopy(data), pickle.loads(pickle.dumps(data))]
+    for bunch in (data, *copies):
+        assert bunch == data
+        for name in lacking:
+            words = rf"fetch_laion_splits\('{name}', 'sub-01'\)"
+            with pytest.raises(AttributeError, match=words):
+                getattr(bunch, name)
+            with pytest.raises(KeyError, match=words):
+                bunch[name]
+            assert name not in bunch
+            assert not hasattr(bunch, name)
+            assert getattr(bunch, name, "default") == "default"
+            assert name not in dir(bunch)
+            assert f"{name} " not in repr(bunch)
 
 
 def test_names_may_be_families_and_come_in_order(web):
@@ -446,6 +577,7 @@ def test_masks_are_those_of_pandas(cached, web, trials, monkeypatch):
         trials["label"],
         list(trials["label"]),
         trials["label"].to_numpy(),
+        trials.set_index("label"),
         trials.set_index("label").index,
         trials.rename(columns={"label": "image_name"}),
         trials["label"].astype("category"),
@@ -457,6 +589,64 @@ def test_masks_are_those_of_pandas(cached, web, trials, monkeypatch):
 def test_metadata_of_stimuli_are_masked_by_their_index(web, tau, labels):
     table = fetch_laion_stimulus_metadata(verbose=0).metadata
     assert (tau.masks(table)[1] == pd.Index(labels).isin(tau.test)).all()
+
+
+def warned_of(function):
+    """Texts of warnings of a call, also of those that are the same."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        function()
+    return [str(warning.message) for warning in caught]
+
+
+def test_rows_in_neither_set_are_counted_with_their_pool(web, trials):
+    tau = fetch_laion_splits("tau", verbose=0)["tau"]
+    own, ood = (trials["label"].str.contains(x).sum() for x in ("^unique", "_OOD_"))
+    (text,) = warned_of(lambda: tau.masks(trials))
+    n_out = own + ood + 1
+    assert text == (
+        f"{n_out} of {len(trials)} rows are in neither set of <StimulusSplit 'tau' of "
+        f"pool 'shared': 6 train, 1 test>, and left out: {own} of images unique to "
+        f"sub-01, {ood} of OOD images, 1 of other labels. Images unique to a subject "
+        "are in the splits of that subject, as of fetch_laion_splits(pool='sub-01')."
+    )
+    assert warned_of(lambda: tau.masks(trials)) == [text]
+
+
+def test_the_pool_of_another_subject_is_named(cached, web):
+    trials = fetch_laion_fmri("sub-03", verbose=0, mode="offline").trials
+    regular = trials[~trials["label"].str.contains("_OOD_")]
+    folds = fetch_laion_splits("cluster_k5", "sub-01", verbose=0).cluster_k5
+    for split in folds:
+        try:
+            (text,) = warned_of(lambda split=split: split.masks(regular))
+        except InvalidQueryError:
+            continue
+        assert "of images unique to sub-03" in text
+        assert "pool 'sub-01'" in text
+        assert "fetch_laion_splits(pool='sub-03')" in text
+
+
+def test_images_of_later_sessions_are_counted_as_shared():
+    split = StimulusSplit(["a"], ["b"], "mine", "shared")
+    later = "shared_4rep_LAION_controversial_3.jpg"
+    with pytest.warns(UserWarning, match="1 of 3 rows .* 1 of other shared images"):
+        train, _ = split.masks(["a", "b", later])
+    assert train.tolist() == [True, False, False]
+
+
+def test_a_split_of_which_every_row_is_in_a_set_does_not_warn(tau, trials):
+    chosen = trials[trials["label"].isin(tau.train + tau.test)]
+    assert warned_of(lambda: tau.masks(chosen)) == []
+
+
+@pytest.mark.parametrize(
+    ("labels", "side"), [(["a", "x"], "test"), (["b"], "train"), ([], "train")]
+)
+def test_masks_of_which_one_is_empty_are_refused(labels, side):
+    split = StimulusSplit(["a"], ["b"], "mine", "shared")
+    with pytest.raises(InvalidQueryError, match=f"{len(labels)} rows shows a {side}"):
+        split.masks(labels)
 
 
 def test_null_labels_belong_to_neither():
@@ -482,6 +672,7 @@ def test_a_bunch_stands_for_its_trials():
         (None, "trials is None"),
         ([1, 2], "trials holds 1"),
         ([["a.jpg"], "b"], "one label for each trial"),
+        ({"a.jpg", "b.jpg"}, "a label for each, in their order"),
     ],
 )
 def test_what_holds_no_labels_is_named(trials, words):
@@ -648,6 +839,76 @@ def test_grids_are_searched_on_folds_and_in_processes(betas, web):
     assert search.cv_results_["mean_test_score"][0] == pytest.approx(by_hand)
 
 
+@pytest.mark.parametrize("name", ["tau", "random"])
+def test_rows_left_out_are_told_once_for_each_call(cached, web, name):
+    """However often a search or a permutation test calls the splitter."""
+    data = fetch_laion_fmri("sub-01", ["FFA1"], verbose=0, mode="offline")
+    betas = load_betas(data, verbose=0)
+    x, labels = betas.data, betas.trials["label"]
+    y, given = x[:, 0], {"groups": labels}
+    cv = fetch_laion_splits(pool="sub-01", verbose=0)[name]
+    grid = {"alpha": [1.0, 10.0]}
+    texts = [
+        warned_of(lambda: cross_val_score(Ridge(), x, y, groups=labels, cv=cv)),
+        warned_of(lambda: GridSearchCV(Ridge(), grid, cv=cv).fit(x, y, groups=labels)),
+        warned_of(
+            lambda: permutation_test_score(
+                Ridge(), x, y, groups=labels, cv=cv, n_permutations=4
+            )
+        ),
+        warned_of(
+            lambda: cross_val_score(
+                GridSearchCV(Ridge(), grid, cv=cv),
+                *(x, y),
+                groups=labels,
+                params=given,
+                cv=GroupKFold(3),
+            )
+        ),
+    ]
+    for each in texts:
+        (text,) = each
+        assert "rows are in neither set of <Stimulus" in text
+        assert f"{name!r} of pool 'sub-01'" in text
+
+
+def test_rows_of_another_kind_are_told_in_the_same_line():
+    split = StimulusSplit(["a"], ["b"], "mine", "shared")
+    texts = []
+    for more in ("x", "unique_THINGS_a_p01.jpg", "unique_THINGS_a_p04.jpg", "x"):
+        rows = ["a", "b", more]
+        texts.append(warned_of(lambda rows=rows: list(split.split(rows, groups=rows))))
+    assert [len(text) for text in texts] == [1, 1, 1, 0]
+    assert "unique to sub-03" in texts[2][0]
+
+
+def test_the_line_of_a_warning_is_that_of_the_user(betas, tau):
+    x, y, trials = betas
+    with pytest.warns(UserWarning, match="in neither set") as caught:
+        cross_val_score(Ridge(), x, y, groups=trials["label"], cv=tau)
+    assert {warning.filename for warning in caught} == {__file__}
+
+
+@pytest.mark.parametrize("average_repeats", [False, True])
+def test_groups_of_betas_are_taken(cached, tau, average_repeats, tmp_path):
+    data = fetch_laion_fmri("sub-01", ["FFA1"], [1, 2], verbose=0, mode="offline")
+    betas = load_betas(data, average_repeats=average_repeats, verbose=0)
+    betas.save(tmp_path / "betas.npz")
+    y = betas.trials["label"].map(len).to_numpy(float)
+    expected = cross_val_score(
+        Ridge(), betas.data, y, groups=betas.trials["label"], cv=tau
+    )
+    for loaded in (betas, load_saved_betas(tmp_path / "betas.npz")):
+        groups = loaded.groups["label"]
+        for given in (groups, list(groups), pd.Categorical(groups)):
+            scores = cross_val_score(Ridge(), loaded.data, y, groups=given, cv=tau)
+            assert (scores == expected).all()
+        wanted = y > np.median(y)
+        train, test = next(tau.split(y[wanted], groups=groups[wanted]))
+        assert set(groups[wanted][test]) <= set(tau.test)
+        assert set(groups[wanted][train]) <= set(tau.train)
+
+
 def test_metadata_routing_passes_labels_on(betas, tau):
     x, y, trials = betas
     with sklearn.config_context(enable_metadata_routing=True):
@@ -662,7 +923,9 @@ def test_metadata_routing_passes_labels_on(betas, tau):
     [
         (None, r"pass groups=trials\['label'\]"),
         (["a", "b"], "X has 3 rows, but groups has 2 labels"),
-        ([0, 1, 2], "groups holds 0; labels are names"),
+        ([0, 1, 2], r"groups holds 0; .* as in trials.* or betas.groups\['label'\]"),
+        (np.zeros(3, int), "groups holds 0"),
+        (["0", "1", "1"], "None of the 3 rows shows a train image"),
         (["b", "b", "c"], "None of the 3 rows shows a train image of <StimulusSplit"),
         (["a", "a", "c"], "None of the 3 rows shows a test image"),
     ],

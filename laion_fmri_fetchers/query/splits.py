@@ -8,14 +8,15 @@ StimulusFolds ──▶ several of them as one splitter
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 from laion_fmri_fetchers.exceptions import InvalidQueryError
 from laion_fmri_fetchers.layout.labels import label_values
-from laion_fmri_fetchers.messages import counted, listed, warn
+from laion_fmri_fetchers.messages import counted, line_of_user, listed, warn
 
 from .values import IsIn
 
@@ -26,8 +27,14 @@ if TYPE_CHECKING:
 class Splitter:
     """What scikit-learn asks of the ``cv`` argument of its functions."""
 
+    _told: set[tuple]
+    """Lines of the user's code, and kinds of images of which it was told there."""
+
     def _splits(self) -> Sequence[StimulusSplit]:
         raise NotImplementedError
+
+    def __deepcopy__(self, memo: dict) -> Splitter:
+        return self  # it does not change; scikit-learn copies its splitter often
 
     def get_n_splits(self, X: Any = None, y: Any = None, groups: Any = None) -> int:  # noqa: ARG002, N803
         """Return the number of splits; the arguments are those of scikit-learn."""
@@ -78,11 +85,18 @@ class Splitter:
                 f"X has {n_rows} rows, but groups has {len(labels)} labels; pass the "
                 "label of each row of X"
             )
-        for train, test in self._masks(labels):
+        for train, test in self._masks(labels, self._told):
             yield train.nonzero()[0], test.nonzero()[0]
 
-    def _masks(self, labels: list) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Return masks for each split, and say once which rows are left out."""
+    def _masks(
+        self, labels: list, told: set[tuple]
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Return masks for each split, and say which rows are left out.
+
+        A search or a permutation test calls a splitter many times. What was told in a
+        line of the user's code is not told there again, unless rows of another kind are
+        left out; Python's own filter forgets lines as soon as scikit-learn alters it.
+        """
         import numpy as np
 
         masks = []
@@ -101,8 +115,11 @@ class Splitter:
                     )
             masks.append(sides)
             left_out |= ~(sides[0] | sides[1])
-        if left_out.any():
-            warn(_about_left_out(self, np.array(labels, object)[left_out], len(labels)))
+        kinds = Counter(map(_kind_of, itertools.compress(labels, left_out)))
+        line = line_of_user()
+        if new := {(line, kind) for kind in kinds} - told:
+            told |= new
+            warn(_about_left_out(self, kinds, len(labels)))
         return masks
 
     def get_metadata_routing(self) -> Any:
@@ -194,6 +211,7 @@ class StimulusSplit(Splitter):
         self._pool = pool
         self._params = deepcopy(dict(params or {}))
         self._generation = generation
+        self._told: set[tuple] = set()
 
     # Attributes are read only, as a copy: splits are shared, and kept as sets too.
 
@@ -268,7 +286,7 @@ class StimulusSplit(Splitter):
         """
         if isinstance(trials, dict) and hasattr(trials.get("trials"), "columns"):
             trials = trials["trials"]
-        (masks,) = self._masks(_labels_of(trials, "trials"))
+        (masks,) = self._masks(_labels_of(trials, "trials"), set())
         return masks
 
     def _splits(self) -> Sequence[StimulusSplit]:
@@ -284,9 +302,6 @@ class StimulusSplit(Splitter):
 
     def __hash__(self) -> int:
         return hash(self._key())
-
-    def __deepcopy__(self, memo: dict) -> StimulusSplit:
-        return self  # it does not change; scikit-learn copies its splitter often
 
     def __reduce__(self) -> tuple:
         values = (self._train, self._test, self._name, self._pool, self._params)
@@ -322,6 +337,7 @@ class StimulusFolds(Splitter):
     def __init__(self, name: str, folds: Iterable[StimulusSplit]):
         self.name = name
         self._folds = tuple(folds)
+        self._told: set[tuple] = set()
 
     @property
     def pool(self) -> str | None:
@@ -372,29 +388,30 @@ def _checked(labels: Iterable[str], side: str) -> tuple[str, ...]:
     return tuple(map(str, each))
 
 
-def _about_left_out(splitter: Any, labels: Iterable[Any], n_rows: int) -> str:
+def _kind_of(label: Any) -> tuple[str, str | None]:
+    """Return what an image in neither set is, and the one subject that saw it."""
+    kind, _, dataset, _, subject = label_values(str(label))
+    if subject:
+        return f"images unique to {subject}", subject
+    if dataset == "OOD":
+        return "OOD images", None
+    return "other shared images" if kind == "shared" else "other labels", None
+
+
+def _about_left_out(
+    splitter: Any, kinds: Counter[tuple[str, str | None]], n_rows: int
+) -> str:
     """Return sentences on rows that are in neither set: of which images, which pool."""
-    kinds: Counter[str] = Counter()
-    others = []
-    for label in labels:
-        kind, _, dataset, _, subject = label_values(str(label))
-        if subject:
-            kinds[f"images unique to {subject}"] += 1
-            if splitter.pool and subject not in others:
-                others.append(subject)
-        elif dataset == "OOD":
-            kinds["OOD images"] += 1
-        else:
-            kinds["other shared images" if kind == "shared" else "other labels"] += 1
     text = (
         f"{kinds.total():,} of {counted(n_rows, 'row')} are in neither set of "
         f"{splitter!r}, and left out: "
     )
-    text += ", ".join(f"{n:,} of {kind}" for kind, n in kinds.most_common())
-    if others:
+    text += ", ".join(f"{n:,} of {kind}" for (kind, _), n in kinds.most_common())
+    subjects = sorted({subject for _, subject in kinds if subject})
+    if subjects and splitter.pool:
         text += (
-            f". Images unique to {listed(others)} are in the pool of that subject, as "
-            f"fetch_laion_splits({splitter.name!r}, {others[0]!r}) has it"
+            f". Images unique to a subject are in the splits of that subject, as of "
+            f"fetch_laion_splits(pool={subjects[0]!r})"
         )
     return f"{text}."
 
@@ -407,21 +424,22 @@ def _labels_of(trials: Any, argument: str) -> list:
         )
     if getattr(trials, "ndim", 1) == 2 and hasattr(trials, "columns"):
         column = next((c for c in ("label", "image_name") if c in trials), None)
-        if column is None and trials.index.name != "image_name":
+        if column is None and trials.index.name not in ("label", "image_name"):
             raise InvalidQueryError(
                 f"{argument} has no column 'label'; it has "
                 f"{listed(list(map(str, trials.columns)))}"
             )
         trials = trials.index if column is None else trials[column]
-    if isinstance(trials, (str, bytes)) or not isinstance(trials, Iterable):
+    if isinstance(trials, (str, bytes, Set)) or not isinstance(trials, Iterable):
         raise InvalidQueryError(
-            f"{argument} is {_shown(trials)}; give trials, or a label for each"
+            f"{argument} is {_shown(trials)}; give trials, or a label for each, in "
+            "their order"
         )
     labels = trials.tolist() if hasattr(trials, "tolist") else list(trials)
     if labels and not any(isinstance(label, str) for label in labels):
         raise InvalidQueryError(
             f"{argument} holds {_shown(labels[0])}; labels are names of images, as in "
-            "trials['label']"
+            "trials['label'] or betas.groups['label']"
         )
     try:
         set(labels)

@@ -187,11 +187,12 @@ def _warn_of_generation(family: Family, pool: Pool) -> None:
             "does not know; update it."
         )
         return
+    current = current_generation(pool.name)
     warn(
-        f"{about} of generation {family.generation!r}, {GENERATIONS[family.generation]}"
-        f". To get the current ones, {current_generation(pool.name)!r}, first update or "
-        f"remove that source, or unset {PLACE_VARIABLE} if it names it; then use "
-        "mode='overwrite'."
+        f"{about} of generation {family.generation!r}, "
+        f"{GENERATIONS[family.generation]}. To get the current ones, {current!r}, "
+        f"first update or remove that source, or unset {PLACE_VARIABLE} if it names "
+        "it; then use mode='overwrite'."
     )
 
 
