@@ -635,7 +635,7 @@ def test_images_of_later_sessions_are_counted_as_shared():
     assert train.tolist() == [True, False, False]
 
 
-def test_a_split_of_which_every_row_is_in_a_set_does_not_warn(tau, trials):
+def test_a_split_of_which_every_row_is_in_a_set_does_not_warn(trials, tau):
     chosen = trials[trials["label"].isin(tau.train + tau.test)]
     assert warned_of(lambda: tau.masks(chosen)) == []
 
@@ -1467,7 +1467,11 @@ def folds_of_generation(images, revision=None):
     if revision:
         params["revision"] = revision
     sizes = [len(images) // 5 + (i < len(images) % 5) for i in range(5)]
-    return folds_of(images, sizes, "random", params=params)
+    files = folds_of(images, sizes, "random")
+    for i, (name, file) in enumerate(files.items()):
+        content = {**json.loads(file), "params": {**params, "fold": i}}
+        files[name] = json.dumps(content).encode()
+    return files
 
 
 def put(web, pool, files):
@@ -1544,14 +1548,14 @@ def test_random_splits_of_several_generations_are_refused(
 
 
 def test_folds_that_are_no_partition_are_refused(web, pool, data_dir):
-    """Only files that say that they are draws are taken for those of May 2026."""
+    """Files that say that they are folds are not taken for the draws of May 2026."""
     files = folds_of_generation(pool)
     test = json.loads(files["random_1"])["variants"][0]["test_ids"]
     files["random_0"] = split_file(
         "random_0",
         [image for image in pool if image not in test],
         test,
-        params={"method": "shuffled_5fold_cv"},
+        params={"method": "shuffled_5fold_cv", "fold": 0},
     )
     put(web, "shared", files)
     with pytest.raises(CorruptImageError, match="tested on twice, or never"):
@@ -1727,6 +1731,21 @@ def test_the_doctor_reads_a_split(web, package, pool, tmp_path, monkeypatch):
     web.requests.clear()
     assert splits_point()["state"] == "ok"
     assert web.requests == []
+
+
+def test_the_doctor_tells_the_revision_of_random_splits(web, tmp_path, monkeypatch):
+    def point():
+        return next(p for p in doctor(timeout=5) if p["point"] == "random splits")
+
+    assert point()["state"] == "ok"
+    assert point()["found"] == f"revision 2 from {web.url}/sub-01/random_0.json"
+    former = split_file("random_0", ["a.jpg"], ["b.jpg"], params={"fold": 0})
+    write_files(tmp_path / "old", "sub-01", {"random_0": former})
+    write_files(tmp_path / "old", "shared", {"tau": tau_of(["a.jpg", "b.jpg"], 1)})
+    monkeypatch.setenv("LAION_FMRI_SPLITS", str(tmp_path / "old"))
+    assert point()["state"] == "note"
+    assert point()["found"] == f"no revision from the folder {tmp_path / 'old'}"
+    assert "Update or remove that source" in point()["advice"]
 
 
 def test_the_doctor_notes_that_nothing_has_splits(bucket_alone):

@@ -157,9 +157,9 @@ def as_family(name: str, contents: dict[str, Any], source: str, pool: Pool) -> F
 
 def _generation(splits: dict[str, StimulusSplit], is_partition: bool) -> str:
     """Return the generation of random splits; raise ValueError where there is none."""
-    methods = {str(split.params.get("method")) for split in splits.values()}
     revisions = {str(split.params.get("revision")) for split in splits.values()}
-    if not is_partition and methods == {"uniform_random"}:
+    are_folds = any("fold" in split.params for split in splits.values())
+    if not (is_partition or are_folds) and revisions == {"None"}:
         return "a"
     if not is_partition or len(revisions) > 1:
         raise ValueError(
