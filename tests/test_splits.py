@@ -45,7 +45,6 @@ from laion_fmri_fetchers import (
     fetch_laion_splits,
     fetch_laion_stimulus_metadata,
     load_betas,
-    load_saved_betas,
 )
 from laion_fmri_fetchers.cli.main import main
 from laion_fmri_fetchers.demo import serve_bucket, serve_demo, serve_splits
@@ -900,7 +899,7 @@ def test_groups_of_betas_are_taken(cached, tau, average_repeats, tmp_path):
     expected = cross_val_score(
         Ridge(), betas.data, y, groups=betas.trials["label"], cv=tau
     )
-    for loaded in (betas, load_saved_betas(tmp_path / "betas.npz")):
+    for loaded in (betas, load_betas(tmp_path / "betas.npz")):
         groups = loaded.groups["label"]
         for given in (groups, list(groups), pd.Categorical(groups)):
             scores = cross_val_score(Ridge(), loaded.data, y, groups=given, cv=tau)

@@ -180,20 +180,20 @@ def _plain(split: Any) -> dict[str, Any]:
 
 def _warn_of_generation(family: Family, pool: Pool) -> None:
     """Warn of random splits that are not the current ones."""
-    about = f"The random splits of pool {pool.name!r} from {family.source} are"
-    if family.generation not in GENERATIONS:
+    generation, current = family.generation, current_generation(pool.name)
+    if generation in GENERATIONS:
         warn(
-            f"{about} {family.generation}, which this version of laion_fmri_fetchers "
-            "does not know; update it."
+            f"The random splits of pool {pool.name!r} from {family.source} are of "
+            f"generation {generation!r}, {GENERATIONS[generation]}. To get the current "
+            f"ones, {current!r}, first update or remove that source, or unset "
+            f"{PLACE_VARIABLE} if it names it; then use mode='overwrite'."
         )
-        return
-    current = current_generation(pool.name)
-    warn(
-        f"{about} of generation {family.generation!r}, "
-        f"{GENERATIONS[family.generation]}. To get the current ones, {current!r}, "
-        f"first update or remove that source, or unset {PLACE_VARIABLE} if it names "
-        "it; then use mode='overwrite'."
-    )
+    else:
+        warn(
+            f"The random splits of pool {pool.name!r} from {family.source} are "
+            f"{generation}, which this version of laion_fmri_fetchers does not know; "
+            "update it."
+        )
 
 
 def _refuse_offline(lacking: list[str], pool: Pool, settings: Settings) -> None:
