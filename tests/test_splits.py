@@ -689,11 +689,20 @@ def test_what_holds_no_labels_is_named(trials, words):
         (["a"], [1], "test holds 1"),
         ("a", ["b"], "train is 'a'"),
         (["a"], None, "test is None"),
+        (["a"], {"b": 1}, "test is {'b': 1}; give a list of labels"),
+        (pd.DataFrame({"label": ["a"]}), ["b"], "train is .*; give a list of labels"),
     ],
 )
 def test_a_split_is_of_different_labels(train, test, words):
     with pytest.raises(InvalidQueryError, match=words):
         StimulusSplit(train, test)
+
+
+def test_labels_of_a_set_are_in_the_order_of_text():
+    names = {f"image {i}.jpg" for i in range(9)}
+    split = StimulusSplit(names, frozenset({"y", "x"}))
+    assert split.train == sorted(names)
+    assert split.test == ["x", "y"]
 
 
 def test_a_split_decides_which_sessions_are_fetched(server, data_dir):

@@ -376,7 +376,8 @@ class StimulusFolds(Splitter):
 
 def _checked(labels: Iterable[str], side: str) -> tuple[str, ...]:
     """Return the labels of a side, each once."""
-    if isinstance(labels, (str, bytes)) or not isinstance(labels, Iterable):
+    is_table = isinstance(labels, Mapping) or hasattr(labels, "columns")
+    if isinstance(labels, (str, bytes)) or is_table or not isinstance(labels, Iterable):
         raise InvalidQueryError(f"{side} is {_shown(labels)}; give a list of labels")
     each = tuple(labels)
     for label in each:
@@ -385,7 +386,8 @@ def _checked(labels: Iterable[str], side: str) -> tuple[str, ...]:
     if len(set(each)) < len(each):
         (twice, _), *_ = Counter(each).most_common(1)
         raise InvalidQueryError(f"{side} holds {_shown(twice)} twice")
-    return tuple(map(str, each))
+    # Sets have another order in each process.
+    return tuple(map(str, sorted(each) if isinstance(labels, Set) else each))
 
 
 def _kind_of(label: Any) -> tuple[str, str | None]:
