@@ -1497,6 +1497,12 @@ def put(web, pool, files):
         ("sub-01", folds_of_generation, "b", "known duplicates leak"),
         ("sub-01", lambda images: folds_of_generation(images, 2), "c", None),
         (
+            "shared",
+            lambda images: folds_of_generation(images, 2),
+            "revision 2",
+            "does not know; update it",
+        ),
+        (
             "sub-01",
             lambda images: folds_of_generation(images, 3),
             "revision 3",

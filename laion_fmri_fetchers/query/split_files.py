@@ -140,7 +140,7 @@ def as_family(name: str, contents: dict[str, Any], source: str, pool: Pool) -> F
         tests = [label for split in splits.values() for label in split.test]
         is_partition = len(tests) == len(set(tests)) == len(pool.labels)
         if name == "random":
-            generation = _generation(splits, is_partition)
+            generation = _generation(splits, is_partition, pool.name)
         elif not is_partition:
             raise ValueError(f"{name}: an image is tested on twice, or never")
     if pool.is_published and generation != "a":
@@ -155,7 +155,7 @@ def as_family(name: str, contents: dict[str, Any], source: str, pool: Pool) -> F
     return Family(splits, source, generation)
 
 
-def _generation(splits: dict[str, StimulusSplit], is_partition: bool) -> str:
+def _generation(splits: dict[str, StimulusSplit], is_partition: bool, pool: str) -> str:
     """Return the generation of random splits; raise ValueError where there is none."""
     revisions = {str(split.params.get("revision")) for split in splits.values()}
     are_folds = any("fold" in split.params for split in splits.values())
@@ -167,7 +167,9 @@ def _generation(splits: dict[str, StimulusSplit], is_partition: bool) -> str:
             "one generation"
         )
     (revision,) = revisions
-    return {"None": "b", "2": "c"}.get(revision, f"revision {revision}")
+    if revision == "2" and pool != "shared":
+        return "c"
+    return "b" if revision == "None" else f"revision {revision}"
 
 
 def _check_labels(split: StimulusSplit, pool: Pool) -> None:

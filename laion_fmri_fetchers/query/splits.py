@@ -102,19 +102,19 @@ class Splitter:
         masks = []
         left_out = np.zeros(len(labels), bool)
         for split in self._splits():
-            sides = tuple(
+            train, test = (
                 np.fromiter(map(side.__contains__, labels), bool, len(labels))
                 for side in split._sets
             )
-            for kind, mask in zip(("train", "test"), sides, strict=True):
+            for kind, mask in (("train", train), ("test", test)):
                 if not mask.any():
                     raise InvalidQueryError(
                         f"None of the {len(labels)} rows shows a {kind} image of "
                         f"{split!r}. Take a split of a pool whose images the trials "
                         "show, or more trials."
                     )
-            masks.append(sides)
-            left_out |= ~(sides[0] | sides[1])
+            masks.append((train, test))
+            left_out |= ~(train | test)
         kinds = Counter(map(_kind_of, itertools.compress(labels, left_out)))
         line = line_of_user()
         if new := {(line, kind) for kind in kinds} - told:
@@ -369,6 +369,9 @@ class StimulusFolds(Splitter):
     def __hash__(self) -> int:
         return hash((self.name, self._folds))
 
+    def __reduce__(self) -> tuple:
+        return type(self), (self.name, self._folds)
+
     def __repr__(self) -> str:
         pool = f" of pool {self.pool!r}" if self.pool else ""
         return f"<StimulusFolds {self.name!r}{pool}: {len(self)} splits>"
@@ -394,7 +397,7 @@ def _kind_of(label: Any) -> tuple[str, str | None]:
     """Return what an image in neither set is, and the one subject that saw it."""
     kind, _, dataset, _, subject = label_values(str(label))
     if subject:
-        return f"images unique to {subject}", subject
+        return f"images unique to {subject}", str(subject)
     if dataset == "OOD":
         return "OOD images", None
     return "other shared images" if kind == "shared" else "other labels", None
