@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import warnings
+from collections.abc import Iterator
+from types import FrameType
 from typing import Any
 
 AGREEMENT = "I AGREE"
@@ -27,11 +29,27 @@ def tell(message: str, verbose: int, level: int = 1) -> None:
 
 
 def warn(message: str) -> None:
-    """Warn with the line of the caller, outside this package."""
-    level, frame = 2, sys._getframe(1)
-    while frame.f_back and frame.f_code.co_filename.startswith(_PACKAGE):
-        level, frame = level + 1, frame.f_back
-    warnings.warn(message, stacklevel=level)
+    """Warn with the line of the user's code that led here."""
+    frames = list(_frames_to_user())
+    warnings.warn(message, stacklevel=len(frames))
+
+
+def line_of_user() -> tuple[str, int]:
+    """Return the file and the number of the line of the user's code that led here."""
+    *_, frame = _frames_to_user()
+    return frame.f_code.co_filename, frame.f_lineno
+
+
+def _frames_to_user() -> Iterator[FrameType]:
+    """Yield frames up to the first outside this package and those that call it back."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame:
+        yield frame
+        root = frame.f_globals.get("__name__", "").partition(".")[0]
+        is_inside = frame.f_code.co_filename.startswith(_PACKAGE)
+        if not is_inside and root not in ("sklearn", "joblib"):
+            return
+        frame = frame.f_back
 
 
 def readable_size(n_bytes: float) -> str:

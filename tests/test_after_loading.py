@@ -67,7 +67,7 @@ def same(first, second):
         assert list(first[key]) == list(second[key])
         for name, values in first[key].items():
             assert values.dtype == second[key][name].dtype
-            assert np.array_equal(values, second[key][name], equal_nan=True)
+            np.testing.assert_array_equal(values, second[key][name])
     assert first.roi_files == second.roi_files
     assert first.roi_categories == second.roi_categories
     return True

@@ -171,9 +171,10 @@ def load_betas(
           its category, of all ROIs in ``data``.
         - ``noise_ceilings``: dict, ``"4rep"``, ``"12rep"``, ``"Allrep"`` -> float32
           array of shape (n_voxels,), in percent.
-        - ``groups``: dict, ``"session"`` and ``"label"`` -> int array of shape
-          (n_trials,), for ``groups=`` of scikit-learn's cross-validation;
-          ``"session"`` is left out where repeats of several are averaged.
+        - ``groups``: dict, ``"session"`` and ``"label"`` -> array of str of shape
+          (n_trials,), for ``groups=`` of scikit-learn's cross-validation, also by a
+          `StimulusSplit`; ``"session"`` is left out where repeats of several are
+          averaged.
 
         With a list of subjects or ``"all"``, a Bunch of such Bunches: subject -> its
         betas.

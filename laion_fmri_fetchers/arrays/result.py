@@ -249,7 +249,7 @@ def make_betas(rows: Rows, voxels: Voxels, affine: np.ndarray) -> Betas:
         roi_categories=voxels.roi_categories,
         noise_ceilings=voxels.noise_ceilings,
         groups={
-            name: pd.factorize(rows.trials[name])[0]
+            name: np.array(rows.trials[name], dtype=object)
             for name in ("session", "label")
             if rows.trials[name].notna().all()
         },

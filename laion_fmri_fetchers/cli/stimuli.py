@@ -182,7 +182,7 @@ def _splits(options: Options) -> None:
                 "name": name,
                 "pool": data.pool,
                 "source": data.source[name],
-                "version": data.version[name],
+                "generation": data.generation[name],
                 "train": split.train,
                 "test": split.test,
             }
