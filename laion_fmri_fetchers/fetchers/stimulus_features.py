@@ -35,8 +35,8 @@ from laion_fmri_fetchers.layout.trees import (
 from laion_fmri_fetchers.messages import counted, listed, tell, warn
 from laion_fmri_fetchers.query.arguments import (
     check_fields,
+    check_terms,
     only_its_arguments,
-    warn_of_nothing,
 )
 from laion_fmri_fetchers.query.filters import ResultFilter
 from laion_fmri_fetchers.query.shared_docs import documented
@@ -445,8 +445,7 @@ def _choose(
     if wanted is not None:
         table = table[table["image_name"].isin(wanted)]
     chosen = table[filt.mask(table)]
-    if len(table) and not len(chosen):
-        warn_of_nothing(name, filt, table)
+    check_terms(name, filt, table, len(chosen))
     shown = list(dict.fromkeys(chosen["image_name"])) if wanted is None else wanted
     place = pd.Index(shown, dtype=object).get_indexer(pd.Index(chosen["image_name"]))
     chosen = chosen.assign(_at=place).sort_values(["_at", then_by], kind="stable")

@@ -17,7 +17,7 @@ from laion_fmri_fetchers.layout.trees import (
     STIMULUS_TABLE,
     stimulus_image,
 )
-from laion_fmri_fetchers.query.arguments import check_fields, warn_of_nothing
+from laion_fmri_fetchers.query.arguments import check_fields, check_terms
 from laion_fmri_fetchers.query.filters import ResultFilter
 from laion_fmri_fetchers.storage.inventory import Inventory
 
@@ -55,8 +55,7 @@ def fetch_table(asked: StimulusQuery, inventory: Inventory) -> StimulusTable:
         named = whole.iloc[rows]
     check_fields(asked.filter, "stimulus_filter", whole.columns)
     selected = named[asked.filter.mask(named)]
-    if len(named) and not len(selected):
-        warn_of_nothing("stimulus_filter", asked.filter, named)
+    check_terms("stimulus_filter", asked.filter, named, len(selected))
     return StimulusTable(record, whole, selected.set_index("image_name"))
 
 
