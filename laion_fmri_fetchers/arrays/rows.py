@@ -12,6 +12,7 @@ import pandas as pd
 from laion_fmri_fetchers.exceptions import InvalidQueryError
 from laion_fmri_fetchers.messages import counted, listed, warn
 from laion_fmri_fetchers.query.arguments import check_positive
+from laion_fmri_fetchers.query.values import check_order
 
 _MOST_NAMED = 3
 
@@ -48,6 +49,7 @@ def labels_of(trials: Any) -> np.ndarray:
             f"trials is a {type(labels).__name__}; give the trials of fetch_laion_fmri "
             "or load_betas, or labels of images"
         )
+    check_order(labels, "trials")
     names = np.fromiter(labels, dtype=object)
     for name in names:
         if not isinstance(name, str):
@@ -85,6 +87,7 @@ def rows_with(labels: Any, trials: pd.DataFrame, name: str = "data") -> np.ndarr
     """
     if isinstance(labels, str):
         labels = [labels]
+    check_order(labels, "labels")
     chosen = list(dict.fromkeys(labels_of(labels)))
     if not chosen:
         raise InvalidQueryError("labels is empty; name at least one image")

@@ -40,6 +40,7 @@ from laion_fmri_fetchers.query.arguments import (
 )
 from laion_fmri_fetchers.query.filters import ResultFilter
 from laion_fmri_fetchers.query.shared_docs import documented
+from laion_fmri_fetchers.query.values import in_order
 from laion_fmri_fetchers.storage.bunch import Result
 from laion_fmri_fetchers.storage.settings import Settings, make_settings
 
@@ -487,7 +488,7 @@ def _models(models: Any) -> list[str]:
         raise InvalidQueryError(
             f"models is {models!r}; give names such as 'CLIP', several, or 'all'"
         )
-    given = [models] if isinstance(models, str) else list(models)
+    given = [models] if isinstance(models, str) else in_order(models)
     if any(isinstance(one, str) and one.lower() == "all" for one in given):
         return list(EMBEDDING_MODELS)
     by_lower = {model.lower(): model for model in EMBEDDING_MODELS}

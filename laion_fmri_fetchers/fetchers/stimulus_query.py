@@ -17,6 +17,7 @@ from laion_fmri_fetchers.exceptions import (
 from laion_fmri_fetchers.messages import listed, warn
 from laion_fmri_fetchers.query.arguments import NAMES_ELSEWHERE, check_names
 from laion_fmri_fetchers.query.filters import ResultFilter, as_filter, is_empty
+from laion_fmri_fetchers.query.values import check_order
 from laion_fmri_fetchers.storage.files import readable
 from laion_fmri_fetchers.storage.settings import Settings
 
@@ -56,6 +57,7 @@ def image_names(
         raise InvalidQueryError(
             f"{argument} is {given!r}; give names of images, or trials"
         )
+    check_order(given, argument)
     found = [given] if isinstance(given, str) else list(dict.fromkeys(given))
     for name in found:
         if not isinstance(name, str):

@@ -311,7 +311,8 @@ def _hint(field: str, present: list, term: Any = None) -> str:
             f"{field} has it, but not at the start, where Pattern matches: begin it "
             "with '.*', or use Contains"
         )
-    asked = _plain(term.arguments_of(term) if type(term) is IsIn else (term,))
+    of_values = isinstance(term, (IsIn, OrderComparison))
+    asked = _plain(term.arguments_of(term) if of_values else (term,))
     types, wrong = ({*map(_type_name, of)} for of in (found, asked))
     differ = types and wrong and not types & wrong
     if 0 < len(names) <= _MOST_VALUES:
@@ -330,7 +331,9 @@ def _plain(values: Iterable) -> list:
 
 
 def _type_name(value: Any) -> str:
-    return "number" if isinstance(value, Number) else type(value).__name__
+    if isinstance(value, Number):
+        return "numbers"
+    return "text" if isinstance(value, str) else f"{type(value).__name__}s"
 
 
 def _nearest(asked: list, names: list[str]) -> str:

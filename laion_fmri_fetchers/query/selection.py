@@ -18,7 +18,7 @@ from laion_fmri_fetchers.layout.trees import FUNCTIONAL_GRID, IMAGE_TYPES
 
 from .arguments import NAMES_ELSEWHERE, as_limit, check_fields, check_names
 from .filters import ResultFilter, admits, as_filter, fields, is_empty
-from .values import IsIn
+from .values import IsIn, in_order
 
 _NAMES_ELSEWHERE = {
     **NAMES_ELSEWHERE,
@@ -278,4 +278,4 @@ def _names(
 def _several(given: object) -> list[Any]:
     """Return the values of an argument, which may be a single one."""
     is_single = isinstance(given, (str, bytes)) or not isinstance(given, Iterable)
-    return [given] if is_single else list(given)  # type: ignore[call-overload]
+    return [given] if is_single else in_order(given)  # type: ignore[arg-type]

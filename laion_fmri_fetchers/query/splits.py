@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from laion_fmri_fetchers.exceptions import InvalidQueryError
 from laion_fmri_fetchers.messages import listed
 
-from .values import IsIn
+from .values import IsIn, check_order, in_order
 
 if TYPE_CHECKING:
     import numpy as np
@@ -325,7 +325,7 @@ def _checked(labels: Iterable[str], side: str) -> tuple[str, ...]:
     """Return the labels of a side, each once."""
     if isinstance(labels, (str, bytes)) or not isinstance(labels, Iterable):
         raise InvalidQueryError(f"{side} is {_shown(labels)}; give a list of labels")
-    each = tuple(labels)
+    each = tuple(in_order(labels))
     for label in each:
         if not isinstance(label, str):
             raise InvalidQueryError(f"{side} holds {_shown(label)}; labels are str")
@@ -353,6 +353,7 @@ def _labels_of(trials: Any, argument: str) -> list:
         raise InvalidQueryError(
             f"{argument} is {_shown(trials)}; give trials, or a label for each"
         )
+    check_order(trials, argument)
     labels = trials.tolist() if hasattr(trials, "tolist") else list(trials)
     if labels and not any(isinstance(label, str) for label in labels):
         raise InvalidQueryError(

@@ -11,8 +11,10 @@ import re
 from collections.abc import (
     Callable,
     Container,
+    Iterable,
     Iterator,
     Mapping,
+    Reversible,
     Sequence,
     Set,
     ValuesView,
@@ -29,6 +31,50 @@ MANY = 50
 """Values of a collection beyond which they are shown in short, and looked up."""
 
 _ISO_DATE = re.compile(r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d.*)?")
+
+
+def is_unordered(given: Any) -> bool:
+    """Return whether it is a set, whose order differs from process to process.
+
+    Examples
+    --------
+    >>> is_unordered({"a", "b"}), is_unordered({"a": 1, "b": 2}.keys())
+    (True, False)
+    """
+    return isinstance(given, Set) and not isinstance(given, Reversible)
+
+
+def in_order(given: Iterable) -> list:
+    """Return values as a list; those of a set sorted, so that calls repeat.
+
+    Examples
+    --------
+    >>> in_order(["b", "a"]), in_order({"b", "a"})
+    (['b', 'a'], ['a', 'b'])
+    """
+    if not is_unordered(given):
+        return list(given)
+    try:
+        return sorted(given)
+    except TypeError:  # of several types
+        return sorted(given, key=repr)
+
+
+def check_order(given: Any, name: str) -> None:
+    """Raise InvalidQueryError for a set where rows are in the order of an argument.
+
+    Examples
+    --------
+    >>> check_order({"a.jpg"}, "labels")
+    Traceback (most recent call last):
+    laion_fmri_fetchers.exceptions.InvalidQueryError: labels is a set, whose order \
+differs from process to process, and rows follow it; give a list, as by sorted(labels)
+    """
+    if is_unordered(given):
+        raise InvalidQueryError(
+            f"{name} is a {type(given).__name__}, whose order differs from process to "
+            f"process, and rows follow it; give a list, as by sorted({name})"
+        )
 
 
 def is_null(value: Any) -> bool:
@@ -480,10 +526,7 @@ def as_term(value: Any) -> Any:
     Special values of nilearn become ours, so that they are matched by column too.
     """
     if isinstance(value, Set):
-        try:
-            value = sorted(value)
-        except TypeError:
-            value = sorted(value, key=repr)
+        value = in_order(value)
     elif getattr(value, "ndim", 0) == 1 and hasattr(value, "tolist"):
         value = value.tolist()
     if _is_collection(value):
