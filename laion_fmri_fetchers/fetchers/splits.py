@@ -30,9 +30,9 @@ from laion_fmri_fetchers.layout.splits import (
 )
 from laion_fmri_fetchers.messages import counted, tell
 from laion_fmri_fetchers.query.filters import ResultFilter
-from laion_fmri_fetchers.query.values import in_order
 from laion_fmri_fetchers.query.shared_docs import documented
 from laion_fmri_fetchers.query.splits import StimulusFolds, StimulusSplit
+from laion_fmri_fetchers.query.values import in_order
 from laion_fmri_fetchers.storage.bunch import Result
 from laion_fmri_fetchers.storage.settings import make_settings
 from laion_fmri_fetchers.storage.splits import obtain_splits
