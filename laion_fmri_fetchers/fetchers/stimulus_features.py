@@ -141,7 +141,7 @@ def fetch_laion_captions(
         [CAPTIONS], take_inventory_of_stimuli(settings), required=True
     )
     file = files[0]["absolute_path"]
-    table = _read(file, ["image_name", "caption"], whole=["caption_idx"])
+    table = _read(file, ["image_name", "caption"], ["caption_idx"], filt)
     if wanted is not None:
         known = table["image_name"].unique()
         rows = positions(wanted, known, "the table of captions", settings)
@@ -359,7 +359,8 @@ def fetch_laion_segmentations(
     table = _read(
         file,
         ["image_name", "noun"],
-        whole=["mask_row", "instance_id", "localized"],
+        ["mask_row", "instance_id", "localized"],
+        filt,
         numbers=True,
     )
     if wanted is not None:
@@ -404,21 +405,17 @@ def _common(
 
 
 def _read(
-    file: str, text: list[str], whole: list[str], numbers: bool = False
+    file: str,
+    text: list[str],
+    whole: list[str],
+    given: ResultFilter,
+    numbers: bool = False,
 ) -> pd.DataFrame:
     """Read a table whose columns ``text`` stay text and ``whole`` are whole numbers.
 
     With ``numbers``, other columns that hold nothing but numbers are numbers too.
     """
-    frame = read_table(file, [*text, *whole])
-    try:
-        for name in whole:
-            frame[name] = pd.to_numeric(frame[name]).astype(np.int64)
-    except (TypeError, ValueError) as error:
-        raise CorruptImageError(
-            f"The table {file} is broken ({name}: {error}). Fetch it again with "
-            "mode='overwrite'."
-        ) from error
+    frame = read_table(file, text, given, whole)
     for name in frame.columns.drop([*text, *whole]):
         frame[name] = mapped(frame[name], none_if_null)
         if numbers:
