@@ -164,7 +164,7 @@ def read_table(
             flaws.append(Flaw(line, frozenset({name}), found))
         nullable = numbers.where(is_whole).astype("Int64")
         frame[name] = nullable.astype("int64") if is_whole.all() else nullable
-    report_flaws(file, flaws, given, advice, free=frozenset())
+    report_flaws(file, flaws, given, advice, always={"mask_row"})
     return frame.reset_index(drop=True)
 
 

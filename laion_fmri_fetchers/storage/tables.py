@@ -297,9 +297,9 @@ def report_flaws(
     flaws: list[Flaw],
     given: ResultFilter,
     advice: str,
-    free: Set = OWN_FIELDS,
+    always: Set[str] = frozenset(),
 ) -> None:
-    """Raise for a flaw in a column that a filter needs; warn of the others at once.
+    """Raise for a flaw in a column that is needed; warn of the others at once.
 
     Parameters
     ----------
@@ -311,22 +311,22 @@ def report_flaws(
         The filter; functions may need any column.
     advice : str
         What to do where a filter needs it.
-    free : set of str
-        Fields that are not of the table.
+    always : set of str
+        Columns that are needed without a filter, too.
 
     Raises
     ------
     CorruptImageError
-        For the first flaw that the filter meets.
+        For the first flaw in such a column.
     """
-    asked = fields(given) - free
+    asked = (fields(given) | always) - OWN_FIELDS
     for line, columns, text in flaws:
         needed = asked if columns is None else asked & columns
         if needed or has_functions(given):
             column = f", column {min(needed)}" if needed else ""
             raise CorruptImageError(
-                f"The table {file} is broken (line {line}{column}: {text}), and a "
-                f"filter needs it. {advice}"
+                f"The table {file} is broken (line {line}{column}: {text}), and it "
+                f"is needed. {advice}"
             )
     if flaws:
         texts = [f"line {line}: {text}" for line, _, text in flaws]
@@ -394,16 +394,10 @@ def _parse(data_dir: str, ids: list[str]) -> list[_Table]:
             na_filter=False,
             quoting=csv.QUOTE_NONE,
         )
-        if len(frame) != sum(counts):
-            raise ValueError(
-                f"{len(frame)} trials in {sum(counts)} lines"
-                if len(frame)
-                else "it has a header, but no trials"
-            )
-        if frame["beta_index"].dtype.kind != "i":
-            raise ValueError("a beta_index is not a whole number")
-        if "\0" in whole or not frame["label"].str.strip(' "').all():
-            raise ValueError("a label is missing or damaged")
+        labels = frame["label"].str.strip(' "')
+        is_whole = len(frame) == sum(counts) and frame["beta_index"].dtype.kind == "i"
+        if not is_whole or "\0" in whole or not labels.all():
+            raise ValueError("a line is not that of a trial")
         frame["label"] = frame["label"].str.strip('"')
         frame["run"] = _runs(frame["run"])
         columns = [frame[name].to_numpy() for name in _Table._fields]
@@ -426,6 +420,8 @@ def _fault(header: str, rows: list[str]) -> str:
     for name in ("run", "beta_index", "label"):
         if names.count(name) != 1:
             return f"line 1: it has no single column {name}"
+    if not rows:
+        return "it has a header, but no trials"
     first: dict[str, int] = {}
     for number, row in enumerate(rows, 2):
         if row.rstrip("\t").count("\t") >= len(names):
