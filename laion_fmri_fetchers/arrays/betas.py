@@ -195,8 +195,8 @@ def load_betas(
     ------
     InvalidQueryError
         If an argument is not valid, a mask is on another grid, no voxel is left, or
-        ``data`` holds no trial of a label; if a later version of this package saved
-        the file.
+        ``data`` holds no trial, or none of a label; if a later version of this package
+        saved the file.
     NotCachedError
         If a file is not on disk.
     CorruptImageError
@@ -298,6 +298,11 @@ def load_voxels(
     """Load the betas of a subject at voxels that were found, on their grid."""
     voxels, grid = where
     trials = data.trials[data.trials["subject"] == subject]
+    if not len(trials):
+        raise InvalidQueryError(
+            f"No trial of {subject} is selected, so there are no betas to load; choose "
+            "other sessions, or change trial_filter"
+        )
     if labels is not None:
         trials = trials.iloc[rows_with(labels, trials, subject)]
     sessions = _sessions(data, subject, trials, voxels, grid)

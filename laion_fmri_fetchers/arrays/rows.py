@@ -12,6 +12,7 @@ import pandas as pd
 from laion_fmri_fetchers.exceptions import InvalidQueryError
 from laion_fmri_fetchers.messages import counted, listed, warn
 from laion_fmri_fetchers.query.arguments import check_positive
+from laion_fmri_fetchers.query.values import check_order
 
 _MOST_NAMED = 3
 
@@ -48,6 +49,7 @@ def labels_of(trials: Any, name: str = "trials") -> np.ndarray:
             f"{name} is a {type(labels).__name__}; give the trials of fetch_laion_fmri "
             "or load_betas, or labels of images"
         )
+    check_order(labels, name)
     names = np.fromiter(labels, dtype=object)
     for label in names:
         if not isinstance(label, str):

@@ -32,6 +32,7 @@ from laion_fmri_fetchers.layout.keys import is_nifti, on_one_grid
 from laion_fmri_fetchers.layout.names import clean_roi, rois_named, with_unions
 from laion_fmri_fetchers.messages import warn
 from laion_fmri_fetchers.query.arguments import user_path
+from laion_fmri_fetchers.query.values import in_order
 
 from .volumes import Header, iter_volumes, read_header, scaled
 
@@ -193,7 +194,7 @@ def _chosen_rois(
             f"rois is {rois!r}; give names of ROIs or categories, 'fetched', or "
             "'brain' for all voxels"
         )
-    names = [rois] if isinstance(rois, str) else list(rois)
+    names = [rois] if isinstance(rois, str) else in_order(rois)
     chosen: list[str] = []
     for name in names:
         if name in ("fetched", "all"):

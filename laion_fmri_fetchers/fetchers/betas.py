@@ -36,7 +36,6 @@ from laion_fmri_fetchers.exceptions import (
 from laion_fmri_fetchers.layout.keys import Record
 from laion_fmri_fetchers.messages import counted, listed, readable_size, tell, warn
 from laion_fmri_fetchers.query.arguments import only_its_arguments
-from laion_fmri_fetchers.query.filters import ResultFilter
 from laion_fmri_fetchers.query.selection import is_one_name, select
 from laion_fmri_fetchers.query.shared_docs import documented
 from laion_fmri_fetchers.storage.bunch import Result
@@ -185,8 +184,8 @@ def fetch_laion_betas(
     Raises
     ------
     InvalidQueryError
-        If an argument is not valid, no voxel is left, or, with ``source="model"``, the
-        bucket has no model file.
+        If an argument is not valid, no trial or voxel is left, the trials lack one of
+        ``labels``, or, with ``source="model"``, the bucket has no model file.
     NotCachedError
         Offline, if voxels of a session that was named are not on disk.
     CorruptImageError
@@ -245,10 +244,6 @@ def fetch_laion_betas(
         {},
         inspect.signature(fetch_laion_betas).parameters,
     )
-    if labels is not None:
-        showing = ResultFilter(label=[labels] if isinstance(labels, str) else labels)
-        both = selection.trial_filter & showing
-        selection = selection._replace(trial_filter=both)
     settings = make_settings(
         mode,
         data_dir,
@@ -270,7 +265,7 @@ def fetch_laion_betas(
     records = [rec for rec in inventory.records if rec["subject"] in names]
     check_names(records, names, inventory, selection)
     images = choose_images(records, selection)
-    images, trials, tables = choose_by_trials(images, inventory, selection)
+    images, trials, tables = choose_by_trials(images, inventory, selection, labels)
     derived = subjects_with_derived_masks(names, settings)
     small = Chosen(
         [],

@@ -34,6 +34,7 @@ from laion_fmri_fetchers.query.arguments import only_its_arguments
 from laion_fmri_fetchers.query.filters import ResultFilter
 from laion_fmri_fetchers.query.shared_docs import documented
 from laion_fmri_fetchers.query.splits import StimulusFolds, StimulusSplit
+from laion_fmri_fetchers.query.values import in_order
 from laion_fmri_fetchers.storage.bunch import Result
 from laion_fmri_fetchers.storage.settings import make_settings
 from laion_fmri_fetchers.storage.splits import obtain_splits
@@ -235,7 +236,7 @@ def _listed(given: Any, argument: str) -> list[str]:
     several = [given] if isinstance(given, str) else given
     if isinstance(several, (bytes, dict)) or not isinstance(several, Iterable):
         raise InvalidQueryError(f"{argument} is {given!r}; give a name, or several")
-    each = list(several)
+    each = in_order(several)
     for name in each:
         if not isinstance(name, str):
             raise InvalidQueryError(f"{argument} holds {name!r}; names are str")

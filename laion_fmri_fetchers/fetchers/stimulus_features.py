@@ -35,11 +35,12 @@ from laion_fmri_fetchers.layout.trees import (
 from laion_fmri_fetchers.messages import counted, listed, tell, warn
 from laion_fmri_fetchers.query.arguments import (
     check_fields,
+    check_terms,
     only_its_arguments,
-    warn_of_nothing,
 )
 from laion_fmri_fetchers.query.filters import ResultFilter
 from laion_fmri_fetchers.query.shared_docs import documented
+from laion_fmri_fetchers.query.values import in_order
 from laion_fmri_fetchers.storage.bunch import Result
 from laion_fmri_fetchers.storage.settings import Settings, make_settings
 
@@ -140,7 +141,7 @@ def fetch_laion_captions(
         [CAPTIONS], take_inventory_of_stimuli(settings), required=True
     )
     file = files[0]["absolute_path"]
-    table = _read(file, ["image_name", "caption"], whole=["caption_idx"])
+    table = _read(file, ["image_name", "caption"], ["caption_idx"], filt)
     if wanted is not None:
         known = table["image_name"].unique()
         rows = positions(wanted, known, "the table of captions", settings)
@@ -358,7 +359,8 @@ def fetch_laion_segmentations(
     table = _read(
         file,
         ["image_name", "noun"],
-        whole=["mask_row", "instance_id", "localized"],
+        ["mask_row", "instance_id", "localized"],
+        filt,
         numbers=True,
     )
     if wanted is not None:
@@ -403,21 +405,17 @@ def _common(
 
 
 def _read(
-    file: str, text: list[str], whole: list[str], numbers: bool = False
+    file: str,
+    text: list[str],
+    whole: list[str],
+    given: ResultFilter,
+    numbers: bool = False,
 ) -> pd.DataFrame:
     """Read a table whose columns ``text`` stay text and ``whole`` are whole numbers.
 
     With ``numbers``, other columns that hold nothing but numbers are numbers too.
     """
-    frame = read_table(file, [*text, *whole])
-    try:
-        for name in whole:
-            frame[name] = pd.to_numeric(frame[name]).astype(np.int64)
-    except (TypeError, ValueError) as error:
-        raise CorruptImageError(
-            f"The table {file} is broken ({name}: {error}). Fetch it again with "
-            "mode='overwrite'."
-        ) from error
+    frame = read_table(file, text, given, whole)
     for name in frame.columns.drop([*text, *whole]):
         frame[name] = mapped(frame[name], none_if_null)
         if numbers:
@@ -439,8 +437,7 @@ def _choose(
     if wanted is not None:
         table = table[table["image_name"].isin(wanted)]
     chosen = table[filt.mask(table)]
-    if len(table) and not len(chosen):
-        warn_of_nothing(name, filt, table)
+    check_terms(name, filt, table, len(chosen))
     shown = list(dict.fromkeys(chosen["image_name"])) if wanted is None else wanted
     place = pd.Index(shown, dtype=object).get_indexer(pd.Index(chosen["image_name"]))
     chosen = chosen.assign(_at=place).sort_values(["_at", then_by], kind="stable")
@@ -483,7 +480,7 @@ def _models(models: Any) -> list[str]:
         raise InvalidQueryError(
             f"models is {models!r}; give names such as 'CLIP', several, or 'all'"
         )
-    given = [models] if isinstance(models, str) else list(models)
+    given = [models] if isinstance(models, str) else in_order(models)
     if any(isinstance(one, str) and one.lower() == "all" for one in given):
         return list(EMBEDDING_MODELS)
     by_lower = {model.lower(): model for model in EMBEDDING_MODELS}

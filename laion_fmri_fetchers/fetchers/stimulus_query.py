@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import difflib
+import io
 from collections.abc import Callable, Iterable, Sequence
 from importlib import resources
+from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
@@ -16,8 +19,10 @@ from laion_fmri_fetchers.exceptions import (
 )
 from laion_fmri_fetchers.messages import listed, warn
 from laion_fmri_fetchers.query.filters import ResultFilter, as_filter, is_empty
+from laion_fmri_fetchers.query.values import check_order
 from laion_fmri_fetchers.storage.files import readable
 from laion_fmri_fetchers.storage.settings import Settings
+from laion_fmri_fetchers.storage.tables import Flaw, decoded, report_flaws
 
 
 def images_labelled(labels: Any = None) -> list[str] | None:
@@ -45,6 +50,7 @@ def images_labelled(labels: Any = None) -> list[str] | None:
         raise InvalidQueryError(
             f"labels is {given!r}; give labels of images, or trials"
         )
+    check_order(given, "labels")
     found = [given] if isinstance(given, str) else list(dict.fromkeys(given))
     for name in found:
         if not isinstance(name, str):
@@ -100,22 +106,72 @@ def description() -> str:
     return file.read_text("utf-8")
 
 
-def read_table(file: str, needed: Iterable[str]) -> pd.DataFrame:
-    """Read a CSV table of text; CorruptImageError if it is not one."""
+def read_table(
+    file: str, needed: Sequence[str], given: ResultFilter, whole: Sequence[str] = ()
+) -> pd.DataFrame:
+    """Read a CSV table of text, in which columns ``whole`` are whole numbers.
+
+    Columns named as fields of ours become ``table_label`` and ``table_h5_index``.
+
+    Raises
+    ------
+    CorruptImageError
+        If it is not a table with the columns needed, if an image has no name, or if a
+        value that a filter needs is not valid. Other such values are null.
+    """
+    with readable():
+        text = decoded(Path(file).read_bytes())
+    # A stray quotation mark would make one cell of several lines; strict tells.
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    advice = "Fetch it again with mode='overwrite'."
     try:
-        with readable():
-            frame = pd.read_csv(
-                file, dtype=object, keep_default_na=False, encoding="utf-8-sig"
-            )
-        lacking = [name for name in needed if name not in frame]
+        names = [name.strip() for name in next(reader, [])]
+        lacking = [name for name in (*needed, *whole) if names.count(name) != 1]
         if lacking:
-            raise ValueError(f"it has no column {listed(lacking)}")
-    except ValueError as error:
+            raise ValueError(f"it has no single column {listed(lacking)}")
+        if twice := {name for name in names if name and names.count(name) > 1}:
+            raise ValueError(f"several columns are {listed(sorted(twice))}")
+        rows = [(reader.line_num, _checked(cells, names)) for cells in reader if cells]
+    except (ValueError, csv.Error) as error:
         raise CorruptImageError(
-            f"The table {file} is broken ({error}). Fetch it again with "
-            "mode='overwrite'."
+            f"The table {file} is broken (line {max(reader.line_num, 1)}: {error}). "
+            f"{advice}"
         ) from error
-    return frame
+    flaws = [
+        Flaw(line, frozenset(names[len(cells) :]), "it ends early")
+        for line, cells in rows
+        if len(cells) < len(names)
+    ]
+    frame = pd.DataFrame(
+        [[*cells, *[None] * (len(names) - len(cells))] for _, cells in rows],
+        index=[line for line, _ in rows],
+        columns=[f"table_{n}" if n in ("label", "h5_index") else n for n in names],
+        dtype=object,
+    )
+    frame = frame.drop(columns="", errors="ignore")
+    for name in whole:
+        numbers = pd.to_numeric(frame[name], errors="coerce")
+        is_whole = numbers.notna() & (numbers % 1 == 0)
+        for line in frame.index[~is_whole & frame[name].notna()]:
+            found = f"{name} is {frame[name][line]!r}, not a whole number"
+            flaws.append(Flaw(line, frozenset({name}), found))
+        nullable = numbers.where(is_whole).astype("Int64")
+        frame[name] = nullable.astype("int64") if is_whole.all() else nullable
+    report_flaws(file, flaws, given, advice, always={"mask_row"})
+    return frame.reset_index(drop=True)
+
+
+def _checked(cells: list[str], names: list[str]) -> list[str]:
+    """Return a row of a table; ValueError if it has too many cells, or no image."""
+    while len(cells) > len(names) and not cells[-1]:
+        cells.pop()
+    if len(cells) > len(names):
+        raise ValueError(f"it has {len(cells)} cells for {len(names)} columns")
+    if any("\0" in cell for cell in cells):
+        raise ValueError("it has a NUL byte")
+    if not "".join(cells[names.index("image_name") :][:1]).strip():
+        raise ValueError("column image_name is empty")
+    return cells
 
 
 def mapped(column: pd.Series, function: Callable[[Any], Any]) -> pd.Series:

@@ -18,7 +18,7 @@ from laion_fmri_fetchers.layout.trees import FUNCTIONAL_GRID, IMAGE_TYPES
 
 from .arguments import as_limit, check_fields, right_place
 from .filters import ResultFilter, admits, as_filter, fields, is_empty
-from .values import IsIn
+from .values import IsIn, in_order
 
 
 def basic_image_terms() -> dict[str, Any]:
@@ -307,4 +307,4 @@ def _names(
 def _several(given: object) -> list[Any]:
     """Return the values of an argument, which may be a single one."""
     is_single = isinstance(given, (str, bytes)) or not isinstance(given, Iterable)
-    return [given] if is_single else list(given)  # type: ignore[call-overload]
+    return [given] if is_single else in_order(given)  # type: ignore[arg-type]

@@ -18,7 +18,7 @@ from laion_fmri_fetchers.exceptions import InvalidQueryError
 from laion_fmri_fetchers.layout.labels import label_values
 from laion_fmri_fetchers.messages import counted, line_of_user, listed, warn
 
-from .values import IsIn
+from .values import IsIn, check_order, in_order
 
 if TYPE_CHECKING:
     import numpy as np
@@ -382,7 +382,7 @@ def _checked(labels: Iterable[str], side: str) -> tuple[str, ...]:
     is_table = isinstance(labels, Mapping) or hasattr(labels, "columns")
     if isinstance(labels, (str, bytes)) or is_table or not isinstance(labels, Iterable):
         raise InvalidQueryError(f"{side} is {_shown(labels)}; give a list of labels")
-    each = tuple(labels)
+    each = tuple(in_order(labels))
     for label in each:
         if not isinstance(label, str):
             raise InvalidQueryError(f"{side} holds {_shown(label)}; labels are str")
@@ -440,6 +440,7 @@ def _labels_of(trials: Any, argument: str) -> list:
             f"{argument} is {_shown(trials)}; give trials, or a label for each, in "
             "their order"
         )
+    check_order(trials, argument)
     labels = trials.tolist() if hasattr(trials, "tolist") else list(trials)
     if labels and not any(isinstance(label, str) for label in labels):
         raise InvalidQueryError(
