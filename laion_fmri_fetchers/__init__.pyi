@@ -11,6 +11,7 @@ from .arrays.betas import load_betas as load_betas
 from .arrays.ceilings import normalized_score as normalized_score
 from .arrays.pictures import load_stimuli as load_stimuli
 from .arrays.result import load_saved_betas as load_saved_betas
+from .arrays.rows import select_trials as select_trials
 from .arrays.rows import shared_labels as shared_labels
 from .arrays.surfaces import project_to_surface as project_to_surface
 from .exceptions import AccessFormError as AccessFormError

@@ -437,16 +437,38 @@ def test_holes_are_holes(server, betas_folder, face):
     assert betas.data[3, 1] == 0
 
 
-def test_a_model_without_voxels_of_the_image(server, betas_folder):
+def test_rows_that_are_proved_are_used_though_the_image_has_more(
+    server, log, betas_folder, face
+):
+    """Voxels of the image that the model lacks are read of the image alone."""
     mask = fitted(betas_folder, "ses-01")
-    voxels = np.argwhere(mask)
     values = read(betas_folder, image_key("ses-01"))
-    mask[tuple(next(v for v in voxels if values[(*v, 0)]))] = False
+    lacking = tuple(np.argwhere(mask & ~face & (values[..., 0] != 0))[0])
+    mask[lacking] = False
     affine = nib.load(betas_folder / BRAIN_MASK).affine
     server.put(rsquare_key("ses-01"), nifti_bytes(mask.astype("f4"), affine))
     server.put(model_key("ses-01"), dataset(values[mask]))
-    with pytest.raises(CorruptImageError, match="lacks 1 voxels at which the image"):
-        fetch(sessions=1, source="model")
+    only = {"sessions": 1, "source": "model"}
+    assert np.array_equal(fetch(**only).data, np.nan_to_num(values[face].T))
+    with pytest.raises(CorruptImageError, match="of those asked for"):
+        fetch("brain", **only)
+    with pytest.warns(UserWarning, match="of those asked for"):
+        whole = fetch("brain", sessions=1)
+    expected = true_betas(betas_folder, brain(betas_folder), ["ses-01"])
+    assert np.array_equal(whole.data, expected)
+
+
+def test_a_model_of_the_brain_mask_with_an_image_beyond_it(server, log, betas_folder):
+    """Masks of one's own are within the brain, too, so that no image is needed."""
+    values = read(betas_folder, image_key("ses-01")).copy()
+    inside = brain(betas_folder)
+    values[~inside & (np.arange(values.shape[0]) > 5)[:, None, None]] = 7.5
+    affine = nib.load(betas_folder / image_key("ses-01")).affine
+    server.put(image_key("ses-01"), nifti_bytes(values, affine))
+    server.put(model_key("ses-01"), dataset(values[inside]))
+    for _ in range(2):
+        betas = fetch("brain", sessions=1, source="model")
+        assert np.array_equal(betas.data, np.nan_to_num(values[inside].T))
 
 
 def test_an_r2_map_that_is_nan_outside_the_fit(server, betas_folder, face):

@@ -24,6 +24,7 @@ from sklearn.utils import Bunch
 from laion_fmri_fetchers.access.licence import accept_license
 from laion_fmri_fetchers.arrays.betas import Workers, check_options, load_voxels
 from laion_fmri_fetchers.arrays.kept import kept_nowhere
+from laion_fmri_fetchers.arrays.rows import rows_with
 from laion_fmri_fetchers.arrays.volumes import Header, read_header
 from laion_fmri_fetchers.arrays.voxel_store import session_folder
 from laion_fmri_fetchers.arrays.voxels import VoxelChoice, find_voxels
@@ -39,6 +40,7 @@ from laion_fmri_fetchers.query.arguments import only_its_arguments
 from laion_fmri_fetchers.query.filters import ResultFilter
 from laion_fmri_fetchers.query.selection import select
 from laion_fmri_fetchers.query.shared_docs import documented
+from laion_fmri_fetchers.query.values import NotNull
 from laion_fmri_fetchers.storage.bunch import Result
 from laion_fmri_fetchers.storage.inventory import Inventory, take_inventory_of_subjects
 from laion_fmri_fetchers.storage.obtain import obtain
@@ -49,6 +51,7 @@ from .choose import (
     choose_images,
     choose_rois,
     describe_subjects,
+    images_with_trials,
 )
 from .chosen import (
     Chosen,
@@ -237,9 +240,9 @@ def fetch_laion_betas(
         inspect.signature(fetch_laion_betas).parameters,
     )
     if labels is not None:
-        showing = ResultFilter(label=[labels] if isinstance(labels, str) else labels)
-        both = selection.trial_filter & showing
-        selection = selection._replace(trial_filter=both)
+        # Tables are read first, so that an unknown label is known to be one.
+        labelled = selection.trial_filter & ResultFilter(label=NotNull())
+        selection = selection._replace(trial_filter=labelled)
     settings = make_settings(
         mode,
         data_dir,
@@ -256,6 +259,11 @@ def fetch_laion_betas(
     check_names(records, names, inventory, selection)
     images = choose_images(records, selection)
     images, trials, tables = choose_by_trials(images, inventory, selection)
+    if labels is not None:
+        rows = rows_with(labels, trials.frame, names[0])
+        labels = list(trials.frame["label"].iloc[rows].unique())
+        trials = trials._replace(frame=trials.frame.iloc[sorted(rows)])
+        images = images_with_trials(images, trials)
     derived = subjects_with_derived_masks(names, settings)
     small = Chosen(
         [],
