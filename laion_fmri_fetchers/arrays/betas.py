@@ -386,7 +386,7 @@ def _sessions(
         if table.labels is not None:
             published = table.labels.reindex(volumes)
             others = published.to_numpy() != trials["label"].iloc[positions].to_numpy()
-            n_others += np.count_nonzero(others & published.notna().to_numpy())
+            n_others += int((others & published.notna().to_numpy()).sum())
         source: Signature | StoredSession | None
         source = None
         if not is_resampled(meta):  # the store has the grid of the dataset
@@ -493,7 +493,7 @@ def trial_tables(data_dir: str, metas: list[dict]) -> dict[str, TrialTable]:
     }
     frame = read_trials(data_dir, list(on_disk.values()))
     return {
-        session: TrialTable(
+        str(session): TrialTable(
             int(max(len(trials), trials["beta_index"].max() + 1)),
             _version(data_dir, on_disk[session]),
             trials.drop_duplicates("beta_index").set_index("beta_index")["label"],

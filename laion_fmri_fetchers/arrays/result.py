@@ -187,10 +187,14 @@ class Betas(Result):
         DiskSpaceError
             If the disk is full.
         """
+        if lacking := [key for key in _KEYS if key not in self]:
+            raise InvalidQueryError(
+                f"betas lack {listed(lacking)}; load them again before you save them"
+            )
         check_rows(self)
         n_rows, n_voxels = self["data"].shape
         inside = np.asarray(self["mask_img"].dataobj) > 0
-        sizes = [("mask_img", np.count_nonzero(inside), n_voxels, "voxel")]
+        sizes = [("mask_img", int(inside.sum()), n_voxels, "voxel")]
         sizes.append(("coordinates", len(self["coordinates"]), n_voxels, "voxel"))
         sizes += [
             (f"{key}[{name!r}]", len(values), size, noun)

@@ -145,19 +145,18 @@ def select_trials(data: Bunch, trials: pd.DataFrame) -> Bunch:
         pd.MultiIndex.from_frame(table[keys].astype(object)) for table in (own, wanted)
     )
     for name, rows in (("data.trials", index), ("trials", asked)):
-        if not rows.is_unique:
+        if len(twice := rows[rows.duplicated()]):
             raise InvalidQueryError(
-                f"{name} has {counted(int(rows.duplicated().sum()), 'trial')} twice, "
-                f"such as {rows[rows.duplicated()][0]}; drop duplicates"
+                f"{name} has {counted(len(twice), 'trial')} twice, such as "
+                f"{twice[0]}; drop duplicates"
             )
     found = index.get_indexer(asked)
-    if not len(found) or (found < 0).any():
-        unknown = [str(asked[i]) for i in np.flatnonzero(found < 0)]
+    if not len(found):
+        raise InvalidQueryError("trials has no rows; give some of data.trials")
+    if unknown := [str(trial) for trial in asked[found < 0]]:
         raise InvalidQueryError(
             f"trials has {counted(len(unknown), 'row')} that data.trials lacks: "
             f"{listed(unknown, _MOST_NAMED)}; give rows of data.trials"
-            if unknown
-            else "trials has no rows; give some of data.trials"
         )
     chosen = own.iloc[found].sort_values(["image_index", "beta_index"])
     sessions = {*zip(chosen["subject"], chosen["session"], strict=True)}
@@ -203,8 +202,8 @@ def labels_of(trials: Any, argument: str = "trials") -> np.ndarray:
     if isinstance(labels, pd.DataFrame):
         if labels is not trials:
             check_rows(trials)
-        names = {*labels, *labels.index.names}
-        by_image = "image_name" in names and "label" not in names
+        existing = {*labels, *labels.index.names}
+        by_image = "image_name" in existing and "label" not in existing
         column = "image_name" if by_image else "label"
         labels = table_of(labels, [column], argument)[column]
     if isinstance(labels, (str, bytes, dict)) or not isinstance(labels, Iterable):

@@ -130,9 +130,8 @@ def _read(content: bytearray, is_compressed: bool) -> FirstVolume:
         longer = nib.Nifti2Header.sizeof_hdr
         if nib.Nifti2Header.may_contain_header(start.ljust(longer)):
             start += _take(stream, longer - len(start))
-            header = nib.Nifti2Header(start)
-        else:
-            header = nib.Nifti1Header(start)
+        kind = nib.Nifti1Header if len(start) < longer else nib.Nifti2Header
+        header = kind(start)
         shape, dtype = header.get_data_shape(), header.get_data_dtype()
         offset = int(header.get_data_offset())
         n_bytes = math.prod(shape[:3]) * dtype.itemsize
