@@ -24,7 +24,6 @@ from sklearn.utils import Bunch
 from laion_fmri_fetchers.access.licence import accept_license
 from laion_fmri_fetchers.arrays.betas import Workers, check_options, load_voxels
 from laion_fmri_fetchers.arrays.kept import kept_nowhere
-from laion_fmri_fetchers.arrays.rows import rows_with
 from laion_fmri_fetchers.arrays.volumes import Header, read_header
 from laion_fmri_fetchers.arrays.voxel_store import session_folder
 from laion_fmri_fetchers.arrays.voxels import VoxelChoice, find_voxels
@@ -37,10 +36,8 @@ from laion_fmri_fetchers.exceptions import (
 from laion_fmri_fetchers.layout.keys import Record
 from laion_fmri_fetchers.messages import counted, listed, readable_size, tell, warn
 from laion_fmri_fetchers.query.arguments import only_its_arguments
-from laion_fmri_fetchers.query.filters import ResultFilter
 from laion_fmri_fetchers.query.selection import is_one_name, select
 from laion_fmri_fetchers.query.shared_docs import documented
-from laion_fmri_fetchers.query.values import NotNull
 from laion_fmri_fetchers.storage.bunch import Result
 from laion_fmri_fetchers.storage.inventory import Inventory, take_inventory_of_subjects
 from laion_fmri_fetchers.storage.obtain import obtain
@@ -51,7 +48,6 @@ from .choose import (
     choose_images,
     choose_rois,
     describe_subjects,
-    images_with_trials,
 )
 from .chosen import (
     Chosen,
@@ -180,8 +176,8 @@ def fetch_laion_betas(
     Raises
     ------
     InvalidQueryError
-        If an argument is not valid, no voxel is left, or, with ``source="model"``, the
-        bucket has no model file.
+        If an argument is not valid, no trial or voxel is left, the trials lack one of
+        ``labels``, or, with ``source="model"``, the bucket has no model file.
     NotCachedError
         Offline, if voxels of a session that was named are not on disk.
     CorruptImageError
@@ -244,10 +240,6 @@ def fetch_laion_betas(
         {},
         inspect.signature(fetch_laion_betas).parameters,
     )
-    if labels is not None:
-        # Tables are read first, so that an unknown label is known to be one.
-        labelled = selection.trial_filter & ResultFilter(label=NotNull())
-        selection = selection._replace(trial_filter=labelled)
     settings = make_settings(
         mode,
         data_dir,
@@ -263,12 +255,7 @@ def fetch_laion_betas(
     records = [rec for rec in inventory.records if rec["subject"] in names]
     check_names(records, names, inventory, selection)
     images = choose_images(records, selection)
-    images, trials, tables = choose_by_trials(images, inventory, selection)
-    if labels is not None:
-        rows = rows_with(labels, trials.frame, names[0])
-        labels = list(trials.frame["label"].iloc[rows].unique())
-        trials = trials._replace(frame=trials.frame.iloc[sorted(rows)])
-        images = images_with_trials(images, trials)
+    images, trials, tables = choose_by_trials(images, inventory, selection, labels)
     derived = subjects_with_derived_masks(names, settings)
     small = Chosen(
         [],
