@@ -166,7 +166,8 @@ def select_trials(data: Bunch, trials: pd.DataFrame) -> Bunch:
         if not is_of_trials(meta) or (meta["subject"], meta["session"]) in sessions
     ]
     volumes = {
-        i: part.to_numpy() for i, part in chosen.groupby("image_index")["beta_index"]
+        i: part.to_numpy(np.int64)
+        for i, part in chosen.groupby("image_index")["beta_index"]
     }
     part = copy.copy(data)
     part.images = [data.images[i] for i in kept]
