@@ -192,8 +192,8 @@ def test_metadata_is_escaped(data):
     data.failed = [{**data.images_meta[0], "reason": evil}]
     data.description = f"{evil}\n\nMore"
     data.rois_meta[0]["roi"] = evil
-    data.trials["session"] = data.trials["session"].astype(object)
-    data.trials.loc[0, "session"] = evil
+    data.trials["dataset"] = data.trials["dataset"].astype(object)
+    data.trials.loc[0, ["dataset", "label"]] = evil
     page = make_report(data, title=evil).html
     assert "<script" not in page
     assert "<img src=//" not in page

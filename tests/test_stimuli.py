@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import hashlib
 import io
 import os
 import re
+import subprocess
+import sys
 import threading
 import warnings
 from pathlib import Path
@@ -1353,3 +1356,74 @@ def test_a_term_that_no_row_fulfils_is_warned_of(server, data_dir, call, query, 
     (text,) = [str(one.message) for one in caught]
     (name, *_) = query
     assert re.match(f"Nothing fulfils .*, a part of {name}.*{words}", text)
+
+
+# Files that others hold, and what is no damage
+
+
+@pytest.fixture
+def locked(monkeypatch):
+    """Lock files as HDF5 finds them where others hold them, or locks do not work."""
+    fcntl = pytest.importorskip("fcntl")
+    monkeypatch.delenv("HDF5_USE_FILE_LOCKING", raising=False)
+    with contextlib.ExitStack() as held:
+
+        def lock(file):
+            stream = held.enter_context(open(file, "r+b"))
+            fcntl.flock(stream, fcntl.LOCK_EX)
+
+        yield lock
+
+
+def test_files_are_read_though_others_hold_locks(granted, locked, data_dir):
+    chosen = fetch(max_images=3)
+    clip = embeddings("CLIP")
+    locked(chosen.archive)
+    locked(clip.files["CLIP"])
+    assert len(load_stimuli(chosen, size=8)) == 3
+    assert len(fetch(max_images=2).metadata) == 2
+    again = embeddings("CLIP", mode="offline")
+    assert np.array_equal(again.embeddings["CLIP"], clip.embeddings["CLIP"])
+
+
+WRITER = """
+import h5py, sys
+with h5py.File(sys.argv[1], "r+", libver="latest") as file:
+    file.flush()
+    print("open", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_file_that_another_program_writes_to_is_not_called_damaged(granted):
+    chosen = fetch(max_images=3)
+    with h5py.File(chosen.archive) as file:
+        images = file["images"][()]
+    with h5py.File(chosen.archive, "w", libver="latest") as file:
+        file.create_dataset("images", data=images, dtype=h5py.vlen_dtype(np.uint8))
+    command = [sys.executable, "-c", WRITER, chosen.archive]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as writer:
+        assert writer.stdout.readline() == "open\n"
+        with pytest.raises(OSError, match="open for write") as error:
+            load_stimuli(chosen, size=8)
+        writer.communicate("")
+    assert not isinstance(error.value, CorruptImageError)
+    assert "overwrite" not in str(error.value)
+    assert len(load_stimuli(chosen, size=8)) == 3
+
+
+def test_too_few_open_files_are_no_damage(granted):
+    resource = pytest.importorskip("resource")
+    chosen = fetch(max_images=3)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    load_stimuli(chosen, size=8)
+    with contextlib.ExitStack() as held:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
+        held.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        with contextlib.suppress(OSError):
+            while True:
+                held.enter_context(open(os.devnull))
+        with pytest.raises(OSError, match=r"(?i)too many open files") as error:
+            load_stimuli(chosen, size=8)
+    assert "overwrite" not in str(error.value)

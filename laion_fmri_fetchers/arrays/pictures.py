@@ -20,7 +20,7 @@ from laion_fmri_fetchers.exceptions import (
 from laion_fmri_fetchers.messages import listed
 from laion_fmri_fetchers.query.arguments import check_positive, only_its_arguments
 
-from .heaps import check_values
+from .heaps import check_values, open_hdf5
 
 _DECODERS = 8
 
@@ -195,31 +195,18 @@ def open_images(archive: str, stream: BinaryIO | None = None) -> Iterator[Any]:
     """Open the images of an archive, by its name or by a stream of it."""
     import h5py
 
-    try:
-        file = h5py.File(stream or archive, "r")
-    except OSError as error:
-        _raise_corrupt(archive, error)
-    with file:
+    with open_hdf5(archive, "archive", stream) as file:
         images = file.get("images")
         if not isinstance(images, h5py.Dataset) or images.ndim != 1:
-            _raise_corrupt(archive, "it has no 1-D dataset 'images'")
+            raise ValueError("it has no 1-D dataset 'images'")
         yield images
-
-
-def _raise_corrupt(archive: str, why: object) -> None:
-    raise CorruptImageError(
-        f"The archive {archive} cannot be read ({why}). Fetch it again with "
-        "mode='overwrite'."
-    )
 
 
 def check_archive(archive: str, n_rows: int) -> None:
     """Raise unless the archive has as many images as its table has rows."""
     with open_images(archive) as images:
         if len(images) != n_rows:
-            _raise_corrupt(
-                archive, f"it holds {len(images)} images, its metadata {n_rows}"
-            )
+            raise ValueError(f"it holds {len(images)} images, its metadata {n_rows}")
 
 
 def read_image(
@@ -230,6 +217,8 @@ def read_image(
         check_values(images, row, row + 1, descriptor)
         return bytes(images[row])
     except (OSError, ValueError, IndexError) as error:
+        if getattr(error, "errno", None):
+            raise
         raise CorruptImageError(
             f"The image {name!r} (row {row}) cannot be read from "
             f"{images.file.filename}: {error}. Fetch it again with mode='overwrite'."

@@ -11,7 +11,6 @@ The room that `load_betas` and other ways to betas end in::
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -26,10 +25,11 @@ from laion_fmri_fetchers.exceptions import (
     did_you_mean,
 )
 from laion_fmri_fetchers.layout.ceilings import MEAN_INVERSE_REPEATS
-from laion_fmri_fetchers.messages import listed
+from laion_fmri_fetchers.messages import counted, listed
 from laion_fmri_fetchers.storage.bunch import Result
 
 from .ceilings import ceiling_of_average, mean_inverse
+from .rows import check_rows
 from .saved import read_values, write_values
 from .voxels import Voxels, columns_in, rois_of
 
@@ -42,10 +42,6 @@ class Betas(Result):
 
     def __dir__(self) -> Iterable[str]:
         return sorted({*super().__dir__(), *_METHODS})
-
-    def copy(self) -> Betas:
-        """Return a copy that shares its values, with the methods."""
-        return copy.copy(self)
 
     def to_img(self, values: Any, fill: float = 0) -> nib.Nifti1Image:
         """Put values back on the grid, as an image.
@@ -150,7 +146,8 @@ class Betas(Result):
         Raises
         ------
         InvalidQueryError
-            If an argument is not valid, or ``noise_ceilings`` lacks the map.
+            If an argument is not valid, ``noise_ceilings`` lacks the map, or
+            ``trials`` are not those of the rows of ``data``.
 
         Notes
         -----
@@ -166,6 +163,7 @@ class Betas(Result):
                 f"betas hold no noise ceiling {noise_ceiling!r}; {hint}"
             )
         if isinstance(n_repeats, str) and n_repeats == "averaged":
+            check_rows(self)
             n_repeats = self["trials"].get("n_averaged", 1)
         return ceiling_of_average(
             published[noise_ceiling],
@@ -187,10 +185,35 @@ class Betas(Result):
         Raises
         ------
         InvalidQueryError
-            If a key that was added holds what cannot be saved, or ``path`` is a folder.
+            If a key that was added holds what cannot be saved, keys differ in the
+            number of rows or voxels, or ``path`` is a folder.
         DiskSpaceError
             If the disk is full.
         """
+        if lacking := [key for key in _KEYS if key not in self]:
+            raise InvalidQueryError(
+                f"betas lack {listed(lacking)}; load them again before you save them"
+            )
+        check_rows(self)
+        n_rows, n_voxels = self["data"].shape
+        inside = np.asarray(self["mask_img"].dataobj) > 0
+        sizes = [("mask_img", int(inside.sum()), n_voxels, "voxel")]
+        sizes.append(("coordinates", len(self["coordinates"]), n_voxels, "voxel"))
+        sizes += [
+            (f"{key}[{name!r}]", len(values), size, noun)
+            for key, size, noun in (
+                ("groups", n_rows, "row"),
+                ("roi_masks", n_voxels, "voxel"),
+                ("noise_ceilings", n_voxels, "voxel"),
+            )
+            for name, values in self[key].items()
+        ]
+        for name, size, expected, noun in sizes:
+            if size != expected:
+                raise InvalidQueryError(
+                    f"betas.{name} is of {counted(size, noun)}, but betas.data of "
+                    f"{counted(expected, noun)}; cut all keys alike"
+                )
         write_values(path, self)
 
 

@@ -6,10 +6,9 @@ names of images and a filter. All return their rows in the order of ``image_name
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import Any
 
@@ -17,9 +16,8 @@ import numpy as np
 import pandas as pd
 from sklearn.utils import Bunch
 
-from laion_fmri_fetchers.arrays.heaps import check_values
+from laion_fmri_fetchers.arrays.heaps import check_values, open_hdf5
 from laion_fmri_fetchers.exceptions import (
-    CorruptImageError,
     InvalidQueryError,
     did_you_mean,
 )
@@ -340,7 +338,7 @@ def fetch_laion_segmentations(
         import h5py
 
         dogs = fetch_laion_segmentations(noun="dog", localized=1)
-        with h5py.File(dogs.masks_file) as file:
+        with h5py.File(dogs.masks_file, locking=False) as file:
             mask = file["masks"][dogs.segmentations["mask_row"].iloc[0]]
     """
     wanted = images_labelled(labels)
@@ -495,7 +493,7 @@ def _models(models: Any) -> list[str]:
 
 def _embedded_images(file: str) -> pd.Index:
     """Return the names of the images in a file of embeddings, in the order of rows."""
-    with _embeddings_in(file) as content:
+    with open_hdf5(file, "embeddings") as content:
         check_values(content["image_ids"], 0, len(content["image_ids"]))
         raw = content["image_ids"][()]
         names = pd.Index(
@@ -522,26 +520,11 @@ def _images_of_all(
 
 def _read_embeddings(file: str, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return rows of embeddings, and whether each is valid."""
-    with _embeddings_in(file) as content:
+    with open_hdf5(file, "embeddings") as content:
         embedding, valid = content["embedding"], content["valid"][()].astype(bool)
         if np.array_equal(rows, np.arange(len(embedding))):
             return embedding[()], valid
         return _rows(embedding, rows), valid[rows]
-
-
-@contextlib.contextmanager
-def _embeddings_in(file: str) -> Iterator[Any]:
-    """Open a file of embeddings; CorruptImageError for one that cannot be read."""
-    import h5py
-
-    try:
-        with h5py.File(file, "r") as content:
-            yield content
-    except (OSError, KeyError, ValueError) as error:
-        raise CorruptImageError(
-            f"The embeddings {file} cannot be read ({error}). Fetch them again with "
-            "mode='overwrite'."
-        ) from error
 
 
 def _rows(dataset: Any, rows: np.ndarray) -> np.ndarray:

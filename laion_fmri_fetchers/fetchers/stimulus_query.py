@@ -13,13 +13,13 @@ from typing import Any, NoReturn
 import numpy as np
 import pandas as pd
 
+from laion_fmri_fetchers.arrays.rows import labels_of
 from laion_fmri_fetchers.exceptions import (
     CorruptImageError,
     InvalidQueryError,
 )
 from laion_fmri_fetchers.messages import listed, warn
 from laion_fmri_fetchers.query.filters import ResultFilter, as_filter, is_empty
-from laion_fmri_fetchers.query.values import check_order
 from laion_fmri_fetchers.storage.files import readable
 from laion_fmri_fetchers.storage.settings import Settings
 from laion_fmri_fetchers.storage.tables import Flaw, decoded, report_flaws
@@ -33,29 +33,12 @@ def images_labelled(labels: Any = None) -> list[str] | None:
     >>> images_labelled(["b.jpg", "a.jpg", "b.jpg"])
     ['b.jpg', 'a.jpg']
     """
-    given = labels
-    if given is None:
+    if labels is None:
         return None
-    if isinstance(given, dict):
-        _raise_for_bunch(given)
-    if isinstance(given, pd.DataFrame):
-        column = next((c for c in ("label", "image_name") if c in given), None)
-        if column is None and given.index.name != "image_name":
-            raise InvalidQueryError(
-                "labels is a DataFrame with neither a column 'label', as trials have, "
-                "nor one 'image_name'."
-            )
-        given = given.index if column is None else given[column]
-    if isinstance(given, bytes) or not isinstance(given, Iterable):
-        raise InvalidQueryError(
-            f"labels is {given!r}; give labels of images, or trials"
-        )
-    check_order(given, "labels")
-    found = [given] if isinstance(given, str) else list(dict.fromkeys(given))
-    for name in found:
-        if not isinstance(name, str):
-            raise InvalidQueryError(f"labels holds {name!r}; labels are str")
-    return [str(name) for name in found]
+    if isinstance(labels, dict):
+        _raise_for_bunch(labels)
+    given = [labels] if isinstance(labels, str) else labels_of(labels, "labels")
+    return [str(label) for label in dict.fromkeys(given)]
 
 
 def _raise_for_bunch(given: dict) -> NoReturn:

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 from sklearn.utils import Bunch
 
+from laion_fmri_fetchers.arrays.rows import table_of
 from laion_fmri_fetchers.exceptions import InvalidQueryError, did_you_mean
 from laion_fmri_fetchers.layout.keys import on_one_grid
 from laion_fmri_fetchers.layout.labels import SOURCES
@@ -293,7 +294,8 @@ def plot_trials(
     ['LAION, 12 times', 'NSD, 4 times']
     """
     chosen = subjects_of(data, subjects)
-    trials = data.trials[data.trials["subject"].isin(chosen)]
+    trials = table_of(data.trials, ["subject", "session", "dataset"], "data.trials")
+    trials = trials[trials["subject"].isin(chosen)]
     axes = _axes(axes, (6.4, 3.6))
     if trials.empty:
         return _say(axes, "No trials.")

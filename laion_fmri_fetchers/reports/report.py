@@ -29,6 +29,7 @@ from typing import Any
 import pandas as pd
 from sklearn.utils import Bunch
 
+from laion_fmri_fetchers.arrays.rows import trials_of
 from laion_fmri_fetchers.messages import counted, listed, readable_size
 from laion_fmri_fetchers.query.arguments import user_path
 from laion_fmri_fetchers.transfer.bucket import bucket_url
@@ -158,6 +159,7 @@ def make_report(data: Bunch, title: str | None = None) -> Report:
     from laion_fmri_fetchers import __version__
 
     subjects = subjects_of(data)
+    trials_of(data)
     heading = "Files to fetch" if "plan" in data else "Fetched files"
     ceiling = summaries.default_ceiling(data)
     rois = summaries.rois(data, ceiling)
