@@ -42,7 +42,7 @@ from laion_fmri_fetchers.layout.trees import (
 )
 from laion_fmri_fetchers.messages import counted, listed, readable_size, tell, warn
 from laion_fmri_fetchers.query.shared_docs import documented
-from laion_fmri_fetchers.storage.catalog import Wanted, look
+from laion_fmri_fetchers.storage.catalog import Wanted, keep_demo_apart, look
 from laion_fmri_fetchers.storage.data_dir import get_data_dir
 from laion_fmri_fetchers.storage.files import files_on_disk, hidden_on_disk, local_path
 from laion_fmri_fetchers.storage.made_here import is_leftover
@@ -357,6 +357,7 @@ def _repair(
         )
     if not ids:
         return
+    keep_demo_apart(data_dir, timeout)
     accept_license(data_dir)
     settings = make_settings(
         "overwrite",

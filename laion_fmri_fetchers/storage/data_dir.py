@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from laion_fmri_fetchers.exceptions import DataDirectoryError, InvalidQueryError
-from laion_fmri_fetchers.messages import warn
+from laion_fmri_fetchers.messages import tell, warn
 from laion_fmri_fetchers.transfer.disks import nearest
 
 from .files import make_folder, write_atomically
+from .listings import is_demo, kept_root
 
 VARIABLE = "LAION_FMRI_DATA_DIR"
 """The environment variable that names the data directory."""
@@ -118,7 +119,8 @@ def dataset_initialize(data_dir: str | os.PathLike) -> str:
     Warns
     -----
     UserWarning
-        If ``LAION_FMRI_DATA_DIR`` names another directory, which calls keep using.
+        If ``LAION_FMRI_DATA_DIR`` names another directory, which calls keep using. If
+        that is a demo's, a line says that it is used until the demo stops.
 
     Examples
     --------
@@ -143,7 +145,15 @@ def dataset_initialize(data_dir: str | os.PathLike) -> str:
             error.errno,
             str(_config_file()),
         ) from None
-    if (in_force := get_data_dir()) != path:
+    if (in_force := get_data_dir()) == path:
+        return path
+    if is_demo(kept_root(in_force)):
+        tell(
+            f"{path} is saved for later: until the demo stops, calls use its own data "
+            f"directory, {in_force}",
+            verbose=1,
+        )
+    else:
         warn(
             f"{VARIABLE} is set, so calls keep using {in_force}. Unset it to use "
             f"{path}, which is saved."

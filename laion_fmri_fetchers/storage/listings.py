@@ -7,15 +7,13 @@ import json
 import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
+
+from laion_fmri_fetchers.layout.trees import DEMO
 
 from .files import write_atomically
 from .state import state_files, state_path
-
-if TYPE_CHECKING:
-    pass
-
 
 _LISTINGS = "listings"
 
@@ -76,6 +74,17 @@ def saved_listings(
                 if _is_listing(listing, name):
                     listings.append(listing)
     return sorted(listings, key=lambda listing: listing["listed_at"])
+
+
+def kept_root(data_dir: str) -> dict[str, Any] | None:
+    """Return the saved listing of the top of the bucket; None where there is none."""
+    roots = saved_listings(data_dir, [("", "/")])
+    return roots[-1] if roots else None
+
+
+def is_demo(root: dict[str, Any] | None) -> bool:
+    """Return whether a listing of the top is that of a demo, with synthetic data."""
+    return root is not None and any(one[0] == DEMO for one in root["objects"])
 
 
 def _read_listing(file: Path) -> Any:
