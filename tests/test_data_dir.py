@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from laion_fmri_fetchers import (
@@ -25,8 +27,10 @@ from laion_fmri_fetchers import (
     fetch_laion_surfaces,
     get_rois,
     get_subjects,
+    load_betas,
     login,
     request_stimulus_access,
+    status,
     verify_cache,
 )
 from laion_fmri_fetchers.demo import serve_demo
@@ -191,3 +195,164 @@ def test_access_in_a_demo_marks_its_directory(data_dir, in_demo):
     form = {**FORM, "accept_terms_version": current_terms_version()}
     request_stimulus_access(**form, verbose=0)
     assert fetch_laion_stimuli(verbose=0).archive
+
+
+# --- Directories that other tools filled -----------------------------------------
+
+
+@pytest.fixture
+def mirror(bucket_folder, data_dir):
+    """A copy of the bucket with keys as they are, as `aws s3 sync` makes it."""
+    shutil.copytree(bucket_folder, data_dir)
+    assert (data_dir / IN_BUCKET).exists()
+    return data_dir
+
+
+def names_of(data):
+    return [(rec["id"], Path(rec["absolute_path"]).name) for rec in data.rois_meta]
+
+
+def test_a_mirror_is_used_offline_as_what_was_downloaded(
+    mirror, cached_folder, no_network
+):
+    expected = fetch_laion_fmri("all", data_dir=cached_folder, mode="offline")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        data = fetch_laion_fmri("all", mode="offline", verbose=0)
+    assert [m["id"] for m in data.rois_meta] == [m["id"] for m in expected.rois_meta]
+    assert len(data.rois) > 40
+    face = fetch_laion_fmri("sub-01", "face", mode="offline", verbose=0)
+    assert str(mirror / IN_BUCKET) in face.rois
+    (meta,) = [m for m in face.rois_meta if m["id"] == MASK]
+    assert meta["relative_path"] == meta["key"] == IN_BUCKET
+    ours, theirs = (load_betas(d, "sub-01", "face") for d in (face, expected))
+    np.testing.assert_array_equal(ours.data, theirs.data)
+
+
+def test_offline_names_of_a_mirror_are_those_of_the_bucket(
+    mirror, server, tmp_path, monkeypatch
+):
+    online = get_rois("sub-01", data_dir=tmp_path / "new")
+    monkeypatch.setenv("LAION_FMRI_OFFLINE", "1")
+    assert get_rois("sub-01") == online
+
+
+def test_a_mirror_is_not_downloaded_again(mirror, server):
+    fetch_laion_fmri("all", verbose=0)
+    fetch_laion_betas("sub-01", "face", verbose=0)
+    fetch_laion_surfaces("sub-01", verbose=0)
+    fetch_laion_captions(verbose=0)
+    assert {key for _, key, _ in server.requests} == {""}
+    assert not (mirror / MASK).exists()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        surfaces = fetch_laion_surfaces(
+            "sub-01", rois="face", mode="offline", verbose=0
+        )
+        betas = fetch_laion_betas("sub-01", "face", mode="offline", verbose=0)
+    assert "FFA1" in surfaces.roi_masks
+    assert "FFA1" in betas.roi_masks
+
+
+def test_a_mirror_is_resampled(mirror, no_network):
+    data = fetch_laion_fmri(
+        "sub-01", "FFA1", 1, resolution=16, mode="offline", verbose=0
+    )
+    assert len(data.rois) == 1
+    assert os.path.exists(data.rois[0])
+
+
+def test_a_mirror_is_overwritten_and_repaired_in_place(mirror, server):
+    whole = (mirror / IN_BUCKET).read_bytes()
+    (mirror / IN_BUCKET).write_bytes(whole[:-1])
+    fetch_laion_fmri_ids([MASK], mode="overwrite", verbose=0)
+    assert (mirror / IN_BUCKET).read_bytes() == whole
+    (mirror / IN_BUCKET).write_bytes(whole[:-1])
+    report = verify_cache(verbose=0).set_index("id")
+    assert report.loc[MASK, "status"] == "truncated"
+    assert verify_cache(repair=True, verbose=0).set_index("id").loc[MASK, "status"] == (
+        "repaired"
+    )
+    assert (mirror / IN_BUCKET).read_bytes() == whole
+    assert not (mirror / MASK).exists()
+
+
+def test_a_mirror_is_verified(mirror, server):
+    report = verify_cache(online=True, verbose=0)
+    assert set(report["status"]) == {"ok"}
+    assert MASK in set(report["id"])
+
+
+def test_a_mirror_has_a_status(mirror, capsys):
+    status()
+    n_files = sum(len(names) for _, _, names in os.walk(mirror))
+    assert f"{n_files} files" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("mode", ["offline", "download_new"])
+def test_of_two_spellings_of_a_name_the_clean_one_is_used(mirror, server, mode):
+    shutil.copy(mirror / IN_BUCKET, mirror / MASK)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        data = fetch_laion_fmri("sub-01", "FFA1", mode=mode, verbose=0)
+    assert data.rois == [str(mirror / MASK)]
+    (mirror / IN_BUCKET).write_bytes(b"other")
+    with pytest.warns(UserWarning, match="label-FFA-1.* and .*label-FFA1.* differ"):
+        data = fetch_laion_fmri("sub-01", "FFA1", mode=mode, verbose=0)
+    assert data.rois == [str(mirror / MASK)]
+    with pytest.warns(UserWarning, match="one file in two spellings, but differ"):
+        verify_cache(verbose=0)
+
+
+# --- Files beside those of the bucket --------------------------------------------
+
+BESIDE = {
+    "mask": MASK.replace("FFA1", "FFA1old"),
+    "betas": "derivatives/glmsingle-tedana/sub-01/ses-09/func/sub-01_ses-09_task-"
+    "images_space-T1w_stat-effect_desc-SingletrialBetas_statmap.nii.gz",
+    "noise ceiling": "derivatives/glmsingle-tedana/sub-01/ses-01/sub-01_task-images_"
+    "space-T1w_desc-Noiseceiling4rep_statmap.nii.gz",
+}
+
+
+@pytest.fixture
+def beside(cached):
+    """The cached files, and copies of some under names that are not in the bucket."""
+    for name in BESIDE.values():
+        source = name.replace("FFA1old", "FFA1").replace("ses-09", "ses-01")
+        if "ses-01/sub-01_task" in name:
+            source = name.replace("ses-01/", "")
+        (cached / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(cached / source, cached / name)
+    return cached
+
+
+@pytest.mark.parametrize("mode", ["offline", "download_new"])
+def test_what_the_bucket_does_not_list_joins_with_a_line_that_names_it(
+    beside, server, mode
+):
+    with pytest.warns(UserWarning, match="not in the bucket's listing") as caught:
+        data = fetch_laion_fmri("sub-01", "face", mode=mode, verbose=0)
+    text = "\n".join(str(one.message) for one in caught)
+    assert "2 selected files on disk" in text
+    assert BESIDE["mask"] in text
+    assert BESIDE["betas"] in text
+    assert {m["roi"] for m in data.rois_meta} >= {"FFA1", "FFA1old"}
+    with pytest.warns(UserWarning, match="1 selected file on disk.*FFA1old"):
+        fetch_laion_betas("sub-01", "face", 1, mode=mode, verbose=0)
+
+
+def test_surfaces_name_masks_that_the_bucket_does_not_list(mirror, server):
+    name = "derivatives/rois/sub-01/face/sub-01_hemi-L_space-fsnative_label-{}_mask"
+    for extension in (".func.gii", ".label"):
+        old = mirror / f"{name.format('FFA-1')}{extension}"
+        shutil.copy(old, mirror / f"{name.format('mine')}{extension}")
+    with pytest.warns(UserWarning, match="not in the bucket's listing: .*label-mine"):
+        fetch_laion_surfaces("sub-01", rois="face", verbose=0)
+
+
+def test_files_of_a_folder_that_was_never_listed_join_without_a_line(beside):
+    shutil.rmtree(beside / ".laion_fmri" / "listings")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fetch_laion_fmri("sub-01", "face", [1, 2], mode="offline", verbose=0)

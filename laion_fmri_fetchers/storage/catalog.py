@@ -38,7 +38,8 @@ class Catalog(NamedTuple):
 
     objects: dict[str, Object]
     folders: frozenset[str]
-    on_disk: set[str]
+    on_disk: dict[str, str]
+    not_in_bucket: frozenset[str]
     unlisted: list[str]
     error: UnreachableError | None
     is_live: bool
@@ -75,9 +76,10 @@ def look(
     Catalog
         ``objects``: id -> `Object`; ``folders``: those found by looking at one
         level, ending in ``/`` (offline, of the disk too);
-        ``on_disk``: ids of files on disk; ``unlisted``: prefixes of which no listing
-        is known (offline); ``error``: why saved listings were used although the
-        bucket was asked; ``is_live``: whether the bucket answered.
+        ``on_disk``: id -> relative path of files on disk; ``not_in_bucket``: ids of
+        those that the listing of their folder does not have; ``unlisted``: prefixes of
+        which no listing is known (offline); ``error``: why saved listings were used
+        although the bucket was asked; ``is_live``: whether the bucket answered.
 
     Raises
     ------
@@ -139,7 +141,25 @@ def look(
             save_listing(data_dir, listing)
         listings = [g for g in listings if (g["prefix"], g["delimiter"]) in wanted]
         objects, folders = _merge(listings)
-    return Catalog(objects, frozenset(folders), on_disk, unlisted, error, is_live)
+    not_in_bucket = {
+        path
+        for path in on_disk.keys() - objects.keys()
+        if any(
+            _folder(path) == one["prefix"]
+            if one["delimiter"]
+            else path.startswith(one["prefix"])
+            for one in listings
+        )
+    }
+    return Catalog(
+        objects,
+        frozenset(folders),
+        on_disk,
+        frozenset(not_in_bucket),
+        unlisted,
+        error,
+        is_live,
+    )
 
 
 def keep_demo_apart(data_dir: str, timeout: float = 30.0) -> None:
@@ -203,8 +223,10 @@ def records(catalog: Catalog, ids: Iterable[str], data_dir: str) -> list[dict]:
     """Return the records of some ids of a catalog, sorted by subject and session."""
     found = []
     for one in ids:
-        rec = record_of(*catalog.objects.get(one, (one,)))
-        rec["absolute_path"] = local_path(data_dir, one)
+        path = catalog.on_disk.get(one, one)
+        rec = record_of(*catalog.objects.get(one, (path,)))
+        rec["relative_path"] = path
+        rec["absolute_path"] = local_path(data_dir, path)
         found.append(rec)
     found.sort(key=in_order)
     return found
