@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
+import time
 import warnings
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
+from policies import set_policy
 
 from laion_fmri_fetchers import (
     accept_license,
@@ -27,6 +31,7 @@ from laion_fmri_fetchers import (
     fetch_laion_surfaces,
     get_rois,
     get_subjects,
+    inspect_bucket,
     load_betas,
     login,
     request_stimulus_access,
@@ -34,7 +39,8 @@ from laion_fmri_fetchers import (
     verify_cache,
 )
 from laion_fmri_fetchers.demo import serve_demo
-from laion_fmri_fetchers.exceptions import InvalidQueryError
+from laion_fmri_fetchers.demo.splits import serve_splits
+from laion_fmri_fetchers.exceptions import BucketError, InvalidQueryError
 
 FORM = {
     "name": "Ada Example",
@@ -356,3 +362,57 @@ def test_files_of_a_folder_that_was_never_listed_join_without_a_line(beside):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         fetch_laion_fmri("sub-01", "face", [1, 2], mode="offline", verbose=0)
+
+
+# --- The bucket does not answer --------------------------------------------------
+
+READING = {
+    **{name: WRITING[name] for name in list(WRITING)[: list(WRITING).index("licence")]},
+    "plan of betas": lambda: fetch_laion_betas(
+        "sub-01", "FFA1", dry_run=True, verbose=0
+    ),
+    "level": inspect_bucket,
+}
+READING.pop("overwrite")
+
+
+@pytest.fixture(scope="module")
+def filled(bucket_folder, shared_server, tmp_path_factory):
+    """A data directory with all files of the bucket, and listings of them."""
+    folder = tmp_path_factory.mktemp("filled") / "laion_fmri"
+    shutil.copytree(bucket_folder, folder)
+    table = pd.read_csv(folder / "stimuli" / "task-images_metadata.csv")
+    with (
+        serve_splits(table["image_name"]) as splits,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setenv("LAION_FMRI_BUCKET_URL", shared_server.url)
+        patch.setenv("LAION_FMRI_DATA_DIR", str(folder))
+        patch.setenv("LAION_FMRI_SPLITS_URL", splits.url)
+        patch.setenv("LAION_FMRI_LICENSE", "I AGREE")
+        for call in READING.values():
+            call()
+    return folder
+
+
+@pytest.mark.parametrize("name", READING)
+def test_without_the_bucket_every_call_says_why_it_uses_what_is_stored(
+    filled, server, monkeypatch, name
+):
+    monkeypatch.setenv("LAION_FMRI_DATA_DIR", str(filled))
+    set_policy(monkeypatch, first_wait=0.001)
+    server.faults[""] = (503, {}, b"")
+    with pytest.warns(UserWarning, match="The server is busy: status 503") as caught:
+        READING[name]()
+    assert len({str(one.message) for one in caught}) == 1
+
+
+def test_a_bucket_that_never_answers_is_given_up_after_one_timeout(filled, monkeypatch):
+    monkeypatch.setenv("LAION_FMRI_DATA_DIR", str(filled))
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        monkeypatch.setenv("LAION_FMRI_BUCKET_URL", url)
+        began = time.monotonic()
+        with pytest.raises(BucketError, match="no byte for 2 s"):
+            fetch_laion_fmri("sub-01", timeout=2, verbose=0)
+    assert time.monotonic() - began < 4
