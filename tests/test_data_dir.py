@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import shutil
 import socket
 import time
 import warnings
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import unprivileged
 from policies import set_policy
 
 from laion_fmri_fetchers import (
     accept_license,
+    access_status,
     current_terms_version,
     dataset_initialize,
     describe,
@@ -29,6 +34,7 @@ from laion_fmri_fetchers import (
     fetch_laion_stimuli,
     fetch_laion_stimulus_metadata,
     fetch_laion_surfaces,
+    get_data_dir,
     get_rois,
     get_subjects,
     inspect_bucket,
@@ -40,7 +46,14 @@ from laion_fmri_fetchers import (
 )
 from laion_fmri_fetchers.demo import serve_demo
 from laion_fmri_fetchers.demo.splits import serve_splits
-from laion_fmri_fetchers.exceptions import BucketError, InvalidQueryError
+from laion_fmri_fetchers.exceptions import (
+    BucketError,
+    CorruptImageError,
+    DataDirectoryError,
+    InvalidQueryError,
+    LaionFmriError,
+    NotCachedError,
+)
 
 FORM = {
     "name": "Ada Example",
@@ -416,3 +429,164 @@ def test_a_bucket_that_never_answers_is_given_up_after_one_timeout(filled, monke
         with pytest.raises(BucketError, match="no byte for 2 s"):
             fetch_laion_fmri("sub-01", timeout=2, verbose=0)
     assert time.monotonic() - began < 4
+
+
+# --- Something else in the place of a file ---------------------------------------
+
+GLM = "derivatives/glmsingle-tedana/sub-01"
+TABLE = f"{GLM}/ses-01/func/sub-01_ses-01_task-images_desc-SingletrialBetas_trials.tsv"
+CEILING = f"{GLM}/sub-01_task-images_space-T1w_desc-Noiseceiling4rep_statmap.nii.gz"
+PIAL = "derivatives/freesurfer/sub-01/surf/lh.pial"
+SURFACE_MASK = (
+    "derivatives/rois/sub-01/face/sub-01_hemi-L_space-fsnative_label-FFA1_mask.func.gii"
+)
+OFFLINE = {"mode": "offline", "verbose": 0}
+READERS = {
+    TABLE: lambda: fetch_laion_fmri(
+        "sub-01", "face", 1, trial_filter={"n_reps": 12}, **OFFLINE
+    ),
+    MASK: lambda: fetch_laion_betas("sub-01", "FFA1", **OFFLINE),
+    CEILING: lambda: fetch_laion_betas(
+        "sub-01", "face", nc_threshold=1, noise_ceiling="4rep", **OFFLINE
+    ),
+    PIAL: lambda: fetch_laion_surfaces("sub-01", **OFFLINE),
+    SURFACE_MASK: lambda: fetch_laion_surfaces("sub-01", rois="FFA1", **OFFLINE),
+    "stimuli/task-images_metadata.csv": lambda: fetch_laion_stimulus_metadata(
+        **OFFLINE
+    ),
+    "stimuli/task-images_desc-captions.csv": lambda: fetch_laion_captions(**OFFLINE),
+    "stimuli/task-images_desc-CLIP_embeddings.h5": lambda: fetch_laion_embeddings(
+        "CLIP", **OFFLINE
+    ),
+    "stimuli/task-images_desc-segmentations_metadata.csv": (
+        lambda: fetch_laion_segmentations(**OFFLINE)
+    ),
+}
+
+
+def spoil(file, kind):
+    """Put something else in the place of a file."""
+    file.unlink()
+    if kind == "folder":
+        file.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(file)
+    elif kind == "link to nowhere":
+        file.symlink_to(file.parent / "nowhere")
+    else:
+        file.touch(0o666 if kind == "empty file" else 0)
+
+
+KINDS = ["folder", "pipe", "link to nowhere", "empty file"]
+needs_pipes = pytest.mark.skipif(os.name == "nt", reason="needs named pipes")
+
+
+def fill(folder, filled, monkeypatch):
+    """Copy all files of the bucket to a data directory, under clean names."""
+    shutil.copytree(filled, folder, dirs_exist_ok=True)
+    for name in (MASK, SURFACE_MASK):
+        (folder / name.replace("FFA1", "FFA-1")).rename(folder / name)
+    monkeypatch.setenv("LAION_FMRI_DATA_DIR", str(folder))
+    return folder
+
+
+@pytest.fixture
+def spoilt(filled, tmp_path, monkeypatch):
+    return fill(tmp_path / "laion_fmri", filled, monkeypatch)
+
+
+@needs_pipes
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("path", READERS)
+def test_something_else_in_the_place_of_a_file_is_an_error(spoilt, path, kind):
+    spoil(spoilt / path, kind)
+    with pytest.raises(LaionFmriError) as caught:
+        READERS[path]()
+    name = "noise ceiling" if path == CEILING and kind != "empty file" else path
+    assert name.rpartition("/")[2] in str(caught.value)
+
+
+@needs_pipes
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("kind", KINDS)
+def test_tables_of_earlier_sessions_are_counted_where_they_are_files(spoilt, kind):
+    spoil(spoilt / TABLE, kind)
+    with contextlib.suppress(CorruptImageError):
+        data = fetch_laion_fmri("sub-01", None, 2, **OFFLINE)
+        assert kind != "empty file"
+        assert data.trials["repetition"].isna().all()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs permissions")
+@pytest.mark.parametrize(
+    ("path", "call"),
+    [
+        (PIAL, READERS[PIAL]),
+        (SURFACE_MASK, READERS[SURFACE_MASK]),
+        (
+            MASK,
+            lambda: fetch_laion_fmri("sub-01", "FFA1", 1, resolution=16, **OFFLINE),
+        ),
+    ],
+)
+def test_a_file_that_this_user_may_not_read_is_named(
+    filled, reachable, monkeypatch, path, call
+):
+    folder = fill(reachable / "data", filled, monkeypatch)
+    call()
+    shutil.rmtree(folder / "derivatives/laion-fmri-fetchers", ignore_errors=True)
+    for parent, _, _ in os.walk(folder):
+        os.chmod(parent, 0o777)
+    (folder / path).chmod(0)
+    with unprivileged(), pytest.raises(DataDirectoryError, match=re.escape(path)):
+        call()
+
+
+@needs_pipes
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_saved_listing_that_cannot_be_used_is_named(spoilt, kind):
+    name = quote("derivatives/rois/sub-01/", safe="")
+    listing = spoilt / f".laion_fmri/listings/{name}.json"
+    spoil(listing, kind)
+    with pytest.warns(UserWarning, match=f"{re.escape(str(listing))} cannot be used"):
+        fetch_laion_fmri("sub-01", "face", **OFFLINE)
+
+
+@needs_pipes
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_saved_configuration_that_cannot_be_read_is_named(
+    tmp_path, environment, monkeypatch, kind
+):
+    dataset_initialize(tmp_path / "data")
+    file = environment / "config/laion_fmri/config.json"
+    spoil(file, kind)
+    with pytest.raises(
+        InvalidQueryError, match=f"{re.escape(str(file))} is broken, or"
+    ):
+        get_data_dir()
+    monkeypatch.setenv("LAION_FMRI_DATA_DIR", str(tmp_path))
+    assert get_data_dir() == str(tmp_path)
+
+
+@needs_pipes
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("kind", ["folder", "pipe", "empty file"])
+def test_an_auth_file_that_holds_no_id_is_named(data_dir, kind):
+    file = data_dir / ".laion_fmri/auth.json"
+    file.parent.mkdir(parents=True)
+    file.touch()
+    spoil(file, kind)
+    with pytest.warns(UserWarning, match=re.escape(str(file))):
+        assert access_status()["status"] is None
+
+
+@needs_pipes
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("kind", KINDS)
+def test_saved_splits_that_cannot_be_used_are_read_anew(spoilt, server, kind):
+    spoil(spoilt / ".laion_fmri/splits/shared/tau.json", kind)
+    with pytest.raises(NotCachedError, match="splits tau of pool 'shared'"):
+        fetch_laion_splits("tau", **OFFLINE)

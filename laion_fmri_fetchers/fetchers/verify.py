@@ -235,7 +235,7 @@ def _listings_of(files: Iterable[str]) -> list[Wanted]:
 
 def _size(file: str | os.PathLike) -> int | None:
     try:
-        return os.stat(file).st_size
+        return os.stat(file).st_size if os.path.isfile(file) else None
     except OSError:
         return None
 

@@ -11,7 +11,7 @@ from laion_fmri_fetchers.exceptions import DataDirectoryError, InvalidQueryError
 from laion_fmri_fetchers.messages import tell, warn
 from laion_fmri_fetchers.transfer.disks import nearest
 
-from .files import make_folder, write_atomically
+from .files import make_folder, read_file, write_atomically
 from .listings import is_demo, kept_root
 
 VARIABLE = "LAION_FMRI_DATA_DIR"
@@ -187,15 +187,15 @@ def read_config() -> dict[str, Any]:
     """Return the saved configuration; empty if nothing is saved."""
     file = _config_file()
     try:
-        config = json.loads(file.read_text("utf-8"))
-    except OSError:
-        return {}
-    except ValueError as error:
+        config = json.loads(read_file(file))
+    except (OSError, ValueError) as error:
+        if not os.path.lexists(file):
+            return {}
         config = error
     if not isinstance(config, dict) or not isinstance(config.get("data_dir", ""), str):
         raise InvalidQueryError(
-            f"The saved configuration {file} is broken. Delete it, then call "
-            "dataset_initialize again."
+            f"The saved configuration {file} is broken, or cannot be read. Delete it, "
+            "then call dataset_initialize again."
         )
     return config
 

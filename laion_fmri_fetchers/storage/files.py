@@ -147,6 +147,19 @@ def hidden_on_disk(data_dir: str, ids: Iterable[str]) -> set[str]:
     return {path for path in hidden if os.path.isfile(local_path(data_dir, path))}
 
 
+def read_file(file: str | os.PathLike) -> bytes:
+    """Return the content of a small file.
+
+    Raises
+    ------
+    OSError
+        Also for a named pipe or such, which would be waited for.
+    """
+    if os.path.exists(file) and not os.path.isfile(file):
+        raise OSError(errno.EINVAL, "it is not a file", os.fspath(file))
+    return Path(file).read_bytes()
+
+
 @contextlib.contextmanager
 def whole_file(file: str | os.PathLike, mode: int = 0o666) -> Iterator[BinaryIO]:
     """Open a file to be written such that it appears whole or not at all.

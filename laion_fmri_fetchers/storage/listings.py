@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import quote
 
 from laion_fmri_fetchers.layout.trees import DEMO
+from laion_fmri_fetchers.messages import warn
 
 from .files import write_atomically
 from .state import state_files, state_path
@@ -69,10 +70,16 @@ def saved_listings(
         name = file.name.removesuffix(".json").removesuffix(".level")
         name = "" if name == _TOP else name
         if any(w.startswith(name) or (not d and name.startswith(w)) for w, d in names):
-            with contextlib.suppress(OSError, ValueError, RecursionError):
+            try:
                 listing = _read_listing(file)
-                if _is_listing(listing, name):
-                    listings.append(listing)
+                if not _is_listing(listing, name):
+                    raise ValueError("it is not as it was written")
+                listings.append(listing)
+            except (OSError, ValueError, RecursionError) as error:
+                warn(
+                    f"The saved listing {file} cannot be used: {error}. Offline, what "
+                    "the bucket holds there is unknown; a call online saves it anew."
+                )
     return sorted(listings, key=lambda listing: listing["listed_at"])
 
 
@@ -88,6 +95,8 @@ def is_demo(root: dict[str, Any] | None) -> bool:
 
 
 def _read_listing(file: Path) -> Any:
+    if not file.is_file():
+        raise OSError("it is not a file")
     with open(file, "rb") as lines:
         first = next(lines, b"")
         if not first.endswith(_OBJECTS + b"\n"):
