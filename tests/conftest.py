@@ -17,8 +17,10 @@ SUBJECTS = ("sub-01", "sub-03")
 
 @pytest.fixture(scope="session")
 def bucket_folder(tmp_path_factory):
-    """The files of the demo bucket; tests must not change them."""
-    return build_bucket(tmp_path_factory.mktemp("bucket"), subjects=SUBJECTS)
+    """The files of the demo bucket, as one of real data; tests must not change them."""
+    folder = build_bucket(tmp_path_factory.mktemp("bucket"), subjects=SUBJECTS)
+    (folder / "DEMO").unlink()
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -131,6 +133,7 @@ def betas_folder(tmp_path_factory):
         held_out=["ses-31"],
         n_trials=40,
     )
+    (folder / "DEMO").unlink()
     for name in ("localizers", "freesurfer", "preprocessed-tedana"):
         shutil.rmtree(folder / "derivatives" / name, ignore_errors=True)
     for name in ("stimuli", "sub-01"):

@@ -13,6 +13,7 @@ from laion_fmri_fetchers.exceptions import (
 )
 from laion_fmri_fetchers.messages import can_ask, tell, warn
 from laion_fmri_fetchers.query.shared_docs import documented
+from laion_fmri_fetchers.storage.catalog import keep_demo_apart
 from laion_fmri_fetchers.storage.data_dir import get_data_dir
 from laion_fmri_fetchers.storage.state import auth_file
 
@@ -54,7 +55,8 @@ def login(
     Raises
     ------
     InvalidQueryError
-        If it is empty or has control characters.
+        If it is empty or has control characters, or if this is a demo and the directory
+        holds other data, or the reverse.
     AccessPendingError, TermsOutdatedError
         If it is not approved yet, or the terms changed; it is kept all the same.
     AccessNotFoundError, AccessRevokedError, AccessServiceError
@@ -69,6 +71,7 @@ def login(
         login()
     """
     folder = get_data_dir(data_dir)
+    keep_demo_apart(folder, timeout)
     if request_id is None:
         if not can_ask():
             raise InvalidQueryError(

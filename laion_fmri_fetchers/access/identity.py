@@ -27,7 +27,7 @@ from laion_fmri_fetchers.exceptions import (
 )
 from laion_fmri_fetchers.messages import warn
 from laion_fmri_fetchers.storage.data_dir import is_writable
-from laion_fmri_fetchers.storage.files import write_atomically
+from laion_fmri_fetchers.storage.files import read_file, write_atomically
 from laion_fmri_fetchers.storage.state import auth_file, official_auth_file
 
 from .service import (
@@ -88,7 +88,10 @@ def _read(file: Path) -> Identity | None:
     """Read an ``auth.json``; None if this user cannot read one."""
     try:
         content = _content(file)
-    except OSError:
+    except (FileNotFoundError, PermissionError):
+        return None
+    except OSError as error:
+        warn(f"{file} is ignored: {error.strerror}. Remove it; login() keeps an id.")
         return None
     request_id = content.get("request_id")
     if not isinstance(request_id, str) or not is_sendable(request_id.strip()):
@@ -110,7 +113,7 @@ def _content(file: Path) -> dict[str, Any]:
     An editor may have saved it in another encoding; ``json`` detects UTF-16.
     """
     with contextlib.suppress(ValueError, RecursionError):
-        content = json.loads(file.read_bytes())
+        content = json.loads(read_file(file))
         if isinstance(content, dict):
             return content
     return {}

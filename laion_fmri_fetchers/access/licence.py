@@ -8,6 +8,7 @@ from importlib import resources
 from laion_fmri_fetchers.exceptions import LicenseNotAcceptedError
 from laion_fmri_fetchers.messages import AGREEMENT, agrees, ask_agreement, can_ask
 from laion_fmri_fetchers.query.shared_docs import documented
+from laion_fmri_fetchers.storage.catalog import keep_demo_apart
 from laion_fmri_fetchers.storage.data_dir import get_data_dir
 from laion_fmri_fetchers.storage.files import write_atomically
 from laion_fmri_fetchers.storage.state import license_marker
@@ -47,6 +48,8 @@ def accept_license(data_dir: str | os.PathLike | None = None) -> None:
     ------
     LicenseNotAcceptedError
         If the terms are declined, or there is no terminal to ask at.
+    InvalidQueryError
+        If this is a demo and the directory holds other data, or the reverse.
     DataDirectoryError, DiskSpaceError
         If the acceptance cannot be saved.
 
@@ -63,6 +66,7 @@ def accept_license(data_dir: str | os.PathLike | None = None) -> None:
     folder = get_data_dir(data_dir)
     marker = license_marker(folder)
     if not os.path.exists(marker):
+        keep_demo_apart(folder)
         _agree_or_raise(folder)
         write_atomically(marker, b"")
 

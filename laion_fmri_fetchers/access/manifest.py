@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, NoReturn
 from laion_fmri_fetchers.exceptions import AccessServiceError, UnsafeKeyError
 from laion_fmri_fetchers.layout.keys import clean_key
 from laion_fmri_fetchers.layout.trees import GATED, STIMULI
-from laion_fmri_fetchers.storage.files import write_atomically
+from laion_fmri_fetchers.storage.files import read_file, write_atomically
 from laion_fmri_fetchers.storage.state import state_path
 
 from .service import ADVICE, TRIES, ask_service, raise_for_status, server_url
@@ -102,7 +102,7 @@ def saved_manifest(data_dir: str) -> dict[str, GatedFile]:
     """
     content: Any = None
     with contextlib.suppress(OSError, ValueError, RecursionError):
-        content = json.loads(_manifest_file(data_dir).read_bytes())
+        content = json.loads(read_file(_manifest_file(data_dir)))
     entries = content if isinstance(content, dict) else {}
     files = {name: gated_file(entries.get(name)) for name in GATED}
     return {name: file for name, file in files.items() if file}

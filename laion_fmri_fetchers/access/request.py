@@ -23,6 +23,7 @@ from laion_fmri_fetchers.exceptions import (
 )
 from laion_fmri_fetchers.messages import AGREEMENT, ask_agreement, can_ask, tell, warn
 from laion_fmri_fetchers.query.shared_docs import documented
+from laion_fmri_fetchers.storage.catalog import keep_demo_apart
 from laion_fmri_fetchers.storage.data_dir import get_data_dir
 
 from .gate import Gate, is_pending
@@ -99,6 +100,8 @@ def request_stimulus_access(
 
     Raises
     ------
+    InvalidQueryError
+        If this is a demo and the data directory holds other data, or the reverse.
     AccessFormError
         If a field or a consent is missing where nobody can be asked, or is refused;
         ``fields`` names each.
@@ -136,6 +139,7 @@ def request_stimulus_access(
         )
     """
     folder = get_data_dir(data_dir)
+    keep_demo_apart(folder, timeout)
     if not renew and _is_honoured(folder, timeout, verbose):
         return
     form = {

@@ -496,7 +496,7 @@ def trial_tables(data_dir: str, metas: list[dict]) -> dict[str, TrialTable]:
     on_disk = {
         session: path
         for session, path in paths.items()
-        if os.path.exists(local_path(data_dir, path))
+        if os.path.isfile(local_path(data_dir, path))
     }
     frame = read_trials(data_dir, list(on_disk.values()))
     return {

@@ -173,6 +173,7 @@ def _root_files() -> Iterator[tuple[str, bytes]]:
             }
         ),
     )
+    yield "DEMO", b"Synthetic data: not to be mixed with those of LAION-fMRI.\n"
     yield "README", b"A synthetic stand-in for LAION-fMRI; nothing was measured.\n"
     rows = [
         ("participant_id", "age", "sex", "handedness"),

@@ -292,6 +292,8 @@ def fetch_laion_betas(
             kept = [rec for rec in chosen.images if rec["session"] not in lost]
             data = make_bunch(chosen._replace(images=kept), inventory, {}, tables, None)
         jobs = [job for job in jobs if job.is_on_disk]
+    if inventory.error:
+        warn(f"{inventory.error} Everything selected is on disk; continuing offline.")
     ways = choose_ways(jobs, source, inventory)
     if dry_run:
         return _planned(ways.plan(), sizes_by_way(jobs), settings.verbose)

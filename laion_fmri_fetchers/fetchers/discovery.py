@@ -287,7 +287,7 @@ def _look(
 def _by_disk(found: Catalog, data_dir: str) -> Catalog:
     """Return the catalog with files on disk in place of missing listings."""
     on_disk = {
-        path: Object(path, os.path.getsize(local_path(data_dir, path)))
-        for path in found.on_disk
+        path: Object(file, os.path.getsize(local_path(data_dir, file)))
+        for path, file in found.on_disk.items()
     }
     return found._replace(objects={**on_disk, **found.objects})

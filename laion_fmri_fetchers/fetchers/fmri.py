@@ -112,7 +112,9 @@ callable, optional
     %(timeout)s
     %(verbose)s
     **image_terms
-        Terms on fields of image records, as in ``image_type="rsquare"``.
+        Terms on fields of image records, as in ``image_type="rsquare"``. Raw and
+        preprocessed data come only where one of their types is named, and so do
+        sidecars in their folders: ``image_type=["raw_bold", "sidecar"]``.
 
     Returns
     -------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +47,12 @@ def status(*, data_dir: str | os.PathLike | None = None) -> None:
             if access["status"]
             else "not requested yet"
         ),
-        "On disk": _amount(folder, files),
+        "On disk": _amount(folder, files.values()),
         "Unfinished": _unfinished(folder),
     }
     for name, value in rows.items():
         print(f"{name:<16} {value}")
-    sizes = {path: _size(folder, path) or 0 for path in sorted(files)}
+    sizes = {path: _size(folder, file) or 0 for path, file in sorted(files.items())}
     _print_trees(sizes)
     _print_subjects([record_of(path, size) for path, size in sizes.items()])
     _print_store(folder)
@@ -111,7 +112,7 @@ def _print_store(data_dir: str) -> None:
         )
 
 
-def _amount(data_dir: str, files: set[str]) -> str:
+def _amount(data_dir: str, files: Collection[str]) -> str:
     size = sum(_size(data_dir, one) or 0 for one in files)
     return f"{len(files)} files, {readable_size(size)}"
 

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from laion_fmri_fetchers.exceptions import DataDirectoryError, InvalidQueryError
-from laion_fmri_fetchers.messages import warn
+from laion_fmri_fetchers.messages import tell, warn
 from laion_fmri_fetchers.query.arguments import user_path
 from laion_fmri_fetchers.transfer.disks import nearest
 
-from .files import make_folder, write_atomically
+from .files import make_folder, read_file, write_atomically
+from .listings import is_demo, kept_root
 from .state import home_path
 
 VARIABLE = "LAION_FMRI_DATA_DIR"
@@ -102,7 +103,8 @@ def dataset_initialize(data_dir: str | os.PathLike) -> str:
     Warns
     -----
     UserWarning
-        If ``LAION_FMRI_DATA_DIR`` names another directory, which calls keep using.
+        If ``LAION_FMRI_DATA_DIR`` names another directory, which calls keep using. If
+        that is a demo's, a line says that it is used until the demo stops.
 
     Examples
     --------
@@ -131,7 +133,15 @@ def dataset_initialize(data_dir: str | os.PathLike) -> str:
             error.errno,
             str(file),
         ) from None
-    if (in_force := get_data_dir()) != path:
+    if (in_force := get_data_dir()) == path:
+        return path
+    if is_demo(kept_root(in_force)):
+        tell(
+            f"{path} is saved for later: until the demo stops, calls use its own data "
+            f"directory, {in_force}",
+            verbose=1,
+        )
+    else:
         warn(
             f"{VARIABLE} is set, so calls keep using {in_force}. Unset it to use "
             f"{path}, which is saved."
@@ -169,15 +179,15 @@ def read_config() -> dict[str, Any]:
     if file is None:
         return {}
     try:
-        config = json.loads(file.read_text("utf-8"))
-    except OSError:
-        return {}
-    except ValueError as error:
+        config = json.loads(read_file(file))
+    except (OSError, ValueError) as error:
+        if not os.path.lexists(file):
+            return {}
         config = error
     if not isinstance(config, dict) or not isinstance(config.get("data_dir", ""), str):
         raise InvalidQueryError(
-            f"The saved configuration {file} is broken. Delete it, then call "
-            "dataset_initialize again."
+            f"The saved configuration {file} is broken, or cannot be read. Delete it, "
+            "then call dataset_initialize again."
         )
     return config
 

@@ -34,7 +34,7 @@ from laion_fmri_fetchers.query.split_files import (
     parsed,
 )
 
-from .files import write_atomically
+from .files import read_file, write_atomically
 from .settings import Settings
 from .split_sources import PLACE_VARIABLE, WAYS, Source, sources, splits_url
 from .state import state_path
@@ -143,8 +143,7 @@ def _saved(names: Sequence[str], pool: Pool, settings: Settings) -> dict[str, Fa
     for name in names:
         file = _file(settings.data_dir, pool, name)
         try:
-            with open(file, "rb") as stream:
-                kept = parsed(stream.read(_MOST_SAVED + 1), _MOST_SAVED)
+            kept = parsed(read_file(file), _MOST_SAVED)
             source, files = map((kept if type(kept) is dict else {}).get, _KEPT)
             if not isinstance(source, str) or not isinstance(files, dict):
                 raise ValueError("it is not as it was written")

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING
 
 from laion_fmri_fetchers.layout.trees import STATE_FOLDER, brain_mask_name
 
-from .files import write_atomically
+from .files import read_file, write_atomically
 
 if TYPE_CHECKING:
     import numpy as np
@@ -106,7 +106,7 @@ def saved_arrays(data_dir: str, name: str) -> dict[str, np.ndarray]:
     import numpy as np
 
     try:
-        content = state_path(data_dir, name).read_bytes()
+        content = read_file(state_path(data_dir, name))
         start = content.index(b"\n") + 1
         if content[:start] != _checksum(memoryview(content)[start:]) + b"\n":
             return {}

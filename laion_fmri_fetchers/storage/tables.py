@@ -191,7 +191,7 @@ def _numbered(data_dir: str, subject: str, ids: list[str], last: int) -> list[st
     on_disk = {*ids}
     return [
         *takewhile(
-            lambda one: one in on_disk or os.path.exists(local_path(data_dir, one)),
+            lambda one: one in on_disk or os.path.isfile(local_path(data_dir, one)),
             _in_sequence(subject, last),
         )
     ]

@@ -246,10 +246,9 @@ def _page(session: Session, url: str, query: dict[str, str], what: str) -> Page:
                     "times. Try again later."
                 )
         else:
-            # Connecting took all of its time, and nothing ever answered.
+            # A try took all of its time, and nothing ever answered: others would, too.
             is_hopeless = (
-                answer.kind.is_on_the_way
-                and not session.answered.is_set()
+                not session.answered.is_set()
                 and time.monotonic() - began >= session.connect_timeout
             )
             if tries >= limits.tries_unreachable_at_first or is_hopeless:
