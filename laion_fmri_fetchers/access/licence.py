@@ -6,7 +6,7 @@ import os
 from importlib import resources
 
 from laion_fmri_fetchers.exceptions import LicenseNotAcceptedError
-from laion_fmri_fetchers.messages import AGREEMENT, can_ask
+from laion_fmri_fetchers.messages import AGREEMENT, ask, can_ask
 from laion_fmri_fetchers.query.shared_docs import documented
 from laion_fmri_fetchers.storage.data_dir import get_data_dir
 from laion_fmri_fetchers.storage.files import write_atomically
@@ -83,11 +83,12 @@ def _agree_or_raise(data_dir: str) -> None:
             f"variable LAION_FMRI_LICENSE='{AGREEMENT}', or run 'laion-fmri-fetchers "
             "accept-license' once at a terminal."
         )
-    print(license_text())
     question = f"Type {AGREEMENT} to accept these terms, or nothing to decline: "
-    for _ in range(_ASKED):
+    for i in range(_ASKED):
         try:
-            answer = input(question).strip().strip("'\"").upper()
+            answer = (
+                ask(question, "" if i else license_text()).strip().strip("'\"").upper()
+            )
         except EOFError:
             break
         if answer == AGREEMENT:

@@ -21,7 +21,7 @@ from laion_fmri_fetchers.exceptions import (
     AccessServiceError,
     TermsOutdatedError,
 )
-from laion_fmri_fetchers.messages import AGREEMENT, can_ask, tell, warn
+from laion_fmri_fetchers.messages import AGREEMENT, ask, can_ask, tell, warn
 from laion_fmri_fetchers.query.shared_docs import documented
 from laion_fmri_fetchers.storage.data_dir import get_data_dir
 
@@ -245,9 +245,10 @@ def _ask(form: dict[str, Any]) -> None:
     """Prompt for the missing fields of the form."""
     missing = [name for name, value in form.items() if value is None]
     for name in missing if missing != ["pi"] else []:
+        complaint = ""
         while form[name] is None:
             try:
-                answer = input(f"{_QUESTIONS[name]}: ").strip()
+                answer = ask(f"{_QUESTIONS[name]}: ", complaint).strip()
             except EOFError:
                 answer = None
             if answer is None:
@@ -257,14 +258,14 @@ def _ask(form: dict[str, Any]) -> None:
                 )
             problem = _problem(name, answer)
             if problem:
-                print(f"This {problem}.")
+                complaint = f"This {problem}."
             else:
                 form[name] = answer
 
 
 def _confirm(server: str, version: str) -> None:
     """Ask for both consents in one question."""
-    print(
+    consents = (
         "Access to the stimulus images requires two consents:\n"
         f"- to accept the LAION-fMRI Data Use Agreement, version {version}, at\n"
         f"  {server}/terms\n"
@@ -272,9 +273,10 @@ def _confirm(server: str, version: str) -> None:
         f"  {server}/privacy"
     )
     try:
-        answer = input(
+        answer = ask(
             f"Type {AGREEMENT} to accept version {version} of the agreement and to "
-            "acknowledge the privacy notice: "
+            "acknowledge the privacy notice: ",
+            consents,
         )
     except EOFError:
         answer = ""

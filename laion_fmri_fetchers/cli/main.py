@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 import warnings
@@ -10,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from laion_fmri_fetchers.exceptions import InvalidQueryError, LaionFmriError
+from laion_fmri_fetchers.messages import show
 
 from . import completion, demo, images, setup, stimuli, upkeep
 from .options import Commands, Parser, subparsers_of
@@ -29,6 +31,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     int
         0: done, 1: failed, 2: usage, 130: stopped by Ctrl-C.
     """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None or getattr(stream, "closed", False):
+            setattr(sys, name, io.StringIO())
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     parser = _parser()
     if "_ARGCOMPLETE" in os.environ:
         completion.complete(parser)
@@ -40,9 +48,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         subparsers_of(parser)[options.command].error(
             f"unrecognized arguments: {' '.join(unknown)}"
         )
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
     warnings.showwarning = _show_warning
     try:
         code = options.run(options)
@@ -60,12 +65,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _fail(message: object, code: int) -> int:
-    print(f"{PROGRAM}: {on_a_shell(str(message))}", file=sys.stderr)
+    show(f"{PROGRAM}: {on_a_shell(str(message))}", "stderr")
     return code
 
 
 def _show_warning(message: Any, *_: Any, **__: Any) -> None:
-    print(f"Warning: {on_a_shell(str(message))}", file=sys.stderr)
+    show(f"Warning: {on_a_shell(str(message))}", "stderr")
 
 
 COMMANDS: Commands = {

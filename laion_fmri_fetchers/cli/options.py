@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from laion_fmri_fetchers.messages import readable_size
+from laion_fmri_fetchers.messages import is_terminal, readable_size
 from laion_fmri_fetchers.query.terms import TERM_FORM
 
 Options = argparse.Namespace
@@ -119,11 +119,11 @@ def verbosity_of(options: Options) -> int:
 
 def print_files(options: Options, data: Any, paths: Iterable[str | None]) -> None:
     """Print the paths of files, or the plan of a dry run: at a terminal, in short."""
-    is_terminal = sys.stdout.isatty() and not getattr(options, "paths", False)
+    is_short = is_terminal(sys.stdout) and not getattr(options, "paths", False)
     if not getattr(options, "dry_run", False):
-        for path in () if is_terminal else filter(None, paths):
+        for path in () if is_short else filter(None, paths):
             print(path)
-    elif is_terminal:
+    elif is_short:
         _print_kinds(data.plan)
     else:
         for row in data.plan.itertuples():
