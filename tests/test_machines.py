@@ -1,10 +1,11 @@
-"""Standard streams of every kind: none, closed, a user's object, any encoding."""
+"""Machines as users have them: odd standard streams, few open files, no display."""
 
 from __future__ import annotations
 
 import io
 import json
 import os
+import resource
 import subprocess
 import sys
 
@@ -69,7 +70,7 @@ def test_any_stderr_works(kind, server, data_dir, tmp_path, monkeypatch):
 def test_warnings_to_any_stderr_are_no_error(kind, server, data_dir):
     """A process of its own, as pytest records warnings."""
     code = f"import sys; sys.path.insert(0, {os.path.dirname(__file__)!r})\n"
-    code += "from test_streams import STREAMS, fetch_laion_fmri\n"
+    code += "from test_machines import STREAMS, fetch_laion_fmri\n"
     code += f"sys.stderr = STREAMS[{kind!r}]()\n"
     code += "fetch_laion_fmri(['sub-01', 'sub-03'], ['PPA', 'AFP2'], 1, dry_run=True)\n"
     code += "sys.stdout.write('done')"
@@ -105,3 +106,29 @@ def test_messages_never_reach_stdout(server, data_dir, tmp_path):
         shell = f"{sys.executable} -m laion_fmri_fetchers doctor --json 2>&-"
         subprocess.run(shell, shell=True, stdout=out)
     assert json.loads((tmp_path / "out.json").read_text())
+
+
+@pytest.fixture
+def few_open_files():
+    """Leave room for 40 more open files, as some clusters and macOS do."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = max(map(int, os.listdir("/dev/fd"))) + 40
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_few_open_files_are_enough(server, data_dir, few_open_files):
+    assert fetch_laion_fmri("all", "all", [1, 2], verbose=0).failed == []
+    betas = fetch_laion_betas("sub-01", "all", [3, 4], source="model", verbose=0)
+    assert len(betas.data)
+
+
+def test_report_needs_no_display(cached, tmp_path):
+    """A process of its own, in which no backend was chosen yet."""
+    code = "import laion_fmri_fetchers as p\n"
+    code += "data = p.fetch_laion_fmri(1, 'face', mode='offline', verbose=0)\n"
+    code += f"p.make_report(data).save_as_html({str(tmp_path / 'report.html')!r})\n"
+    environment = {**os.environ, "MPLBACKEND": "TkAgg", "DISPLAY": ""}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+    assert "<img" in (tmp_path / "report.html").read_text()
