@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
+import re
 import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from laion_fmri_fetchers.exceptions import InvalidQueryError
 from laion_fmri_fetchers.messages import is_terminal, readable_size
 from laion_fmri_fetchers.query.terms import TERM_FORM
 
@@ -110,6 +113,24 @@ def transfer_arguments(options: Options) -> dict[str, Any]:
         "timeout": options.timeout,
         "verbose": verbosity_of(options),
     }
+
+
+def sessions_of(options: Options) -> list[str]:
+    """Return names of sessions, those of ranges such as ``1-4`` one by one."""
+    names = []
+    for name in options.sessions:
+        ends = re.fullmatch(r"(?:ses-)?(\d+)-(?:ses-)?(\d+)", name)
+        numbers = range(int(ends[1]), int(ends[2]) + 1) if ends else ()
+        names += [str(number) for number in numbers] or [name]
+    return names
+
+
+def check_output(options: Options) -> None:
+    """Raise before any work where what ``--output`` names cannot be written."""
+    if options.output:
+        folder = os.path.dirname(os.path.abspath(options.output))
+        if not os.path.isdir(folder):
+            raise InvalidQueryError(f"There is no folder {folder} for --output.")
 
 
 def verbosity_of(options: Options) -> int:

@@ -59,7 +59,7 @@ def _request(options: Options) -> None:
             data_dir=options.data_dir,
         )
     except AccessPendingError as pending:
-        print(on_a_shell(str(pending)))
+        print(on_a_shell(str(pending), options))
 
 
 def _login(options: Options) -> None:
