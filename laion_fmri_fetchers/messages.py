@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import warnings
 from collections.abc import Iterator
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 AGREEMENT = "I AGREE"
 """The words by which a person accepts terms."""
@@ -24,14 +28,28 @@ def tell(message: str, verbose: int, level: int = 1) -> None:
     something were wrong, to stdout.
     """
     if verbose >= level:
-        stream = sys.stderr if _kernel() is None else sys.stdout
-        print(message, file=stream, flush=True)
+        show(message, "stderr" if _kernel() is None else "stdout")
+
+
+def show(message: str, name: str = "stdout") -> None:
+    """Print a line for a person to read; a stream that does not take it is no error.
+
+    A stream may be None (``pythonw``, daemons), closed, a pipe that nobody reads, of
+    any encoding, or an object of the user's that has ``write`` alone.
+    """
+    stream = getattr(sys, name)
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    with contextlib.suppress(AttributeError, OSError, ValueError, LookupError):
+        line = message.encode(encoding, "backslashreplace").decode(encoding)
+        stream.write(f"{line}\n")
+        stream.flush()
 
 
 def warn(message: str) -> None:
     """Warn with the line of the user's code that led here."""
     frames = list(_frames_to_user())
-    warnings.warn(message, stacklevel=len(frames))
+    with contextlib.suppress(AttributeError, OSError, ValueError):  # of its stream
+        warnings.warn(message, stacklevel=len(frames))
 
 
 def line_of_user() -> tuple[str, int]:
@@ -95,7 +113,24 @@ def can_ask() -> bool:
     kernel = _kernel()
     if kernel is not None:
         return bool(getattr(kernel, "_allow_stdin", False))
-    return sys.stdin is not None and not sys.stdin.closed and sys.stdin.isatty()
+    return is_terminal(sys.stdin) and None not in (sys.stdout, sys.stderr)
+
+
+def ask(question: str, preamble: str = "") -> str:
+    """Ask on stdout, or on stderr where stdout is a file; return the answer."""
+    is_seen = _kernel() is not None or is_terminal(sys.stdout)
+    with contextlib.redirect_stdout(sys.stdout if is_seen else sys.stderr):
+        if preamble:
+            show(preamble)
+        return input(question)
+
+
+def is_terminal(stream: Any) -> bool:
+    """Return whether a stream, of any kind or None, is a terminal."""
+    try:
+        return bool(stream.isatty())
+    except (AttributeError, ValueError):
+        return False
 
 
 def agrees(answer: str) -> bool:
@@ -109,11 +144,11 @@ def agrees(answer: str) -> bool:
     return answer.strip().strip("'\"").strip().upper() == AGREEMENT
 
 
-def ask_agreement(question: str) -> bool:
+def ask_agreement(question: str, terms: str) -> bool:
     """Ask for the words of consent, again where the answer is neither yes nor no."""
-    for _ in range(_N_ASKED):
+    for i in range(_N_ASKED):
         try:
-            answer = input(question)
+            answer = ask(question, "" if i else terms)
         except EOFError:
             return False
         if agrees(answer):
@@ -125,9 +160,17 @@ def ask_agreement(question: str) -> bool:
 
 def can_draw() -> bool:
     """Return whether a bar can be drawn on stderr: in a terminal or a notebook."""
-    stream = sys.stderr
-    is_notebook = type(stream).__module__.startswith("ipykernel")
-    return stream is not None and (is_notebook or stream.isatty())
+    is_notebook = type(sys.stderr).__module__.startswith("ipykernel")
+    return is_notebook or is_terminal(sys.stderr)
+
+
+def progress_bar(**options: Any) -> tqdm:
+    """Return a bar of tqdm; in a notebook without ipywidgets, one of text."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # tqdm warns that it is of text
+        from tqdm.auto import tqdm
+
+    return tqdm(**options)
 
 
 def _kernel() -> Any:

@@ -759,7 +759,7 @@ def test_asked_at_a_terminal(access, data_dir, at_terminal, capfd):
     assert len(asked) == 8
     assert "accept version 1.0 of the agreement" in asked[-1]
     assert "acknowledge the privacy notice" in asked[-1]
-    shown = capfd.readouterr().out
+    shown = capfd.readouterr().err
     assert f"{access.url}/terms" in shown
     assert f"{access.url}/privacy" in shown
     assert "version 1.0" in shown

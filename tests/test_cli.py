@@ -331,10 +331,35 @@ def test_a_directory_that_does_not_exist_yet_is_noted(server, tmp_path, capsys):
         assert f"{folder}, which does not exist yet" in capsys.readouterr().out
 
 
-def test_report_to_a_folder_that_does_not_exist(server, cached, tmp_path, capsys):
-    file = tmp_path / "nowhere" / "report.html"
-    assert main(["make-report", "--output", str(file)]) == 2
+@pytest.mark.parametrize(
+    "command", [["make-report"], ["fetch-betas", "--rois", "PPA"], ["demo"]]
+)
+def test_output_to_a_missing_folder_is_refused(
+    command, server, cached, tmp_path, capsys
+):
+    file = tmp_path / "nowhere" / "file"
+    assert main([*command, "--output", str(file)]) == 2
     assert f"no folder {file.parent}" in capsys.readouterr().err
+    assert not file.parent.exists()
+
+
+@pytest.mark.parametrize("command", ["fetch --rois PPA", "fetch-betas --rois PPA"])
+def test_ranges_of_sessions(command, server, data_dir, capsys):
+    sessions = ["--sessions", "1-2", "ses-04", "--dry-run", "-q"]
+    assert main([*command.split(), *sessions]) == 0
+    out = capsys.readouterr().out
+    found = {name for name in out.split("/") if name.startswith("ses-")}
+    assert found == {"ses-01", "ses-02", "ses-04"}
+    assert main([*command.split(), "--sessions", "4-1"]) == 2
+    assert "sessions holds '4-1'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["pack-betas", "make-report"])
+def test_advice_names_options_that_the_command_has(command, cached, capsys):
+    assert main([command, "--sessions", "7"]) == 1
+    err = capsys.readouterr().err
+    assert "Download it first, with 'laion-fmri-fetchers fetch'." in err
+    assert "--mode" not in err
 
 
 def test_rois_info_license(server, data_dir, capsys):

@@ -258,6 +258,21 @@ def test_unknown_labels_are_a_note(bucket, service, bucket_folder):
     assert by_name(points.values(), "failed") == {}
 
 
+def test_images_of_a_new_kind_are_a_note(bucket, service, bucket_folder):
+    name = "shared_4rep_LAION_controversial_17_i2.jpg"
+
+    def add(content):
+        row = content.splitlines()[1]
+        old = row.decode().split(",")[0]
+        return content + row.replace(old.encode(), name.encode()) + b"\n"
+
+    key = "stimuli/task-images_metadata.csv"
+    with changed(bucket, bucket_folder, key, add):
+        point = by_name(doctor())["kinds of images"]
+    assert point["state"] == "note"
+    assert point["found"].endswith(f"shared 4 LAION, as {name}")
+
+
 def test_fewer_volumes_than_trials(bucket, service, bucket_folder):
     def shorter(data):
         image = nib.Nifti1Image.from_bytes(gzip.decompress(data))
@@ -362,6 +377,9 @@ def test_what_became_public_is_a_note(bucket, service):
     points = by_name(doctor())
     assert by_name(points.values(), "failed") == {}
     assert points["held-out session"]["state"] == "note"
+    advice = points["held-out session"]["advice"]
+    assert "released: time for a new version of this package" in advice
+    assert "sessions=31" in advice
     assert points["gated archive"]["state"] == "note"
 
 

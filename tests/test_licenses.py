@@ -36,9 +36,10 @@ def at_a_terminal(code, answer):
 
 @pytest.mark.parametrize("answer", ["I AGREE", "i agree", '"I AGREE"', "yes|I AGREE"])
 def test_accepted_at_a_terminal(tmp_path, answer):
-    code, out, _ = at_a_terminal(CODE.format(str(tmp_path)), answer)
+    code, out, err = at_a_terminal(CODE.format(str(tmp_path)), answer)
     assert code == 0
-    assert license_text().strip() in out
+    assert license_text().strip() in err
+    assert out == "", "a redirected stdout holds results alone"
     marker = tmp_path / ".laion_fmri" / "license_accepted"
     assert marker.read_bytes() == b""
     accept_license(tmp_path)

@@ -88,9 +88,8 @@ def _agree_or_raise(data_dir: str) -> None:
             f"variable {_VARIABLE}='{AGREEMENT}'{f', which is {given!r}' * bool(given)}"
             ", or run 'laion-fmri-fetchers accept-license' once at a terminal."
         )
-    print(license_text())
     question = f"Type {AGREEMENT} to accept these terms, or nothing to decline: "
-    if not ask_agreement(question):
+    if not ask_agreement(question, license_text()):
         raise LicenseNotAcceptedError(
             "The CC0 terms were declined; no image was downloaded. Call "
             f"accept_license() and type {AGREEMENT} to accept them."

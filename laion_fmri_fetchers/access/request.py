@@ -21,7 +21,14 @@ from laion_fmri_fetchers.exceptions import (
     AccessServiceError,
     TermsOutdatedError,
 )
-from laion_fmri_fetchers.messages import AGREEMENT, ask_agreement, can_ask, tell, warn
+from laion_fmri_fetchers.messages import (
+    AGREEMENT,
+    ask,
+    ask_agreement,
+    can_ask,
+    tell,
+    warn,
+)
 from laion_fmri_fetchers.query.shared_docs import documented
 from laion_fmri_fetchers.storage.catalog import keep_demo_apart
 from laion_fmri_fetchers.storage.data_dir import get_data_dir
@@ -251,9 +258,10 @@ def _ask(form: dict[str, Any]) -> None:
     """Prompt for the missing fields of the form."""
     missing = [name for name, value in form.items() if value is None]
     for name in missing if missing != ["pi"] else []:
+        complaint = ""
         while form[name] is None:
             try:
-                answer = input(f"{_QUESTIONS[name]}: ").strip()
+                answer = ask(f"{_QUESTIONS[name]}: ", complaint).strip()
             except EOFError:
                 answer = None
             if answer is None:
@@ -263,14 +271,14 @@ def _ask(form: dict[str, Any]) -> None:
                 )
             problem = _problem(name, answer)
             if problem:
-                print(f"This {problem}.")
+                complaint = f"This {problem}."
             else:
                 form[name] = answer
 
 
 def _confirm(server: str, version: str) -> None:
     """Ask for both consents in one question."""
-    print(
+    consents = (
         "Access to the stimulus images requires two consents:\n"
         f"- to accept the LAION-fMRI Data Use Agreement, version {version}, at\n"
         f"  {server}/terms\n"
@@ -279,7 +287,8 @@ def _confirm(server: str, version: str) -> None:
     )
     if not ask_agreement(
         f"Type {AGREEMENT} to accept version {version} of the agreement and to "
-        "acknowledge the privacy notice, or nothing to decline: "
+        "acknowledge the privacy notice, or nothing to decline: ",
+        consents,
     ):
         raise AccessFormError(
             f"Version {version} of the Data Use Agreement and the privacy notice were "

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import laion_fmri_fetchers as package
 from laion_fmri_fetchers.exceptions import InvalidQueryError
 from laion_fmri_fetchers.messages import tell
-from laion_fmri_fetchers.query.arguments import user_path
 from laion_fmri_fetchers.query.terms import parse_terms
 
 from .options import (
@@ -21,7 +19,9 @@ from .options import (
     add_terms,
     add_transfer_options,
     add_verbosity,
+    check_output,
     print_files,
+    sessions_of,
     transfer_arguments,
     verbosity_of,
 )
@@ -30,7 +30,7 @@ from .options import (
 def _selection_options(command: Parser) -> None:
     add_names(command, "--subjects", "sub-01", "names such as sub-03, or all")
     add_names(command, "--rois", "all", "names such as FFA1, categories, or none", "*")
-    add_names(command, "--sessions", "all", "names such as ses-01")
+    add_names(command, "--sessions", "all", "names such as 01, ranges such as 1-4")
     add_terms(command, "--where", "trials")
     add_terms(command, "--image-where", "image files")
     add_max_images(command, "image files")
@@ -41,7 +41,7 @@ def _selected(options: Options, **how: Any) -> Any:
     return package.fetch_laion_fmri(
         options.subjects,
         None if options.rois in ([], ["none"]) else options.rois,
-        options.sessions,
+        sessions_of(options),
         trial_filter=parse_terms(options.where),
         image_filter=parse_terms(options.image_where),
         max_images=options.max_images,
@@ -73,10 +73,7 @@ def _report_options(command: Parser) -> None:
 
 def _report(options: Options) -> None:
     """Write an HTML report of files on disk."""
-    output = user_path(options.output, "--output")
-    folder = os.path.dirname(os.path.abspath(output))
-    if not os.path.isdir(folder):
-        raise InvalidQueryError(f"There is no folder {folder} to write the report to.")
+    output = check_output(options)
     data = _selected(options, mode="offline", data_dir=options.data_dir)
     package.make_report(data, options.title).save_as_html(output)
     print(output)
@@ -97,7 +94,7 @@ def _voxel_options(command: Parser) -> None:
 def _betas_options(command: Parser) -> None:
     add_names(command, "--subjects", "sub-01", "names such as sub-03, or all")
     add_names(command, "--rois", "all", "names such as FFA1, categories, or brain")
-    add_names(command, "--sessions", "all", "names such as ses-01")
+    add_names(command, "--sessions", "all", "names such as 01, ranges such as 1-4")
     add_terms(command, "--where", "trials")
     _voxel_options(command)
     command.add_argument(
@@ -120,13 +117,13 @@ def _betas(options: Options) -> None:
 
     if options.output and (len(options.subjects) > 1 or "all" in options.subjects):
         raise InvalidQueryError("--output is for the betas of one subject")
+    output = check_output(options)
     how = transfer_arguments(options)
     del how["allow_missing"]
-    output = None if options.output is None else user_path(options.output, "--output")
     by_subject = package.fetch_laion_betas(
         options.subjects,
         options.rois,
-        options.sessions,
+        sessions_of(options),
         trial_filter=parse_terms(options.where),
         nc_threshold=options.nc_threshold,
         source=options.source,
@@ -151,7 +148,7 @@ def _betas(options: Options) -> None:
 def _pack_options(command: Parser) -> None:
     add_names(command, "--subjects", "sub-01", "names such as sub-03, or all")
     add_names(command, "--rois", "brain", "names such as FFA1, categories, or brain")
-    add_names(command, "--sessions", "all", "names such as ses-01")
+    add_names(command, "--sessions", "all", "names such as 01, ranges such as 1-4")
     _voxel_options(command)
     add_flag(
         command,
@@ -170,7 +167,7 @@ def _pack(options: Options) -> None:
     data = package.fetch_laion_fmri(
         options.subjects,
         rois or None,
-        options.sessions,
+        sessions_of(options),
         mode="offline",
         data_dir=options.data_dir,
         verbose=0,

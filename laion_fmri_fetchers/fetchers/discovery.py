@@ -19,7 +19,7 @@ from laion_fmri_fetchers.layout.trees import (
     listings_of,
     unknown_trees,
 )
-from laion_fmri_fetchers.messages import listed, readable_size, warn
+from laion_fmri_fetchers.messages import listed, readable_size, show, warn
 from laion_fmri_fetchers.query.arguments import (
     check_mode,
     check_timeout,
@@ -159,14 +159,14 @@ def describe(
         >>> describe()  # doctest: +SKIP
     """
     folder = get_data_dir(data_dir)
-    print(f"LAION-fMRI in {bucket_url()}")
+    show(f"LAION-fMRI in {bucket_url()}")
     exists = os.path.isdir(folder)
-    print(f"Data directory: {folder}{'' if exists else ', which does not exist yet'}\n")
+    show(f"Data directory: {folder}{'' if exists else ', which does not exist yet'}\n")
     subjects, top = _subjects(folder, timeout)
     wanted = [w for subject in subjects for w in listings_of(subject, _DESCRIBED)]
     found = _look(wanted, folder, timeout, top)
     recs = [record_of(one) for one in found.objects]
-    print("subject  sessions  held out    betas      ROIs  on disk")
+    show("subject  sessions  held out    betas      ROIs  on disk")
     for subject in subjects:
         own = [rec for rec in recs if rec["subject"] == subject]
         sessions = {rec["session"] for rec in own if is_of_trials(rec)}
@@ -178,7 +178,7 @@ def describe(
         )
         n_rois = len({rec["roi"] for rec in own} - {None})
         n_disk = sum(rec["id"] in found.on_disk for rec in own)
-        print(
+        show(
             f"{subject:<8} {len(sessions - held_out):>8} {len(held_out):>9}  "
             f"{readable_size(size):>9} {n_rois:>8}  {n_disk} of {len(own)} files"
         )
@@ -186,10 +186,10 @@ def describe(
     for rec in recs:
         if rec["roi"]:
             by_category.setdefault(rec["roi_category"], set()).add(rec["roi"])
-    print("\nROIs by category")
+    show("\nROIs by category")
     for category, names in sorted(by_category.items()):
         line = f"  {category:<12} {' '.join(sorted(names))}"
-        print(textwrap.fill(line, 79, subsequent_indent=" " * 15))
+        show(textwrap.fill(line, 79, subsequent_indent=" " * 15))
 
 
 @only_its_arguments
@@ -232,11 +232,11 @@ def inspect_bucket(
             f"There is nothing in {prefix!r} of {bucket_url()}; begin with "
             "inspect_bucket()."
         )
-    print(f"{bucket_url()}/{prefix}")
+    show(f"{bucket_url()}/{prefix}")
     for folder in folders:
-        print(f"  {'folder':>10}  {folder[len(prefix) :]}")
+        show(f"  {'folder':>10}  {folder[len(prefix) :]}")
     for one in sorted(found.objects.values(), key=lambda one: one.key):
-        print(f"  {readable_size(one.size):>10}  {one.key[len(prefix) :]}")
+        show(f"  {readable_size(one.size):>10}  {one.key[len(prefix) :]}")
 
 
 def _subjects(

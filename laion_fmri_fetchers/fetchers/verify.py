@@ -9,7 +9,6 @@ from typing import Any
 
 import pandas as pd
 from joblib import Parallel, delayed
-from tqdm.auto import tqdm
 
 from laion_fmri_fetchers.access.licence import accept_license
 from laion_fmri_fetchers.access.manifest import (
@@ -40,7 +39,15 @@ from laion_fmri_fetchers.layout.trees import (
     STIMULUS_IMAGES,
     listings_of,
 )
-from laion_fmri_fetchers.messages import counted, listed, readable_size, tell, warn
+from laion_fmri_fetchers.messages import (
+    can_draw,
+    counted,
+    listed,
+    progress_bar,
+    readable_size,
+    tell,
+    warn,
+)
 from laion_fmri_fetchers.query.shared_docs import documented
 from laion_fmri_fetchers.storage.catalog import Wanted, keep_demo_apart, look
 from laion_fmri_fetchers.storage.data_dir import get_data_dir
@@ -139,8 +146,9 @@ def verify_cache(
     more = f" and {counted(stored, 'session')} of the voxel store" if stored else ""
     size = readable_size(total)
     tell(f"Checking {len(names)} files, {size},{more} in {folder}", verbose)
-    with tqdm(
-        total=total, unit="B", unit_scale=True, disable=None if verbose else True
+    is_drawn = verbose and can_draw()
+    with progress_bar(
+        total=total, unit="B", unit_scale=True, disable=not is_drawn
     ) as bar:
         checks = Parallel(n_jobs, "threading", return_as="generator")(
             delayed(_check)(
@@ -157,8 +165,10 @@ def verify_cache(
         for path, (state, reason) in zip(names, checks, strict=True):
             rows.append((path, state, sizes[path], reason))
             bar.update(sizes[path] or 0)
-            if verbose >= 2:
+            if is_drawn and verbose >= 2:
                 bar.write(f"{state:<10} {path}", sys.stderr)
+            else:
+                tell(f"{state:<10} {path}", verbose, 2)
     rows += _check_store(folder, repair)
     report = pd.DataFrame(rows, columns=_COLUMNS)
     report["size"] = report["size"].astype("Int64")
