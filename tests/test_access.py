@@ -23,6 +23,7 @@ import gate_fixtures
 import pandas as pd
 import pytest
 import requests
+from conftest import unreadable
 from fault_server import FaultServer, always
 from policies import set_policy
 
@@ -1007,11 +1008,9 @@ def test_the_licence_marker_is_that_of_the_dataset_package(data_dir, monkeypatch
     accept_license()
 
 
-@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root reads all")
 def test_an_unreadable_auth_file_is_passed_over(access, data_dir):
     save_official(auth_file(data_dir), access.grant(), access.url)
-    auth_file(data_dir).chmod(0)
-    with pytest.raises(AccessRequiredError):
+    with unreadable(auth_file(data_dir)), pytest.raises(AccessRequiredError):
         fetch()
 
 

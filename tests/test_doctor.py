@@ -32,8 +32,6 @@ from laion_fmri_fetchers import doctor
 from laion_fmri_fetchers.cli.main import main
 from laion_fmri_fetchers.demo import serve_access, serve_bucket
 
-reachable, unprivileged = conftest.reachable, conftest.unprivileged
-
 DENIED = re.compile(
     r"^(?!derivatives/localizers/)(.*/)?ses-3[1-4]/|^stimuli/task-images_stimuli\.h5$"
 )
@@ -643,9 +641,9 @@ def test_a_full_disk(service, full_disk):
     assert [file.name for file in full_disk.iterdir()] == ["data"]
 
 
-def test_a_read_only_directory(service, reachable):
-    with unprivileged():
-        points = by_name(doctor(data_dir=reachable), "failed")
+def test_a_read_only_directory(service, tmp_path):
+    with conftest.unwritable(tmp_path):
+        points = by_name(doctor(data_dir=tmp_path), "failed")
     assert set(points) == {"data directory"}
     assert "Permission denied" in points["data directory"]["found"]
     assert "data_dir" in points["data directory"]["advice"]
