@@ -358,7 +358,7 @@ def test_an_interrupt_ends_it_though_the_bucket_is_silent(tmp_path):
             assert process.poll() is None
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=20)
+        out, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert out == ""
     assert "Repeat the command to resume." in err

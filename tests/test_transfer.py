@@ -575,7 +575,7 @@ def test_a_body_that_begins_fast_and_drips_is_given_up(folder, monkeypatch):
         download = Download("file", url, folder / "files" / "file", 4 * MIB, "opaque")
         (failed,) = fetch(download, folder, timeout=0.5)
     assert failed["id"] == "file"
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 60
 
 
 def test_headers_that_drip_are_given_up(folder, monkeypatch):
@@ -585,7 +585,7 @@ def test_headers_that_drip_are_given_up(folder, monkeypatch):
         download = Download("file", url, folder / "files" / "file", 10, "0" * 32)
         (failed,) = fetch(download, folder, timeout=0.5)
     assert failed["reason"] == "no byte for 0.5 s (2 times)"
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 60
 
 
 def test_the_server_is_waited_for_as_it_asks(server, folder):
@@ -1165,15 +1165,14 @@ def test_cores_that_are_the_limit_get_a_connection_each(server, folder, monkeypa
 
 
 def test_small_files_get_all_connections_at_once(server, folder, monkeypatch):
-    set_policy(monkeypatch, watch_every=1.0, busy=0.0, busy_for=60.0)
+    set_policy(monkeypatch, watch_every=100.0, busy=0.0, busy_for=200.0)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)
     downloads = [a_download(server, folder, f"file{i}", size=100) for i in range(8)]
+    all_are_asked_for = threading.Barrier(8, timeout=60)
     for download in downloads:
-        server.faults[download.id] = [faults.wait(0.4)]
-    times = []
-    server.on_request = lambda key: times.append(time.monotonic())
+        server.faults[download.id] = [lambda reply: all_are_asked_for.wait()]
     assert fetch(downloads, folder, n_connections=8) == []
-    assert max(times) - min(times) < 0.4
+    assert not all_are_asked_for.broken
 
 
 @pytest.mark.parametrize("fault", [faults.stall(100), faults.wait(60.0), fine])
