@@ -7,12 +7,16 @@ import ctypes
 import functools
 import os
 import shutil
+import signal
 
 import pytest
 
 from laion_fmri_fetchers.demo import build_bucket, serve_bucket
 
 SUBJECTS = ("sub-01", "sub-03")
+
+# What a script runs in the background ignores Ctrl-C, and so would all its children.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

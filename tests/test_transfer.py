@@ -1136,11 +1136,11 @@ transfer.download_files(
     assert left(folder) == []
 
 
-def times_of_requests(server, folder, monkeypatch):
-    """Fetch a file of eight ranges, each answered late; one core may be used."""
+def times_of_requests(server, folder, monkeypatch, fault):
+    """Fetch a file of eight ranges; one core may be used."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)
     download = a_download(server, folder, size=8 * RANGE)
-    server.faults["file"] = [always(faults.wait(0.4))]
+    server.faults["file"] = [always(fault)]
     times = []
     server.on_request = lambda key: times.append(time.monotonic())
     assert fetch(download, folder, n_connections=8) == []
@@ -1149,17 +1149,19 @@ def times_of_requests(server, folder, monkeypatch):
 
 
 def test_a_line_that_is_the_limit_gets_all_connections(server, folder, monkeypatch):
-    set_policy(monkeypatch, watch_every=0.2, busy=1.0)
-    times = times_of_requests(server, folder, monkeypatch)
+    set_policy(monkeypatch, watch_every=1.0, busy=1.0)
+    all_are_asked_for = threading.Barrier(8, timeout=60)
+    times = times_of_requests(
+        server, folder, monkeypatch, lambda reply: all_are_asked_for.wait()
+    )
     # One at first, the others at the first look and before the first answer.
     assert len(times) == 8
-    assert times[1] > 0.15
-    assert times[7] < times[1] + 0.4
+    assert times[1] > 0.5
 
 
 def test_cores_that_are_the_limit_get_a_connection_each(server, folder, monkeypatch):
     set_policy(monkeypatch, watch_every=0.05, busy=0.0, busy_for=60.0)
-    times = times_of_requests(server, folder, monkeypatch)
+    times = times_of_requests(server, folder, monkeypatch, faults.wait(0.4))
     assert len(times) == 8
     assert all(b - a > 0.35 for a, b in itertools.pairwise(times))
 
