@@ -601,7 +601,7 @@ def test_ctrl_c(silent, data_dir):
         connections = [silent.accept()[0] for _ in range(2)]
         time.sleep(0.5)
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=240)
         for connection in connections:
             connection.close()
     assert process.returncode == 130

@@ -164,7 +164,7 @@ def test_processes_that_fetch_the_same_files(
         start(downloads, tmp_path, locks_work, ready) for _ in range(N_PROCESSES)
     ]
     for process in processes:
-        process.join(200)
+        process.join(240)
         assert process.exitcode == 0
     assert_all_well(server, downloads, watcher, tmp_path)
     if locks_work:
@@ -201,6 +201,6 @@ def test_processes_that_are_killed(server, downloads, watcher, tmp_path, locks_w
             have_been_killed.set()
     processes.append(start(downloads, tmp_path, locks_work, None))
     for process in processes:
-        process.join(200)
+        process.join(240)
         assert process.exitcode == 0
     assert_all_well(server, downloads, watcher, tmp_path)

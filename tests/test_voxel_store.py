@@ -631,7 +631,7 @@ def test_processes_that_fill_a_store_and_are_killed(
                 n_killed += 1
     assert n_killed
     for process in processes:
-        process.join(120)
+        process.join(240)
         assert process.exitcode == 0
     everything = fetch(regions, sessions=[1, 2], data_dir=data_dir)
     mask = sum(
@@ -658,14 +658,14 @@ def test_what_a_killed_process_was_writing_is_removed(server, data_dir, store):
     fetch()
     process = CONTEXT.Process(target=begin_a_part, args=(store,))
     process.start()
-    process.join(60)
+    process.join(240)
     assert process.exitcode == -9
     assert len(list(store.glob(".*.tmp"))) == 1
     process = CONTEXT.Process(
         target=fill, args=(server.url, str(data_dir), ["EBA", "MT"] * 2, True, 0)
     )
     process.start()
-    process.join(60)
+    process.join(240)
     assert process.exitcode == 0
     assert not list(store.glob(".*.tmp"))
 
