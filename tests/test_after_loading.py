@@ -23,7 +23,6 @@ from test_betas import AFFINE, SHAPE, brain, make, noise
 from laion_fmri_fetchers import (
     fetch_laion_fmri,
     load_betas,
-    load_saved_betas,
     normalized_score,
     shared_labels,
 )
@@ -343,7 +342,7 @@ def test_saved_betas_are_the_same(fetch, tmp_path, average_repeats):
     betas = load(data, average_repeats=average_repeats, dtype="float64")
     betas.save(tmp_path / "new" / "betas.npz")
     assert os.listdir(tmp_path / "new") == ["betas.npz"]
-    again = load_saved_betas(str(tmp_path / "new" / "betas.npz"))
+    again = load_betas(str(tmp_path / "new" / "betas.npz"))
     assert same(again, betas)
     values = np.arange(betas.data.shape[1])
     assert np.array_equal(again.to_img(values).dataobj, betas.to_img(values).dataobj)
@@ -368,7 +367,7 @@ def test_what_users_add_is_saved_too(betas, tmp_path):
     betas.notes = {"scores": [0.1, (1, None)], 3: np.float32(2), "x": {"y": "z"}}
     betas.names = np.array([["a", None]], dtype=object)
     betas.save(tmp_path / "betas")
-    again = load_saved_betas(tmp_path / "betas")
+    again = load_betas(tmp_path / "betas")
     pd.testing.assert_frame_equal(again.trials, betas.trials)
     kinds = [type(value) for value in betas.trials["mixed"].iloc[:7]]
     assert [type(value) for value in again.trials["mixed"].iloc[:7]] == kinds
@@ -418,7 +417,7 @@ def test_a_damaged_file_is_an_error_and_never_other_numbers(tmp_path):
         changed[place] ^= 0x55
         file.write_bytes(changed)
         try:
-            again = load_saved_betas(file)
+            again = load_betas(file)
         except CorruptImageError:
             n_refused += 1
         else:  # in what the format does not use, such as a time
@@ -427,28 +426,28 @@ def test_a_damaged_file_is_an_error_and_never_other_numbers(tmp_path):
     for length in (0, 10, len(content) // 2, len(content) - 1):
         file.write_bytes(content[:length])
         with pytest.raises(CorruptImageError, match=r"betas\.npz cannot be read.*save"):
-            load_saved_betas(file)
+            load_betas(file)
 
 
 def test_files_that_are_not_betas(tmp_path, betas):
     with pytest.raises(NotCachedError, match="nope"):
-        load_saved_betas(tmp_path / "nope")
+        load_betas(tmp_path / "nope")
     np.savez(tmp_path / "other.npz", data=np.zeros(3))
     np.savez(tmp_path / "about.npz", about=np.frombuffer(b'{"format": "x"}', np.uint8))
     (tmp_path / "text").write_text("data")
     for name in ("other.npz", "about.npz", "text"):
         with pytest.raises(CorruptImageError, match=name):
-            load_saved_betas(tmp_path / name)
+            load_betas(tmp_path / name)
     del betas["trials"]
     betas.save(tmp_path / "less")
     with pytest.raises(CorruptImageError, match="lacks trials"):
-        load_saved_betas(tmp_path / "less")
+        load_betas(tmp_path / "less")
     with zipfile.ZipFile(tmp_path / "less") as archive:
         about = archive.read("about.npy").replace(b'"version": 1,', b'"version": 9,')
     with zipfile.ZipFile(tmp_path / "later", "w") as archive:
         archive.writestr("about.npy", about)
     with pytest.raises(InvalidQueryError, match="later version"):
-        load_saved_betas(tmp_path / "later")
+        load_betas(tmp_path / "later")
 
 
 # Rows by image

@@ -346,7 +346,7 @@ def test_groups_for_cross_validation(data):
 
 def test_subjects(fetch):
     data = fetch("all", rois="FFA1")
-    with pytest.raises(InvalidQueryError, match="several subjects.*subject='sub-01'"):
+    with pytest.raises(InvalidQueryError, match="several subjects.*subjects='sub-01'"):
         load_betas(data)
     for subject in ("sub-03", "3", 3):
         betas = load_betas(data, subject)

@@ -16,8 +16,8 @@ import pytest
 from fault_server import FaultServer, always
 from policies import set_policy
 
-from laion_fmri_fetchers import BucketError, InvalidQueryError
 from laion_fmri_fetchers.demo import serve_bucket
+from laion_fmri_fetchers.exceptions import BucketError, InvalidQueryError
 from laion_fmri_fetchers.transfer import bucket, policy
 from laion_fmri_fetchers.transfer.bucket import (
     Object,

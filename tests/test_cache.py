@@ -15,12 +15,8 @@ import pandas as pd
 import pytest
 from conftest import unwritable
 
-from laion_fmri_fetchers import (
-    InvalidQueryError,
-    dataset_initialize,
-    fetch_laion_fmri,
-    get_data_dir,
-)
+from laion_fmri_fetchers import dataset_initialize, fetch_laion_fmri, get_data_dir
+from laion_fmri_fetchers.exceptions import InvalidQueryError
 from laion_fmri_fetchers.storage.files import files_on_disk, write_atomically
 from laion_fmri_fetchers.storage.listings import save_listing, saved_listings
 from laion_fmri_fetchers.storage.state import save_arrays, saved_arrays

@@ -30,7 +30,6 @@ from scipy.ndimage import binary_erosion
 from scipy.stats import ttest_ind
 
 from laion_fmri_fetchers import (
-    AccessRequiredError,
     current_terms_version,
     fetch_laion_fmri,
     fetch_laion_stimuli,
@@ -47,6 +46,7 @@ from laion_fmri_fetchers.demo import (
 )
 from laion_fmri_fetchers.demo import server as server_module
 from laion_fmri_fetchers.demo.labels import ODD_LABEL
+from laion_fmri_fetchers.exceptions import AccessRequiredError
 
 SUBJECTS = ("sub-01", "sub-03", "sub-05")
 MAIN = ("ses-01", "ses-02", "ses-03", "ses-04")

@@ -12,8 +12,6 @@ import pytest
 from policies import set_policy
 
 from laion_fmri_fetchers import (
-    BucketError,
-    InvalidQueryError,
     describe,
     fetch_laion_fmri,
     get_rois,
@@ -21,6 +19,7 @@ from laion_fmri_fetchers import (
     inspect_bucket,
 )
 from laion_fmri_fetchers.demo import serve_bucket
+from laion_fmri_fetchers.exceptions import BucketError, InvalidQueryError
 from laion_fmri_fetchers.layout.names import ROI_CATEGORIES
 from laion_fmri_fetchers.storage.catalog import look, records
 from laion_fmri_fetchers.storage.listings import save_listing
@@ -47,10 +46,10 @@ def test_rois(server, data_dir):
 @pytest.mark.parametrize(
     ("query", "words"),
     [
-        ({"subject": "sub-09"}, "sub-09.*sub-01"),
-        ({"subject": "bob"}, "bob.*sub-01"),
+        ({"subjects": "sub-09"}, "sub-09.*sub-01"),
+        ({"subjects": "bob"}, "bob.*sub-01"),
         ({"category": "faces"}, "faces.*did you mean 'face'"),
-        ({"subject": 1, "category": "plaice"}, "did you mean 'place'"),
+        ({"subjects": 1, "category": "plaice"}, "did you mean 'place'"),
     ],
 )
 def test_mistyped(server, data_dir, query, words):

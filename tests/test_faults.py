@@ -18,11 +18,7 @@ import pytest
 from conftest import unreadable, unwritable
 
 from laion_fmri_fetchers import (
-    DataDirectoryError,
-    DiskSpaceError,
-    DownloadError,
     LaionFmriError,
-    NotCachedError,
     accept_license,
     dataset_initialize,
     fetch_laion_embeddings,
@@ -34,6 +30,12 @@ from laion_fmri_fetchers import (
     load_stimuli,
     status,
     verify_cache,
+)
+from laion_fmri_fetchers.exceptions import (
+    DataDirectoryError,
+    DiskSpaceError,
+    DownloadError,
+    NotCachedError,
 )
 from laion_fmri_fetchers.layout.trees import ARCHIVE
 from laion_fmri_fetchers.transfer import owners

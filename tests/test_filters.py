@@ -27,7 +27,6 @@ from laion_fmri_fetchers import (
     Contains,
     GreaterOrEqual,
     GreaterThan,
-    InvalidQueryError,
     IsIn,
     IsNull,
     LessOrEqual,
@@ -39,6 +38,7 @@ from laion_fmri_fetchers import (
     Pattern,
     ResultFilter,
 )
+from laion_fmri_fetchers.exceptions import InvalidQueryError
 from laion_fmri_fetchers.query.filters import admits, as_filter, fields
 
 try:

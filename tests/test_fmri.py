@@ -22,26 +22,28 @@ from nilearn.maskers import NiftiMasker
 from policies import set_policy
 
 from laion_fmri_fetchers import (
-    BucketError,
     Contains,
-    CorruptImageError,
-    DiskSpaceError,
-    DownloadError,
     GreaterThan,
-    HeldOutSessionError,
-    InvalidQueryError,
     IsIn,
-    LicenseNotAcceptedError,
-    NotCachedError,
     NotNull,
     ResultFilter,
-    UnsafeKeyError,
     fetch_laion_fmri,
     fetch_laion_fmri_ids,
     get_subjects,
     verify_cache,
 )
 from laion_fmri_fetchers.demo import serve_bucket
+from laion_fmri_fetchers.exceptions import (
+    BucketError,
+    CorruptImageError,
+    DiskSpaceError,
+    DownloadError,
+    HeldOutSessionError,
+    InvalidQueryError,
+    LicenseNotAcceptedError,
+    NotCachedError,
+    UnsafeKeyError,
+)
 from laion_fmri_fetchers.layout.keys import record_of
 from laion_fmri_fetchers.layout.labels import TRIAL_FIELDS, stimulus_fields
 from laion_fmri_fetchers.layout.trees import trials_id

@@ -10,7 +10,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from laion_fmri_fetchers import LicenseNotAcceptedError, accept_license, license_text
+from laion_fmri_fetchers import accept_license
+from laion_fmri_fetchers.access import license_text
+from laion_fmri_fetchers.exceptions import LicenseNotAcceptedError
 
 CODE = "from laion_fmri_fetchers import accept_license; accept_license({!r})"
 

@@ -18,13 +18,13 @@ from sklearn.utils import Bunch
 
 from laion_fmri_fetchers import (
     GreaterOrEqual,
-    InvalidQueryError,
     NotIn,
     Pattern,
     ResultFilter,
     fetch_laion_fmri,
     fetch_laion_fmri_ids,
 )
+from laion_fmri_fetchers.exceptions import InvalidQueryError
 from laion_fmri_fetchers.reports.figures import (
     background,
     plot_availability,
@@ -288,7 +288,7 @@ def test_trials_are_counted(data):
 
 
 def test_noise_ceiling_by_roi(data):
-    axes = plot_noise_ceiling(data, 1, ceiling="4rep")
+    axes = plot_noise_ceiling(data, 1, noise_ceiling="4rep")
     table = rois(data, "4rep")
     own = table[table["subject"] == "sub-01"].sort_values(["category", "name"])
     names = [label.get_text() for label in axes.get_yticklabels()]
@@ -346,7 +346,7 @@ def test_what_is_not_there_is_refused(data):
     with pytest.raises(InvalidQueryError, match="sub-03"):
         plot_trials(data, "sub-02")
     with pytest.raises(InvalidQueryError, match="12rep"):
-        plot_noise_ceiling(data, ceiling="13rep")
+        plot_noise_ceiling(data, noise_ceiling="13rep")
 
 
 def test_without_matplotlib_says_what_to_install(data, monkeypatch):

@@ -9,18 +9,17 @@ import pytest
 
 from laion_fmri_fetchers import (
     GreaterThan,
-    InvalidQueryError,
     NotNull,
     ResultFilter,
-    basic_image_terms,
     fetch_laion_captions,
     fetch_laion_embeddings,
     fetch_laion_fmri,
     fetch_laion_fmri_ids,
     fetch_laion_stimuli,
-    get_rois,
     get_subjects,
 )
+from laion_fmri_fetchers.exceptions import InvalidQueryError
+from laion_fmri_fetchers.query import basic_image_terms
 
 MAPS = "subject_noise_ceiling"
 
@@ -67,11 +66,10 @@ def test_arguments_of_other_packages(argument, hint):
     ("call", "argument", "hint"),
     [
         (fetch_laion_captions, {"n_jobs": 2}, "n_connections="),
-        (fetch_laion_stimuli, {"labels": ["a.jpg"]}, "names="),
+        (fetch_laion_stimuli, {"image_names": ["a.jpg"]}, "labels="),
         (fetch_laion_embeddings, {"model": "CLIP"}, "models="),
-        (fetch_laion_embeddings, {"namez": "a.jpg"}, "did you mean 'names'"),
+        (fetch_laion_embeddings, {"labelz": "a.jpg"}, "did you mean 'labels'"),
         (fetch_laion_fmri_ids, {"ids": ["a"]}, "image_ids="),
-        (get_rois, {"subjects": 1}, "subject="),
         (get_subjects, {"mode": "offline"}, "LAION_FMRI_OFFLINE=1"),
         (get_subjects, {"n_jobs": 2}, "has no argument 'n_jobs'"),
     ],

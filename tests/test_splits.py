@@ -30,15 +30,9 @@ from sklearn.model_selection import GridSearchCV, cross_val_score, cross_validat
 from sklearn.utils import Bunch
 
 from laion_fmri_fetchers import (
-    BucketError,
-    CorruptImageError,
-    DownloadError,
-    InvalidQueryError,
     IsIn,
-    NotCachedError,
     Pattern,
     ResultFilter,
-    StimulusSplit,
     doctor,
     fetch_laion_fmri,
     fetch_laion_splits,
@@ -47,6 +41,14 @@ from laion_fmri_fetchers import (
 )
 from laion_fmri_fetchers.cli.main import main
 from laion_fmri_fetchers.demo import serve_bucket, serve_demo, serve_splits
+from laion_fmri_fetchers.exceptions import (
+    BucketError,
+    CorruptImageError,
+    DownloadError,
+    InvalidQueryError,
+    NotCachedError,
+)
+from laion_fmri_fetchers.query.splits import StimulusSplit
 
 PUBLISHED = Path(
     os.environ.get("LAION_FMRI_TEST_SPLITS")
@@ -1306,7 +1308,9 @@ def test_an_archive_that_cannot_be_unpacked_is_named(
 
 
 def test_the_command_lists_splits(web, capsys):
-    assert main(["splits", "--pool", "sub-01", "--names", "tau", "ood", "-q"]) == 0
+    assert (
+        main(["fetch-splits", "--pool", "sub-01", "--names", "tau", "ood", "-q"]) == 0
+    )
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(maxsplit=3) for line in lines] == [
         ["split", "train", "test", "source"],
@@ -1316,7 +1320,7 @@ def test_the_command_lists_splits(web, capsys):
 
 
 def test_the_command_prints_json(web, capsys):
-    main(["splits", "--json", "-q"])
+    main(["fetch-splits", "--json", "-q"])
     rows = json.loads(capsys.readouterr().out)
     assert [row["name"] for row in rows] == NAMES
     split = fetch_laion_splits("tau", verbose=0)["tau"]
@@ -1327,11 +1331,11 @@ def test_the_command_prints_json(web, capsys):
 
 
 def test_the_command_names_what_is_wrong(web, capsys):
-    assert main(["splits", "--names", "tao"]) == 2
+    assert main(["fetch-splits", "--names", "tao"]) == 2
     assert "did you mean 'tau'" in capsys.readouterr().err
-    assert main(["splits", "--names", "tau", "--ood-types", "shape"]) == 2
+    assert main(["fetch-splits", "--names", "tau", "--ood-types", "shape"]) == 2
     assert "--ood-types is given" in capsys.readouterr().err
-    assert main(["splits", "--ood-types", "shape", "--names", "ood", "-q"]) == 0
+    assert main(["fetch-splits", "--ood-types", "shape", "--names", "ood", "-q"]) == 0
     assert capsys.readouterr().out.splitlines()[1].split()[2] == "1"
 
 

@@ -197,7 +197,7 @@ def test_metadata_in_the_order_of_the_archive(granted, published):
 
 def test_metadata_aligns_with_trials(granted, labels):
     trials = fetch_laion_fmri("sub-01", sessions=[1, 2], rois=None, verbose=0).trials
-    data = fetch(names=trials["label"])
+    data = fetch(labels=trials["label"])
 
     shown = data.metadata.loc[trials["label"]]
     assert len(shown) == len(trials)
@@ -207,7 +207,7 @@ def test_metadata_aligns_with_trials(granted, labels):
         theirs = trials[field].astype(object).where(trials[field].notna(), None)
         ours = shown[field].astype(object).where(shown[field].notna(), None)
         assert list(ours) == list(theirs), field
-    for same in (fetch(trials), fetch(trials=trials), fetch(data.metadata)):
+    for same in (fetch(trials), fetch(labels=trials), fetch(data.metadata)):
         pd.testing.assert_frame_equal(same.metadata, data.metadata)
         assert same.query == data.query
 
@@ -474,13 +474,13 @@ def test_nothing_passes(server, data_dir):
 
 
 @pytest.mark.parametrize("fetch_one", [metadata, captions, segmentations])
-def test_a_bunch_in_the_place_of_names(server, data_dir, fetch_one):
+def test_a_bunch_in_the_place_of_labels(server, data_dir, fetch_one):
     given = Bunch(images=["a.nii.gz"], trials=pd.DataFrame({"label": [PNG]}))
-    with pytest.raises(InvalidQueryError, match=r"names is a Bunch .* data\.trials"):
+    with pytest.raises(InvalidQueryError, match=r"labels is a Bunch .* data\.trials"):
         fetch_one(given)
-    with pytest.raises(InvalidQueryError, match=r"trials is a Bunch .* data\.metadata"):
-        fetch_one(trials=Bunch(metadata=pd.DataFrame()))
-    with pytest.raises(InvalidQueryError, match="names is a dict with 3; give names"):
+    with pytest.raises(InvalidQueryError, match=r"labels is a Bunch .* data\.metadata"):
+        fetch_one(labels=Bunch(metadata=pd.DataFrame()))
+    with pytest.raises(InvalidQueryError, match="labels is a dict with 3; give labels"):
         fetch_one({3: 4})
 
 

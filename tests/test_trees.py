@@ -18,11 +18,7 @@ import pandas as pd
 import pytest
 
 from laion_fmri_fetchers import (
-    HeldOutSessionError,
-    InvalidQueryError,
-    NotCachedError,
     NotNull,
-    UnsafeKeyError,
     fetch_laion_fmri,
     fetch_laion_fmri_ids,
     get_subjects,
@@ -32,6 +28,12 @@ from laion_fmri_fetchers import (
 )
 from laion_fmri_fetchers.arrays.resample import resample_file
 from laion_fmri_fetchers.demo import serve_bucket
+from laion_fmri_fetchers.exceptions import (
+    HeldOutSessionError,
+    InvalidQueryError,
+    NotCachedError,
+    UnsafeKeyError,
+)
 from laion_fmri_fetchers.storage.notes import note_fetched
 
 FIRST = "sub-01"

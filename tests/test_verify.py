@@ -13,12 +13,7 @@ import pytest
 from conftest import unreadable, unwritable
 
 from laion_fmri_fetchers import (
-    BucketError,
-    DownloadError,
-    InvalidQueryError,
     LaionFmriError,
-    LicenseNotAcceptedError,
-    NotCachedError,
     fetch_laion_betas,
     fetch_laion_captions,
     fetch_laion_fmri,
@@ -28,6 +23,13 @@ from laion_fmri_fetchers import (
 )
 from laion_fmri_fetchers.cli.main import main
 from laion_fmri_fetchers.demo import serve_bucket
+from laion_fmri_fetchers.exceptions import (
+    BucketError,
+    DownloadError,
+    InvalidQueryError,
+    LicenseNotAcceptedError,
+    NotCachedError,
+)
 from laion_fmri_fetchers.layout.trees import ARCHIVE
 from laion_fmri_fetchers.storage import notes as notes_of_files
 from laion_fmri_fetchers.storage.notes import note_fetched, read_notes

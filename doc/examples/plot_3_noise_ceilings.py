@@ -34,7 +34,7 @@ data = fetch_laion_fmri(
     rois=["face", "place", "body", "object", "V1v", "V1d", "hV4"],
     sessions=range(1, 5),
 )
-plot_noise_ceiling(data, ceiling="4rep")
+plot_noise_ceiling(data, noise_ceiling="4rep")
 plt.show()
 
 # %%

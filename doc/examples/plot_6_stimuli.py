@@ -30,11 +30,11 @@ demo.access.approves = False  # as with the real service, approval takes time
 # Until the request is approved, calls raise `AccessPendingError`.
 
 from laion_fmri_fetchers import (
-    AccessPendingError,
     access_status,
     current_terms_version,
     request_stimulus_access,
 )
+from laion_fmri_fetchers.exceptions import AccessPendingError
 
 try:
     request_stimulus_access(
@@ -66,7 +66,7 @@ demo.access.approve()
 from laion_fmri_fetchers import fetch_laion_fmri, fetch_laion_stimuli, load_betas
 
 data = fetch_laion_fmri("sub-01", rois="FFA1", sessions=range(1, 5))
-stimuli = fetch_laion_stimuli(trials=data.trials)
+stimuli = fetch_laion_stimuli(data.trials)
 print("Status:", access_status()["status"])
 stimuli.metadata.head()
 

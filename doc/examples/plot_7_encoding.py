@@ -42,7 +42,7 @@ import numpy as np
 
 from laion_fmri_fetchers import align, fetch_laion_embeddings
 
-clip = fetch_laion_embeddings("CLIP", trials=betas.trials)
+clip = fetch_laion_embeddings("CLIP", betas.trials)
 X = align(betas.trials, clip).astype(np.float32)
 Y = betas.data
 print(f"{X.shape[0]} images x {X.shape[1]} features")

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import inspect
 import mmap
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -32,20 +33,19 @@ from laion_fmri_fetchers.exceptions import (
     CorruptImageError,
     InvalidQueryError,
     NotCachedError,
-    did_you_mean,
 )
 from laion_fmri_fetchers.layout.grids import is_resampled
-from laion_fmri_fetchers.layout.names import clean_subject
 from laion_fmri_fetchers.layout.trees import trials_id
 from laion_fmri_fetchers.messages import counted, listed, readable_size, tell
 from laion_fmri_fetchers.query.arguments import check_fetched, check_verbose
+from laion_fmri_fetchers.query.selection import choose_subjects, is_one_name
 from laion_fmri_fetchers.storage.bunch import Result
 from laion_fmri_fetchers.storage.files import local_path
 from laion_fmri_fetchers.storage.tables import read_trials
 
 from .kept import keeper, kept_nowhere
 from .progress import Progress, WatchedParallel
-from .result import Rows, make_betas
+from .result import Rows, make_betas, read_betas
 from .rows import rows_with
 from .session import (
     RowOptions,
@@ -83,8 +83,8 @@ class Workers(NamedTuple):
 
 
 def load_betas(
-    data: Bunch,
-    subject: str | int | None = None,
+    data: Bunch | str | os.PathLike,
+    subjects: str | int | Sequence[str | int] | None = None,
     rois: str | Sequence[str] = "fetched",
     *,
     mask_img: Any = None,
@@ -99,7 +99,7 @@ def load_betas(
     memory: Any = None,
     verbose: int = 1,
 ) -> Bunch:
-    """Load single-trial betas of a subject as an array of trials x voxels.
+    """Load single-trial betas as an array of trials x voxels.
 
     Voxels of the voxel store are taken from it. Otherwise each image is read in one
     pass, a volume at a time, and only the voxels and trials asked for are kept: memory
@@ -107,12 +107,13 @@ def load_betas(
 
     Parameters
     ----------
-    data : :class:`sklearn.utils.Bunch`
+    data : :class:`sklearn.utils.Bunch`, str or path
         From `fetch_laion_fmri`. Trials are those in ``data.trials``, of which rows
-        may have been removed or reordered.
-    subject : str or int, optional
-        ``"sub-01"``, ``"01"`` or 1; needed where ``data`` holds betas of several.
-        ``"all"``: each of them, one after the other.
+        may have been removed or reordered. Or a file that ``betas.save`` wrote, without
+        other arguments: the betas as they were saved.
+    subjects : str, int, or several, optional
+        ``"sub-01"``, ``"01"`` or 1; needed where ``data`` holds betas of several, whose
+        voxels do not correspond. A list or ``"all"``: each of them by itself.
     rois : str or sequence of str, default="fetched"
         ROI names with or without hyphens (``"FFA1"``), categories (``"face"``),
         ``"V1"``, ``"V2"`` or ``"V3"`` for dorsal and ventral part, or several of
@@ -169,7 +170,8 @@ def load_betas(
           (n_trials,), for ``groups=`` of scikit-learn's cross-validation;
           ``"session"`` is left out where repeats of several are averaged.
 
-        With ``subject="all"``, a Bunch of such Bunches: subject -> its betas.
+        With a list of subjects or ``"all"``, a Bunch of such Bunches: subject -> its
+        betas.
 
         It has methods:
 
@@ -180,18 +182,20 @@ def load_betas(
         - ``noise_ceiling(n_repeats="averaged", noise_ceiling="Allrep")``: percent per
           voxel, for averages of any number of trials, or for those in ``data``; derived
           from the published map.
-        - ``save(path)``: everything in one file, for `load_saved_betas`.
+        - ``save(path)``: everything in one file, for ``load_betas(path)``.
         - ``copy()``.
 
     Raises
     ------
     InvalidQueryError
         If an argument is not valid, a mask is on another grid, no voxel is left, or
-        ``data`` holds no trial of a label.
+        ``data`` holds no trial of a label; if a later version of this package saved
+        the file.
     NotCachedError
         If a file is not on disk.
     CorruptImageError
-        If an image is damaged, or its trial table disagrees with it.
+        If an image is damaged, or its trial table disagrees with it; if a file of saved
+        betas is damaged, or something else.
     MemoryError
         If the result is larger than the free memory; nothing is read then.
 
@@ -218,23 +222,49 @@ def load_betas(
         betas = load_betas(data, standardize="zscore", average_repeats=True)
         betas.data[:, betas.roi_masks["FFA1"]]
 
+    The same again, from one file::
+
+        betas.save("face.npz")
+        betas = load_betas("face.npz")
+
     All sessions on a dask cluster, whose workers see the data directory::
 
         with joblib.parallel_config("dask"):
             betas = load_betas(data, nc_threshold=10, n_jobs=-1)
     """
+    given = dict(locals())
+    if isinstance(data, (str, os.PathLike)):
+        _refuse_choices(given)
+        return read_betas(data)
     check_fetched(data, "images_meta")
     options = check_options(standardize, average_repeats, dtype)
     choice = VoxelChoice(rois, mask_img, nc_threshold, noise_ceiling)
     workers = Workers(n_jobs, keeper(memory), check_verbose(verbose), bool(as_dask))
-    if isinstance(subject, str) and subject.lower() == "all":
-        return Result(
-            **{
-                name: _load(data, name, choice, labels, options, workers)
-                for name in _subjects(data)
-            }
+    names = subjects_in(data, subjects)
+    if subjects is None and len(names) > 1:
+        raise InvalidQueryError(
+            f"data holds betas of several subjects ({listed(names)}), whose voxels do "
+            f"not correspond; choose one, as in subjects={names[0]!r}, or load each by "
+            "itself with subjects='all'"
         )
-    return _load(data, subject_of(data, subject), choice, labels, options, workers)
+    betas = {
+        name: _load(data, name, choice, labels, options, workers) for name in names
+    }
+    if subjects is None or is_one_name(subjects):
+        return betas[names[0]]
+    return Result(**betas)
+
+
+def _refuse_choices(given: dict[str, Any]) -> None:
+    """Raise for an argument that saved betas cannot follow."""
+    for name, parameter in inspect.signature(load_betas).parameters.items():
+        value, default = given[name], parameter.default
+        is_default = type(value) is type(default) and value == default
+        if name not in ("data", "verbose") and not is_default:
+            raise InvalidQueryError(
+                f"{name} is for betas that are read from images; of the saved betas "
+                f"{os.fspath(given['data'])}, choose rows and columns of data"
+            )
 
 
 def _load(
@@ -313,35 +343,17 @@ def check_options(standardize: Any, average_repeats: bool, dtype: Any) -> RowOpt
     return RowOptions(standardize, bool(average_repeats), kind.name)
 
 
-def _subjects(data: Bunch) -> list[str]:
-    """Return the subjects whose betas there are."""
-    subjects = sorted(
+def subjects_in(data: Bunch, subjects: Any = None) -> list[str]:
+    """Return the subjects whose betas are meant; None for all that ``data`` has."""
+    existing = sorted(
         {meta["subject"] for meta in data.images_meta if meta["image_type"] == "betas"}
     )
-    if not subjects:
+    if not existing:
         raise InvalidQueryError(
             "data holds no betas. Fetch them with image_type='betas', which is the "
             "default, and a selection that is not empty."
         )
-    return subjects
-
-
-def subject_of(data: Bunch, subject: str | int | None) -> str:
-    """Return the subject to load."""
-    subjects = _subjects(data)
-    if subject is None:
-        if len(subjects) > 1:
-            raise InvalidQueryError(
-                f"data holds betas of several subjects ({listed(subjects)}), whose "
-                f"voxels do not correspond; choose one, as in subject={subjects[0]!r}, "
-                "or load each by itself with subject='all'"
-            )
-        return subjects[0]
-    name = clean_subject(subject)
-    if name is None or name not in subjects:
-        hint = did_you_mean(name or subject, subjects)
-        raise InvalidQueryError(f"data holds no betas of subject {subject!r}; {hint}")
-    return name
+    return choose_subjects(subjects, existing)
 
 
 def _sessions(

@@ -6,7 +6,7 @@ The room that `load_betas` and other ways to betas end in::
                           ├─ roi_mask ──────▶ voxels.rois_of, voxels.columns_in
                           ├─ noise_ceiling ─▶ ceilings.ceiling_of_average
                           └─ save ──────────▶ saved.write_values
-    load_saved_betas ──▶ saved.read_values
+    read_betas ──▶ saved.read_values
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 import nibabel as nib
 import numpy as np
 import pandas as pd
-from sklearn.utils import Bunch
 
 from laion_fmri_fetchers.exceptions import (
     CorruptImageError,
@@ -172,7 +171,7 @@ class Betas(Result):
         )
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write everything to one file, for `load_saved_betas`.
+        """Write everything to one file, for ``load_betas(path)``.
 
         It appears whole or not at all; one that exists is replaced. It is an ``.npz``
         of numpy without pickled code.
@@ -244,40 +243,8 @@ def make_betas(rows: Rows, voxels: Voxels, affine: np.ndarray) -> Betas:
     )
 
 
-def load_saved_betas(path: str | os.PathLike) -> Bunch:
-    """Load betas that were saved by ``betas.save(path)``.
-
-    Parameters
-    ----------
-    path : str or path
-        The file.
-
-    Returns
-    -------
-    :class:`sklearn.utils.Bunch`
-        The Bunch of `load_betas`, with its methods.
-
-    Raises
-    ------
-    NotCachedError
-        If there is no such file.
-    CorruptImageError
-        If it is damaged, or something else.
-    InvalidQueryError
-        If a later version of this package wrote it.
-
-    See Also
-    --------
-    load_betas : Load betas from images.
-
-    Examples
-    --------
-    ::
-
-        betas = load_betas(data, rois="FFA1", standardize="zscore")
-        betas.save("ffa.npz")
-        betas = load_saved_betas("ffa.npz")
-    """
+def read_betas(path: str | os.PathLike) -> Betas:
+    """Read betas that ``betas.save(path)`` wrote."""
     values = read_values(path)
     if lacking := [key for key in _KEYS if key not in values]:
         raise CorruptImageError(

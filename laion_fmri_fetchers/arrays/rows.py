@@ -149,7 +149,7 @@ def shared_labels(data: Any, *others: Any, min_repeats: int = 1) -> list[str]:
     ----------
     data, *others : :class:`sklearn.utils.Bunch` or :class:`pandas.DataFrame`
         What `fetch_laion_fmri` or `load_betas` returned, or ``trials`` of it; a list of
-        these, or a dict as of ``load_betas(data, subject="all")``. An image counts if
+        these, or a dict as of ``load_betas(data, subjects="all")``. An image counts if
         every subject of every argument saw it: halves of a subject's sessions can be
         two arguments.
     min_repeats : int, default=1

@@ -93,9 +93,7 @@ def _voxel_options(command: Parser) -> None:
 
 
 def _betas_options(command: Parser) -> None:
-    command.add_argument(
-        *("--subject", "--subjects"), default="sub-01", help="default: sub-01"
-    )
+    command.add_argument("--subjects", default="sub-01", help="default: sub-01")
     add_names(command, "--rois", "all", "names such as FFA1, categories, or brain")
     add_names(command, "--sessions", "all", "names such as ses-01")
     add_terms(command, "--where", "trials")
@@ -107,7 +105,7 @@ def _betas_options(command: Parser) -> None:
         command, "--keep-images", "keep images that are downloaded for their voxels"
     )
     command.add_argument(
-        "--output", metavar="FILE", help="save the betas, for load_saved_betas"
+        "--output", metavar="FILE", help="save the betas, for load_betas"
     )
     add_flag(command, "--dry-run", "show the plan; download masks and tables only")
     add_transfer_options(command, of_files=False)
@@ -118,7 +116,7 @@ def _betas(options: Options) -> None:
     how = transfer_arguments(options)
     del how["allow_missing"]
     betas = package.fetch_laion_betas(
-        options.subject,
+        options.subjects,
         options.rois,
         options.sessions,
         trial_filter=parse_terms(options.where),
@@ -184,6 +182,6 @@ def _pack(options: Options) -> None:
 COMMANDS: Commands = {
     "fetch": (_fetch_options, _fetch),
     "fetch-betas": (_betas_options, _betas),
-    "pack": (_pack_options, _pack),
-    "report": (_report_options, _report),
+    "pack-betas": (_pack_options, _pack),
+    "make-report": (_report_options, _report),
 }

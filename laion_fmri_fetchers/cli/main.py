@@ -11,7 +11,7 @@ from typing import Any
 
 from laion_fmri_fetchers.exceptions import InvalidQueryError, LaionFmriError
 
-from . import completion, demo, images, setup, stimuli, upkeep
+from . import demo, images, setup, stimuli, upkeep
 from .options import Commands, Parser, subparsers_of
 from .wording import PROGRAM, on_a_shell
 
@@ -30,8 +30,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0: done, 1: failed, 2: usage, 130: stopped by Ctrl-C.
     """
     parser = _parser()
-    if "_ARGCOMPLETE" in os.environ:
-        completion.complete(parser)
     if not (sys.argv[1:] if arguments is None else arguments):
         parser.print_help(sys.stderr)
         return 2
@@ -73,11 +71,9 @@ COMMANDS: Commands = {
     **images.COMMANDS,
     **stimuli.COMMANDS,
     **upkeep.COMMANDS,
-    **completion.COMMANDS,
     **demo.COMMANDS,
 }
 """In the order of the help."""
-_WITHOUT_DATA_DIR = ("completion", "demo")
 
 
 def _parser() -> Parser:
@@ -94,7 +90,7 @@ def _parser() -> Parser:
         help_text = f"{purpose[0].lower()}{purpose[1:].rstrip('.')}"
         command = subparsers.add_parser(name, help=help_text, description=purpose)
         command.set_defaults(run=run)
-        if name not in _WITHOUT_DATA_DIR:
+        if name != "demo":
             command.add_argument(
                 "--data-dir", metavar="FOLDER", help="use this data directory"
             )

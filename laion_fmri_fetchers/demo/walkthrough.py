@@ -178,7 +178,7 @@ def _stimuli(server: Any, figure: Path) -> None:
             service.approve()
             shared = {"unique_or_shared": "shared"}
             data = fetch_laion_fmri(rois="face", trial_filter=shared, verbose=0)
-            stimuli = fetch_laion_stimuli(names=data.trials["label"], verbose=0)
+            stimuli = fetch_laion_stimuli(labels=data.trials, verbose=0)
             say(f"{len(stimuli.metadata)} images in {stimuli.archive}")
     with _step("Draw stimuli beside the response of their trials in face areas") as say:
         betas = load_betas(

@@ -37,7 +37,7 @@ from laion_fmri_fetchers.layout.keys import Record
 from laion_fmri_fetchers.messages import counted, listed, readable_size, tell, warn
 from laion_fmri_fetchers.query.arguments import only_its_arguments
 from laion_fmri_fetchers.query.filters import ResultFilter
-from laion_fmri_fetchers.query.selection import select
+from laion_fmri_fetchers.query.selection import is_one_name, select
 from laion_fmri_fetchers.query.shared_docs import documented
 from laion_fmri_fetchers.storage.bunch import Result
 from laion_fmri_fetchers.storage.inventory import Inventory, take_inventory_of_subjects
@@ -75,9 +75,9 @@ _FORGOTTEN = 3600.0
 
 
 @documented
-@only_its_arguments(subjects="subject=")
+@only_its_arguments()
 def fetch_laion_betas(
-    subject: str | int = "sub-01",
+    subjects: str | int = "sub-01",
     rois: str | Sequence[str] = "all",
     sessions: str | int | Iterable[str | int] = "all",
     *,
@@ -114,7 +114,7 @@ def fetch_laion_betas(
 
     Parameters
     ----------
-    subject : str or int, default="sub-01"
+    subjects : str or int, default="sub-01"
         ``"sub-01"``, ``"01"`` or 1. The voxels of two subjects do not correspond.
     rois : str or sequence of str, default="all"
         ROI names with or without hyphens (``"FFA1"``), categories (``"face"``),
@@ -223,9 +223,14 @@ def fetch_laion_betas(
     if source not in _SOURCES:
         hint = did_you_mean(source, list(_SOURCES))
         raise InvalidQueryError(f"source is {source!r}; {hint}")
+    if not is_one_name(subjects):
+        raise InvalidQueryError(
+            f"subjects is {subjects!r}; give a single one, as in subjects='sub-01', "
+            "since the voxels of two do not correspond"
+        )
     options = check_options(standardize, average_repeats, dtype)
     selection = select(
-        (_single(subject),),
+        subjects,
         _fetched_rois(rois),
         sessions,
         None,
@@ -292,16 +297,6 @@ def fetch_laion_betas(
         remove_fetched(folders, min_age=_FORGOTTEN)
     workers = Workers(n_jobs, kept_nowhere, settings.verbose, bool(as_dask))
     return load_voxels(data, names[0], (voxels, grid), labels, options, workers)
-
-
-def _single(subject: Any) -> Any:
-    is_single = isinstance(subject, (str, int)) and not isinstance(subject, bool)
-    if not is_single or subject == "all":
-        raise InvalidQueryError(
-            f"subject is {subject!r}; give a single one, as in subject='sub-01', since "
-            "the voxels of two do not correspond"
-        )
-    return subject
 
 
 def _fetched_rois(rois: Any) -> Any:

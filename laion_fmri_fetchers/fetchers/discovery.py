@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from laion_fmri_fetchers.exceptions import BucketError, InvalidQueryError, did_you_mean
 from laion_fmri_fetchers.layout.keys import is_of_trials, record_of
-from laion_fmri_fetchers.layout.names import clean_subject, subjects_among
+from laion_fmri_fetchers.layout.names import subjects_among
 from laion_fmri_fetchers.layout.trees import (
     ANATOMICAL,
     DERIVATIVES,
@@ -25,6 +25,7 @@ from laion_fmri_fetchers.query.arguments import (
     check_timeout,
     only_its_arguments,
 )
+from laion_fmri_fetchers.query.selection import subject_names
 from laion_fmri_fetchers.storage.catalog import Catalog, Wanted, look
 from laion_fmri_fetchers.storage.data_dir import get_data_dir
 from laion_fmri_fetchers.storage.files import local_path
@@ -69,9 +70,9 @@ def get_subjects(
     return _subjects(get_data_dir(data_dir), timeout)[0]
 
 
-@only_its_arguments(**_OFFLINE, subjects="subject=", categories="category=")
+@only_its_arguments(**_OFFLINE, categories="category=")
 def get_rois(
-    subject: str | int | None = None,
+    subjects: str | int | Sequence[str | int] | None = None,
     category: str | None = None,
     *,
     data_dir: str | os.PathLike | None = None,
@@ -81,8 +82,9 @@ def get_rois(
 
     Parameters
     ----------
-    subject : str or int, optional
-        Such as ``"sub-01"``; None: those of any subject.
+    subjects : str, int, or several, optional
+        Such as ``"sub-01"``; of several, the ROIs that any of them has. None or
+        ``"all"``: those of any subject.
     category : str, optional
         Such as ``"face"``; None: those of any category.
     data_dir : str or path, optional
@@ -110,24 +112,25 @@ def get_rois(
         ['MPA', 'OPA', 'PPA']
     """
     folder = get_data_dir(data_dir)
-    if subject is None:
+    names = None if subjects is None else subject_names(subjects)
+    if names is None:
         found = _look([(ROIS, "/")], folder, timeout)
         prefixes = sorted(found.folders)
     else:
         found = None
-        prefixes = [f"{ROIS}{clean_subject(subject)}/"]
+        prefixes = [f"{ROIS}{name}/" for name in names]
     found = _look([(prefix, "") for prefix in prefixes], folder, timeout, found)
-    rois: dict[str, set[str]] = {}
-    for one in found.objects:
-        rec = record_of(one)
-        if rec["roi"]:
-            rois.setdefault(rec["roi_category"], set()).add(rec["roi"])
-    if subject is not None and not rois:
-        subjects, _ = _subjects(folder, timeout, found)
+    recs = [rec for rec in map(record_of, found.objects) if rec["roi"]]
+    without = sorted({*(names or ())} - {rec["subject"] for rec in recs})
+    if without:
+        existing, _ = _subjects(folder, timeout, found)
         raise InvalidQueryError(
-            f"Unknown subject {subject!r}, or one without ROIs; available: "
-            f"{listed(subjects)}."
+            f"Unknown subject {without[0]!r}, or one without ROIs; available: "
+            f"{listed(existing)}."
         )
+    rois: dict[str, set[str]] = {}
+    for rec in recs:
+        rois.setdefault(rec["roi_category"], set()).add(rec["roi"])
     if category is not None and category not in rois:
         hint = did_you_mean(category, rois)
         raise InvalidQueryError(f"There is no ROI category {category!r}; {hint}")

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from sklearn.utils import Bunch
 
-from laion_fmri_fetchers.arrays.betas import grid_of, subject_of
+from laion_fmri_fetchers.arrays.betas import grid_of, subjects_in
 from laion_fmri_fetchers.arrays.kept import kept_nowhere
 from laion_fmri_fetchers.arrays.voxel_store import flush_parts, session_folder
 from laion_fmri_fetchers.arrays.voxels import VoxelChoice, find_voxels
@@ -28,7 +28,7 @@ from .lacking import Job, extract_all, jobs_on_disk
 
 def pack_betas(
     data: Bunch,
-    subject: str | int | None = None,
+    subjects: str | int | Sequence[str | int] | None = None,
     rois: str | Sequence[str] = "brain",
     *,
     mask_img: Any = None,
@@ -48,8 +48,9 @@ def pack_betas(
     ----------
     data : :class:`sklearn.utils.Bunch`
         From `fetch_laion_fmri`.
-    subject : str or int, optional
-        ``"sub-01"``, ``"01"`` or 1; needed where ``data`` holds betas of several.
+    subjects : str, int, or several, optional
+        ``"sub-01"``, ``"01"`` or 1, several of them; None or ``"all"``: each of whom
+        ``data`` holds betas.
     rois : str or sequence of str, default="brain"
         The voxels, as for `load_betas`: ROI names, categories, ``"fetched"``, or
         ``"brain"`` for all.
@@ -95,33 +96,32 @@ def pack_betas(
             f"The data directory {data.data_dir} cannot be written, so nothing can be "
             "stored in it."
         )
-    name = subject_of(data, subject)
     choice = VoxelChoice(rois, mask_img, nc_threshold, noise_ceiling)
-    mask, jobs = _lacking(data, name, choice)
-    tell(
-        f"Storing {mask.sum()} voxels of {name} from {counted(len(jobs), 'image')}",
-        verbose,
-    )
-    extract_all(jobs, n_jobs, verbose)
+    for name in subjects_in(data, subjects):
+        mask, jobs = _lacking(data, name, choice)
+        tell(
+            f"Storing {mask.sum()} voxels of {name} from {counted(len(jobs), 'image')}",
+            verbose,
+        )
+        extract_all(jobs, n_jobs, verbose)
 
 
-def remove_packed_images(data: Bunch, subject: str | int | None = None) -> list[str]:
-    """Delete the beta images of which all voxels of the brain are stored.
+def remove_packed_images(data: Bunch, subject: str) -> list[str]:
+    """Delete the beta images of a subject of which all voxels of the brain are stored.
 
     Returns
     -------
     list of str
         Ids of the images.
     """
-    name = subject_of(data, subject)
-    _, jobs = _lacking(data, name, VoxelChoice("brain", None, None, "Allrep"))
+    _, jobs = _lacking(data, subject, VoxelChoice("brain", None, None, "Allrep"))
     lacking = {job.task.session for job in jobs}
     removed = []
     for meta in data.images_meta:
-        is_image = meta["image_type"] == "betas" and meta["subject"] == name
+        is_image = meta["image_type"] == "betas" and meta["subject"] == subject
         file = meta["absolute_path"]
         if is_image and meta["session"] not in lacking and os.path.exists(file):
-            flush_parts(session_folder(data.data_dir, name, meta["session"]))
+            flush_parts(session_folder(data.data_dir, subject, meta["session"]))
             os.unlink(file)
             removed.append(meta["id"])
     if removed:

@@ -46,7 +46,7 @@ from laion_fmri_fetchers.storage.settings import Settings, make_settings
 from .public_files import fetch_public, take_inventory_of_stimuli
 from .stimulus_query import (
     description,
-    image_names,
+    images_labelled,
     mapped,
     positions,
     query,
@@ -59,9 +59,8 @@ _BLOCK = 1024
 
 @documented
 def fetch_laion_captions(
-    names: str | Iterable[str] | pd.DataFrame | None = None,
+    labels: str | Iterable[str] | pd.DataFrame | None = None,
     *,
-    trials: pd.DataFrame | None = None,
     caption_filter: Any = None,
     mode: str | None = None,
     data_dir: str | os.PathLike | None = None,
@@ -75,8 +74,7 @@ def fetch_laion_captions(
 
     Parameters
     ----------
-    %(names)s
-    %(trials)s
+    %(labels)s
     caption_filter : dict, `ResultFilter` or callable, optional
         Which rows of ``captions`` to keep.
     %(mode)s
@@ -128,7 +126,7 @@ def fetch_laion_captions(
         written = fetch_laion_captions(data.trials, source="human")
         written.captions.groupby("image_name")["caption"].first()
     """
-    wanted = image_names(names, trials)
+    wanted = images_labelled(labels)
     filt = with_terms(caption_filter, "caption_filter", caption_terms)
     settings = make_settings(
         mode,
@@ -158,13 +156,12 @@ def fetch_laion_captions(
     )
 
 
-@only_its_arguments(model="models=", image_names="names=", labels="names=")
+@only_its_arguments(model="models=")
 @documented
 def fetch_laion_embeddings(
     models: str | Sequence[str] = "all",
-    names: str | Iterable[str] | pd.DataFrame | None = None,
+    labels: str | Iterable[str] | pd.DataFrame | None = None,
     *,
-    trials: pd.DataFrame | None = None,
     mode: str | None = None,
     data_dir: str | os.PathLike | None = None,
     allow_missing: bool = False,
@@ -179,8 +176,7 @@ def fetch_laion_embeddings(
     models : str or sequence of str, default="all"
         ``"CLIP"``, ``"DINOv2"``, ``"PEcore"``, ``"SigLIP2"``, several, or ``"all"``;
         in any case. A file is about 51 MB.
-    %(names)s
-    %(trials)s
+    %(labels)s
     %(mode)s
     %(data_dir)s
     allow_missing : bool, default=False
@@ -198,7 +194,7 @@ def fetch_laion_embeddings(
           rows are read.
         - ``valid``: dict, model -> array of bool, shape (n_images,), whether the model
           gave an embedding of the image.
-        - ``image_names``: list of str, in the order of ``names`` (each once) or of the
+        - ``image_names``: list of str, in the order of ``labels`` (each once) or of the
           files.
         - ``files``: dict, model -> path.
         %(files_meta)s
@@ -232,7 +228,7 @@ def fetch_laion_embeddings(
         X = clip.embeddings["CLIP"][row]
     """
     chosen = _models(models)
-    wanted = image_names(names, trials)
+    wanted = images_labelled(labels)
     settings = make_settings(
         mode,
         data_dir,
@@ -263,9 +259,8 @@ def fetch_laion_embeddings(
 
 @documented
 def fetch_laion_segmentations(
-    names: str | Iterable[str] | pd.DataFrame | None = None,
+    labels: str | Iterable[str] | pd.DataFrame | None = None,
     *,
-    trials: pd.DataFrame | None = None,
     segmentation_filter: Any = None,
     vectorize_nouns: bool = False,
     masks: bool = True,
@@ -281,9 +276,8 @@ def fetch_laion_segmentations(
 
     Parameters
     ----------
-    %(names)s
+    %(labels)s
         Only shared images have masks.
-    %(trials)s
     segmentation_filter : dict, `ResultFilter` or callable, optional
         Which rows of ``segmentations`` to keep.
     vectorize_nouns : bool, default=False
@@ -307,8 +301,8 @@ def fetch_laion_segmentations(
           of ``image_names`` and of ``mask_row``: ``mask_row``, ``image_name``,
           ``noun``, ``instance_id``, score, bounding box, ``localized`` (0 where the
           noun was found but could not be bounded).
-        - ``image_names``: list of str, in the order of ``names`` (each once, also those
-          without masks) or of the table.
+        - ``image_names``: list of str, in the order of ``labels`` (each once, also
+          those without masks) or of the table.
         - ``masks_file``: str, HDF5 file whose dataset ``masks`` has one mask per row,
           (1000, 1000) uint8, at ``mask_row``; None without ``masks``.
         - ``segmentations_file``: str, the table as published.
@@ -348,7 +342,7 @@ def fetch_laion_segmentations(
         with h5py.File(dogs.masks_file) as file:
             mask = file["masks"][dogs.segmentations["mask_row"].iloc[0]]
     """
-    wanted = image_names(names, trials)
+    wanted = images_labelled(labels)
     filt = with_terms(segmentation_filter, "segmentation_filter", segmentation_terms)
     settings = make_settings(
         mode,

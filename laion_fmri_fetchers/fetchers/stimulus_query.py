@@ -22,28 +22,23 @@ from laion_fmri_fetchers.storage.settings import Settings
 
 _NAMES_ELSEWHERE = {
     **NAMES_ELSEWHERE,
-    **dict.fromkeys(("image_names", "images", "label", "labels"), "names="),
+    **dict.fromkeys(("image_names", "images", "label"), "labels="),
 }
 
 
-def image_names(
-    names: object = None, trials: pd.DataFrame | None = None
-) -> list[str] | None:
-    """Return names of images, each once, in order of appearance; None for all.
+def images_labelled(labels: Any = None) -> list[str] | None:
+    """Return labels of images, each once, in order of appearance; None for all.
 
     Examples
     --------
-    >>> image_names(["b.jpg", "a.jpg", "b.jpg"])
+    >>> images_labelled(["b.jpg", "a.jpg", "b.jpg"])
     ['b.jpg', 'a.jpg']
     """
-    if names is not None and trials is not None:
-        raise InvalidQueryError("Both names and trials are given; give one of them.")
-    argument = "names" if trials is None else "trials"
-    given: Any = names if trials is None else trials
+    given = labels
     if given is None:
         return None
     if isinstance(given, dict):
-        _raise_for_bunch(given, argument)
+        _raise_for_bunch(given)
     if isinstance(given, pd.DataFrame):
         column = next((c for c in ("label", "image_name") if c in given), None)
         if column is None and given.index.name != "image_name":
@@ -54,21 +49,21 @@ def image_names(
         given = given.index if column is None else given[column]
     if isinstance(given, bytes) or not isinstance(given, Iterable):
         raise InvalidQueryError(
-            f"{argument} is {given!r}; give names of images, or trials"
+            f"labels is {given!r}; give labels of images, or trials"
         )
     found = [given] if isinstance(given, str) else list(dict.fromkeys(given))
     for name in found:
         if not isinstance(name, str):
-            raise InvalidQueryError(f"{argument} holds {name!r}; names are str")
+            raise InvalidQueryError(f"labels holds {name!r}; labels are str")
     return [str(name) for name in found]
 
 
-def _raise_for_bunch(given: dict, argument: str) -> NoReturn:
-    """Raise for a Bunch, or another dict, in the place of names of images."""
+def _raise_for_bunch(given: dict) -> NoReturn:
+    """Raise for a Bunch, or another dict, in the place of labels of images."""
     key = next((k for k in ("trials", "metadata", "image_names") if k in given), None)
-    advice = f"give its {key}, as in data.{key}" if key else "give names of images"
+    advice = f"give its {key}, as in data.{key}" if key else "give labels of images"
     raise InvalidQueryError(
-        f"{argument} is a {type(given).__name__} with {listed(list(map(str, given)))}; "
+        f"labels is a {type(given).__name__} with {listed(list(map(str, given)))}; "
         f"{advice}"
     )
 
@@ -103,7 +98,7 @@ def with_terms(given: object, name: str, terms: dict[str, Any]) -> ResultFilter:
 def query(wanted: list[str] | None, **filters: ResultFilter) -> dict[str, Any]:
     """Return a query as plain, readable values."""
     shown = {n: None if is_empty(f) else f.to_dict() for n, f in filters.items()}
-    return {"names": wanted, **shown}
+    return {"labels": wanted, **shown}
 
 
 def description() -> str:

@@ -32,10 +32,8 @@ from laion_fmri_fetchers.exceptions import (
     DownloadError,
     InvalidQueryError,
     NotCachedError,
-    did_you_mean,
 )
 from laion_fmri_fetchers.layout.keys import GIFTI_EXTENSION, HEMISPHERE_OF, Record
-from laion_fmri_fetchers.layout.names import SUBJECTS, clean_subject
 from laion_fmri_fetchers.layout.trees import (
     FREESURFER,
     HEMISPHERES,
@@ -47,7 +45,7 @@ from laion_fmri_fetchers.layout.trees import (
     surface_id,
 )
 from laion_fmri_fetchers.messages import counted, listed, tell, warn
-from laion_fmri_fetchers.query.selection import select
+from laion_fmri_fetchers.query.selection import is_one_name, select, subject_names
 from laion_fmri_fetchers.query.shared_docs import documented
 from laion_fmri_fetchers.storage.bunch import Result
 from laion_fmri_fetchers.storage.inventory import Inventory, take_inventory
@@ -67,7 +65,7 @@ _IN_SCANNER = ("white", "pial")
 
 @documented
 def fetch_laion_surfaces(
-    subject: str | int,
+    subjects: str | int,
     *,
     rois: str | Sequence[str] | None = "all",
     mode: str | None = None,
@@ -84,7 +82,7 @@ def fetch_laion_surfaces(
 
     Parameters
     ----------
-    subject : str or int
+    subjects : str or int
         ``"sub-01"``, ``"01"`` or 1. Surfaces of two subjects do not correspond; see
         `project_to_surface` for fsaverage, on which they do.
     rois : str, sequence of str, or None, default="all"
@@ -151,7 +149,12 @@ def fetch_laion_surfaces(
         inside = surfaces.roi_masks["FFA1"].data.parts["right"]
         surfaces.pial.parts["right"].coordinates[inside]
     """
-    name = _subject(subject)
+    if not is_one_name(subjects):
+        raise InvalidQueryError(
+            f"subjects is {subjects!r}; give a single one, as in subjects='sub-01', "
+            "since surfaces of two do not correspond"
+        )
+    (name,) = subject_names(subjects) or ()
     selection = select(name, rois, "all", None, None, _ON_SURFACE, None, None, {}, ())
     settings = make_settings(
         mode,
@@ -198,23 +201,11 @@ def fetch_laion_surfaces(
         files_meta=files,
         failed=[{k: v for k, v in r.items() if k != "status"} for r in outcome.failed],
         data_dir=settings.data_dir,
-        query={"subject": name, "rois": selection.as_query()["rois"]},
+        query={key: selection.as_query()[key] for key in ("subjects", "rois")},
         description=resources.files(__package__)
         .joinpath("laion_fmri.rst")
         .read_text("utf-8"),
     )
-
-
-def _subject(subject: object) -> str:
-    name = clean_subject(subject)
-    if name is None:
-        hint = (
-            f"; {did_you_mean(subject, SUBJECTS)}" if isinstance(subject, str) else ""
-        )
-        raise InvalidQueryError(
-            f"subject is {subject!r}; give one, as 'sub-01', '01' or 1{hint}"
-        )
-    return name
 
 
 # --- Files -----------------------------------------------------------------------

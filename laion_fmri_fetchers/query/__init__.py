@@ -22,3 +22,7 @@ Rooms, each importing only from those below it::
     values       as_term ──▶ SpecialValue: IsIn, GreaterThan, Pattern, …
                  to_plain, from_plain
 """
+
+from .selection import basic_image_terms, basic_roi_terms
+
+__all__ = ["basic_image_terms", "basic_roi_terms"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from laion_fmri_fetchers.exceptions import InvalidQueryError, did_you_mean
@@ -150,7 +150,7 @@ def select(
     filt = as_filter(image_filter, "image_filter")
     examples = "'ses-01', '01', 1 or a name such as '4BarScreenfLoc'"
     return Selection(
-        subjects=_names(subjects, "subjects", clean_subject, "'sub-01', '01' or 1"),
+        subjects=subject_names(subjects),
         sessions=_names(sessions, "sessions", clean_session, examples),
         rois=_roi_names(rois),
         subject_filter=as_filter(subject_filter, "subject_filter"),
@@ -159,6 +159,55 @@ def select(
         trial_filter=_trial_filter(trial_filter),
         max_images=as_limit(max_images),
     )
+
+
+def subject_names(subjects: object) -> tuple[str, ...] | None:
+    """Return the subjects that an argument names; None for "all".
+
+    Raises
+    ------
+    InvalidQueryError
+        If one cannot be the name of a subject.
+
+    Examples
+    --------
+    >>> subject_names(1), subject_names(["sub-03", "05"])
+    (('sub-01',), ('sub-03', 'sub-05'))
+    """
+    return _names(subjects, "subjects", clean_subject, "'sub-01', '01' or 1")
+
+
+def choose_subjects(subjects: object, existing: Sequence[str]) -> list[str]:
+    """Return the subjects that an argument names; None and "all" stand for each.
+
+    Raises
+    ------
+    InvalidQueryError
+        If one does not exist.
+
+    Examples
+    --------
+    >>> choose_subjects(3, ["sub-01", "sub-03"]), choose_subjects(None, ["sub-01"])
+    (['sub-03'], ['sub-01'])
+    """
+    names = None if subjects is None else subject_names(subjects)
+    for name in names or ():
+        if name not in existing:
+            hint = did_you_mean(name, existing)
+            raise InvalidQueryError(f"data holds nothing of {name}; {hint}")
+    return list(existing if names is None else names)
+
+
+def is_one_name(given: object) -> bool:
+    """Return whether an argument is a single name: neither a list nor "all".
+
+    Examples
+    --------
+    >>> is_one_name("sub-01"), is_one_name(["sub-01"]), is_one_name("all")
+    (True, False, False)
+    """
+    is_all = isinstance(given, str) and given.lower() == "all"
+    return not is_all and (isinstance(given, str) or not isinstance(given, Iterable))
 
 
 def _image_terms(given: dict[str, Any], arguments: Iterable[str]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from laion_fmri_fetchers.layout.keys import on_one_grid
 from laion_fmri_fetchers.layout.labels import SOURCES
 from laion_fmri_fetchers.layout.trees import ANATOMICAL
 from laion_fmri_fetchers.messages import readable_size
+from laion_fmri_fetchers.query.selection import is_one_name
 from laion_fmri_fetchers.storage.catalog import look, records
 
 from .summaries import (
@@ -142,7 +143,7 @@ def plot_availability(data: Bunch, *, axes: Axes | None = None) -> Axes:
 
 def plot_rois(
     data: Bunch,
-    subject: str | int | None = None,
+    subjects: str | int | None = None,
     *,
     cut_coords: int | Sequence[float] = 6,
     axes: Axes | None = None,
@@ -153,8 +154,8 @@ def plot_rois(
     ----------
     data : :class:`sklearn.utils.Bunch`
         From `fetch_laion_fmri`, with ROI masks of volumes on disk.
-    subject : str or int, optional
-        Such as ``"sub-01"``; None: the first one.
+    subjects : str or int, optional
+        One, such as ``"sub-01"``; None: the first one.
     cut_coords : int or sequence of float, default=6
         How many axial slices, or where (z, mm), three in a row.
     axes : matplotlib Axes, optional
@@ -180,7 +181,12 @@ def plot_rois(
         fetch_laion_fmri("sub-01", rois=None, image_type="anatomical")
         plot_rois(data, "sub-01", cut_coords=[-20, -12, -4])
     """
-    subject = next(iter(subjects_of(data, subject)), "")
+    if subjects is not None and not is_one_name(subjects):
+        raise InvalidQueryError(
+            f"subjects is {subjects!r}; plot_rois draws the brain of one, such as "
+            "subjects='sub-01'"
+        )
+    subject = next(iter(subjects_of(data, subjects)), "")
     canvas = axes is None
     axes = _axes(axes, (7.2, 5.4), layout=None)
     if canvas:
@@ -246,7 +252,10 @@ def _draw_slices(
 
 
 def plot_trials(
-    data: Bunch, subject: str | int | None = None, *, axes: Axes | None = None
+    data: Bunch,
+    subjects: str | int | Sequence[str | int] | None = None,
+    *,
+    axes: Axes | None = None,
 ) -> Axes:
     """Plot the number of selected trials by session, source and repetition.
 
@@ -254,8 +263,8 @@ def plot_trials(
     ----------
     data : :class:`sklearn.utils.Bunch`
         From `fetch_laion_fmri`; its ``trials`` are counted.
-    subject : str or int, optional
-        Such as ``"sub-01"``; None: those of all subjects together.
+    subjects : str, int, or several, optional
+        Such as ``"sub-01"``; None or ``"all"``: those of all subjects together.
     axes : matplotlib Axes, optional
         Where to draw; None: a new figure.
 
@@ -283,8 +292,8 @@ def plot_trials(
     >>> axes.get_legend_handles_labels()[1]
     ['LAION, 12 times', 'NSD, 4 times']
     """
-    subjects = subjects_of(data, subject)
-    trials = data.trials[data.trials["subject"].isin(subjects)]
+    chosen = subjects_of(data, subjects)
+    trials = data.trials[data.trials["subject"].isin(chosen)]
     axes = _axes(axes, (6.4, 3.6))
     if trials.empty:
         return _say(axes, "No trials.")
@@ -315,9 +324,9 @@ def plot_trials(
 
 def plot_noise_ceiling(
     data: Bunch,
-    subject: str | int | None = None,
+    subjects: str | int | Sequence[str | int] | None = None,
     *,
-    ceiling: str | None = None,
+    noise_ceiling: str | None = None,
     axes: Axes | None = None,
 ) -> Axes:
     """Plot the noise ceiling of each ROI: its median and quartiles over voxels.
@@ -326,9 +335,9 @@ def plot_noise_ceiling(
     ----------
     data : :class:`sklearn.utils.Bunch`
         From `fetch_laion_fmri`, with ROI masks of volumes on disk.
-    subject : str or int, optional
-        Such as ``"sub-01"``; None: all, a mark each.
-    ceiling : {"Allrep", "12rep", "4rep"}, optional
+    subjects : str, int, or several, optional
+        Such as ``"sub-01"``; None or ``"all"``: all, a mark each.
+    noise_ceiling : {"Allrep", "12rep", "4rep"}, optional
         Which map of ``noise_ceilings``; None: the first of these that ``data`` has.
     axes : matplotlib Axes, optional
         Where to draw; None: a new figure.
@@ -363,14 +372,14 @@ def plot_noise_ceiling(
     --------
     ::
 
-        plot_noise_ceiling(data, ceiling="12rep")
+        plot_noise_ceiling(data, noise_ceiling="12rep")
     """
-    chosen = subjects_of(data, subject)
+    chosen = subjects_of(data, subjects)
     names = {name for maps in data.noise_ceilings.values() for name in maps}
-    if ceiling is not None and ceiling not in names:
-        hint = did_you_mean(ceiling, names)
-        raise InvalidQueryError(f"There is no noise ceiling {ceiling!r}; {hint}")
-    name = ceiling or default_ceiling(data)
+    if noise_ceiling is not None and noise_ceiling not in names:
+        hint = did_you_mean(noise_ceiling, names)
+        raise InvalidQueryError(f"There is no noise ceiling {noise_ceiling!r}; {hint}")
+    name = noise_ceiling or default_ceiling(data)
     table = rois(data, name)
     return draw_noise_ceiling(table[table["subject"].isin(chosen)], name, axes)
 

@@ -142,7 +142,7 @@ def make_report(data: Bunch, title: str | None = None) -> Report:
 
     See Also
     --------
-    plot_availability, plot_rois, plot_trials, plot_noise_ceiling : The figures alone.
+    plot_rois, plot_trials, plot_noise_ceiling : Figures alone.
 
     Examples
     --------
