@@ -331,7 +331,7 @@ def test_worker_processes(dataset, betas, sources, method):
     for worker in workers:
         worker.start()
     for _ in workers:
-        before, after, items = results.get(timeout=60)
+        before, after, items = results.get(timeout=240)
         assert before == (1 if method == "fork" else 0)
         assert after == before + 1  # its own; what was inherited is left alone
         start = int(not np.array_equal(items[0]["betas"], betas.data[0]))

@@ -1411,7 +1411,7 @@ def test_a_served_demo_removes_its_folder_when_it_is_ended(tmp_path, number):
         lines = [process.stdout.readline() for _ in range(7)]
         assert list(tmp_path.iterdir())
         process.send_signal(number)
-        rest, messages = process.communicate(timeout=60)
+        rest, messages = process.communicate(timeout=240)
     assert process.returncode == 0, messages
     assert rest == ""
     assert "Traceback" not in messages

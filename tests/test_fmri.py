@@ -19,7 +19,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import unprivileged
+from conftest import unwritable
 from nilearn.maskers import NiftiMasker
 from policies import set_policy
 
@@ -615,36 +615,23 @@ def test_moved_directory(cached, tmp_path):
         assert str(cached) not in file.read_text()
 
 
-def test_read_only_directory(cached, monkeypatch):
+def test_read_only_directory(cached):
     before = fetch("all", mode="offline")
     shutil.rmtree(cached / ".laion_fmri" / "trials")
-    files = [*cached.rglob("*"), cached]
-    for path in files:
-        path.chmod(path.stat().st_mode & ~0o222)
-    if os.geteuid() == 0:
-        monkeypatch.setattr(os, "access", lambda path, mode: not mode & os.W_OK)
-
-        def refuse(*args, **kwargs):
-            raise PermissionError("read-only")
-
-        monkeypatch.setattr(os, "open", refuse)
-    try:
+    with unwritable(cached, *cached.rglob("*")):
         with pytest.warns(UserWarning, match="cannot be written"):
             assert_same(fetch("all"), before)
         assert_same(fetch("all", mode="offline"), before)
-    finally:
-        for path in reversed(files):
-            path.chmod(path.stat().st_mode | 0o700)
 
 
-def test_a_directory_that_cannot_be_made(tmp_path, server, reachable, monkeypatch):
+def test_a_directory_that_cannot_be_made(tmp_path, server):
     with (
-        unprivileged(),
+        unwritable(tmp_path),
         pytest.raises(InvalidQueryError, match=r"made \(Permission denied\).*data_dir"),
     ):
-        fetch(1, data_dir=reachable / "new")
-    monkeypatch.setattr(os, "access", lambda path, mode: not mode & os.W_OK)
+        fetch(1, data_dir=tmp_path / "new")
     with (
+        unwritable(tmp_path),
         pytest.warns(UserWarning, match="cannot be written"),
         pytest.raises(NotCachedError, match=f"{reachable}.* cannot be written; name"),
     ):

@@ -29,7 +29,7 @@ def at_a_terminal(code, answer):
     )
     os.close(follower)
     os.write(leader, b"".join(line.encode() + b"\n" for line in answer.split("|")))
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=240)
     os.close(leader)
     return process.returncode, out, err
 
@@ -64,7 +64,7 @@ def test_no_terminal_never_prompts(tmp_path):
         stdin=subprocess.PIPE,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
         check=False,
     )
     assert done.returncode != 0

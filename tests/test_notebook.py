@@ -28,7 +28,7 @@ def run(server, data_dir, monkeypatch):
         notebook = nbformat.v4.new_notebook(
             cells=[nbformat.v4.new_code_cell(source) for source in sources]
         )
-        nbclient.execute(notebook, timeout=120, kernel_name="python3")
+        nbclient.execute(notebook, timeout=240, kernel_name="python3")
         return [cell.outputs for cell in notebook.cells[1:]]
 
     return run

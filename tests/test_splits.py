@@ -12,7 +12,6 @@ import pickle
 import shutil
 import subprocess
 import sys
-import tempfile
 import tracemalloc
 import warnings
 import zipfile
@@ -23,7 +22,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import sklearn
-from conftest import unprivileged
+from conftest import unwritable
 from policies import set_policy
 from sklearn.dummy import DummyRegressor
 from sklearn.linear_model import LinearRegression, Ridge
@@ -1219,23 +1218,18 @@ def test_a_password_in_an_address_is_refused_and_not_shown(bucket_alone, monkeyp
 
 @pytest.mark.skipif(os.name == "nt", reason="needs permissions")
 def test_a_directory_that_cannot_be_written_takes_splits_from_a_folder(
-    bucket_alone, pool, monkeypatch
+    bucket_alone, pool, monkeypatch, tmp_path
 ):
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name, "laion_fmri")
-        fetch_laion_stimulus_metadata(data_dir=folder, verbose=0)
-        write_files(Path(name, "named"), "shared", {"tau": tau_of(pool, 1)})
-        monkeypatch.setenv("LAION_FMRI_SPLITS", f"{name}/named")
-        for path in (Path(name), *Path(name).rglob("*")):
-            path.chmod(0o555 if path.is_dir() else 0o444)
-        with unprivileged():
-            if not os.access(folder, os.X_OK):
-                pytest.skip("temporary folders lie where only root may enter")
-            with pytest.warns(UserWarning, match="cannot be written"):
-                data = fetch_laion_splits("tau", data_dir=folder, verbose=0)
-        assert data["tau"].test == [pool[1]]
-        for path in (Path(name), *Path(name).rglob("*")):
-            path.chmod(0o755)
+    folder = tmp_path / "laion_fmri"
+    fetch_laion_stimulus_metadata(data_dir=folder, verbose=0)
+    write_files(tmp_path / "named", "shared", {"tau": tau_of(pool, 1)})
+    monkeypatch.setenv("LAION_FMRI_SPLITS", str(tmp_path / "named"))
+    with (
+        unwritable(tmp_path, *tmp_path.rglob("*")),
+        pytest.warns(UserWarning, match="cannot be written"),
+    ):
+        data = fetch_laion_splits("tau", data_dir=folder, verbose=0)
+    assert data["tau"].test == [pool[1]]
 
 
 # --- Servers -----------------------------------------------------------------------
