@@ -127,7 +127,7 @@ def sessions_of(options: Options) -> list[str]:
 
 
 def check_output(options: Options) -> str | None:
-    """Return the path in ``--output``; raise before any work if it cannot be written."""
+    """Return the path in ``--output``; raise early if it cannot be written."""
     if options.output is None:
         return None
     output = user_path(options.output, "--output")
