@@ -73,7 +73,7 @@ def _report_options(command: Parser) -> None:
 
 def _report(options: Options) -> None:
     """Write an HTML report of files on disk."""
-    output = check_output(options)
+    output = check_output(options) or options.output
     data = _selected(options, mode="offline", data_dir=options.data_dir)
     package.make_report(data, options.title).save_as_html(output)
     print(output)
