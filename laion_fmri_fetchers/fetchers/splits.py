@@ -118,15 +118,15 @@ def fetch_laion_splits(
         If the random splits are of a former generation: not ``"b"`` in the pool
         ``"shared"``, or not ``"c"`` in that of a subject.
 
+    See Also
+    --------
+    StimulusSplit : What each of them does.
+
     Notes
     -----
     A pool has the images that were published with the splits: regular images shown 12
     times, those of NSD shown 4 times, and unique ones. Shared images that are released
     later are in no pool, and in neither set of a split.
-
-    See Also
-    --------
-    StimulusSplit : What each of them does.
 
     Examples
     --------
