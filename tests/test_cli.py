@@ -330,6 +330,11 @@ def test_ranges_of_sessions(command, server, data_dir, capsys):
     assert "sessions holds '4-1'" in capsys.readouterr().err
 
 
+def test_an_empty_folder_name_is_not_a_question(data_dir, capsys):
+    assert main(["initialize", ""]) == 2
+    assert "data_dir" in capsys.readouterr().err.replace("-", "_")
+
+
 @pytest.mark.parametrize("command", ["pack-betas", "make-report"])
 def test_advice_names_options_that_the_command_has(command, cached, capsys):
     assert main([command, "--sessions", "7"]) == 1
