@@ -8,6 +8,7 @@ from .arrays.batches import LaionDataset as LaionDataset
 from .arrays.betas import load_betas as load_betas
 from .arrays.ceilings import normalized_score as normalized_score
 from .arrays.pictures import load_stimuli as load_stimuli
+from .arrays.rows import select_trials as select_trials
 from .arrays.rows import shared_labels as shared_labels
 from .arrays.surfaces import project_to_surface as project_to_surface
 from .exceptions import LaionFmriError as LaionFmriError

@@ -21,8 +21,10 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 @pytest.fixture(scope="session")
 def bucket_folder(tmp_path_factory):
-    """The files of the demo bucket; tests must not change them."""
-    return build_bucket(tmp_path_factory.mktemp("bucket"), subjects=SUBJECTS)
+    """The files of the demo bucket, as one of real data; tests must not change them."""
+    folder = build_bucket(tmp_path_factory.mktemp("bucket"), subjects=SUBJECTS)
+    (folder / "DEMO").unlink()
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -153,6 +155,7 @@ def betas_folder(tmp_path_factory):
         held_out=["ses-31"],
         n_trials=40,
     )
+    (folder / "DEMO").unlink()
     for name in ("localizers", "freesurfer", "preprocessed-tedana"):
         shutil.rmtree(folder / "derivatives" / name, ignore_errors=True)
     for name in ("stimuli", "sub-01"):

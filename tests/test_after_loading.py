@@ -67,7 +67,7 @@ def same(first, second):
         assert list(first[key]) == list(second[key])
         for name, values in first[key].items():
             assert values.dtype == second[key][name].dtype
-            assert np.array_equal(values, second[key][name], equal_nan=True)
+            np.testing.assert_array_equal(values, second[key][name])
     assert first.roi_files == second.roi_files
     assert first.roi_categories == second.roi_categories
     return True
@@ -151,8 +151,19 @@ def test_masks_of_regions_by_any_name(betas):
         assert np.array_equal(betas.roi_mask(name), masks["FFA1"])
     assert np.array_equal(betas.roi_mask("V1"), masks["V1d"] | masks["V1v"])
     assert betas.roi_mask("V1").dtype == bool
+    both = masks["FFA1"] | masks["V1d"]
+    assert np.array_equal(betas.roi_mask(["FFA1", "V1d"]), both)
+    assert np.array_equal(betas.roi_mask(("face", "V1")), union | betas.roi_mask("V1"))
     betas.roi_mask("FFA1")[:] = False  # a copy
     assert masks["FFA1"].any()
+
+
+def test_a_region_that_is_no_key_names_the_method_that_finds_it(betas, tmp_path):
+    betas.save(tmp_path / "betas.npz")
+    for each in (betas, load_betas(tmp_path / "betas.npz"), betas.copy()):
+        with pytest.raises(KeyError, match=r"betas\.roi_mask\('face'\)"):
+            each.roi_masks["face"]
+        assert each.roi_masks.get("face") is None
 
 
 def test_masks_of_regions_that_were_not_asked_for(fetch):
@@ -353,6 +364,15 @@ def test_saved_betas_are_the_same(fetch, tmp_path, average_repeats):
         assert any(np.array_equal(arrays[name], betas.data) for name in arrays)
 
 
+def test_saved_betas_are_loaded_as_they_were_saved_or_not_at_all(betas, tmp_path):
+    betas.save(tmp_path / "betas.npz")
+    for choice in ({"rois": "FFA1"}, {"standardize": "zscore"}, {"labels": ["a.jpg"]}):
+        (name,) = choice
+        with pytest.raises(InvalidQueryError, match=f"{name} is for betas that are"):
+            load_betas(tmp_path / "betas.npz", **choice)
+    assert same(load_betas(tmp_path / "betas.npz", rois="fetched", verbose=0), betas)
+
+
 def test_what_users_add_is_saved_too(betas, tmp_path):
     n = len(betas.trials)
     betas.trials = betas.trials.assign(
@@ -438,16 +458,27 @@ def test_files_that_are_not_betas(tmp_path, betas):
     for name in ("other.npz", "about.npz", "text"):
         with pytest.raises(CorruptImageError, match=name):
             load_betas(tmp_path / name)
-    del betas["trials"]
-    betas.save(tmp_path / "less")
+    betas.save(tmp_path / "whole")
+    for name, old, new in (
+        ("less", b'["trials", ', b'["others", '),
+        ("later", b'"version": 1,', b'"version": 9,'),
+    ):
+        with (
+            zipfile.ZipFile(tmp_path / "whole") as archive,
+            zipfile.ZipFile(tmp_path / name, "w") as changed,
+        ):
+            for member in archive.namelist():
+                content = archive.read(member)
+                if member == "about.npy":
+                    content = content.replace(old, new)
+                changed.writestr(member, content)
     with pytest.raises(CorruptImageError, match="lacks trials"):
         load_betas(tmp_path / "less")
-    with zipfile.ZipFile(tmp_path / "less") as archive:
-        about = archive.read("about.npy").replace(b'"version": 1,', b'"version": 9,')
-    with zipfile.ZipFile(tmp_path / "later", "w") as archive:
-        archive.writestr("about.npy", about)
     with pytest.raises(InvalidQueryError, match="later version"):
         load_betas(tmp_path / "later")
+    del betas["trials"]
+    with pytest.raises(InvalidQueryError, match="betas lack trials"):
+        betas.save(tmp_path / "whole")
 
 
 # Rows by image
@@ -485,9 +516,9 @@ def test_labels_choose_and_order_rows(tmp_path):
             "lack 1 image: 'image_1.jgp'; did you mean 'im",
         ),
         ([], "labels is empty"),
-        ([3], "label 3"),
+        (3, "labels is a int"),
+        ([3], "labels has the label 3"),
         ([None], "label None"),
-        (3, "int"),
     ],
 )
 def test_labels_that_there_are_not(tmp_path, labels, message):
@@ -539,7 +570,7 @@ def test_no_shared_images(fetch):
     with pytest.warns(UserWarning, match="by all of sub-01, sub-03"):
         assert shared_labels(data) == []  # sub-03 was fetched, and saw none of these
     for wrong in (None, "sub-01", pd.DataFrame({"x": [1]}), [3]):
-        with pytest.raises(InvalidQueryError, match="shared_labels takes"):
+        with pytest.raises(InvalidQueryError, match="trials is a"):
             shared_labels(wrong)
     with pytest.raises(InvalidQueryError, match="no trials"):
         shared_labels([])

@@ -83,7 +83,7 @@ def test_betas_of_a_region(server, data_dir, capsys):
         ("voxels", "model.h5")
     ] * 2
     assert main(command) == 0
-    assert capsys.readouterr() == ("128 trials x 12 voxels\n", "")
+    assert capsys.readouterr() == ("sub-01: 128 trials x 12 voxels\n", "")
     assert not list(data_dir.rglob("*Betas_statmap.nii.gz"))
     requests = len(server.requests)
     assert main([*command, "--mode", "offline"]) == 0
@@ -92,6 +92,30 @@ def test_betas_of_a_region(server, data_dir, capsys):
     assert load_betas(data_dir / "ppa.npz").data.shape == (128, 12)
     assert run(["fetch-betas", "--source", "modle"]) == 2
     assert "did you mean 'model'" in capsys.readouterr().err
+
+
+def test_betas_of_several_subjects(server, data_dir, capsys):
+    command = ["fetch-betas", "--rois", "PPA", "--sessions", "1", "-q", "--subjects"]
+    assert main([*command, "1", "3", "--dry-run"]) == 0
+    ids = [line.split("\t")[2] for line in capsys.readouterr().out.splitlines()]
+    assert [re.search("sub-..", one)[0] for one in ids] == ["sub-01", "sub-03"]
+    assert main([*command, "1", "3"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["sub-01", "sub-03"]
+    for subjects in (["1", "3"], ["all"]):
+        assert main([*command, *subjects, "--output", str(data_dir / "x.npz")]) == 2
+        assert "--output is for the betas of one subject" in capsys.readouterr().err
+
+
+def test_initialize_without_a_folder_shows_the_directory_in_force(data_dir, capsys):
+    assert main(["initialize"]) == 0
+    assert capsys.readouterr().out == f"{data_dir}\n"
+
+
+@pytest.mark.parametrize("command", ["config", "info", "rois", "pack", "completion"])
+def test_commands_have_one_name(command, capsys):
+    assert run([command]) == 2
+    assert "invalid choice" in capsys.readouterr().err
 
 
 def test_pack(server, data_dir, capsys):
@@ -307,10 +331,35 @@ def test_a_directory_that_does_not_exist_yet_is_noted(server, tmp_path, capsys):
         assert f"{folder}, which does not exist yet" in capsys.readouterr().out
 
 
-def test_report_to_a_folder_that_does_not_exist(server, cached, tmp_path, capsys):
-    file = tmp_path / "nowhere" / "report.html"
-    assert main(["make-report", "--output", str(file)]) == 2
+@pytest.mark.parametrize(
+    "command", [["make-report"], ["fetch-betas", "--rois", "PPA"], ["demo"]]
+)
+def test_output_to_a_missing_folder_is_refused(
+    command, server, cached, tmp_path, capsys
+):
+    file = tmp_path / "nowhere" / "file"
+    assert main([*command, "--output", str(file)]) == 2
     assert f"no folder {file.parent}" in capsys.readouterr().err
+    assert not file.parent.exists()
+
+
+@pytest.mark.parametrize("command", ["fetch --rois PPA", "fetch-betas --rois PPA"])
+def test_ranges_of_sessions(command, server, data_dir, capsys):
+    sessions = ["--sessions", "1-2", "ses-04", "--dry-run", "-q"]
+    assert main([*command.split(), *sessions]) == 0
+    out = capsys.readouterr().out
+    found = {name for name in out.split("/") if name.startswith("ses-")}
+    assert found == {"ses-01", "ses-02", "ses-04"}
+    assert main([*command.split(), "--sessions", "4-1"]) == 2
+    assert "sessions holds '4-1'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["pack-betas", "make-report"])
+def test_advice_names_options_that_the_command_has(command, cached, capsys):
+    assert main([command, "--sessions", "7"]) == 1
+    err = capsys.readouterr().err
+    assert "Download it first, with 'laion-fmri-fetchers fetch'." in err
+    assert "--mode" not in err
 
 
 def test_rois_info_license(server, data_dir, capsys):

@@ -93,9 +93,7 @@ def service(bucket, bucket_folder, monkeypatch):
     archive = (bucket_folder / ARCHIVE).read_bytes()
     with serve_access(bucket) as server:
         server.manifest = {
-            "dataset": "laion-fmri",
             "current_terms_version": "2026-05-12",
-            "versions": ["v1"],
             "files": [
                 {
                     "name": "task-images_stimuli.h5",
@@ -258,6 +256,21 @@ def test_unknown_labels_are_a_note(bucket, service, bucket_folder):
     assert by_name(points.values(), "failed") == {}
 
 
+def test_images_of_a_new_kind_are_a_note(bucket, service, bucket_folder):
+    name = "shared_4rep_LAION_controversial_17_i2.jpg"
+
+    def add(content):
+        row = content.splitlines()[1]
+        old = row.decode().split(",")[0]
+        return content + row.replace(old.encode(), name.encode()) + b"\n"
+
+    key = "stimuli/task-images_metadata.csv"
+    with changed(bucket, bucket_folder, key, add):
+        point = by_name(doctor())["kinds of images"]
+    assert point["state"] == "note"
+    assert point["found"].endswith(f"shared 4 LAION, as {name}")
+
+
 def test_fewer_volumes_than_trials(bucket, service, bucket_folder):
     def shorter(data):
         image = nib.Nifti1Image.from_bytes(gzip.decompress(data))
@@ -362,6 +375,9 @@ def test_what_became_public_is_a_note(bucket, service):
     points = by_name(doctor())
     assert by_name(points.values(), "failed") == {}
     assert points["held-out session"]["state"] == "note"
+    advice = points["held-out session"]["advice"]
+    assert "released: time for a new version of this package" in advice
+    assert "sessions=31" in advice
     assert points["gated archive"]["state"] == "note"
 
 
@@ -695,7 +711,9 @@ def test_secrets_of_the_environment(bucket, service, monkeypatch, capsys):
     monkeypatch.setenv("ALL_PROXY", f"http://ada:{password}@127.0.0.1:9")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("LAION_FMRI_DATADIR", "/data")
-    service.manifest["dataset"] = f"{secret} of https://x.org/a?X-Amz-Signature=1"
+    service.manifest["current_terms_version"] = (
+        f"{secret} of https://x.org/a?X-Amz-Signature=1"
+    )
     assert main(["doctor", "--json"]) == 0
     out = capsys.readouterr().out
     for hidden in (secret, secret[4:], password, "wo@rd", "X-Amz-Signature"):

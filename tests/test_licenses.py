@@ -36,9 +36,10 @@ def at_a_terminal(code, answer):
 
 @pytest.mark.parametrize("answer", ["I AGREE", "i agree", '"I AGREE"', "yes|I AGREE"])
 def test_accepted_at_a_terminal(tmp_path, answer):
-    code, out, _ = at_a_terminal(CODE.format(str(tmp_path)), answer)
+    code, out, err = at_a_terminal(CODE.format(str(tmp_path)), answer)
     assert code == 0
-    assert license_text().strip() in out
+    assert license_text().strip() in err
+    assert out == "", "a redirected stdout holds results alone"
     marker = tmp_path / ".laion_fmri" / "license_accepted"
     assert marker.read_bytes() == b""
     accept_license(tmp_path)
@@ -72,16 +73,20 @@ def test_no_terminal_never_prompts(tmp_path):
 
 
 @pytest.mark.parametrize("value", ["", "yes", "I DISAGREE", "1"])
-def test_variable_must_be_exact(tmp_path, monkeypatch, value):
+def test_another_value_of_the_variable_is_refused_and_shown(
+    tmp_path, monkeypatch, value
+):
     monkeypatch.setenv("LAION_FMRI_LICENSE", value)
     with pytest.raises(LicenseNotAcceptedError) as error:
         accept_license(tmp_path)
     assert isinstance(error.value, PermissionError)
+    assert not value or f"which is {value!r}" in f"{error.value}"
     assert list(tmp_path.iterdir()) == []
 
 
-def test_variable_accepts_for_good(tmp_path, monkeypatch):
-    monkeypatch.setenv("LAION_FMRI_LICENSE", "I AGREE")
+@pytest.mark.parametrize("value", ["I AGREE", '"I AGREE"', "'I AGREE'", " i agree\r"])
+def test_variable_accepts_for_good(tmp_path, monkeypatch, value):
+    monkeypatch.setenv("LAION_FMRI_LICENSE", value)
     accept_license(tmp_path)
     monkeypatch.delenv("LAION_FMRI_LICENSE")
     accept_license(tmp_path)

@@ -54,6 +54,7 @@ def test_a_session_of_work(run):
     assert said.startswith("Downloading ")
     assert "1 beta image, 4 ROI masks and 64 trials of sub-01" in said
     assert "Warning" not in said
+    assert "Warning" not in text(fetching, "stderr"), "a bar of text needs no widgets"
     (result,) = shown
     assert result.data["text/plain"].count("\n") < 20
     assert "text/html" in kinds(report)

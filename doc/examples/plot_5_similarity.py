@@ -77,12 +77,9 @@ def dissimilarities(sessions):
     result = {region: {} for region in regions}
     for subject, loaded in betas.items():
         chosen = loaded.trials["session"].isin(sessions).to_numpy()
-        image = loaded.groups["label"]  # 0, 1, ... in the order of labels
+        image = loaded.groups["label"]
         patterns = np.array(
-            [
-                loaded.data[chosen & (image == number)].mean(axis=0)
-                for number in range(len(labels))
-            ]
+            [loaded.data[chosen & (image == label)].mean(axis=0) for label in labels]
         )
         for region, names in regions.items():
             mask = np.any([loaded.roi_mask(name) for name in names], axis=0)

@@ -36,8 +36,8 @@ from laion_fmri_fetchers.exceptions import (
 )
 from laion_fmri_fetchers.layout.grids import is_resampled
 from laion_fmri_fetchers.layout.trees import trials_id
-from laion_fmri_fetchers.messages import counted, listed, readable_size, tell
-from laion_fmri_fetchers.query.arguments import check_fetched, check_verbose
+from laion_fmri_fetchers.messages import counted, listed, readable_size, tell, warn
+from laion_fmri_fetchers.query.arguments import check_verbose, only_its_arguments
 from laion_fmri_fetchers.query.selection import choose_subjects, is_one_name
 from laion_fmri_fetchers.storage.bunch import Result
 from laion_fmri_fetchers.storage.files import local_path
@@ -46,7 +46,7 @@ from laion_fmri_fetchers.storage.tables import read_trials
 from .kept import keeper, kept_nowhere
 from .progress import Progress, WatchedParallel
 from .result import Rows, make_betas, read_betas
-from .rows import rows_with
+from .rows import labels_of, rows_with, trials_of
 from .session import (
     RowOptions,
     SessionRows,
@@ -82,6 +82,7 @@ class Workers(NamedTuple):
     """Whether dask reads them, when the result is computed."""
 
 
+@only_its_arguments
 def load_betas(
     data: Bunch | str | os.PathLike,
     subjects: str | int | Sequence[str | int] | None = None,
@@ -166,9 +167,10 @@ def load_betas(
           its category, of all ROIs in ``data``.
         - ``noise_ceilings``: dict, ``"4rep"``, ``"12rep"``, ``"Allrep"`` -> float32
           array of shape (n_voxels,), in percent.
-        - ``groups``: dict, ``"session"`` and ``"label"`` -> int array of shape
-          (n_trials,), for ``groups=`` of scikit-learn's cross-validation;
-          ``"session"`` is left out where repeats of several are averaged.
+        - ``groups``: dict, ``"session"`` and ``"label"`` -> array of str of shape
+          (n_trials,), for ``groups=`` of scikit-learn's cross-validation, also by a
+          `StimulusSplit`; ``"session"`` is left out where repeats of several are
+          averaged.
 
         With a list of subjects or ``"all"``, a Bunch of such Bunches: subject -> its
         betas.
@@ -189,8 +191,8 @@ def load_betas(
     ------
     InvalidQueryError
         If an argument is not valid, a mask is on another grid, no voxel is left, or
-        ``data`` holds no trial of a label; if a later version of this package saved
-        the file.
+        ``data`` holds no trial, or none of a label; if a later version of this package
+        saved the file.
     NotCachedError
         If a file is not on disk.
     CorruptImageError
@@ -236,7 +238,8 @@ def load_betas(
     if isinstance(data, (str, os.PathLike)):
         _refuse_choices(given)
         return read_betas(data)
-    check_fetched(data, "images_meta")
+    trials = trials_of(data)
+    data = Bunch(**{**data, "trials": trials})
     options = check_options(standardize, average_repeats, dtype)
     choice = VoxelChoice(rois, mask_img, nc_threshold, noise_ceiling)
     workers = Workers(n_jobs, keeper(memory), check_verbose(verbose), bool(as_dask))
@@ -292,13 +295,24 @@ def load_voxels(
     """Load the betas of a subject at voxels that were found, on their grid."""
     voxels, grid = where
     trials = data.trials[data.trials["subject"] == subject]
+    if not len(trials):
+        raise InvalidQueryError(
+            f"No trial of {subject} is selected, so there are no betas to load; choose "
+            "other sessions, or change trial_filter"
+        )
     if labels is not None:
         trials = trials.iloc[rows_with(labels, trials, subject)]
     sessions = _sessions(data, subject, trials, voxels, grid)
     trials = trials.reset_index(drop=True)
     rows = np.arange(len(trials))
     if options.average:
-        rows, _ = pd.factorize(trials["label"])
+        rows, _ = pd.factorize(labels_of(trials))
+        shown = trials[["session", "beta_index"]]
+        if repeated := int(shown.duplicated().sum()):
+            raise InvalidQueryError(
+                f"data.trials has {counted(repeated, 'trial')} twice, which would "
+                "count as repeats; drop duplicates"
+            )
     n_rows, n_voxels = rows.max(initial=-1) + 1, int(np.count_nonzero(voxels.mask))
     # Sums and statistics of half precision would be wrong, or overflow.
     kind = np.promote_types(options.dtype, np.float32)
@@ -360,7 +374,7 @@ def _sessions(
     data: Bunch, subject: str, trials: pd.DataFrame, voxels: Voxels, grid: Header
 ) -> list[_Session]:
     """Return the sessions of a subject, checked against their trial tables."""
-    image_of_trial = trials["image_index"].to_numpy()
+    image_of_trial = trials["image_index"].to_numpy(np.intp)
     volume_of_trial = _whole_numbers(trials["beta_index"])
     metas = [
         (i, meta)
@@ -370,11 +384,16 @@ def _sessions(
     tables = trial_tables(data.data_dir, [meta for _, meta in metas])
     flat = np.flatnonzero(voxels.mask)
     sessions = []
+    n_others = 0
     for i, meta in metas:
         positions = np.flatnonzero(image_of_trial == i)
         volumes = volume_of_trial[positions]
         table = tables.get(meta["session"], TrialTable(None, None))
         last = volumes.max(initial=-1)
+        if table.labels is not None:
+            published = table.labels.reindex(volumes)
+            others = published.to_numpy() != trials["label"].iloc[positions].to_numpy()
+            n_others += int((others & published.notna().to_numpy()).sum())
         source: Signature | StoredSession | None
         source = None
         if not is_resampled(meta):  # the store has the grid of the dataset
@@ -394,26 +413,23 @@ def _sessions(
             _check_image(header, grid, table.n_trials, last)
             source = signature(data.images[i])
         sessions.append(_Session(source, positions, volumes))
-    if sum(len(session.positions) for session in sessions) != len(trials):
-        raise InvalidQueryError(
-            "data.trials has rows whose image_index is not that of a beta image of "
-            f"{subject}; keep data.images as they were fetched"
+    if n_others:
+        warn(
+            f"data.trials has labels of {subject} that are not those of the trial "
+            f"table of their session, in {counted(n_others, 'row')}."
         )
     return sessions
 
 
 def _whole_numbers(indices: pd.Series) -> np.ndarray:
     """Return indices of volumes, which a merge of tables may have made floats."""
-    values = indices.to_numpy()
-    if values.dtype.kind in "iu":
-        return values
     try:
-        floats = np.asarray(values, np.float64)
+        floats = np.asarray(indices, np.float64)
     except (TypeError, ValueError):
-        floats = np.full(len(values), np.nan)
-    if not (np.isfinite(floats) & (floats == np.rint(floats))).all():
+        floats = np.full(len(indices), np.nan)
+    if not (np.isfinite(floats) & (floats == np.rint(floats)) & (floats >= 0)).all():
         raise InvalidQueryError(
-            "data.trials has a beta_index that is not a whole number"
+            "data.trials has a beta_index that is not a whole number from 0 on"
         )
     return floats.astype(np.int64)
 
@@ -421,6 +437,11 @@ def _whole_numbers(indices: pd.Series) -> np.ndarray:
 def _check_image(header: Header, grid: Header, n_trials: int | None, last: int) -> None:
     """Raise where an image disagrees with its trial table, or with other files."""
     n = header.n_volumes if n_trials is None else n_trials
+    if n_trials == header.n_volumes <= last:
+        raise InvalidQueryError(
+            f"data.trials has a beta_index of {last}, but the trial table has "
+            f"{counted(n_trials, 'trial')}, as has the image {header.file}"
+        )
     if n != header.n_volumes or last >= header.n_volumes:
         raise CorruptImageError(
             f"The image {header.file} has {header.n_volumes} volumes, but its "
@@ -465,6 +486,8 @@ class TrialTable(NamedTuple):
     n_trials: int | None
     version: str | None
     """Its MD5."""
+    labels: pd.Series | None = None
+    """The label of each ``beta_index``."""
 
 
 def trial_tables(data_dir: str, metas: list[dict]) -> dict[str, TrialTable]:
@@ -473,13 +496,16 @@ def trial_tables(data_dir: str, metas: list[dict]) -> dict[str, TrialTable]:
     on_disk = {
         session: path
         for session, path in paths.items()
-        if os.path.exists(local_path(data_dir, path))
+        if os.path.isfile(local_path(data_dir, path))
     }
     frame = read_trials(data_dir, list(on_disk.values()))
-    counts = frame.groupby("session")["beta_index"].agg(["size", "max"])
     return {
-        session: TrialTable(int(max(n, last + 1)), _version(data_dir, on_disk[session]))
-        for session, n, last in counts.itertuples()
+        str(session): TrialTable(
+            int(max(len(trials), trials["beta_index"].max() + 1)),
+            _version(data_dir, on_disk[session]),
+            trials.drop_duplicates("beta_index").set_index("beta_index")["label"],
+        )
+        for session, trials in frame.groupby("session")
     }
 
 

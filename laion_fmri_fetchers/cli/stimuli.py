@@ -6,6 +6,7 @@ import sys
 
 import laion_fmri_fetchers as package
 from laion_fmri_fetchers.exceptions import AccessPendingError
+from laion_fmri_fetchers.messages import is_terminal
 from laion_fmri_fetchers.query.terms import parse_terms
 
 from .options import (
@@ -58,7 +59,7 @@ def _request(options: Options) -> None:
             data_dir=options.data_dir,
         )
     except AccessPendingError as pending:
-        print(on_a_shell(str(pending)))
+        print(on_a_shell(str(pending), options))
 
 
 def _login(options: Options) -> None:
@@ -107,9 +108,9 @@ def _stimulus_metadata(options: Options) -> None:
         stimulus_filter=parse_terms(options.where),
         **transfer_arguments(options),
     )
-    is_terminal = sys.stdout.isatty() and not getattr(options, "paths", False)
+    is_short = is_terminal(sys.stdout) and not getattr(options, "paths", False)
     table = data.metadata
-    print(table.to_string(max_rows=20) if is_terminal else table.to_csv().rstrip("\n"))
+    print(table.to_string(max_rows=20) if is_short else table.to_csv().rstrip("\n"))
 
 
 def _captions(options: Options) -> None:
@@ -182,7 +183,7 @@ def _splits(options: Options) -> None:
                 "name": name,
                 "pool": data.pool,
                 "source": data.source[name],
-                "version": data.version[name],
+                "generation": data.generation[name],
                 "train": split.train,
                 "test": split.test,
             }

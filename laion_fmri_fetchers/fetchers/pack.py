@@ -14,18 +14,20 @@ from sklearn.utils import Bunch
 
 from laion_fmri_fetchers.arrays.betas import grid_of, subjects_in
 from laion_fmri_fetchers.arrays.kept import kept_nowhere
+from laion_fmri_fetchers.arrays.rows import trials_of
 from laion_fmri_fetchers.arrays.voxel_store import flush_parts, session_folder
 from laion_fmri_fetchers.arrays.voxels import VoxelChoice, find_voxels
 from laion_fmri_fetchers.exceptions import InvalidQueryError
 from laion_fmri_fetchers.layout.grids import is_resampled
 from laion_fmri_fetchers.messages import counted, tell
-from laion_fmri_fetchers.query.arguments import check_fetched
+from laion_fmri_fetchers.query.arguments import only_its_arguments
 from laion_fmri_fetchers.storage.data_dir import is_writable
 from laion_fmri_fetchers.storage.notes import note_removed
 
 from .lacking import Job, extract_all, jobs_on_disk
 
 
+@only_its_arguments
 def pack_betas(
     data: Bunch,
     subjects: str | int | Sequence[str | int] | None = None,
@@ -85,7 +87,7 @@ def pack_betas(
         pack_betas(data)
         betas = load_betas(data, rois="FFA1")
     """
-    check_fetched(data, "images_meta")
+    trials_of(data)
     if any(map(is_resampled, data.images_meta)):
         raise InvalidQueryError(
             "data holds resampled images, and the voxel store is of the dataset's own "

@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 import nibabel as nib
 import numpy as np
 import pandas as pd
+from nibabel.affines import apply_affine
 from sklearn.utils import Bunch
 
+from laion_fmri_fetchers.arrays.rows import table_of
 from laion_fmri_fetchers.exceptions import InvalidQueryError, did_you_mean
 from laion_fmri_fetchers.layout.keys import on_one_grid
 from laion_fmri_fetchers.layout.labels import SOURCES
@@ -164,8 +166,8 @@ def plot_rois(
     Returns
     -------
     matplotlib Axes
-        With the legend; slices lie over it. The background is the subject's anatomy
-        (T1w before T2w) where it is on disk, else the brain mask.
+        Slices with the legend below. The background is the subject's anatomy (T1w
+        before T2w) where it is on disk, else the brain mask.
 
     Raises
     ------
@@ -225,30 +227,46 @@ def _draw_slices(
     masks: dict[str, nib.Nifti1Image],
     cuts: list[float],
 ) -> None:
-    """Draw axial slices, three in a row, over axes; room is left for the legend."""
-    from nilearn import plotting
+    """Draw axial slices, three in a row, right is right; the legend has room below.
 
-    box, n_rows = axes.get_position(), math.ceil(len(cuts) / 3)
-    bottom = box.y0 + 0.16 * box.height
-    height = (box.y1 - bottom) / n_rows
-    is_mask = np.unique(np.asanyarray(brain.dataobj)).size <= 2
-    for row in range(n_rows):
-        place = (box.x0, box.y1 - (row + 1) * height, box.width, height)
-        display = plotting.plot_anat(
-            brain,
-            axes=axes.figure.add_axes(place),
-            figure=axes.figure,
-            display_mode="z",
-            cut_coords=cuts[3 * row : 3 * row + 3],
-            draw_cross=False,
-            black_bg=True,
-            colorbar=False,
-            **({"vmin": 0, "vmax": 3} if is_mask else {}),
-        )
-        for category, mask in masks.items():
+    Not by nilearn's plotting, which needs a backend of pyplot that works here.
+    """
+    from scipy.ndimage import map_coordinates
+
+    values = np.asanyarray(brain.dataobj)
+    bright = np.quantile(values, 0.99)
+    inside = apply_affine(brain.affine, np.argwhere(values > bright / 10))
+    (left, back, _), (right, front, _) = inside.min(0) - 8, inside.max(0) + 8
+    x, y = np.arange(left, right), np.arange(front, back, -1)  # mm
+    n_columns = min(3, len(cuts))
+    n_rows = math.ceil(len(cuts) / n_columns)
+
+    def side_by_side(img: nib.Nifti1Image) -> np.ndarray:
+        tiles = np.zeros((n_rows * n_columns, len(y), len(x)), dtype=np.float32)
+        for tile, z in zip(tiles, cuts, strict=False):
+            points = np.stack(np.broadcast_arrays(x, y[:, np.newaxis], z), axis=-1)
+            voxels = apply_affine(np.linalg.inv(img.affine), points)
+            data = np.asanyarray(img.dataobj, dtype=np.float32)
+            map_coordinates(data, np.moveaxis(voxels, -1, 0), tile, order=1)
+        in_rows = tiles.reshape(n_rows, n_columns, len(y), len(x)).swapaxes(1, 2)
+        return in_rows.reshape(n_rows * len(y), n_columns * len(x))
+
+    is_mask = np.unique(values).size <= 2
+    axes.imshow(side_by_side(brain), "gray", vmin=0, vmax=3 if is_mask else bright)
+    for category, mask in masks.items():
+        outlines = side_by_side(mask)
+        if outlines.max() > 0.5:
             colour = _CATEGORIES.get(category, _GREY)
             width = 0.8 if category == "laion" else 1.4
-            display.add_contours(mask, levels=[0.5], colors=colour, linewidths=width)
+            axes.contour(outlines, [0.5], colors=colour, linewidths=width)
+    style: dict[str, Any] = {"color": "white", "size": "small", "va": "bottom"}
+    for i, z in enumerate(cuts):
+        row, column = divmod(i, n_columns)
+        place = (column * len(x) + 4, (row + 1) * len(y) - 4)
+        axes.text(*place, f"z={z:.0f}", **style)
+    axes.text(4, len(y) / 2, "L", **style)
+    axes.text(len(x) - 4, len(y) / 2, "R", ha="right", **style)
+    axes.set_ylim(1.19 * n_rows * len(y), 0)
 
 
 def plot_trials(
@@ -293,7 +311,8 @@ def plot_trials(
     ['LAION, 12 times', 'NSD, 4 times']
     """
     chosen = subjects_of(data, subjects)
-    trials = data.trials[data.trials["subject"].isin(chosen)]
+    trials = table_of(data.trials, ["subject", "session", "dataset"], "data.trials")
+    trials = trials[trials["subject"].isin(chosen)]
     axes = _axes(axes, (6.4, 3.6))
     if trials.empty:
         return _say(axes, "No trials.")
@@ -378,7 +397,9 @@ def plot_noise_ceiling(
     names = {name for maps in data.noise_ceilings.values() for name in maps}
     if noise_ceiling is not None and noise_ceiling not in names:
         hint = did_you_mean(noise_ceiling, names)
-        raise InvalidQueryError(f"There is no noise ceiling {noise_ceiling!r}; {hint}")
+        raise InvalidQueryError(
+            f"data holds no noise ceiling {noise_ceiling!r}; {hint}"
+        )
     name = noise_ceiling or default_ceiling(data)
     table = rois(data, name)
     return draw_noise_ceiling(table[table["subject"].isin(chosen)], name, axes)
