@@ -266,11 +266,11 @@ def test_names_with_filter_and_limit(granted):
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        ({"names": [PNG[:-4]]}, PNG),
-        ({"names": 3}, "names"),
-        ({"names": [3]}, "names"),
-        ({"names": pd.DataFrame({"run": [1]})}, "label"),
-        ({"names": [PNG], "trials": pd.DataFrame({"label": [PNG]})}, "one of them"),
+        ({"labels": [PNG[:-4]]}, PNG),
+        ({"labels": 3}, "labels"),
+        ({"labels": [3]}, "labels"),
+        ({"labels": pd.DataFrame({"run": [1]})}, "label"),
+        ({"labels": [PNG], "trials": pd.DataFrame({"label": [PNG]})}, "not a field"),
         ({"datset": "OOD"}, "dataset"),
         ({"stimulus_filter": {"rep": 3}}, "n_reps"),
         ({"mode": "onlin"}, "offline"),
@@ -376,7 +376,7 @@ def test_the_table_is_the_same_by_both_fetchers(granted):
     table = metadata(unique_or_shared="shared")
     pd.testing.assert_frame_equal(table.metadata, images.metadata)
     assert table.query == {
-        "names": None,
+        "labels": None,
         "stimulus_filter": images.query["stimulus_filter"],
     }
     offline = metadata([PNG, SCREENSHOT], mode="offline")
@@ -1020,7 +1020,7 @@ def test_captions(server, data_dir, bucket_folder):
     ai = captions(names, caption_filter={"source": "ai"})
     assert ai.image_names == names
     assert set(ai.captions["image_name"]) == {names[2]}
-    for bad in ({"names": ["nowhere.jpg"]}, {"sourc": "human"}):
+    for bad in ({"labels": ["nowhere.jpg"]}, {"sourc": "human"}):
         with pytest.raises(InvalidQueryError):
             captions(**bad)
 
@@ -1059,7 +1059,7 @@ def test_embeddings(server, data_dir, bucket_folder):
     assert some.valid["SigLIP2"].tolist() == [True] * 4
     downloaded = {key for _, key, _ in server.requests if key}
     assert downloaded == {embeddings_id("SigLIP2"), embeddings_id("CLIP")}
-    for bad in ({"models": "CLIPP"}, {"models": []}, {"names": ["x.jpg"]}):
+    for bad in ({"models": "CLIPP"}, {"models": []}, {"labels": ["x.jpg"]}):
         with pytest.raises(InvalidQueryError):
             embeddings(**bad)
 
