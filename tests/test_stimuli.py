@@ -378,7 +378,7 @@ def test_the_table_is_the_same_by_both_fetchers(granted):
     table = metadata(unique_or_shared="shared")
     pd.testing.assert_frame_equal(table.metadata, images.metadata)
     assert table.query == {
-        "names": None,
+        "labels": None,
         "stimulus_filter": images.query["stimulus_filter"],
     }
     offline = metadata([PNG, SCREENSHOT], mode="offline")
