@@ -85,7 +85,7 @@ def fetch_laion_splits(
     Returns
     -------
     :class:`sklearn.utils.Bunch`
-        - ``splits``: dict of str to `StimulusSplit`, in the order of ``names``. The
+        - ``splits``: dict of str to `.StimulusSplit`, in the order of ``names``. The
           Bunch finds them by name, too: ``splits["tau"]``.
         - ``random``, ``cluster_k5``: the five splits of a family as one splitter of
           scikit-learn, with ``len()``, items and a loop; only where all five were
@@ -120,7 +120,7 @@ def fetch_laion_splits(
 
     See Also
     --------
-    StimulusSplit : What each of them does.
+    query.splits.StimulusSplit : What each of them does.
 
     Notes
     -----
