@@ -222,7 +222,7 @@ def noise_ceiling(_: Any) -> plt.Figure:
     )
     names = ["FFA1", "OFA", "PPA", "EBA", "V1v", "hV4"]
     part = fetch_laion_fmri("all", names, max_images=0, mode="offline", verbose=0)
-    plot_noise_ceiling(part, ceiling="4rep", axes=regions)
+    plot_noise_ceiling(part, noise_ceiling="4rep", axes=regions)
     return figure
 
 
@@ -244,7 +244,7 @@ def overview(data: Any) -> plt.Figure:
     ax = figure.add_axes((0.73, 0.14, 0.19, 0.76))
     names = ["FFA1", "OFA", "PPA", "EBA", "V1v", "hV4"]
     part = fetch_laion_fmri(1, names, max_images=0, mode="offline", verbose=0)
-    plot_noise_ceiling(part, ceiling="4rep", axes=ax)
+    plot_noise_ceiling(part, noise_ceiling="4rep", axes=ax)
     ax.get_legend().remove()
     ax.set_title("plot_noise_ceiling(data)", fontsize=10, family="monospace")
     return figure

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import functools
 import os
 import shutil
-import tempfile
-from pathlib import Path
+import signal
 
 import pytest
 
@@ -14,11 +15,16 @@ from laion_fmri_fetchers.demo import build_bucket, serve_bucket
 
 SUBJECTS = ("sub-01", "sub-03")
 
+# What a script runs in the background ignores Ctrl-C, and so would all its children.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 @pytest.fixture(scope="session")
 def bucket_folder(tmp_path_factory):
-    """The files of the demo bucket; tests must not change them."""
-    return build_bucket(tmp_path_factory.mktemp("bucket"), subjects=SUBJECTS)
+    """The files of the demo bucket, as one of real data; tests must not change them."""
+    folder = build_bucket(tmp_path_factory.mktemp("bucket"), subjects=SUBJECTS)
+    (folder / "DEMO").unlink()
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -96,29 +102,47 @@ def cached(cached_folder, data_dir):
 
 
 @contextlib.contextmanager
-def unprivileged():
-    """Be held by permissions, as root is not."""
+def _held_by_permissions():
+    """Let permissions hold for root too, who may go on reading what is root's own."""
     if os.geteuid() != 0:
         yield
         return
-    os.setresuid(65534, 65534, 0)
+    libc = ctypes.CDLL(None, use_errno=True)
+    this_thread = (ctypes.c_uint32 * 2)(0x20080522, 0)
+    capabilities = (ctypes.c_uint32 * 6)()
+
+    def call(function, *args):
+        if function(*args):
+            raise OSError(ctypes.get_errno(), function.__name__)
+
+    call(libc.capget, this_thread, capabilities)
+    effective = capabilities[0]
+    call(libc.prctl, 28, 1 << 2)  # os.access goes by what is effective
+    capabilities[0] = effective & ~0b110  # to write and to read everything
+    call(libc.capset, this_thread, capabilities)
     try:
         yield
     finally:
-        os.setresuid(0, 0, 0)
+        capabilities[0] = effective
+        call(libc.capset, this_thread, capabilities)
+        call(libc.prctl, 28, 0)
 
 
-@pytest.fixture
-def reachable():
-    """A folder that an unprivileged user may enter, but not write to."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        folder.chmod(0o555)
-        with unprivileged():
-            if not os.access(folder, os.X_OK):
-                pytest.skip("temporary folders lie where only root may enter")
-        yield folder
-        folder.chmod(0o755)
+@contextlib.contextmanager
+def unwritable(*paths, bits=0o222):
+    """Take permissions away from files or folders, also for root."""
+    modes = {path: path.stat().st_mode for path in paths}
+    for path, mode in modes.items():
+        path.chmod(mode & ~bits)
+    try:
+        with _held_by_permissions():
+            yield
+    finally:
+        for path, mode in modes.items():
+            path.chmod(mode)
+
+
+unreadable = functools.partial(unwritable, bits=0o777)
 
 
 @pytest.fixture(scope="session")
@@ -131,6 +155,7 @@ def betas_folder(tmp_path_factory):
         held_out=["ses-31"],
         n_trials=40,
     )
+    (folder / "DEMO").unlink()
     for name in ("localizers", "freesurfer", "preprocessed-tedana"):
         shutil.rmtree(folder / "derivatives" / name, ignore_errors=True)
     for name in ("stimuli", "sub-01"):

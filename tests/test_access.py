@@ -23,6 +23,7 @@ import gate_fixtures
 import pandas as pd
 import pytest
 import requests
+from conftest import unreadable
 from fault_server import FaultServer, always
 from policies import set_policy
 
@@ -759,7 +760,7 @@ def test_asked_at_a_terminal(access, data_dir, at_terminal, capfd):
     assert len(asked) == 8
     assert "accept version 1.0 of the agreement" in asked[-1]
     assert "acknowledge the privacy notice" in asked[-1]
-    shown = capfd.readouterr().out
+    shown = capfd.readouterr().err
     assert f"{access.url}/terms" in shown
     assert f"{access.url}/privacy" in shown
     assert "version 1.0" in shown
@@ -841,13 +842,24 @@ def test_the_demo_refuses_a_form_without_consents(access, changes, message):
     assert wrong["msg"] == message
 
 
-@pytest.mark.parametrize("answer", ["no", "", None])
-def test_the_agreement_declined(access, data_dir, at_terminal, answer):
-    at_terminal(*([] if answer is None else [answer]))
+@pytest.mark.parametrize("answers", [["no"], [""], [], ["yes"], ["y", "agree", "ok"]])
+def test_access_is_requested_only_by_the_words_of_consent(
+    access, data_dir, at_terminal, answers
+):
+    at_terminal(*answers)
     with pytest.raises(AccessFormError, match="declined") as caught:
         request(accept_terms_version=None)
     assert set(caught.value.fields) == {"accept_terms_version", "acknowledge_privacy"}
     assert forms(access) == []
+
+
+def test_the_agreement_is_asked_for_again_after_another_word(
+    access, data_dir, at_terminal
+):
+    asked = at_terminal("yes", "i agree")
+    request(accept_terms_version=None)
+    assert len(asked) == 2
+    assert len(forms(access)) == 1
 
 
 def test_input_that_ends(access, data_dir, at_terminal):
@@ -1007,11 +1019,9 @@ def test_the_licence_marker_is_that_of_the_dataset_package(data_dir, monkeypatch
     accept_license()
 
 
-@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root reads all")
 def test_an_unreadable_auth_file_is_passed_over(access, data_dir):
     save_official(auth_file(data_dir), access.grant(), access.url)
-    auth_file(data_dir).chmod(0)
-    with pytest.raises(AccessRequiredError):
+    with unreadable(auth_file(data_dir)), pytest.raises(AccessRequiredError):
         fetch()
 
 
@@ -1119,10 +1129,10 @@ def test_login_keeps_only_what_the_service_honours(access, data_dir, secrets_of_
     with pytest.raises(AccessNotFoundError) as caught:
         login("lfm_unknown_to_the_service")
     secrets_of_test.assert_not_told_by(caught.value)
-    secrets_of_test.append("secret of something else")
-    with pytest.raises(InvalidQueryError, match="lfm_") as caught:
-        login("secret of something else")
-    secrets_of_test.assert_not_told_by(caught.value)
+    for unusable in ("", " ", "secret\x07of a test"):
+        with pytest.raises(InvalidQueryError, match="empty or has control") as caught:
+            login(unusable)
+        assert "secret" not in f"{caught.value}"
     assert not auth_file(data_dir).exists()
 
     access.approves = False
@@ -1249,13 +1259,63 @@ def test_an_auth_file_that_is_not_text(access, data_dir, secrets_of_test):
     secrets_of_test.assert_not_told_by(caught.value)
 
 
+@pytest.mark.parametrize(
+    "way", ["form", "argument", "prompt", "variable", "own", "shared"]
+)
+@pytest.mark.parametrize("request_id", ["Zm9v/+9=.~ e", "{3f2504e0-4f89}", "0"])
+def test_an_id_of_any_form_grants_access(
+    access, data_dir, monkeypatch, secrets_of_test, way, request_id
+):
+    answer = requests.post(
+        f"{access.url}{REFRESH}",
+        json={"request_id": access.grant(), "dataset_version": "v1"},
+        timeout=9,
+    ).json()
+    answers = {request_id: (200, {}, answer)}
+    access.answers[REFRESH] = lambda body: answers.get(body["request_id"])
+    access.answers[REQUEST] = (200, {}, {"request_id": request_id, **answer})
+    if way == "form":
+        request()
+    elif way == "argument":
+        login(request_id)
+    elif way == "prompt":
+        monkeypatch.setattr(account, "can_ask", lambda: True)
+        monkeypatch.setattr(account.getpass, "getpass", lambda prompt: request_id)
+        login()
+    elif way == "variable":
+        monkeypatch.setenv("LAION_FMRI_REQUEST_ID", f'"{request_id}"')
+    else:
+        file = auth_file(data_dir) if way == "own" else official_auth_file()
+        save_official(file, request_id, access.url)
+    if len(request_id) > 1:
+        secrets_of_test.append(request_id)
+    assert fetch().archive
+    assert refreshes(access)[-1]["request_id"] == request_id
+    assert access_status(data_dir)["request_id"] == "..."
+
+
+def test_a_variable_with_control_characters_is_refused_without_its_value(
+    access, data_dir, monkeypatch
+):
+    monkeypatch.setenv("LAION_FMRI_REQUEST_ID", "of_a_test\nMORE=1")
+    with pytest.raises(InvalidQueryError, match="LAION_FMRI_REQUEST_ID") as caught:
+        fetch()
+    assert "of_a_test" not in f"{caught.value}"
+    assert refreshes(access) == []
+
+
+def test_an_answer_without_an_id_sends_nobody_to_an_inbox(access, data_dir):
+    access.answers[REQUEST] = (200, {}, {"files": []})
+    with pytest.raises(AccessServiceError, match="returned no request_id") as caught:
+        request()
+    assert "mail" not in f"{caught.value}"
+
+
 # ---------------------------------------------------------------- the manifest
 
 DIGEST = "0123456789abcdef" * 4
 DOCUMENTED = {
-    "dataset": "LAION-fMRI",
     "current_terms_version": "2026-05-12",
-    "versions": ["v1"],
     "files": [
         {"name": "task-images_stimuli.h5", "size": 3_200_000_000, "sha256": DIGEST},
         {"name": "task-images_metadata.csv", "size": 1_600_000, "sha256": "F" * 64},
@@ -1267,9 +1327,7 @@ def test_the_manifest_as_documented(access):
     access.answers[MANIFEST] = (200, {}, DOCUMENTED)
     manifest = fetch_manifest(timeout=5)
 
-    assert manifest.dataset == "LAION-fMRI"
     assert manifest.terms_version == "2026-05-12"
-    assert manifest.versions == ("v1",)
     assert manifest.files == {
         "stimuli/task-images_stimuli.h5": (3_200_000_000, DIGEST),
         "stimuli/task-images_metadata.csv": (1_600_000, "f" * 64),
@@ -1279,7 +1337,7 @@ def test_the_manifest_as_documented(access):
 
 def test_the_manifest_of_the_demo(access, bucket_folder):
     content = requests.get(f"{access.url}/api/v1/manifest", timeout=9).json()
-    assert set(content) == {"dataset", "current_terms_version", "versions", "files"}
+    assert set(content) == {"current_terms_version", "files"}
     assert [set(file) for file in content["files"]] == [{"name", "size", "sha256"}] * 2
     size = (bucket_folder / ARCHIVE).stat().st_size
     assert fetch_manifest().files[ARCHIVE].size == size
@@ -1292,11 +1350,8 @@ def entry(**changes):
 @pytest.mark.parametrize(
     ("changes", "field"),
     [
-        ({"dataset": None}, "'dataset'"),
         ({"current_terms_version": ["1"]}, "'current_terms_version'"),
         ({"current_terms_version": "\x1b[2J"}, "'current_terms_version'"),
-        ({"versions": "v1"}, "'versions'"),
-        ({"versions": [1]}, "'versions'"),
         ({"files": {}}, "'files'"),
         ({"files": []}, "'files'"),
         ({"files": entry() + entry()}, "'files'"),
@@ -1401,7 +1456,7 @@ def test_headers_that_drip(monkeypatch):
         began = time.monotonic()
         with pytest.raises(AccessServiceError, match="not answered .* completely"):
             current_terms_version(timeout=0.3)
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 60
 
 
 def test_a_body_that_drips(monkeypatch):
@@ -1412,7 +1467,7 @@ def test_a_body_that_drips(monkeypatch):
         began = time.monotonic()
         with pytest.raises(AccessServiceError, match="not answered .* completely"):
             current_terms_version(timeout=0.3)
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 60
 
 
 def test_a_body_without_end(monkeypatch):

@@ -21,9 +21,9 @@ from sklearn.utils import Bunch
 from test_betas import AFFINE, SHAPE, brain, make, noise
 
 from laion_fmri_fetchers import (
+    align,
     fetch_laion_fmri,
     load_betas,
-    load_saved_betas,
     normalized_score,
     shared_labels,
 )
@@ -33,6 +33,7 @@ from laion_fmri_fetchers.exceptions import (
     InvalidQueryError,
     NotCachedError,
 )
+from laion_fmri_fetchers.query.splits import StimulusSplit
 
 INVERSE = {"4rep": 1 / 4, "12rep": 1 / 12, "Allrep": (881 / 12 + 5323 / 4) / 6204}
 
@@ -68,7 +69,7 @@ def same(first, second):
         assert list(first[key]) == list(second[key])
         for name, values in first[key].items():
             assert values.dtype == second[key][name].dtype
-            assert np.array_equal(values, second[key][name], equal_nan=True)
+            np.testing.assert_array_equal(values, second[key][name])
     assert first.roi_files == second.roi_files
     assert first.roi_categories == second.roi_categories
     return True
@@ -152,8 +153,19 @@ def test_masks_of_regions_by_any_name(betas):
         assert np.array_equal(betas.roi_mask(name), masks["FFA1"])
     assert np.array_equal(betas.roi_mask("V1"), masks["V1d"] | masks["V1v"])
     assert betas.roi_mask("V1").dtype == bool
+    both = masks["FFA1"] | masks["V1d"]
+    assert np.array_equal(betas.roi_mask(["FFA1", "V1d"]), both)
+    assert np.array_equal(betas.roi_mask(("face", "V1")), union | betas.roi_mask("V1"))
     betas.roi_mask("FFA1")[:] = False  # a copy
     assert masks["FFA1"].any()
+
+
+def test_a_region_that_is_no_key_names_the_method_that_finds_it(betas, tmp_path):
+    betas.save(tmp_path / "betas.npz")
+    for each in (betas, load_betas(tmp_path / "betas.npz"), betas.copy()):
+        with pytest.raises(KeyError, match=r"betas\.roi_mask\('face'\)"):
+            each.roi_masks["face"]
+        assert each.roi_masks.get("face") is None
 
 
 def test_masks_of_regions_that_were_not_asked_for(fetch):
@@ -343,7 +355,7 @@ def test_saved_betas_are_the_same(fetch, tmp_path, average_repeats):
     betas = load(data, average_repeats=average_repeats, dtype="float64")
     betas.save(tmp_path / "new" / "betas.npz")
     assert os.listdir(tmp_path / "new") == ["betas.npz"]
-    again = load_saved_betas(str(tmp_path / "new" / "betas.npz"))
+    again = load_betas(str(tmp_path / "new" / "betas.npz"))
     assert same(again, betas)
     values = np.arange(betas.data.shape[1])
     assert np.array_equal(again.to_img(values).dataobj, betas.to_img(values).dataobj)
@@ -352,6 +364,15 @@ def test_saved_betas_are_the_same(fetch, tmp_path, average_repeats):
     # numpy reads the file, without unpickling anything.
     with np.load(tmp_path / "new" / "betas.npz", allow_pickle=False) as arrays:
         assert any(np.array_equal(arrays[name], betas.data) for name in arrays)
+
+
+def test_saved_betas_are_loaded_as_they_were_saved_or_not_at_all(betas, tmp_path):
+    betas.save(tmp_path / "betas.npz")
+    for choice in ({"rois": "FFA1"}, {"standardize": "zscore"}, {"labels": ["a.jpg"]}):
+        (name,) = choice
+        with pytest.raises(InvalidQueryError, match=f"{name} is for betas that are"):
+            load_betas(tmp_path / "betas.npz", **choice)
+    assert same(load_betas(tmp_path / "betas.npz", rois="fetched", verbose=0), betas)
 
 
 def test_what_users_add_is_saved_too(betas, tmp_path):
@@ -368,7 +389,7 @@ def test_what_users_add_is_saved_too(betas, tmp_path):
     betas.notes = {"scores": [0.1, (1, None)], 3: np.float32(2), "x": {"y": "z"}}
     betas.names = np.array([["a", None]], dtype=object)
     betas.save(tmp_path / "betas")
-    again = load_saved_betas(tmp_path / "betas")
+    again = load_betas(tmp_path / "betas")
     pd.testing.assert_frame_equal(again.trials, betas.trials)
     kinds = [type(value) for value in betas.trials["mixed"].iloc[:7]]
     assert [type(value) for value in again.trials["mixed"].iloc[:7]] == kinds
@@ -418,7 +439,7 @@ def test_a_damaged_file_is_an_error_and_never_other_numbers(tmp_path):
         changed[place] ^= 0x55
         file.write_bytes(changed)
         try:
-            again = load_saved_betas(file)
+            again = load_betas(file)
         except CorruptImageError:
             n_refused += 1
         else:  # in what the format does not use, such as a time
@@ -427,28 +448,39 @@ def test_a_damaged_file_is_an_error_and_never_other_numbers(tmp_path):
     for length in (0, 10, len(content) // 2, len(content) - 1):
         file.write_bytes(content[:length])
         with pytest.raises(CorruptImageError, match=r"betas\.npz cannot be read.*save"):
-            load_saved_betas(file)
+            load_betas(file)
 
 
 def test_files_that_are_not_betas(tmp_path, betas):
     with pytest.raises(NotCachedError, match="nope"):
-        load_saved_betas(tmp_path / "nope")
+        load_betas(tmp_path / "nope")
     np.savez(tmp_path / "other.npz", data=np.zeros(3))
     np.savez(tmp_path / "about.npz", about=np.frombuffer(b'{"format": "x"}', np.uint8))
     (tmp_path / "text").write_text("data")
     for name in ("other.npz", "about.npz", "text"):
         with pytest.raises(CorruptImageError, match=name):
-            load_saved_betas(tmp_path / name)
-    del betas["trials"]
-    betas.save(tmp_path / "less")
+            load_betas(tmp_path / name)
+    betas.save(tmp_path / "whole")
+    for name, old, new in (
+        ("less", b'["trials", ', b'["others", '),
+        ("later", b'"version": 1,', b'"version": 9,'),
+    ):
+        with (
+            zipfile.ZipFile(tmp_path / "whole") as archive,
+            zipfile.ZipFile(tmp_path / name, "w") as changed,
+        ):
+            for member in archive.namelist():
+                content = archive.read(member)
+                if member == "about.npy":
+                    content = content.replace(old, new)
+                changed.writestr(member, content)
     with pytest.raises(CorruptImageError, match="lacks trials"):
-        load_saved_betas(tmp_path / "less")
-    with zipfile.ZipFile(tmp_path / "less") as archive:
-        about = archive.read("about.npy").replace(b'"version": 1,', b'"version": 9,')
-    with zipfile.ZipFile(tmp_path / "later", "w") as archive:
-        archive.writestr("about.npy", about)
+        load_betas(tmp_path / "less")
     with pytest.raises(InvalidQueryError, match="later version"):
-        load_saved_betas(tmp_path / "later")
+        load_betas(tmp_path / "later")
+    del betas["trials"]
+    with pytest.raises(InvalidQueryError, match="betas lack trials"):
+        betas.save(tmp_path / "whole")
 
 
 # Rows by image
@@ -486,9 +518,9 @@ def test_labels_choose_and_order_rows(tmp_path):
             "lack 1 image: 'image_1.jgp'; did you mean 'im",
         ),
         ([], "labels is empty"),
-        ([3], "label 3"),
+        (3, "labels is a int"),
+        ([3], "labels has the label 3"),
         ([None], "label None"),
-        (3, "int"),
     ],
 )
 def test_labels_that_there_are_not(tmp_path, labels, message):
@@ -540,7 +572,7 @@ def test_no_shared_images(fetch):
     with pytest.warns(UserWarning, match="by all of sub-01, sub-03"):
         assert shared_labels(data) == []  # sub-03 was fetched, and saw none of these
     for wrong in (None, "sub-01", pd.DataFrame({"x": [1]}), [3]):
-        with pytest.raises(InvalidQueryError, match="shared_labels takes"):
+        with pytest.raises(InvalidQueryError, match="trials is a"):
             shared_labels(wrong)
     with pytest.raises(InvalidQueryError, match="no trials"):
         shared_labels([])
@@ -610,3 +642,27 @@ def test_values_beside_a_region_may_be_nan(betas):
     inside = np.asarray(betas.mask_img.dataobj) > 0
     np.testing.assert_array_equal(volume[inside], values)
     assert np.isnan(volume[~inside]).all()
+
+
+@pytest.mark.parametrize(
+    "labels", [{"a", "b"}, frozenset({"a"}), {"a": 1}.keys() | {"b"}]
+)
+def test_sets_of_labels_are_refused_where_rows_follow_them(tmp_path, labels):
+    data = make(tmp_path, [noise(4)], labels=("a", "b"))
+    table = Bunch(metadata=pd.DataFrame(index=pd.Index(["a", "b"], name="image_name")))
+    split = StimulusSplit(["a"], ["b"])
+    for call, name in (
+        (lambda: load(data, rois="brain", labels=labels), "labels"),
+        (lambda: align(labels, table), "trials"),
+        (lambda: split.masks(labels), "trials"),
+        (lambda: list(split.split([0, 0], groups=labels)), "groups"),
+    ):
+        with pytest.raises(InvalidQueryError, match=f"{name} is a (frozen)?set, whose"):
+            call()
+
+
+def test_collections_with_an_order_are_taken(tmp_path):
+    data = make(tmp_path, [noise(4)], labels=("a", "b"))
+    keys = dict.fromkeys("ba").keys()
+    assert list(load(data, rois="brain", labels=keys).trials["label"]) == [*"bbaa"]
+    assert StimulusSplit({"c", "a"}, {"b"}).train == ["a", "c"]

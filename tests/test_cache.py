@@ -13,14 +13,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import unprivileged
+from conftest import unwritable
 
-from laion_fmri_fetchers import (
-    InvalidQueryError,
-    dataset_initialize,
-    fetch_laion_fmri,
-    get_data_dir,
-)
+from laion_fmri_fetchers import dataset_initialize, fetch_laion_fmri, get_data_dir
+from laion_fmri_fetchers.exceptions import InvalidQueryError
 from laion_fmri_fetchers.storage.files import files_on_disk, write_atomically
 from laion_fmri_fetchers.storage.listings import save_listing, saved_listings
 from laion_fmri_fetchers.storage.state import save_arrays, saved_arrays
@@ -67,37 +63,37 @@ def test_configuration_is_shared_with_the_datasets_own_package(environment, tmp_
     }
 
 
-def test_nilearns_folder_that_has_the_data_or_can_be_written(reachable, monkeypatch):
-    shared, own = reachable / "shared", reachable / "own"
-    for folder in (shared, own):
-        folder.mkdir()
-        folder.chmod(0o555)
+def test_nilearns_folder_that_has_the_data_or_can_be_written(tmp_path, monkeypatch):
+    shared, own = tmp_path / "shared", tmp_path / "own"
+    shared.mkdir()
+    own.mkdir()
     monkeypatch.setenv("NILEARN_SHARED_DATA", str(shared))
     monkeypatch.setenv("NILEARN_DATA", str(own))
-    monkeypatch.setenv("HOME", str(reachable))
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(reachable))
-    get_data_dir()
-    with unprivileged():
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with unwritable(shared, own, tmp_path):
         assert get_data_dir() == str(shared / "laion_fmri")
-    own.chmod(0o777)
-    with unprivileged():
+    with unwritable(shared, tmp_path):
         assert get_data_dir() == str(own / "laion_fmri")
     (shared / "laion_fmri").mkdir()
-    with unprivileged():
+    with unwritable(shared, tmp_path):
         assert get_data_dir() == str(shared / "laion_fmri")
 
 
-def test_initialize_where_one_may_not_write(reachable, monkeypatch):
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(reachable / "config"))
-    with unprivileged():
-        with pytest.raises(PermissionError, match="name another") as error:
-            dataset_initialize(reachable / "data")
-        assert error.value.filename == str(reachable / "data")
-    (reachable / "data").mkdir()
-    with unprivileged():
-        with pytest.raises(PermissionError, match="LAION_FMRI_DATA_DIR") as error:
-            dataset_initialize(reachable / "data")
-        assert error.value.filename.endswith("config.json")
+def test_initialize_where_one_may_not_write(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    with (
+        unwritable(tmp_path),
+        pytest.raises(PermissionError, match="name another") as error,
+    ):
+        dataset_initialize(tmp_path / "data")
+    assert error.value.filename == str(tmp_path / "data")
+    (tmp_path / "data").mkdir()
+    with (
+        unwritable(tmp_path),
+        pytest.raises(PermissionError, match="LAION_FMRI_DATA_DIR") as error,
+    ):
+        dataset_initialize(tmp_path / "data")
+    assert error.value.filename.endswith("config.json")
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"data_dir": 3}', "\x00"])

@@ -12,8 +12,6 @@ import pytest
 from policies import set_policy
 
 from laion_fmri_fetchers import (
-    BucketError,
-    InvalidQueryError,
     describe,
     fetch_laion_fmri,
     get_rois,
@@ -21,6 +19,7 @@ from laion_fmri_fetchers import (
     inspect_bucket,
 )
 from laion_fmri_fetchers.demo import serve_bucket
+from laion_fmri_fetchers.exceptions import BucketError, InvalidQueryError
 from laion_fmri_fetchers.layout.names import ROI_CATEGORIES
 from laion_fmri_fetchers.storage.catalog import look, records
 from laion_fmri_fetchers.storage.listings import save_listing
@@ -47,10 +46,10 @@ def test_rois(server, data_dir):
 @pytest.mark.parametrize(
     ("query", "words"),
     [
-        ({"subject": "sub-09"}, "sub-09.*sub-01"),
-        ({"subject": "bob"}, "bob.*sub-01"),
+        ({"subjects": "sub-09"}, "sub-09.*sub-01"),
+        ({"subjects": "bob"}, "bob.*sub-01"),
         ({"category": "faces"}, "faces.*did you mean 'face'"),
-        ({"subject": 1, "category": "plaice"}, "did you mean 'place'"),
+        ({"subjects": 1, "category": "plaice"}, "did you mean 'place'"),
     ],
 )
 def test_mistyped(server, data_dir, query, words):
@@ -130,7 +129,7 @@ def test_listings_of_another_bucket_do_not_answer_for_this(
 def test_a_broken_listing_is_made_anew(server, data_dir):
     wanted = [("derivatives/rois/", "")]
     before = look(wanted, str(data_dir))
-    (file,) = (data_dir / ".laion_fmri/listings").iterdir()
+    (file,) = (data_dir / ".laion_fmri/listings").glob("derivatives*")
     saved = json.loads(file.read_text())
     file.write_text(json.dumps({**saved, "objects": [[None]]}))
     assert look(wanted, str(data_dir), mode="offline").unlisted == ["derivatives/rois/"]
@@ -210,8 +209,8 @@ def test_newer_listings_replace_what_they_cover(tmp_path, listings, expected):
 @pytest.mark.parametrize(
     ("newer", "expected"),
     [
-        (listing("", 2, "x", delimiter="/", prefixes=["a/"]), {"a/", "a/s1/"}),
-        (listing("", 2, "x", delimiter="/", prefixes=["b/"]), {"b/"}),
+        (listing("", 2, "x", delimiter="/", prefixes=["a/"]), {"a/s1/"}),
+        (listing("", 2, "x", delimiter="/", prefixes=["b/"]), set()),
         (listing("a/s1/", 2, "x"), {"a/s1/"}),
     ],
 )
@@ -239,3 +238,11 @@ def test_records_of_what_is_only_on_disk(tmp_path):
     (record,) = records(found, found.on_disk, str(tmp_path))
     assert (record["roi"], record["size"], record["etag"]) == ("FFA1", None, None)
     assert record["absolute_path"].startswith(str(folder))
+
+
+def test_offline_a_level_is_shown_as_online(cached, server, monkeypatch, capsys):
+    inspect_bucket("derivatives/rois/")
+    online = capsys.readouterr().out
+    monkeypatch.setenv("LAION_FMRI_OFFLINE", "1")
+    inspect_bucket("derivatives/rois/")
+    assert capsys.readouterr().out == online

@@ -15,14 +15,10 @@ import gate_fixtures
 import h5py
 import numpy as np
 import pytest
-from conftest import unprivileged
+from conftest import unreadable, unwritable
 
 from laion_fmri_fetchers import (
-    DataDirectoryError,
-    DiskSpaceError,
-    DownloadError,
     LaionFmriError,
-    NotCachedError,
     accept_license,
     dataset_initialize,
     fetch_laion_embeddings,
@@ -34,6 +30,12 @@ from laion_fmri_fetchers import (
     load_stimuli,
     status,
     verify_cache,
+)
+from laion_fmri_fetchers.exceptions import (
+    DataDirectoryError,
+    DiskSpaceError,
+    DownloadError,
+    NotCachedError,
 )
 from laion_fmri_fetchers.layout.trees import ARCHIVE
 from laion_fmri_fetchers.transfer import owners
@@ -85,29 +87,13 @@ def small_disk(tmp_path):
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-@pytest.fixture
-def of_others(cached_folder, reachable):
-    """A cached data directory of another user, and a way to close parts of it."""
-    folder = reachable / "laion_fmri"
-    shutil.copytree(cached_folder, folder)
-    # What is imported late, an unprivileged user may not read.
-    fetch(mode="offline", data_dir=folder)
-    verify_cache(data_dir=folder, verbose=0)
-    for path in [folder, *folder.rglob("*")]:
-        path.chmod(0o777 if path.is_dir() else 0o666)
-    yield folder
-    for path in [folder, *folder.rglob("*")]:
-        path.chmod(0o755)
-
-
 # --- Folders that cannot be written ----------------------------------------------
 
 
-def test_resampling_where_one_may_not_write(of_others):
-    target = of_others / "derivatives"
-    target.chmod(0o555)
-    with unprivileged(), pytest.raises(DataDirectoryError) as caught:
-        fetch(sessions=1, resolution=12, mode="offline", data_dir=of_others)
+def test_resampling_where_one_may_not_write(cached):
+    target = cached / "derivatives"
+    with unwritable(target), pytest.raises(DataDirectoryError) as caught:
+        fetch(sessions=1, resolution=12, mode="offline")
     assert f"The folder {target} cannot be written: permission denied" in str(
         caught.value
     )
@@ -142,11 +128,11 @@ def test_a_file_in_the_place_of_extracted_images(access, monkeypatch, data_dir):
         fetch_stimuli(max_images=3, extract=True)
 
 
-def test_terms_that_cannot_be_kept(reachable, monkeypatch):
+def test_terms_that_cannot_be_kept(tmp_path, monkeypatch):
     monkeypatch.setenv("LAION_FMRI_LICENSE", "I AGREE")
-    with unprivileged(), pytest.raises(DataDirectoryError) as caught:
-        accept_license(reachable / "new" / "data")
-    assert f"The folder {reachable} cannot be written" in str(caught.value)
+    with unwritable(tmp_path), pytest.raises(DataDirectoryError) as caught:
+        accept_license(tmp_path / "new" / "data")
+    assert f"The folder {tmp_path} cannot be written" in str(caught.value)
 
 
 def test_a_data_directory_that_no_user_can_make(environment):
@@ -165,89 +151,79 @@ def accept_license_there(folder):
 
 
 @pytest.mark.parametrize("closed", [".laion_fmri", ".laion_fmri/partial"])
-def test_a_state_folder_of_another_user(of_others, server, closed):
-    partial = of_others / ".laion_fmri/partial"
+def test_a_state_folder_that_cannot_be_written(cached, server, closed):
+    partial = cached / ".laion_fmri/partial"
     shutil.rmtree(partial, ignore_errors=True)
-    folder = of_others / closed
+    folder = cached / closed
     folder.mkdir(exist_ok=True)
-    folder.chmod(0o555)
-    before = fetch(mode="offline", data_dir=of_others)
-    (of_others / "participants.tsv").unlink()
+    before = fetch(mode="offline")
+    (cached / "participants.tsv").unlink()
     with (
-        unprivileged(),
+        unwritable(folder),
         pytest.warns(
             UserWarning, match=f"The folder {folder}.* cannot be written: wor"
         ),
     ):
-        data = fetch(data_dir=of_others)
+        data = fetch()
     assert data.images == before.images
     with (
-        unprivileged(),
+        unwritable(folder),
         pytest.warns(UserWarning, match="cannot be written"),
         pytest.raises(NotCachedError, match="not on disk.*name another data_dir"),
     ):
-        fetch(image_type="fracridge", sessions=1, data_dir=of_others)
+        fetch(image_type="fracridge", sessions=1)
 
 
-def test_a_state_folder_that_may_not_be_read(of_others, server):
-    expected = fetch(mode="offline", data_dir=of_others).images
-    (of_others / ".laion_fmri").chmod(0)
-    with unprivileged():
-        assert fetch(mode="offline", data_dir=of_others).images == expected
-        status(data_dir=of_others)
-        assert len(verify_cache(data_dir=of_others, verbose=0)) > 0
+def test_a_state_folder_that_may_not_be_read(cached, server):
+    expected = fetch(mode="offline").images
+    with unreadable(cached / ".laion_fmri"):
+        assert fetch(mode="offline").images == expected
+        status()
+        assert len(verify_cache(verbose=0)) > 0
         with pytest.warns(UserWarning, match="cannot be written"):
-            assert fetch(data_dir=of_others).images == expected
+            assert fetch().images == expected
 
 
-def test_a_folder_that_may_not_be_read(of_others, server):
-    folder = of_others / "derivatives/rois/sub-01/face"
-    folder.chmod(0)
+def test_a_folder_that_may_not_be_read(cached, server):
+    folder = cached / "derivatives/rois/sub-01/face"
     expected = f"The folder {folder} cannot be read: permission denied"
-    with unprivileged(), pytest.warns(UserWarning, match=expected):
-        data = fetch(rois="PPA", mode="offline", data_dir=of_others)
-    assert [meta["roi"] for meta in data.rois_meta] == ["PPA"]
-    with (
-        unprivileged(),
-        pytest.warns(UserWarning, match=expected),
-        pytest.raises(NotCachedError, match="FFA1"),
-    ):
-        fetch(rois="FFA1", mode="offline", data_dir=of_others)
-    with (
-        unprivileged(),
-        pytest.warns(UserWarning, match=expected),
-        pytest.raises(DownloadError, match=r"face/.*cannot be written: permission"),
-    ):
-        fetch(rois="FFA1", data_dir=of_others)
+    with unreadable(folder):
+        with pytest.warns(UserWarning, match=expected):
+            data = fetch(rois="PPA", mode="offline")
+        assert [meta["roi"] for meta in data.rois_meta] == ["PPA"]
+        with (
+            pytest.warns(UserWarning, match=expected),
+            pytest.raises(NotCachedError, match="FFA1"),
+        ):
+            fetch(rois="FFA1", mode="offline")
+        with (
+            pytest.warns(UserWarning, match=expected),
+            pytest.raises(DownloadError, match=r"face/.*cannot be written: permission"),
+        ):
+            fetch(rois="FFA1")
 
 
 @pytest.mark.parametrize("pattern", ["*ses-02*_trials.tsv", "participants.tsv"])
-def test_a_table_that_may_not_be_read(of_others, pattern):
-    shutil.rmtree(of_others / ".laion_fmri/trials")
-    file = next(of_others.rglob(pattern))
-    file.chmod(0)
-    with unprivileged(), pytest.raises(DataDirectoryError) as caught:
-        fetch(mode="offline", data_dir=of_others)
+def test_a_table_that_may_not_be_read(cached, pattern):
+    shutil.rmtree(cached / ".laion_fmri/trials")
+    file = next(cached.rglob(pattern))
+    with unreadable(file), pytest.raises(DataDirectoryError) as caught:
+        fetch(mode="offline")
     assert f"{file} cannot be read: permission denied" in str(caught.value)
 
 
-def test_an_image_that_may_not_be_read(of_others):
-    data = fetch(mode="offline", sessions=1, data_dir=of_others)
-    load_betas(data, rois="FFA1")
+def test_an_image_that_may_not_be_read(cached):
+    data = fetch(mode="offline", sessions=1)
     for file in (data.brain_masks["sub-01"], data.images[0]):
-        Path(file).chmod(0)
-        with unprivileged(), pytest.raises(DataDirectoryError) as caught:
+        with unreadable(Path(file)), pytest.raises(DataDirectoryError) as caught:
             load_betas(data, rois="FFA1")
         assert f"{file} cannot be read: permission denied" in str(caught.value)
-        Path(file).chmod(0o666)
 
 
-def test_a_table_of_stimuli_that_may_not_be_read(of_others, server):
-    query = {"data_dir": of_others, "verbose": 0}
-    file = Path(fetch_laion_stimulus_metadata(**query).metadata_file)
-    file.chmod(0)
-    with unprivileged(), pytest.raises(DataDirectoryError, match=f"{file} cannot be"):
-        fetch_laion_stimulus_metadata(mode="offline", **query)
+def test_a_table_of_stimuli_that_may_not_be_read(cached, server):
+    file = Path(fetch_laion_stimulus_metadata(verbose=0).metadata_file)
+    with unreadable(file), pytest.raises(DataDirectoryError, match=f"{file} cannot be"):
+        fetch_laion_stimulus_metadata(mode="offline", verbose=0)
 
 
 @pytest.mark.parametrize("name", [".laion_fmri", ".laion_fmri/partial"])
@@ -453,7 +429,7 @@ def run(code):
         [sys.executable, "-c", code],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
         check=False,
     )
     return done.stderr

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import shutil
 import time
 import warnings
 from collections import Counter
+from datetime import date, datetime, timezone
 from pathlib import Path
 from urllib.parse import parse_qs
 
@@ -17,31 +19,38 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import unprivileged
+from conftest import unwritable
 from nilearn.maskers import NiftiMasker
 from policies import set_policy
 
 from laion_fmri_fetchers import (
-    BucketError,
     Contains,
-    CorruptImageError,
-    DiskSpaceError,
-    DownloadError,
     GreaterThan,
-    HeldOutSessionError,
-    InvalidQueryError,
     IsIn,
-    LicenseNotAcceptedError,
-    NotCachedError,
+    LessThan,
     NotNull,
+    Pattern,
     ResultFilter,
-    UnsafeKeyError,
     fetch_laion_fmri,
     fetch_laion_fmri_ids,
+    get_rois,
     get_subjects,
+    inspect_bucket,
+    load_betas,
     verify_cache,
 )
 from laion_fmri_fetchers.demo import serve_bucket
+from laion_fmri_fetchers.exceptions import (
+    BucketError,
+    CorruptImageError,
+    DiskSpaceError,
+    DownloadError,
+    HeldOutSessionError,
+    InvalidQueryError,
+    LicenseNotAcceptedError,
+    NotCachedError,
+    UnsafeKeyError,
+)
 from laion_fmri_fetchers.layout.keys import record_of
 from laion_fmri_fetchers.layout.labels import TRIAL_FIELDS, stimulus_fields
 from laion_fmri_fetchers.layout.trees import trials_id
@@ -55,6 +64,7 @@ KEYS = {
     "images_meta",
     "rois",
     "rois_meta",
+    "roi_files",
     "brain_masks",
     "noise_ceilings",
     "trials",
@@ -255,6 +265,46 @@ def test_all_rois(cached):
     data = fetch(mode="offline")
     assert {m["roi"] for m in data.rois_meta} == set(data.subjects_meta[0]["rois"])
     assert {m["space"] for m in data.rois_meta} == {"T1w"}
+
+
+def test_files_of_rois_by_subject_and_name(cached):
+    data = fetch("all", ["FFA1", "PPA"], 1, mode="offline")
+    assert list(data.roi_files) == [meta["subject"] for meta in data.subjects_meta]
+    for path, meta in zip(data.rois, data.rois_meta, strict=True):
+        assert data.roi_files[meta["subject"]][meta["roi"]] == path
+    assert sum(map(len, data.roi_files.values())) == len(data.rois)
+    assert fetch(rois=None, mode="offline").roi_files == {"sub-01": {}}
+
+
+@pytest.mark.parametrize(
+    ("roi_filter", "names"),
+    [
+        ({"space": "fsnative", "extension": "func.gii"}, ["FFA1 L", "FFA1 R"]),
+        ({"res": NotNull()}, ["FFA1 1pt5", "FFA1 1pt8"]),
+        (
+            {"space": "fsnative", "hemi": "L", "extension": NotNull()},
+            ["FFA1 func.gii", "FFA1 label"],
+        ),
+        (
+            {
+                "space": NotNull(),
+                "res": IsIn("1pt8", None),
+                "extension": IsIn("nii.gz", "func.gii"),
+            },
+            [
+                "FFA1 T1w 1pt8 nii.gz",
+                "FFA1 fsnative L func.gii",
+                "FFA1 fsnative R func.gii",
+            ],
+        ),
+    ],
+)
+def test_of_several_files_of_a_roi_none_is_left_out(
+    server, data_dir, roi_filter, names
+):
+    data = fetch(1, "FFA1", 1, max_images=0, roi_filter=roi_filter)
+    assert sorted(data.roi_files["sub-01"]) == sorted(names)
+    assert sorted(data.roi_files["sub-01"].values()) == sorted(data.rois)
 
 
 # ---------------------------------------------------------------- filters
@@ -565,38 +615,25 @@ def test_moved_directory(cached, tmp_path):
         assert str(cached) not in file.read_text()
 
 
-def test_read_only_directory(cached, monkeypatch):
+def test_read_only_directory(cached):
     before = fetch("all", mode="offline")
     shutil.rmtree(cached / ".laion_fmri" / "trials")
-    files = [*cached.rglob("*"), cached]
-    for path in files:
-        path.chmod(path.stat().st_mode & ~0o222)
-    if os.geteuid() == 0:
-        monkeypatch.setattr(os, "access", lambda path, mode: not mode & os.W_OK)
-
-        def refuse(*args, **kwargs):
-            raise PermissionError("read-only")
-
-        monkeypatch.setattr(os, "open", refuse)
-    try:
+    with unwritable(cached, *cached.rglob("*")):
         with pytest.warns(UserWarning, match="cannot be written"):
             assert_same(fetch("all"), before)
         assert_same(fetch("all", mode="offline"), before)
-    finally:
-        for path in reversed(files):
-            path.chmod(path.stat().st_mode | 0o700)
 
 
-def test_a_directory_that_cannot_be_made(tmp_path, server, reachable, monkeypatch):
+def test_a_directory_that_cannot_be_made(tmp_path, server):
     with (
-        unprivileged(),
+        unwritable(tmp_path),
         pytest.raises(InvalidQueryError, match=r"made \(Permission denied\).*data_dir"),
     ):
-        fetch(1, data_dir=reachable / "new")
-    monkeypatch.setattr(os, "access", lambda path, mode: not mode & os.W_OK)
+        fetch(1, data_dir=tmp_path / "new")
     with (
+        unwritable(tmp_path),
         pytest.warns(UserWarning, match="cannot be written"),
-        pytest.raises(NotCachedError, match="cannot be written; name another data_dir"),
+        pytest.raises(NotCachedError, match=f"{tmp_path}.* cannot be written; name"),
     ):
         fetch(1, data_dir=tmp_path)
 
@@ -679,6 +716,47 @@ def test_ids_fetch_exactly_the_named(server, data_dir, bucket_folder):
     assert data.sample_masks == [None] * 3
 
 
+@pytest.mark.parametrize(
+    "base",
+    ["s3://laion-fmri", "https://laion-fmri.s3.us-west-2.amazonaws.com", "the server"],
+)
+def test_ids_may_be_addresses_of_the_bucket(server, data_dir, capsys, base):
+    base = base.replace("the server", server.url)
+    folder = "derivatives/rois/sub-01/face/"
+    name = "sub-01_space-T1w_res-1pt8_label-FFA-1_mask.nii.gz"
+    data = fetch_laion_fmri_ids(f"{base}/{folder}{name}", verbose=0)
+    assert [meta["roi"] for meta in data.images_meta] == ["FFA1"]
+    below = fetch_laion_fmri_ids(f"{base}/{folder}", verbose=0)
+    assert len(below.images) > 1
+    inspect_bucket(f"{base}/{folder}")
+    assert name in capsys.readouterr().out
+
+
+def test_an_address_of_another_bucket_is_refused(server, data_dir):
+    for address in ("s3://other/README", "https://x.org/README?X-Amz-Signature=1"):
+        with pytest.raises(InvalidQueryError, match="not an address in the") as caught:
+            fetch_laion_fmri_ids(address)
+        assert "Signature" not in f"{caught.value}"
+
+
+@pytest.mark.parametrize("number", [1.0, np.float32(1), np.int16(1), [1.0]])
+def test_whole_numbers_may_be_floats_as_matlab_and_r_send_them(cached, number):
+    data = fetch_laion_fmri(
+        number,
+        "FFA1",
+        number,
+        max_images=1.0,
+        n_connections=8.0,
+        verbose=0.0,
+        mode="offline",
+    )
+    assert [meta["session"] for meta in data.images_meta] == ["ses-01"]
+    assert get_rois(number) == get_rois("sub-01")
+    assert load_betas(data, 1.0, verbose=0.0).data.shape[0] > 0
+    with pytest.raises(InvalidQueryError, match=r"sessions holds 1\.5"):
+        fetch(sessions=1.5, mode="offline")
+
+
 def test_ids_that_are_none(server, data_dir):
     roi = "derivatives/rois/sub-01/face/sub-01_space-T1w_res-1pt8_label-FA1_mask.nii.gz"
     with pytest.raises(InvalidQueryError, match="label-FFA1_mask"):
@@ -733,7 +811,8 @@ def test_a_subject_filter_on_lists_that_nothing_passes(cached, field, value):
         ({"sessions": ["all", 31]}, "sessions holds 'all' beside other names"),
         ({"subjects": ["All", "sub-99"]}, "subjects holds 'all' beside other names"),
         ({"data_dir": "~no-such-user/data"}, "no user 'no-such-user'"),
-        ({"data_dir": "a\0b"}, "null character"),
+        ({"data_dir": "a\0b"}, "control characters"),
+        ({"data_dir": ""}, "data_dir is empty"),
         ({"sessions": "one"}, "session ses-one; there are ses-01"),
         ({"sessions": "ses 1"}, "sessions holds 'ses 1'"),
         ({"mode": "ofline"}, "did you mean 'offline'"),
@@ -1022,9 +1101,128 @@ def test_a_trial_table_without_trials(cached):
         fetch(mode="offline")
 
 
-def test_a_broken_table_of_participants(cached):
-    (cached / "participants.tsv").write_text("name\tage\nsub-01\t30\n")
-    with pytest.raises(CorruptImageError, match=r"participants\.tsv.*Delete it"):
+PARTICIPANTS = "participant_id\tage\tsex\nsub-01\t24\tF\nsub-03\t31\tM\n"
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        PARTICIPANTS.encode() + "sub-05\tZürich\tF\n".encode("latin-1"),
+        PARTICIPANTS.replace("\t24", '\t"24').encode(),
+        PARTICIPANTS.replace("age", '"age"').replace("24", '"24"').encode(),
+        PARTICIPANTS.replace("_id", "_id ").replace("age", " age").encode(),
+        PARTICIPANTS.encode("utf-8-sig"),
+        PARTICIPANTS.replace("\n", "\r\n").encode(),
+        PARTICIPANTS.replace("\n", "\t\n").encode(),
+        (PARTICIPANTS + "sub-01\t24\tF\n\n").encode(),
+        PARTICIPANTS.replace("sub-0", "0").encode(),
+    ],
+)
+def test_participants_in_another_spelling_are_read(cached, table):
+    (cached / "participants.tsv").write_bytes(table)
+    (meta,) = fetch(
+        "all", None, mode="offline", subject_filter={"age": 24}
+    ).subjects_meta
+    assert (meta["subject"], meta["age"], meta["sex"]) == ("sub-01", 24, "F")
+
+
+@pytest.mark.parametrize(
+    ("table", "words", "sex"),
+    [
+        (b"", r"line 1, column age: .*participant_id", None),
+        (b"name\tage\nsub-01\t30\n", r"line 1, column age: .*participant_id", None),
+        (PARTICIPANTS + "sub-01\t25\tF\n", r"line 4, column age: sub-01.*line 2", None),
+        (
+            PARTICIPANTS.replace("\t24\tF", ""),
+            "line 2, column age: it ends early",
+            None,
+        ),
+        (PARTICIPANTS.replace("24", "2\0"), "line 2, column age: .*NUL byte", "F"),
+        (
+            PARTICIPANTS.replace("24\tF", "24\tF\tx"),
+            "line 2, column age: .*4 cells",
+            None,
+        ),
+        (PARTICIPANTS.replace("sex", "age"), "line 1, column age: several", None),
+    ],
+)
+def test_flaws_of_participants_stop_only_a_filter_that_needs_them(
+    cached, table, words, sex
+):
+    file = cached / "participants.tsv"
+    file.write_bytes(table if isinstance(table, bytes) else table.encode())
+    for query in ({}, {"subject_filter": {"subject": "sub-01"}}):
+        with pytest.warns(UserWarning, match=r"participants\.tsv is flawed \(line"):
+            data = fetch(mode="offline", **query)
+        assert len(data.images) == 4
+        assert data.subjects_meta[0].get("age") is None
+        assert data.subjects_meta[0].get("sex") == sex
+    for term in ({"age": 24}, ~ResultFilter(age=24)):
+        with pytest.raises(CorruptImageError, match=f"participants\\.tsv.*{words}"):
+            fetch(mode="offline", subject_filter=term)
+    with pytest.raises(CorruptImageError, match=r"participants\.tsv.*line \d"):
+        fetch(mode="offline", subject_filter=lambda meta: meta["age"] == 24)
+
+
+def test_columns_of_participants_named_as_fields_of_ours(cached):
+    table = "participant_id\tsubject\tsessions\trois\nsub-01\tAB\t30\tall\n"
+    (cached / "participants.tsv").write_text(table)
+    data = fetch(mode="offline", subject_filter={"participants_subject": "AB"})
+    assert len(data.images) == 4
+    (meta,) = data.subjects_meta
+    assert meta["subject"] == "sub-01"
+    assert "FFA1" in meta["rois"]
+    assert len(meta["sessions"]) == 4
+    assert (meta["participants_sessions"], meta["participants_rois"]) == (30, "all")
+
+
+def change_trial_table(folder, change):
+    file = next(folder.rglob("sub-01_ses-02*_trials.tsv"))
+    file.write_bytes(change(file.read_text()).encode("latin-1"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda t: t.replace("\n", "\r\n"),
+        lambda t: "\xef\xbb\xbf" + t,
+        lambda t: t.replace("label", " label "),
+        lambda t: t.replace("\tlabel", '\t"label"').replace("ses-02\t", '"ses-02\t', 1),
+        lambda t: t.replace("\n", "\t\n"),
+        lambda t: t.replace("session", "subject").replace("ses-02\t", "sub-09\t"),
+    ],
+)
+def test_a_trial_table_in_another_spelling_is_read(cached, change):
+    expected = fetch(mode="offline").trials
+    change_trial_table(cached, change)
+    pd.testing.assert_frame_equal(fetch(mode="offline").trials, expected)
+
+
+def test_a_trial_table_that_is_not_utf8_is_read(cached):
+    change_trial_table(cached, lambda t: t.replace("shared_4rep_OOD_", "sh\xe4red_"))
+    assert fetch(mode="offline").trials["label"].str.startswith("sh\xe4red_").any()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda rows: rows[2].rpartition("\t")[0], "line 3, column label"),
+        (lambda rows: rows[2].replace("_", "\0"), "line 3, column label"),
+        (lambda rows: rows[2] + "\tx", "line 3: .*more cells"),
+        (
+            lambda rows: rows[2].replace("\t1\t1\t", "\t1\tone\t"),
+            "line 3, .*beta_index: 'one'",
+        ),
+        (lambda rows: rows[1], "line 3, column beta_index: 0 is in line 2"),
+    ],
+)
+def test_a_damaged_trial_table_is_named_with_line_and_column(cached, change, words):
+    def damage(text):
+        rows = text.splitlines()
+        return "\n".join([*rows[:2], change(rows), *rows[3:]])
+
+    change_trial_table(cached, damage)
+    with pytest.raises(CorruptImageError, match=f"sub-01_ses-02.*{words}"):
         fetch(mode="offline")
 
 
@@ -1169,7 +1367,13 @@ def test_a_query_with_functions_tells_their_names(cached):
 @pytest.mark.parametrize(
     ("query", "words"),
     [
-        ({"trial_filter": {"n_reps": "12"}}, "trial_filter.*n_reps is 12, 4"),
+        (
+            {"trial_filter": {"n_reps": "12"}},
+            r"trial_filter.*n_reps is 12, 4 \(numbers, not text\)",
+        ),
+        ({"trial_filter": {"beta_index": "3"}}, r"beta_index.* \(numbers, not text\)"),
+        ({"subject_filter": {"rois": "FFA1"}}, r"rois.* \(lists, not text\)"),
+        ({"trial_filter": {"label": Pattern("illusion")}}, "start.*or use Contains"),
         ({"trial_filter": {"label": "none such"}}, "none such'\\).$"),
         ({"space": "MNI152"}, "images.*space is T1w"),
         ({"roi_filter": {"space": "MNI"}}, "ROI masks.*space is T1w, fsnative"),
@@ -1178,6 +1382,128 @@ def test_a_query_with_functions_tells_their_names(cached):
 )
 def test_a_filter_that_nothing_passes_is_warned_of(server, data_dir, query, words):
     with pytest.warns(UserWarning, match=f"Nothing passes .*{words}"):
+        fetch(**query, dry_run=True)
+
+
+def messages_of(call, *args, **query):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        call(*args, **query)
+    return [str(one.message) for one in caught]
+
+
+LABEL = "shared_12rep_THINGS+_kmeans_211_bracelet2.jpg"
+
+
+@pytest.mark.parametrize(
+    ("query", "words"),
+    [
+        (
+            {"trial_filter": ResultFilter(n_reps=12) | {"label": Pattern("illusion")}},
+            r"label=Pattern.* a part of trial_filter.*not at the start.*Contains",
+        ),
+        (
+            {"trial_filter": ResultFilter(n_reps=12) & ~ResultFilter(dataset="LOAIN")},
+            r"dataset='LOAIN'\), a part of trial_filter.*dataset is LAION, NSD",
+        ),
+        (
+            {"trial_filter": ResultFilter(n_reps=12) ^ {"run": "1"}},
+            r"run='1'.*\(numbers, not text\)",
+        ),
+        (
+            {
+                "trial_filter": ResultFilter(n_reps=12)
+                | (ResultFilter(n_reps=4) & (ResultFilter(run=1) | {"run": 99}))
+            },
+            r"run=99\), a part",
+        ),
+        ({"image_filter": ResultFilter(size=NotNull()) | {"desc": "x"}}, "desc='x'"),
+        (
+            {"roi_filter": ResultFilter(hemi="X") | {"roi": "FFA1"}},
+            "hemi='X'.*ROI masks",
+        ),
+        (
+            {"subject_filter": ResultFilter(subject="sub-01") | {"age": 200}},
+            "age=200.*a part of subject_filter.*age is 24",
+        ),
+    ],
+)
+def test_each_term_that_nothing_fulfils_is_warned_of_once(
+    server, data_dir, query, words
+):
+    (text,) = messages_of(fetch, **query, dry_run=True)
+    assert re.match(f"Nothing fulfils ResultFilter\\(.*{words}", text)
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        {},
+        {"trial_filter": ResultFilter(n_reps=12) | {"label": Contains("illusion")}},
+        {"trial_filter": lambda trial: trial["n_reps"] == 12},
+        {"trial_filter": {"label": LABEL}},
+        {"trial_filter": {"run": range(1, 13)}},
+        {"trial_filter": ResultFilter(ood_type=None)},
+        {"last_modified": GreaterThan("2099-01-01")},
+        {"image_filter": ResultFilter(size=NotNull()) | {"outdated": True}},
+        {"rois": None, "roi_filter": {"hemi": "X"}},
+    ],
+)
+def test_filters_without_a_fault_are_not_warned_of(server, data_dir, query):
+    assert messages_of(fetch, **query, dry_run=True) == []
+
+
+def test_values_of_a_list_that_nothing_has_are_named(server, data_dir):
+    def labelled(*labels):
+        return messages_of(fetch, trial_filter={"label": labels}, dry_run=True)
+
+    (text,) = labelled(LABEL, LABEL.replace("211", "212"))
+    assert text.startswith("1 of 2 values of label in trial_filter match nothing: 'sha")
+    assert text.endswith(f"Among the candidates, {LABEL!r} is nearest.")
+    others = [f"shared_4rep_NSD_special{i}.jpg" for i in range(1000)]
+    assert labelled(LABEL, *others) == []
+    (text,) = labelled(LABEL, *others, "shared_4rep_NSD_special7", "shared_4rep")
+    assert text.startswith("2 of 1,003 values of label in trial_filter match nothing: ")
+    assert "'shared_4rep_NSD_special7', 'shared_4rep'." in text
+    (text,) = messages_of(fetch, trial_filter={"n_reps": [12, 13]}, dry_run=True)
+    assert "1 of 2 values of n_reps in trial_filter match nothing: 13." in text
+
+
+def test_numbers_that_are_compared_as_text_are_warned_of(server, data_dir):
+    query = {"trial_filter": {"n_reps": GreaterThan("1")}}
+    (text,) = messages_of(fetch, **query, dry_run=True)
+    assert "compares numbers as text" in text
+
+
+@pytest.mark.parametrize(
+    "bound",
+    [
+        datetime(2020, 1, 1),
+        datetime(2020, 1, 1, tzinfo=timezone.utc),
+        date(2020, 1, 1),
+        pd.Timestamp("2020-01-01"),
+        pd.Timestamp("2020-01-01", tz="Europe/Berlin"),
+        "2020-01-01",
+        "2020-01-01 00:00",
+    ],
+)
+def test_files_are_chosen_by_date(server, data_dir, bound):
+    assert len(fetch(last_modified=GreaterThan(bound), dry_run=True).images) == 4
+    assert fetch(last_modified=LessThan(bound), dry_run=True).images == []
+
+
+@pytest.mark.parametrize(
+    ("query", "words"),
+    [
+        ({"last_modified": GreaterThan(2020)}, "last_modified cannot.*str.*is int"),
+        ({"size": GreaterThan(date(2020, 1, 1))}, "size cannot.*int.*is date"),
+        ({"trial_filter": {"label": GreaterThan(4)}}, "label cannot.*str.*is int"),
+        ({"roi_filter": {"roi": LessThan(4)}}, "roi cannot.*str.*is int"),
+        ({"subject_filter": {"rois": LessThan(4)}}, "rois cannot.*list.*is int"),
+    ],
+)
+def test_comparisons_that_cannot_be_made_are_refused(server, data_dir, query, words):
+    with pytest.raises(InvalidQueryError, match=words):
         fetch(**query, dry_run=True)
 
 

@@ -11,11 +11,13 @@ import doctest
 import re
 import shlex
 import textwrap
+import warnings
 from pathlib import Path
 
 import pytest
 
 import laion_fmri_fetchers
+from laion_fmri_fetchers import ResultFilter, fetch_laion_fmri
 from laion_fmri_fetchers.cli import main as cli
 from laion_fmri_fetchers.demo import serve_demo
 
@@ -23,6 +25,7 @@ DOC = Path(__file__).parents[1] / "doc"
 BLOCK = re.compile(
     r"(?m)^( *)\.\. code-block:: (python|bash)\n((?:\1 +:.*\n)*)\n((?:(?:\1 +.*)?\n)+)"
 )
+FIELDS = {"label", "n_reps", "dataset", "run", "session", "unique_or_shared"}
 COMMAND = re.compile(r"(?m)^laion-fmri-fetchers (.*)")
 
 
@@ -62,8 +65,17 @@ def test_code_of_the_guide_runs(page, demo, tmp_path, monkeypatch):
     monkeypatch.setenv("LAION_FMRI_LICENSE", "I AGREE")
     monkeypatch.chdir(tmp_path)
     names = {}
-    for block in blocks(DOC / page):
-        run(*block, names, page)
+    with warnings.catch_warnings():
+        # Each term of a filter in an example selects something.
+        for words in ("Nothing passes", "Nothing fulfils", ".*match nothing"):
+            warnings.filterwarnings("error", words)
+        for block in blocks(DOC / page):
+            run(*block, names, page)
+        for name, value in names.items():
+            is_terms = isinstance(value, dict) and value and value.keys() <= FIELDS
+            if is_terms or isinstance(value, ResultFilter):
+                data = fetch_laion_fmri("all", None, trial_filter=value, dry_run=True)
+                assert len(data.trials), name
 
 
 def test_quoted_messages_are_those_of_the_package():

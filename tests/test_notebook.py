@@ -9,6 +9,7 @@ import pytest
 SET_UP = """
 import os
 from laion_fmri_fetchers import *
+from laion_fmri_fetchers.exceptions import LicenseNotAcceptedError
 os.environ.update({settings!r})
 """
 
@@ -28,7 +29,7 @@ def run(server, data_dir, monkeypatch):
         notebook = nbformat.v4.new_notebook(
             cells=[nbformat.v4.new_code_cell(source) for source in sources]
         )
-        nbclient.execute(notebook, timeout=120, kernel_name="python3")
+        nbclient.execute(notebook, timeout=240, kernel_name="python3")
         return [cell.outputs for cell in notebook.cells[1:]]
 
     return run
@@ -53,6 +54,7 @@ def test_a_session_of_work(run):
     assert said.startswith("Downloading ")
     assert "1 beta image, 4 ROI masks and 64 trials of sub-01" in said
     assert "Warning" not in said
+    assert "Warning" not in text(fetching, "stderr"), "a bar of text needs no widgets"
     (result,) = shown
     assert result.data["text/plain"].count("\n") < 20
     assert "text/html" in kinds(report)

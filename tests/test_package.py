@@ -27,7 +27,7 @@ def imported_by(code):
     "code",
     [
         "import laion_fmri_fetchers",
-        "from laion_fmri_fetchers import ResultFilter, IsIn, InvalidQueryError\n"
+        "from laion_fmri_fetchers import ResultFilter, IsIn, LaionFmriError\n"
         "ResultFilter(n_reps=12)",
         "import laion_fmri_fetchers.cli.main as c\n"
         "try: c.main(['--help'])\nexcept SystemExit: pass",

@@ -12,7 +12,6 @@ import pickle
 import shutil
 import subprocess
 import sys
-import tempfile
 import tracemalloc
 import warnings
 import zipfile
@@ -23,23 +22,23 @@ import numpy as np
 import pandas as pd
 import pytest
 import sklearn
-from conftest import unprivileged
+from conftest import unwritable
 from policies import set_policy
 from sklearn.dummy import DummyRegressor
 from sklearn.linear_model import LinearRegression, Ridge
-from sklearn.model_selection import GridSearchCV, cross_val_score, cross_validate
+from sklearn.model_selection import (
+    GridSearchCV,
+    GroupKFold,
+    cross_val_score,
+    cross_validate,
+    permutation_test_score,
+)
 from sklearn.utils import Bunch
 
 from laion_fmri_fetchers import (
-    BucketError,
-    CorruptImageError,
-    DownloadError,
-    InvalidQueryError,
     IsIn,
-    NotCachedError,
     Pattern,
     ResultFilter,
-    StimulusSplit,
     doctor,
     fetch_laion_fmri,
     fetch_laion_splits,
@@ -48,6 +47,14 @@ from laion_fmri_fetchers import (
 )
 from laion_fmri_fetchers.cli.main import main
 from laion_fmri_fetchers.demo import serve_bucket, serve_demo, serve_splits
+from laion_fmri_fetchers.exceptions import (
+    BucketError,
+    CorruptImageError,
+    DownloadError,
+    InvalidQueryError,
+    NotCachedError,
+)
+from laion_fmri_fetchers.query.splits import StimulusSplit
 
 PUBLISHED = Path(
     os.environ.get("LAION_FMRI_TEST_SPLITS")
@@ -80,13 +87,13 @@ def split_file(name, train, test, **changes):
     return json.dumps({k: v for k, v in content.items() if v is not ...}).encode()
 
 
-def folds_of(images, sizes, prefix):
+def folds_of(images, sizes, prefix, **changes):
     """Files of a family whose test images are parts of a pool."""
     files, start = {}, 0
     for i, size in enumerate(sizes):
         test = images[start : start + size]
         train = [image for image in images if image not in set(test)]
-        files[f"{prefix}_{i}"] = split_file(f"{prefix}_{i}", train, test)
+        files[f"{prefix}_{i}"] = split_file(f"{prefix}_{i}", train, test, **changes)
         start += size
     assert start == len(images)
     return files
@@ -171,7 +178,7 @@ def test_published_splits_are_what_plain_json_reads(
     pool, published, real, monkeypatch, no_network
 ):
     monkeypatch.setenv("LAION_FMRI_SPLITS", str(PUBLISHED))
-    with pytest.warns(UserWarning, match="before their correction of 2026-09-28"):
+    with pytest.warns(UserWarning, match="generation 'a', five independent draws"):
         data = fetch_laion_splits(pool=pool, verbose=0)
     assert list(data.splits) == NAMES
     assert len(published[pool]) == 12
@@ -181,16 +188,14 @@ def test_published_splits_are_what_plain_json_reads(
         assert (split.name, split.pool) == (name, pool)
     assert data.source["tau"] == f"the archive {PUBLISHED}"
     assert data.source["ood"] == "labels of the stimulus table"
-    assert {data.version[name] for name in RANDOM} == {
-        "independent draws, as before 2026-09-28"
-    }
-    assert data.version["tau"] is None
+    assert {data.generation[name] for name in RANDOM} == {"a"}
+    assert data.generation["tau"] is None
     assert [len(split.test) for split in data.cluster_k5] == [
         len(published[pool][name][1]) for name in CLUSTER
     ]
     assert kept(real) == [f"{pool}/{n}.json" for n in ("cluster_k5", "random", "tau")]
     monkeypatch.delenv("LAION_FMRI_SPLITS")
-    with pytest.warns(UserWarning, match="before their correction"):
+    with pytest.warns(UserWarning, match="five independent draws"):
         again = fetch_laion_splits(pool=pool, verbose=0)
     assert again == data
 
@@ -205,7 +210,6 @@ def test_params_are_those_of_the_file(real, monkeypatch):
         *("cropped", "gabor", "gaudy", "illusion-classic", "illusion-natural"),
         *("relations", "selfmade", "shape", "unusual"),
     ]
-    assert data.cluster_k5 is None
 
 
 @needs_published
@@ -222,7 +226,11 @@ def test_five_folds_have_the_sizes_of_the_corrected_ones(
     pool, sizes, are_right, published, real, tmp_path, monkeypatch
 ):
     images = sorted(chain(*published[pool]["tau"]))
-    write_files(tmp_path / "mine", pool, folds_of(images, sizes, "random"))
+    params = {"method": "shuffled_5fold_cv"}
+    if pool != "shared":
+        params["revision"] = 2
+    files = folds_of(images, sizes, "random", params=params)
+    write_files(tmp_path / "mine", pool, files)
     monkeypatch.setenv("LAION_FMRI_SPLITS", str(tmp_path / "mine"))
     if not are_right:
         with pytest.raises(CorruptImageError, match=r"random_0.json: it tests on"):
@@ -233,7 +241,7 @@ def test_five_folds_have_the_sizes_of_the_corrected_ones(
         warnings.simplefilter("error")
         data = fetch_laion_splits("random", pool, verbose=0)
     assert [len(fold.test) for fold in data.random] == sizes
-    assert data.version["random_0"] == "five folds, as since 2026-09-28"
+    assert data.generation["random_0"] == ("b" if pool == "shared" else "c")
 
 
 @needs_published
@@ -290,6 +298,85 @@ def test_a_term_of_many_labels_is_looked_up(published, published_labels):
     assert [filt({"label": label}) for label in published_labels] == expected.tolist()
 
 
+@pytest.fixture
+def released(published_labels, data_dir, monkeypatch):
+    """A data directory whose table lists images of later sessions, too."""
+
+    def fetch_table(form):
+        later = [form.format(i) for i in range(700)]
+        with serve_bucket() as server, pytest.MonkeyPatch.context() as patch:
+            server.put(TABLE, csv_of([*later, *published_labels]))
+            patch.setenv("LAION_FMRI_BUCKET_URL", server.url)
+            fetch_laion_stimulus_metadata(data_dir=data_dir, verbose=0)
+        monkeypatch.setenv("LAION_FMRI_OFFLINE", "1")
+        monkeypatch.setenv("LAION_FMRI_SPLITS", str(PUBLISHED))
+
+    return fetch_table
+
+
+@needs_published
+@pytest.mark.parametrize(
+    "form",
+    [
+        "shared_4rep_LAION_controversial_{}_i0.jpg",
+        "shared_12rep_LAION_cluster_{}_later.jpg",
+        "shared_4rep_newsource_{}.jpg",
+    ],
+)
+@pytest.mark.parametrize("pool", ["shared", "sub-03"])
+def test_shared_images_that_are_released_later_join_no_pool(
+    form, pool, published, released
+):
+    released(form)
+    with pytest.warns(UserWarning, match="generation 'a'"):
+        data = fetch_laion_splits(pool=pool, verbose=0)
+    for name, (train, test) in published[pool].items():
+        assert sorted(data[name].train) == sorted(train)
+        assert sorted(data[name].test) == sorted(test)
+    trials = [*chain(*published[pool]["tau"]), form.format(3)]
+    (text,) = warned_of(lambda: data["tau"].masks(trials))
+    assert text.startswith(f"1 of {len(trials):,} rows are in neither set")
+
+
+@needs_published
+def test_the_pool_of_all_subjects_has_the_published_images(
+    published_labels, released, tmp_path, monkeypatch
+):
+    released("shared_4rep_LAION_controversial_{}_i0.jpg")
+    images = [label for label in sorted(published_labels) if "_OOD_" not in label]
+    file = split_file("tau", images[4936:], images[:4936])
+    write_files(tmp_path / "mine", "pooled", {"tau": file})
+    monkeypatch.setenv("LAION_FMRI_SPLITS", str(tmp_path / "mine"))
+    split = fetch_laion_splits("tau", "pooled", verbose=0)["tau"]
+    assert len(split.train) + len(split.test) == 24_681
+
+
+@needs_published
+def test_more_images_than_published_are_refused(
+    published, released, tmp_path, monkeypatch
+):
+    """Though the table lists them in the form of published ones."""
+    form = "shared_12rep_LAION_cluster_{}_later.jpg"
+    released(form)
+    train, test = published["shared"]["tau"]
+    for changed, words in (
+        ([*train, form.format(1)], "1,122 images of the pool shared, of which 1,121"),
+        (train[1:], "lacks 1 image of the pool shared"),
+    ):
+        file = split_file("tau", changed, test)
+        write_files(tmp_path / "mine", "shared", {"tau": file})
+        monkeypatch.setenv("LAION_FMRI_SPLITS", str(tmp_path / "mine"))
+        with pytest.raises(CorruptImageError, match=words):
+            fetch_laion_splits("tau", verbose=0)
+
+
+@needs_published
+def test_more_ood_images_than_published_are_told(released):
+    released("shared_4rep_OOD_shape_later_{}.png")
+    with pytest.warns(UserWarning, match="1071 OOD images, more than the 371"):
+        fetch_laion_splits("ood", verbose=0)
+
+
 # --- On the demo's images ---------------------------------------------------------
 
 
@@ -332,6 +419,23 @@ def test_pools_follow_from_labels(labels, pool, web):
         assert (len(own) > 0) == (name != "shared")
 
 
+def test_images_released_later_change_no_split_of_the_demo(web, labels, pool, data_dir):
+    later = [f"shared_4rep_LAION_controversial_{i}.jpg" for i in range(9)]
+    before = fetch_laion_splits(verbose=0)
+    with (
+        serve_bucket() as bucket,
+        serve_splits([*later, *labels]) as splits,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        bucket.put(TABLE, csv_of([*later, *labels]))
+        patch.setenv("LAION_FMRI_BUCKET_URL", bucket.url)
+        for url in (web.url, splits.url):
+            patch.setenv("LAION_FMRI_SPLITS_URL", url)
+            after = fetch_laion_splits(mode="overwrite", verbose=0)
+            assert after.splits == before.splits
+            assert after["ood"].train == pool
+
+
 def test_the_pool_of_a_subject_has_none_of_another(labels, web):
     ood = fetch_laion_splits("ood", "sub-03", verbose=0)["ood"]
     assert {n[-7:-4] for n in ood.train if n.startswith("unique_")} == {"p04"}
@@ -365,7 +469,7 @@ def test_a_bunch_finds_splits_by_name(web):
     assert list(data.random) == [data[name] for name in RANDOM]
     assert data["cluster_k5"][2] is data["cluster_k5_2"]
     assert set(data) == {
-        *("splits", "random", "cluster_k5", "pool", "source", "version"),
+        *("splits", "random", "cluster_k5", "pool", "source", "generation"),
         "description",
     }
     assert "five folds" in data.description
@@ -375,10 +479,38 @@ def test_a_bunch_finds_splits_by_name(web):
     assert pickle.loads(pickle.dumps(data)) == data == copy.deepcopy(data)
 
 
+@pytest.mark.parametrize(
+    ("names", "lacking"),
+    [
+        ("tau", ["random", "cluster_k5", "random_0", "ood"]),
+        (["random_0", "random_1", "random_2", "random_3"], ["random", "random_4"]),
+        ("cluster_k5", ["random", "tau"]),
+    ],
+)
+def test_what_was_not_fetched_is_no_key_and_its_access_says_what_to_fetch(
+    names, lacking, web
+):
+    data = fetch_laion_splits(names, "sub-01", verbose=0)
+    copies = [copy.copy(data), copy.deepcopy(data), pickle.loads(pickle.dumps(data))]
+    for bunch in (data, *copies):
+        assert bunch == data
+        for name in lacking:
+            words = rf"fetch_laion_splits\('{name}', 'sub-01'\)"
+            with pytest.raises(AttributeError, match=words):
+                getattr(bunch, name)
+            with pytest.raises(KeyError, match=words):
+                bunch[name]
+            assert name not in bunch
+            assert not hasattr(bunch, name)
+            assert getattr(bunch, name, "default") == "default"
+            assert name not in dir(bunch)
+            assert f"{name} " not in repr(bunch)
+
+
 def test_names_may_be_families_and_come_in_order(web):
     data = fetch_laion_splits(["tau", "cluster_k5", "cluster_k5_0"], verbose=0)
     assert list(data.splits) == ["tau", *CLUSTER]
-    assert data.random is None
+    assert "random" not in data
     assert len(data.cluster_k5) == 5
     assert list(fetch_laion_splits(pool="pooled", verbose=0).splits) == [
         *CLUSTER,
@@ -445,6 +577,7 @@ def test_masks_are_those_of_pandas(cached, web, trials, monkeypatch):
         trials["label"],
         list(trials["label"]),
         trials["label"].to_numpy(),
+        trials.set_index("label"),
         trials.set_index("label").index,
         trials.rename(columns={"label": "image_name"}),
         trials["label"].astype("category"),
@@ -458,12 +591,70 @@ def test_metadata_of_stimuli_are_masked_by_their_index(web, tau, labels):
     assert (tau.masks(table)[1] == pd.Index(labels).isin(tau.test)).all()
 
 
+def warned_of(function):
+    """Texts of warnings of a call, also of those that are the same."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        function()
+    return [str(warning.message) for warning in caught]
+
+
+def test_rows_in_neither_set_are_counted_with_their_pool(web, trials):
+    tau = fetch_laion_splits("tau", verbose=0)["tau"]
+    own, ood = (trials["label"].str.contains(x).sum() for x in ("^unique", "_OOD_"))
+    (text,) = warned_of(lambda: tau.masks(trials))
+    n_out = own + ood + 1
+    assert text == (
+        f"{n_out} of {len(trials)} rows are in neither set of <StimulusSplit 'tau' of "
+        f"pool 'shared': 6 train, 1 test>, and left out: {own} of images unique to "
+        f"sub-01, {ood} of OOD images, 1 of other labels. Images unique to a subject "
+        "are in the splits of that subject, as of fetch_laion_splits(pool='sub-01')."
+    )
+    assert warned_of(lambda: tau.masks(trials)) == [text]
+
+
+def test_the_pool_of_another_subject_is_named(cached, web):
+    trials = fetch_laion_fmri("sub-03", verbose=0, mode="offline").trials
+    regular = trials[~trials["label"].str.contains("_OOD_")]
+    folds = fetch_laion_splits("cluster_k5", "sub-01", verbose=0).cluster_k5
+    for split in folds:
+        try:
+            (text,) = warned_of(lambda split=split: split.masks(regular))
+        except InvalidQueryError:
+            continue
+        assert "of images unique to sub-03" in text
+        assert "pool 'sub-01'" in text
+        assert "fetch_laion_splits(pool='sub-03')" in text
+
+
+def test_images_of_later_sessions_are_counted_as_shared():
+    split = StimulusSplit(["a"], ["b"], "mine", "shared")
+    later = "shared_4rep_LAION_controversial_3.jpg"
+    with pytest.warns(UserWarning, match="1 of 3 rows .* 1 of other shared images"):
+        train, _ = split.masks(["a", "b", later])
+    assert train.tolist() == [True, False, False]
+
+
+def test_a_split_of_which_every_row_is_in_a_set_does_not_warn(trials, tau):
+    chosen = trials[trials["label"].isin(tau.train + tau.test)]
+    assert warned_of(lambda: tau.masks(chosen)) == []
+
+
+@pytest.mark.parametrize(
+    ("labels", "side"), [(["a", "x"], "test"), (["b"], "train"), ([], "train")]
+)
+def test_masks_of_which_one_is_empty_are_refused(labels, side):
+    split = StimulusSplit(["a"], ["b"], "mine", "shared")
+    with pytest.raises(InvalidQueryError, match=f"{len(labels)} rows shows a {side}"):
+        split.masks(labels)
+
+
 def test_null_labels_belong_to_neither():
     split = StimulusSplit(["a"], ["b"])
-    train, test = split.masks(["a", None, float("nan"), "b"])
+    with pytest.warns(UserWarning, match="2 of 4 rows .* 2 of other labels"):
+        train, test = split.masks(["a", None, float("nan"), "b"])
     assert train.tolist() == [True, False, False, False]
     assert test.tolist() == [False, False, False, True]
-    assert [len(mask) for mask in split.masks([])] == [0, 0]
 
 
 def test_a_bunch_stands_for_its_trials():
@@ -481,6 +672,7 @@ def test_a_bunch_stands_for_its_trials():
         (None, "trials is None"),
         ([1, 2], "trials holds 1"),
         ([["a.jpg"], "b"], "one label for each trial"),
+        ({"a.jpg", "b.jpg"}, "a label for each, in their order"),
     ],
 )
 def test_what_holds_no_labels_is_named(trials, words):
@@ -496,11 +688,24 @@ def test_what_holds_no_labels_is_named(trials, words):
         (["a"], [1], "test holds 1"),
         ("a", ["b"], "train is 'a'"),
         (["a"], None, "test is None"),
+        (["a"], {"b": 1}, "test is {'b': 1}; give a list of labels"),
+        (
+            pd.DataFrame({"label": ["a"]}),
+            ["b"],
+            "(?s)train is .*; give a list of labels",
+        ),
     ],
 )
 def test_a_split_is_of_different_labels(train, test, words):
     with pytest.raises(InvalidQueryError, match=words):
         StimulusSplit(train, test)
+
+
+def test_labels_of_a_set_are_in_the_order_of_text():
+    names = {f"image {i}.jpg" for i in range(9)}
+    split = StimulusSplit(names, frozenset({"y", "x"}))
+    assert split.train == sorted(names)
+    assert split.test == ["x", "y"]
 
 
 def test_a_split_decides_which_sessions_are_fetched(server, data_dir):
@@ -647,6 +852,76 @@ def test_grids_are_searched_on_folds_and_in_processes(betas, web):
     assert search.cv_results_["mean_test_score"][0] == pytest.approx(by_hand)
 
 
+@pytest.mark.parametrize("name", ["tau", "random"])
+def test_rows_left_out_are_told_once_for_each_call(cached, web, name):
+    """However often a search or a permutation test calls the splitter."""
+    data = fetch_laion_fmri("sub-01", ["FFA1"], verbose=0, mode="offline")
+    betas = load_betas(data, verbose=0)
+    x, labels = betas.data, betas.trials["label"]
+    y, given = x[:, 0], {"groups": labels}
+    cv = fetch_laion_splits(pool="sub-01", verbose=0)[name]
+    grid = {"alpha": [1.0, 10.0]}
+    texts = [
+        warned_of(lambda: cross_val_score(Ridge(), x, y, groups=labels, cv=cv)),
+        warned_of(lambda: GridSearchCV(Ridge(), grid, cv=cv).fit(x, y, groups=labels)),
+        warned_of(
+            lambda: permutation_test_score(
+                Ridge(), x, y, groups=labels, cv=cv, n_permutations=4
+            )
+        ),
+        warned_of(
+            lambda: cross_val_score(
+                GridSearchCV(Ridge(), grid, cv=cv),
+                *(x, y),
+                groups=labels,
+                params=given,
+                cv=GroupKFold(3),
+            )
+        ),
+    ]
+    for each in texts:
+        (text,) = each
+        assert "rows are in neither set of <Stimulus" in text
+        assert f"{name!r} of pool 'sub-01'" in text
+
+
+def test_rows_of_another_kind_are_told_in_the_same_line():
+    split = StimulusSplit(["a"], ["b"], "mine", "shared")
+    texts = []
+    for more in ("x", "unique_THINGS_a_p01.jpg", "unique_THINGS_a_p04.jpg", "x"):
+        rows = ["a", "b", more]
+        texts.append(warned_of(lambda rows=rows: list(split.split(rows, groups=rows))))
+    assert [len(text) for text in texts] == [1, 1, 1, 0]
+    assert "unique to sub-03" in texts[2][0]
+
+
+def test_the_line_of_a_warning_is_that_of_the_user(betas, tau):
+    x, y, trials = betas
+    with pytest.warns(UserWarning, match="in neither set") as caught:
+        cross_val_score(Ridge(), x, y, groups=trials["label"], cv=tau)
+    assert {warning.filename for warning in caught} == {__file__}
+
+
+@pytest.mark.parametrize("average_repeats", [False, True])
+def test_groups_of_betas_are_taken(cached, tau, average_repeats, tmp_path):
+    data = fetch_laion_fmri("sub-01", ["FFA1"], [1, 2], verbose=0, mode="offline")
+    betas = load_betas(data, average_repeats=average_repeats, verbose=0)
+    betas.save(tmp_path / "betas.npz")
+    y = betas.trials["label"].map(len).to_numpy(float)
+    expected = cross_val_score(
+        Ridge(), betas.data, y, groups=betas.trials["label"], cv=tau
+    )
+    for loaded in (betas, load_betas(tmp_path / "betas.npz")):
+        groups = loaded.groups["label"]
+        for given in (groups, list(groups), pd.Categorical(groups)):
+            scores = cross_val_score(Ridge(), loaded.data, y, groups=given, cv=tau)
+            assert (scores == expected).all()
+        wanted = y > np.median(y)
+        train, test = next(tau.split(y[wanted], groups=groups[wanted]))
+        assert set(groups[wanted][test]) <= set(tau.test)
+        assert set(groups[wanted][train]) <= set(tau.train)
+
+
 def test_metadata_routing_passes_labels_on(betas, tau):
     x, y, trials = betas
     with sklearn.config_context(enable_metadata_routing=True):
@@ -661,7 +936,9 @@ def test_metadata_routing_passes_labels_on(betas, tau):
     [
         (None, r"pass groups=trials\['label'\]"),
         (["a", "b"], "X has 3 rows, but groups has 2 labels"),
-        ([0, 1, 2], "groups holds 0; labels are names"),
+        ([0, 1, 2], r"groups holds 0; .* as in trials.* or betas.groups\['label'\]"),
+        (np.zeros(3, int), "groups holds 0"),
+        (["0", "1", "1"], "None of the 3 rows shows a train image"),
         (["b", "b", "c"], "None of the 3 rows shows a train image of <StimulusSplit"),
         (["a", "a", "c"], "None of the 3 rows shows a test image"),
     ],
@@ -685,7 +962,7 @@ def test_files_are_read_over_http_once(web, no_network_later):
         f"shared/{name}.json" for name in NAMES if name != "ood"
     )
     assert first.source["tau"] == web.url
-    assert first.version["random_2"] == "five folds, as since 2026-09-28"
+    assert first.generation["random_2"] == "b"
     file = json.loads(web.files["shared/tau.json"])
     assert first["tau"].test == file["variants"][0]["test_ids"]
     web.requests.clear()
@@ -765,12 +1042,12 @@ def test_overwrite_reads_again(web):
         assert split.test == variant["train_ids"]
 
 
-def test_the_source_and_version_are_told(web, capsys):
+def test_the_source_and_generation_are_told(web, capsys):
     fetch_laion_splits(["tau", "random", "ood"])
     told = capsys.readouterr().err.splitlines()[-1]
     assert told == (
-        f"7 splits of pool 'shared', 7 images; tau, random (five folds, as since "
-        f"2026-09-28): {web.url}; ood: labels of the stimulus table"
+        f"7 splits of pool 'shared', 7 images; tau, random (generation 'b'): "
+        f"{web.url}; ood: labels of the stimulus table"
     )
     fetch_laion_splits("tau", verbose=0)
     assert capsys.readouterr().err == ""
@@ -935,33 +1212,28 @@ def test_without_bucket_and_table_it_is_the_bucket_that_is_missed(
         fetch_laion_splits("tau", verbose=0)
 
 
-def test_a_password_in_an_address_is_not_shown(bucket_alone, monkeypatch):
+def test_a_password_in_an_address_is_refused_and_not_shown(bucket_alone, monkeypatch):
     url = "http://ada:secret@127.0.0.1:9/splits"
     monkeypatch.setenv("LAION_FMRI_SPLITS_URL", url)
-    with pytest.raises(DownloadError, match="http://127.0.0.1:9/splits") as caught:
+    with pytest.raises(InvalidQueryError, match="without a login") as caught:
         fetch_laion_splits("tau", verbose=0)
     assert "secret" not in str(caught.value)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs permissions")
 def test_a_directory_that_cannot_be_written_takes_splits_from_a_folder(
-    bucket_alone, pool, monkeypatch
+    bucket_alone, pool, monkeypatch, tmp_path
 ):
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name, "laion_fmri")
-        fetch_laion_stimulus_metadata(data_dir=folder, verbose=0)
-        write_files(Path(name, "named"), "shared", {"tau": tau_of(pool, 1)})
-        monkeypatch.setenv("LAION_FMRI_SPLITS", f"{name}/named")
-        for path in (Path(name), *Path(name).rglob("*")):
-            path.chmod(0o555 if path.is_dir() else 0o444)
-        with unprivileged():
-            if not os.access(folder, os.X_OK):
-                pytest.skip("temporary folders lie where only root may enter")
-            with pytest.warns(UserWarning, match="cannot be written"):
-                data = fetch_laion_splits("tau", data_dir=folder, verbose=0)
-        assert data["tau"].test == [pool[1]]
-        for path in (Path(name), *Path(name).rglob("*")):
-            path.chmod(0o755)
+    folder = tmp_path / "laion_fmri"
+    fetch_laion_stimulus_metadata(data_dir=folder, verbose=0)
+    write_files(tmp_path / "named", "shared", {"tau": tau_of(pool, 1)})
+    monkeypatch.setenv("LAION_FMRI_SPLITS", str(tmp_path / "named"))
+    with (
+        unwritable(tmp_path, *tmp_path.rglob("*")),
+        pytest.warns(UserWarning, match="cannot be written"),
+    ):
+        data = fetch_laion_splits("tau", data_dir=folder, verbose=0)
+    assert data["tau"].test == [pool[1]]
 
 
 # --- Servers -----------------------------------------------------------------------
@@ -1184,18 +1456,125 @@ def test_clusters_must_be_a_partition(web, data_dir):
     assert kept(data_dir) == []
 
 
-def test_random_splits_before_their_correction_warn(web, pool):
-    for i in range(5):
-        test = pool[:1] if i < 2 else pool[i : i + 1]
-        train = [image for image in pool if image not in test]
-        web.files[f"shared/random_{i}.json"] = split_file(f"random_{i}", train, test)
-    for mode in ("download_new", "offline"):
-        with pytest.warns(UserWarning, match="independent draws, not five folds"):
-            data = fetch_laion_splits("random_4", mode=mode, verbose=0)
-        assert data.version == {"random_4": "independent draws, as before 2026-09-28"}
+def draws_of(images):
+    """Files of five random draws that are no folds."""
+    return {
+        f"random_{i}": split_file(
+            f"random_{i}",
+            [image for image in images if image != images[max(i, 1)]],
+            [images[max(i, 1)]],
+            params={"method": "uniform_random", "seed": i},
+        )
+        for i in range(5)
+    }
+
+
+def folds_of_generation(images, revision=None):
+    """Files of five folds, with the parameters that the published ones have."""
+    params = {"method": "shuffled_5fold_cv", "k": 5, "seed": 42}
+    if revision:
+        params["revision"] = revision
+    sizes = [len(images) // 5 + (i < len(images) % 5) for i in range(5)]
+    files = folds_of(images, sizes, "random")
+    for i, (name, file) in enumerate(files.items()):
+        content = {**json.loads(file), "params": {**params, "fold": i}}
+        files[name] = json.dumps(content).encode()
+    return files
+
+
+def put(web, pool, files):
+    web.files.update({f"{pool}/{name}.json": file for name, file in files.items()})
+
+
+@pytest.mark.parametrize(
+    ("pool_name", "make", "generation", "words"),
+    [
+        ("shared", draws_of, "a", "no folds: some images are tested on several times"),
+        ("sub-01", draws_of, "a", "no folds: some images are tested on several times"),
+        ("shared", folds_of_generation, "b", None),
+        ("sub-01", folds_of_generation, "b", "known duplicates leak"),
+        ("sub-01", lambda images: folds_of_generation(images, 2), "c", None),
+        (
+            "shared",
+            lambda images: folds_of_generation(images, 2),
+            "revision 2",
+            "does not know; update it",
+        ),
+        (
+            "sub-01",
+            lambda images: folds_of_generation(images, 3),
+            "revision 3",
+            "does not know; update it",
+        ),
+    ],
+)
+def test_generations_of_random_splits_are_told_and_former_ones_warn(
+    pool_name, make, generation, words, web, labels, pool
+):
+    own = [n for n in labels if n.endswith("_p01.jpg")] if pool_name != "shared" else []
+    put(web, pool_name, make(sorted(pool + own)))
+    for mode in ("download_new", "overwrite", "offline"):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            data = fetch_laion_splits("random", pool_name, mode=mode, verbose=0)
+        texts = [str(warning.message) for warning in caught]
+        assert len(texts) == (words is not None)
+        if words:
+            assert words in texts[0]
+            assert f"pool {pool_name!r} from {web.url}" in texts[0]
+        assert set(data.generation.values()) == {generation}
+        assert data["random_1"].generation == data.random.generation == generation
+    copied = pickle.loads(pickle.dumps(data["random_1"]))
+    assert copied == data["random_1"]
+    assert copied.generation == generation
+
+
+def test_a_warning_of_a_former_generation_says_how_to_get_the_current_one(
+    web, pool, tmp_path, monkeypatch
+):
+    """What is kept stays until it is overwritten from a source that was updated."""
+    write_files(tmp_path / "old", "shared", draws_of(pool))
+    monkeypatch.setenv("LAION_FMRI_SPLITS", str(tmp_path / "old"))
+    advice = "unset LAION_FMRI_SPLITS if it names it; then use mode='overwrite'"
+    with pytest.warns(UserWarning, match=advice):
+        old = fetch_laion_splits("random", verbose=0)
+    monkeypatch.delenv("LAION_FMRI_SPLITS")
+    with pytest.warns(UserWarning, match=f"current ones, 'b'.* {advice}"):
+        assert fetch_laion_splits("random", verbose=0) == old
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        new = fetch_laion_splits("random", mode="overwrite", verbose=0)
+        assert fetch_laion_splits("random", verbose=0) == new
         fetch_laion_splits(["tau", "cluster_k5"], verbose=0)
+    assert new.generation["random_0"] == "b"
+
+
+@pytest.mark.parametrize("revisions", [(None, 2), (2, None)])
+def test_random_splits_of_several_generations_are_refused(
+    revisions, web, labels, pool, data_dir
+):
+    images = sorted(pool + [n for n in labels if n.endswith("_p01.jpg")])
+    first, others = (folds_of_generation(images, revision) for revision in revisions)
+    put(web, "sub-01", {**others, "random_0": first["random_0"]})
+    with pytest.raises(CorruptImageError, match="not of one generation"):
+        fetch_laion_splits("random", "sub-01", verbose=0)
+    assert kept(data_dir) == []
+
+
+def test_folds_that_are_no_partition_are_refused(web, pool, data_dir):
+    """Files that say that they are folds are not taken for the draws of May 2026."""
+    files = folds_of_generation(pool)
+    test = json.loads(files["random_1"])["variants"][0]["test_ids"]
+    files["random_0"] = split_file(
+        "random_0",
+        [image for image in pool if image not in test],
+        test,
+        params={"method": "shuffled_5fold_cv", "fold": 0},
+    )
+    put(web, "shared", files)
+    with pytest.raises(CorruptImageError, match="tested on twice, or never"):
+        fetch_laion_splits("random", verbose=0)
+    assert kept(data_dir) == []
 
 
 @pytest.mark.parametrize(
@@ -1312,7 +1691,9 @@ def test_an_archive_that_cannot_be_unpacked_is_named(
 
 
 def test_the_command_lists_splits(web, capsys):
-    assert main(["splits", "--pool", "sub-01", "--names", "tau", "ood", "-q"]) == 0
+    assert (
+        main(["fetch-splits", "--pool", "sub-01", "--names", "tau", "ood", "-q"]) == 0
+    )
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(maxsplit=3) for line in lines] == [
         ["split", "train", "test", "source"],
@@ -1322,22 +1703,22 @@ def test_the_command_lists_splits(web, capsys):
 
 
 def test_the_command_prints_json(web, capsys):
-    main(["splits", "--json", "-q"])
+    main(["fetch-splits", "--json", "-q"])
     rows = json.loads(capsys.readouterr().out)
     assert [row["name"] for row in rows] == NAMES
     split = fetch_laion_splits("tau", verbose=0)["tau"]
     assert {"name": "tau", "train": split.train, "test": split.test} == {
         key: rows[10][key] for key in ("name", "train", "test")
     }
-    assert rows[0]["version"] == "five folds, as since 2026-09-28"
+    assert rows[0]["generation"] == "b"
 
 
 def test_the_command_names_what_is_wrong(web, capsys):
-    assert main(["splits", "--names", "tao"]) == 2
+    assert main(["fetch-splits", "--names", "tao"]) == 2
     assert "did you mean 'tau'" in capsys.readouterr().err
-    assert main(["splits", "--names", "tau", "--ood-types", "shape"]) == 2
+    assert main(["fetch-splits", "--names", "tau", "--ood-types", "shape"]) == 2
     assert "--ood-types is given" in capsys.readouterr().err
-    assert main(["splits", "--ood-types", "shape", "--names", "ood", "-q"]) == 0
+    assert main(["fetch-splits", "--ood-types", "shape", "--names", "ood", "-q"]) == 0
     assert capsys.readouterr().out.splitlines()[1].split()[2] == "1"
 
 
@@ -1366,6 +1747,21 @@ def test_the_doctor_reads_a_split(web, package, pool, tmp_path, monkeypatch):
     web.requests.clear()
     assert splits_point()["state"] == "ok"
     assert web.requests == []
+
+
+def test_the_doctor_tells_the_revision_of_random_splits(web, tmp_path, monkeypatch):
+    def point():
+        return next(p for p in doctor(timeout=5) if p["point"] == "random splits")
+
+    assert point()["state"] == "ok"
+    assert point()["found"] == f"revision 2 from {web.url}/sub-01/random_0.json"
+    former = split_file("random_0", ["a.jpg"], ["b.jpg"], params={"fold": 0})
+    write_files(tmp_path / "old", "sub-01", {"random_0": former})
+    write_files(tmp_path / "old", "shared", {"tau": tau_of(["a.jpg", "b.jpg"], 1)})
+    monkeypatch.setenv("LAION_FMRI_SPLITS", str(tmp_path / "old"))
+    assert point()["state"] == "note"
+    assert point()["found"] == f"no revision from the folder {tmp_path / 'old'}"
+    assert "Update or remove that source" in point()["advice"]
 
 
 def test_the_doctor_notes_that_nothing_has_splits(bucket_alone):

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import hashlib
 import io
 import os
+import re
+import subprocess
+import sys
 import threading
 import warnings
 from pathlib import Path
@@ -115,6 +119,11 @@ def labels(bucket_folder):
     )
 
 
+SOURCES = ResultFilter(source="ai") | {"source": "humans"}
+DATASETS = ResultFilter(dataset="NSD") & ~ResultFilter(dataset="LOAIN")
+LOCALIZED = ResultFilter(localized=1) | {"localized": "1"}
+
+
 def put_table(server, table):
     server.put(STIMULUS_TABLE, table.to_csv(index=False).encode())
 
@@ -197,7 +206,7 @@ def test_metadata_in_the_order_of_the_archive(granted, published):
 
 def test_metadata_aligns_with_trials(granted, labels):
     trials = fetch_laion_fmri("sub-01", sessions=[1, 2], rois=None, verbose=0).trials
-    data = fetch(names=trials["label"])
+    data = fetch(labels=trials["label"])
 
     shown = data.metadata.loc[trials["label"]]
     assert len(shown) == len(trials)
@@ -207,7 +216,7 @@ def test_metadata_aligns_with_trials(granted, labels):
         theirs = trials[field].astype(object).where(trials[field].notna(), None)
         ours = shown[field].astype(object).where(shown[field].notna(), None)
         assert list(ours) == list(theirs), field
-    for same in (fetch(trials), fetch(trials=trials), fetch(data.metadata)):
+    for same in (fetch(trials), fetch(labels=trials), fetch(data.metadata)):
         pd.testing.assert_frame_equal(same.metadata, data.metadata)
         assert same.query == data.query
 
@@ -257,11 +266,12 @@ def test_names_with_filter_and_limit(granted):
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        ({"names": [PNG[:-4]]}, PNG),
-        ({"names": 3}, "names"),
-        ({"names": [3]}, "names"),
-        ({"names": pd.DataFrame({"run": [1]})}, "label"),
-        ({"names": [PNG], "trials": pd.DataFrame({"label": [PNG]})}, "one of them"),
+        ({"labels": [PNG[:-4]]}, PNG),
+        ({"labels": 3}, "labels"),
+        ({"labels": [3]}, "labels"),
+        ({"labels": pd.DataFrame({"run": [1]})}, "column 'label'"),
+        ({"trials": pd.DataFrame({"label": [PNG]})}, "trials"),
+        ({"standardize": "zscore"}, "argument of fetch_laion_betas, load_betas"),
         ({"datset": "OOD"}, "dataset"),
         ({"stimulus_filter": {"rep": 3}}, "n_reps"),
         ({"mode": "onlin"}, "offline"),
@@ -327,12 +337,7 @@ def test_a_dry_run_where_the_bucket_does_not_list_the_archive(
     access.answers[MANIFEST] = (
         200,
         {},
-        {
-            "dataset": "LAION-fMRI",
-            "current_terms_version": "2026-05-12",
-            "versions": ["v1"],
-            "files": [file],
-        },
+        {"current_terms_version": "2026-05-12", "files": [file]},
     )
     assert fetch(dry_run=True).plan_size == 3_200_000_000
     access.answers[MANIFEST] = (500, {}, b"")
@@ -372,7 +377,7 @@ def test_the_table_is_the_same_by_both_fetchers(granted):
     table = metadata(unique_or_shared="shared")
     pd.testing.assert_frame_equal(table.metadata, images.metadata)
     assert table.query == {
-        "names": None,
+        "labels": None,
         "stimulus_filter": images.query["stimulus_filter"],
     }
     offline = metadata([PNG, SCREENSHOT], mode="offline")
@@ -474,13 +479,13 @@ def test_nothing_passes(server, data_dir):
 
 
 @pytest.mark.parametrize("fetch_one", [metadata, captions, segmentations])
-def test_a_bunch_in_the_place_of_names(server, data_dir, fetch_one):
+def test_a_bunch_in_the_place_of_labels(server, data_dir, fetch_one):
     given = Bunch(images=["a.nii.gz"], trials=pd.DataFrame({"label": [PNG]}))
-    with pytest.raises(InvalidQueryError, match=r"names is a Bunch .* data\.trials"):
+    with pytest.raises(InvalidQueryError, match=r"labels is a Bunch .* data\.trials"):
         fetch_one(given)
-    with pytest.raises(InvalidQueryError, match=r"trials is a Bunch .* data\.metadata"):
-        fetch_one(trials=Bunch(metadata=pd.DataFrame()))
-    with pytest.raises(InvalidQueryError, match="names is a dict with 3; give names"):
+    with pytest.raises(InvalidQueryError, match=r"labels is a Bunch .* data\.metadata"):
+        fetch_one(labels=Bunch(metadata=pd.DataFrame()))
+    with pytest.raises(InvalidQueryError, match="labels is a dict with 3; give labels"):
         fetch_one({3: 4})
 
 
@@ -1016,7 +1021,7 @@ def test_captions(server, data_dir, bucket_folder):
     ai = captions(names, caption_filter={"source": "ai"})
     assert ai.image_names == names
     assert set(ai.captions["image_name"]) == {names[2]}
-    for bad in ({"names": ["nowhere.jpg"]}, {"sourc": "human"}):
+    for bad in ({"labels": ["nowhere.jpg"]}, {"sourc": "human"}):
         with pytest.raises(InvalidQueryError):
             captions(**bad)
 
@@ -1055,7 +1060,7 @@ def test_embeddings(server, data_dir, bucket_folder):
     assert some.valid["SigLIP2"].tolist() == [True] * 4
     downloaded = {key for _, key, _ in server.requests if key}
     assert downloaded == {embeddings_id("SigLIP2"), embeddings_id("CLIP")}
-    for bad in ({"models": "CLIPP"}, {"models": []}, {"names": ["x.jpg"]}):
+    for bad in ({"models": "CLIPP"}, {"models": []}, {"labels": ["x.jpg"]}):
         with pytest.raises(InvalidQueryError):
             embeddings(**bad)
 
@@ -1197,3 +1202,229 @@ def test_a_data_directory_that_cannot_be_written(granted, monkeypatch, data_dir)
         pd.testing.assert_frame_equal(fetch([PNG]).metadata, before.metadata)
     with pytest.warns(UserWarning, match="cannot be written"):
         pd.testing.assert_frame_equal(captions([PNG]).captions, caption.captions)
+
+
+# ---------------------------------------------------------------- tables with flaws
+
+
+CALLS = {
+    "captions": (captions, CAPTIONS, {"caption_idx": 1}),
+    "segmentations": (
+        lambda **query: segmentations(masks=False, **query),
+        SEGMENTATIONS_TABLE,
+        {"instance_id": 0},
+    ),
+    "metadata": (metadata, STIMULUS_TABLE, {"n_reps": 12}),
+}
+
+
+@pytest.fixture(params=CALLS)
+def flawed(request, server, data_dir):
+    """A call, its table on disk, a term on one of its columns, and what it returned."""
+    call, path, term = CALLS[request.param]
+    return lambda **query: call(mode="offline", **query)[request.param], (
+        data_dir / path,
+        term,
+        call()[request.param],
+    )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: "\ufeff" + text,
+        lambda text: text.replace("\n", "\r\n"),
+        lambda text: text.replace("image_name", " image_name "),
+        lambda text: text.replace("\n", ",\n"),
+        lambda text: text + "\n\n",
+    ],
+)
+def test_a_table_in_another_spelling_is_read(flawed, change):
+    call, (file, _, expected) = flawed
+    file.write_bytes(change(file.read_text()).encode())
+    pd.testing.assert_frame_equal(call(), expected)
+
+
+def test_a_table_that_is_not_utf8_is_read(flawed):
+    call, (file, _, expected) = flawed
+    first, rest = file.read_text().split("\n", 1)
+    file.write_bytes(
+        f"{first},note\n{rest.replace(chr(10), ',é' + chr(10))}".encode("latin-1")
+    )
+    changed = call()
+    assert (changed["note"] == "é").all()
+    pd.testing.assert_frame_equal(changed[list(expected)], expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda row: row + ",x", "line 4: it has .* cells for"),
+        (lambda row: row + "\0", "line 4: .*NUL byte"),
+        (lambda row: row.replace(",", ',"', 1), "line .*(end of data|expected after)"),
+        (lambda row: re.sub(r"[^,]*\.(jpg|png)(?=,)", "", row), "line 4: .*image_name"),
+    ],
+)
+def test_a_row_that_cannot_be_read_is_named(flawed, change, words):
+    call, (file, _, _) = flawed
+    rows = file.read_text().splitlines()
+    rows[3] = change(rows[3])
+    file.write_text("\n".join(rows))
+    with pytest.raises(CorruptImageError, match=f"{file.name} is broken.*{words}"):
+        call()
+
+
+def test_flaws_of_a_table_stop_only_a_filter_that_needs_them(flawed):
+    call, (file, term, expected) = flawed
+    rows = file.read_text().splitlines()
+    (name,) = term
+    place = rows[0].split(",").index(name)
+    at = next(i for i in range(3, len(rows)) if '"' not in rows[i])
+    rows[at] = ",".join(rows[at].split(",")[:place])
+    file.write_text("\n".join(rows))
+    with pytest.warns(UserWarning, match=f"flawed .line {at + 1}: it ends early"):
+        assert len(call()) == len(expected)
+    with pytest.raises(CorruptImageError, match=f"line {at + 1}, column {name}"):
+        call(**term)
+
+
+def test_a_cell_that_is_not_a_number_is_null(server, data_dir):
+    n_masks = len(segmentations(masks=False).segmentations)
+    file = data_dir / SEGMENTATIONS_TABLE
+    table = pd.read_csv(file, dtype=str)
+    table.loc[2, "localized"] = "yes"
+    table.to_csv(file, index=False)
+    with pytest.warns(UserWarning, match="line 4: localized is 'yes', not a whole"):
+        rows = segmentations(masks=False, mode="offline").segmentations
+    assert len(rows) == n_masks
+    assert rows["localized"].isna().sum() == 1
+    with pytest.raises(CorruptImageError, match="line 4, column localized"):
+        segmentations(masks=False, mode="offline", localized=1)
+
+
+def test_columns_named_as_fields_of_ours_do_not_replace_them(flawed):
+    call, (file, _, expected) = flawed
+    first, *rows = file.read_text().splitlines()
+    rows = [f"{first},label,h5_index", *(f"{row},dog,7" for row in rows)]
+    file.write_text("\n".join(rows))
+    changed = call()
+    pd.testing.assert_frame_equal(changed[list(expected)], expected)
+    assert (changed["table_label"] == "dog").all()
+    assert (changed["table_h5_index"].astype(int) == 7).all()
+    assert metadata(changed, allow_missing=True).metadata.index[0] in set(
+        expected.get("image_name", expected.index)
+    )
+
+
+# ---------------------------------------------------------------- names and terms
+
+
+@pytest.mark.parametrize("call", [fetch, metadata, captions, embeddings, segmentations])
+@pytest.mark.parametrize("labels", [{SCREENSHOT, PNG}, frozenset({PNG})])
+def test_a_set_of_labels_is_refused(granted, server, call, labels):
+    with pytest.raises(
+        InvalidQueryError, match="labels is a (frozen)?set, whose order"
+    ):
+        call(labels=labels)
+
+
+def test_views_of_a_dict_have_an_order(server, data_dir):
+    labels = dict.fromkeys([SCREENSHOT, PNG])
+    assert list(metadata(labels.keys()).metadata.index) == [SCREENSHOT, PNG]
+
+
+def test_models_may_be_a_set_whose_order_does_not_matter(server, data_dir):
+    models = {"SigLIP2", "CLIP", "PEcore"}
+    assert list(embeddings(models, PNG).files) == ["CLIP", "PEcore", "SigLIP2"]
+
+
+@pytest.mark.parametrize(
+    ("call", "query", "words"),
+    [
+        (captions, {"caption_filter": SOURCES}, "source is ai, human"),
+        (metadata, {"stimulus_filter": DATASETS}, "dataset is LAION, NSD"),
+        (
+            segmentations,
+            {"segmentation_filter": LOCALIZED, "masks": False},
+            "localized is",
+        ),
+    ],
+)
+def test_a_term_that_no_row_fulfils_is_warned_of(server, data_dir, call, query, words):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        call(**query)
+    (text,) = [str(one.message) for one in caught]
+    (name, *_) = query
+    assert re.match(f"Nothing fulfils .*, a part of {name}.*{words}", text)
+
+
+# Files that others hold, and what is no damage
+
+
+@pytest.fixture
+def locked(monkeypatch):
+    """Lock files as HDF5 finds them where others hold them, or locks do not work."""
+    fcntl = pytest.importorskip("fcntl")
+    monkeypatch.delenv("HDF5_USE_FILE_LOCKING", raising=False)
+    with contextlib.ExitStack() as held:
+
+        def lock(file):
+            stream = held.enter_context(open(file, "r+b"))
+            fcntl.flock(stream, fcntl.LOCK_EX)
+
+        yield lock
+
+
+def test_files_are_read_though_others_hold_locks(granted, locked, data_dir):
+    chosen = fetch(max_images=3)
+    clip = embeddings("CLIP")
+    locked(chosen.archive)
+    locked(clip.files["CLIP"])
+    assert len(load_stimuli(chosen, size=8)) == 3
+    assert len(fetch(max_images=2).metadata) == 2
+    again = embeddings("CLIP", mode="offline")
+    assert np.array_equal(again.embeddings["CLIP"], clip.embeddings["CLIP"])
+
+
+WRITER = """
+import h5py, sys
+with h5py.File(sys.argv[1], "r+", libver="latest") as file:
+    file.flush()
+    print("open", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_file_that_another_program_writes_to_is_not_called_damaged(granted):
+    chosen = fetch(max_images=3)
+    with h5py.File(chosen.archive) as file:
+        images = file["images"][()]
+    with h5py.File(chosen.archive, "w", libver="latest") as file:
+        file.create_dataset("images", data=images, dtype=h5py.vlen_dtype(np.uint8))
+    command = [sys.executable, "-c", WRITER, chosen.archive]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as writer:
+        assert writer.stdout.readline() == "open\n"
+        with pytest.raises(OSError, match="open for write") as error:
+            load_stimuli(chosen, size=8)
+        writer.communicate("")
+    assert not isinstance(error.value, CorruptImageError)
+    assert "overwrite" not in str(error.value)
+    assert len(load_stimuli(chosen, size=8)) == 3
+
+
+def test_too_few_open_files_are_no_damage(granted):
+    resource = pytest.importorskip("resource")
+    chosen = fetch(max_images=3)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    load_stimuli(chosen, size=8)
+    with contextlib.ExitStack() as held:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
+        held.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        with contextlib.suppress(OSError):
+            while True:
+                held.enter_context(open(os.devnull))
+        with pytest.raises(OSError, match=r"(?i)too many open files") as error:
+            load_stimuli(chosen, size=8)
+    assert "overwrite" not in str(error.value)

@@ -23,18 +23,20 @@ from nilearn.maskers import SurfaceMasker
 from nilearn.surface import SurfaceImage
 
 from laion_fmri_fetchers import (
-    BucketError,
-    CorruptImageError,
-    DownloadError,
-    InvalidQueryError,
-    LicenseNotAcceptedError,
-    NotCachedError,
     fetch_laion_fmri,
     fetch_laion_surfaces,
     project_to_surface,
     verify_cache,
 )
 from laion_fmri_fetchers.demo import serve_bucket
+from laion_fmri_fetchers.exceptions import (
+    BucketError,
+    CorruptImageError,
+    DownloadError,
+    InvalidQueryError,
+    LicenseNotAcceptedError,
+    NotCachedError,
+)
 from laion_fmri_fetchers.storage.bunch import Result
 
 SURF = "derivatives/freesurfer/sub-01/surf"
@@ -136,7 +138,7 @@ def test_without_rois_no_mask_is_downloaded(server, data_dir):
     surfaces = fetch(1, rois=None)
     assert gets(server) == GEOMETRY | ROOT
     assert surfaces.roi_masks == {}
-    assert surfaces.query == {"subject": "sub-01", "rois": []}
+    assert surfaces.query == {"subjects": ["sub-01"], "rois": []}
 
 
 def test_again_nothing_is_downloaded_and_offline_gives_the_same(
@@ -575,19 +577,27 @@ def test_a_template_that_nilearn_cannot_download_is_an_error_that_says_how(
         project(linear_volume(), surfaces, target="fsaverage6")
 
 
+def test_several_subjects_are_a_bunch_of_each(server, data_dir):
+    for subjects in (["01", 3], "all"):
+        found = fetch(subjects, rois=iter(["FFA1"]))
+        assert {"sub-01", "sub-03"} <= {*found}
+        for name, surfaces in found.items():
+            assert surfaces.subject == name
+            assert surfaces.query == {"subjects": [name], "rois": ["FFA1"]}
+
+
 # ---------------------------------------------------------------- what is wrong
 
 
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        ({"subject": "sub-1a"}, "subject is 'sub-1a'.*did you mean 'sub-01'"),
-        ({"subject": "sub-02"}, "no subject 'sub-02'; there are sub-01, sub-03"),
-        ({"subject": ["sub-01"]}, r"subject is \['sub-01'\]; give one"),
-        ({"subject": "all"}, "subject is 'all'; give one"),
-        ({"subject": 1, "rois": "FFA3"}, "no ROI FFA3; did you mean 'FFA1' or 'FFA2'"),
-        ({"subject": 1, "rois": "AFP1"}, "sub-01 has no ROI AFP1"),
-        ({"subject": 1, "mode": "ofline"}, "did you mean 'offline'"),
+        ({"subjects": "sub-1a"}, "subjects holds 'sub-1a'; give 'sub-01'"),
+        ({"subjects": "sub-02"}, "no subject 'sub-02'; there are sub-01, sub-03"),
+        ({"subjects": []}, "subjects is empty"),
+        ({"subjects": 1, "rois": "FFA3"}, "no ROI FFA3; did you mean 'FFA1' or 'FFA2'"),
+        ({"subjects": 1, "rois": "AFP1"}, "sub-01 has no ROI AFP1"),
+        ({"subjects": 1, "mode": "ofline"}, "did you mean 'offline'"),
     ],
 )
 def test_a_wrong_name_gets_the_nearest(server, data_dir, args, words):

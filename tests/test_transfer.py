@@ -26,7 +26,7 @@ from pathlib import Path
 
 import fault_server as faults
 import pytest
-from conftest import unprivileged
+from conftest import unwritable
 from fault_server import FaultServer, always, etag_of, fine
 from filelock import FileLock
 from policies import set_policy
@@ -575,7 +575,7 @@ def test_a_body_that_begins_fast_and_drips_is_given_up(folder, monkeypatch):
         download = Download("file", url, folder / "files" / "file", 4 * MIB, "opaque")
         (failed,) = fetch(download, folder, timeout=0.5)
     assert failed["id"] == "file"
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 60
 
 
 def test_headers_that_drip_are_given_up(folder, monkeypatch):
@@ -585,7 +585,7 @@ def test_headers_that_drip_are_given_up(folder, monkeypatch):
         download = Download("file", url, folder / "files" / "file", 10, "0" * 32)
         (failed,) = fetch(download, folder, timeout=0.5)
     assert failed["reason"] == "no byte for 0.5 s (2 times)"
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 60
 
 
 def test_the_server_is_waited_for_as_it_asks(server, folder):
@@ -702,12 +702,15 @@ def test_a_place_that_cannot_be_written(server, folder):
     assert_whole(server, download)
 
 
-def test_a_partial_folder_that_cannot_be_written(server, reachable):
-    (reachable / "partial").mkdir(mode=0o555)
-    download = a_download(server, reachable)
-    with unprivileged(), pytest.raises(DataDirectoryError) as caught:
-        fetch(download, reachable)
-    assert f"The folder {reachable / 'partial'} cannot be written" in str(caught.value)
+def test_a_partial_folder_that_cannot_be_written(server, folder):
+    (folder / "partial").mkdir(parents=True)
+    download = a_download(server, folder)
+    with (
+        unwritable(folder / "partial"),
+        pytest.raises(DataDirectoryError) as caught,
+    ):
+        fetch(download, folder)
+    assert f"The folder {folder / 'partial'} cannot be written" in str(caught.value)
     assert server.requests == []
 
 
@@ -725,15 +728,13 @@ def small_disk(folder):
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def test_a_folder_that_cannot_be_written_is_seen_before_the_download(server, reachable):
-    folder = reachable / "func"
-    folder.mkdir()
-    (reachable / "partial").mkdir()
-    (reachable / "partial").chmod(0o777)
-    download = a_download(server, reachable)._replace(path=folder / "file")
-    with unprivileged():
-        (failed,) = fetch(download, reachable)
-    assert f"the folder {folder} cannot be written: permission" in failed["reason"]
+def test_a_folder_that_cannot_be_written_is_seen_before_the_download(server, folder):
+    func = folder / "func"
+    func.mkdir(parents=True)
+    download = a_download(server, folder)._replace(path=func / "file")
+    with unwritable(func):
+        (failed,) = fetch(download, folder)
+    assert f"the folder {func} cannot be written: permission" in failed["reason"]
     assert server.requests == []
 
 
@@ -1135,11 +1136,11 @@ transfer.download_files(
     assert left(folder) == []
 
 
-def times_of_requests(server, folder, monkeypatch):
-    """Fetch a file of eight ranges, each answered late; one core may be used."""
+def times_of_requests(server, folder, monkeypatch, fault):
+    """Fetch a file of eight ranges; one core may be used."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)
     download = a_download(server, folder, size=8 * RANGE)
-    server.faults["file"] = [always(faults.wait(0.4))]
+    server.faults["file"] = [always(fault)]
     times = []
     server.on_request = lambda key: times.append(time.monotonic())
     assert fetch(download, folder, n_connections=8) == []
@@ -1148,31 +1149,32 @@ def times_of_requests(server, folder, monkeypatch):
 
 
 def test_a_line_that_is_the_limit_gets_all_connections(server, folder, monkeypatch):
-    set_policy(monkeypatch, watch_every=0.2, busy=1.0)
-    times = times_of_requests(server, folder, monkeypatch)
+    set_policy(monkeypatch, watch_every=1.0, busy=1.0)
+    all_are_asked_for = threading.Barrier(8, timeout=60)
+    times = times_of_requests(
+        server, folder, monkeypatch, lambda reply: all_are_asked_for.wait()
+    )
     # One at first, the others at the first look and before the first answer.
     assert len(times) == 8
-    assert times[1] > 0.15
-    assert times[7] < times[1] + 0.4
+    assert times[1] > 0.5
 
 
 def test_cores_that_are_the_limit_get_a_connection_each(server, folder, monkeypatch):
     set_policy(monkeypatch, watch_every=0.05, busy=0.0, busy_for=60.0)
-    times = times_of_requests(server, folder, monkeypatch)
+    times = times_of_requests(server, folder, monkeypatch, faults.wait(0.4))
     assert len(times) == 8
     assert all(b - a > 0.35 for a, b in itertools.pairwise(times))
 
 
 def test_small_files_get_all_connections_at_once(server, folder, monkeypatch):
-    set_policy(monkeypatch, watch_every=1.0, busy=0.0, busy_for=60.0)
+    set_policy(monkeypatch, watch_every=100.0, busy=0.0, busy_for=200.0)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)
     downloads = [a_download(server, folder, f"file{i}", size=100) for i in range(8)]
+    all_are_asked_for = threading.Barrier(8, timeout=60)
     for download in downloads:
-        server.faults[download.id] = [faults.wait(0.4)]
-    times = []
-    server.on_request = lambda key: times.append(time.monotonic())
+        server.faults[download.id] = [lambda reply: all_are_asked_for.wait()]
     assert fetch(downloads, folder, n_connections=8) == []
-    assert max(times) - min(times) < 0.4
+    assert not all_are_asked_for.broken
 
 
 @pytest.mark.parametrize("fault", [faults.stall(100), faults.wait(60.0), fine])

@@ -18,11 +18,7 @@ import pandas as pd
 import pytest
 
 from laion_fmri_fetchers import (
-    HeldOutSessionError,
-    InvalidQueryError,
-    NotCachedError,
     NotNull,
-    UnsafeKeyError,
     fetch_laion_fmri,
     fetch_laion_fmri_ids,
     get_subjects,
@@ -32,6 +28,12 @@ from laion_fmri_fetchers import (
 )
 from laion_fmri_fetchers.arrays.resample import resample_file
 from laion_fmri_fetchers.demo import serve_bucket
+from laion_fmri_fetchers.exceptions import (
+    HeldOutSessionError,
+    InvalidQueryError,
+    NotCachedError,
+    UnsafeKeyError,
+)
 from laion_fmri_fetchers.storage.notes import note_fetched
 
 FIRST = "sub-01"
@@ -578,6 +580,12 @@ def test_the_environment_makes_all_calls_offline(cached, monkeypatch, no_network
     assert len(fetch("all").images) == 8
     assert get_subjects() == ["sub-01", "sub-03"]
     inspect_bucket("derivatives")
+    for value in ('"1"', "TRUE\r"):
+        monkeypatch.setenv("LAION_FMRI_OFFLINE", value)
+        assert get_subjects() == ["sub-01", "sub-03"]
+    monkeypatch.setenv("LAION_FMRI_OFFLINE", "of course")
+    with pytest.raises(InvalidQueryError, match="LAION_FMRI_OFFLINE is 'of course'"):
+        get_subjects()
     monkeypatch.setenv("LAION_FMRI_OFFLINE", "0")
     with pytest.raises(AssertionError, match="a socket was opened"):
         get_subjects()

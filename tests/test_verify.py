@@ -10,15 +10,10 @@ from pathlib import Path
 import gate_fixtures
 import joblib
 import pytest
-from conftest import unprivileged
+from conftest import unreadable, unwritable
 
 from laion_fmri_fetchers import (
-    BucketError,
-    DownloadError,
-    InvalidQueryError,
     LaionFmriError,
-    LicenseNotAcceptedError,
-    NotCachedError,
     fetch_laion_betas,
     fetch_laion_captions,
     fetch_laion_fmri,
@@ -28,6 +23,13 @@ from laion_fmri_fetchers import (
 )
 from laion_fmri_fetchers.cli.main import main
 from laion_fmri_fetchers.demo import serve_bucket
+from laion_fmri_fetchers.exceptions import (
+    BucketError,
+    DownloadError,
+    InvalidQueryError,
+    LicenseNotAcceptedError,
+    NotCachedError,
+)
 from laion_fmri_fetchers.layout.trees import ARCHIVE
 from laion_fmri_fetchers.storage import notes as notes_of_files
 from laion_fmri_fetchers.storage.notes import note_fetched, read_notes
@@ -107,17 +109,12 @@ def test_what_cannot_be_repaired_stays(cached, server):
     assert statuses(verify_cache(verbose=0))[altered] == "altered"
 
 
-def test_a_file_that_cannot_be_read(cached, reachable, monkeypatch, capsys):
-    folder = reachable / "data"
-    shutil.copytree(cached, folder)
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(reachable))
-    verify_cache(data_dir=folder, verbose=0)
-    file = min(folder.rglob("*_mask.nii.gz"))
-    file.chmod(0)
-    with unprivileged():
-        report = verify_cache(data_dir=folder, verbose=2).set_index("id")
+def test_a_file_that_cannot_be_read(cached, capsys):
+    file = min(cached.rglob("*_mask.nii.gz"))
+    with unreadable(file):
+        report = verify_cache(verbose=2).set_index("id")
     (one,) = statuses(report.reset_index())
-    assert folder / one == file
+    assert cached / one == file
     assert report.loc[one, "status"] == "unreadable"
     assert "Permission denied" in report.loc[one, "reason"]
     out, err = capsys.readouterr()
@@ -403,37 +400,26 @@ def test_broken_notes_are_passed_over(cached, note):
     assert read_notes(str(cached)) == before
 
 
-def test_a_repair_beside_voxels_of_another_user(cached, reachable, server):
+def test_a_repair_beside_voxels_that_cannot_be_removed(cached, server):
     fetch_laion_betas(1, "FFA1", sessions=1, verbose=0)
-    folder = reachable / "data"
-    shutil.copytree(cached, folder)
-    store = folder / ".laion_fmri/voxels/sub-01/ses-01"
+    store = cached / ".laion_fmri/voxels/sub-01/ses-01"
     (part,) = store.glob("*.npy")
     part.write_bytes(part.read_bytes()[:-4])
-    damaged = sorted(damage(folder))
-    verify_cache(data_dir=folder, verbose=0)  # what is imported late
-    for path in [folder, *folder.rglob("*")]:
-        path.chmod(0o777 if path.is_dir() else 0o666)
-    store.chmod(0o755)
-    with unprivileged(), pytest.warns(UserWarning, match=f"{part.name} cannot be rep"):
-        report = verify_cache(data_dir=folder, repair=True, verbose=0)
+    damaged = sorted(damage(cached))
+    with (
+        unwritable(store),
+        pytest.warns(UserWarning, match=f"{part.name} cannot be rep"),
+    ):
+        report = verify_cache(repair=True, verbose=0)
     states = report.set_index("id")["status"]
     assert {states[path] for path in damaged} == {"repaired", "unknown"}
-    store.chmod(0o777)
 
 
-def test_a_repair_of_a_directory_that_cannot_be_written(cached, reachable):
-    folder = reachable / "data"
-    shutil.copytree(cached, folder)
-    damage(folder)
-    verify_cache(data_dir=folder, verbose=0)  # what it imports, nobody may read later
-    for path in [folder, *folder.rglob("*")]:
-        path.chmod(path.stat().st_mode & ~0o222)
+def test_a_repair_of_a_directory_that_cannot_be_written(cached):
+    damage(cached)
     with (
-        unprivileged(),
+        unwritable(cached, *cached.rglob("*")),
         pytest.warns(UserWarning, match="cannot be written"),
         pytest.raises(InvalidQueryError, match="nothing was repaired"),
     ):
-        verify_cache(data_dir=folder, repair=True, verbose=0)
-    for path in [folder, *folder.rglob("*")]:
-        path.chmod(path.stat().st_mode | 0o700)
+        verify_cache(repair=True, verbose=0)

@@ -82,21 +82,13 @@ for meta, volumes in zip(data.images_meta, data.sample_masks, strict=True):
     print(meta["subject"], meta["session"], f"{len(volumes)} trials, volumes", volumes)
 
 # %%
-# Which sessions are on disk now, and which are in the bucket only?
-
-from matplotlib import pyplot as plt
-
-from laion_fmri_fetchers import plot_availability
-
-plot_availability(data)
-plt.show()
-
-# %%
 # Filter a table in memory
 # ------------------------
 #
 # ``mask`` evaluates a whole DataFrame at once. The trials of one subject, all of them
 # and those of two filters:
+
+from matplotlib import pyplot as plt
 
 from laion_fmri_fetchers import plot_trials
 

@@ -34,7 +34,7 @@ data = fetch_laion_fmri(
     rois=["face", "place", "body", "object", "V1v", "V1d", "hV4"],
     sessions=range(1, 5),
 )
-plot_noise_ceiling(data, ceiling="4rep")
+plot_noise_ceiling(data, noise_ceiling="4rep")
 plt.show()
 
 # %%
@@ -91,7 +91,7 @@ print(f"{betas.data.shape[1]} voxels, {best.data.shape[1]} of them at 30 % or mo
 
 def noise_ceiling(betas, n_repeats):
     """Return the noise ceiling of each voxel, in percent."""
-    codes = betas.groups["label"]
+    codes = np.unique(betas.groups["label"], return_inverse=True)[1]
     counts = np.bincount(codes)[:, None]
     sums = np.zeros((len(counts), betas.data.shape[1]))
     np.add.at(sums, codes, betas.data)

@@ -63,7 +63,7 @@ labels = sorted(
     shared_labels(data.trials[is_first_half], data.trials[~is_first_half]),
     key=lambda label: (content_category(label), label),
 )
-betas = load_betas(data, subject="all", labels=labels, standardize="zscore")
+betas = load_betas(data, subjects="all", labels=labels, standardize="zscore")
 
 # %%
 # Repeats are averaged. The dissimilarity of two images is one minus the correlation of
@@ -77,12 +77,9 @@ def dissimilarities(sessions):
     result = {region: {} for region in regions}
     for subject, loaded in betas.items():
         chosen = loaded.trials["session"].isin(sessions).to_numpy()
-        image = loaded.groups["label"]  # 0, 1, ... in the order of labels
+        image = loaded.groups["label"]
         patterns = np.array(
-            [
-                loaded.data[chosen & (image == number)].mean(axis=0)
-                for number in range(len(labels))
-            ]
+            [loaded.data[chosen & (image == label)].mean(axis=0) for label in labels]
         )
         for region, names in regions.items():
             mask = np.any([loaded.roi_mask(name) for name in names], axis=0)

@@ -2,8 +2,8 @@
 Images beside the responses to them
 ===================================
 
-Stimulus images are gated by a Data Use Agreement. Request access, wait for approval,
-fetch the images of chosen trials, and look at those that drive a region most and least.
+Stimulus images are gated by a Data Use Agreement. Request access, fetch the images of
+chosen trials, and look at those that drive a region most and least.
 """
 
 # %%
@@ -17,7 +17,6 @@ fetch the images of chosen trials, and look at those that drive a region most an
 from laion_fmri_fetchers.demo import serve_demo
 
 demo = serve_demo(subjects=["sub-01"], n_trials=128)
-demo.access.approves = False  # as with the real service, approval takes time
 
 # %%
 # Request access
@@ -26,34 +25,25 @@ demo.access.approves = False  # as with the real service, approval takes time
 # At a terminal or in a notebook, ``request_stimulus_access()`` asks for all fields. In
 # a script, they are arguments, including two consents: the version of the agreement
 # that you have read and accept, and that you acknowledge the privacy notice.
-# ``renew=True`` sends the form even if this machine keeps an approved request already.
-# Until the request is approved, calls raise `AccessPendingError`.
+# Access is granted in the answer. ``renew=True`` sends the form even if this machine
+# has access already.
 
 from laion_fmri_fetchers import (
-    AccessPendingError,
     access_status,
     current_terms_version,
     request_stimulus_access,
 )
 
-try:
-    request_stimulus_access(
-        name="Ada Example",
-        email="ada@university.example",
-        institution="University of Examples",
-        research_purpose="Category selectivity of visual cortex",
-        accept_terms_version=current_terms_version(),
-        acknowledge_privacy=True,
-        renew=True,
-    )
-except AccessPendingError:
-    print("Status:", access_status()["status"])
-
-# %%
-# Later the request is approved. With the real service, the publishers approve it; here
-# we approve it ourselves.
-
-demo.access.approve()
+request_stimulus_access(
+    name="Ada Example",
+    email="ada@university.example",
+    institution="University of Examples",
+    research_purpose="Category selectivity of visual cortex",
+    accept_terms_version=current_terms_version(),
+    acknowledge_privacy=True,
+    renew=True,
+)
+print("Status:", access_status()["status"])
 
 # %%
 # Fetch images of chosen trials
@@ -66,8 +56,7 @@ demo.access.approve()
 from laion_fmri_fetchers import fetch_laion_fmri, fetch_laion_stimuli, load_betas
 
 data = fetch_laion_fmri("sub-01", rois="FFA1", sessions=range(1, 5))
-stimuli = fetch_laion_stimuli(trials=data.trials)
-print("Status:", access_status()["status"])
+stimuli = fetch_laion_stimuli(data.trials)
 stimuli.metadata.head()
 
 # %%

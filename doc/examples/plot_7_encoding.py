@@ -42,7 +42,7 @@ import numpy as np
 
 from laion_fmri_fetchers import align, fetch_laion_embeddings
 
-clip = fetch_laion_embeddings("CLIP", trials=betas.trials)
+clip = fetch_laion_embeddings("CLIP", betas.trials)
 X = align(betas.trials, clip).astype(np.float32)
 Y = betas.data
 print(f"{X.shape[0]} images x {X.shape[1]} features")
@@ -53,8 +53,9 @@ print(f"{X.shape[0]} images x {X.shape[1]} features")
 #
 # The publishers' split ``"tau"`` keeps a fifth of the images for the test, such that
 # they are as varied as those of the training. Rows are images here; with single trials,
-# too, ``masks`` would put all trials of an image on the same side, and OOD images on
-# neither. Each voxel has a penalty of its own, chosen within the training images.
+# too, ``masks`` would put all trials of an image on the same side. OOD images are on
+# neither side, which a warning says. Each voxel has a penalty of its own, chosen within
+# the training images.
 
 from sklearn.linear_model import RidgeCV
 from sklearn.pipeline import make_pipeline

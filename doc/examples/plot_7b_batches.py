@@ -43,8 +43,8 @@ request_stimulus_access(
     acknowledge_privacy=True,
 )
 betas = fetch_laion_betas("sub-01", rois="face", standardize="zscore")
-stimuli = fetch_laion_stimuli(trials=betas.trials)
-clip = fetch_laion_embeddings("CLIP", trials=betas.trials)
+stimuli = fetch_laion_stimuli(betas.trials)
+clip = fetch_laion_embeddings("CLIP", betas.trials)
 dataset = LaionDataset(betas, stimuli=stimuli, embeddings=clip)
 for name, value in dataset[0].items():
     print(f"{name:<12} {getattr(value, 'shape', value)}")

@@ -42,16 +42,6 @@ print()
 describe()
 
 # %%
-# Session by session:
-
-from matplotlib import pyplot as plt
-
-from laion_fmri_fetchers import plot_availability
-
-plot_availability(data)
-plt.show()
-
-# %%
 # A report
 # --------
 #

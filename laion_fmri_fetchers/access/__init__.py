@@ -11,3 +11,10 @@ service     ask_service, raise_for_status     the service over HTTP
 A ``request_id`` and a presigned URL are secrets: they are sent to the server they
 came from, and appear in no message, log, ``repr``, exception or exception's context.
 """
+
+import lazy_loader as _lazy
+
+# Not imported at once, since an offline call does without an HTTP client.
+__getattr__, __dir__, __all__ = _lazy.attach(
+    __name__, submod_attrs={"account": ["logout"], "licence": ["license_text"]}
+)

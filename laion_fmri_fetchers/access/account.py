@@ -13,6 +13,7 @@ from laion_fmri_fetchers.exceptions import (
 )
 from laion_fmri_fetchers.messages import can_ask, tell, warn
 from laion_fmri_fetchers.query.shared_docs import documented
+from laion_fmri_fetchers.storage.catalog import keep_demo_apart
 from laion_fmri_fetchers.storage.data_dir import get_data_dir
 from laion_fmri_fetchers.storage.state import auth_file
 
@@ -22,12 +23,13 @@ from .identity import (
     Identity,
     cached_identity,
     forget_identity,
+    is_sendable,
     joined,
     masked,
     pending_text,
     save_identity,
 )
-from .service import PREFIX, server_url
+from .service import server_url
 
 
 @documented
@@ -43,7 +45,7 @@ def login(
     Parameters
     ----------
     request_id : str, optional
-        The id, which begins with ``lfm_``; None: prompt for it, unseen.
+        The id; None: prompt for it, unseen.
     %(data_dir)s
     timeout : float, default=30.0
         Seconds without an answer.
@@ -53,7 +55,8 @@ def login(
     Raises
     ------
     InvalidQueryError
-        If it is not a ``request_id``.
+        If it is empty or has control characters, or if this is a demo and the directory
+        holds other data, or the reverse.
     AccessPendingError, TermsOutdatedError
         If it is not approved yet, or the terms changed; it is kept all the same.
     AccessNotFoundError, AccessRevokedError, AccessServiceError
@@ -68,6 +71,7 @@ def login(
         login()
     """
     folder = get_data_dir(data_dir)
+    keep_demo_apart(folder, timeout)
     if request_id is None:
         if not can_ask():
             raise InvalidQueryError(
@@ -76,8 +80,10 @@ def login(
             )
         request_id = getpass.getpass("request_id (not shown): ")
     given, request_id = Identity(str(request_id).strip(), server_url(), "pending"), ""
-    if not given.request_id.startswith(PREFIX) or " " in given.request_id:
-        raise InvalidQueryError(f"Not a valid request_id (they begin with {PREFIX}).")
+    if not is_sendable(given.request_id):
+        raise InvalidQueryError(
+            "request_id is empty or has control characters; paste the whole id."
+        )
     outdated: TermsOutdatedError | None = None
     try:
         fetch_links(given, timeout)

@@ -14,20 +14,24 @@ import datetime as dt
 import errno
 import json
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from laion_fmri_fetchers.exceptions import DiskSpaceError, StimulusAccessError
+from laion_fmri_fetchers.exceptions import (
+    DiskSpaceError,
+    InvalidQueryError,
+    StimulusAccessError,
+)
 from laion_fmri_fetchers.messages import warn
 from laion_fmri_fetchers.storage.data_dir import is_writable
-from laion_fmri_fetchers.storage.files import write_atomically
+from laion_fmri_fetchers.storage.files import read_file, write_atomically
 from laion_fmri_fetchers.storage.state import auth_file, official_auth_file
 
 from .service import (
     DEFAULT_ACCESS_URL,
-    PREFIX,
     URL_VARIABLE,
     SecretBytes,
     SecretText,
@@ -55,9 +59,9 @@ class Identity:
 
 def cached_identity(data_dir: str) -> Identity | None:
     """Return the ``request_id`` in force: the one of the server in force, if any."""
-    files = (auth_file(data_dir), official_auth_file())
+    files = filter(None, (auth_file(data_dir), official_auth_file()))
     kept = [identity for identity in map(_read, files) if identity]
-    given = os.environ.get(ID_VARIABLE, "").strip()
+    given = id_of_environment()
     wanted = os.environ.get(URL_VARIABLE)
     if given:
         kept = [identity for identity in kept if identity.request_id == given]
@@ -69,14 +73,28 @@ def cached_identity(data_dir: str) -> Identity | None:
     return kept[0] if kept else None
 
 
+def id_of_environment() -> str:
+    """Return the id that the environment gives, without quotes, or ""."""
+    given = os.environ.get(ID_VARIABLE, "").strip().strip("'\"")
+    if given and not is_sendable(given):
+        given = ""
+        raise InvalidQueryError(
+            f"{ID_VARIABLE} has control characters; set it to the request_id alone."
+        )
+    return given
+
+
 def _read(file: Path) -> Identity | None:
     """Read an ``auth.json``; None if this user cannot read one."""
     try:
         content = _content(file)
-    except OSError:
+    except (FileNotFoundError, PermissionError):
+        return None
+    except OSError as error:
+        warn(f"{file} is ignored: {error.strerror}. Remove it; login() keeps an id.")
         return None
     request_id = content.get("request_id")
-    if not isinstance(request_id, str) or not request_id.strip():
+    if not isinstance(request_id, str) or not is_sendable(request_id.strip()):
         warn(f"{file} does not hold a request_id and is ignored; delete it.")
         return None
     email, server = content.get("email"), content.get("server_url")
@@ -95,7 +113,7 @@ def _content(file: Path) -> dict[str, Any]:
     An editor may have saved it in another encoding; ``json`` detects UTF-16.
     """
     with contextlib.suppress(ValueError, RecursionError):
-        content = json.loads(file.read_bytes())
+        content = json.loads(read_file(file))
         if isinstance(content, dict):
             return content
     return {}
@@ -116,7 +134,8 @@ def save_identity(identity: Identity, data_dir: str) -> str:
         before = _read(file) if os.path.exists(file) else None
         files.append(file)
     is_of_dataset = is_same_server(identity.server_url, DEFAULT_ACCESS_URL)
-    if (is_of_dataset or not files) and _may_replace(shared, identity, before):
+    is_wanted = is_of_dataset or not files
+    if shared and is_wanted and _may_replace(shared, identity, before):
         files.append(shared)
     kept = []
     for target in files:
@@ -134,10 +153,14 @@ def save_identity(identity: Identity, data_dir: str) -> str:
             "Free some space, then call request_stimulus_access(renew=True)",
         )
     why = "; ".join(text for _, text in reasons)
+    elsewhere = "there is no home directory to keep it in"
+    if shared:
+        is_tried = shared in files
+        problem = f"cannot either ({why})" if is_tried else "holds another id"
+        elsewhere = f"{shared} {problem}"
     raise StimulusAccessError(
-        f"The request_id cannot be kept: {file} cannot be written, and {shared} "
-        f"{f'cannot either ({why})' if shared in files else 'holds another id'}. Name "
-        "a data_dir that you may write to, then call "
+        f"The request_id cannot be kept: {file} cannot be written, and {elsewhere}. "
+        "Name a data_dir that you may write to, then call "
         "request_stimulus_access(renew=True)."
     )
 
@@ -175,9 +198,9 @@ def _may_replace(shared: Path, identity: Identity, before: Identity | None) -> b
     )
 
 
-def _holds_same_id(file: Path, identity: Identity | None) -> bool:
+def _holds_same_id(file: Path | None, identity: Identity | None) -> bool:
     """Return whether an ``auth.json`` exists and holds an id."""
-    kept = _read(file) if identity and os.path.exists(file) else None
+    kept = _read(file) if identity and file and os.path.exists(file) else None
     return bool(identity and kept and kept.request_id == identity.request_id)
 
 
@@ -194,7 +217,9 @@ def forget_identity(data_dir: str) -> list[Path]:
     file, shared = auth_file(data_dir), official_auth_file()
     if not os.path.exists(file) or _is_of_others(file):
         return []
-    files = [file, shared] if _holds_same_id(shared, _read(file)) else [file]
+    files = [file]
+    if shared and _holds_same_id(shared, _read(file)):
+        files.append(shared)
     for kept in files:
         kept.unlink(missing_ok=True)
     return files
@@ -205,7 +230,7 @@ def update_identity(identity: Identity) -> None:
     if identity.source in ("", ID_VARIABLE):
         return
     for file in {Path(identity.source), official_auth_file()}:
-        if _holds_same_id(file, identity):
+        if file and _holds_same_id(file, identity):
             _write(file, identity)
 
 
@@ -235,10 +260,18 @@ def _write(file: Path, identity: Identity) -> tuple[int, str] | None:
 def masked(request_id: str) -> str:
     """Return an id shortened, to tell it from others but not to use it.
 
-    >>> masked("lfm_0123456789abcdefghijklmn")
-    'lfm_...lmn'
+    >>> masked("lfm_0123456789abcdefghijklmn"), masked("short")
+    ('...lmn', '...')
     """
-    return f"{PREFIX}...{request_id[-3:] if len(request_id) >= 24 else ''}"
+    return f"...{request_id[-3:] if len(request_id) >= 24 else ''}"
+
+
+def is_sendable(request_id: str) -> bool:
+    """Return whether a text is not empty and has no control characters.
+
+    Nothing else is known of the form of ids.
+    """
+    return bool(request_id) and not re.search(r"[\x00-\x1f\x7f]", request_id)
 
 
 def pending_text(identity: Identity, file: str) -> str:

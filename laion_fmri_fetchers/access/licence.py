@@ -6,17 +6,18 @@ import os
 from importlib import resources
 
 from laion_fmri_fetchers.exceptions import LicenseNotAcceptedError
-from laion_fmri_fetchers.messages import AGREEMENT, can_ask
+from laion_fmri_fetchers.messages import AGREEMENT, agrees, ask_agreement, can_ask
 from laion_fmri_fetchers.query.shared_docs import documented
+from laion_fmri_fetchers.storage.catalog import keep_demo_apart
 from laion_fmri_fetchers.storage.data_dir import get_data_dir
 from laion_fmri_fetchers.storage.files import write_atomically
 from laion_fmri_fetchers.storage.state import license_marker
 
-_ASKED = 3
+_VARIABLE = "LAION_FMRI_LICENSE"
 
 
 def license_text() -> str:
-    """Return the terms that `accept_license` shows.
+    """Return the terms that `.accept_license` shows.
 
     Returns
     -------
@@ -47,12 +48,14 @@ def accept_license(data_dir: str | os.PathLike | None = None) -> None:
     ------
     LicenseNotAcceptedError
         If the terms are declined, or there is no terminal to ask at.
+    InvalidQueryError
+        If this is a demo and the directory holds other data, or the reverse.
     DataDirectoryError, DiskSpaceError
         If the acceptance cannot be saved.
 
     See Also
     --------
-    license_text : The terms.
+    access.license_text : The terms.
 
     Examples
     --------
@@ -63,38 +66,31 @@ def accept_license(data_dir: str | os.PathLike | None = None) -> None:
     folder = get_data_dir(data_dir)
     marker = license_marker(folder)
     if not os.path.exists(marker):
+        keep_demo_apart(folder)
         _agree_or_raise(folder)
         write_atomically(marker, b"")
 
 
 def is_accepted_ahead() -> bool:
     """Tell whether the environment accepts the terms, for any directory."""
-    return os.environ.get("LAION_FMRI_LICENSE", "").strip() == AGREEMENT
+    return agrees(os.environ.get(_VARIABLE, ""))
 
 
 def _agree_or_raise(data_dir: str) -> None:
     if is_accepted_ahead():
         return
     if not can_ask():
+        given = os.environ.get(_VARIABLE)
         raise LicenseNotAcceptedError(
             f"The CC0 terms of the fMRI data are not accepted yet for {data_dir}, and "
             "there is no terminal to ask at. Read them with license_text() or "
             "'laion-fmri-fetchers accept-license --show', then set the environment "
-            f"variable LAION_FMRI_LICENSE='{AGREEMENT}', or run 'laion-fmri-fetchers "
-            "accept-license' once at a terminal."
+            f"variable {_VARIABLE}='{AGREEMENT}'{f', which is {given!r}' * bool(given)}"
+            ", or run 'laion-fmri-fetchers accept-license' once at a terminal."
         )
-    print(license_text())
     question = f"Type {AGREEMENT} to accept these terms, or nothing to decline: "
-    for _ in range(_ASKED):
-        try:
-            answer = input(question).strip().strip("'\"").upper()
-        except EOFError:
-            break
-        if answer == AGREEMENT:
-            return
-        if answer in ("", "N", "NO"):
-            break
-    raise LicenseNotAcceptedError(
-        "The CC0 terms were declined; no image was downloaded. Call accept_license() "
-        f"and type {AGREEMENT} to accept them."
-    )
+    if not ask_agreement(question, license_text()):
+        raise LicenseNotAcceptedError(
+            "The CC0 terms were declined; no image was downloaded. Call "
+            f"accept_license() and type {AGREEMENT} to accept them."
+        )

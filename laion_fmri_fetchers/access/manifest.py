@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, NoReturn
 from laion_fmri_fetchers.exceptions import AccessServiceError, UnsafeKeyError
 from laion_fmri_fetchers.layout.keys import clean_key
 from laion_fmri_fetchers.layout.trees import GATED, STIMULI
-from laion_fmri_fetchers.storage.files import write_atomically
+from laion_fmri_fetchers.storage.files import read_file, write_atomically
 from laion_fmri_fetchers.storage.state import state_path
 
 from .service import ADVICE, TRIES, ask_service, raise_for_status, server_url
@@ -34,9 +34,7 @@ class GatedFile(NamedTuple):
 class Manifest(NamedTuple):
     """The access service's public account of its files, by ``id``."""
 
-    dataset: str
     terms_version: str
-    versions: tuple[str, ...]
     files: dict[str, GatedFile]
 
 
@@ -87,21 +85,14 @@ def fetch_manifest(timeout: float = 30.0, *, tries: int = TRIES) -> Manifest:
     """
     server = server_url()
     content = _manifest_content(server, timeout, tries)
-    versions, files = content.get("versions"), content.get("files")
-    if not isinstance(versions, list) or not all(isinstance(v, str) for v in versions):
-        _raise_bad_manifest(server, "versions")
+    files = content.get("files")
     if not isinstance(files, list):
         _raise_bad_manifest(server, "files")
     entries = [_manifest_entry(entry, i, server) for i, entry in enumerate(files)]
     by_id = dict(entries)
     if len(by_id) < len(entries) or not by_id.keys() >= GATED:
         _raise_bad_manifest(server, "files")
-    return Manifest(
-        _text(content, "dataset", server),
-        _text(content, "current_terms_version", server),
-        tuple(map(str, versions)),
-        by_id,
-    )
+    return Manifest(_text(content, "current_terms_version", server), by_id)
 
 
 def saved_manifest(data_dir: str) -> dict[str, GatedFile]:
@@ -111,7 +102,7 @@ def saved_manifest(data_dir: str) -> dict[str, GatedFile]:
     """
     content: Any = None
     with contextlib.suppress(OSError, ValueError, RecursionError):
-        content = json.loads(_manifest_file(data_dir).read_bytes())
+        content = json.loads(read_file(_manifest_file(data_dir)))
     entries = content if isinstance(content, dict) else {}
     files = {name: gated_file(entries.get(name)) for name in GATED}
     return {name: file for name, file in files.items() if file}

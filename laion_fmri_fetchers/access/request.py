@@ -21,8 +21,16 @@ from laion_fmri_fetchers.exceptions import (
     AccessServiceError,
     TermsOutdatedError,
 )
-from laion_fmri_fetchers.messages import AGREEMENT, can_ask, tell, warn
+from laion_fmri_fetchers.messages import (
+    AGREEMENT,
+    ask,
+    ask_agreement,
+    can_ask,
+    tell,
+    warn,
+)
 from laion_fmri_fetchers.query.shared_docs import documented
+from laion_fmri_fetchers.storage.catalog import keep_demo_apart
 from laion_fmri_fetchers.storage.data_dir import get_data_dir
 
 from .gate import Gate, is_pending
@@ -30,11 +38,13 @@ from .identity import (
     ID_VARIABLE,
     Identity,
     cached_identity,
+    id_of_environment,
+    is_sendable,
     pending_text,
     save_identity,
 )
 from .manifest import current_terms_version
-from .service import PREFIX, ask_service, raise_for_status, server_url
+from .service import ADVICE, ask_service, raise_for_status, server_url
 
 _QUESTIONS = {
     "name": "Full name",
@@ -97,12 +107,14 @@ def request_stimulus_access(
 
     Raises
     ------
+    InvalidQueryError
+        If this is a demo and the data directory holds other data, or the reverse.
     AccessFormError
         If a field or a consent is missing where nobody can be asked, or is refused;
         ``fields`` names each.
     AccessPendingError
-        If the request waits for approval; the ``request_id`` is kept, and the next
-        call that needs the images goes through once it is approved.
+        If the service does not grant access at once; the ``request_id`` is kept, and
+        the next call that needs the images asks again.
     TermsOutdatedError
         If another version than ``accept_terms_version`` is in force.
     AccessRateLimitedError
@@ -134,6 +146,7 @@ def request_stimulus_access(
         )
     """
     folder = get_data_dir(data_dir)
+    keep_demo_apart(folder, timeout)
     if not renew and _is_honoured(folder, timeout, verbose):
         return
     form = {
@@ -160,7 +173,7 @@ def request_stimulus_access(
         _confirm(server, version)
     identity = _send_form(server, form, version, timeout)
     file = save_identity(identity, folder)
-    if os.environ.get(ID_VARIABLE, "").strip():
+    if id_of_environment():
         warn(
             f"{ID_VARIABLE} is set and takes precedence over the new request_id in "
             f"{file}; unset it."
@@ -245,9 +258,10 @@ def _ask(form: dict[str, Any]) -> None:
     """Prompt for the missing fields of the form."""
     missing = [name for name, value in form.items() if value is None]
     for name in missing if missing != ["pi"] else []:
+        complaint = ""
         while form[name] is None:
             try:
-                answer = input(f"{_QUESTIONS[name]}: ").strip()
+                answer = ask(f"{_QUESTIONS[name]}: ", complaint).strip()
             except EOFError:
                 answer = None
             if answer is None:
@@ -257,28 +271,25 @@ def _ask(form: dict[str, Any]) -> None:
                 )
             problem = _problem(name, answer)
             if problem:
-                print(f"This {problem}.")
+                complaint = f"This {problem}."
             else:
                 form[name] = answer
 
 
 def _confirm(server: str, version: str) -> None:
     """Ask for both consents in one question."""
-    print(
+    consents = (
         "Access to the stimulus images requires two consents:\n"
         f"- to accept the LAION-fMRI Data Use Agreement, version {version}, at\n"
         f"  {server}/terms\n"
         "- to acknowledge the privacy notice, at\n"
         f"  {server}/privacy"
     )
-    try:
-        answer = input(
-            f"Type {AGREEMENT} to accept version {version} of the agreement and to "
-            "acknowledge the privacy notice: "
-        )
-    except EOFError:
-        answer = ""
-    if answer.strip().strip("'\"").upper() not in (AGREEMENT, "YES"):
+    if not ask_agreement(
+        f"Type {AGREEMENT} to accept version {version} of the agreement and to "
+        "acknowledge the privacy notice, or nothing to decline: ",
+        consents,
+    ):
         raise AccessFormError(
             f"Version {version} of the Data Use Agreement and the privacy notice were "
             "declined; nothing was sent.",
@@ -307,11 +318,10 @@ def _send_form(
     answer = ask_service(server, "/api/v1/access/request", what, body, timeout=timeout)
     raise_for_status(answer, server, what)
     request_id = answer.content.get("request_id")
-    if not isinstance(request_id, str) or not request_id.startswith(PREFIX):
+    if not isinstance(request_id, str) or not is_sendable(request_id):
         request_id = None
         raise AccessServiceError(
-            f"{server} took the access request but returned no request_id. Look for it "
-            "in your email and keep it with 'laion-fmri-fetchers login'."
+            f"{server} took the access request but returned no request_id. {ADVICE}"
         )
     status = "pending" if is_pending(answer) else "approved"
     return Identity(request_id, server, status, form["email"])

@@ -39,7 +39,7 @@ from laion_fmri_fetchers.transfer.troubles import Kind, trouble
 DEFAULT_ACCESS_URL = "https://laion-fmri.hebartlab.com"
 URL_VARIABLE = "LAION_FMRI_ACCESS_URL"
 PREFIX = "lfm_"
-"""Beginning of every ``request_id``."""
+"""Beginning of a ``request_id``, as far as is known; none is refused for lack of it."""
 
 TRIES = 3
 """How often to ask a service that is busy or does not answer, where that is safe."""
@@ -94,7 +94,13 @@ class ServiceAnswer(NamedTuple):
 
 def server_url() -> str:
     """Return the address of the access service, without a slash at the end."""
-    return (os.environ.get(URL_VARIABLE) or DEFAULT_ACCESS_URL).rstrip("/")
+    url = (os.environ.get(URL_VARIABLE) or DEFAULT_ACCESS_URL).rstrip("/")
+    if "@" in _parts(url).netloc:
+        raise AccessServiceError(
+            f"{URL_VARIABLE} holds a user name or password, which are sent nowhere. "
+            "Name an address that needs none."
+        )
+    return url
 
 
 def ask_service(
@@ -355,7 +361,7 @@ def _clean(text: str, request_id: str = "") -> str:
     'no lfm_... at https://x.org/a?... now'
     """
     if request_id:
-        text = text.replace(request_id, f"{PREFIX}...")
+        text = text.replace(request_id, "...")
     text = re.sub(rf"{PREFIX}[\w.~-]+", f"{PREFIX}...", text)
     text = re.sub(r"(https?://[^\s?]*)\?\S*", r"\1?...", text)
     return str(re.sub(r"[^\x20-\x7e\xa0-\uffff]+", " ", text))[:300]

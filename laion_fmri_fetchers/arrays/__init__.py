@@ -13,9 +13,9 @@ Rooms, each importing only from those below it::
                             └─ result.make_betas
     batches     LaionDataset ─┬─ rows.positions_of
                               └─ pictures.read_image, pictures.decode_image
-    result      make_betas, load_saved_betas ──▶ Betas ─┬─ voxels.rois_of
-                                                        ├─ ceilings.ceiling_of_average
-                                                        └─ saved.write_values
+    result      make_betas, read_betas ──▶ Betas ─┬─ voxels.rois_of
+                                                  ├─ ceilings.ceiling_of_average
+                                                  └─ saved.write_values
     session     read_session ─┬─ volumes.iter_volumes ──▶ volumes.scaled
                               ├─ voxel_store.blocks_of
                               └─ _add_to, _mean_and_deviation

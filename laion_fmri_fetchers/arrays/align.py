@@ -136,7 +136,7 @@ def images_of(source: Bunch) -> list[str]:
     """Return the images of a Bunch, in the order of its rows."""
     if "image_names" in source:
         return source["image_names"]
-    return list(source["metadata"].index)
+    return list(labels_of(source["metadata"]))
 
 
 def chosen_model(source: Bunch, model: str | None = None) -> str:
@@ -145,21 +145,28 @@ def chosen_model(source: Bunch, model: str | None = None) -> str:
     Raises
     ------
     InvalidQueryError
-        If there are several and none is named, or it is not one of them.
+        If there are several and none is named, it is not one of them, or there is not
+        one row per image.
     """
     models = {str(name).lower(): str(name) for name in source["embeddings"]}
     names = list(models.values())
-    if model is None:
-        if len(names) != 1:
-            raise InvalidQueryError(
-                f"embeddings hold {listed(names) or 'no model'}; choose a single one"
-            )
-        return names[0]
-    if str(model).lower() not in models:
+    if model is None and len(names) != 1:
+        raise InvalidQueryError(
+            f"embeddings hold {listed(names) or 'no model'}; choose a single one"
+        )
+    chosen = names[0] if model is None else models.get(str(model).lower())
+    if chosen is None:
         raise InvalidQueryError(
             f"embeddings hold no model {model!r}; {did_you_mean(model, names)}"
         )
-    return models[str(model).lower()]
+    n_images = len(source["image_names"])
+    for key in ("embeddings", "valid"):
+        if len(source[key][chosen]) != n_images:
+            raise InvalidQueryError(
+                f"{key}[{chosen!r}] has {counted(len(source[key][chosen]), 'row')}, "
+                f"but image_names {counted(n_images, 'image')}; cut all keys alike"
+            )
+    return chosen
 
 
 def captions_of(

@@ -26,7 +26,7 @@ from laion_fmri_fetchers.messages import counted, listed
 
 from .align import captions_of, chosen_model, images_of, kind_of, warn_of_invalid
 from .pictures import decode_image, image_shape, open_images, read_image
-from .rows import labels_of, positions_of
+from .rows import check_rows, labels_of, positions_of, table_of
 
 
 class LaionDataset:
@@ -106,8 +106,8 @@ class LaionDataset:
             raise InvalidQueryError(
                 f"transform is {transform!r}; it must be a function of an item"
             )
-        trials = betas["trials"]
-        labels = labels_of(trials)
+        trials = table_of(betas["trials"], ["label"], "betas.trials")
+        labels = labels_of(trials, "betas.trials")
         self._betas = betas["data"]
         self._pictures = self._embeddings = None
         self._picture_rows: list[int] = []
@@ -245,13 +245,8 @@ def _close_all(handles: dict[int, _Handle]) -> None:
 
 def _check_betas(betas: Any) -> None:
     if isinstance(betas, dict) and {"data", "trials"} <= {*betas}:
-        shape: tuple[int, ...] = getattr(betas["data"], "shape", ())
-        if len(shape) == 2 and shape[0] == len(betas["trials"]):
-            return
-        raise InvalidQueryError(
-            f"betas.data has the shape {shape}, and betas.trials "
-            f"{counted(len(betas['trials']), 'row')}; both need one row per trial"
-        )
+        check_rows(betas)
+        return
     hint = ""
     if isinstance(betas, dict) and any(
         isinstance(value, dict) and "data" in value for value in betas.values()

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import inspect
 import mmap
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -32,21 +33,20 @@ from laion_fmri_fetchers.exceptions import (
     CorruptImageError,
     InvalidQueryError,
     NotCachedError,
-    did_you_mean,
 )
 from laion_fmri_fetchers.layout.grids import is_resampled
-from laion_fmri_fetchers.layout.names import clean_subject
 from laion_fmri_fetchers.layout.trees import trials_id
-from laion_fmri_fetchers.messages import counted, listed, readable_size, tell
-from laion_fmri_fetchers.query.arguments import check_fetched, check_verbose
+from laion_fmri_fetchers.messages import counted, listed, readable_size, tell, warn
+from laion_fmri_fetchers.query.arguments import check_verbose, only_its_arguments
+from laion_fmri_fetchers.query.selection import choose_subjects, is_one_name
 from laion_fmri_fetchers.storage.bunch import Result
 from laion_fmri_fetchers.storage.files import local_path
 from laion_fmri_fetchers.storage.tables import read_trials
 
 from .kept import keeper, kept_nowhere
 from .progress import Progress, WatchedParallel
-from .result import Rows, make_betas
-from .rows import rows_with
+from .result import Rows, make_betas, read_betas
+from .rows import labels_of, rows_with, trials_of
 from .session import (
     RowOptions,
     SessionRows,
@@ -82,9 +82,10 @@ class Workers(NamedTuple):
     """Whether dask reads them, when the result is computed."""
 
 
+@only_its_arguments
 def load_betas(
-    data: Bunch,
-    subject: str | int | None = None,
+    data: Bunch | str | os.PathLike,
+    subjects: str | int | Sequence[str | int] | None = None,
     rois: str | Sequence[str] = "fetched",
     *,
     mask_img: Any = None,
@@ -99,7 +100,7 @@ def load_betas(
     memory: Any = None,
     verbose: int = 1,
 ) -> Bunch:
-    """Load single-trial betas of a subject as an array of trials x voxels.
+    """Load single-trial betas as an array of trials x voxels.
 
     Voxels of the voxel store are taken from it. Otherwise each image is read in one
     pass, a volume at a time, and only the voxels and trials asked for are kept: memory
@@ -107,12 +108,13 @@ def load_betas(
 
     Parameters
     ----------
-    data : :class:`sklearn.utils.Bunch`
+    data : :class:`sklearn.utils.Bunch`, str or path
         From `fetch_laion_fmri`. Trials are those in ``data.trials``, of which rows
-        may have been removed or reordered.
-    subject : str or int, optional
-        ``"sub-01"``, ``"01"`` or 1; needed where ``data`` holds betas of several.
-        ``"all"``: each of them, one after the other.
+        may have been removed or reordered. Or a file that ``betas.save`` wrote, without
+        other arguments: the betas as they were saved.
+    subjects : str, int, or several, optional
+        ``"sub-01"``, ``"01"`` or 1; needed where ``data`` holds betas of several, whose
+        voxels do not correspond. A list or ``"all"``: each of them by itself.
     rois : str or sequence of str, default="fetched"
         ROI names with or without hyphens (``"FFA1"``), categories (``"face"``),
         ``"V1"``, ``"V2"`` or ``"V3"`` for dorsal and ventral part, or several of
@@ -165,11 +167,13 @@ def load_betas(
           its category, of all ROIs in ``data``.
         - ``noise_ceilings``: dict, ``"4rep"``, ``"12rep"``, ``"Allrep"`` -> float32
           array of shape (n_voxels,), in percent.
-        - ``groups``: dict, ``"session"`` and ``"label"`` -> int array of shape
-          (n_trials,), for ``groups=`` of scikit-learn's cross-validation;
-          ``"session"`` is left out where repeats of several are averaged.
+        - ``groups``: dict, ``"session"`` and ``"label"`` -> array of str of shape
+          (n_trials,), for ``groups=`` of scikit-learn's cross-validation, also by a
+          `StimulusSplit`; ``"session"`` is left out where repeats of several are
+          averaged.
 
-        With ``subject="all"``, a Bunch of such Bunches: subject -> its betas.
+        With a list of subjects or ``"all"``, a Bunch of such Bunches: subject -> its
+        betas.
 
         It has methods:
 
@@ -180,18 +184,20 @@ def load_betas(
         - ``noise_ceiling(n_repeats="averaged", noise_ceiling="Allrep")``: percent per
           voxel, for averages of any number of trials, or for those in ``data``; derived
           from the published map.
-        - ``save(path)``: everything in one file, for `load_saved_betas`.
+        - ``save(path)``: everything in one file, for ``load_betas(path)``.
         - ``copy()``.
 
     Raises
     ------
     InvalidQueryError
         If an argument is not valid, a mask is on another grid, no voxel is left, or
-        ``data`` holds no trial of a label.
+        ``data`` holds no trial, or none of a label; if a later version of this package
+        saved the file.
     NotCachedError
         If a file is not on disk.
     CorruptImageError
-        If an image is damaged, or its trial table disagrees with it.
+        If an image is damaged, or its trial table disagrees with it; if a file of saved
+        betas is damaged, or something else.
     MemoryError
         If the result is larger than the free memory; nothing is read then.
 
@@ -218,23 +224,50 @@ def load_betas(
         betas = load_betas(data, standardize="zscore", average_repeats=True)
         betas.data[:, betas.roi_masks["FFA1"]]
 
+    The same again, from one file::
+
+        betas.save("face.npz")
+        betas = load_betas("face.npz")
+
     All sessions on a dask cluster, whose workers see the data directory::
 
         with joblib.parallel_config("dask"):
             betas = load_betas(data, nc_threshold=10, n_jobs=-1)
     """
-    check_fetched(data, "images_meta")
+    given = dict(locals())
+    if isinstance(data, (str, os.PathLike)):
+        _refuse_choices(given)
+        return read_betas(data)
+    trials = trials_of(data)
+    data = Bunch(**{**data, "trials": trials})
     options = check_options(standardize, average_repeats, dtype)
     choice = VoxelChoice(rois, mask_img, nc_threshold, noise_ceiling)
     workers = Workers(n_jobs, keeper(memory), check_verbose(verbose), bool(as_dask))
-    if isinstance(subject, str) and subject.lower() == "all":
-        return Result(
-            **{
-                name: _load(data, name, choice, labels, options, workers)
-                for name in _subjects(data)
-            }
+    names = subjects_in(data, subjects)
+    if subjects is None and len(names) > 1:
+        raise InvalidQueryError(
+            f"data holds betas of several subjects ({listed(names)}), whose voxels do "
+            f"not correspond; choose one, as in subjects={names[0]!r}, or load each by "
+            "itself with subjects='all'"
         )
-    return _load(data, subject_of(data, subject), choice, labels, options, workers)
+    betas = {
+        name: _load(data, name, choice, labels, options, workers) for name in names
+    }
+    if subjects is None or is_one_name(subjects):
+        return betas[names[0]]
+    return Result(**betas)
+
+
+def _refuse_choices(given: dict[str, Any]) -> None:
+    """Raise for an argument that saved betas cannot follow."""
+    for name, parameter in inspect.signature(load_betas).parameters.items():
+        value, default = given[name], parameter.default
+        is_default = type(value) is type(default) and value == default
+        if name not in ("data", "verbose") and not is_default:
+            raise InvalidQueryError(
+                f"{name} is for betas that are read from images; of the saved betas "
+                f"{os.fspath(given['data'])}, choose rows and columns of data"
+            )
 
 
 def _load(
@@ -262,13 +295,24 @@ def load_voxels(
     """Load the betas of a subject at voxels that were found, on their grid."""
     voxels, grid = where
     trials = data.trials[data.trials["subject"] == subject]
+    if not len(trials):
+        raise InvalidQueryError(
+            f"No trial of {subject} is selected, so there are no betas to load; choose "
+            "other sessions, or change trial_filter"
+        )
     if labels is not None:
         trials = trials.iloc[rows_with(labels, trials, subject)]
     sessions = _sessions(data, subject, trials, voxels, grid)
     trials = trials.reset_index(drop=True)
     rows = np.arange(len(trials))
     if options.average:
-        rows, _ = pd.factorize(trials["label"])
+        rows, _ = pd.factorize(labels_of(trials))
+        shown = trials[["session", "beta_index"]]
+        if repeated := int(shown.duplicated().sum()):
+            raise InvalidQueryError(
+                f"data.trials has {counted(repeated, 'trial')} twice, which would "
+                "count as repeats; drop duplicates"
+            )
     n_rows, n_voxels = rows.max(initial=-1) + 1, int(np.count_nonzero(voxels.mask))
     # Sums and statistics of half precision would be wrong, or overflow.
     kind = np.promote_types(options.dtype, np.float32)
@@ -313,42 +357,24 @@ def check_options(standardize: Any, average_repeats: bool, dtype: Any) -> RowOpt
     return RowOptions(standardize, bool(average_repeats), kind.name)
 
 
-def _subjects(data: Bunch) -> list[str]:
-    """Return the subjects whose betas there are."""
-    subjects = sorted(
+def subjects_in(data: Bunch, subjects: Any = None) -> list[str]:
+    """Return the subjects whose betas are meant; None for all that ``data`` has."""
+    existing = sorted(
         {meta["subject"] for meta in data.images_meta if meta["image_type"] == "betas"}
     )
-    if not subjects:
+    if not existing:
         raise InvalidQueryError(
             "data holds no betas. Fetch them with image_type='betas', which is the "
             "default, and a selection that is not empty."
         )
-    return subjects
-
-
-def subject_of(data: Bunch, subject: str | int | None) -> str:
-    """Return the subject to load."""
-    subjects = _subjects(data)
-    if subject is None:
-        if len(subjects) > 1:
-            raise InvalidQueryError(
-                f"data holds betas of several subjects ({listed(subjects)}), whose "
-                f"voxels do not correspond; choose one, as in subject={subjects[0]!r}, "
-                "or load each by itself with subject='all'"
-            )
-        return subjects[0]
-    name = clean_subject(subject)
-    if name is None or name not in subjects:
-        hint = did_you_mean(name or subject, subjects)
-        raise InvalidQueryError(f"data holds no betas of subject {subject!r}; {hint}")
-    return name
+    return choose_subjects(subjects, existing)
 
 
 def _sessions(
     data: Bunch, subject: str, trials: pd.DataFrame, voxels: Voxels, grid: Header
 ) -> list[_Session]:
     """Return the sessions of a subject, checked against their trial tables."""
-    image_of_trial = trials["image_index"].to_numpy()
+    image_of_trial = trials["image_index"].to_numpy(np.intp)
     volume_of_trial = _whole_numbers(trials["beta_index"])
     metas = [
         (i, meta)
@@ -358,11 +384,16 @@ def _sessions(
     tables = trial_tables(data.data_dir, [meta for _, meta in metas])
     flat = np.flatnonzero(voxels.mask)
     sessions = []
+    n_others = 0
     for i, meta in metas:
         positions = np.flatnonzero(image_of_trial == i)
         volumes = volume_of_trial[positions]
         table = tables.get(meta["session"], TrialTable(None, None))
         last = volumes.max(initial=-1)
+        if table.labels is not None:
+            published = table.labels.reindex(volumes)
+            others = published.to_numpy() != trials["label"].iloc[positions].to_numpy()
+            n_others += int((others & published.notna().to_numpy()).sum())
         source: Signature | StoredSession | None
         source = None
         if not is_resampled(meta):  # the store has the grid of the dataset
@@ -382,26 +413,23 @@ def _sessions(
             _check_image(header, grid, table.n_trials, last)
             source = signature(data.images[i])
         sessions.append(_Session(source, positions, volumes))
-    if sum(len(session.positions) for session in sessions) != len(trials):
-        raise InvalidQueryError(
-            "data.trials has rows whose image_index is not that of a beta image of "
-            f"{subject}; keep data.images as they were fetched"
+    if n_others:
+        warn(
+            f"data.trials has labels of {subject} that are not those of the trial "
+            f"table of their session, in {counted(n_others, 'row')}."
         )
     return sessions
 
 
 def _whole_numbers(indices: pd.Series) -> np.ndarray:
     """Return indices of volumes, which a merge of tables may have made floats."""
-    values = indices.to_numpy()
-    if values.dtype.kind in "iu":
-        return values
     try:
-        floats = np.asarray(values, np.float64)
+        floats = np.asarray(indices, np.float64)
     except (TypeError, ValueError):
-        floats = np.full(len(values), np.nan)
-    if not (np.isfinite(floats) & (floats == np.rint(floats))).all():
+        floats = np.full(len(indices), np.nan)
+    if not (np.isfinite(floats) & (floats == np.rint(floats)) & (floats >= 0)).all():
         raise InvalidQueryError(
-            "data.trials has a beta_index that is not a whole number"
+            "data.trials has a beta_index that is not a whole number from 0 on"
         )
     return floats.astype(np.int64)
 
@@ -409,6 +437,11 @@ def _whole_numbers(indices: pd.Series) -> np.ndarray:
 def _check_image(header: Header, grid: Header, n_trials: int | None, last: int) -> None:
     """Raise where an image disagrees with its trial table, or with other files."""
     n = header.n_volumes if n_trials is None else n_trials
+    if n_trials == header.n_volumes <= last:
+        raise InvalidQueryError(
+            f"data.trials has a beta_index of {last}, but the trial table has "
+            f"{counted(n_trials, 'trial')}, as has the image {header.file}"
+        )
     if n != header.n_volumes or last >= header.n_volumes:
         raise CorruptImageError(
             f"The image {header.file} has {header.n_volumes} volumes, but its "
@@ -453,6 +486,8 @@ class TrialTable(NamedTuple):
     n_trials: int | None
     version: str | None
     """Its MD5."""
+    labels: pd.Series | None = None
+    """The label of each ``beta_index``."""
 
 
 def trial_tables(data_dir: str, metas: list[dict]) -> dict[str, TrialTable]:
@@ -461,13 +496,16 @@ def trial_tables(data_dir: str, metas: list[dict]) -> dict[str, TrialTable]:
     on_disk = {
         session: path
         for session, path in paths.items()
-        if os.path.exists(local_path(data_dir, path))
+        if os.path.isfile(local_path(data_dir, path))
     }
     frame = read_trials(data_dir, list(on_disk.values()))
-    counts = frame.groupby("session")["beta_index"].agg(["size", "max"])
     return {
-        session: TrialTable(int(max(n, last + 1)), _version(data_dir, on_disk[session]))
-        for session, n, last in counts.itertuples()
+        str(session): TrialTable(
+            int(max(len(trials), trials["beta_index"].max() + 1)),
+            _version(data_dir, on_disk[session]),
+            trials.drop_duplicates("beta_index").set_index("beta_index")["label"],
+        )
+        for session, trials in frame.groupby("session")
     }
 
 

@@ -52,7 +52,7 @@ def mean_inverse(n_repeats: Any) -> float:
     Raises
     ------
     InvalidQueryError
-        If they are not positive finite numbers.
+        If they are not finite numbers from 1 on.
 
     Examples
     --------
@@ -64,13 +64,16 @@ def mean_inverse(n_repeats: Any) -> float:
     except (TypeError, ValueError):
         counts = np.array(np.nan)
     is_number = isinstance(n_repeats, Real) or counts.ndim == 1
-    is_text = isinstance(n_repeats, (str, bytes, bool))
-    is_valid = np.isfinite(counts).all() and (counts > 0).all() and counts.size
-    if is_text or not is_number or not is_valid:
+    # A mask of rows would count as one repeat each.
+    is_other = (
+        isinstance(n_repeats, (str, bytes)) or np.asarray(n_repeats).dtype == bool
+    )
+    is_valid = np.isfinite(counts).all() and (counts >= 1).all() and counts.size
+    if is_other or not is_number or not is_valid:
         given = repr(n_repeats)
         raise InvalidQueryError(
             f"n_repeats is {given if len(given) < 60 else given[:60] + '...'}; it must "
-            "be a positive number, one per row, or 'averaged'"
+            "be a number from 1 on, one per row, or 'averaged'"
         )
     return float(np.mean(1 / counts))
 
@@ -102,7 +105,8 @@ def normalized_score(r2: Any, noise_ceiling: Any) -> np.ndarray:
     Warns
     -----
     UserWarning
-        If no ceiling is above 1 percent: they may be shares.
+        If no ceiling is above 1 percent, as they may be shares; or if ``r2`` is above 1
+        anywhere, as it may be in percent.
 
     Notes
     -----
@@ -125,13 +129,14 @@ def normalized_score(r2: Any, noise_ceiling: Any) -> np.ndarray:
     """
     scores = np.asarray(r2, dtype=np.float64)
     ceiling = np.asarray(noise_ceiling, dtype=np.float64)
-    try:
-        np.broadcast_shapes(scores.shape, ceiling.shape)
-    except ValueError as error:
+    is_single = not (scores.ndim and ceiling.ndim)
+    if ceiling.ndim > 1 or not (is_single or scores.shape[-1:] == ceiling.shape):
         raise InvalidQueryError(
             f"r2 has the shape {scores.shape}, noise_ceiling {ceiling.shape}; both "
             "need one value per voxel"
-        ) from error
+        )
+    if (scores > 1).any():
+        warn("r2 is above 1; it is a share of the variance (0 to 1), not in percent.")
     is_valid = np.isfinite(ceiling) & (ceiling > 0)
     if is_valid.any() and ceiling[is_valid].max() <= 1:
         warn(

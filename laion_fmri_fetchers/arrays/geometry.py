@@ -24,6 +24,7 @@ import nibabel as nib
 import numpy as np
 
 from laion_fmri_fetchers.exceptions import CorruptImageError
+from laion_fmri_fetchers.storage.files import readable
 
 REPAIR = "If it is damaged, `laion-fmri-fetchers verify --repair` fetches it again."
 
@@ -215,7 +216,8 @@ def read_mask(file: str | os.PathLike, n_vertices: int) -> np.ndarray:
 def _named(file: str, advice: str) -> Iterator[None]:
     """Let errors of a damaged file name it, and say what to do."""
     try:
-        yield
+        with readable():
+            yield
     except _DAMAGED as error:
         if isinstance(error, OSError) and error.errno:
             raise

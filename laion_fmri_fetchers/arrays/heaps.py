@@ -1,4 +1,4 @@
-"""Values of variable length in HDF5 files, checked such that reading them ends.
+"""HDF5 files on disk, opened; and their values of variable length, which must end.
 
 HDF5 keeps such values in collections (*global heaps*): one behind the other, each
 behind a header of its number and size. To read one, the library steps from header to
@@ -10,11 +10,16 @@ same steps are taken here first, which costs a few short reads per picture.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, BinaryIO
 
 import numpy as np
+
+from laion_fmri_fetchers.exceptions import CorruptImageError, LaionFmriError
+from laion_fmri_fetchers.storage.files import unreadable
 
 _REFERENCE = np.dtype([("length", "<u4"), ("address", "<u8"), ("number", "<u4")])
 """What a dataset holds in the place of each value."""
@@ -24,6 +29,41 @@ _COLLECTION = struct.Struct("<4sB3xQ")
 
 _VALUE = struct.Struct("<HHxxxxQ")
 """Number (0: free space), count of references, size without this header."""
+
+
+@contextlib.contextmanager
+def open_hdf5(file: str, kind: str, stream: BinaryIO | None = None) -> Iterator[Any]:
+    """Open an HDF5 file to be read, by its name or by a stream of it.
+
+    Not with HDF5's own locks: file systems without locks refuse them, as does a program
+    that has the file open.
+
+    Raises
+    ------
+    CorruptImageError
+        If it is damaged, or found to be so within the block.
+    DataDirectoryError
+        If this user may not read it.
+    OSError
+        If the machine fails to read it, or another program is writing to it.
+    """
+    import h5py
+
+    try:
+        with h5py.File(stream or file, "r", locking=False) as content:
+            yield content
+    except LaionFmriError:
+        raise
+    except PermissionError as error:
+        raise unreadable(file) from error
+    except (OSError, KeyError, ValueError, IndexError) as error:
+        is_damage = not getattr(error, "errno", None)
+        if not is_damage or "open for write" in str(error):
+            raise
+        raise CorruptImageError(
+            f"The {kind} {file} cannot be read ({error}). Fetch it again with "
+            "mode='overwrite'."
+        ) from error
 
 
 def check_values(

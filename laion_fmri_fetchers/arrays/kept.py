@@ -13,6 +13,7 @@ from typing import Any
 import joblib
 
 import laion_fmri_fetchers
+from laion_fmri_fetchers.query.arguments import user_path
 from laion_fmri_fetchers.transfer.disks import folder_error
 
 
@@ -27,8 +28,9 @@ def keeper(memory: Any) -> Callable[[Callable], Callable]:
     if memory is None:
         return kept_nowhere
     if isinstance(memory, (str, os.PathLike)):
-        with _disk_named(os.fspath(memory)):
-            memory = joblib.Memory(os.fspath(memory), verbose=0)
+        memory = user_path(memory, "memory")
+        with _disk_named(memory):
+            memory = joblib.Memory(memory, verbose=0)
     if isinstance(memory, joblib.Memory) and memory.location and not memory.compress:
         # Mapped, kept rows take memory only where they are added to the result.
         # Copy-on-write, as a single session's rows are the result itself, which its

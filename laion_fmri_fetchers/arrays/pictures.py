@@ -18,13 +18,14 @@ from laion_fmri_fetchers.exceptions import (
     NotCachedError,
 )
 from laion_fmri_fetchers.messages import listed
-from laion_fmri_fetchers.query.arguments import check_positive
+from laion_fmri_fetchers.query.arguments import check_positive, only_its_arguments
 
-from .heaps import check_values
+from .heaps import check_values, open_hdf5
 
 _DECODERS = 8
 
 
+@only_its_arguments
 def load_stimuli(
     stimuli: Bunch,
     *,
@@ -75,7 +76,7 @@ def load_stimuli(
     """
     shape = None if size is None else image_shape(size)
     if batch_size is not None:
-        check_positive(batch_size, "batch_size", whole=True)
+        batch_size = check_positive(batch_size, "batch_size", whole=True)
     _check_stimuli(stimuli)
     if not stimuli.archive or not os.path.exists(stimuli.archive):
         raise NotCachedError(
@@ -108,9 +109,8 @@ def image_shape(size: Any) -> tuple[int, int]:
     both = (size, size) if not isinstance(size, (tuple, list)) else tuple(size)
     if len(both) != 2:
         raise InvalidQueryError(f"size is {size!r}; give pixels, or (height, width)")
-    for one in both:
-        check_positive(one, "size", whole=True)
-    return int(both[0]), int(both[1])
+    height, width = (check_positive(pixels, "size", whole=True) for pixels in both)
+    return height, width
 
 
 def _batches(
@@ -195,31 +195,18 @@ def open_images(archive: str, stream: BinaryIO | None = None) -> Iterator[Any]:
     """Open the images of an archive, by its name or by a stream of it."""
     import h5py
 
-    try:
-        file = h5py.File(stream or archive, "r")
-    except OSError as error:
-        _raise_corrupt(archive, error)
-    with file:
+    with open_hdf5(archive, "archive", stream) as file:
         images = file.get("images")
         if not isinstance(images, h5py.Dataset) or images.ndim != 1:
-            _raise_corrupt(archive, "it has no 1-D dataset 'images'")
+            raise ValueError("it has no 1-D dataset 'images'")
         yield images
-
-
-def _raise_corrupt(archive: str, why: object) -> None:
-    raise CorruptImageError(
-        f"The archive {archive} cannot be read ({why}). Fetch it again with "
-        "mode='overwrite'."
-    )
 
 
 def check_archive(archive: str, n_rows: int) -> None:
     """Raise unless the archive has as many images as its table has rows."""
     with open_images(archive) as images:
         if len(images) != n_rows:
-            _raise_corrupt(
-                archive, f"it holds {len(images)} images, its metadata {n_rows}"
-            )
+            raise ValueError(f"it holds {len(images)} images, its metadata {n_rows}")
 
 
 def read_image(
@@ -230,6 +217,8 @@ def read_image(
         check_values(images, row, row + 1, descriptor)
         return bytes(images[row])
     except (OSError, ValueError, IndexError) as error:
+        if getattr(error, "errno", None):
+            raise
         raise CorruptImageError(
             f"The image {name!r} (row {row}) cannot be read from "
             f"{images.file.filename}: {error}. Fetch it again with mode='overwrite'."

@@ -11,7 +11,7 @@ from typing import Any
 
 import joblib
 
-from laion_fmri_fetchers.messages import can_draw, counted, tell
+from laion_fmri_fetchers.messages import can_draw, counted, progress_bar, tell
 from laion_fmri_fetchers.transfer import policy
 
 
@@ -35,9 +35,9 @@ class Progress:
 
     def __enter__(self) -> Progress:
         if self._verbose and can_draw():
-            from tqdm.auto import tqdm
-
-            self._bar = tqdm(total=self._n_tasks, unit=f" {self._noun}s", miniters=1)
+            self._bar = progress_bar(
+                total=self._n_tasks, unit=f" {self._noun}s", miniters=1
+            )
         return self
 
     def reach(self, n_done: int) -> None:

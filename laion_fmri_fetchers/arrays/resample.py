@@ -27,7 +27,7 @@ import numpy as np
 from laion_fmri_fetchers import __version__
 from laion_fmri_fetchers.layout.grids import interpolation_for
 from laion_fmri_fetchers.layout.trees import MADE_HERE
-from laion_fmri_fetchers.storage.files import local_path, write_atomically
+from laion_fmri_fetchers.storage.files import local_path, readable, write_atomically
 from laion_fmri_fetchers.storage.made_here import description_of, method
 
 from .volumes import Header, iter_volumes, read_header, scaled, write_volumes
@@ -61,7 +61,7 @@ def find_resampled(
     description = description_of(target)
     if not description.startswith(method(resolution, interpolation)):
         return False
-    return not os.path.exists(file) or description.endswith(_origin(file))
+    return not os.path.isfile(file) or description.endswith(_origin(file))
 
 
 def _origin(file: str) -> str:
@@ -69,7 +69,7 @@ def _origin(file: str) -> str:
 
     The size alone does not suffice: a mask moved by a few voxels often keeps it.
     """
-    with open(file, "rb") as stream:
+    with readable(), open(file, "rb") as stream:
         size = stream.seek(0, os.SEEK_END)
         if file.endswith(".gz"):
             stream.seek(-min(size, _GZIP_TRAILER), os.SEEK_END)

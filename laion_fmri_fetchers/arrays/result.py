@@ -6,12 +6,11 @@ The room that `load_betas` and other ways to betas end in::
                           ├─ roi_mask ──────▶ voxels.rois_of, voxels.columns_in
                           ├─ noise_ceiling ─▶ ceilings.ceiling_of_average
                           └─ save ──────────▶ saved.write_values
-    load_saved_betas ──▶ saved.read_values
+    read_betas ──▶ saved.read_values
 """
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -19,7 +18,6 @@ from typing import Any, NamedTuple
 import nibabel as nib
 import numpy as np
 import pandas as pd
-from sklearn.utils import Bunch
 
 from laion_fmri_fetchers.exceptions import (
     CorruptImageError,
@@ -27,10 +25,11 @@ from laion_fmri_fetchers.exceptions import (
     did_you_mean,
 )
 from laion_fmri_fetchers.layout.ceilings import MEAN_INVERSE_REPEATS
-from laion_fmri_fetchers.messages import listed
+from laion_fmri_fetchers.messages import counted, listed
 from laion_fmri_fetchers.storage.bunch import Result
 
 from .ceilings import ceiling_of_average, mean_inverse
+from .rows import check_rows
 from .saved import read_values, write_values
 from .voxels import Voxels, columns_in, rois_of
 
@@ -43,10 +42,6 @@ class Betas(Result):
 
     def __dir__(self) -> Iterable[str]:
         return sorted({*super().__dir__(), *_METHODS})
-
-    def copy(self) -> Betas:
-        """Return a copy that shares its values, with the methods."""
-        return copy.copy(self)
 
     def to_img(self, values: Any, fill: float = 0) -> nib.Nifti1Image:
         """Put values back on the grid, as an image.
@@ -93,19 +88,20 @@ class Betas(Result):
         volume[inside] = rows.T
         return nib.Nifti1Image(volume, self["mask_img"].affine)
 
-    def roi_mask(self, name: str) -> np.ndarray:
+    def roi_mask(self, rois: str | Iterable[str]) -> np.ndarray:
         """Return which voxels lie in a region.
 
         Parameters
         ----------
-        name : str
+        rois : str or iterable of str
             An ROI (``"FFA1"``, ``"FFA-1"``), a category (``"face"``), or ``"V1"``,
-            ``"V2"``, ``"V3"`` for dorsal and ventral part together; in any case.
+            ``"V2"``, ``"V3"`` for dorsal and ventral part together, in any case; or
+            several of them.
 
         Returns
         -------
         numpy.ndarray of bool, shape (n_voxels,)
-            True for columns of ``data`` in the ROI, or in any ROI of the category. ROIs
+            True for columns of ``data`` in any of the ROIs. ROIs
             of ``roi_masks`` and all others whose masks were fetched with the data; the
             masks of these are read from ``roi_files``.
 
@@ -118,11 +114,13 @@ class Betas(Result):
         """
         masks, files = self["roi_masks"], self["roi_files"]
         inside = np.zeros(len(self["coordinates"]), dtype=bool)
-        for roi in rois_of(name, self["roi_categories"], "betas"):
-            if roi in masks:
-                inside |= masks[roi]
-            else:
-                inside |= columns_in(files[roi], self["mask_img"])
+        is_single = isinstance(rois, str) or not isinstance(rois, Iterable)
+        for name in [rois] if is_single else rois:
+            for roi in rois_of(name, self["roi_categories"], "betas"):
+                if roi in masks:
+                    inside |= masks[roi]
+                else:
+                    inside |= columns_in(files[roi], self["mask_img"])
         return inside
 
     def noise_ceiling(
@@ -148,7 +146,8 @@ class Betas(Result):
         Raises
         ------
         InvalidQueryError
-            If an argument is not valid, or ``noise_ceilings`` lacks the map.
+            If an argument is not valid, ``noise_ceilings`` lacks the map, or
+            ``trials`` are not those of the rows of ``data``.
 
         Notes
         -----
@@ -164,6 +163,7 @@ class Betas(Result):
                 f"betas hold no noise ceiling {noise_ceiling!r}; {hint}"
             )
         if isinstance(n_repeats, str) and n_repeats == "averaged":
+            check_rows(self)
             n_repeats = self["trials"].get("n_averaged", 1)
         return ceiling_of_average(
             published[noise_ceiling],
@@ -172,7 +172,7 @@ class Betas(Result):
         )
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write everything to one file, for `load_saved_betas`.
+        """Write everything to one file, for ``load_betas(path)``.
 
         It appears whole or not at all; one that exists is replaced. It is an ``.npz``
         of numpy without pickled code.
@@ -185,10 +185,35 @@ class Betas(Result):
         Raises
         ------
         InvalidQueryError
-            If a key that was added holds what cannot be saved, or ``path`` is a folder.
+            If a key that was added holds what cannot be saved, keys differ in the
+            number of rows or voxels, or ``path`` is a folder.
         DiskSpaceError
             If the disk is full.
         """
+        if lacking := [key for key in _KEYS if key not in self]:
+            raise InvalidQueryError(
+                f"betas lack {listed(lacking)}; load them again before you save them"
+            )
+        check_rows(self)
+        n_rows, n_voxels = self["data"].shape
+        inside = np.asarray(self["mask_img"].dataobj) > 0
+        sizes = [("mask_img", int(inside.sum()), n_voxels, "voxel")]
+        sizes.append(("coordinates", len(self["coordinates"]), n_voxels, "voxel"))
+        sizes += [
+            (f"{key}[{name!r}]", len(values), size, noun)
+            for key, size, noun in (
+                ("groups", n_rows, "row"),
+                ("roi_masks", n_voxels, "voxel"),
+                ("noise_ceilings", n_voxels, "voxel"),
+            )
+            for name, values in self[key].items()
+        ]
+        for name, size, expected, noun in sizes:
+            if size != expected:
+                raise InvalidQueryError(
+                    f"betas.{name} is of {counted(size, noun)}, but betas.data of "
+                    f"{counted(expected, noun)}; cut all keys alike"
+                )
         write_values(path, self)
 
 
@@ -197,6 +222,16 @@ _KEYS = (
     *("roi_categories", "noise_ceilings", "groups"),
 )
 _METHODS = ("copy", "noise_ceiling", "roi_mask", "save", "to_img")
+
+
+class RoiMasks(dict):
+    """ROI -> bool array, of the ROIs asked for; others are found by a method."""
+
+    def __missing__(self, name: str) -> np.ndarray:
+        raise KeyError(
+            f"{name!r} is not among the ROIs asked for, {listed(list(self))}; "
+            f"betas.roi_mask({name!r}) finds ROIs, categories and unions"
+        )
 
 
 class Rows(NamedTuple):
@@ -232,59 +267,27 @@ def make_betas(rows: Rows, voxels: Voxels, affine: np.ndarray) -> Betas:
         trials=rows.trials,
         mask_img=nib.Nifti1Image(voxels.mask.astype(np.uint8), affine),
         coordinates=nib.affines.apply_affine(affine, places),
-        roi_masks=voxels.roi_masks,
+        roi_masks=RoiMasks(voxels.roi_masks),
         roi_files=voxels.roi_files,
         roi_categories=voxels.roi_categories,
         noise_ceilings=voxels.noise_ceilings,
         groups={
-            name: pd.factorize(rows.trials[name])[0]
+            name: np.array(rows.trials[name], dtype=object)
             for name in ("session", "label")
             if rows.trials[name].notna().all()
         },
     )
 
 
-def load_saved_betas(path: str | os.PathLike) -> Bunch:
-    """Load betas that were saved by ``betas.save(path)``.
-
-    Parameters
-    ----------
-    path : str or path
-        The file.
-
-    Returns
-    -------
-    :class:`sklearn.utils.Bunch`
-        The Bunch of `load_betas`, with its methods.
-
-    Raises
-    ------
-    NotCachedError
-        If there is no such file.
-    CorruptImageError
-        If it is damaged, or something else.
-    InvalidQueryError
-        If a later version of this package wrote it.
-
-    See Also
-    --------
-    load_betas : Load betas from images.
-
-    Examples
-    --------
-    ::
-
-        betas = load_betas(data, rois="FFA1", standardize="zscore")
-        betas.save("ffa.npz")
-        betas = load_saved_betas("ffa.npz")
-    """
+def read_betas(path: str | os.PathLike) -> Betas:
+    """Read betas that ``betas.save(path)`` wrote."""
     values = read_values(path)
     if lacking := [key for key in _KEYS if key not in values]:
         raise CorruptImageError(
             f"{os.fspath(path)} lacks {listed(lacking)}, so it holds something else "
             "than betas; load and save them again."
         )
-    return Betas(**values)
+    return Betas(**{**values, "roi_masks": RoiMasks(values["roi_masks"])})
 
 
 def _type_in_image(values: np.ndarray) -> np.dtype:

@@ -1,22 +1,186 @@
-"""Trials by the images they show: labels of trials, rows of labels, shared labels."""
+"""Trials: those of a Bunch, of some images, and the images that all subjects saw."""
 
 from __future__ import annotations
 
+import copy
 import difflib
+import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from sklearn.utils import Bunch
 
 from laion_fmri_fetchers.exceptions import InvalidQueryError
+from laion_fmri_fetchers.layout.keys import is_of_trials
 from laion_fmri_fetchers.messages import counted, listed, warn
-from laion_fmri_fetchers.query.arguments import check_positive
+from laion_fmri_fetchers.query.arguments import check_fetched, check_positive
+from laion_fmri_fetchers.query.values import check_order
 
 _MOST_NAMED = 3
+_TRIAL = ["subject", "session", "beta_index"]
+"""Columns that tell a trial from all others."""
 
 
-def labels_of(trials: Any) -> np.ndarray:
+def table_of(
+    trials: Any, columns: Sequence[str], argument: str = "trials"
+) -> pd.DataFrame:
+    """Return a table of trials that has some columns; levels of its index count, too.
+
+    Raises
+    ------
+    InvalidQueryError
+        If it is something else, lacks a column, or has one twice.
+
+    Examples
+    --------
+    >>> trials = pd.DataFrame({"label": ["b.jpg", "a.jpg"], "run": [1, 2]})
+    >>> list(table_of(trials.set_index("label"), ["label"])["label"])
+    ['b.jpg', 'a.jpg']
+    """
+    given = f"{argument} is a {type(trials).__name__}"
+    advice = "give those of fetch_laion_fmri or load_betas"
+    if not isinstance(trials, pd.DataFrame):
+        raise InvalidQueryError(f"{given}, not a DataFrame; {advice}")
+    if levels := [n for n in trials.index.names if n is not None and n not in trials]:
+        trials = trials.reset_index(levels)
+    if lacking := [name for name in columns if name not in trials]:
+        names = ", ".join(map(repr, lacking))
+        raise InvalidQueryError(f"{given} without a column {names}; {advice}")
+    for name in columns:
+        if trials[name].ndim > 1:
+            raise InvalidQueryError(f"{given} with two columns {name!r}; drop one")
+    return trials
+
+
+def trials_of(data: Bunch) -> pd.DataFrame:
+    """Return the trials of a fetched Bunch, checked to be those of its images.
+
+    Raises
+    ------
+    InvalidQueryError
+        If files, records or trials were changed such that they do not correspond.
+    """
+    check_fetched(data, "images_meta")
+    advice = "change only data.trials, or use select_trials(data, trials)"
+    for files in ("images", "rois"):
+        n_files, n_records = len(data[files]), len(data[f"{files}_meta"])
+        if n_files != n_records:
+            raise InvalidQueryError(
+                f"data.{files} has {counted(n_files, 'file')}, but data.{files}_meta "
+                f"{counted(n_records, 'record')}; {advice}"
+            )
+    session_of = {}
+    for i, (file, meta) in enumerate(zip(data.images, data.images_meta, strict=True)):
+        if meta["image_type"] != "betas":
+            continue
+        session_of[i] = meta["subject"], meta["session"]
+        named = re.findall(r"(?:sub|ses)-[^_.]+", os.path.basename(file))
+        if named and tuple(named) != session_of[i]:
+            raise InvalidQueryError(
+                f"data.images[{i}] is {file}, but data.images_meta[{i}] is of "
+                f"{' '.join(session_of[i])}; {advice}"
+            )
+    trials = table_of(data.trials, [*_TRIAL, "label", "image_index"], "data.trials")
+    image, *own = (
+        trials[name].astype(object).where(trials[name].notna(), None).tolist()
+        for name in ("image_index", "subject", "session")
+    )
+    if [session_of.get(i) for i in image] != [*zip(*own, strict=True)]:
+        raise InvalidQueryError(
+            "data.trials has rows whose image_index is not that of the beta image of "
+            f"their subject and session; {advice}"
+        )
+    return trials
+
+
+def select_trials(data: Bunch, trials: pd.DataFrame) -> Bunch:
+    """Return fetched data for some of their trials.
+
+    ``images``, ``sample_masks`` and ``trials`` correspond in what is returned, as they
+    do in what was fetched: maskers of nilearn give the rows of ``trials``.
+
+    Parameters
+    ----------
+    data : :class:`sklearn.utils.Bunch`
+        From `fetch_laion_fmri`.
+    trials : :class:`pandas.DataFrame`
+        Rows of ``data.trials`` in any order, found by ``subject``, ``session``,
+        ``beta_index`` and, where it is there, ``label``.
+
+    Returns
+    -------
+    :class:`sklearn.utils.Bunch`
+        With the keys of ``data``. ``trials`` has these rows of ``data.trials``, in the
+        order of images and of volumes within an image, and ``image_index`` of the
+        images that are left; ``sample_masks`` has their volumes. Images of sessions
+        without such a trial are left out of ``images`` and ``images_meta``; all else is
+        that of ``data``.
+
+    Raises
+    ------
+    InvalidQueryError
+        If a row is not one of ``data.trials``, or there twice; if there are none, or
+        what ``data`` holds does not correspond.
+
+    See Also
+    --------
+    load_betas : Takes trials as they are, in any order.
+
+    Examples
+    --------
+    ::
+
+        data = fetch_laion_fmri("sub-01", sessions=[1, 2])
+        ood = select_trials(data, data.trials[data.trials["dataset"] == "OOD"])
+        masker.transform(ood.images[0], sample_mask=ood.sample_masks[0])
+    """
+    own = trials_of(data)
+    if isinstance(trials, dict):
+        trials = trials.get("trials", trials)
+    wanted = table_of(trials, _TRIAL)
+    keys = _TRIAL + [name for name in ("label",) if name in wanted]
+    index, asked = (
+        pd.MultiIndex.from_frame(table[keys].astype(object)) for table in (own, wanted)
+    )
+    for name, rows in (("data.trials", index), ("trials", asked)):
+        if len(twice := rows[rows.duplicated()]):
+            raise InvalidQueryError(
+                f"{name} has {counted(len(twice), 'trial')} twice, such as "
+                f"{twice[0]}; drop duplicates"
+            )
+    found = index.get_indexer(asked)
+    if not len(found):
+        raise InvalidQueryError("trials has no rows; give some of data.trials")
+    if unknown := [str(trial) for trial in asked[found < 0]]:
+        raise InvalidQueryError(
+            f"trials has {counted(len(unknown), 'row')} that data.trials lacks: "
+            f"{listed(unknown, _MOST_NAMED)}; give rows of data.trials"
+        )
+    chosen = own.iloc[found].sort_values(["image_index", "beta_index"])
+    sessions = {*zip(chosen["subject"], chosen["session"], strict=True)}
+    kept = [
+        i
+        for i, meta in enumerate(data.images_meta)
+        if not is_of_trials(meta) or (meta["subject"], meta["session"]) in sessions
+    ]
+    volumes = {
+        i: part.to_numpy(np.int64)
+        for i, part in chosen.groupby("image_index")["beta_index"]
+    }
+    part = copy.copy(data)
+    part.images = [data.images[i] for i in kept]
+    part.images_meta = [data.images_meta[i] for i in kept]
+    part.sample_masks = [volumes.get(i) for i in kept]
+    part.trials = chosen.assign(
+        image_index=chosen["image_index"].map({i: at for at, i in enumerate(kept)})
+    ).reset_index(drop=True)
+    return part
+
+
+def labels_of(trials: Any, argument: str = "trials") -> np.ndarray:
     """Return the label of each trial.
 
     Parameters
@@ -24,6 +188,8 @@ def labels_of(trials: Any) -> np.ndarray:
     trials : pandas.DataFrame, Bunch or sequence of str
         A table with a column ``label`` (or ``image_name``), a Bunch that holds one as
         ``trials``, or labels.
+    argument : str, default="trials"
+        What it is called in messages.
 
     Returns
     -------
@@ -36,23 +202,35 @@ def labels_of(trials: Any) -> np.ndarray:
     """
     labels = trials.get("trials", trials) if isinstance(trials, dict) else trials
     if isinstance(labels, pd.DataFrame):
-        column = next((c for c in ("label", "image_name") if c in labels), None)
-        if column is None:
-            raise InvalidQueryError(
-                "trials is a DataFrame without a column 'label'; give those of "
-                "fetch_laion_fmri or load_betas"
-            )
-        labels = labels[column]
+        if labels is not trials:
+            check_rows(trials)
+        existing = {*labels, *labels.index.names}
+        by_image = "image_name" in existing and "label" not in existing
+        column = "image_name" if by_image else "label"
+        labels = table_of(labels, [column], argument)[column]
     if isinstance(labels, (str, bytes, dict)) or not isinstance(labels, Iterable):
         raise InvalidQueryError(
-            f"trials is a {type(labels).__name__}; give the trials of fetch_laion_fmri "
-            "or load_betas, or labels of images"
+            f"{argument} is a {type(labels).__name__}; give the trials of "
+            "fetch_laion_fmri or load_betas, or labels of images"
         )
+    check_order(labels, argument)
     names = np.fromiter(labels, dtype=object)
     for name in names:
         if not isinstance(name, str):
-            raise InvalidQueryError(f"trials has the label {name!r}; labels are str")
+            raise InvalidQueryError(
+                f"{argument} has the label {name!r}; labels are str"
+            )
     return names
+
+
+def check_rows(betas: Any) -> None:
+    """Raise InvalidQueryError for betas that have not one row of data per trial."""
+    shape: tuple[int, ...] = getattr(betas.get("data"), "shape", ())
+    if "data" in betas and (len(shape) != 2 or shape[0] != len(betas["trials"])):
+        raise InvalidQueryError(
+            f"betas.data has the shape {shape}, and betas.trials "
+            f"{counted(len(betas['trials']), 'row')}; both need one row per trial"
+        )
 
 
 def rows_with(labels: Any, trials: pd.DataFrame, name: str = "data") -> np.ndarray:
@@ -85,10 +263,17 @@ def rows_with(labels: Any, trials: pd.DataFrame, name: str = "data") -> np.ndarr
     """
     if isinstance(labels, str):
         labels = [labels]
-    chosen = list(dict.fromkeys(labels_of(labels)))
+    given = labels_of(labels, "labels")
+    chosen = list(dict.fromkeys(given))
     if not chosen:
         raise InvalidQueryError("labels is empty; name at least one image")
-    of_trials = labels_of(trials)
+    if len(chosen) < len(given):
+        warn(
+            f"labels has {counted(len(given), 'name')} of "
+            f"{counted(len(chosen), 'image')}. The trials of an image come together, "
+            "once, whatever the order of its repeats in labels."
+        )
+    of_trials = labels_of(trials, f"the table of trials in {name}")
     positions_of(chosen, of_trials, f"trials of {name}")
     place = pd.Index(chosen, dtype=object).get_indexer(of_trials)
     order = np.argsort(place, kind="stable")
@@ -149,7 +334,7 @@ def shared_labels(data: Any, *others: Any, min_repeats: int = 1) -> list[str]:
     ----------
     data, *others : :class:`sklearn.utils.Bunch` or :class:`pandas.DataFrame`
         What `fetch_laion_fmri` or `load_betas` returned, or ``trials`` of it; a list of
-        these, or a dict as of ``load_betas(data, subject="all")``. An image counts if
+        these, or a dict as of ``load_betas(data, subjects="all")``. An image counts if
         every subject of every argument saw it: halves of a subject's sessions can be
         two arguments.
     min_repeats : int, default=1
@@ -198,7 +383,7 @@ def shared_labels(data: Any, *others: Any, min_repeats: int = 1) -> list[str]:
     seen = [{*count.index[count >= min_repeats]} for _, count in counts]
     shared = sorted(set.intersection(*seen))
     if not shared:
-        subjects = list(dict.fromkeys(subject for subject, _ in counts))
+        subjects = list(dict.fromkeys(str(subject) for subject, _ in counts))
         times = f" {min_repeats} times or more" if min_repeats > 1 else ""
         warn(f"No image was seen{times} by all of {listed(subjects, len(subjects))}.")
     return shared
@@ -215,11 +400,7 @@ def _counts_by_subject(source: Any) -> Iterator[tuple[str, pd.Series]]:
             yield from _counts_by_subject(part)
         return
     trials = source["trials"] if isinstance(source, dict) else source
-    if not isinstance(trials, pd.DataFrame) or not {"subject", "label"} <= {*trials}:
-        raise InvalidQueryError(
-            f"shared_labels takes what fetch_laion_fmri or load_betas returned, or "
-            f"trials of it; a {type(trials).__name__} was given"
-        )
+    trials = table_of(trials, ["subject", "label"])
     n_trials = trials.get("n_averaged", pd.Series(1, trials.index))
     counts = n_trials.groupby([trials["subject"], trials["label"]], sort=False).sum()
     subjects = list(trials["subject"].dropna().unique())

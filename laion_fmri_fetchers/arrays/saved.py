@@ -28,6 +28,7 @@ from laion_fmri_fetchers.exceptions import (
     InvalidQueryError,
     NotCachedError,
 )
+from laion_fmri_fetchers.query.arguments import user_path
 from laion_fmri_fetchers.storage.files import whole_file
 
 _FORMAT = "laion_fmri_fetchers betas"
@@ -58,8 +59,9 @@ def write_values(file: str | os.PathLike, values: dict[str, Any]) -> None:
     DiskSpaceError
         If the disk is full.
     """
+    file = user_path(file, "path")
     if os.path.isdir(file):
-        raise InvalidQueryError(f"{os.fspath(file)} is a folder; name a file in it")
+        raise InvalidQueryError(f"path is {file}, a folder; name a file in it")
     try:
         with (
             whole_file(file) as stream,
@@ -73,7 +75,7 @@ def write_values(file: str | os.PathLike, values: dict[str, Any]) -> None:
         if error.errno not in _FULL:
             raise
         raise DiskSpaceError(
-            error.errno, f"The disk of {os.fspath(file)} is full; nothing was written."
+            error.errno, f"The disk of {file} is full; nothing was written."
         ) from error
 
 
@@ -89,7 +91,7 @@ def read_values(file: str | os.PathLike) -> dict[str, Any]:
     InvalidQueryError
         If a later version of this package wrote it.
     """
-    file = os.fspath(file)
+    file = user_path(file, "path")
     try:
         with zipfile.ZipFile(file) as archive:
             reader = _Reader(archive)
@@ -99,7 +101,9 @@ def read_values(file: str | os.PathLike) -> dict[str, Any]:
             if about["version"] <= _VERSION:
                 return {key: reader.value(node) for key, node in about["tree"]}
     except FileNotFoundError as error:
-        raise NotCachedError(f"There is no file {file}.") from error
+        raise NotCachedError(
+            f"There is no file {file} that the method save of betas could have written."
+        ) from error
     except _DAMAGED as error:
         if isinstance(error, OSError) and error.errno:
             raise

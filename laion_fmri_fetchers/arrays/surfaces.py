@@ -20,7 +20,8 @@ from sklearn.utils import Bunch
 from laion_fmri_fetchers.exceptions import InvalidQueryError, did_you_mean
 from laion_fmri_fetchers.layout.keys import is_nifti_name, subject_of_name
 from laion_fmri_fetchers.layout.trees import HEMISPHERES
-from laion_fmri_fetchers.query.arguments import check_mode, check_verbose
+from laion_fmri_fetchers.messages import can_draw, progress_bar
+from laion_fmri_fetchers.query.arguments import check_mode, check_verbose, user_path
 
 from .geometry import moved
 from .templates import TEMPLATES, load_template
@@ -174,7 +175,7 @@ def _check_arguments(surfaces: object, target: object, interpolation: object) ->
 def _open(img: Any, subject: str) -> _Volumes:
     """Return the volumes of an image, in memory or on disk."""
     is_path = isinstance(img, (str, os.PathLike))
-    file = os.fspath(img) if is_path else _file_of(img)
+    file = user_path(img, "img") if is_path else _file_of(img)
     of_subject = subject_of_name(os.path.basename(file)) if file else None
     if of_subject not in (None, subject):
         raise InvalidQueryError(
@@ -236,19 +237,17 @@ def _project(
     verbose: int,
 ) -> dict[str, np.ndarray]:
     """Return values by hemisphere: per vertex, or vertices x volumes."""
-    from tqdm.auto import tqdm
-
     is_3d = len(volumes.shape) == 3
     n_volumes = 1 if is_3d else volumes.shape[3]
     values = {
         h: np.empty((_n_targets(surfaces, nearest, h), n_volumes), np.float32)
         for h in HEMISPHERES
     }
-    bar = tqdm(
+    bar = progress_bar(
         total=n_volumes,
         desc="Projecting",
         unit="volume",
-        disable=None if verbose and n_volumes > _BLOCK else True,
+        disable=not (verbose and n_volumes > _BLOCK and can_draw()),
     )
     with bar:
         for start, block in _blocks(volumes):

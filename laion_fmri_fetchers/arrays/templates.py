@@ -17,7 +17,8 @@ from laion_fmri_fetchers.exceptions import (
     NotCachedError,
 )
 from laion_fmri_fetchers.layout.trees import HEMISPHERES, surface_name
-from laion_fmri_fetchers.query.arguments import refuse_offline
+from laion_fmri_fetchers.query.arguments import refuse_offline, user_path
+from laion_fmri_fetchers.storage.data_dir import nilearn_data_dirs
 
 from .geometry import read_surface
 
@@ -80,7 +81,7 @@ def _of_freesurfer(name: str) -> Path | None:
     subjects_dir = os.environ.get("SUBJECTS_DIR")
     if not subjects_dir:
         return None
-    folder = Path(subjects_dir).expanduser() / name
+    folder = Path(user_path(subjects_dir, "SUBJECTS_DIR"), name)
     files = [
         folder / surface_name(hemisphere, surface)
         for hemisphere in HEMISPHERES
@@ -108,9 +109,7 @@ def _read_freesurfer(folder: Path) -> Template:
 
 def _cached(name: str) -> dict[str, str] | None:
     """Return the files of a template that nilearn downloaded, if they are complete."""
-    from nilearn.datasets import get_data_dirs
-
-    for folder in get_data_dirs():
+    for folder in nilearn_data_dirs():
         files = {
             f"{kind}_{hemisphere}": os.path.join(
                 folder, name, f"{kind}_{hemisphere}.gii.gz"

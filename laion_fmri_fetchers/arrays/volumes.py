@@ -97,6 +97,9 @@ def read_header(file: str | os.PathLike) -> Header:
     shape = image.shape
     if len(shape) not in (3, 4) or proxy.dtype.kind not in "iuf":
         raise _corrupt(file, f"it is {proxy.dtype} of shape {shape}")
+    if proxy.offset < image.header.sizeof_hdr:
+        # Some tools leave 0 there. nibabel takes the header for values then.
+        raise _corrupt(file, f"its values begin at byte {proxy.offset}, in its header")
     return Header(
         file,
         (shape[0], shape[1], shape[2]),

@@ -31,6 +31,8 @@ from laion_fmri_fetchers.exceptions import (
 from laion_fmri_fetchers.layout.keys import is_nifti, on_one_grid
 from laion_fmri_fetchers.layout.names import clean_roi, rois_named, with_unions
 from laion_fmri_fetchers.messages import warn
+from laion_fmri_fetchers.query.arguments import user_path
+from laion_fmri_fetchers.query.values import in_order
 
 from .volumes import Header, iter_volumes, read_header, scaled
 
@@ -116,13 +118,16 @@ def find_voxels(
     available, categories = _available_rois(data, subject)
     chosen, whole_brain = _chosen_rois(choice.rois, available, categories, subject)
     maps = dict(data.noise_ceilings.get(subject, {}))
-    threshold = _threshold(choice.nc_threshold, choice.noise_ceiling, list(maps))
+    threshold = _threshold(
+        choice.nc_threshold, choice.noise_ceiling, list(maps), subject
+    )
     mask_files = [data.brain_masks[subject]] if subject in data.brain_masks else []
     mask_img, mask = choice.mask_img, None
     if isinstance(mask_img, (str, os.PathLike)):
-        if not os.path.exists(mask_img):
-            raise InvalidQueryError(f"mask_img is {mask_img!r}, which does not exist")
-        mask_files.append(os.fspath(mask_img))
+        file = user_path(mask_img, "mask_img")
+        if not os.path.exists(file):
+            raise InvalidQueryError(f"mask_img is {file!r}, which does not exist")
+        mask_files.append(file)
     elif mask_img is not None:
         mask = _mask_of_image(mask_img, grid)
     elif not mask_files:
@@ -140,8 +145,8 @@ def find_voxels(
     voxels = cached(_combine)(criteria, grid.shape, grid.affine)
     if not voxels.mask.any():
         raise InvalidQueryError(
-            "No voxel fulfils all of the criteria: the brain mask, rois, mask_img and "
-            "nc_threshold."
+            f"No voxel of {subject} fulfils all of the criteria: the brain mask, rois, "
+            "mask_img and nc_threshold."
         )
     return voxels._replace(roi_files=available, roi_categories=categories)
 
@@ -189,7 +194,7 @@ def _chosen_rois(
             f"rois is {rois!r}; give names of ROIs or categories, 'fetched', or "
             "'brain' for all voxels"
         )
-    names = [rois] if isinstance(rois, str) else list(rois)
+    names = [rois] if isinstance(rois, str) else in_order(rois)
     chosen: list[str] = []
     for name in names:
         if name in ("fetched", "all"):
@@ -284,7 +289,7 @@ def columns_in(files: Iterable[str], mask_img: Any) -> np.ndarray:
 
 
 def _threshold(
-    nc_threshold: object, noise_ceiling: object, available: list[str]
+    nc_threshold: object, noise_ceiling: object, available: list[str], subject: str
 ) -> tuple[str, float] | None:
     """Return the name of a noise ceiling and its least value; None for any value."""
     if nc_threshold is None:
@@ -296,7 +301,7 @@ def _threshold(
     if noise_ceiling not in available:
         hint = did_you_mean(noise_ceiling, available)
         raise InvalidQueryError(
-            f"data holds no noise ceiling {noise_ceiling!r} of the subject; {hint}"
+            f"data holds no noise ceiling {noise_ceiling!r} of {subject}; {hint}"
         )
     threshold = float(nc_threshold)
     if 0 < threshold < 1:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from laion_fmri_fetchers.exceptions import InvalidQueryError
 
-from .options import Commands, Options, Parser, add_flag, add_names
+from .options import Commands, Options, Parser, add_flag, add_names, check_output
 
 _DEMO_SIZES = ("subjects", "n_sessions", "n_trials")
 
@@ -27,6 +27,7 @@ def _demo(options: Options) -> None:
             "--subjects, --n-sessions and --n-trials are options of --serve, and "
             "--output is one of the walk without it"
         )
+    check_output(options)
     if options.serve:
         from laion_fmri_fetchers.demo.environment import serve_until_stopped
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import laion_fmri_fetchers as package
@@ -20,7 +19,9 @@ from .options import (
     add_terms,
     add_transfer_options,
     add_verbosity,
+    check_output,
     print_files,
+    sessions_of,
     transfer_arguments,
     verbosity_of,
 )
@@ -29,7 +30,7 @@ from .options import (
 def _selection_options(command: Parser) -> None:
     add_names(command, "--subjects", "sub-01", "names such as sub-03, or all")
     add_names(command, "--rois", "all", "names such as FFA1, categories, or none", "*")
-    add_names(command, "--sessions", "all", "names such as ses-01")
+    add_names(command, "--sessions", "all", "names such as 01, ranges such as 1-4")
     add_terms(command, "--where", "trials")
     add_terms(command, "--image-where", "image files")
     add_max_images(command, "image files")
@@ -40,7 +41,7 @@ def _selected(options: Options, **how: Any) -> Any:
     return package.fetch_laion_fmri(
         options.subjects,
         None if options.rois in ([], ["none"]) else options.rois,
-        options.sessions,
+        sessions_of(options),
         trial_filter=parse_terms(options.where),
         image_filter=parse_terms(options.image_where),
         max_images=options.max_images,
@@ -72,12 +73,10 @@ def _report_options(command: Parser) -> None:
 
 def _report(options: Options) -> None:
     """Write an HTML report of files on disk."""
-    folder = os.path.dirname(os.path.abspath(options.output))
-    if not os.path.isdir(folder):
-        raise InvalidQueryError(f"There is no folder {folder} to write the report to.")
+    output = check_output(options) or options.output
     data = _selected(options, mode="offline", data_dir=options.data_dir)
-    package.make_report(data, options.title).save_as_html(options.output)
-    print(options.output)
+    package.make_report(data, options.title).save_as_html(output)
+    print(output)
 
 
 def _voxel_options(command: Parser) -> None:
@@ -93,11 +92,9 @@ def _voxel_options(command: Parser) -> None:
 
 
 def _betas_options(command: Parser) -> None:
-    command.add_argument(
-        *("--subject", "--subjects"), default="sub-01", help="default: sub-01"
-    )
+    add_names(command, "--subjects", "sub-01", "names such as sub-03, or all")
     add_names(command, "--rois", "all", "names such as FFA1, categories, or brain")
-    add_names(command, "--sessions", "all", "names such as ses-01")
+    add_names(command, "--sessions", "all", "names such as 01, ranges such as 1-4")
     add_terms(command, "--where", "trials")
     _voxel_options(command)
     command.add_argument(
@@ -107,7 +104,7 @@ def _betas_options(command: Parser) -> None:
         command, "--keep-images", "keep images that are downloaded for their voxels"
     )
     command.add_argument(
-        "--output", metavar="FILE", help="save the betas, for load_saved_betas"
+        "--output", metavar="FILE", help="save the betas, for load_betas"
     )
     add_flag(command, "--dry-run", "show the plan; download masks and tables only")
     add_transfer_options(command, of_files=False)
@@ -115,12 +112,18 @@ def _betas_options(command: Parser) -> None:
 
 def _betas(options: Options) -> None:
     """Fetch the betas of regions into the voxel store."""
+    import pandas as pd
+    from sklearn.utils import Bunch
+
+    if options.output and (len(options.subjects) > 1 or "all" in options.subjects):
+        raise InvalidQueryError("--output is for the betas of one subject")
+    output = check_output(options)
     how = transfer_arguments(options)
     del how["allow_missing"]
-    betas = package.fetch_laion_betas(
-        options.subject,
+    by_subject = package.fetch_laion_betas(
+        options.subjects,
         options.rois,
-        options.sessions,
+        sessions_of(options),
         trial_filter=parse_terms(options.where),
         nc_threshold=options.nc_threshold,
         source=options.source,
@@ -130,20 +133,22 @@ def _betas(options: Options) -> None:
         **how,
     )
     if options.dry_run:
-        print_files(options, betas, ())
-    else:
+        plans = Bunch(plan=pd.concat([betas.plan for betas in by_subject.values()]))
+        print_files(options, plans, ())
+        return
+    for subject, betas in by_subject.items():
         n_trials, n_voxels = betas.data.shape
-        print(f"{n_trials} trials x {n_voxels} voxels")
-        if options.output:
-            betas.save(options.output)
-        where = options.output or "the voxel store, for fetch_laion_betas"
-        tell(f"The betas are in {where}", verbosity_of(options))
+        print(f"{subject}: {n_trials} trials x {n_voxels} voxels")
+        if output:
+            betas.save(output)
+    where = output or "the voxel store, for fetch_laion_betas"
+    tell(f"The betas are in {where}", verbosity_of(options))
 
 
 def _pack_options(command: Parser) -> None:
     add_names(command, "--subjects", "sub-01", "names such as sub-03, or all")
     add_names(command, "--rois", "brain", "names such as FFA1, categories, or brain")
-    add_names(command, "--sessions", "all", "names such as ses-01")
+    add_names(command, "--sessions", "all", "names such as 01, ranges such as 1-4")
     _voxel_options(command)
     add_flag(
         command,
@@ -162,7 +167,7 @@ def _pack(options: Options) -> None:
     data = package.fetch_laion_fmri(
         options.subjects,
         rois or None,
-        options.sessions,
+        sessions_of(options),
         mode="offline",
         data_dir=options.data_dir,
         verbose=0,
@@ -184,6 +189,6 @@ def _pack(options: Options) -> None:
 COMMANDS: Commands = {
     "fetch": (_fetch_options, _fetch),
     "fetch-betas": (_betas_options, _betas),
-    "pack": (_pack_options, _pack),
-    "report": (_report_options, _report),
+    "pack-betas": (_pack_options, _pack),
+    "make-report": (_report_options, _report),
 }

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import functools
+import io
 import os
 import sys
 import warnings
@@ -10,9 +12,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from laion_fmri_fetchers.exceptions import InvalidQueryError, LaionFmriError
+from laion_fmri_fetchers.messages import show
 
-from . import completion, demo, images, setup, stimuli, upkeep
-from .options import Commands, Parser, subparsers_of
+from . import demo, images, setup, stimuli, upkeep
+from .options import Commands, Options, Parser, subparsers_of
 from .wording import PROGRAM, on_a_shell
 
 
@@ -29,9 +32,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     int
         0: done, 1: failed, 2: usage, 130: stopped by Ctrl-C.
     """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None or getattr(stream, "closed", False):
+            setattr(sys, name, io.StringIO())
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     parser = _parser()
-    if "_ARGCOMPLETE" in os.environ:
-        completion.complete(parser)
     if not (sys.argv[1:] if arguments is None else arguments):
         parser.print_help(sys.stderr)
         return 2
@@ -40,32 +47,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
         subparsers_of(parser)[options.command].error(
             f"unrecognized arguments: {' '.join(unknown)}"
         )
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
-    warnings.showwarning = _show_warning
+    fail = functools.partial(_fail, options)
+    warnings.showwarning = functools.partial(_show_warning, options)
     try:
         code = options.run(options)
         sys.stdout.flush()
     except InvalidQueryError as error:
-        return _fail(error, 2)
+        return fail(error, 2)
     except (LaionFmriError, OSError, ImportError, MemoryError) as error:
         if isinstance(error, BrokenPipeError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
-        return _fail(error, 1)
+        return fail(error, 1)
     except KeyboardInterrupt:
-        return _fail("Stopped. Repeat the command to resume.", 130)
+        return fail("Stopped. Repeat the command to resume.", 130)
     return code or 0
 
 
-def _fail(message: object, code: int) -> int:
-    print(f"{PROGRAM}: {on_a_shell(str(message))}", file=sys.stderr)
+def _fail(options: Options, message: object, code: int) -> int:
+    show(f"{PROGRAM}: {on_a_shell(str(message), options)}", "stderr")
     return code
 
 
-def _show_warning(message: Any, *_: Any, **__: Any) -> None:
-    print(f"Warning: {on_a_shell(str(message))}", file=sys.stderr)
+def _show_warning(options: Options, message: Any, *_: Any, **__: Any) -> None:
+    show(f"Warning: {on_a_shell(str(message), options)}", "stderr")
 
 
 COMMANDS: Commands = {
@@ -73,11 +78,9 @@ COMMANDS: Commands = {
     **images.COMMANDS,
     **stimuli.COMMANDS,
     **upkeep.COMMANDS,
-    **completion.COMMANDS,
     **demo.COMMANDS,
 }
 """In the order of the help."""
-_WITHOUT_DATA_DIR = ("completion", "demo")
 
 
 def _parser() -> Parser:
@@ -94,7 +97,7 @@ def _parser() -> Parser:
         help_text = f"{purpose[0].lower()}{purpose[1:].rstrip('.')}"
         command = subparsers.add_parser(name, help=help_text, description=purpose)
         command.set_defaults(run=run)
-        if name not in _WITHOUT_DATA_DIR:
+        if name != "demo":
             command.add_argument(
                 "--data-dir", metavar="FOLDER", help="use this data directory"
             )

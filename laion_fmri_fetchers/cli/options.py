@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import os
+import re
 import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from laion_fmri_fetchers.messages import readable_size
+from laion_fmri_fetchers.exceptions import InvalidQueryError
+from laion_fmri_fetchers.messages import is_terminal, readable_size
+from laion_fmri_fetchers.query.arguments import user_path
 from laion_fmri_fetchers.query.terms import TERM_FORM
 
 Options = argparse.Namespace
@@ -112,6 +116,27 @@ def transfer_arguments(options: Options) -> dict[str, Any]:
     }
 
 
+def sessions_of(options: Options) -> list[str]:
+    """Return names of sessions, those of ranges such as ``1-4`` one by one."""
+    names = []
+    for name in options.sessions:
+        ends = re.fullmatch(r"(?:ses-)?(\d+)-(?:ses-)?(\d+)", name)
+        numbers = range(int(ends[1]), int(ends[2]) + 1) if ends else ()
+        names += [str(number) for number in numbers] or [name]
+    return names
+
+
+def check_output(options: Options) -> str | None:
+    """Return the path in ``--output``; raise early if it cannot be written."""
+    if options.output is None:
+        return None
+    output = user_path(options.output, "--output")
+    folder = os.path.dirname(os.path.abspath(output))
+    if not os.path.isdir(folder):
+        raise InvalidQueryError(f"There is no folder {folder} for --output.")
+    return output
+
+
 def verbosity_of(options: Options) -> int:
     """Return how much to say, as the package's ``verbose``."""
     return 0 if options.quiet else options.verbose
@@ -119,11 +144,11 @@ def verbosity_of(options: Options) -> int:
 
 def print_files(options: Options, data: Any, paths: Iterable[str | None]) -> None:
     """Print the paths of files, or the plan of a dry run: at a terminal, in short."""
-    is_terminal = sys.stdout.isatty() and not getattr(options, "paths", False)
+    is_short = is_terminal(sys.stdout) and not getattr(options, "paths", False)
     if not getattr(options, "dry_run", False):
-        for path in () if is_terminal else filter(None, paths):
+        for path in () if is_short else filter(None, paths):
             print(path)
-    elif is_terminal:
+    elif is_short:
         _print_kinds(data.plan)
     else:
         for row in data.plan.itertuples():

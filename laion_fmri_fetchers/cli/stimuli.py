@@ -6,6 +6,7 @@ import sys
 
 import laion_fmri_fetchers as package
 from laion_fmri_fetchers.exceptions import AccessPendingError
+from laion_fmri_fetchers.messages import is_terminal
 from laion_fmri_fetchers.query.terms import parse_terms
 
 from .options import (
@@ -58,7 +59,7 @@ def _request(options: Options) -> None:
             data_dir=options.data_dir,
         )
     except AccessPendingError as pending:
-        print(on_a_shell(str(pending)))
+        print(on_a_shell(str(pending), options))
 
 
 def _login(options: Options) -> None:
@@ -68,11 +69,13 @@ def _login(options: Options) -> None:
 
 def _logout(options: Options) -> None:
     """Forget the request_id."""
-    package.logout(options.data_dir)
+    from laion_fmri_fetchers.access import logout
+
+    logout(options.data_dir)
 
 
 def _stimulus_options(command: Parser) -> None:
-    add_names(command, "--names", None, "names of stimulus images")
+    add_names(command, "--labels", None, "labels of stimulus images")
     add_terms(command, "--where", "rows of the table")
     add_transfer_options(command)
 
@@ -87,7 +90,7 @@ def _stimuli_options(command: Parser) -> None:
 def _stimuli(options: Options) -> None:
     """Fetch the stimulus images."""
     data = package.fetch_laion_stimuli(
-        options.names,
+        options.labels,
         stimulus_filter=parse_terms(options.where),
         max_images=options.max_images,
         extract=options.extract,
@@ -101,19 +104,19 @@ def _stimuli(options: Options) -> None:
 def _stimulus_metadata(options: Options) -> None:
     """Print the table of the stimulus images."""
     data = package.fetch_laion_stimulus_metadata(
-        options.names,
+        options.labels,
         stimulus_filter=parse_terms(options.where),
         **transfer_arguments(options),
     )
-    is_terminal = sys.stdout.isatty() and not getattr(options, "paths", False)
+    is_short = is_terminal(sys.stdout) and not getattr(options, "paths", False)
     table = data.metadata
-    print(table.to_string(max_rows=20) if is_terminal else table.to_csv().rstrip("\n"))
+    print(table.to_string(max_rows=20) if is_short else table.to_csv().rstrip("\n"))
 
 
 def _captions(options: Options) -> None:
     """Fetch captions of the stimuli."""
     data = package.fetch_laion_captions(
-        options.names,
+        options.labels,
         caption_filter=parse_terms(options.where),
         **transfer_arguments(options),
     )
@@ -122,14 +125,14 @@ def _captions(options: Options) -> None:
 
 def _embeddings_options(command: Parser) -> None:
     add_names(command, "--models", "all", "names such as CLIP")
-    add_names(command, "--names", None, "names of stimulus images")
+    add_names(command, "--labels", None, "labels of stimulus images")
     add_transfer_options(command)
 
 
 def _embeddings(options: Options) -> None:
     """Fetch embeddings of the stimuli."""
     data = package.fetch_laion_embeddings(
-        options.models, options.names, **transfer_arguments(options)
+        options.models, options.labels, **transfer_arguments(options)
     )
     print_files(options, data, data.files.values())
 
@@ -138,7 +141,7 @@ def _segmentations(options: Options) -> None:
     """Fetch segmentations of the stimuli."""
     conditions = parse_terms(options.where)
     data = package.fetch_laion_segmentations(
-        options.names, segmentation_filter=conditions, **transfer_arguments(options)
+        options.labels, segmentation_filter=conditions, **transfer_arguments(options)
     )
     print_files(options, data, [data.segmentations_file, data.masks_file])
 
@@ -180,7 +183,7 @@ def _splits(options: Options) -> None:
                 "name": name,
                 "pool": data.pool,
                 "source": data.source[name],
-                "version": data.version[name],
+                "generation": data.generation[name],
                 "train": split.train,
                 "test": split.test,
             }
@@ -199,9 +202,9 @@ COMMANDS: Commands = {
     "login": (add_nothing, _login),
     "logout": (add_nothing, _logout),
     "fetch-stimuli": (_stimuli_options, _stimuli),
-    "stimulus-metadata": (_stimulus_options, _stimulus_metadata),
+    "fetch-stimulus-metadata": (_stimulus_options, _stimulus_metadata),
     "fetch-captions": (_stimulus_options, _captions),
     "fetch-embeddings": (_embeddings_options, _embeddings),
     "fetch-segmentations": (_stimulus_options, _segmentations),
-    "splits": (_splits_options, _splits),
+    "fetch-splits": (_splits_options, _splits),
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 import laion_fmri_fetchers as package
+from laion_fmri_fetchers.messages import is_terminal
 
 from .options import (
     Commands,
@@ -40,7 +41,7 @@ def _verify(options: Options) -> int:
     )
     bad = report[~report["status"].isin(["ok", "unknown", "outdated", "repaired"])]
     # At a terminal, the summary on stderr has named them already.
-    if options.paths or options.quiet or not sys.stdout.isatty():
+    if options.paths or options.quiet or not is_terminal(sys.stdout):
         for row in bad.itertuples():
             print(f"{row.status}\t{row.id}")
     return 1 if len(bad) else 0

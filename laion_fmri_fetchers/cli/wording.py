@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from argparse import Namespace as Options
 from collections.abc import Callable
 
 from laion_fmri_fetchers.query.terms import OPERATORS
@@ -18,7 +19,7 @@ _WORDS: dict[str, str | Callable[[re.Match], str]] = {
     r"\bfetch_laion_stimuli\(([^)]*)\)": rf"'{PROGRAM} fetch-stimuli \1'",
     r"\blicense_text\(\)": f"'{PROGRAM} accept-license --show'",
     r"\baccept_license\(\)": f"'{PROGRAM} accept-license'",
-    r"\bdataset_initialize\b(\(\))?": f"'{PROGRAM} config FOLDER'",
+    r"\bdataset_initialize\b(\(\))?": f"'{PROGRAM} initialize FOLDER'",
     r"\bpass it or (?=set LAION_FMRI_REQUEST_ID)": "",
     r"\bcurrent_terms_version\(\)": f"'{PROGRAM} doctor'",
     rf"('{PROGRAM} [a-z-]+) '": r"\1'",
@@ -38,16 +39,23 @@ _WORDS: dict[str, str | Callable[[re.Match], str]] = {
 """Python in messages of the package, and how a shell spells it; applied in order."""
 
 
-def on_a_shell(message: str) -> str:
+def on_a_shell(message: str, options: Options) -> str:
     """Return a message of the package in words of the command line.
+
+    A command without ``--mode`` is told of the one that downloads.
 
     Examples
     --------
-    >>> on_a_shell("Download it first, with mode='download_new'.")
+    >>> fetch, report = Options(mode=None), Options()
+    >>> on_a_shell("Download it first, with mode='download_new'.", fetch)
     'Download it first, with --mode download_new.'
-    >>> on_a_shell("Request access with request_stimulus_access(renew=True).")
+    >>> on_a_shell("Download it first, with mode='download_new'.", report)
+    "Download it first, with 'laion-fmri-fetchers fetch'."
+    >>> on_a_shell("Request access with request_stimulus_access(renew=True).", fetch)
     "Request access with 'laion-fmri-fetchers request-access --renew'."
     """
     for pattern, words in _WORDS.items():
         message = re.sub(pattern, words, message)
+    if not hasattr(options, "mode"):
+        message = message.replace("--mode download_new", f"'{PROGRAM} fetch'")
     return message

@@ -18,6 +18,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from laion_fmri_fetchers.query.arguments import user_path
+
 from .anatomy import anatomical_files, freesurfer_files, roi_files
 from .brain import functional_brain
 from .facts import HELD_OUT, PARTICIPANTS
@@ -107,7 +109,7 @@ def build_bucket(
     ...     print(sorted(path.name for path in sessions))
     ['ses-01', 'ses-31', 'ses-32']
     """
-    folder = Path(folder)
+    folder = Path(user_path(folder, "folder"))
     for names, published, kind in (
         (subjects, PARTICIPANTS, "subjects"),
         (held_out, HELD_OUT, "held-out sessions"),
@@ -171,6 +173,7 @@ def _root_files() -> Iterator[tuple[str, bytes]]:
             }
         ),
     )
+    yield "DEMO", b"Synthetic data: not to be mixed with those of LAION-fMRI.\n"
     yield "README", b"A synthetic stand-in for LAION-fMRI; nothing was measured.\n"
     rows = [
         ("participant_id", "age", "sex", "handedness"),

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from laion_fmri_fetchers.storage.catalog import look
+
 from .build import build_bucket
 from .facts import STIMULUS_TABLE
 from .server import Server, serve_bucket
@@ -133,6 +135,8 @@ def serve_demo(
         settings["LAION_FMRI_SPLITS"] = ""
         settings["LAION_FMRI_SPLITS_URL"] = splits.url
         stack.enter_context(variables(settings))
+        look((), data_dir)  # marks the directory as that of a demo
+        bucket.requests.clear()
         running = stack.pop_all()
     return Demo(data_dir, bucket, access, splits, settings, running)
 

@@ -24,6 +24,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, quote, quote_plus, unquote, unquote_plus, urlencode
 
+from laion_fmri_fetchers.query.arguments import user_path
+
 from .facts import DENIED
 
 PART_SIZE = 8 * 2**20
@@ -172,7 +174,7 @@ class Server:
 
     def put_folder(self, folder: str | Path) -> None:
         """Store every file below a folder under its path as key."""
-        folder = Path(folder)
+        folder = Path(user_path(folder, "folder"))
         if not folder.is_dir():
             raise NotADirectoryError(f"No such folder to serve: {folder}")
         for path in sorted(folder.rglob("*")):

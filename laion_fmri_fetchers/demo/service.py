@@ -264,9 +264,7 @@ class AccessServer:
 
     def _manifest(self) -> dict[str, Any]:
         return {
-            "dataset": "LAION-fMRI",
             "current_terms_version": self.terms_version,
-            "versions": ["v1"],
             "files": [self._about(key) for key in _FILES],
         }
 

@@ -17,6 +17,9 @@ from .formats import json_bytes
 
 N_FOLDS = 5
 
+REGULAR = {(12, "LAION"), (12, "THINGS+"), (4, "NSD")}
+"""Repetitions and source of shared images that are split; others came later."""
+
 
 def pools(labels: Iterable[str]) -> dict[str, list[str]]:
     """Return the images of each pool, in alphabetical order.
@@ -29,8 +32,9 @@ def pools(labels: Iterable[str]) -> dict[str, list[str]]:
     shared, unique = [], []
     for label in sorted(labels):
         fields = image_fields(label)
-        if fields.kind == "shared" and fields.dataset != "OOD":
-            shared.append(label)
+        if fields.kind == "shared":
+            if (fields.n_reps, fields.dataset) in REGULAR:
+                shared.append(label)
         elif fields.kind == "unique" and fields.subject:
             unique.append((label, fields.subject))
     named = {"shared": shared}
@@ -67,7 +71,9 @@ def splits_files(labels: Iterable[str]) -> Iterator[tuple[str, bytes]]:
         ends = [max(i, len(images) * i * (i + 1) // 30) for i in range(N_FOLDS + 1)]
         for i in range(N_FOLDS):
             if pool != "pooled":
-                params = {"method": "uniform_random_5fold", "fold": i}
+                params = {"method": "shuffled_5fold_cv", "k": 5, "seed": 42, "fold": i}
+                if pool != "shared":
+                    params["revision"] = 2
                 yield _file(pool, f"random_{i}", params, images, shuffled[i::N_FOLDS])
         for i in range(N_FOLDS):
             test = clustered[ends[i] : ends[i + 1]]

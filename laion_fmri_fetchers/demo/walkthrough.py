@@ -10,11 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from laion_fmri_fetchers.exceptions import AccessPendingError, LaionFmriError
+from laion_fmri_fetchers.exceptions import LaionFmriError
 from laion_fmri_fetchers.fetchers.betas import fetch_laion_betas
 from laion_fmri_fetchers.fetchers.discovery import get_rois, get_subjects
 from laion_fmri_fetchers.fetchers.fmri import fetch_laion_fmri
 from laion_fmri_fetchers.messages import readable_size
+from laion_fmri_fetchers.query.arguments import user_path
 from laion_fmri_fetchers.reports.figures import plot_rois
 from laion_fmri_fetchers.reports.report import make_report
 
@@ -49,8 +50,9 @@ def run_demo(output: str | os.PathLike | None = None) -> Path:
     LaionFmriError
         If a step does not give what it should.
     """
-    output = output or tempfile.mkdtemp(prefix="laion_fmri_demo_")
-    folder = Path(os.path.abspath(output))
+    if output is None:
+        output = tempfile.mkdtemp(prefix="laion_fmri_demo_")
+    folder = Path(os.path.abspath(user_path(output, "output")))
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as temporary, contextlib.ExitStack() as stack:
         with _step("Build a synthetic LAION-fMRI") as say:
@@ -148,7 +150,7 @@ def _draw_rois(data: Any, subject: str, file: Path) -> None:
 
 
 def _stimuli(server: Any, figure: Path) -> None:
-    """Ask for access, wait for approval, fetch, and draw stimuli and responses."""
+    """Request access, fetch, and draw stimuli and responses."""
     from laion_fmri_fetchers.access.request import request_stimulus_access
     from laion_fmri_fetchers.arrays.betas import load_betas
     from laion_fmri_fetchers.arrays.pictures import load_stimuli
@@ -157,28 +159,25 @@ def _stimuli(server: Any, figure: Path) -> None:
     from . import serve_access
 
     with (
-        serve_access(server, approves=False) as service,
+        serve_access(server) as service,
         variables({"LAION_FMRI_ACCESS_URL": service.url}),
     ):
         with _step("Request access to the stimuli") as say:
-            try:
-                request_stimulus_access(
-                    name="Ada Example",
-                    email="ada@university.example",
-                    institution="University of Examples",
-                    research_purpose="See how the package works",
-                    accept_terms_version=service.terms_version,
-                    acknowledge_privacy=True,
-                    renew=True,
-                    verbose=0,
-                )
-            except AccessPendingError:
-                say("the request waits for approval; its id is kept in auth.json")
-        with _step("Once it is approved: fetch_laion_stimuli, no new form") as say:
-            service.approve()
+            request_stimulus_access(
+                name="Ada Example",
+                email="ada@university.example",
+                institution="University of Examples",
+                research_purpose="See how the package works",
+                accept_terms_version=service.terms_version,
+                acknowledge_privacy=True,
+                renew=True,
+                verbose=0,
+            )
+            say("access is granted; the request_id is kept in auth.json")
+        with _step("Fetch the stimuli of trials") as say:
             shared = {"unique_or_shared": "shared"}
             data = fetch_laion_fmri(rois="face", trial_filter=shared, verbose=0)
-            stimuli = fetch_laion_stimuli(names=data.trials["label"], verbose=0)
+            stimuli = fetch_laion_stimuli(labels=data.trials, verbose=0)
             say(f"{len(stimuli.metadata)} images in {stimuli.archive}")
     with _step("Draw stimuli beside the response of their trials in face areas") as say:
         betas = load_betas(

@@ -36,11 +36,14 @@ from laion_fmri_fetchers.exceptions import (
 from laion_fmri_fetchers.layout.keys import Record
 from laion_fmri_fetchers.messages import counted, listed, readable_size, tell, warn
 from laion_fmri_fetchers.query.arguments import only_its_arguments
-from laion_fmri_fetchers.query.filters import ResultFilter
-from laion_fmri_fetchers.query.selection import select
+from laion_fmri_fetchers.query.selection import is_one_name, select
 from laion_fmri_fetchers.query.shared_docs import documented
 from laion_fmri_fetchers.storage.bunch import Result
-from laion_fmri_fetchers.storage.inventory import Inventory, take_inventory_of_subjects
+from laion_fmri_fetchers.storage.inventory import (
+    Inventory,
+    find_subjects,
+    take_inventory_of_subjects,
+)
 from laion_fmri_fetchers.storage.obtain import obtain
 from laion_fmri_fetchers.storage.settings import make_settings
 
@@ -75,9 +78,9 @@ _FORGOTTEN = 3600.0
 
 
 @documented
-@only_its_arguments(subjects="subject=")
+@only_its_arguments
 def fetch_laion_betas(
-    subject: str | int = "sub-01",
+    subjects: str | int | Iterable[str | int] = "sub-01",
     rois: str | Sequence[str] = "all",
     sessions: str | int | Iterable[str | int] = "all",
     *,
@@ -114,8 +117,9 @@ def fetch_laion_betas(
 
     Parameters
     ----------
-    subject : str or int, default="sub-01"
-        ``"sub-01"``, ``"01"`` or 1. The voxels of two subjects do not correspond.
+    subjects : str, int, or several, default="sub-01"
+        ``"sub-01"``, ``"01"`` or 1. A list or ``"all"``: each of them by itself, since
+        the voxels of two do not correspond.
     rois : str or sequence of str, default="all"
         ROI names with or without hyphens (``"FFA1"``), categories (``"face"``),
         ``"V1"``, ``"V2"`` or ``"V3"`` for dorsal and ventral part, or several of
@@ -174,11 +178,14 @@ def fetch_laion_betas(
         either way, ``"model"`` and ``"images"``. Those of model files are approximate:
         what lies between voxels is read too, where that saves time.
 
+        With a list of subjects or ``"all"``, a Bunch of such Bunches: subject -> its
+        betas, or its plan.
+
     Raises
     ------
     InvalidQueryError
-        If an argument is not valid, no voxel is left, or, with ``source="model"``, the
-        bucket has no model file.
+        If an argument is not valid, no trial or voxel is left, the trials lack one of
+        ``labels``, or, with ``source="model"``, the bucket has no model file.
     NotCachedError
         Offline, if voxels of a session that was named are not on disk.
     CorruptImageError
@@ -220,12 +227,13 @@ def fetch_laion_betas(
         plan = fetch_laion_betas("sub-01", rois="V1", dry_run=True)
         print(plan.sizes)
     """
+    given = dict(locals())
     if source not in _SOURCES:
         hint = did_you_mean(source, list(_SOURCES))
         raise InvalidQueryError(f"source is {source!r}; {hint}")
     options = check_options(standardize, average_repeats, dtype)
     selection = select(
-        (_single(subject),),
+        subjects,
         _fetched_rois(rois),
         sessions,
         None,
@@ -236,10 +244,6 @@ def fetch_laion_betas(
         {},
         inspect.signature(fetch_laion_betas).parameters,
     )
-    if labels is not None:
-        showing = ResultFilter(label=[labels] if isinstance(labels, str) else labels)
-        both = selection.trial_filter & showing
-        selection = selection._replace(trial_filter=both)
     settings = make_settings(
         mode,
         data_dir,
@@ -249,13 +253,19 @@ def fetch_laion_betas(
         verbose=verbose,
         dry_run=dry_run,
     )
+    if not is_one_name(subjects):
+        given["sessions"] = selection.sessions or "all"  # it may have been an iterator
+        each = selection.subjects or find_subjects(settings)[0]
+        return Result(
+            **{name: fetch_laion_betas(**{**given, "subjects": name}) for name in each}
+        )
     choice = VoxelChoice(rois, mask_img, nc_threshold, noise_ceiling)
     names, inventory = take_inventory_of_subjects(selection, settings)
     check_subjects(names, inventory, named=True)
     records = [rec for rec in inventory.records if rec["subject"] in names]
     check_names(records, names, inventory, selection)
     images = choose_images(records, selection)
-    images, trials, tables = choose_by_trials(images, inventory, selection)
+    images, trials, tables = choose_by_trials(images, inventory, selection, labels)
     derived = subjects_with_derived_masks(names, settings)
     small = Chosen(
         [],
@@ -282,6 +292,8 @@ def fetch_laion_betas(
             kept = [rec for rec in chosen.images if rec["session"] not in lost]
             data = make_bunch(chosen._replace(images=kept), inventory, {}, tables, None)
         jobs = [job for job in jobs if job.is_on_disk]
+    if inventory.error:
+        warn(f"{inventory.error} Everything selected is on disk; continuing offline.")
     ways = choose_ways(jobs, source, inventory)
     if dry_run:
         return _planned(ways.plan(), sizes_by_way(jobs), settings.verbose)
@@ -292,16 +304,6 @@ def fetch_laion_betas(
         remove_fetched(folders, min_age=_FORGOTTEN)
     workers = Workers(n_jobs, kept_nowhere, settings.verbose, bool(as_dask))
     return load_voxels(data, names[0], (voxels, grid), labels, options, workers)
-
-
-def _single(subject: Any) -> Any:
-    is_single = isinstance(subject, (str, int)) and not isinstance(subject, bool)
-    if not is_single or subject == "all":
-        raise InvalidQueryError(
-            f"subject is {subject!r}; give a single one, as in subject='sub-01', since "
-            "the voxels of two do not correspond"
-        )
-    return subject
 
 
 def _fetched_rois(rois: Any) -> Any:

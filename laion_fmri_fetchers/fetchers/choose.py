@@ -30,16 +30,14 @@ from laion_fmri_fetchers.layout.names import (
 )
 from laion_fmri_fetchers.layout.trees import GLM, HELD_OUT, IMAGE_TYPES, trials_id
 from laion_fmri_fetchers.messages import counted, listed, warn
-from laion_fmri_fetchers.query.arguments import check_fields, warn_of_nothing
-from laion_fmri_fetchers.query.filters import ResultFilter, admits, fields
+from laion_fmri_fetchers.query.arguments import check_fields, check_terms
+from laion_fmri_fetchers.query.filters import ResultFilter, admits
 from laion_fmri_fetchers.query.selection import Selection
 
 Session = tuple[str, str]
 """A subject and one of its sessions."""
 
 _NAMES_SHOWN = 40
-_OF_VERSION = {"last_modified", "outdated"}
-"""Fields of terms that ask for new files; there may be none."""
 
 
 class Trials(NamedTuple):
@@ -100,8 +98,7 @@ def choose_subjects(
         names = {name for meta in described for name in meta}
         check_fields(subject_filter, "subject_filter", names)
     chosen = [meta for meta in described if subject_filter(meta)]
-    if described and not chosen:
-        warn_of_nothing("subject_filter", subject_filter, described)
+    check_terms("subject_filter", subject_filter, described, len(chosen))
     return chosen
 
 
@@ -122,8 +119,8 @@ def choose_images(records: Iterable[Record], selection: Selection) -> list[Recor
         for rec in in_sessions
         if rec["image_type"] in types and selection.image_filter(rec)
     ]
-    if in_sessions and not chosen and not fields(selection.image_filter) & _OF_VERSION:
-        warn_of_nothing("the terms on images", selection.image_filter, in_sessions)
+    name = "the terms on images"
+    check_terms(name, selection.image_filter, in_sessions, len(chosen))
     return chosen
 
 
@@ -182,8 +179,7 @@ def earlier_tables(sessions: Iterable[Session]) -> list[str]:
 def choose_trials(trials: Trials, trial_filter: ResultFilter) -> Trials:
     """Return the trials that pass the filter."""
     passed = trial_filter.mask(trials.frame)
-    if len(passed) and not passed.any():
-        warn_of_nothing("trial_filter", trial_filter, trials.frame)
+    check_terms("trial_filter", trial_filter, trials.frame, passed.sum())
     return trials._replace(frame=trials.frame[passed])
 
 
@@ -242,8 +238,7 @@ def choose_rois(records: Iterable[Record], selection: Selection) -> list[Record]
         and (names is None or rec["roi"] in names or rec["roi_category"] in names)
     ]
     passed = [rec for rec in masks if selection.roi_filter(rec)]
-    if masks and not passed:
-        warn_of_nothing("the terms on ROI masks", selection.roi_filter, masks)
+    check_terms("the terms on ROI masks", selection.roi_filter, masks, len(passed))
     return passed
 
 

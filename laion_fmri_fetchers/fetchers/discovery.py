@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from laion_fmri_fetchers.exceptions import BucketError, InvalidQueryError, did_you_mean
 from laion_fmri_fetchers.layout.keys import is_of_trials, record_of
-from laion_fmri_fetchers.layout.names import clean_subject, subjects_among
+from laion_fmri_fetchers.layout.names import subjects_among
 from laion_fmri_fetchers.layout.trees import (
     ANATOMICAL,
     DERIVATIVES,
@@ -19,24 +19,22 @@ from laion_fmri_fetchers.layout.trees import (
     listings_of,
     unknown_trees,
 )
-from laion_fmri_fetchers.messages import listed, readable_size, warn
+from laion_fmri_fetchers.messages import listed, readable_size, show, warn
 from laion_fmri_fetchers.query.arguments import (
     check_mode,
     check_timeout,
     only_its_arguments,
 )
+from laion_fmri_fetchers.query.selection import subject_names
 from laion_fmri_fetchers.storage.catalog import Catalog, Wanted, look
 from laion_fmri_fetchers.storage.data_dir import get_data_dir
 from laion_fmri_fetchers.storage.files import local_path
-from laion_fmri_fetchers.transfer.bucket import Object, bucket_url
+from laion_fmri_fetchers.transfer.bucket import Object, bucket_url, key_of
 
 _DESCRIBED = (GLM, ROIS, ANATOMICAL)
-_OFFLINE = dict.fromkeys(
-    ("mode", "offline"), "the environment variable LAION_FMRI_OFFLINE=1"
-)
 
 
-@only_its_arguments(**_OFFLINE)
+@only_its_arguments
 def get_subjects(
     *, data_dir: str | os.PathLike | None = None, timeout: float = 30.0
 ) -> list[str]:
@@ -69,9 +67,9 @@ def get_subjects(
     return _subjects(get_data_dir(data_dir), timeout)[0]
 
 
-@only_its_arguments(**_OFFLINE, subjects="subject=", categories="category=")
+@only_its_arguments
 def get_rois(
-    subject: str | int | None = None,
+    subjects: str | int | Sequence[str | int] | None = None,
     category: str | None = None,
     *,
     data_dir: str | os.PathLike | None = None,
@@ -81,8 +79,9 @@ def get_rois(
 
     Parameters
     ----------
-    subject : str or int, optional
-        Such as ``"sub-01"``; None: those of any subject.
+    subjects : str, int, or several, optional
+        Such as ``"sub-01"``; of several, the ROIs that any of them has. None or
+        ``"all"``: those of any subject.
     category : str, optional
         Such as ``"face"``; None: those of any category.
     data_dir : str or path, optional
@@ -110,31 +109,32 @@ def get_rois(
         ['MPA', 'OPA', 'PPA']
     """
     folder = get_data_dir(data_dir)
-    if subject is None:
+    names = None if subjects is None else subject_names(subjects)
+    if names is None:
         found = _look([(ROIS, "/")], folder, timeout)
         prefixes = sorted(found.folders)
     else:
         found = None
-        prefixes = [f"{ROIS}{clean_subject(subject)}/"]
+        prefixes = [f"{ROIS}{name}/" for name in names]
     found = _look([(prefix, "") for prefix in prefixes], folder, timeout, found)
-    rois: dict[str, set[str]] = {}
-    for one in found.objects:
-        rec = record_of(one)
-        if rec["roi"]:
-            rois.setdefault(rec["roi_category"], set()).add(rec["roi"])
-    if subject is not None and not rois:
-        subjects, _ = _subjects(folder, timeout, found)
+    recs = [rec for rec in map(record_of, found.objects) if rec["roi"]]
+    without = sorted({*(names or ())} - {rec["subject"] for rec in recs})
+    if without:
+        existing, _ = _subjects(folder, timeout, found)
         raise InvalidQueryError(
-            f"Unknown subject {subject!r}, or one without ROIs; available: "
-            f"{listed(subjects)}."
+            f"Unknown subject {without[0]!r}, or one without ROIs; available: "
+            f"{listed(existing)}."
         )
+    rois: dict[str, set[str]] = {}
+    for rec in recs:
+        rois.setdefault(rec["roi_category"], set()).add(rec["roi"])
     if category is not None and category not in rois:
         hint = did_you_mean(category, rois)
         raise InvalidQueryError(f"There is no ROI category {category!r}; {hint}")
     return sorted(set().union(*(v for c, v in rois.items() if category in (None, c))))
 
 
-@only_its_arguments(**_OFFLINE)
+@only_its_arguments
 def describe(
     *, data_dir: str | os.PathLike | None = None, timeout: float = 30.0
 ) -> None:
@@ -159,14 +159,14 @@ def describe(
         >>> describe()  # doctest: +SKIP
     """
     folder = get_data_dir(data_dir)
-    print(f"LAION-fMRI in {bucket_url()}")
+    show(f"LAION-fMRI in {bucket_url()}")
     exists = os.path.isdir(folder)
-    print(f"Data directory: {folder}{'' if exists else ', which does not exist yet'}\n")
+    show(f"Data directory: {folder}{'' if exists else ', which does not exist yet'}\n")
     subjects, top = _subjects(folder, timeout)
     wanted = [w for subject in subjects for w in listings_of(subject, _DESCRIBED)]
     found = _look(wanted, folder, timeout, top)
     recs = [record_of(one) for one in found.objects]
-    print("subject  sessions  held out    betas      ROIs  on disk")
+    show("subject  sessions  held out    betas      ROIs  on disk")
     for subject in subjects:
         own = [rec for rec in recs if rec["subject"] == subject]
         sessions = {rec["session"] for rec in own if is_of_trials(rec)}
@@ -178,7 +178,7 @@ def describe(
         )
         n_rois = len({rec["roi"] for rec in own} - {None})
         n_disk = sum(rec["id"] in found.on_disk for rec in own)
-        print(
+        show(
             f"{subject:<8} {len(sessions - held_out):>8} {len(held_out):>9}  "
             f"{readable_size(size):>9} {n_rois:>8}  {n_disk} of {len(own)} files"
         )
@@ -186,13 +186,13 @@ def describe(
     for rec in recs:
         if rec["roi"]:
             by_category.setdefault(rec["roi_category"], set()).add(rec["roi"])
-    print("\nROIs by category")
+    show("\nROIs by category")
     for category, names in sorted(by_category.items()):
         line = f"  {category:<12} {' '.join(sorted(names))}"
-        print(textwrap.fill(line, 79, subsequent_indent=" " * 15))
+        show(textwrap.fill(line, 79, subsequent_indent=" " * 15))
 
 
-@only_its_arguments(**_OFFLINE)
+@only_its_arguments
 def inspect_bucket(
     prefix: str = "",
     *,
@@ -204,7 +204,7 @@ def inspect_bucket(
     Parameters
     ----------
     prefix : str, default=""
-        A folder, such as ``"derivatives/rois/sub-01/"``.
+        A folder, such as ``"derivatives/rois/sub-01/"``, or its address.
     data_dir : str or path, optional
         The data directory, where listings are kept; see `get_data_dir`.
     timeout : float, default=30.0
@@ -223,6 +223,7 @@ def inspect_bucket(
 
         >>> inspect_bucket("derivatives/")  # doctest: +SKIP
     """
+    prefix = key_of(prefix)
     prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
     found = _look([(prefix, "/")], get_data_dir(data_dir), timeout)
     folders = sorted(f for f in found.folders if f.startswith(prefix))
@@ -231,11 +232,11 @@ def inspect_bucket(
             f"There is nothing in {prefix!r} of {bucket_url()}; begin with "
             "inspect_bucket()."
         )
-    print(f"{bucket_url()}/{prefix}")
+    show(f"{bucket_url()}/{prefix}")
     for folder in folders:
-        print(f"  {'folder':>10}  {folder[len(prefix) :]}")
+        show(f"  {'folder':>10}  {folder[len(prefix) :]}")
     for one in sorted(found.objects.values(), key=lambda one: one.key):
-        print(f"  {readable_size(one.size):>10}  {one.key[len(prefix) :]}")
+        show(f"  {readable_size(one.size):>10}  {one.key[len(prefix) :]}")
 
 
 def _subjects(
@@ -286,7 +287,7 @@ def _look(
 def _by_disk(found: Catalog, data_dir: str) -> Catalog:
     """Return the catalog with files on disk in place of missing listings."""
     on_disk = {
-        path: Object(path, os.path.getsize(local_path(data_dir, path)))
-        for path in found.on_disk
+        path: Object(file, os.path.getsize(local_path(data_dir, file)))
+        for path, file in found.on_disk.items()
     }
     return found._replace(objects={**on_disk, **found.objects})

@@ -28,6 +28,10 @@ from laion_fmri_fetchers.storage.files import local_path
 from laion_fmri_fetchers.storage.inventory import size_on_disk
 from laion_fmri_fetchers.storage.notes import note_removed
 
+_FINEST = 0.5
+"""Voxel size in mm below which a resolution is likely in cm: anatomical images have
+0.8 mm."""
+
 
 class Grid(NamedTuple):
     """An isotropic grid that images are resampled to."""
@@ -87,6 +91,11 @@ def make_grid(
                 )
         return None
     resolution_label(resolution)
+    if resolution < _FINEST:
+        warn(
+            f"resolution is {resolution:g} mm, finer than any image of the dataset; "
+            f"did you mean {10 * resolution:g}?"
+        )
     return Grid(float(resolution), interpolation, bool(keep_original))
 
 

@@ -16,6 +16,7 @@ from laion_fmri_fetchers.storage.inventory import (
     take_inventory,
 )
 from laion_fmri_fetchers.storage.settings import Settings
+from laion_fmri_fetchers.transfer.bucket import key_of
 
 
 def parse_ids(image_ids: object) -> tuple[list[str], list[str]]:
@@ -44,6 +45,7 @@ def parse_ids(image_ids: object) -> tuple[list[str], list[str]]:
                 "record, which begins below the data directory: "
                 "[meta['id'] for meta in data.images_meta]"
             )
+        name = key_of(name)
         if name.strip("/") == "" or not name.endswith("/"):
             ids[clean_key(name)] = None
         else:

@@ -12,23 +12,25 @@ from typing import Any
 import numpy as np
 from sklearn.utils import Bunch
 
-from laion_fmri_fetchers.arrays.betas import grid_of, subject_of
+from laion_fmri_fetchers.arrays.betas import grid_of, subjects_in
 from laion_fmri_fetchers.arrays.kept import kept_nowhere
+from laion_fmri_fetchers.arrays.rows import trials_of
 from laion_fmri_fetchers.arrays.voxel_store import flush_parts, session_folder
 from laion_fmri_fetchers.arrays.voxels import VoxelChoice, find_voxels
 from laion_fmri_fetchers.exceptions import InvalidQueryError
 from laion_fmri_fetchers.layout.grids import is_resampled
 from laion_fmri_fetchers.messages import counted, tell
-from laion_fmri_fetchers.query.arguments import check_fetched
+from laion_fmri_fetchers.query.arguments import only_its_arguments
 from laion_fmri_fetchers.storage.data_dir import is_writable
 from laion_fmri_fetchers.storage.notes import note_removed
 
 from .lacking import Job, extract_all, jobs_on_disk
 
 
+@only_its_arguments
 def pack_betas(
     data: Bunch,
-    subject: str | int | None = None,
+    subjects: str | int | Sequence[str | int] | None = None,
     rois: str | Sequence[str] = "brain",
     *,
     mask_img: Any = None,
@@ -48,8 +50,9 @@ def pack_betas(
     ----------
     data : :class:`sklearn.utils.Bunch`
         From `fetch_laion_fmri`.
-    subject : str or int, optional
-        ``"sub-01"``, ``"01"`` or 1; needed where ``data`` holds betas of several.
+    subjects : str, int, or several, optional
+        ``"sub-01"``, ``"01"`` or 1, several of them; None or ``"all"``: each of whom
+        ``data`` holds betas.
     rois : str or sequence of str, default="brain"
         The voxels, as for `load_betas`: ROI names, categories, ``"fetched"``, or
         ``"brain"`` for all.
@@ -84,7 +87,7 @@ def pack_betas(
         pack_betas(data)
         betas = load_betas(data, rois="FFA1")
     """
-    check_fetched(data, "images_meta")
+    trials_of(data)
     if any(map(is_resampled, data.images_meta)):
         raise InvalidQueryError(
             "data holds resampled images, and the voxel store is of the dataset's own "
@@ -95,33 +98,32 @@ def pack_betas(
             f"The data directory {data.data_dir} cannot be written, so nothing can be "
             "stored in it."
         )
-    name = subject_of(data, subject)
     choice = VoxelChoice(rois, mask_img, nc_threshold, noise_ceiling)
-    mask, jobs = _lacking(data, name, choice)
-    tell(
-        f"Storing {mask.sum()} voxels of {name} from {counted(len(jobs), 'image')}",
-        verbose,
-    )
-    extract_all(jobs, n_jobs, verbose)
+    for name in subjects_in(data, subjects):
+        mask, jobs = _lacking(data, name, choice)
+        tell(
+            f"Storing {mask.sum()} voxels of {name} from {counted(len(jobs), 'image')}",
+            verbose,
+        )
+        extract_all(jobs, n_jobs, verbose)
 
 
-def remove_packed_images(data: Bunch, subject: str | int | None = None) -> list[str]:
-    """Delete the beta images of which all voxels of the brain are stored.
+def remove_packed_images(data: Bunch, subject: str) -> list[str]:
+    """Delete the beta images of a subject of which all voxels of the brain are stored.
 
     Returns
     -------
     list of str
         Ids of the images.
     """
-    name = subject_of(data, subject)
-    _, jobs = _lacking(data, name, VoxelChoice("brain", None, None, "Allrep"))
+    _, jobs = _lacking(data, subject, VoxelChoice("brain", None, None, "Allrep"))
     lacking = {job.task.session for job in jobs}
     removed = []
     for meta in data.images_meta:
-        is_image = meta["image_type"] == "betas" and meta["subject"] == name
+        is_image = meta["image_type"] == "betas" and meta["subject"] == subject
         file = meta["absolute_path"]
         if is_image and meta["session"] not in lacking and os.path.exists(file):
-            flush_parts(session_folder(data.data_dir, name, meta["session"]))
+            flush_parts(session_folder(data.data_dir, subject, meta["session"]))
             os.unlink(file)
             removed.append(meta["id"])
     if removed:

@@ -19,6 +19,7 @@ from laion_fmri_fetchers.layout.labels import OOD_TYPES
 from laion_fmri_fetchers.layout.names import clean_subject
 from laion_fmri_fetchers.layout.splits import (
     FAMILIES,
+    N_OOD,
     OOD,
     POOLS,
     Pool,
@@ -28,10 +29,12 @@ from laion_fmri_fetchers.layout.splits import (
     pool_of,
     splits_of,
 )
-from laion_fmri_fetchers.messages import counted, tell
+from laion_fmri_fetchers.messages import counted, tell, warn
+from laion_fmri_fetchers.query.arguments import only_its_arguments
 from laion_fmri_fetchers.query.filters import ResultFilter
 from laion_fmri_fetchers.query.shared_docs import documented
 from laion_fmri_fetchers.query.splits import StimulusFolds, StimulusSplit
+from laion_fmri_fetchers.query.values import in_order
 from laion_fmri_fetchers.storage.bunch import Result
 from laion_fmri_fetchers.storage.settings import make_settings
 from laion_fmri_fetchers.storage.splits import obtain_splits
@@ -43,6 +46,7 @@ _FROM_LABELS = "labels of the stimulus table"
 
 
 @documented
+@only_its_arguments
 def fetch_laion_splits(
     names: str | Iterable[str] = "all",
     pool: str | int = "shared",
@@ -81,14 +85,17 @@ def fetch_laion_splits(
     Returns
     -------
     :class:`sklearn.utils.Bunch`
-        - ``splits``: dict of str to `StimulusSplit`, in the order of ``names``. The
+        - ``splits``: dict of str to `.StimulusSplit`, in the order of ``names``. The
           Bunch finds them by name, too: ``splits["tau"]``.
         - ``random``, ``cluster_k5``: the five splits of a family as one splitter of
-          scikit-learn, with ``len()``, items and a loop; None where not all were named.
+          scikit-learn, with ``len()``, items and a loop; only where all five were
+          fetched.
         - ``pool``: str.
         - ``source``: dict of str to str, where each split was read.
-        - ``version``: dict of str to str, of the random splits: five folds, or the
-          independent draws before their correction; None for the others.
+        - ``generation``: dict of str to str, of the random splits: ``"a"`` (May 2026,
+          five independent draws, no folds), ``"b"`` (June 2026, five folds) or ``"c"``
+          (2026-09-28, pools of subjects only: known duplicates share a fold); None for
+          the others.
         - ``description``: str.
 
     Raises
@@ -108,12 +115,18 @@ def fetch_laion_splits(
     Warns
     -----
     UserWarning
-        If the random splits are those before their correction of 2026-09-28, which are
-        not folds.
+        If the random splits are of a former generation: not ``"b"`` in the pool
+        ``"shared"``, or not ``"c"`` in that of a subject.
 
     See Also
     --------
-    StimulusSplit : What each of them does.
+    query.splits.StimulusSplit : What each of them does.
+
+    Notes
+    -----
+    A pool has the images that were published with the splits: regular images shown 12
+    times, those of NSD shown 4 times, and unique ones. Shared images that are released
+    later are in no pool, and in neither set of a split.
 
     Examples
     --------
@@ -150,20 +163,28 @@ def fetch_laion_splits(
     table = fetch_table(everything, take_inventory_of_stimuli(settings))
     labels = table.whole["image_name"]
     images = _checked_pool(pool_of(labels, pool_name))
+    if len(images.labels) > images.n_published:
+        # Later images whose labels look like published ones: files tell them apart.
+        tau = obtain_splits(["tau"], images, settings)["tau"].splits["tau"]
+        images = Pool(pool_name, tuple(sorted(tau.train + tau.test)))
     read = dict.fromkeys(family_of(name) for name in asked if name != OOD)
     families = obtain_splits(list(read), images, settings)
-    splits, source, version = {}, {}, {}
+    splits, source, generation = {}, {}, {}
     for name in asked:
         family = families.get(family_of(name))
         splits[name] = family.splits[name] if family else _ood(labels, images, types)
         source[name] = family.source if family else _FROM_LABELS
-        version[name] = family.version if family else None
+        generation[name] = splits[name].generation
     bunch = SplitsBunch(
         splits=splits,
-        **{family: _folds(family, splits) for family in FAMILIES},
+        **{
+            family: StimulusFolds(family, [splits[name] for name in names])
+            for family, names in FAMILIES.items()
+            if splits.keys() >= set(names)
+        },
         pool=pool_name,
         source=source,
-        version=version,
+        generation=generation,
         description=_description(),
     )
     tell(_summary(bunch, images), settings.verbose)
@@ -171,14 +192,32 @@ def fetch_laion_splits(
 
 
 class SplitsBunch(Result):
-    """A Bunch that finds splits by their name, too."""
+    """A Bunch that finds splits by their name, too, and says which were not fetched."""
 
     def __missing__(self, name: str) -> StimulusSplit:
         splits = self.get("splits", {})
-        if name not in splits:
-            hint = f"; {did_you_mean(name, splits)}" if splits else ""
-            raise KeyError(f"{name!r} is not among the splits{hint}")
-        return splits[name]
+        if name in splits:
+            return splits[name]
+        valid = _valid_names(self.get("pool", "shared"))
+        if name not in valid:
+            hint = did_you_mean(name, valid)
+            raise KeyError(f"{name!r} is not among the splits; {hint}")
+        raise KeyError(
+            f"{name!r} was not fetched; fetch_laion_splits({name!r}, {self.pool!r}) "
+            "fetches it"
+        )
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError as error:
+            raise AttributeError(*error.args) from None
+
+
+def _valid_names(pool: str) -> list[str]:
+    """Return the names of the splits and families of a pool."""
+    published = splits_of(pool)
+    return list(dict.fromkeys([*published, *map(family_of, published)]))
 
 
 def _check_pool(pool: Any) -> str:
@@ -197,7 +236,7 @@ def _listed(given: Any, argument: str) -> list[str]:
     several = [given] if isinstance(given, str) else given
     if isinstance(several, (bytes, dict)) or not isinstance(several, Iterable):
         raise InvalidQueryError(f"{argument} is {given!r}; give a name, or several")
-    each = list(several)
+    each = in_order(several)
     for name in each:
         if not isinstance(name, str):
             raise InvalidQueryError(f"{argument} holds {name!r}; names are str")
@@ -214,10 +253,9 @@ def _check_names(names: Any, pool: str) -> list[str]:
         each = published if name.lower() == "all" else members(name.lower())
         for split in each:
             if split not in published:
-                valid = dict.fromkeys([*published, *map(family_of, published)])
                 raise InvalidQueryError(
                     f"There is no split {name!r} of pool {pool!r}; "
-                    f"{did_you_mean(name, valid)}"
+                    f"{did_you_mean(name, _valid_names(pool))}"
                 )
         asked += each
     return list(dict.fromkeys(asked))
@@ -256,26 +294,25 @@ def _checked_pool(pool: Pool) -> Pool:
 def _ood(labels: Iterable[str], pool: Pool, types: list[str]) -> StimulusSplit:
     """Return the split that trains on the pool and tests on OOD images."""
     are_all = len(types) == len(OOD_TYPES)
+    if (n_ood := len(ood_labels(labels, None))) > N_OOD:
+        warn(
+            f"The table of stimuli lists {n_ood} OOD images, more than the {N_OOD} "
+            "that were published with the splits; 'ood' tests on the later ones, too."
+        )
     test = ood_labels(labels, None if are_all else types)
     params = {"method": "ood_dataset_holdout", "ood_types": types}
     return StimulusSplit(pool.labels, test, OOD, pool.name, params)
 
 
-def _folds(family: str, splits: dict[str, StimulusSplit]) -> StimulusFolds | None:
-    names = members(family)
-    if not all(name in splits for name in names):
-        return None
-    return StimulusFolds(family, [splits[name] for name in names])
-
-
 def _summary(bunch: Bunch, pool: Pool) -> str:
-    """Return a line on what was read, where, and in which version."""
+    """Return a line on what was read, where, and of which generation."""
     n_splits, n_images = counted(len(bunch.splits), "split"), len(pool.labels)
     text = f"{n_splits} of pool {pool.name!r}, {counted(n_images, 'image')}"
     by_source: dict[str, list[str]] = {}
     for name, source in bunch.source.items():
-        version = f" ({bunch.version[name]})" if bunch.version[name] else ""
-        by_source.setdefault(source, []).append(f"{family_of(name)}{version}")
+        kind = bunch.generation[name]
+        text_of_kind = f" (generation {kind!r})" if kind else ""
+        by_source.setdefault(source, []).append(f"{family_of(name)}{text_of_kind}")
     for source, names in by_source.items():
         text += f"; {', '.join(dict.fromkeys(names))}: {source}"
     return text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from laion_fmri_fetchers.access.licence import is_accepted_ahead
 from laion_fmri_fetchers.arrays.voxel_store import describe_store
 from laion_fmri_fetchers.layout.keys import place_of, record_of
 from laion_fmri_fetchers.layout.trees import RAW
-from laion_fmri_fetchers.messages import counted, readable_size
+from laion_fmri_fetchers.messages import counted, readable_size, show
 from laion_fmri_fetchers.query.shared_docs import documented
 from laion_fmri_fetchers.storage.data_dir import get_data_dir, is_writable
 from laion_fmri_fetchers.storage.files import files_on_disk, local_path
@@ -46,12 +47,12 @@ def status(*, data_dir: str | os.PathLike | None = None) -> None:
             if access["status"]
             else "not requested yet"
         ),
-        "On disk": _amount(folder, files),
+        "On disk": _amount(folder, files.values()),
         "Unfinished": _unfinished(folder),
     }
     for name, value in rows.items():
-        print(f"{name:<16} {value}")
-    sizes = {path: _size(folder, path) or 0 for path in sorted(files)}
+        show(f"{name:<16} {value}")
+    sizes = {path: _size(folder, file) or 0 for path, file in sorted(files.items())}
     _print_trees(sizes)
     _print_subjects([record_of(path, size) for path, size in sizes.items()])
     _print_store(folder)
@@ -77,21 +78,21 @@ def _print_trees(sizes: dict[str, int]) -> None:
         name = {None: "top level", RAW: "raw data"}.get(tree, tree)
         trees.setdefault(str(name), []).append(size)
     if trees:
-        print(f"\n{'folder':<32} {'files':>6} {'size':>10}")
+        show(f"\n{'folder':<32} {'files':>6} {'size':>10}")
     for tree, numbers in sorted(trees.items()):
-        print(f"{tree:<32} {len(numbers):>6} {readable_size(sum(numbers)):>10}")
+        show(f"{tree:<32} {len(numbers):>6} {readable_size(sum(numbers)):>10}")
 
 
 def _print_subjects(recs: list[dict[str, Any]]) -> None:
     subjects = sorted({rec["subject"] for rec in recs if rec["subject"]})
     if subjects:
-        print("\nsubject  sessions with betas  ROIs  files       size")
+        show("\nsubject  sessions with betas  ROIs  files       size")
     for subject in subjects:
         own = [rec for rec in recs if rec["subject"] == subject]
         n_betas = len({r["session"] for r in own if r["image_type"] == "betas"})
         n_rois = len({rec["roi"] for rec in own} - {None})
         size = sum(rec["size"] for rec in own)
-        print(
+        show(
             f"{subject:<8} {n_betas:>19} {n_rois:>5} {len(own):>6} "
             f"{readable_size(size):>10}"
         )
@@ -102,16 +103,16 @@ def _print_store(data_dir: str) -> None:
     for session in describe_store(data_dir):
         stored.setdefault(session["subject"], []).append(session)
     if stored:
-        print("\nvoxel store  sessions  voxels       size")
+        show("\nvoxel store  sessions  voxels       size")
     for subject, sessions in stored.items():
         n_voxels = max(session["n_voxels"] for session in sessions)
         size = sum(session["size"] for session in sessions)
-        print(
+        show(
             f"{subject:<11} {len(sessions):>9} {n_voxels:>7} {readable_size(size):>10}"
         )
 
 
-def _amount(data_dir: str, files: set[str]) -> str:
+def _amount(data_dir: str, files: Collection[str]) -> str:
     size = sum(_size(data_dir, one) or 0 for one in files)
     return f"{len(files)} files, {readable_size(size)}"
 

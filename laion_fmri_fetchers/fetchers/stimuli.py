@@ -38,15 +38,14 @@ from .stimulus_archive import (
     fetch_archive,
     reason_to_fetch,
 )
-from .stimulus_query import description, image_names, with_terms
+from .stimulus_query import description, images_labelled, with_terms
 from .stimulus_table import StimulusQuery, fetch_table
 
 
 @documented
 def fetch_laion_stimuli(
-    names: str | Iterable[str] | pd.DataFrame | None = None,
+    labels: str | Iterable[str] | pd.DataFrame | None = None,
     *,
-    trials: pd.DataFrame | None = None,
     stimulus_filter: Any = None,
     max_images: int | None = None,
     extract: bool = False,
@@ -67,8 +66,7 @@ def fetch_laion_stimuli(
 
     Parameters
     ----------
-    %(names)s
-    %(trials)s
+    %(labels)s
     %(stimulus_filter)s
     max_images : int, optional
         Maximum number of images; None or negative: all.
@@ -110,7 +108,7 @@ def fetch_laion_stimuli(
     AccessPendingError
         If it is not approved yet.
     StimulusAccessError
-        If the access service refuses in another way, as by `TermsOutdatedError`.
+        If the access service refuses in another way, as by `.TermsOutdatedError`.
     InvalidQueryError
         If an argument, a name or a term is not valid.
     NotCachedError
@@ -144,12 +142,12 @@ def fetch_laion_stimuli(
     The images of some trials, and what each trial showed::
 
         data = fetch_laion_fmri("sub-01", trial_filter={"n_reps": 12})
-        stimuli = fetch_laion_stimuli(names=data.trials["label"])
+        stimuli = fetch_laion_stimuli(data.trials)
         shown = stimuli.metadata.loc[data.trials["label"]]
     """
     limit = as_limit(max_images)
     query = StimulusQuery(
-        image_names(names, trials),
+        images_labelled(labels),
         with_terms(stimulus_filter, "stimulus_filter", stimulus_terms),
     )
     settings = make_settings(
@@ -207,9 +205,8 @@ def fetch_laion_stimuli(
 
 @documented
 def fetch_laion_stimulus_metadata(
-    names: str | Iterable[str] | pd.DataFrame | None = None,
+    labels: str | Iterable[str] | pd.DataFrame | None = None,
     *,
-    trials: pd.DataFrame | None = None,
     stimulus_filter: Any = None,
     mode: str | None = None,
     data_dir: str | os.PathLike | None = None,
@@ -223,8 +220,7 @@ def fetch_laion_stimulus_metadata(
 
     Parameters
     ----------
-    %(names)s
-    %(trials)s
+    %(labels)s
     %(stimulus_filter)s
     %(mode)s
     %(data_dir)s
@@ -239,7 +235,7 @@ def fetch_laion_stimulus_metadata(
     -------
     :class:`sklearn.utils.Bunch`
         - ``metadata``: :class:`pandas.DataFrame` indexed by ``image_name``, one row per
-          selected image, in the order of ``names`` (each once) or of the table, so
+          selected image, in the order of ``labels`` (each once) or of the table, so
           that ``metadata.loc[trials["label"]]`` aligns with trials. Columns, spelled as
           in ``trials``: ``dataset`` ("LAION", "NSD", "OOD", "THINGS", "THINGS+"),
           ``participant`` ("sub-05" of an image unique to a participant, else None),
@@ -283,7 +279,7 @@ def fetch_laion_stimulus_metadata(
         shared = fetch_laion_stimulus_metadata(n_reps=12).metadata
     """
     query = StimulusQuery(
-        image_names(names, trials),
+        images_labelled(labels),
         with_terms(stimulus_filter, "stimulus_filter", stimulus_terms),
     )
     settings = make_settings(

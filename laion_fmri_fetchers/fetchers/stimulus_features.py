@@ -6,10 +6,9 @@ names of images and a filter. All return their rows in the order of ``image_name
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import Any
 
@@ -17,9 +16,8 @@ import numpy as np
 import pandas as pd
 from sklearn.utils import Bunch
 
-from laion_fmri_fetchers.arrays.heaps import check_values
+from laion_fmri_fetchers.arrays.heaps import check_values, open_hdf5
 from laion_fmri_fetchers.exceptions import (
-    CorruptImageError,
     InvalidQueryError,
     did_you_mean,
 )
@@ -35,18 +33,19 @@ from laion_fmri_fetchers.layout.trees import (
 from laion_fmri_fetchers.messages import counted, listed, tell, warn
 from laion_fmri_fetchers.query.arguments import (
     check_fields,
+    check_terms,
     only_its_arguments,
-    warn_of_nothing,
 )
 from laion_fmri_fetchers.query.filters import ResultFilter
 from laion_fmri_fetchers.query.shared_docs import documented
+from laion_fmri_fetchers.query.values import in_order
 from laion_fmri_fetchers.storage.bunch import Result
 from laion_fmri_fetchers.storage.settings import Settings, make_settings
 
 from .public_files import fetch_public, take_inventory_of_stimuli
 from .stimulus_query import (
     description,
-    image_names,
+    images_labelled,
     mapped,
     positions,
     query,
@@ -59,9 +58,8 @@ _BLOCK = 1024
 
 @documented
 def fetch_laion_captions(
-    names: str | Iterable[str] | pd.DataFrame | None = None,
+    labels: str | Iterable[str] | pd.DataFrame | None = None,
     *,
-    trials: pd.DataFrame | None = None,
     caption_filter: Any = None,
     mode: str | None = None,
     data_dir: str | os.PathLike | None = None,
@@ -75,8 +73,7 @@ def fetch_laion_captions(
 
     Parameters
     ----------
-    %(names)s
-    %(trials)s
+    %(labels)s
     caption_filter : dict, `ResultFilter` or callable, optional
         Which rows of ``captions`` to keep.
     %(mode)s
@@ -128,7 +125,7 @@ def fetch_laion_captions(
         written = fetch_laion_captions(data.trials, source="human")
         written.captions.groupby("image_name")["caption"].first()
     """
-    wanted = image_names(names, trials)
+    wanted = images_labelled(labels)
     filt = with_terms(caption_filter, "caption_filter", caption_terms)
     settings = make_settings(
         mode,
@@ -142,7 +139,7 @@ def fetch_laion_captions(
         [CAPTIONS], take_inventory_of_stimuli(settings), required=True
     )
     file = files[0]["absolute_path"]
-    table = _read(file, ["image_name", "caption"], whole=["caption_idx"])
+    table = _read(file, ["image_name", "caption"], ["caption_idx"], filt)
     if wanted is not None:
         known = table["image_name"].unique()
         rows = positions(wanted, known, "the table of captions", settings)
@@ -158,13 +155,12 @@ def fetch_laion_captions(
     )
 
 
-@only_its_arguments(model="models=", image_names="names=", labels="names=")
+@only_its_arguments
 @documented
 def fetch_laion_embeddings(
     models: str | Sequence[str] = "all",
-    names: str | Iterable[str] | pd.DataFrame | None = None,
+    labels: str | Iterable[str] | pd.DataFrame | None = None,
     *,
-    trials: pd.DataFrame | None = None,
     mode: str | None = None,
     data_dir: str | os.PathLike | None = None,
     allow_missing: bool = False,
@@ -179,8 +175,7 @@ def fetch_laion_embeddings(
     models : str or sequence of str, default="all"
         ``"CLIP"``, ``"DINOv2"``, ``"PEcore"``, ``"SigLIP2"``, several, or ``"all"``;
         in any case. A file is about 51 MB.
-    %(names)s
-    %(trials)s
+    %(labels)s
     %(mode)s
     %(data_dir)s
     allow_missing : bool, default=False
@@ -198,7 +193,7 @@ def fetch_laion_embeddings(
           rows are read.
         - ``valid``: dict, model -> array of bool, shape (n_images,), whether the model
           gave an embedding of the image.
-        - ``image_names``: list of str, in the order of ``names`` (each once) or of the
+        - ``image_names``: list of str, in the order of ``labels`` (each once) or of the
           files.
         - ``files``: dict, model -> path.
         %(files_meta)s
@@ -232,7 +227,7 @@ def fetch_laion_embeddings(
         X = clip.embeddings["CLIP"][row]
     """
     chosen = _models(models)
-    wanted = image_names(names, trials)
+    wanted = images_labelled(labels)
     settings = make_settings(
         mode,
         data_dir,
@@ -263,9 +258,8 @@ def fetch_laion_embeddings(
 
 @documented
 def fetch_laion_segmentations(
-    names: str | Iterable[str] | pd.DataFrame | None = None,
+    labels: str | Iterable[str] | pd.DataFrame | None = None,
     *,
-    trials: pd.DataFrame | None = None,
     segmentation_filter: Any = None,
     vectorize_nouns: bool = False,
     masks: bool = True,
@@ -281,9 +275,8 @@ def fetch_laion_segmentations(
 
     Parameters
     ----------
-    %(names)s
+    %(labels)s
         Only shared images have masks.
-    %(trials)s
     segmentation_filter : dict, `ResultFilter` or callable, optional
         Which rows of ``segmentations`` to keep.
     vectorize_nouns : bool, default=False
@@ -307,8 +300,8 @@ def fetch_laion_segmentations(
           of ``image_names`` and of ``mask_row``: ``mask_row``, ``image_name``,
           ``noun``, ``instance_id``, score, bounding box, ``localized`` (0 where the
           noun was found but could not be bounded).
-        - ``image_names``: list of str, in the order of ``names`` (each once, also those
-          without masks) or of the table.
+        - ``image_names``: list of str, in the order of ``labels`` (each once, also
+          those without masks) or of the table.
         - ``masks_file``: str, HDF5 file whose dataset ``masks`` has one mask per row,
           (1000, 1000) uint8, at ``mask_row``; None without ``masks``.
         - ``segmentations_file``: str, the table as published.
@@ -345,10 +338,10 @@ def fetch_laion_segmentations(
         import h5py
 
         dogs = fetch_laion_segmentations(noun="dog", localized=1)
-        with h5py.File(dogs.masks_file) as file:
+        with h5py.File(dogs.masks_file, locking=False) as file:
             mask = file["masks"][dogs.segmentations["mask_row"].iloc[0]]
     """
-    wanted = image_names(names, trials)
+    wanted = images_labelled(labels)
     filt = with_terms(segmentation_filter, "segmentation_filter", segmentation_terms)
     settings = make_settings(
         mode,
@@ -364,7 +357,8 @@ def fetch_laion_segmentations(
     table = _read(
         file,
         ["image_name", "noun"],
-        whole=["mask_row", "instance_id", "localized"],
+        ["mask_row", "instance_id", "localized"],
+        filt,
         numbers=True,
     )
     if wanted is not None:
@@ -409,21 +403,17 @@ def _common(
 
 
 def _read(
-    file: str, text: list[str], whole: list[str], numbers: bool = False
+    file: str,
+    text: list[str],
+    whole: list[str],
+    given: ResultFilter,
+    numbers: bool = False,
 ) -> pd.DataFrame:
     """Read a table whose columns ``text`` stay text and ``whole`` are whole numbers.
 
     With ``numbers``, other columns that hold nothing but numbers are numbers too.
     """
-    frame = read_table(file, [*text, *whole])
-    try:
-        for name in whole:
-            frame[name] = pd.to_numeric(frame[name]).astype(np.int64)
-    except (TypeError, ValueError) as error:
-        raise CorruptImageError(
-            f"The table {file} is broken ({name}: {error}). Fetch it again with "
-            "mode='overwrite'."
-        ) from error
+    frame = read_table(file, text, given, whole)
     for name in frame.columns.drop([*text, *whole]):
         frame[name] = mapped(frame[name], none_if_null)
         if numbers:
@@ -445,8 +435,7 @@ def _choose(
     if wanted is not None:
         table = table[table["image_name"].isin(wanted)]
     chosen = table[filt.mask(table)]
-    if len(table) and not len(chosen):
-        warn_of_nothing(name, filt, table)
+    check_terms(name, filt, table, len(chosen))
     shown = list(dict.fromkeys(chosen["image_name"])) if wanted is None else wanted
     place = pd.Index(shown, dtype=object).get_indexer(pd.Index(chosen["image_name"]))
     chosen = chosen.assign(_at=place).sort_values(["_at", then_by], kind="stable")
@@ -461,7 +450,8 @@ def _warn_of_unsegmented(wanted: list[str], table: pd.DataFrame) -> None:
         if one not in known and stimulus_fields(one)["unique_or_shared"] != "unique"
     ]
     if lacking:
-        warn(f"The table has no masks of {listed([repr(one) for one in lacking])}.")
+        names = listed([repr(one) for one in lacking])
+        warn(f"The table of segmentations has no masks of {names}.")
 
 
 def _count_nouns(chosen: pd.DataFrame, own: list[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -488,7 +478,7 @@ def _models(models: Any) -> list[str]:
         raise InvalidQueryError(
             f"models is {models!r}; give names such as 'CLIP', several, or 'all'"
         )
-    given = [models] if isinstance(models, str) else list(models)
+    given = [models] if isinstance(models, str) else in_order(models)
     if any(isinstance(one, str) and one.lower() == "all" for one in given):
         return list(EMBEDDING_MODELS)
     by_lower = {model.lower(): model for model in EMBEDDING_MODELS}
@@ -503,7 +493,7 @@ def _models(models: Any) -> list[str]:
 
 def _embedded_images(file: str) -> pd.Index:
     """Return the names of the images in a file of embeddings, in the order of rows."""
-    with _embeddings_in(file) as content:
+    with open_hdf5(file, "embeddings") as content:
         check_values(content["image_ids"], 0, len(content["image_ids"]))
         raw = content["image_ids"][()]
         names = pd.Index(
@@ -530,26 +520,11 @@ def _images_of_all(
 
 def _read_embeddings(file: str, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return rows of embeddings, and whether each is valid."""
-    with _embeddings_in(file) as content:
+    with open_hdf5(file, "embeddings") as content:
         embedding, valid = content["embedding"], content["valid"][()].astype(bool)
         if np.array_equal(rows, np.arange(len(embedding))):
             return embedding[()], valid
         return _rows(embedding, rows), valid[rows]
-
-
-@contextlib.contextmanager
-def _embeddings_in(file: str) -> Iterator[Any]:
-    """Open a file of embeddings; CorruptImageError for one that cannot be read."""
-    import h5py
-
-    try:
-        with h5py.File(file, "r") as content:
-            yield content
-    except (OSError, KeyError, ValueError) as error:
-        raise CorruptImageError(
-            f"The embeddings {file} cannot be read ({error}). Fetch them again with "
-            "mode='overwrite'."
-        ) from error
 
 
 def _rows(dataset: Any, rows: np.ndarray) -> np.ndarray:

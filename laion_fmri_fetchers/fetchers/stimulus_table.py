@@ -17,7 +17,7 @@ from laion_fmri_fetchers.layout.trees import (
     STIMULUS_TABLE,
     stimulus_image,
 )
-from laion_fmri_fetchers.query.arguments import check_fields, warn_of_nothing
+from laion_fmri_fetchers.query.arguments import check_fields, check_terms
 from laion_fmri_fetchers.query.filters import ResultFilter
 from laion_fmri_fetchers.storage.inventory import Inventory
 
@@ -47,7 +47,7 @@ class StimulusTable(NamedTuple):
 def fetch_table(asked: StimulusQuery, inventory: Inventory) -> StimulusTable:
     """Fetch the table and select rows of it."""
     (record,), _ = fetch_public([STIMULUS_TABLE], inventory, required=True)
-    whole = _read_metadata(record["absolute_path"])
+    whole = _read_metadata(record["absolute_path"], asked.filter)
     named = whole
     if asked.names is not None:
         source = "the table of stimuli"
@@ -55,18 +55,17 @@ def fetch_table(asked: StimulusQuery, inventory: Inventory) -> StimulusTable:
         named = whole.iloc[rows]
     check_fields(asked.filter, "stimulus_filter", whole.columns)
     selected = named[asked.filter.mask(named)]
-    if len(named) and not len(selected):
-        warn_of_nothing("stimulus_filter", asked.filter, named)
+    check_terms("stimulus_filter", asked.filter, named, len(selected))
     return StimulusTable(record, whole, selected.set_index("image_name"))
 
 
-def _read_metadata(file: str) -> pd.DataFrame:
+def _read_metadata(file: str, given: ResultFilter) -> pd.DataFrame:
     """Read the table of stimuli; a row of it is a row of the archive.
 
     The table and the labels say the same in different words. Users get the label's,
     which the trials have too, and the table's only for a name that is not a label.
     """
-    frame = read_table(file, ["image_name"])
+    frame = read_table(file, ["image_name"], given)
     names = frame["image_name"]
     for name in names:
         stimulus_image(name)

@@ -8,12 +8,15 @@ from typing import Any
 from laion_fmri_fetchers.layout.keys import Record
 from laion_fmri_fetchers.layout.trees import PARTICIPANTS
 from laion_fmri_fetchers.messages import listed, warn
-from laion_fmri_fetchers.query.filters import ResultFilter, is_empty
+from laion_fmri_fetchers.query.filters import (
+    ResultFilter,
+    is_empty,
+)
 from laion_fmri_fetchers.query.selection import Selection
 from laion_fmri_fetchers.storage.files import local_path, readable
 from laion_fmri_fetchers.storage.inventory import Inventory, find_subjects
 from laion_fmri_fetchers.storage.obtain import obtain, plan
-from laion_fmri_fetchers.storage.tables import read_participants
+from laion_fmri_fetchers.storage.tables import read_participants, report_flaws
 from laion_fmri_fetchers.storage.versions import compare_versions
 
 from .choose import missing_names, roi_names, session_names
@@ -104,8 +107,12 @@ def participants(
         compare_versions(table, inventory, fetched)
     if PARTICIPANTS not in inventory.on_disk | fetched:
         return {}
+    file = local_path(inventory.settings.data_dir, PARTICIPANTS)
     with readable():
-        return read_participants(local_path(inventory.settings.data_dir, PARTICIPANTS))
+        rows, flaws = read_participants(file)
+    advice = "Correct it, or delete it to fetch it again."
+    report_flaws(file, flaws, subject_filter, advice)
+    return rows
 
 
 def check_names(

@@ -11,7 +11,7 @@ fetch_laion_surfaces ─┬─ _geometry, _masks ─▶ records
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from importlib import resources
 from typing import Any
 
@@ -30,12 +30,9 @@ from laion_fmri_fetchers.arrays.geometry import (
 from laion_fmri_fetchers.exceptions import (
     CorruptImageError,
     DownloadError,
-    InvalidQueryError,
     NotCachedError,
-    did_you_mean,
 )
 from laion_fmri_fetchers.layout.keys import GIFTI_EXTENSION, HEMISPHERE_OF, Record
-from laion_fmri_fetchers.layout.names import SUBJECTS, clean_subject
 from laion_fmri_fetchers.layout.trees import (
     FREESURFER,
     HEMISPHERES,
@@ -47,10 +44,15 @@ from laion_fmri_fetchers.layout.trees import (
     surface_id,
 )
 from laion_fmri_fetchers.messages import counted, listed, tell, warn
-from laion_fmri_fetchers.query.selection import select
+from laion_fmri_fetchers.query.arguments import only_its_arguments
+from laion_fmri_fetchers.query.selection import is_one_name, select
 from laion_fmri_fetchers.query.shared_docs import documented
 from laion_fmri_fetchers.storage.bunch import Result
-from laion_fmri_fetchers.storage.inventory import Inventory, take_inventory
+from laion_fmri_fetchers.storage.inventory import (
+    Inventory,
+    find_subjects,
+    take_inventory,
+)
 from laion_fmri_fetchers.storage.obtain import Outcome, obtain, plan
 from laion_fmri_fetchers.storage.settings import make_settings
 from laion_fmri_fetchers.storage.versions import compare_versions
@@ -66,8 +68,9 @@ _IN_SCANNER = ("white", "pial")
 
 
 @documented
+@only_its_arguments
 def fetch_laion_surfaces(
-    subject: str | int,
+    subjects: str | int | Iterable[str | int],
     *,
     rois: str | Sequence[str] | None = "all",
     mode: str | None = None,
@@ -84,9 +87,10 @@ def fetch_laion_surfaces(
 
     Parameters
     ----------
-    subject : str or int
-        ``"sub-01"``, ``"01"`` or 1. Surfaces of two subjects do not correspond; see
-        `project_to_surface` for fsaverage, on which they do.
+    subjects : str, int, or several
+        ``"sub-01"``, ``"01"`` or 1. A list or ``"all"``: each of them by itself, since
+        surfaces of two do not correspond; see `project_to_surface` for fsaverage, on
+        which they do.
     rois : str, sequence of str, or None, default="all"
         ROI names with or without hyphens (``"FFA1"``), categories (``"face"``),
         ``"all"``, or None for none.
@@ -116,6 +120,9 @@ def fetch_laion_surfaces(
         - ``failed``: list of dict, records with a ``reason``; see ``allow_missing``.
         - ``data_dir``: str; ``query``: dict, the arguments of the call;
           ``description``: str.
+
+        With a list of subjects or ``"all"``, a Bunch of such Bunches: subject -> its
+        surfaces.
 
     Raises
     ------
@@ -151,8 +158,10 @@ def fetch_laion_surfaces(
         inside = surfaces.roi_masks["FFA1"].data.parts["right"]
         surfaces.pial.parts["right"].coordinates[inside]
     """
-    name = _subject(subject)
-    selection = select(name, rois, "all", None, None, _ON_SURFACE, None, None, {}, ())
+    given = dict(locals())
+    selection = select(
+        subjects, rois, "all", None, None, _ON_SURFACE, None, None, {}, ()
+    )
     settings = make_settings(
         mode,
         data_dir,
@@ -161,6 +170,13 @@ def fetch_laion_surfaces(
         timeout=timeout,
         verbose=verbose,
     )
+    if not is_one_name(subjects):
+        given["rois"] = selection.as_query()["rois"]  # it may have been an iterator
+        each = selection.subjects or find_subjects(settings)[0]
+        return Result(
+            **{n: fetch_laion_surfaces(**{**given, "subjects": n}) for n in each}
+        )
+    (name,) = selection.subjects or ()
     wanted = [("", "/"), *listings_of(name, (FREESURFER, ROIS))]
     inventory = take_inventory(wanted, settings)
     check_subjects([name], inventory, named=True)
@@ -198,23 +214,11 @@ def fetch_laion_surfaces(
         files_meta=files,
         failed=[{k: v for k, v in r.items() if k != "status"} for r in outcome.failed],
         data_dir=settings.data_dir,
-        query={"subject": name, "rois": selection.as_query()["rois"]},
+        query={key: selection.as_query()[key] for key in ("subjects", "rois")},
         description=resources.files(__package__)
         .joinpath("laion_fmri.rst")
         .read_text("utf-8"),
     )
-
-
-def _subject(subject: object) -> str:
-    name = clean_subject(subject)
-    if name is None:
-        hint = (
-            f"; {did_you_mean(subject, SUBJECTS)}" if isinstance(subject, str) else ""
-        )
-        raise InvalidQueryError(
-            f"subject is {subject!r}; give one, as 'sub-01', '01' or 1{hint}"
-        )
-    return name
 
 
 # --- Files -----------------------------------------------------------------------

@@ -6,7 +6,11 @@ choose_by_trials ─▶ read_tables ─▶ choose_trials ─▶ images_with_tria
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
+
+from laion_fmri_fetchers.arrays.rows import rows_with
 from laion_fmri_fetchers.layout.keys import Record, is_of_trials
 from laion_fmri_fetchers.layout.trees import trials_id
 from laion_fmri_fetchers.messages import listed, warn
@@ -30,9 +34,12 @@ from .choose import (
 
 
 def choose_by_trials(
-    images: list[Record], inventory: Inventory, selection: Selection
+    images: list[Record],
+    inventory: Inventory,
+    selection: Selection,
+    labels: Any = None,
 ) -> tuple[list[Record], Trials, Outcome]:
-    """Cut images by the trial filter and ``max_images``, and read their trials.
+    """Cut images by trial filter, labels and ``max_images``, and read their trials.
 
     Returns
     -------
@@ -43,7 +50,7 @@ def choose_by_trials(
     tables : Outcome
         Outcome of downloading the trial tables.
     """
-    is_filtered = not is_empty(selection.trial_filter)
+    is_filtered = labels is not None or not is_empty(selection.trial_filter)
     if not is_filtered:
         images = limit_images(images, inventory.absent, selection)
     with_tables = [
@@ -66,6 +73,9 @@ def choose_by_trials(
         unfiltered = {rec["id"] for rec in lacking}
         images = [rec for rec in images if rec["id"] not in unfiltered]
         trials = choose_trials(trials, selection.trial_filter)
+        if labels is not None:
+            rows = np.sort(rows_with(labels, trials.frame, "the sessions"))
+            trials = trials._replace(frame=trials.frame.iloc[rows])
         images = images_with_trials(images, trials)
         images = limit_images(images, inventory.absent, selection)
     _warn_of_lacking(lacking, inventory, is_filtered)

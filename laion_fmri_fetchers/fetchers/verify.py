@@ -9,7 +9,6 @@ from typing import Any
 
 import pandas as pd
 from joblib import Parallel, delayed
-from tqdm.auto import tqdm
 
 from laion_fmri_fetchers.access.licence import accept_license
 from laion_fmri_fetchers.access.manifest import (
@@ -40,9 +39,17 @@ from laion_fmri_fetchers.layout.trees import (
     STIMULUS_IMAGES,
     listings_of,
 )
-from laion_fmri_fetchers.messages import counted, listed, readable_size, tell, warn
+from laion_fmri_fetchers.messages import (
+    can_draw,
+    counted,
+    listed,
+    progress_bar,
+    readable_size,
+    tell,
+    warn,
+)
 from laion_fmri_fetchers.query.shared_docs import documented
-from laion_fmri_fetchers.storage.catalog import Wanted, look
+from laion_fmri_fetchers.storage.catalog import Wanted, keep_demo_apart, look
 from laion_fmri_fetchers.storage.data_dir import get_data_dir
 from laion_fmri_fetchers.storage.files import files_on_disk, hidden_on_disk, local_path
 from laion_fmri_fetchers.storage.made_here import is_leftover
@@ -128,22 +135,24 @@ def verify_cache(
     files, _ = files_on_disk(folder, _EVERYTHING)
     notes = read_notes(folder)
     objects = _listed(folder, files, online, n_connections, timeout, verbose)
-    files |= hidden_on_disk(folder, {*objects, *notes})
+    files |= {path: path for path in hidden_on_disk(folder, {*objects, *notes})}
     sums = _sums(folder, online and ARCHIVE in files, timeout)
     kept = {path for path, note in notes.items() if not note.is_removed}
-    names = sorted(files | kept)
-    sizes = {path: _size(folder, path) for path in names}
+    names = sorted(files.keys() | kept)
+    paths = {path: local_path(folder, files.get(path, path)) for path in names}
+    sizes = {path: _size(paths[path]) for path in names}
     total = sum(size or 0 for size in sizes.values())
     stored = len(stored_sessions(folder))
     more = f" and {counted(stored, 'session')} of the voxel store" if stored else ""
     size = readable_size(total)
     tell(f"Checking {len(names)} files, {size},{more} in {folder}", verbose)
-    with tqdm(
-        total=total, unit="B", unit_scale=True, disable=None if verbose else True
+    is_drawn = verbose and can_draw()
+    with progress_bar(
+        total=total, unit="B", unit_scale=True, disable=not is_drawn
     ) as bar:
         checks = Parallel(n_jobs, "threading", return_as="generator")(
             delayed(_check)(
-                folder,
+                paths[path],
                 path,
                 sizes[path],
                 notes.get(path) if path in kept else None,
@@ -156,8 +165,10 @@ def verify_cache(
         for path, (state, reason) in zip(names, checks, strict=True):
             rows.append((path, state, sizes[path], reason))
             bar.update(sizes[path] or 0)
-            if verbose >= 2:
+            if is_drawn and verbose >= 2:
                 bar.write(f"{state:<10} {path}", sys.stderr)
+            else:
+                tell(f"{state:<10} {path}", verbose, 2)
     rows += _check_store(folder, repair)
     report = pd.DataFrame(rows, columns=_COLUMNS)
     report["size"] = report["size"].astype("Int64")
@@ -171,13 +182,13 @@ def verify_cache(
         )
     if repair:
         versions = {**objects, **{path: note[:3] for path, note in notes.items()}}
-        _repair(folder, report, versions, n_connections, timeout, verbose)
+        _repair(folder, report, paths, versions, n_connections, timeout, verbose)
     return report
 
 
 def _listed(
     data_dir: str,
-    files: set[str],
+    files: Iterable[str],
     online: bool,
     n_connections: int,
     timeout: float,
@@ -232,15 +243,15 @@ def _listings_of(files: Iterable[str]) -> list[Wanted]:
     return list(wanted)
 
 
-def _size(data_dir: str, one: str) -> int | None:
+def _size(file: str | os.PathLike) -> int | None:
     try:
-        return os.stat(local_path(data_dir, one)).st_size
+        return os.stat(file).st_size if os.path.isfile(file) else None
     except OSError:
         return None
 
 
 def _check(
-    data_dir: str,
+    file: str,
     path: str,
     size: int | None,
     note: Note | None,
@@ -248,7 +259,6 @@ def _check(
     gated: GatedFile | None,
 ) -> tuple[str, str | None]:
     """Return the status of a file and the reason."""
-    file = local_path(data_dir, path)
     if size is None:
         return "missing", "it was downloaded, but is not on disk"
     try:
@@ -288,7 +298,7 @@ def _check_store(data_dir: str, repair: bool) -> list[_Row]:
         for file, wrong in check_session(session):
             path = file.relative_to(data_dir).as_posix()
             if not wrong:
-                rows.append((path, "ok", _size(data_dir, path), None))
+                rows.append((path, "ok", _size(file), None))
                 continue
             if repair:
                 remove_part(file)
@@ -296,7 +306,7 @@ def _check_store(data_dir: str, repair: bool) -> list[_Row]:
                 removed = "it was damaged and is removed; a call stores it again"
                 rows.append((path, "repaired", None, removed))
             else:
-                rows.append((path, "altered", _size(data_dir, path), wrong))
+                rows.append((path, "altered", _size(file), wrong))
     return rows
 
 
@@ -332,6 +342,7 @@ def _summary(report: pd.DataFrame) -> str:
 def _repair(
     data_dir: str,
     report: pd.DataFrame,
+    paths: dict[str, str],
     versions: dict[str, Any],
     n_connections: int,
     timeout: float,
@@ -357,6 +368,7 @@ def _repair(
         )
     if not ids:
         return
+    keep_demo_apart(data_dir, timeout)
     accept_license(data_dir)
     settings = make_settings(
         "overwrite",
@@ -374,7 +386,8 @@ def _repair(
         [
             {
                 **record_of(*versions[path]),
-                "absolute_path": local_path(data_dir, path),
+                "relative_path": os.path.relpath(paths[path], data_dir),
+                "absolute_path": paths[path],
             }
             for path in ids
         ],
@@ -384,7 +397,7 @@ def _repair(
     repaired = [i for i in bad if report.at[i, "id"] in arrived]
     report.loc[repaired, ["status", "reason"]] = ["repaired", None]
     for i in repaired:
-        report.at[i, "size"] = _size(data_dir, str(report.at[i, "id"]))
+        report.at[i, "size"] = _size(paths[str(report.at[i, "id"])])
     if failed:
         reasons = [f"  {one}: {failure['reason']}" for one, failure in failed.items()]
         raise DownloadError(

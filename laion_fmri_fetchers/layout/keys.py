@@ -104,17 +104,17 @@ def clean_key(key: str) -> str:
     return key
 
 
-def is_local_name(name: str) -> bool:
-    """Tell whether a file name is as `clean_key` gives it, wherever its folder is.
+def clean_name(name: str) -> str | None:
+    """Return a file name as `clean_key` gives it, None for one that it refuses.
 
     Examples
     --------
-    >>> is_local_name("label-FFA1_mask.nii"), is_local_name("label-FFA-1_mask.nii")
-    (True, False)
+    >>> clean_name("label-FFA1_mask.nii"), clean_name("label-FFA-1_mask.nii")
+    ('label-FFA1_mask.nii', 'label-FFA1_mask.nii')
     """
     if _UNSAFE.search(name) or name in _UNSAFE_FOLDERS:
-        return False
-    return "label-" not in name or _LABEL_VALUE.sub(_without_hyphens, name) == name
+        return None
+    return _LABEL_VALUE.sub(_without_hyphens, name) if "label-" in name else name
 
 
 def is_local_folder(folder: str) -> bool:

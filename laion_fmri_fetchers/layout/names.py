@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Collection, Iterable
+from numbers import Real
 from typing import Any
 
 SUBJECTS = ("sub-01", "sub-03", "sub-05", "sub-06", "sub-07")
@@ -98,7 +100,7 @@ def subjects_among(folders: Iterable[str]) -> tuple[str, ...]:
 
 
 def clean_subject(value: object) -> str | None:
-    """Return ``"sub-01"`` for ``"sub-01"``, ``"01"`` or 1; None for anything else.
+    """Return ``"sub-01"`` for ``"sub-01"``, ``"01"``, 1 or 1.0; else None.
 
     Examples
     --------
@@ -130,14 +132,26 @@ def clean_session(value: object) -> str | None:
 
 
 def _clean_label(entity: str, value: object) -> str | None:
-    if not (isinstance(value, str) or _is_integer(value)):
-        return None
-    match = re.fullmatch(rf"(?:{entity}-)?(\d{{1,4}})", str(value).strip())
+    text = value if isinstance(value, str) else str(as_integer(value))
+    match = re.fullmatch(rf"(?:{entity}-)?(\d{{1,4}})", text.strip())
     return f"{entity}-{int(match[1]):02d}" if match else None
 
 
-def _is_integer(value: object) -> bool:
-    return hasattr(value, "__index__")
+def as_integer(value: Any) -> int | None:
+    """Return a whole number, which may be a float, as MATLAB and R send it; else None.
+
+    Examples
+    --------
+    >>> as_integer(3), as_integer(3.0), as_integer(3.5), as_integer(True)
+    (3, 3, None, None)
+    """
+    if isinstance(value, bool):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        is_whole = isinstance(value, Real) and float(value).is_integer()
+        return int(value) if is_whole else None
 
 
 def clean_roi(name: str) -> str:

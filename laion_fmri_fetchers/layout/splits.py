@@ -29,10 +29,22 @@ REPOSITORY_URL = (
 )
 """The publishers' files, at the commit that has all pools and the corrected folds."""
 
-CORRECTED = "2026-09-28"
-"""When the random splits were replaced by folds of one partition."""
+GENERATIONS = {
+    "a": "five independent draws of May 2026, which are no folds: some images are "
+    "tested on several times, others never",
+    "b": "five folds of June 2026, of which known duplicates leak from the images to "
+    "train on into those to test on",
+    "c": "five folds of 2026-09-28, of which known duplicates share one",
+}
+"""What the random splits of a generation are; "c" is of the pools of subjects alone."""
+
+N_OOD = 371
+"""OOD images that were published."""
 
 _POOL_SIZES = {"shared": 1121, **dict.fromkeys(SUBJECTS, 5833), "pooled": 24_681}
+
+_SHARED_FORMS = {(12, "LAION"), (12, "THINGS+"), (4, "NSD")}
+"""Repetitions and source of the regular shared images that were published."""
 
 _SHARED_CLUSTERS = (274, 248, 246, 225, 128)
 
@@ -44,9 +56,14 @@ class Pool(NamedTuple):
     labels: tuple[str, ...]
 
     @property
+    def n_published(self) -> int:
+        """How many images were published."""
+        return _POOL_SIZES[self.name]
+
+    @property
     def is_published(self) -> bool:
-        """Whether it has as many images as the published one."""
-        return len(self.labels) == _POOL_SIZES[self.name]
+        """Whether it has the published images; images released later may be more."""
+        return len(self.labels) >= self.n_published
 
 
 def family_of(name: str) -> str:
@@ -87,6 +104,9 @@ def file_of(pool: str, name: str) -> str:
 def pool_of(labels: Iterable[str], name: str) -> Pool:
     """Return the images of a pool among labels.
 
+    Shared images that are released later, such as those of LAION that are shown 4
+    times, have labels of another form than those of the pools, and are in none.
+
     Parameters
     ----------
     labels : iterable of str
@@ -102,9 +122,9 @@ def pool_of(labels: Iterable[str], name: str) -> Pool:
     """
     chosen = []
     for label in labels:
-        kind, _, dataset, _, participant = label_values(label)
+        kind, n_reps, dataset, _, participant = label_values(label)
         if kind == "shared":
-            is_in = dataset != "OOD"
+            is_in = (n_reps, dataset) in _SHARED_FORMS
         else:
             is_in = participant is not None and name in (participant, "pooled")
         if is_in:
@@ -127,6 +147,17 @@ def ood_labels(labels: Iterable[str], ood_types: Iterable[str] | None) -> list[s
         if dataset == "OOD" and (chosen is None or ood_type in chosen):
             ood.append(label)
     return sorted(ood)
+
+
+def current_generation(pool: str) -> str:
+    """Return the generation of the random splits of a pool that is in force.
+
+    Examples
+    --------
+    >>> current_generation("shared"), current_generation("sub-01")
+    ('b', 'c')
+    """
+    return "b" if pool == "shared" else "c"
 
 
 def published_test_size(pool: str, name: str) -> int | None:

@@ -45,6 +45,9 @@ ARCHIVED = "archive/"
 
 PARTICIPANTS = "participants.tsv"
 
+DEMO = "DEMO"
+"""A file at the top of buckets whose data are synthetic; real ones have none."""
+
 ROOT_FILES = frozenset(
     (
         *("dataset_description.json", PARTICIPANTS, "participants.json", "README"),

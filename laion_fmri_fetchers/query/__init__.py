@@ -7,7 +7,7 @@ Rooms, each importing only from those below it::
                     ├─ _image_terms, _with_terms, _roi_filter, _trial_filter
                     └─ _names, _roi_names
     arguments    check_mode, check_positive, check_verbose, check_fields, as_limit,
-                 check_fetched, warn_of_nothing
+                 check_fetched, check_terms
     split_files  as_family ─▶ as_split ─▶ splits.StimulusSplit
     splits       StimulusSplit ─┬─ .is_train, .is_test ─▶ IsIn
                  StimulusFolds ─┴─ .masks, .split, .get_n_splits
@@ -22,3 +22,7 @@ Rooms, each importing only from those below it::
     values       as_term ──▶ SpecialValue: IsIn, GreaterThan, Pattern, …
                  to_plain, from_plain
 """
+
+from .selection import basic_image_terms, basic_roi_terms
+
+__all__ = ["basic_image_terms", "basic_roi_terms"]

@@ -81,6 +81,20 @@ class Rows:
             records = ({} for _ in range(len(self)))
         return _filled(all(test(record) for test in functions) for record in records)
 
+    def distinct(self, name: str) -> list:
+        """Return the values of a column, null as None, each once if they have hashes.
+
+        Values that are equal but of other types, as 1 and True, count as one.
+        """
+        import pandas as pd
+
+        if name not in self._df:
+            return [None] * min(len(self), 1)
+        values = self._column(name)
+        with suppress(TypeError):  # lists have no hash
+            values = pd.unique(values)
+        return _elements(values)
+
     def _column(self, name: str) -> Any:
         """Return a column as a numpy array, or as pandas' own where it has none."""
         import numpy as np

@@ -22,6 +22,8 @@ from laion_fmri_fetchers.exceptions import InvalidQueryError
 
 from .columns import Rows, narrowed
 from .values import (
+    SPECIAL_VALUES,
+    OrderComparison,
     are_same,
     as_term,
     equals,
@@ -132,6 +134,11 @@ class ResultFilter:
         numpy.ndarray of bool, shape (len(df),)
             The answer of the filter for each of ``df.to_dict("records")``.
 
+        Raises
+        ------
+        InvalidQueryError
+            If a term such as `GreaterThan` can be compared with no value of its field.
+
         Examples
         --------
         >>> import pandas as pd
@@ -140,7 +147,9 @@ class ResultFilter:
         >>> ResultFilter(n_reps=GreaterOrEqual(4)).mask(trials)
         array([ True,  True, False])
         """
-        return self._mask(Rows(df))
+        rows = Rows(df)
+        check_comparisons(self, rows.distinct)
+        return self._mask(rows)
 
     def _mask(self, rows: Rows) -> np.ndarray:
         """Return which rows pass: terms first, then filters, functions last."""
@@ -250,8 +259,11 @@ class ResultFilter:
         mine, theirs = list(_requirements(self)), list(_requirements(other))
         return _all_among(mine, theirs) and _all_among(theirs, mine)
 
-    def __str__(self) -> str:
-        return type(self).__name__
+    def __bool__(self) -> bool:
+        raise InvalidQueryError(
+            "A filter has no truth value, so `and`, `or` and `not` cannot combine it; "
+            "combine filters with &, | and ~"
+        )
 
     def __repr__(self) -> str:
         return _source(self)
@@ -432,19 +444,55 @@ def as_filter(value: Any, name: str = "filter") -> ResultFilter:
     )
 
 
-def fields(filt: Test) -> set[str]:
-    """Return the fields of all terms of a filter; functions may look at others.
+def terms_of(filt: Test) -> list[tuple[str, Any]]:
+    """Return all terms of a filter, of its combinations too: fields and values.
 
     Examples
     --------
-    >>> sorted(fields(ResultFilter(roi="FFA1") | ~ResultFilter(hemi="L")))
-    ['hemi', 'roi']
+    >>> terms_of(ResultFilter(roi="FFA1") | ~ResultFilter(hemi="L"))
+    [('roi', 'FFA1'), ('hemi', 'L')]
     """
-    if isinstance(filt, Combination):
-        return set().union(*map(fields, filt.operands))
     if isinstance(filt, ResultFilter):
-        return set(filt.query_terms_).union(*map(fields, filt.callable_filters_))
-    return set()
+        terms, parts = list(filt.query_terms_.items()), filt.callable_filters_
+    else:
+        terms, parts = [], list(getattr(filt, "operands", ()))
+    return terms + [term for part in parts for term in terms_of(part)]
+
+
+def fields(filt: Test) -> set[str]:
+    """Return the fields of all terms of a filter; functions may look at others."""
+    return {field for field, _ in terms_of(filt)}
+
+
+def values_of(field: str, among: Any) -> list:
+    """Return the values of a field among candidates, null as None."""
+    if hasattr(among, "columns"):
+        return Rows(among).distinct(field)
+    return [null_as_none(record.get(field)) for record in among]
+
+
+def check_comparisons(filt: Test, values_of: Callable[[str], list]) -> None:
+    """Raise InvalidQueryError for a bound that no value of its field compares with.
+
+    Parameters
+    ----------
+    filt : ResultFilter
+        The filter.
+    values_of : callable
+        Returns the values that candidates have of a field, null as None.
+    """
+    for field, term in terms_of(filt):
+        # A user's own comparison may compare in another way.
+        is_own = type(term) in SPECIAL_VALUES.values()
+        if not (is_own and isinstance(term, OrderComparison)):
+            continue
+        values = [value for value in values_of(field) if value is not None]
+        if values and not any(map(term.can_compare, values)):
+            raise InvalidQueryError(
+                f"{field} cannot be compared with {term!r}: it is "
+                f"{type(values[0]).__name__}, such as {values[0]!r}, and the bound is "
+                f"{type(term.bound_).__name__}"
+            )
 
 
 def admits(filt: Test, field: str, value: Any) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from laion_fmri_fetchers.exceptions import InvalidQueryError, did_you_mean
@@ -16,22 +16,9 @@ from laion_fmri_fetchers.layout.labels import TRIAL_FIELDS
 from laion_fmri_fetchers.layout.names import clean_session, clean_subject, rois_named
 from laion_fmri_fetchers.layout.trees import FUNCTIONAL_GRID, IMAGE_TYPES
 
-from .arguments import NAMES_ELSEWHERE, as_limit, check_fields, check_names
+from .arguments import as_limit, check_fields, right_place
 from .filters import ResultFilter, admits, as_filter, fields, is_empty
-from .values import IsIn
-
-_NAMES_ELSEWHERE = {
-    **NAMES_ELSEWHERE,
-    **dict.fromkeys(("subject", "sub", "n_subjects"), "subjects="),
-    **dict.fromkeys(("session", "ses"), "sessions="),
-    **dict.fromkeys(("roi", "category"), "rois="),
-    "include_anatomical": 'image_type="anatomical"',
-    "include_freesurfer": 'image_type="freesurfer"',
-    "include_localizers": 'image_type="localizer"',
-    "include_raw": 'image_type="raw_bold"',
-    "include_stimuli": "fetch_laion_stimuli()",
-}
-"""Names of arguments in other packages -> the argument, term or function to use."""
+from .values import IsIn, in_order
 
 
 def basic_image_terms() -> dict[str, Any]:
@@ -150,7 +137,7 @@ def select(
     filt = as_filter(image_filter, "image_filter")
     examples = "'ses-01', '01', 1 or a name such as '4BarScreenfLoc'"
     return Selection(
-        subjects=_names(subjects, "subjects", clean_subject, "'sub-01', '01' or 1"),
+        subjects=subject_names(subjects),
         sessions=_names(sessions, "sessions", clean_session, examples),
         rois=_roi_names(rois),
         subject_filter=as_filter(subject_filter, "subject_filter"),
@@ -159,6 +146,55 @@ def select(
         trial_filter=_trial_filter(trial_filter),
         max_images=as_limit(max_images),
     )
+
+
+def subject_names(subjects: object) -> tuple[str, ...] | None:
+    """Return the subjects that an argument names; None for "all".
+
+    Raises
+    ------
+    InvalidQueryError
+        If one cannot be the name of a subject.
+
+    Examples
+    --------
+    >>> subject_names(1), subject_names(["sub-03", "05"])
+    (('sub-01',), ('sub-03', 'sub-05'))
+    """
+    return _names(subjects, "subjects", clean_subject, "'sub-01', '01' or 1")
+
+
+def choose_subjects(subjects: object, existing: Sequence[str]) -> list[str]:
+    """Return the subjects that an argument names; None and "all" stand for each.
+
+    Raises
+    ------
+    InvalidQueryError
+        If one does not exist.
+
+    Examples
+    --------
+    >>> choose_subjects(3, ["sub-01", "sub-03"]), choose_subjects(None, ["sub-01"])
+    (['sub-03'], ['sub-01'])
+    """
+    names = None if subjects is None else subject_names(subjects)
+    for name in names or ():
+        if name not in existing:
+            hint = did_you_mean(name, existing)
+            raise InvalidQueryError(f"data holds nothing of {name}; {hint}")
+    return list(existing if names is None else names)
+
+
+def is_one_name(given: object) -> bool:
+    """Return whether an argument is a single name: neither a list nor "all".
+
+    Examples
+    --------
+    >>> is_one_name("sub-01"), is_one_name(["sub-01"]), is_one_name("all")
+    (True, False, False)
+    """
+    is_all = isinstance(given, str) and given.lower() == "all"
+    return not is_all and (isinstance(given, str) or not isinstance(given, Iterable))
 
 
 def _image_terms(given: dict[str, Any], arguments: Iterable[str]) -> dict[str, Any]:
@@ -171,19 +207,12 @@ def _image_terms(given: dict[str, Any], arguments: Iterable[str]) -> dict[str, A
             "Filters and functions are given as image_filter=."
         )
     terms = {**(nested or {}), **terms}
-    check_names(terms, "a term on images", _NAMES_ELSEWHERE)
     for name, value in terms.items():
-        if name in RECORD_FIELDS:
-            continue
-        if name in TRIAL_FIELDS:
+        if name in ("subject", "session", "roi") or name not in RECORD_FIELDS:
+            hint = right_place(name, value, [*arguments, *RECORD_FIELDS])
             raise InvalidQueryError(
-                f"{name!r} is not a term on images, but on trials; use "
-                f"trial_filter={{{name!r}: {value!r}}} instead"
+                f"{name!r} is neither an argument nor a term on images; {hint}"
             )
-        hint = did_you_mean(name, [*RECORD_FIELDS, *arguments])
-        raise InvalidQueryError(
-            f"{name!r} is neither an argument nor a field of an image; {hint}"
-        )
     return terms
 
 
@@ -278,4 +307,4 @@ def _names(
 def _several(given: object) -> list[Any]:
     """Return the values of an argument, which may be a single one."""
     is_single = isinstance(given, (str, bytes)) or not isinstance(given, Iterable)
-    return [given] if is_single else list(given)  # type: ignore[call-overload]
+    return [given] if is_single else in_order(given)  # type: ignore[arg-type]

@@ -20,20 +20,17 @@ mode : {"download_new", "overwrite", "offline"}, optional
     where ``LAION_FMRI_OFFLINE=1`` is set, else ``"download_new"``.""",
     "data_dir": """\
 data_dir : str or path, optional
-    The data directory, see `get_data_dir`.""",
+    The data directory, see `.get_data_dir`.""",
     "n_connections": """\
 n_connections : int, default=64
     HTTP connections at once.""",
     "timeout": """\
 timeout : float, default=30.0
     Seconds without progress after which a connection is given up.""",
-    "names": """\
-names : str, iterable of str, or DataFrame, optional
-    Names of images, as in ``trials["label"]`` of `fetch_laion_fmri`, or its ``trials``
-    themselves. None: all images.""",
-    "trials": """\
-trials : pandas.DataFrame, optional
-    Trials whose images are wanted; the same as passing them as ``names``.""",
+    "labels": """\
+labels : str, iterable of str, or DataFrame, optional
+    Labels of images, as in ``trials["label"]`` of `fetch_laion_fmri`, or ``trials``
+    itself. None: all images.""",
     "stimulus_filter": """\
 stimulus_filter : dict, `ResultFilter` or callable, optional
     Which rows of ``metadata`` to keep, each as a dict with ``image_name``.""",

@@ -2,7 +2,7 @@
 
 Files come from elsewhere, so nothing of them is believed: types, sizes, labels.
 
-    as_split ─▶ StimulusSplit ─▶ as_family ─▶ Family, and which version it is
+    as_split ─▶ StimulusSplit ─▶ as_family ─▶ Family, and which generation it is
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 from laion_fmri_fetchers.exceptions import InvalidQueryError
 from laion_fmri_fetchers.layout.labels import label_values
 from laion_fmri_fetchers.layout.splits import (
-    CORRECTED,
     Pool,
     members,
     published_test_size,
@@ -25,25 +24,16 @@ from .splits import StimulusSplit
 MOST_BYTES = 4 * 2**20
 """Bytes of a file at most; at 45 bytes per label, the largest one has 1.1 MB."""
 
-FORMER = f"independent draws, as before {CORRECTED}"
-FOLDS = f"five folds, as since {CORRECTED}"
-"""Versions of the random splits."""
-
 _MOST_LEVELS = 8
 _SHOWN = 60
 
 
 class Family(NamedTuple):
-    """Splits that belong together, where they were read, and their version."""
+    """Splits that belong together, where they were read, and their generation."""
 
     splits: dict[str, StimulusSplit]
     source: str
-    version: str | None
-
-    @property
-    def is_former(self) -> bool:
-        """Whether these are the random splits before their correction."""
-        return self.version == FORMER
+    generation: str | None
 
 
 def parsed(content: bytes, most_bytes: int = MOST_BYTES) -> Any:
@@ -145,17 +135,41 @@ def as_family(name: str, contents: dict[str, Any], source: str, pool: Pool) -> F
             splits[split] = as_split(contents[split], split, pool)
         except ValueError as error:
             raise ValueError(f"{split}.json: {error}") from None
-    version = None
+    generation = None
     if len(splits) > 1:
         tests = [label for split in splits.values() for label in split.test]
         is_partition = len(tests) == len(set(tests)) == len(pool.labels)
         if name == "random":
-            version = FOLDS if is_partition else FORMER
+            generation = _generation(splits, is_partition, pool.name)
         elif not is_partition:
             raise ValueError(f"{name}: an image is tested on twice, or never")
-    if pool.is_published and version != FORMER:
+    if pool.is_published and generation != "a":
         _check_sizes(splits, pool)
-    return Family(splits, source, version)
+    if generation:
+        splits = {
+            member: StimulusSplit(
+                split.train, split.test, member, pool.name, split.params, generation
+            )
+            for member, split in splits.items()
+        }
+    return Family(splits, source, generation)
+
+
+def _generation(splits: dict[str, StimulusSplit], is_partition: bool, pool: str) -> str:
+    """Return the generation of random splits; raise ValueError where there is none."""
+    revisions = {str(split.params.get("revision")) for split in splits.values()}
+    are_folds = any("fold" in split.params for split in splits.values())
+    if not (is_partition or are_folds) and revisions == {"None"}:
+        return "a"
+    if not is_partition or len(revisions) > 1:
+        raise ValueError(
+            "random: an image is tested on twice, or never, or the files are not of "
+            "one generation"
+        )
+    (revision,) = revisions
+    if revision == "2" and pool != "shared":
+        return "c"
+    return "b" if revision == "None" else f"revision {revision}"
 
 
 def _check_labels(split: StimulusSplit, pool: Pool) -> None:
@@ -168,10 +182,16 @@ def _check_labels(split: StimulusSplit, pool: Pool) -> None:
         raise ValueError(
             f"it holds {_shown(label)}, which is not an image of the pool {pool.name}"
         )
-    if lacking := sorted(of_pool - labels):
+    n_complete = min(len(of_pool), pool.n_published)
+    if len(labels) < n_complete:
         raise ValueError(
-            f"it lacks {counted(len(lacking), 'image')} of the pool {pool.name}, such "
-            f"as {_shown(lacking[0])}"
+            f"it lacks {counted(n_complete - len(labels), 'image')} of the pool "
+            f"{pool.name}, such as {_shown(min(of_pool - labels))}"
+        )
+    if len(labels) > n_complete:
+        raise ValueError(
+            f"it holds {len(labels):,} images of the pool {pool.name}, of which "
+            f"{n_complete:,} were published"
         )
 
 

@@ -8,15 +8,17 @@ StimulusFolds ──▶ several of them as one splitter
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 from laion_fmri_fetchers.exceptions import InvalidQueryError
-from laion_fmri_fetchers.messages import listed
+from laion_fmri_fetchers.layout.labels import label_values
+from laion_fmri_fetchers.messages import counted, line_of_user, listed, warn
 
-from .values import IsIn
+from .values import IsIn, check_order, in_order
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,8 +27,14 @@ if TYPE_CHECKING:
 class Splitter:
     """What scikit-learn asks of the ``cv`` argument of its functions."""
 
+    _told: set[tuple]
+    """Lines of the user's code, and kinds of images of which it was told there."""
+
     def _splits(self) -> Sequence[StimulusSplit]:
         raise NotImplementedError
+
+    def __deepcopy__(self, memo: dict) -> Splitter:
+        return self  # it does not change; scikit-learn copies its splitter often
 
     def get_n_splits(self, X: Any = None, y: Any = None, groups: Any = None) -> int:  # noqa: ARG002, N803
         """Return the number of splits; the arguments are those of scikit-learn."""
@@ -59,6 +67,11 @@ class Splitter:
         InvalidQueryError
             If groups are missing, are not the labels of the rows, or leave nothing to
             train or to test on.
+
+        Warns
+        -----
+        UserWarning
+            If rows are in neither set; the text says how many, and which images.
         """
         if groups is None:
             raise InvalidQueryError(
@@ -72,17 +85,42 @@ class Splitter:
                 f"X has {n_rows} rows, but groups has {len(labels)} labels; pass the "
                 "label of each row of X"
             )
+        for train, test in self._masks(labels, self._told):
+            yield train.nonzero()[0], test.nonzero()[0]
+
+    def _masks(
+        self, labels: list, told: set[tuple]
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Return masks for each split, and say which rows are left out.
+
+        A search or a permutation test calls a splitter many times. What was told in a
+        line of the user's code is not told there again, unless rows of another kind are
+        left out; Python's own filter forgets lines as soon as scikit-learn alters it.
+        """
+        import numpy as np
+
+        masks = []
+        left_out = np.zeros(len(labels), bool)
         for split in self._splits():
-            parts = []
-            for kind, mask in zip(("train", "test"), split.masks(labels), strict=True):
-                rows = mask.nonzero()[0]
-                if not len(rows):
+            train, test = (
+                np.fromiter(map(side.__contains__, labels), bool, len(labels))
+                for side in split._sets
+            )
+            for kind, mask in (("train", train), ("test", test)):
+                if not mask.any():
                     raise InvalidQueryError(
-                        f"None of the {n_rows} rows shows a {kind} image of {split!r}. "
-                        "Take a split of a pool whose images the trials show."
+                        f"None of the {len(labels)} rows shows a {kind} image of "
+                        f"{split!r}. Take a split of a pool whose images the trials "
+                        "show, or more trials."
                     )
-                parts.append(rows)
-            yield parts[0], parts[1]
+            masks.append((train, test))
+            left_out |= ~(train | test)
+        kinds = Counter(map(_kind_of, itertools.compress(labels, left_out)))
+        line = line_of_user()
+        if new := {(line, kind) for kind in kinds} - told:
+            told |= new
+            warn(_about_left_out(self, kinds, len(labels)))
+        return masks
 
     def get_metadata_routing(self) -> Any:
         """Return what scikit-learn passes on where its metadata routing is enabled."""
@@ -109,6 +147,8 @@ class StimulusSplit(Splitter):
         The pool of images that was split.
     params : dict, optional
         How it was made.
+    generation : str, optional
+        Which of several versions it is.
 
     Attributes
     ----------
@@ -120,6 +160,8 @@ class StimulusSplit(Splitter):
         ``"shared"``, a subject, or ``"pooled"``.
     params : dict
         How it was made, as published.
+    generation : str or None
+        Of the random splits, ``"a"``, ``"b"`` or ``"c"``, see `fetch_laion_splits`.
 
     Raises
     ------
@@ -128,7 +170,7 @@ class StimulusSplit(Splitter):
 
     See Also
     --------
-    fetch_laion_splits : The splits that the publishers define.
+    laion_fmri_fetchers.fetch_laion_splits : The splits that the publishers define.
 
     Examples
     --------
@@ -155,6 +197,7 @@ class StimulusSplit(Splitter):
         name: str = "split",
         pool: str | None = None,
         params: Mapping[str, Any] | None = None,
+        generation: str | None = None,
     ):
         self._train = _checked(train, "train")
         self._test = _checked(test, "test")
@@ -167,6 +210,8 @@ class StimulusSplit(Splitter):
         self._name = str(name)
         self._pool = pool
         self._params = deepcopy(dict(params or {}))
+        self._generation = generation
+        self._told: set[tuple] = set()
 
     # Attributes are read only, as a copy: splits are shared, and kept as sets too.
 
@@ -194,6 +239,11 @@ class StimulusSplit(Splitter):
     def params(self) -> dict[str, Any]:
         """How it was made."""
         return deepcopy(self._params)
+
+    @property
+    def generation(self) -> str | None:
+        """Which of several versions it is."""
+        return self._generation
 
     def is_train(self) -> IsIn:
         """Return the term that the labels of train images fulfil.
@@ -226,24 +276,24 @@ class StimulusSplit(Splitter):
         Raises
         ------
         InvalidQueryError
-            If there are no labels in ``trials``.
-        """
-        import numpy as np
+            If there are no labels in ``trials``, or none shows a train image, or none
+            a test image.
 
+        Warns
+        -----
+        UserWarning
+            If trials are in neither set; the text says how many, and which images.
+        """
         if isinstance(trials, dict) and hasattr(trials.get("trials"), "columns"):
             trials = trials["trials"]
-        labels = _labels_of(trials, "trials")
-        train, test = (
-            np.fromiter(map(side.__contains__, labels), bool, len(labels))
-            for side in self._sets
-        )
-        return train, test
+        (masks,) = self._masks(_labels_of(trials, "trials"), set())
+        return masks
 
     def _splits(self) -> Sequence[StimulusSplit]:
         return (self,)
 
     def _key(self) -> tuple:
-        return self._name, self._pool, self._train, self._test
+        return self._name, self._pool, self._train, self._test, self._generation
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, StimulusSplit):
@@ -253,12 +303,9 @@ class StimulusSplit(Splitter):
     def __hash__(self) -> int:
         return hash(self._key())
 
-    def __deepcopy__(self, memo: dict) -> StimulusSplit:
-        return self  # it does not change; scikit-learn copies its splitter often
-
     def __reduce__(self) -> tuple:
         values = (self._train, self._test, self._name, self._pool, self._params)
-        return type(self), values
+        return type(self), (*values, self._generation)
 
     def __repr__(self) -> str:
         pool = f" of pool {self._pool!r}" if self._pool else ""
@@ -290,11 +337,17 @@ class StimulusFolds(Splitter):
     def __init__(self, name: str, folds: Iterable[StimulusSplit]):
         self.name = name
         self._folds = tuple(folds)
+        self._told: set[tuple] = set()
 
     @property
     def pool(self) -> str | None:
         """The pool of images that was split."""
         return self._folds[0].pool
+
+    @property
+    def generation(self) -> str | None:
+        """Which of several versions they are."""
+        return self._folds[0].generation
 
     def _splits(self) -> Sequence[StimulusSplit]:
         return self._folds
@@ -316,6 +369,9 @@ class StimulusFolds(Splitter):
     def __hash__(self) -> int:
         return hash((self.name, self._folds))
 
+    def __reduce__(self) -> tuple:
+        return type(self), (self.name, self._folds)
+
     def __repr__(self) -> str:
         pool = f" of pool {self.pool!r}" if self.pool else ""
         return f"<StimulusFolds {self.name!r}{pool}: {len(self)} splits>"
@@ -323,16 +379,46 @@ class StimulusFolds(Splitter):
 
 def _checked(labels: Iterable[str], side: str) -> tuple[str, ...]:
     """Return the labels of a side, each once."""
-    if isinstance(labels, (str, bytes)) or not isinstance(labels, Iterable):
+    is_table = isinstance(labels, Mapping) or hasattr(labels, "columns")
+    if isinstance(labels, (str, bytes)) or is_table or not isinstance(labels, Iterable):
         raise InvalidQueryError(f"{side} is {_shown(labels)}; give a list of labels")
-    each = tuple(labels)
+    each = tuple(in_order(labels))
     for label in each:
         if not isinstance(label, str):
             raise InvalidQueryError(f"{side} holds {_shown(label)}; labels are str")
     if len(set(each)) < len(each):
         (twice, _), *_ = Counter(each).most_common(1)
         raise InvalidQueryError(f"{side} holds {_shown(twice)} twice")
-    return tuple(map(str, each))
+    # Sets have another order in each process.
+    return tuple(map(str, sorted(each) if isinstance(labels, Set) else each))
+
+
+def _kind_of(label: Any) -> tuple[str, str | None]:
+    """Return what an image in neither set is, and the one subject that saw it."""
+    kind, _, dataset, _, subject = label_values(str(label))
+    if subject:
+        return f"images unique to {subject}", str(subject)
+    if dataset == "OOD":
+        return "OOD images", None
+    return "other shared images" if kind == "shared" else "other labels", None
+
+
+def _about_left_out(
+    splitter: Any, kinds: Counter[tuple[str, str | None]], n_rows: int
+) -> str:
+    """Return sentences on rows that are in neither set: of which images, which pool."""
+    text = (
+        f"{kinds.total():,} of {counted(n_rows, 'row')} are in neither set of "
+        f"{splitter!r}, and left out: "
+    )
+    text += ", ".join(f"{n:,} of {kind}" for (kind, _), n in kinds.most_common())
+    subjects = sorted({subject for _, subject in kinds if subject})
+    if subjects and splitter.pool:
+        text += (
+            f". Images unique to a subject are in the splits of that subject, as of "
+            f"fetch_laion_splits(pool={subjects[0]!r})"
+        )
+    return f"{text}."
 
 
 def _labels_of(trials: Any, argument: str) -> list:
@@ -343,21 +429,23 @@ def _labels_of(trials: Any, argument: str) -> list:
         )
     if getattr(trials, "ndim", 1) == 2 and hasattr(trials, "columns"):
         column = next((c for c in ("label", "image_name") if c in trials), None)
-        if column is None and trials.index.name != "image_name":
+        if column is None and trials.index.name not in ("label", "image_name"):
             raise InvalidQueryError(
                 f"{argument} has no column 'label'; it has "
                 f"{listed(list(map(str, trials.columns)))}"
             )
         trials = trials.index if column is None else trials[column]
-    if isinstance(trials, (str, bytes)) or not isinstance(trials, Iterable):
+    if isinstance(trials, (str, bytes, Set)) or not isinstance(trials, Iterable):
         raise InvalidQueryError(
-            f"{argument} is {_shown(trials)}; give trials, or a label for each"
+            f"{argument} is {_shown(trials)}; give trials, or a label for each, in "
+            "their order"
         )
+    check_order(trials, argument)
     labels = trials.tolist() if hasattr(trials, "tolist") else list(trials)
     if labels and not any(isinstance(label, str) for label in labels):
         raise InvalidQueryError(
             f"{argument} holds {_shown(labels[0])}; labels are names of images, as in "
-            "trials['label']"
+            "trials['label'] or betas.groups['label']"
         )
     try:
         set(labels)

@@ -19,7 +19,10 @@ from .values import (
     Pattern,
 )
 
-TERM_FORM = "FIELD OP VALUE; OP is = != >= <= > < ~ (regular expression) in (a,b,c)"
+TERM_FORM = (
+    "FIELD OP VALUE; OP is = != >= <= > < ~ (regular expression, from the start) "
+    "in (a,b,c)"
+)
 
 _SPECIAL: dict[str, Callable[[Any], Any]] = {
     ">=": GreaterOrEqual,

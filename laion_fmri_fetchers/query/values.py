@@ -11,12 +11,15 @@ import re
 from collections.abc import (
     Callable,
     Container,
+    Iterable,
     Iterator,
     Mapping,
+    Reversible,
     Sequence,
     Set,
     ValuesView,
 )
+from datetime import date
 from numbers import Number
 from typing import Any
 
@@ -24,8 +27,54 @@ from laion_fmri_fetchers.exceptions import InvalidQueryError
 
 PLAIN_TYPES: frozenset[type] = frozenset({str, int, float, bool, type(None)})
 
-_MANY = 50
+MANY = 50
 """Values of a collection beyond which they are shown in short, and looked up."""
+
+_ISO_DATE = re.compile(r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d.*)?")
+
+
+def is_unordered(given: Any) -> bool:
+    """Return whether it is a set, whose order differs from process to process.
+
+    Examples
+    --------
+    >>> is_unordered({"a", "b"}), is_unordered({"a": 1, "b": 2}.keys())
+    (True, False)
+    """
+    return isinstance(given, Set) and not isinstance(given, Reversible)
+
+
+def in_order(given: Iterable) -> list:
+    """Return values as a list; those of a set sorted, so that calls repeat.
+
+    Examples
+    --------
+    >>> in_order(["b", "a"]), in_order({"b", "a"})
+    (['b', 'a'], ['a', 'b'])
+    """
+    if not is_unordered(given):
+        return list(given)
+    try:
+        return sorted(given)
+    except TypeError:  # of several types
+        return sorted(given, key=repr)
+
+
+def check_order(given: Any, name: str) -> None:
+    """Raise InvalidQueryError for a set where rows are in the order of an argument.
+
+    Examples
+    --------
+    >>> check_order({"a.jpg"}, "labels")
+    Traceback (most recent call last):
+    laion_fmri_fetchers.exceptions.InvalidQueryError: labels is a set, whose order \
+differs from process to process, and rows follow it; give a list, as by sorted(labels)
+    """
+    if is_unordered(given):
+        raise InvalidQueryError(
+            f"{name} is a {type(given).__name__}, whose order differs from process to "
+            f"process, and rows follow it; give a list, as by sorted({name})"
+        )
 
 
 def is_null(value: Any) -> bool:
@@ -68,6 +117,29 @@ def _contains(container: Container, item: Any) -> bool:
         return False
 
 
+def as_utc(value: Any) -> Any:
+    """Return a date or a time as a Timestamp in UTC; None for what is neither.
+
+    Examples
+    --------
+    >>> as_utc("2026-09-28"), as_utc("2026-09-28T02:00+02:00"), as_utc("ses-01")
+    (Timestamp('2026-09-28 00:00:00+0000', tz='UTC'), \
+Timestamp('2026-09-28 00:00:00+0000', tz='UTC'), None)
+    """
+    if isinstance(value, str):
+        if not _ISO_DATE.fullmatch(value):
+            return None
+    elif not isinstance(value, date) and type(value).__name__ != "datetime64":
+        return None
+    import pandas as pd
+
+    try:
+        moment = pd.Timestamp(value)
+    except ValueError:  # as of the 31st of February
+        return None
+    return moment.tz_localize("UTC") if moment.tz is None else moment.tz_convert("UTC")
+
+
 class SpecialValue:
     """A stand-in for all the values that it equals.
 
@@ -98,6 +170,13 @@ class SpecialValue:
             is_accepted = False
         return is_accepted is not self.is_negated
 
+    def __bool__(self) -> bool:
+        raise InvalidQueryError(
+            f"{self!r} has no truth value, so `and`, `or` and `not` cannot combine it; "
+            "combine filters with &, | and ~, as in ResultFilter(run=LessThan(3)) | "
+            "ResultFilter(run=GreaterThan(8))"
+        )
+
     def __repr__(self) -> str:
         arguments = ", ".join(map(repr, self.arguments_of(self)))
         return f"{type(self).__name__}({arguments})"
@@ -123,7 +202,20 @@ class OrderComparison(SpecialValue):
         # A cast to text would make "None" or "nan" of a null, and compare that.
         if is_null(value):
             return False
+        moment, bound = as_utc(value), as_utc(self.bound_)
+        if moment is None and bound is not None and not isinstance(self.bound_, str):
+            raise TypeError(f"{value!r} is not a date")
+        if moment is not None and bound is not None:
+            return self.compare(moment, bound)
         return self.compare(type(self.bound_)(value), self.bound_)
+
+    def can_compare(self, value: Any) -> bool:
+        """Return whether a value that is not null can be compared with the bound."""
+        try:
+            bool(self._accepts(value))
+        except Exception:  # a failed cast, an array without a truth value
+            return False
+        return True
 
 
 class _Several(SpecialValue):
@@ -147,7 +239,7 @@ class Membership(_Several):
 
     def _accepts(self, value: Any) -> bool:
         values = self.arguments_of(self)
-        if len(values) <= _MANY or type(value) is not str:
+        if len(values) <= MANY or type(value) is not str:
             return value in values
         # Others than texts may equal a text in ways of their own, as `Pattern` does.
         if self._texts is None or self._texts[0] is not values:
@@ -161,7 +253,7 @@ class Membership(_Several):
 
     def __repr__(self) -> str:
         values = self.arguments_of(self)
-        if len(values) <= _MANY:
+        if len(values) <= MANY:
             return super().__repr__()
         first = ", ".join(map(repr, values[:2]))
         return f"{type(self).__name__}({first}, and {len(values) - 2:,} more)"
@@ -219,7 +311,9 @@ class GreaterOrEqual(OrderComparison):
     Parameters
     ----------
     bound : object
-        The bound; values are cast to its type, and a null never passes.
+        The bound; values are cast to its type, and a null never passes. Dates and
+        times, also as ISO 8601 text, are compared as such; those without a time zone
+        are UTC.
 
     Examples
     --------
@@ -236,7 +330,9 @@ class GreaterThan(OrderComparison):
     Parameters
     ----------
     bound : object
-        The bound; values are cast to its type, and a null never passes.
+        The bound; values are cast to its type, and a null never passes. Dates and
+        times, also as ISO 8601 text, are compared as such; those without a time zone
+        are UTC.
 
     Examples
     --------
@@ -253,7 +349,9 @@ class LessOrEqual(OrderComparison):
     Parameters
     ----------
     bound : object
-        The bound; values are cast to its type, and a null never passes.
+        The bound; values are cast to its type, and a null never passes. Dates and
+        times, also as ISO 8601 text, are compared as such; those without a time zone
+        are UTC.
 
     Examples
     --------
@@ -270,7 +368,9 @@ class LessThan(OrderComparison):
     Parameters
     ----------
     bound : object
-        The bound; values are cast to its type, and a null never passes.
+        The bound; values are cast to its type, and a null never passes. Dates and
+        times, also as ISO 8601 text, are compared as such; those without a time zone
+        are UTC.
 
     Examples
     --------
@@ -363,6 +463,8 @@ class NotContains(_Several):
 class Pattern(SpecialValue):
     r"""Equal to strings that a regular expression matches from their start.
 
+    For text anywhere in a string use `Contains`, or begin the expression with ``.*``.
+
     Parameters
     ----------
     pattern : str or re.Pattern
@@ -373,6 +475,11 @@ class Pattern(SpecialValue):
     Examples
     --------
     >>> Pattern(r"shared_\d+rep", flags=re.IGNORECASE) == "Shared_12rep_LAION_a.jpg"
+    True
+    >>> label = "shared_4rep_OOD_illusion-classic_a.png"
+    >>> Pattern("illusion") == label, Pattern(".*illusion") == label
+    (False, True)
+    >>> Contains("illusion") == label
     True
     """
 
@@ -419,10 +526,7 @@ def as_term(value: Any) -> Any:
     Special values of nilearn become ours, so that they are matched by column too.
     """
     if isinstance(value, Set):
-        try:
-            value = sorted(value)
-        except TypeError:
-            value = sorted(value, key=repr)
+        value = in_order(value)
     elif getattr(value, "ndim", 0) == 1 and hasattr(value, "tolist"):
         value = value.tolist()
     if _is_collection(value):

@@ -15,13 +15,16 @@ from typing import TYPE_CHECKING, Any
 import nibabel as nib
 import numpy as np
 import pandas as pd
+from nibabel.affines import apply_affine
 from sklearn.utils import Bunch
 
+from laion_fmri_fetchers.arrays.rows import table_of
 from laion_fmri_fetchers.exceptions import InvalidQueryError, did_you_mean
 from laion_fmri_fetchers.layout.keys import on_one_grid
 from laion_fmri_fetchers.layout.labels import SOURCES
 from laion_fmri_fetchers.layout.trees import ANATOMICAL
 from laion_fmri_fetchers.messages import readable_size
+from laion_fmri_fetchers.query.selection import is_one_name
 from laion_fmri_fetchers.storage.catalog import look, records
 
 from .summaries import (
@@ -142,7 +145,7 @@ def plot_availability(data: Bunch, *, axes: Axes | None = None) -> Axes:
 
 def plot_rois(
     data: Bunch,
-    subject: str | int | None = None,
+    subjects: str | int | None = None,
     *,
     cut_coords: int | Sequence[float] = 6,
     axes: Axes | None = None,
@@ -153,8 +156,8 @@ def plot_rois(
     ----------
     data : :class:`sklearn.utils.Bunch`
         From `fetch_laion_fmri`, with ROI masks of volumes on disk.
-    subject : str or int, optional
-        Such as ``"sub-01"``; None: the first one.
+    subjects : str or int, optional
+        One, such as ``"sub-01"``; None: the first one.
     cut_coords : int or sequence of float, default=6
         How many axial slices, or where (z, mm), three in a row.
     axes : matplotlib Axes, optional
@@ -163,13 +166,13 @@ def plot_rois(
     Returns
     -------
     matplotlib Axes
-        With the legend; slices lie over it. The background is the subject's anatomy
-        (T1w before T2w) where it is on disk, else the brain mask.
+        Slices with the legend below. The background is the subject's anatomy (T1w
+        before T2w) where it is on disk, else the brain mask.
 
     Raises
     ------
     InvalidQueryError
-        If the Bunch does not have the subject.
+        If the Bunch does not have the subject, or ``cut_coords`` is empty.
     ImportError
         If matplotlib is not installed.
 
@@ -180,7 +183,12 @@ def plot_rois(
         fetch_laion_fmri("sub-01", rois=None, image_type="anatomical")
         plot_rois(data, "sub-01", cut_coords=[-20, -12, -4])
     """
-    subject = next(iter(subjects_of(data, subject)), "")
+    if subjects is not None and not is_one_name(subjects):
+        raise InvalidQueryError(
+            f"subjects is {subjects!r}; plot_rois draws the brain of one, such as "
+            "subjects='sub-01'"
+        )
+    subject = next(iter(subjects_of(data, subjects)), "")
     canvas = axes is None
     axes = _axes(axes, (7.2, 5.4), layout=None)
     if canvas:
@@ -219,34 +227,53 @@ def _draw_slices(
     masks: dict[str, nib.Nifti1Image],
     cuts: list[float],
 ) -> None:
-    """Draw axial slices, three in a row, over axes; room is left for the legend."""
-    from nilearn import plotting
+    """Draw axial slices, three in a row, right is right; the legend has room below.
 
-    box, n_rows = axes.get_position(), math.ceil(len(cuts) / 3)
-    bottom = box.y0 + 0.16 * box.height
-    height = (box.y1 - bottom) / n_rows
-    is_mask = np.unique(np.asanyarray(brain.dataobj)).size <= 2
-    for row in range(n_rows):
-        place = (box.x0, box.y1 - (row + 1) * height, box.width, height)
-        display = plotting.plot_anat(
-            brain,
-            axes=axes.figure.add_axes(place),
-            figure=axes.figure,
-            display_mode="z",
-            cut_coords=cuts[3 * row : 3 * row + 3],
-            draw_cross=False,
-            black_bg=True,
-            colorbar=False,
-            **({"vmin": 0, "vmax": 3} if is_mask else {}),
-        )
-        for category, mask in masks.items():
+    Not by nilearn's plotting, which needs a backend of pyplot that works here.
+    """
+    from scipy.ndimage import map_coordinates
+
+    values = np.asanyarray(brain.dataobj)
+    bright = np.quantile(values, 0.99)
+    inside = apply_affine(brain.affine, np.argwhere(values > bright / 10))
+    (left, back, _), (right, front, _) = inside.min(0) - 8, inside.max(0) + 8
+    x, y = np.arange(left, right), np.arange(front, back, -1)  # mm
+    n_columns = min(3, len(cuts))
+    n_rows = math.ceil(len(cuts) / n_columns)
+
+    def side_by_side(img: nib.Nifti1Image) -> np.ndarray:
+        tiles = np.zeros((n_rows * n_columns, len(y), len(x)), dtype=np.float32)
+        for tile, z in zip(tiles, cuts, strict=False):
+            points = np.stack(np.broadcast_arrays(x, y[:, np.newaxis], z), axis=-1)
+            voxels = apply_affine(np.linalg.inv(img.affine), points)
+            data = np.asanyarray(img.dataobj, dtype=np.float32)
+            map_coordinates(data, np.moveaxis(voxels, -1, 0), tile, order=1)
+        in_rows = tiles.reshape(n_rows, n_columns, len(y), len(x)).swapaxes(1, 2)
+        return in_rows.reshape(n_rows * len(y), n_columns * len(x))
+
+    is_mask = np.unique(values).size <= 2
+    axes.imshow(side_by_side(brain), "gray", vmin=0, vmax=3 if is_mask else bright)
+    for category, mask in masks.items():
+        outlines = side_by_side(mask)
+        if outlines.max() > 0.5:
             colour = _CATEGORIES.get(category, _GREY)
             width = 0.8 if category == "laion" else 1.4
-            display.add_contours(mask, levels=[0.5], colors=colour, linewidths=width)
+            axes.contour(outlines, [0.5], colors=colour, linewidths=width)
+    style: dict[str, Any] = {"color": "white", "size": "small", "va": "bottom"}
+    for i, z in enumerate(cuts):
+        row, column = divmod(i, n_columns)
+        place = (column * len(x) + 4, (row + 1) * len(y) - 4)
+        axes.text(*place, f"z={z:.0f}", **style)
+    axes.text(4, len(y) / 2, "L", **style)
+    axes.text(len(x) - 4, len(y) / 2, "R", ha="right", **style)
+    axes.set_ylim(1.19 * n_rows * len(y), 0)
 
 
 def plot_trials(
-    data: Bunch, subject: str | int | None = None, *, axes: Axes | None = None
+    data: Bunch,
+    subjects: str | int | Sequence[str | int] | None = None,
+    *,
+    axes: Axes | None = None,
 ) -> Axes:
     """Plot the number of selected trials by session, source and repetition.
 
@@ -254,8 +281,8 @@ def plot_trials(
     ----------
     data : :class:`sklearn.utils.Bunch`
         From `fetch_laion_fmri`; its ``trials`` are counted.
-    subject : str or int, optional
-        Such as ``"sub-01"``; None: those of all subjects together.
+    subjects : str, int, or several, optional
+        Such as ``"sub-01"``; None or ``"all"``: those of all subjects together.
     axes : matplotlib Axes, optional
         Where to draw; None: a new figure.
 
@@ -268,7 +295,7 @@ def plot_trials(
     Raises
     ------
     InvalidQueryError
-        If the Bunch does not have the subject.
+        If the Bunch does not have the subject, or ``trials`` lacks a column.
     ImportError
         If matplotlib is not installed.
 
@@ -283,8 +310,9 @@ def plot_trials(
     >>> axes.get_legend_handles_labels()[1]
     ['LAION, 12 times', 'NSD, 4 times']
     """
-    subjects = subjects_of(data, subject)
-    trials = data.trials[data.trials["subject"].isin(subjects)]
+    chosen = subjects_of(data, subjects)
+    trials = table_of(data.trials, ["subject", "session", "dataset"], "data.trials")
+    trials = trials[trials["subject"].isin(chosen)]
     axes = _axes(axes, (6.4, 3.6))
     if trials.empty:
         return _say(axes, "No trials.")
@@ -315,9 +343,9 @@ def plot_trials(
 
 def plot_noise_ceiling(
     data: Bunch,
-    subject: str | int | None = None,
+    subjects: str | int | Sequence[str | int] | None = None,
     *,
-    ceiling: str | None = None,
+    noise_ceiling: str | None = None,
     axes: Axes | None = None,
 ) -> Axes:
     """Plot the noise ceiling of each ROI: its median and quartiles over voxels.
@@ -326,9 +354,9 @@ def plot_noise_ceiling(
     ----------
     data : :class:`sklearn.utils.Bunch`
         From `fetch_laion_fmri`, with ROI masks of volumes on disk.
-    subject : str or int, optional
-        Such as ``"sub-01"``; None: all, a mark each.
-    ceiling : {"Allrep", "12rep", "4rep"}, optional
+    subjects : str, int, or several, optional
+        Such as ``"sub-01"``; None or ``"all"``: all, a mark each.
+    noise_ceiling : {"Allrep", "12rep", "4rep"}, optional
         Which map of ``noise_ceilings``; None: the first of these that ``data`` has.
     axes : matplotlib Axes, optional
         Where to draw; None: a new figure.
@@ -363,14 +391,16 @@ def plot_noise_ceiling(
     --------
     ::
 
-        plot_noise_ceiling(data, ceiling="12rep")
+        plot_noise_ceiling(data, noise_ceiling="12rep")
     """
-    chosen = subjects_of(data, subject)
+    chosen = subjects_of(data, subjects)
     names = {name for maps in data.noise_ceilings.values() for name in maps}
-    if ceiling is not None and ceiling not in names:
-        hint = did_you_mean(ceiling, names)
-        raise InvalidQueryError(f"There is no noise ceiling {ceiling!r}; {hint}")
-    name = ceiling or default_ceiling(data)
+    if noise_ceiling is not None and noise_ceiling not in names:
+        hint = did_you_mean(noise_ceiling, names)
+        raise InvalidQueryError(
+            f"data holds no noise ceiling {noise_ceiling!r}; {hint}"
+        )
+    name = noise_ceiling or default_ceiling(data)
     table = rois(data, name)
     return draw_noise_ceiling(table[table["subject"].isin(chosen)], name, axes)
 
@@ -496,8 +526,6 @@ def _cuts(
     masks: list[nib.Nifti1Image], cut_coords: int | Sequence[float]
 ) -> list[float]:
     """Return heights of slices, in mm: evenly spread over most of the voxels."""
-    if not isinstance(cut_coords, (int, np.integer)):
-        return [float(height) for height in cut_coords]
     heights = [
         np.argwhere(np.asanyarray(mask.dataobj) > 0) @ mask.affine[2, :3]
         + mask.affine[2, 3]
@@ -508,4 +536,10 @@ def _cuts(
         n_slices = masks[0].shape[2]
         inside = np.arange(n_slices) * masks[0].affine[2, 2] + masks[0].affine[2, 3]
     low, high = np.quantile(inside, (0.02, 0.98))
-    return [float(z) for z in np.linspace(low, high, int(cut_coords) + 2)[1:-1]]
+    if isinstance(cut_coords, (int, np.integer)):
+        cuts = np.linspace(low, high, max(0, int(cut_coords)) + 2)[1:-1]
+    else:
+        cuts = np.asarray(cut_coords, dtype=float)
+    if not len(cuts):
+        raise InvalidQueryError("cut_coords is empty; give 1 slice or more")
+    return cuts.tolist()

@@ -29,7 +29,9 @@ from typing import Any
 import pandas as pd
 from sklearn.utils import Bunch
 
+from laion_fmri_fetchers.arrays.rows import trials_of
 from laion_fmri_fetchers.messages import counted, listed, readable_size
+from laion_fmri_fetchers.query.arguments import user_path
 from laion_fmri_fetchers.transfer.bucket import bucket_url
 
 from . import summaries
@@ -105,11 +107,13 @@ class Report:
 
     def save_as_html(self, file_name: str | os.PathLike) -> None:
         """Write the page to a file."""
-        Path(file_name).write_text(self.html, "utf-8")
+        Path(user_path(file_name, "file_name")).write_text(self.html, "utf-8")
 
     def open_in_browser(self, file_name: str | os.PathLike | None = None) -> None:
         """Write the page to a file, by default a temporary one, and show it."""
-        file = file_name or Path(tempfile.mkdtemp(), "laion_fmri_report.html")
+        if file_name is None:
+            file_name = Path(tempfile.mkdtemp(), "laion_fmri_report.html")
+        file = user_path(file_name, "file_name")
         self.save_as_html(file)
         webbrowser.open(Path(file).absolute().as_uri())
 
@@ -142,7 +146,7 @@ def make_report(data: Bunch, title: str | None = None) -> Report:
 
     See Also
     --------
-    plot_availability, plot_rois, plot_trials, plot_noise_ceiling : The figures alone.
+    plot_rois, plot_trials, plot_noise_ceiling : Figures alone.
 
     Examples
     --------
@@ -155,6 +159,7 @@ def make_report(data: Bunch, title: str | None = None) -> Report:
     from laion_fmri_fetchers import __version__
 
     subjects = subjects_of(data)
+    trials_of(data)
     heading = "Files to fetch" if "plan" in data else "Fetched files"
     ceiling = summaries.default_ceiling(data)
     rois = summaries.rois(data, ceiling)

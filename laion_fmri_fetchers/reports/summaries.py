@@ -11,7 +11,7 @@ import pandas as pd
 from sklearn.utils import Bunch
 
 from laion_fmri_fetchers.arrays.volumes import Header, iter_volumes, read_header, scaled
-from laion_fmri_fetchers.exceptions import InvalidQueryError, did_you_mean
+from laion_fmri_fetchers.exceptions import InvalidQueryError
 from laion_fmri_fetchers.layout.keys import (
     GIFTI_EXTENSION,
     Record,
@@ -19,7 +19,6 @@ from laion_fmri_fetchers.layout.keys import (
     is_of_trials,
 )
 from laion_fmri_fetchers.layout.labels import SOURCES
-from laion_fmri_fetchers.layout.names import clean_subject
 from laion_fmri_fetchers.layout.trees import (
     ANATOMICAL,
     GLM,
@@ -29,6 +28,7 @@ from laion_fmri_fetchers.layout.trees import (
     listings_of,
 )
 from laion_fmri_fetchers.query.arguments import check_fetched
+from laion_fmri_fetchers.query.selection import choose_subjects
 from laion_fmri_fetchers.storage.catalog import look, records
 from laion_fmri_fetchers.storage.listings import saved_listings
 
@@ -47,8 +47,8 @@ _ROI_COLUMNS = [
 ]
 
 
-def subjects_of(data: Bunch, subject: str | int | None = None) -> list[str]:
-    """Return a subject of a Bunch in a list, or all of them.
+def subjects_of(data: Bunch, subjects: Any = None) -> list[str]:
+    """Return the subjects of a Bunch that an argument names; None for all of them.
 
     Examples
     --------
@@ -57,13 +57,7 @@ def subjects_of(data: Bunch, subject: str | int | None = None) -> list[str]:
     (['sub-01', 'sub-03'], ['sub-03'])
     """
     check_fetched(data, "subjects_meta")
-    subjects = [meta["subject"] for meta in data.subjects_meta]
-    if subject is None:
-        return subjects
-    if clean_subject(subject) not in subjects:
-        hint = did_you_mean(str(subject), subjects)
-        raise InvalidQueryError(f"There is no subject {subject!r} in the Bunch; {hint}")
-    return [str(clean_subject(subject))]
+    return choose_subjects(subjects, [meta["subject"] for meta in data.subjects_meta])
 
 
 def sessions(data: Bunch) -> pd.DataFrame:
@@ -238,6 +232,14 @@ def rois(data: Bunch, ceiling: str) -> pd.DataFrame:
 
 def roi_records(data: Bunch) -> list[Record]:
     """Return the records of all ROI masks of a Bunch."""
+    for name in ("images", "rois"):
+        metadata = data.get(f"{name}_meta", [])
+        files = data.get(name, metadata)
+        if len(files) != len(metadata):
+            raise InvalidQueryError(
+                f"data has {len(files)} {name} and {len(metadata)} {name}_meta; choose "
+                "from both alike"
+            )
     masks = {r["id"]: r for r in [*data.rois_meta, *data.images_meta] if r["roi"]}
     order = ("subject", "roi_category", "roi", "hemi", "extension")
     return sorted(masks.values(), key=lambda r: [r[name] or "" for name in order])

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+import copy
+from typing import Any, TypeVar
 
 from sklearn.utils import Bunch
 
 from laion_fmri_fetchers.messages import listed
 
 _WIDE = 70
+Self = TypeVar("Self", bound="Result")
 
 
 class Result(Bunch):
@@ -20,6 +22,10 @@ class Result(Bunch):
     images    list of 2
     data_dir  '/data'
     """
+
+    def copy(self: Self) -> Self:
+        """Return a copy that shares its values; that of a dict would be a dict."""
+        return copy.copy(self)
 
     def __repr__(self) -> str:
         width = max(map(len, self), default=0)

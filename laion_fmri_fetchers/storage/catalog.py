@@ -6,20 +6,31 @@ kept; offline, or when the bucket does not answer, saved listings are used.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
+import re
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from laion_fmri_fetchers.exceptions import BucketError
+from laion_fmri_fetchers.exceptions import BucketError, InvalidQueryError
 from laion_fmri_fetchers.layout.keys import clean_key, record_of
+from laion_fmri_fetchers.layout.trees import DERIVATIVES, STIMULI
+from laion_fmri_fetchers.messages import warn
+from laion_fmri_fetchers.query.arguments import check_mode
 from laion_fmri_fetchers.transfer import bucket
 from laion_fmri_fetchers.transfer.bucket import Object, UnreachableError
 
 from .files import files_on_disk, local_path
-from .listings import save_listing, saved_listings
+from .listings import is_demo, kept_root, save_listing, saved_listings
+from .state import state_files, state_path
 
 Wanted = tuple[str, str]
 """A prefix of keys, and the delimiter: "" for all below it, "/" for one level."""
+
+_ROOT: Wanted = ("", "/")
+
+_OF_DATASET = re.compile(f"sub-|{DERIVATIVES[:-1]}$|{STIMULI[:-1]}$")
 
 
 class Catalog(NamedTuple):
@@ -27,7 +38,8 @@ class Catalog(NamedTuple):
 
     objects: dict[str, Object]
     folders: frozenset[str]
-    on_disk: set[str]
+    on_disk: dict[str, str]
+    not_in_bucket: frozenset[str]
     unlisted: list[str]
     error: UnreachableError | None
     is_live: bool
@@ -64,48 +76,157 @@ def look(
     Catalog
         ``objects``: id -> `Object`; ``folders``: those found by looking at one
         level, ending in ``/`` (offline, of the disk too);
-        ``on_disk``: ids of files on disk; ``unlisted``: prefixes of which no listing
-        is known (offline); ``error``: why saved listings were used although the
-        bucket was asked; ``is_live``: whether the bucket answered.
+        ``on_disk``: id -> relative path of files on disk; ``not_in_bucket``: ids of
+        those that the listing of their folder does not have; ``unlisted``: prefixes of
+        which no listing is known (offline); ``error``: why saved listings were used
+        although the bucket was asked; ``is_live``: whether the bucket answered.
 
     Raises
     ------
     BucketError
         If the bucket denies listing, gives none, or lists two keys for one path.
+    InvalidQueryError
+        If data of a demo and others would mix in the data directory.
     UnsafeKeyError
         If a key would leave the data directory.
+
+    Warns
+    -----
+    UserWarning
+        Without an answer of the bucket, if the data directory is that of a demo.
     """
     wanted = list(wanted)
     error = None
     listings: list[dict[str, Any]] | None = None
     if mode != "offline":
+        root, here = kept_root(data_dir), bucket.bucket_url()
+        asked = list(dict.fromkeys([*wanted, _ROOT]))
+        if here == bucket.DEFAULT_BUCKET_URL:  # no demo, as is known without asking
+            _refuse_mixing(data_dir, None)
+            asked = wanted
+        elif root and root.get("bucket") == here:
+            asked = wanted
         try:
             listings = bucket.list_many(
-                wanted, n_connections=n_connections, timeout=timeout, verbose=verbose
+                asked, n_connections=n_connections, timeout=timeout, verbose=verbose
             )
         except UnreachableError as unreachable:
             error = unreachable
     is_live = listings is not None
     on_disk, local_folders = files_on_disk(data_dir, wanted)
     if listings is None:
+        root = kept_root(data_dir)
+        if root and is_demo(root) and root.get("bucket") != bucket.bucket_url():
+            _warn_of_demo(data_dir)
         listings = _saved(data_dir, wanted, of_this_bucket=error is not None)
         unlisted = [w[0] for w in wanted if not any(_covers(g, w) for g in listings)]
         objects, folders = _merge(listings)
+        # Saved listings may hold more than was asked for.
+        prefixes = tuple(prefix for prefix, delimiter in wanted if not delimiter)
+        levels = {prefix for prefix, delimiter in wanted if delimiter}
+        objects = {
+            path: one
+            for path, one in objects.items()
+            if path.startswith(prefixes) or _folder(path) in levels
+        }
+        folders = {name for name in folders if _folder(name[:-1]) in levels}
         folders |= local_folders
     else:
         unlisted = []
-        objects, folders = _merge(listings)
+        # The top first: it says whose data are all that is saved after it.
+        listings.sort(key=lambda one: (one["prefix"], one["delimiter"]) != _ROOT)
         for listing in listings:
+            if (listing["prefix"], listing["delimiter"]) == _ROOT:
+                _refuse_mixing(data_dir, listing)
             save_listing(data_dir, listing)
-    return Catalog(objects, frozenset(folders), on_disk, unlisted, error, is_live)
+        listings = [g for g in listings if (g["prefix"], g["delimiter"]) in wanted]
+        objects, folders = _merge(listings)
+    not_in_bucket = {
+        path
+        for path in on_disk.keys() - objects.keys()
+        if any(
+            _folder(path) == one["prefix"]
+            if one["delimiter"]
+            else path.startswith(one["prefix"])
+            for one in listings
+        )
+    }
+    return Catalog(
+        objects,
+        frozenset(folders),
+        on_disk,
+        frozenset(not_in_bucket),
+        unlisted,
+        error,
+        is_live,
+    )
+
+
+def keep_demo_apart(data_dir: str, timeout: float = 30.0) -> None:
+    """Raise if what a call is about to write would mix data of a demo with others.
+
+    `look` does so for whatever it lists. This is for calls that list nothing. Where the
+    bucket cannot be listed, nothing is known against it.
+
+    Raises
+    ------
+    InvalidQueryError
+        As `look` does.
+    """
+    with contextlib.suppress(BucketError):
+        look((), data_dir, mode=check_mode(None), timeout=timeout, verbose=0)
+
+
+def _refuse_mixing(data_dir: str, root: dict[str, Any] | None) -> None:
+    """Raise if a directory holds data of a demo and the bucket's are not, or reverse.
+
+    ``root`` is the listing of the bucket's top.
+    """
+    here = bucket.bucket_url()
+    if is_demo(root):
+        # Looked at before the mark, as another process saves the mark first.
+        state = _names(state_path(data_dir))
+        has_data = any(map(_OF_DATASET.match, _names(data_dir))) or bool(
+            {*state} - {"listings"} or state_files(data_dir, "listings")
+        )
+        if has_data and not is_demo(kept_root(data_dir)):
+            raise InvalidQueryError(
+                f"{here} is a demo, and its synthetic data must not mix with what is "
+                f"in the data directory {data_dir}. Name an empty data_dir; for the "
+                "dataset itself, stop the demo or unset LAION_FMRI_BUCKET_URL."
+            )
+    elif is_demo(kept_root(data_dir)):
+        raise InvalidQueryError(
+            f"The data directory {data_dir} holds synthetic data of a demo, which must "
+            f"not mix with those of {here}. Delete that directory, or name another "
+            "data_dir."
+        )
+
+
+def _names(folder: str | os.PathLike) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []
+
+
+@functools.cache
+def _warn_of_demo(data_dir: str) -> None:
+    """Warn, once in a process, that a directory does not hold the dataset."""
+    warn(
+        f"The data directory {data_dir} holds synthetic data of a demo, not "
+        "LAION-fMRI. Name another data_dir for the dataset."
+    )
 
 
 def records(catalog: Catalog, ids: Iterable[str], data_dir: str) -> list[dict]:
     """Return the records of some ids of a catalog, sorted by subject and session."""
     found = []
     for one in ids:
-        rec = record_of(*catalog.objects.get(one, (one,)))
-        rec["absolute_path"] = local_path(data_dir, one)
+        path = catalog.on_disk.get(one, one)
+        rec = record_of(*catalog.objects.get(one, (path,)))
+        rec["relative_path"] = path
+        rec["absolute_path"] = local_path(data_dir, path)
         found.append(rec)
     found.sort(key=in_order)
     return found
@@ -131,6 +252,11 @@ def _saved(
     for listing in listings:
         listing["objects"] = [*map(Object._make, listing["objects"])]
     return listings
+
+
+def _folder(path: str) -> str:
+    folder, slash, _ = path.rpartition("/")
+    return folder + slash
 
 
 def _covers(listing: dict[str, Any], wanted: Wanted) -> bool:

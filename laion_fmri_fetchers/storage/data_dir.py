@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from laion_fmri_fetchers.exceptions import DataDirectoryError, InvalidQueryError
-from laion_fmri_fetchers.messages import warn
+from laion_fmri_fetchers.messages import tell, warn
+from laion_fmri_fetchers.query.arguments import user_path
 from laion_fmri_fetchers.transfer.disks import nearest
 
-from .files import make_folder, write_atomically
+from .files import make_folder, read_file, write_atomically
+from .listings import is_demo, kept_root
+from .state import home_path
 
 VARIABLE = "LAION_FMRI_DATA_DIR"
 """The environment variable that names the data directory."""
@@ -23,7 +26,7 @@ def get_data_dir(data_dir: str | os.PathLike | None = None) -> str:
     Parameters
     ----------
     data_dir : str or path, optional
-        A directory named by the caller.
+        A directory named by the caller; ``~`` and ``$VAR`` are replaced.
 
     Returns
     -------
@@ -35,7 +38,8 @@ def get_data_dir(data_dir: str | os.PathLike | None = None) -> str:
     Raises
     ------
     InvalidQueryError
-        If the directory is not a path, or names a file.
+        If the directory is not a path, names a file or a variable that is not set; or
+        if none is named, and there is no home directory for one.
 
     Warns
     -----
@@ -52,44 +56,25 @@ def get_data_dir(data_dir: str | os.PathLike | None = None) -> str:
     >>> get_data_dir("/data/laion_fmri")
     '/data/laion_fmri'
     """
-    if data_dir is not None and not isinstance(data_dir, (str, os.PathLike)):
-        raise InvalidQueryError(
-            f"data_dir is {data_dir!r}; it must be a path, or None for the saved one"
-        )
-    chosen = (
-        data_dir
-        or os.environ.get(VARIABLE)
-        or read_config().get("data_dir")
-        or _nilearn_data_dir()
-    )
-    path = _absolute(chosen)
-    is_saved = not (data_dir or os.environ.get(VARIABLE))
-    if is_saved and not os.path.isabs(os.path.expanduser(chosen)):
-        warn(
-            f"The saved data directory is {chosen!r}, which is relative: in this "
-            f"program it is {path}, and in one that starts in another folder it is "
-            f"another one. Its absolute path, saved once in {_config_file()} by "
-            "dataset_initialize, means the same everywhere."
-        )
+    if data_dir is not None:
+        path = os.path.abspath(user_path(data_dir, "data_dir"))
+    elif named := os.environ.get(VARIABLE):
+        path = os.path.abspath(user_path(named, VARIABLE))
+    elif saved := read_config().get("data_dir"):
+        given = user_path(saved, f"data_dir in {_config_file()}")
+        path = os.path.abspath(given)
+        if not os.path.isabs(given):
+            warn(
+                f"The saved data directory is {saved!r}, which is relative: in this "
+                f"program it is {path}, and in one that starts in another folder it is "
+                f"another one. Its absolute path, saved once in {_config_file()} by "
+                "dataset_initialize, means the same everywhere."
+            )
+    else:
+        path = os.path.abspath(_nilearn_data_dir())
     if os.path.exists(path) and not os.path.isdir(path):
         raise InvalidQueryError(f"The data directory {path} is a file; name a folder.")
     return path
-
-
-def _absolute(data_dir: str | os.PathLike) -> str:
-    """Return the absolute path of a directory; ``~`` is the user's folder."""
-    name = os.fspath(data_dir)
-    expanded = os.path.expanduser(name)
-    if "\0" in expanded or expanded.startswith("~"):
-        raise InvalidQueryError(
-            f"data_dir is {name!r}, which cannot be the name of a folder: "
-            + (
-                f"there is no user {name.partition('/')[0][1:]!r}."
-                if expanded.startswith("~")
-                else "it has a null character."
-            )
-        )
-    return os.path.abspath(expanded)
 
 
 def dataset_initialize(data_dir: str | os.PathLike) -> str:
@@ -118,7 +103,8 @@ def dataset_initialize(data_dir: str | os.PathLike) -> str:
     Warns
     -----
     UserWarning
-        If ``LAION_FMRI_DATA_DIR`` names another directory, which calls keep using.
+        If ``LAION_FMRI_DATA_DIR`` names another directory, which calls keep using. If
+        that is a demo's, a line says that it is used until the demo stops.
 
     Examples
     --------
@@ -128,22 +114,34 @@ def dataset_initialize(data_dir: str | os.PathLike) -> str:
     >>> dataset_initialize(folder + "/laion") == folder + "/laion"
     True
     """
-    if not data_dir:
-        raise InvalidQueryError("data_dir is empty; name a folder.")
-    path = get_data_dir(data_dir)
+    path = get_data_dir(user_path(data_dir, "data_dir"))
+    file = _config_file()
+    if file is None:
+        raise DataDirectoryError(
+            f"There is no home directory to remember {path} in; set {VARIABLE} to it "
+            "instead, or XDG_CONFIG_HOME to a folder."
+        )
     make_folder(path)
     config = {**read_config(), "data_dir": path}
     content = (json.dumps(config, indent=2) + "\n").encode()
     try:
-        write_atomically(_config_file(), content)
+        write_atomically(file, content)
     except DataDirectoryError as error:
         raise DataDirectoryError(
-            "The data directory cannot be remembered; set LAION_FMRI_DATA_DIR instead "
-            f"of writing {_config_file()}. {error}",
+            f"The data directory {path} cannot be remembered; set {VARIABLE} instead "
+            f"of writing {file}. {error}",
             error.errno,
-            str(_config_file()),
+            str(file),
         ) from None
-    if (in_force := get_data_dir()) != path:
+    if (in_force := get_data_dir()) == path:
+        return path
+    if is_demo(kept_root(in_force)):
+        tell(
+            f"{path} is saved for later: until the demo stops, calls use its own data "
+            f"directory, {in_force}",
+            verbose=1,
+        )
+    else:
         warn(
             f"{VARIABLE} is set, so calls keep using {in_force}. Unset it to use "
             f"{path}, which is saved."
@@ -168,32 +166,50 @@ def make_data_dir(folder: str) -> None:
         ) from None
 
 
-def _config_file() -> Path:
-    base = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
-    return Path(base) / "laion_fmri" / "config.json"
+def _config_file() -> Path | None:
+    parts = ("laion_fmri", "config.json")
+    if base := os.environ.get("XDG_CONFIG_HOME"):
+        return Path(user_path(base, "XDG_CONFIG_HOME"), *parts)
+    return home_path(".config", *parts)
 
 
 def read_config() -> dict[str, Any]:
     """Return the saved configuration; empty if nothing is saved."""
     file = _config_file()
-    try:
-        config = json.loads(file.read_text("utf-8"))
-    except OSError:
+    if file is None:
         return {}
-    except ValueError as error:
+    try:
+        config = json.loads(read_file(file))
+    except (OSError, ValueError) as error:
+        if not os.path.lexists(file):
+            return {}
         config = error
     if not isinstance(config, dict) or not isinstance(config.get("data_dir", ""), str):
         raise InvalidQueryError(
-            f"The saved configuration {file} is broken. Delete it, then call "
-            "dataset_initialize again."
+            f"The saved configuration {file} is broken, or cannot be read. Delete it, "
+            "then call dataset_initialize again."
         )
     return config
 
 
-def _nilearn_data_dir() -> str:
+def nilearn_data_dirs() -> list[str]:
+    """Return the directories in which nilearn keeps data; none without a home."""
     from nilearn.datasets import get_data_dirs
 
-    candidates = [Path(d) / "laion_fmri" for d in get_data_dirs()]
+    try:
+        folders = get_data_dirs()
+    except RuntimeError:  # so pathlib ends where there is no home directory
+        return []
+    return [user_path(folder, "NILEARN_DATA") for folder in folders if folder]
+
+
+def _nilearn_data_dir() -> str:
+    candidates = [Path(d) / "laion_fmri" for d in nilearn_data_dirs()]
+    if not candidates:
+        raise InvalidQueryError(
+            f"There is no home directory for a data directory; set {VARIABLE}, or name "
+            "one by data_dir."
+        )
     for candidate in candidates:
         if candidate.is_dir():
             return str(candidate)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import filecmp
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from laion_fmri_fetchers.exceptions import DataDirectoryError
-from laion_fmri_fetchers.layout.keys import is_local_folder, is_local_name
+from laion_fmri_fetchers.layout.keys import clean_name, is_local_folder
 from laion_fmri_fetchers.messages import warn
 from laion_fmri_fetchers.transfer.disks import FULL, folder_error
 from laion_fmri_fetchers.transfer.owners import forget, new_owner
@@ -26,7 +27,7 @@ def local_path(data_dir: str, relative_path: str) -> str:
 
 def files_on_disk(
     data_dir: str, wanted: Iterable[tuple[str, str]]
-) -> tuple[set[str], set[str]]:
+) -> tuple[dict[str, str], set[str]]:
     """Return files and folders on disk below some folders.
 
     Parameters
@@ -39,19 +40,19 @@ def files_on_disk(
 
     Returns
     -------
-    files : set of str
-        Relative paths. Hidden files are left out, and names that are not as this
-        package or the dataset's own would write them. What killed processes left of
-        files that they wrote is removed.
+    files : dict of str to str
+        id -> relative path: a file with its key's own name, as other tools copy it, is
+        that of the clean name. Hidden files are left out, and names that no key may
+        have. What killed processes left of files that they wrote is removed.
     folders : set of str
         Relative paths, ending in ``/``, of the folders of levels looked at.
 
     Warns
     -----
     UserWarning
-        If a folder cannot be read.
+        If a folder cannot be read, or files of the two spellings of a name differ.
     """
-    files: set[str] = set()
+    files: dict[str, str] = {}
     folders: set[str] = set()
     for prefix, delimiter in wanted:
         _scan_folder(
@@ -63,7 +64,7 @@ def files_on_disk(
 def _scan_folder(
     folder: str,
     prefix: str,
-    files: set[str],
+    files: dict[str, str],
     folders: set[str] | None,
     linked_from: tuple[str, ...] = (),
 ) -> None:
@@ -75,8 +76,8 @@ def _scan_folder(
         try:
             if entry.is_dir():
                 inside.append(entry)
-            elif entry.is_file() and is_local_name(entry.name):
-                files.add(prefix + entry.name)
+            elif entry.is_file() and (name := clean_name(entry.name)):
+                _add_file(files, prefix, name, entry)
         except OSError:  # noqa: PERF203 - a link to itself, or to where one may not look
             continue
     for entry in inside:
@@ -89,6 +90,25 @@ def _scan_folder(
             if _leads_back(entry.path, way):
                 continue
         _scan_folder(entry.path, name, files, None, way)
+
+
+def _add_file(
+    files: dict[str, str], prefix: str, name: str, entry: os.DirEntry
+) -> None:
+    """Add a file by its clean name; of two spellings of one, the clean one."""
+    path, found = prefix + name, prefix + entry.name
+    other = files.get(path, found)
+    if other == found or entry.name == name:
+        files[path] = found
+    if other == found:
+        return
+    other_file = os.path.join(os.path.dirname(entry.path), os.path.basename(other))
+    if not filecmp.cmp(entry.path, other_file, shallow=False):
+        unused = other if files[path] == found else found
+        warn(
+            f"{unused} and {files[path]} are one file in two spellings, but differ. "
+            "The second is used; remove the one that is wrong."
+        )
 
 
 def _entries(folder: str) -> list[os.DirEntry]:
@@ -125,6 +145,19 @@ def hidden_on_disk(data_dir: str, ids: Iterable[str]) -> set[str]:
     """
     hidden = (path for path in ids if "/." in path or path.startswith("."))
     return {path for path in hidden if os.path.isfile(local_path(data_dir, path))}
+
+
+def read_file(file: str | os.PathLike) -> bytes:
+    """Return the content of a small file.
+
+    Raises
+    ------
+    OSError
+        Also for a named pipe or such, which would be waited for.
+    """
+    if os.path.exists(file) and not os.path.isfile(file):
+        raise OSError(errno.EINVAL, "it is not a file", os.fspath(file))
+    return Path(file).read_bytes()
 
 
 @contextlib.contextmanager

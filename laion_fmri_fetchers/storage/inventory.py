@@ -65,6 +65,8 @@ class Inventory(NamedTuple):
     """Ids of files on disk, or of which a resampled image is."""
     absent: frozenset[str]
     """Ids of files that are unavailable: offline, and not on disk."""
+    not_in_bucket: frozenset[str]
+    """Ids of files on disk that the listing of their folder does not have."""
     objects: dict[str, Any]
     """id -> object listed by the bucket."""
     error: BucketError | None
@@ -122,6 +124,7 @@ def take_inventory(
         catalog = catalog._replace(
             objects={**top.objects, **catalog.objects},
             on_disk=top.on_disk | catalog.on_disk,
+            not_in_bucket=top.not_in_bucket | catalog.not_in_bucket,
             error=top.error or catalog.error,
             is_live=top.is_live and catalog.is_live,
         )
@@ -129,8 +132,8 @@ def take_inventory(
     notes = read_notes(settings.data_dir)
     on_disk = {
         path
-        for path in catalog.on_disk
-        if "_res-" not in path or not _is_leftover(path, notes, settings)
+        for path, file in catalog.on_disk.items()
+        if "_res-" not in path or not _is_leftover(path, file, notes, settings)
     }
     prefixes = tuple(prefix for prefix, delimiter in wanted if not delimiter)
     levels = {prefix for prefix, delimiter in wanted if delimiter}
@@ -141,7 +144,7 @@ def take_inventory(
     if resolution is not None:
         made, _ = files_on_disk(settings.data_dir, [(MADE_HERE, "")])
         on_disk |= resampled_originals(
-            settings.data_dir, made, resolution, interpolation, is_wanted
+            settings.data_dir, {*made}, resolution, interpolation, is_wanted
         )
     # Saved listings may hold more than was asked for; the scan of the disk does not.
     ids = set(filter(is_wanted, catalog.objects))
@@ -151,8 +154,10 @@ def take_inventory(
     files = []
     for path in ids:
         in_bucket = catalog.objects.get(path)
-        rec = record_of(*in_bucket) if in_bucket else record_of_path(path)
-        rec["absolute_path"] = local_path(settings.data_dir, path)
+        file = catalog.on_disk.get(path, path)
+        rec = record_of(*in_bucket) if in_bucket else record_of_path(path, file)
+        rec["relative_path"] = file
+        rec["absolute_path"] = local_path(settings.data_dir, file)
         note = notes.get(path)
         if note and note.is_removed and path in catalog.on_disk:
             note = None  # it was brought back, by other means
@@ -167,6 +172,7 @@ def take_inventory(
         sorted(files, key=in_order),
         frozenset(on_disk),
         frozenset() if catalog.is_live or catalog.error else frozenset(ids - on_disk),
+        catalog.not_in_bucket,
         catalog.objects,
         catalog.error,
         not catalog.is_live,
@@ -265,13 +271,15 @@ def _folder(path: str) -> str:
     return folder + slash
 
 
-def _is_leftover(path: str, notes: dict[str, Note], settings: Settings) -> bool:
+def _is_leftover(
+    path: str, file: str, notes: dict[str, Note], settings: Settings
+) -> bool:
     """Tell whether a file on disk was resampled by an earlier version of us."""
     if f"_res-{FUNCTIONAL_GRID}_" in path:
         return False
     if path in notes:
         return False
-    return is_leftover(local_path(settings.data_dir, path), record_of(path))
+    return is_leftover(local_path(settings.data_dir, file), record_of(path))
 
 
 def size_on_disk(rec: Record) -> int | None:

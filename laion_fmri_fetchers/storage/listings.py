@@ -7,15 +7,14 @@ import json
 import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
+
+from laion_fmri_fetchers.layout.trees import DEMO
+from laion_fmri_fetchers.messages import warn
 
 from .files import write_atomically
 from .state import state_files, state_path
-
-if TYPE_CHECKING:
-    pass
-
 
 _LISTINGS = "listings"
 
@@ -71,14 +70,33 @@ def saved_listings(
         name = file.name.removesuffix(".json").removesuffix(".level")
         name = "" if name == _TOP else name
         if any(w.startswith(name) or (not d and name.startswith(w)) for w, d in names):
-            with contextlib.suppress(OSError, ValueError, RecursionError):
+            try:
                 listing = _read_listing(file)
-                if _is_listing(listing, name):
-                    listings.append(listing)
+                if not _is_listing(listing, name):
+                    raise ValueError("it is not as it was written")
+                listings.append(listing)
+            except (OSError, ValueError, RecursionError) as error:
+                warn(
+                    f"The saved listing {file} cannot be used: {error}. Offline, what "
+                    "the bucket holds there is unknown; a call online saves it anew."
+                )
     return sorted(listings, key=lambda listing: listing["listed_at"])
 
 
+def kept_root(data_dir: str) -> dict[str, Any] | None:
+    """Return the saved listing of the top of the bucket; None where there is none."""
+    roots = saved_listings(data_dir, [("", "/")])
+    return roots[-1] if roots else None
+
+
+def is_demo(root: dict[str, Any] | None) -> bool:
+    """Return whether a listing of the top is that of a demo, with synthetic data."""
+    return root is not None and any(one[0] == DEMO for one in root["objects"])
+
+
 def _read_listing(file: Path) -> Any:
+    if not file.is_file():
+        raise OSError("it is not a file")
     with open(file, "rb") as lines:
         first = next(lines, b"")
         if not first.endswith(_OBJECTS + b"\n"):

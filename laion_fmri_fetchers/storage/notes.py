@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from laion_fmri_fetchers.exceptions import UnsafeKeyError
 from laion_fmri_fetchers.layout.keys import clean_key
 
-from .files import write_atomically
+from .files import read_file, write_atomically
 from .state import state_files, state_path
 
 _NOTES = "fetched"
@@ -99,7 +99,7 @@ def _read(files: Iterable[Path]) -> tuple[dict[str, Note], list[Path]]:
     read = []
     for file in files:
         with contextlib.suppress(OSError, ValueError, RecursionError):
-            content = json.loads(file.read_bytes())
+            content = json.loads(read_file(file))
             read.append(file)
             for path, values in content.items() if isinstance(content, dict) else ():
                 note = _note(path, values)

@@ -223,7 +223,7 @@ def download(
         rec
         for path, rec in by_id.items()
         if not (path in failed or path in sources)
-        and rec["absolute_path"] == local_path(settings.data_dir, path)
+        and rec["absolute_path"] == local_path(settings.data_dir, rec["relative_path"])
     ]
     if fetched:
         note_fetched(settings.data_dir, fetched)

@@ -47,7 +47,7 @@ class Settings(NamedTuple):
     def how_to_fetch(self) -> str:
         """What to do about a file that is not on disk, to end a message with."""
         if self.is_read_only:
-            return "That directory cannot be written; name another data_dir."
+            return f"{self.data_dir} cannot be written; name another data_dir."
         if os.environ.get("LAION_FMRI_OFFLINE"):
             return "Download it first: mode='download_new', online."
         return "Download it first, with mode='download_new'."
@@ -82,7 +82,7 @@ def make_settings(
         If the directory cannot be written, so that the call works offline.
     """
     mode = check_mode(mode)
-    check_positive(n_connections, "n_connections", whole=True)
+    n_connections = check_positive(n_connections, "n_connections", whole=True)
     timeout = check_timeout(timeout)
     folder = get_data_dir(data_dir)
     locked = "" if mode == "offline" else _locked(folder)
@@ -97,7 +97,7 @@ def make_settings(
         mode,
         folder,
         bool(allow_missing),
-        int(n_connections),
+        n_connections,
         timeout,
         check_verbose(verbose),
         bool(dry_run),

@@ -13,7 +13,6 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import os
-import re
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -23,6 +22,7 @@ from urllib.parse import urlsplit
 
 from laion_fmri_fetchers.exceptions import InvalidQueryError
 from laion_fmri_fetchers.layout.splits import REPOSITORY_URL, file_of
+from laion_fmri_fetchers.query.arguments import user_path
 from laion_fmri_fetchers.query.split_files import MOST_BYTES
 
 from .settings import Settings
@@ -104,30 +104,19 @@ def splits_url() -> str:
     Raises
     ------
     InvalidQueryError
-        If the variable holds no http(s) address, or one with a query.
+        If the variable holds no http(s) address, or one with a login or a query.
     """
     url = (os.environ.get(URL_VARIABLE) or REPOSITORY_URL).rstrip("/")
     try:
         scheme, host, _, query, fragment = urlsplit(url)
     except ValueError:
         scheme = host = query = fragment = ""
-    if scheme not in ("http", "https") or not host or query or fragment:
+    if scheme not in ("http", "https") or not host or "@" in host or query or fragment:
         raise InvalidQueryError(
-            f"{URL_VARIABLE} must be an http(s) address without a query, such that "
-            "tau.json of the pool shared is at shared/tau.json below it"
+            f"{URL_VARIABLE} must be an http(s) address without a login and a query, "
+            "such that tau.json of the pool shared is at shared/tau.json below it"
         )
     return url
-
-
-def shown(url: str) -> str:
-    """Return an address without user name and password.
-
-    Examples
-    --------
-    >>> shown("https://ada:secret@mirror.example.org/splits")
-    'https://mirror.example.org/splits'
-    """
-    return re.sub("//[^/]*@", "//", url)
 
 
 def _installed(folder: Path) -> Source:
@@ -144,7 +133,7 @@ def _installed(folder: Path) -> Source:
 
 
 def _named(value: str) -> Source:
-    path = Path(value).expanduser()
+    path = Path(user_path(value, PLACE_VARIABLE))
     advice = f"{PLACE_VARIABLE} names it: correct or unset it."
     if path.is_dir():
         return Source(
@@ -164,7 +153,7 @@ def _named(value: str) -> Source:
 def _web(url: str, settings: Settings) -> Source:
     return Source(
         "web",
-        shown(url),
+        url,
         f"Check {URL_VARIABLE} if you set it; else the published files have changed: "
         "update this package.",
         partial(_from_web, url, settings),

@@ -19,7 +19,12 @@ from laion_fmri_fetchers.exceptions import (
     DownloadError,
     NotCachedError,
 )
-from laion_fmri_fetchers.layout.splits import CORRECTED, Pool, members
+from laion_fmri_fetchers.layout.splits import (
+    GENERATIONS,
+    Pool,
+    current_generation,
+    members,
+)
 from laion_fmri_fetchers.messages import listed, warn
 from laion_fmri_fetchers.query.arguments import refuse_offline
 from laion_fmri_fetchers.query.split_files import (
@@ -29,9 +34,9 @@ from laion_fmri_fetchers.query.split_files import (
     parsed,
 )
 
-from .files import write_atomically
+from .files import read_file, write_atomically
 from .settings import Settings
-from .split_sources import WAYS, Source, shown, sources, splits_url
+from .split_sources import PLACE_VARIABLE, WAYS, Source, sources, splits_url
 from .state import state_path
 
 _MOST_SAVED = 5 * MOST_BYTES
@@ -67,8 +72,7 @@ def obtain_splits(
     Warns
     -----
     UserWarning
-        If a file kept is damaged, or the random splits are those before their
-        correction.
+        If a file kept is damaged, or the random splits are not the current ones.
     """
     families = {} if settings.overwrites else _saved(names, pool, settings)
     lacking = [name for name in names if name not in families]
@@ -89,9 +93,9 @@ def obtain_splits(
             break
     if lacking:
         _raise_for(lacking, pool, settings, problem)
-    for name, family in families.items():
-        if family.is_former:
-            _warn_of_former(name, family)
+    for family in families.values():
+        if family.generation not in (None, current_generation(pool.name)):
+            _warn_of_generation(family, pool)
     return {name: families[name] for name in names}
 
 
@@ -139,8 +143,7 @@ def _saved(names: Sequence[str], pool: Pool, settings: Settings) -> dict[str, Fa
     for name in names:
         file = _file(settings.data_dir, pool, name)
         try:
-            with open(file, "rb") as stream:
-                kept = parsed(stream.read(_MOST_SAVED + 1), _MOST_SAVED)
+            kept = parsed(read_file(file), _MOST_SAVED)
             source, files = map((kept if type(kept) is dict else {}).get, _KEPT)
             if not isinstance(source, str) or not isinstance(files, dict):
                 raise ValueError("it is not as it was written")
@@ -157,7 +160,6 @@ def _save(families: dict[str, Family], pool: Pool, settings: Settings) -> None:
     for name, family in families.items():
         content = {
             "source": family.source,
-            "version": family.version,
             "files": {name: _plain(split) for name, split in family.splits.items()},
         }
         with contextlib.suppress(OSError):
@@ -175,20 +177,29 @@ def _plain(split: Any) -> dict[str, Any]:
     }
 
 
-def _warn_of_former(name: str, family: Family) -> None:
-    warn(
-        f"The {name} splits from {family.source} are those before their correction of "
-        f"{CORRECTED}: independent draws, not five folds, so that some images are "
-        "tested on several times and others never. For the folds, update or remove "
-        "that source, then mode='overwrite'."
-    )
+def _warn_of_generation(family: Family, pool: Pool) -> None:
+    """Warn of random splits that are not the current ones."""
+    generation, current = family.generation, current_generation(pool.name)
+    if generation in GENERATIONS:
+        warn(
+            f"The random splits of pool {pool.name!r} from {family.source} are of "
+            f"generation {generation!r}, {GENERATIONS[generation]}. To get the current "
+            f"ones, {current!r}, first update or remove that source, or unset "
+            f"{PLACE_VARIABLE} if it names it; then use mode='overwrite'."
+        )
+    else:
+        warn(
+            f"The random splits of pool {pool.name!r} from {family.source} are "
+            f"{generation}, which this version of laion_fmri_fetchers does not know; "
+            "update it."
+        )
 
 
 def _refuse_offline(lacking: list[str], pool: Pool, settings: Settings) -> None:
     """Raise offline for families that no source on this machine has."""
     error = NotCachedError(
         f"{_words(lacking, pool, settings)}. Read them once online, with "
-        f"mode='download_new', from {shown(splits_url())}; or {WAYS}."
+        f"mode='download_new', from {splits_url()}; or {WAYS}."
     )
     refuse_offline(settings.mode, error)
 

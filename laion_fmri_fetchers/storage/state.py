@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING
 
 from laion_fmri_fetchers.layout.trees import STATE_FOLDER, brain_mask_name
 
-from .files import write_atomically
+from .files import read_file, write_atomically
 
 if TYPE_CHECKING:
     import numpy as np
@@ -63,9 +63,18 @@ def auth_file(data_dir: str) -> Path:
     return state_path(data_dir, "auth.json")
 
 
-def official_auth_file() -> Path:
+def official_auth_file() -> Path | None:
     """Return the file in which the dataset's own package keeps its ``request_id``."""
-    return Path.home() / ".cache" / "laion-fmri" / "auth.json"
+    return home_path(".cache", "laion-fmri", "auth.json")
+
+
+def home_path(*parts: str) -> Path | None:
+    """Return a path in the user's home directory; None where there is none.
+
+    A container that runs as ``docker run --user 12345`` has none.
+    """
+    home = os.path.expanduser("~")
+    return None if home == "~" else Path(home, *parts)
 
 
 def partial_dir(data_dir: str) -> Path:
@@ -97,7 +106,7 @@ def saved_arrays(data_dir: str, name: str) -> dict[str, np.ndarray]:
     import numpy as np
 
     try:
-        content = state_path(data_dir, name).read_bytes()
+        content = read_file(state_path(data_dir, name))
         start = content.index(b"\n") + 1
         if content[:start] != _checksum(memoryview(content)[start:]) + b"\n":
             return {}

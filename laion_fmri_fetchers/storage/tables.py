@@ -8,12 +8,13 @@ whose size or time of change differs is parsed again.
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import os
 import re
-from collections.abc import Iterator
-from itertools import pairwise, takewhile
+from collections.abc import Iterator, Set
+from itertools import chain, pairwise, takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,11 +24,16 @@ import pandas as pd
 from laion_fmri_fetchers.exceptions import CorruptImageError
 from laion_fmri_fetchers.layout.keys import Record, record_of
 from laion_fmri_fetchers.layout.labels import LABEL_FIELDS, TRIAL_FIELDS, label_values
-from laion_fmri_fetchers.layout.names import clean_session, none_if_null
+from laion_fmri_fetchers.layout.names import clean_session, clean_subject, none_if_null
 from laion_fmri_fetchers.layout.trees import trials_id
+from laion_fmri_fetchers.messages import listed, warn
+from laion_fmri_fetchers.query.filters import ResultFilter, fields, has_functions
 
 from .files import local_path
 from .state import save_arrays, saved_arrays
+
+OWN_FIELDS = frozenset({"subject", "sessions", "rois"})
+"""Fields of subjects that no column of a table replaces."""
 
 
 class _Table(NamedTuple):
@@ -185,7 +191,7 @@ def _numbered(data_dir: str, subject: str, ids: list[str], last: int) -> list[st
     on_disk = {*ids}
     return [
         *takewhile(
-            lambda one: one in on_disk or os.path.exists(local_path(data_dir, one)),
+            lambda one: one in on_disk or os.path.isfile(local_path(data_dir, one)),
             _in_sequence(subject, last),
         )
     ]
@@ -211,8 +217,27 @@ def _repetitions(labels: np.ndarray) -> np.ndarray:
     return repetitions
 
 
-def read_participants(file: str) -> dict[str, dict[str, Any]]:
-    """Read the table of participants.
+class Flaw(NamedTuple):
+    """What is wrong in a table."""
+
+    line: int
+    columns: frozenset[str] | None
+    """Columns that it makes null; None for all."""
+    text: str
+
+
+def decoded(content: bytes) -> str:
+    """Return the text of a table: UTF-8, with or without a mark, else Latin-1."""
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return content.decode("latin-1")
+
+
+def read_participants(file: str) -> tuple[dict[str, dict[str, Any]], list[Flaw]]:
+    """Read the table of participants, as far as it can be read.
+
+    Columns named as fields of ours become ``participants_subject`` and the like.
 
     Parameters
     ----------
@@ -221,32 +246,100 @@ def read_participants(file: str) -> dict[str, dict[str, Any]]:
 
     Returns
     -------
-    dict
+    participants : dict
         ``"sub-01"`` -> its columns; numbers are numbers and nulls are None.
+    flaws : list of Flaw
+        What is wrong; the values that it concerns are None.
+    """
+    header, *lines = _lines(Path(file).read_bytes())
+    names = [_cell(name) for name in header.split("\t")]
+    if names.count("participant_id") != 1:
+        return {}, [Flaw(1, None, "it has no single column participant_id")]
+    flaws = []
+    twice = frozenset(name for name in names if name and names.count(name) > 1)
+    if twice:
+        flaws.append(Flaw(1, twice, f"several columns are {listed(sorted(twice))}"))
+    participants: dict[str, dict[str, Any]] = {}
+    first: dict[str, tuple[int, list[str]]] = {}
+    for number, line in enumerate(lines, 2):
+        cells = [_cell(cell) for cell in line.rstrip("\t").split("\t")]
+        lacking = frozenset(names[len(cells) :])
+        damaged = frozenset(n for n, c in zip(names, cells, strict=False) if "\0" in c)
+        cells += [""] * len(lacking)
+        subject = cells[names.index("participant_id")]
+        subject = clean_subject(subject) or subject
+        if not any(cells) or first.get(subject, (0, None))[1] == cells:
+            continue
+        null: frozenset[str] = twice | damaged
+        if damaged:
+            flaws.append(Flaw(number, damaged, "it has a NUL byte"))
+        if len(cells) > len(names) or subject in first:
+            text = f"it has {len(cells)} cells for {len(names)} columns"
+            if subject in first:
+                text = f"{subject} is in line {first[subject][0]}, too"
+            flaws.append(Flaw(number, None, text))
+            null = frozenset(names)
+        elif any(lacking) and line.count("\t") + 1 < len(names):
+            flaws.append(Flaw(number, lacking, "it ends early"))
+        first.setdefault(subject, (number, cells))
+        participants[subject] = {
+            f"participants_{name}" if name in OWN_FIELDS else name: (
+                None if name in null else _value(cell)
+            )
+            for name, cell in zip(names, cells, strict=False)
+            if name not in ("", "participant_id")
+        }
+    return participants, flaws
+
+
+def report_flaws(
+    file: str,
+    flaws: list[Flaw],
+    given: ResultFilter,
+    advice: str,
+    always: Set[str] = frozenset(),
+) -> None:
+    """Raise for a flaw in a column that is needed; warn of the others at once.
+
+    Parameters
+    ----------
+    file : str
+        The table.
+    flaws : list of Flaw
+        What is wrong in it.
+    given : ResultFilter
+        The filter; functions may need any column.
+    advice : str
+        What to do where a filter needs it.
+    always : set of str
+        Columns that are needed without a filter, too.
 
     Raises
     ------
     CorruptImageError
-        If it cannot be read.
+        For the first flaw in such a column.
     """
-    try:
-        frame = pd.read_csv(
-            file,
-            sep="\t",
-            dtype=object,
-            keep_default_na=False,
-            encoding="utf-8",
-            index_col=False,  # else a tab too many makes the first column an index
-        )
-        rows = frame.set_index("participant_id").to_dict("index")
-    except (KeyError, ValueError) as error:
-        raise CorruptImageError(
-            f"The table {file} is broken ({error}). Delete it to fetch it again."
-        ) from error
-    return {
-        str(subject): {str(name): _value(text) for name, text in row.items()}
-        for subject, row in rows.items()
-    }
+    asked = (fields(given) | always) - OWN_FIELDS
+    for line, columns, text in flaws:
+        needed = asked if columns is None else asked & columns
+        if needed or has_functions(given):
+            column = f", column {min(needed)}" if needed else ""
+            raise CorruptImageError(
+                f"The table {file} is broken (line {line}{column}: {text}), and it "
+                f"is needed. {advice}"
+            )
+    if flaws:
+        texts = [f"line {line}: {text}" for line, _, text in flaws]
+        warn(f"The table {file} is flawed ({listed(texts)}); such values are null.")
+
+
+def _lines(content: bytes) -> list[str]:
+    return re.split("\r\n|\r|\n", decoded(content))
+
+
+def _cell(text: str) -> str:
+    """Return a cell without blanks and quotation marks around it."""
+    return text.strip().strip('"')
 
 
 def _value(text: str) -> str | int | float | None:
@@ -281,27 +374,31 @@ def _parse(data_dir: str, ids: list[str]) -> list[_Table]:
     """Parse tables, all at once where they are valid."""
     files = [Path(local_path(data_dir, one)) for one in ids]
     try:
-        texts = [file.read_bytes().strip().partition(b"\n") for file in files]
-        counts = [body.count(b"\n") + 1 for _, _, body in texts]
-        header = texts[0][0]
-        if any(text[0] != header for text in texts):
+        texts = [_lines(file.read_bytes().rstrip()) for file in files]
+        counts = [len(lines) - 1 for lines in texts]
+        header = "\t".join(map(_cell, texts[0][0].split("\t")))
+        if any(lines[0] != texts[0][0] for lines in texts):
             raise ValueError("the columns differ")
-        whole = b"\n".join([header, *(body for _, _, body in texts)])
+        whole = "\n".join([header, *chain.from_iterable(text[1:] for text in texts)])
+        if len(ids) == 1 and (fault := _fault(header, texts[0][1:])):
+            raise ValueError(fault)
+        n_tabs = header.count("\t")
+        for lines in texts:
+            if any(line.rstrip("\t").count("\t") > n_tabs for line in lines):
+                raise ValueError("a line has more cells than columns")
         frame = pd.read_csv(
-            io.BytesIO(whole),
+            io.StringIO(whole),
             sep="\t",
             usecols=["run", "beta_index", "label"],
             dtype={"run": object, "label": object},
             na_filter=False,
+            quoting=csv.QUOTE_NONE,
         )
-        if len(frame) != sum(counts):
-            raise ValueError(
-                f"{len(frame)} trials in {sum(counts)} lines"
-                if len(frame)
-                else "it has a header, but no trials"
-            )
-        if frame["beta_index"].dtype.kind != "i":
-            raise ValueError("a beta_index is not a whole number")
+        labels = frame["label"].str.strip(' "')
+        is_whole = len(frame) == sum(counts) and frame["beta_index"].dtype.kind == "i"
+        if not is_whole or "\0" in whole or not labels.all():
+            raise ValueError("a line is not that of a trial")
+        frame["label"] = frame["label"].str.strip('"')
         frame["run"] = _runs(frame["run"])
         columns = [frame[name].to_numpy() for name in _Table._fields]
         return [
@@ -317,9 +414,34 @@ def _parse(data_dir: str, ids: list[str]) -> list[_Table]:
         ) from error
 
 
+def _fault(header: str, rows: list[str]) -> str:
+    """Return what is wrong in a trial table, with line and column; "" for nothing."""
+    names = header.split("\t")
+    for name in ("run", "beta_index", "label"):
+        if names.count(name) != 1:
+            return f"line 1: it has no single column {name}"
+    if not rows:
+        return "it has a header, but no trials"
+    first: dict[str, int] = {}
+    for number, row in enumerate(rows, 2):
+        if row.rstrip("\t").count("\t") >= len(names):
+            return f"line {number}: it has more cells than columns"
+        cells = dict(zip(names, row.split("\t"), strict=False))
+        if not re.fullmatch(r"\s*\d+\s*", cells.get("beta_index", "")):
+            found = repr(cells.get("beta_index", ""))
+            return f"line {number}, column beta_index: {found} is not a whole number"
+        index = cells["beta_index"].strip()
+        if first.setdefault(index, number) != number:
+            text = f"{index} is in line {first[index]}, too"
+            return f"line {number}, column beta_index: {text}"
+        if "\0" in row or not _cell(cells.get("label", "")):
+            return f"line {number}, column label: it is missing or damaged"
+    return ""
+
+
 def _runs(column: pd.Series) -> pd.Series:
     """Return runs as int, cell by cell: text stays text, and nulls are None."""
-    values = {text: _value(text) for text in column.unique()}
+    values = {text: _value(_cell(text)) for text in column.unique()}
     return pd.Series([values[text] for text in column], column.index, object)
 
 

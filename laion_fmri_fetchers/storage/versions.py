@@ -40,6 +40,12 @@ def compare_versions(
             outdated.append(rec)
         elif size not in (None, rec["size"]):
             differing.append(rec["id"])
+    if beside := [rec["id"] for rec in files if rec["id"] in inventory.not_in_bucket]:
+        warn(
+            f"{counted(len(beside), 'selected file')} on disk, but not in the bucket's "
+            f"listing: {listed(beside)}. What is there is used; move it "
+            "out of the data directory if it is not of the dataset."
+        )
     if outdated and inventory.settings.adds_new:
         _warn_of_outdated(outdated, inventory.objects)
     if differing:

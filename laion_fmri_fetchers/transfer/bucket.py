@@ -19,7 +19,7 @@ import os
 import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from laion_fmri_fetchers.exceptions import BucketError, InvalidQueryError
 from laion_fmri_fetchers.messages import tell
@@ -43,6 +43,7 @@ __all__ = [
     "object_url",
 ]
 
+PUBLIC_BUCKET = "s3://laion-fmri"
 DEFAULT_BUCKET_URL = "https://laion-fmri.s3.us-west-2.amazonaws.com"
 
 _LARGEST_PAGE = 2**23
@@ -95,6 +96,26 @@ def object_url(key: str) -> str:
         Its address; characters beyond letters, digits and ``-._~/`` are encoded.
     """
     return f"{bucket_url()}/{quote(key, safe='/~')}"
+
+
+def key_of(name: str) -> str:
+    """Return the key that an ``s3://`` or http(s) address of the bucket stands for.
+
+    Examples
+    --------
+    >>> key_of("s3://laion-fmri/participants.tsv"), key_of("participants.tsv")
+    ('participants.tsv', 'participants.tsv')
+    """
+    if "://" not in name:
+        return name
+    for base in (PUBLIC_BUCKET, DEFAULT_BUCKET_URL, bucket_url()):
+        if name.startswith(f"{base}/"):
+            key = name.removeprefix(f"{base}/")
+            return key if base == PUBLIC_BUCKET else unquote(key.partition("?")[0])
+    raise InvalidQueryError(
+        f"{name.partition('?')[0]!r} is not an address in the bucket; give one that "
+        f"begins with {PUBLIC_BUCKET}/ or {bucket_url()}/, or a key alone"
+    )
 
 
 def list_objects(
@@ -225,10 +246,9 @@ def _page(session: Session, url: str, query: dict[str, str], what: str) -> Page:
                     "times. Try again later."
                 )
         else:
-            # Connecting took all of its time, and nothing ever answered.
+            # A try took all of its time, and nothing ever answered: others would, too.
             is_hopeless = (
-                answer.kind.is_on_the_way
-                and not session.answered.is_set()
+                not session.answered.is_set()
                 and time.monotonic() - began >= session.connect_timeout
             )
             if tries >= limits.tries_unreachable_at_first or is_hopeless:

@@ -13,6 +13,7 @@ from here holds an address, because addresses may be presigned.
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import threading
 import time
@@ -45,6 +46,23 @@ _SLOW_READ = 2**15
 
 _SLOW = 0.25
 """Seconds after which less is written too, so that little is lost by a kill."""
+
+_FILES_EACH = 4
+"""Open files of a connection: its socket, the file it writes, that file's lock and list
+of blocks."""
+
+
+def affordable(n_connections: int) -> int:
+    """Return how many connections the limit on open files leaves room for, at most."""
+    try:
+        from resource import RLIM_INFINITY, RLIMIT_NOFILE, getrlimit
+    except ImportError:  # Windows has no such limit
+        return n_connections
+    most = getrlimit(RLIMIT_NOFILE)[0]
+    if most == RLIM_INFINITY:
+        return n_connections
+    n_free = most - len(os.listdir("/dev/fd"))
+    return max(1, min(n_connections, n_free // _FILES_EACH))
 
 
 class Fault(Exception):  # noqa: N818

@@ -126,6 +126,9 @@ class Session(requests.Session):
     ):
         super().__init__()
         self.headers["User-Agent"] = AGENT
+        # Otherwise requests sends a login of ~/.netrc, be it that of its entry
+        # "default". No server here wants one.
+        self.auth = lambda request: request
         self.timeout = timeout
         self.connect_timeout = min(timeout, policy.POLICY.connect_timeout)
         self.answered = answered or threading.Event()

@@ -11,7 +11,7 @@ import time
 from collections import deque
 from typing import Any
 
-from laion_fmri_fetchers.messages import can_draw, readable_size, tell
+from laion_fmri_fetchers.messages import can_draw, progress_bar, readable_size, tell
 
 from . import policy
 
@@ -40,9 +40,9 @@ class Progress:
         self._began = self._said_at = time.monotonic()
         self._bar: Any = None
         if verbose and can_draw():
-            from tqdm.auto import tqdm
-
-            self._bar = tqdm(total=n_bytes, unit="B", unit_scale=True, miniters=1)
+            self._bar = progress_bar(
+                total=n_bytes, unit="B", unit_scale=True, miniters=1
+            )
 
     # What happened
 

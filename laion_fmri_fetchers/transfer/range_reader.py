@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 
 from . import policy
-from .connections import Connections, Fault, RangeReply, misfit
+from .connections import Connections, Fault, RangeReply, affordable, misfit
 from .jobs import Job, JobQueue
 from .spans import RemoteObject, Span
 
@@ -79,8 +79,8 @@ class RangeReader:
         timeout: float,
         on_bytes: Callable[[int], None] = lambda _: None,
     ):
-        self.n_connections = n_connections
-        self._queue = JobQueue(n_connections, on_error=self._end)
+        self.n_connections = affordable(n_connections)
+        self._queue = JobQueue(self.n_connections, on_error=self._end)
         self.connections = Connections(timeout)
         self.on_bytes = on_bytes
         self._latencies: deque[float] = deque(maxlen=_MEASURED)

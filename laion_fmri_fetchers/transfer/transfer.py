@@ -33,7 +33,7 @@ from laion_fmri_fetchers.messages import readable_size, warn
 
 from . import leftovers, policy, ranges
 from .checksums import check_file, part_sizes
-from .connections import Connections, Fault
+from .connections import Connections, Fault, affordable
 from .disks import FULL, disk_space_error, folder_error, words_on_full_disk
 from .file_download import OPEN_LAST, FileDownload
 from .jobs import Job, JobQueue
@@ -143,7 +143,7 @@ def download_files(
         wanted,
         folder,
         overwrite=overwrite,
-        n_connections=max(1, n_connections),
+        n_connections=affordable(max(1, n_connections)),
         timeout=timeout,
         max_consecutive_fails=max(1, max_consecutive_fails),
         verbose=verbose,

@@ -18,7 +18,6 @@ from isal import igzip, isal_zlib
 
 from laion_fmri_fetchers.messages import readable_size
 
-_HEADER = 352
 _MARGIN = 1.04
 """The first bytes fetched, as a multiple of the mean size of a volume: volumes of a
 session differ by some percent."""
@@ -126,16 +125,21 @@ def _read(content: bytearray, is_compressed: bool) -> FirstVolume:
     raw = io.BytesIO(content)
     stream = igzip.IGzipFile(fileobj=raw) if is_compressed else raw
     try:
-        start = _take(stream, _HEADER)
-        header = nib.Nifti1Header.from_fileobj(io.BytesIO(start))
+        # Not by `from_fileobj`, which reads extensions too: they may be cut off here.
+        start = _take(stream, nib.Nifti1Header.sizeof_hdr)
+        longer = nib.Nifti2Header.sizeof_hdr
+        if nib.Nifti2Header.may_contain_header(start.ljust(longer)):
+            start += _take(stream, longer - len(start))
+        kind = nib.Nifti1Header if len(start) < longer else nib.Nifti2Header
+        header = kind(start)
         shape, dtype = header.get_data_shape(), header.get_data_dtype()
         offset = int(header.get_data_offset())
         n_bytes = math.prod(shape[:3]) * dtype.itemsize
         if len(shape) != 4 or dtype.kind not in "iuf" or min(shape) < 1:
             raise VolumeError(f"it is {dtype} of shape {shape}")
-        if n_bytes > _LARGEST_VOLUME or not _HEADER <= offset <= 2**20:
+        if n_bytes > _LARGEST_VOLUME or not len(start) < offset:
             raise VolumeError("its header is not that of betas")
-        _take(stream, offset - _HEADER)
+        _take(stream, offset - len(start))
         places, values = _values_of(stream, n_bytes, dtype, header)
     except (VolumeError, EOFError):
         raise
@@ -160,7 +164,7 @@ def _values_of(
     for start in range(0, n_bytes, _PIECE):
         piece = np.frombuffer(_take(stream, min(_PIECE, n_bytes - start)), dtype)
         if slope not in (None, 1.0) or inter not in (None, 0.0):
-            piece = piece * float(slope or 1.0) + float(inter or 0.0)
+            piece = piece.astype(float) * (slope or 1.0) + (inter or 0.0)
         is_set = np.flatnonzero(piece)
         places.append(is_set + start // dtype.itemsize)
         values.append(piece[is_set].astype(np.float32))

@@ -48,6 +48,8 @@ class Proof(NamedTuple):
     """The mask, packed to bits and compressed by zlib."""
     digests: np.ndarray
     """uint8 for each row, of the value in column 0; 0 for the value 0 alone."""
+    is_complete: bool
+    """Whether the image is 0 at all voxels without a row."""
 
     def voxels(self) -> np.ndarray:
         """Return the voxel of each row."""
@@ -178,4 +180,5 @@ def make_proof(candidate: Candidate, first: FirstVolume) -> Proof:
         first.shape,
         zlib.compress(np.packbits(mask).tobytes(), 1),
         digests_of(first.at(candidate.voxels)),
+        bool(mask[first.voxels].all()),
     )

@@ -33,7 +33,7 @@ from laion_fmri_fetchers.arrays.voxel_store import (
     rows_in,
     session_folder,
 )
-from laion_fmri_fetchers.messages import readable_size
+from laion_fmri_fetchers.messages import counted, readable_size
 from laion_fmri_fetchers.storage.files import whole_file
 from laion_fmri_fetchers.transfer.spans import RemoteObject
 
@@ -61,7 +61,7 @@ _LARGEST_MAP = 2**26
 """Bytes of a map, compressed or not: those of the dataset have 12 MB."""
 
 _PROOF = ".proof.npz"
-_FORMAT = 1
+_FORMAT = 2
 
 
 class Task(NamedTuple):
@@ -184,10 +184,17 @@ def size_by_model(task: Task) -> int:
 def _copy(task: Task, model: RemoteObject, proved: Proved, means: Means) -> Candidate:
     """Read the rows of voxels into a part, and see that they are the image's.
 
-    Voxels without a row are 0, as they are in the image: see `_check_support`.
+    Voxels without a row are 0, as they are in the image; where it has values at some of
+    them, they are not read here.
     """
     layout, proof = proved
     by_row, rows, voxels = means.cores.submit(_rows_of, proof, task.voxels).result()
+    n_without = len(voxels) - len(rows)
+    if n_without and not proof.is_complete:
+        raise ModelError(
+            f"it lacks {counted(n_without, 'voxel')} of those asked for, and the image "
+            "has values at voxels that it lacks"
+        )
     source = rows_of(layout, model, means.reader)
     _check_cost(source, rows, task)
     origin = task.origin(layout.n_columns, model.etag)
@@ -279,19 +286,7 @@ def _prove(task: Task, model: RemoteObject, means: Means, agreed: Agreed) -> Pro
         raise NotProvedError(f"the image is {first.shape}, the masks {task.shape}")
     source = rows_of(layout, model, means.reader)
     candidate = _fit(source, task, first, means, agreed)
-    proof = means.cores.submit(_concluded, candidate, first).result()
-    return Proved(layout, proof)
-
-
-def _concluded(candidate: Candidate, first: FirstVolume) -> Proof:
-    _check_support(candidate, first)
-    return make_proof(candidate, first)
-
-
-def _check_support(candidate: Candidate, first: FirstVolume) -> None:
-    """Raise where the image has values at voxels of which the model has none."""
-    if n := np.count_nonzero(~np.isin(first.voxels, candidate.voxels)):
-        raise NotProvedError(f"it lacks {n} voxels at which the image has values")
+    return Proved(layout, means.cores.submit(make_proof, candidate, first).result())
 
 
 def _fit(
@@ -399,7 +394,9 @@ def _remote_map(
         if target.id.endswith(".gz"):
             with igzip.IGzipFile(fileobj=io.BytesIO(content)) as stream:
                 content = stream.read(_LARGEST_MAP)
-        image: Any = nib.Nifti1Image.from_bytes(content)
+        is_nifti2 = nib.Nifti2Header.may_contain_header(content)
+        kind: Any = nib.Nifti2Image if is_nifti2 else nib.Nifti1Image
+        image = kind.from_bytes(content)
         is_on_grid = image.shape == shape
         values = np.asarray(image.dataobj, np.float32) if is_on_grid else np.empty(0)
     except Exception as error:
@@ -433,6 +430,7 @@ def _save(task: Task, proved: Proved) -> None:
         "mask": proof.mask,
         "order": proof.order,
         "grid": proof.shape,
+        "is_complete": proof.is_complete,
     }
     chunks = [[*chunk.origin, chunk.start, chunk.stop] for chunk in layout.chunks]
     with contextlib.suppress(OSError), whole_file(task.folder / _PROOF) as stream:
@@ -470,6 +468,7 @@ def _saved(task: Task) -> Proved | None:
             tuple(about["grid"]),
             arrays["packed"].tobytes(),
             arrays["digests"],
+            about["is_complete"],
         )
         is_sound = len(proof.voxels()) == len(proof.digests) == layout.n_rows
     except DAMAGED:

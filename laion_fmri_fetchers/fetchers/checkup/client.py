@@ -14,6 +14,8 @@ from urllib3.exceptions import ReadTimeoutError
 
 from laion_fmri_fetchers.exceptions import LaionFmriError
 from laion_fmri_fetchers.transfer import bucket
+from laion_fmri_fetchers.transfer.http import Session
+from laion_fmri_fetchers.transfer.troubles import ERRORS, RedirectError
 
 from .points import shown_url
 
@@ -58,7 +60,7 @@ class Reply(NamedTuple):
 class Client:
     """The requests of a check-up, counted; threads may share it.
 
-    Proxies and certificates are those of listings, which requests heeds as well.
+    Proxies and certificates are those of listings.
 
     Parameters
     ----------
@@ -115,20 +117,20 @@ class Client:
         if stop is not None:
             asked["Range"] = f"bytes={start}-{stop - 1}"
             most = stop - start
-        timeouts = (min(self.timeout, CONNECT_TIMEOUT), self.timeout)
         with self._slots:
             if server in self._silent:
                 raise NoAnswerError(f"not asked, since {server} was silent before")
             began = time.monotonic()
             try:
-                with requests.get(
-                    url, params=query, headers=asked, stream=True, timeout=timeouts
-                ) as response:
+                with (
+                    Session(self.timeout) as session,
+                    session.ask("GET", url, params=query, headers=asked) as response,
+                ):
                     self.latencies.append(response.elapsed.total_seconds())
                     body = self._read(response, most, began, may_be_cut)
             except NoAnswerError:
                 raise
-            except (requests.RequestException, OSError, ValueError) as error:
+            except (RedirectError, *ERRORS) as error:
                 if _is_silence(error):
                     self._silent.add(server)
                 raise NoAnswerError(reason(error)) from None

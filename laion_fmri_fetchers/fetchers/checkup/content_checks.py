@@ -16,7 +16,7 @@ from laion_fmri_fetchers.arrays.volumes import Header, read_header
 from laion_fmri_fetchers.arrays.voxels import on_grid
 from laion_fmri_fetchers.layout import trees as layout
 from laion_fmri_fetchers.layout.keys import is_held_out
-from laion_fmri_fetchers.layout.labels import stimulus_fields, stimulus_value
+from laion_fmri_fetchers.layout.labels import OOD_TYPES, stimulus_fields, stimulus_value
 from laion_fmri_fetchers.messages import counted, listed, readable_size
 from laion_fmri_fetchers.transfer import bucket
 from laion_fmri_fetchers.transfer.checksums import bare, part_sizes
@@ -39,6 +39,14 @@ SEGMENTATION_COLUMNS = (
     *("box_x0", "box_y0", "box_x1", "box_y1", "localized", "mask_file"),
 )
 N_STIMULI = 25_052
+KINDS = frozenset(
+    (
+        *(f"unique 4 {source}" for source in ("LAION", "THINGS", "THINGS+")),
+        *("shared 12 LAION", "shared 12 THINGS+", "shared 4 NSD"),
+        *(f"shared 4 OOD {ood_type}" for ood_type in OOD_TYPES),
+    )
+)
+"""Kinds of images that were published, see `_kind`."""
 VOXEL_SIZE = 1.778
 GRID_SHAPE = (143, 143, 143)
 SPEED_BYTES = 4_000_000
@@ -244,6 +252,16 @@ def stimulus_table(context: Context) -> Iterator[Point]:
     right = "; ".join(f"{name}: {listed(v, 6)}" for name, v in values.items())
     label = f"{len(different)} differ"
     yield none_of(different[:2], "stimuli and labels", label, right)
+    kinds = {_kind(name): name for name in sorted(rows["image_name"], reverse=True)}
+    new = [f"{kind}, as {kinds[kind]}" for kind in sorted({*kinds} - KINDS)]
+    yield none_of(new, "kinds of images", "not known", f"{len(kinds)} kinds")
+
+
+def _kind(label: str) -> str:
+    """Return the kind of an image: how often it is shown to whom, and its source."""
+    fields = stimulus_fields(label)
+    names = ("unique_or_shared", "n_reps", "dataset", "ood_type")
+    return " ".join(str(fields[name]) for name in names if fields[name])
 
 
 def captions_and_masks(context: Context) -> Iterator[Point]:

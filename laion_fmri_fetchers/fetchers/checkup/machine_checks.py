@@ -18,6 +18,7 @@ from laion_fmri_fetchers.access.identity import ID_VARIABLE
 from laion_fmri_fetchers.exceptions import did_you_mean
 from laion_fmri_fetchers.layout.trees import STATE_FOLDER
 from laion_fmri_fetchers.messages import counted, listed, readable_size
+from laion_fmri_fetchers.query.arguments import user_path
 from laion_fmri_fetchers.storage.data_dir import get_data_dir, read_config
 from laion_fmri_fetchers.storage.state import (
     auth_file,
@@ -98,7 +99,8 @@ def saved_configuration(_: Context) -> Iterator[Point]:
     if not saved:
         yield ok("saved data directory", "none")
         return
-    is_right = os.path.isabs(os.path.expanduser(saved)) and os.path.isdir(saved)
+    path = user_path(saved, "data_dir")
+    is_right = os.path.isabs(path) and os.path.isdir(path)
     yield judged(is_right, "saved data directory", saved)
 
 
@@ -200,7 +202,7 @@ def state_folder(context: Context) -> Iterator[Point]:
     if mode is not None:
         is_usable = os.access(folder, os.R_OK | os.W_OK | os.X_OK)
         yield judged(is_usable, STATE_FOLDER, f"mode {mode:04o}")
-    for file in (auth_file(data_dir), official_auth_file()):
+    for file in filter(None, (auth_file(data_dir), official_auth_file())):
         mode = _mode(file)
         if os.name == "posix" and mode is not None:
             yield judged(

@@ -125,7 +125,7 @@ def _hidden(text: str) -> str:
 
 def _secrets_of_environment() -> list[str]:
     """Return the ``request_id`` and the passwords of addresses, if any are set."""
-    secrets = {os.environ.get(ID_VARIABLE, "").strip()}
+    secrets = {os.environ.get(ID_VARIABLE, "").strip().strip("'\"")}
     for name, value in os.environ.items():
         if name.upper() in PROXY_VARIABLES or name.startswith("LAION_FMRI_"):
             user_info = value.rpartition("@")[0].rpartition("://")[2]

@@ -9,11 +9,11 @@ from typing import Any
 from laion_fmri_fetchers.access.account import access_status
 from laion_fmri_fetchers.access.manifest import gated_file
 from laion_fmri_fetchers.access.service import refuse_plain, server_url
+from laion_fmri_fetchers.layout.names import SUBJECTS
 from laion_fmri_fetchers.layout.splits import file_of
 from laion_fmri_fetchers.layout.trees import ARCHIVE
 from laion_fmri_fetchers.messages import listed
 from laion_fmri_fetchers.query.split_files import MOST_BYTES, as_split, parsed
-from laion_fmri_fetchers.storage.data_dir import get_data_dir
 from laion_fmri_fetchers.storage.split_sources import local_sources, splits_url
 
 from .client import NoAnswerError
@@ -35,9 +35,6 @@ def access_manifest(context: Context) -> Iterator[Point]:
     version = manifest.get("current_terms_version")
     is_text = isinstance(version, str) and bool(version)
     yield judged(is_text, "terms version", f"{version!r}")
-    versions, dataset = manifest.get("versions"), manifest.get("dataset")
-    found = f"dataset {dataset!r}, versions {versions!r}"
-    yield judged(bool(dataset) and isinstance(versions, list), "manifest", found)
     files, good = _files(manifest)
     names = [str(file["name"]) for file in good]
     yield judged(
@@ -90,7 +87,7 @@ def access_pages(context: Context) -> Iterator[Point]:
 
 def request_id(context: Context) -> Iterator[Point]:
     """Report whether a request_id is kept; it is neither sent nor shown."""
-    status = access_status(get_data_dir(context.data_dir))
+    status = access_status(context.data_dir)
     if status["status"]:
         yield ok("request_id", f"kept, {status['status']}; from {status['source']}")
     else:
@@ -98,33 +95,42 @@ def request_id(context: Context) -> Iterator[Point]:
 
 
 def splits(context: Context) -> Iterator[Point]:
-    """Read a split from where a call would read it, unless it is kept already."""
-    pool, name = "shared", "tau"
+    """Read two splits from where a call would read them, unless they are kept."""
     for source in local_sources():
         try:
-            files = source.read(pool, [name])
+            files = source.read("shared", ["tau"])
+            random = source.read(SUBJECTS[0], ["random_0"])
         except ValueError as error:
             yield judged(False, "splits", f"{source.text}: {error}")
             return
-        if name in files:
-            yield _split(files[name], name, source.text)
+        if "tau" in files:
+            yield _split(files["tau"], "tau", source.text)
+            if "random_0" in random:
+                yield _split(random["random_0"], "random_0", source.text)
             return
-    url = f"{splits_url()}/{file_of(pool, name)}"
-    try:
-        reply = context.client.get(url, most=MOST_BYTES)
-    except NoAnswerError as error:
-        yield judged(False, "splits", f"{shown_url(url)}: {error}")
-        return
-    if reply.status == 200:
-        yield _split(reply.body, name, shown_url(url))
-    else:
-        yield judged(False, "splits", f"status {reply.status} for {shown_url(url)}")
+    for pool, name in (("shared", "tau"), (SUBJECTS[0], "random_0")):
+        url = f"{splits_url()}/{file_of(pool, name)}"
+        try:
+            reply = context.client.get(url, most=MOST_BYTES)
+        except NoAnswerError as error:
+            yield judged(False, "splits", f"{shown_url(url)}: {error}")
+            return
+        if reply.status == 200:
+            yield _split(reply.body, name, shown_url(url))
+        elif name == "tau":  # a demo may lack the subject
+            found = f"status {reply.status} for {shown_url(url)}"
+            yield judged(False, "splits", found)
 
 
 def _split(content: bytes, name: str, source: str) -> Point:
+    point = "splits" if name == "tau" else "random splits"
     try:
         split = as_split(parsed(content), name, None)
     except ValueError as error:
-        return judged(False, "splits", f"{source}: {error}")
-    sizes = f"{len(split.train)} train, {len(split.test)} test"
-    return judged(True, "splits", f"{name} of {sizes} from {source}")
+        return judged(False, point, f"{source}: {error}")
+    if name == "tau":
+        sizes = f"{len(split.train)} train, {len(split.test)} test"
+        return ok(point, f"{name} of {sizes} from {source}")
+    revision = split.params.get("revision")
+    found = f"revision {revision}" if revision else "no revision"
+    return judged(revision == 2, point, f"{found} from {source}")
