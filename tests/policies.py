@@ -1,13 +1,21 @@
-"""Tests replace numbers of the one policy of transfers, for as long as they run."""
+"""Tests replace numbers of the one retry policy, for as long as they run."""
 
 from __future__ import annotations
 
-import dataclasses
+from laion_fmri_fetchers.remote import client, progress, ranges, retry, tasks
 
-from laion_fmri_fetchers.transfer import policy
+PLACES = {
+    "first_wait": (retry, "FIRST_WAIT"),
+    "tries": (retry, "TRIES"),
+    "tries_away": (retry, "TRIES_AWAY"),
+    "line_every": (progress, "LINE_EVERY"),
+    "quiet": (tasks, "QUIET"),
+    "connect_timeout": (client, "CONNECT_TIMEOUT"),
+    "smallest_piece": (ranges, "SMALLEST_PIECE"),
+}
 
 
 def set_policy(monkeypatch, **changes):
-    """Let fields of the policy have other values until the end of a test."""
-    changed = dataclasses.replace(policy.POLICY, **changes)
-    monkeypatch.setattr(policy, "POLICY", changed)
+    """Let numbers of the policy have other values until the end of a test."""
+    for name, value in changes.items():
+        monkeypatch.setattr(*PLACES[name], value)

@@ -21,9 +21,9 @@ from laion_fmri_fetchers import (
 from laion_fmri_fetchers.demo import serve_bucket
 from laion_fmri_fetchers.exceptions import BucketError, InvalidQueryError
 from laion_fmri_fetchers.layout.names import ROI_CATEGORIES
+from laion_fmri_fetchers.remote import retry
 from laion_fmri_fetchers.storage.catalog import look, records
 from laion_fmri_fetchers.storage.listings import save_listing
-from laion_fmri_fetchers.transfer.policy import POLICY
 
 
 def test_subjects(server, data_dir):
@@ -97,7 +97,7 @@ def test_a_bucket_that_does_not_answer_is_waited_for_once(
         assert (call(), capsys.readouterr().out) == whole
     assert len(warned) == 1
     asked = Counter(query for _, _, query in server.requests)
-    assert max(asked.values()) == POLICY.tries
+    assert max(asked.values()) == retry.TRIES
     assert len({parse_qs(query)["delimiter"][0] for query in asked}) == 1
 
 

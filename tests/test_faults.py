@@ -38,13 +38,9 @@ from laion_fmri_fetchers.exceptions import (
     NotCachedError,
 )
 from laion_fmri_fetchers.layout.trees import ARCHIVE
-from laion_fmri_fetchers.transfer import owners
 
 access = gate_fixtures.access
 secrets_of_test = gate_fixtures.secrets_of_test
-
-GONE = 2**22 + 1
-"""A number that no process of this machine has."""
 
 
 def fetch(*args, **kwargs):
@@ -314,12 +310,6 @@ def test_results_that_cannot_be_kept(cached, small_disk, tmp_path, options):
 # --- What killed processes leave -------------------------------------------------
 
 
-def owner(process=GONE, machine=None):
-    """The name of a process that wrote."""
-    machine = machine or owners._machine()
-    return f"{owners._host()}-{machine}-{process}-0123456789ab"
-
-
 KILLED = """
 import os, signal, sys
 from laion_fmri_fetchers.storage.files import whole_file
@@ -331,9 +321,11 @@ with whole_file(sys.argv[1]) as stream:
 
 
 def kill_while_writing(file):
-    """Let a process be killed while it writes a file."""
+    """Let a process have been killed, a week ago, while it wrote a file."""
     subprocess.run([sys.executable, "-c", KILLED, str(file)], check=False)
     (left,) = [name for name in os.listdir(file.parent) if name.startswith(".")]
+    week_ago = time.time() - 7 * 24 * 3600
+    os.utime(file.parent / left, (week_ago, week_ago))
     return file.parent / left
 
 
@@ -365,48 +357,18 @@ fetch_laion_fmri(verbose=0)
     assert not left.exists()
 
 
-def test_the_scan_of_the_disk_removes_what_is_left_for_certain(cached):
+def test_the_scan_of_the_disk_removes_what_is_days_old(cached):
     folder = cached / "derivatives/rois/sub-01/face"
-    elsewhere = owner(machine="0" * 16)
-    left = [
-        folder / f".{owner()}.tmp",
-        folder / f".{'a' * 24}.{owner()}.part",
-        folder / f".{elsewhere}.tmp",
-        folder / ".4194305-0123456789abcdef.tmp",
-    ]
-    kept = [
-        folder / f".{owner(os.getppid())}.tmp",
-        folder / f".{owner(machine='1' * 16)}.tmp",
-        folder / ".4194306-0123456789abcdef.tmp",
-        folder / ".notes.tmp",
-        folder / ".DS_Store",
-    ]
+    left = [folder / f".{'a' * 32}.tmp", folder / f".{'b' * 32}.part"]
+    kept = [folder / f".{'c' * 32}.tmp", folder / ".notes.tmp", folder / ".DS_Store"]
     for file in (*left, *kept):
         file.write_bytes(b"half")
     week_ago = time.time() - 7 * 24 * 3600
-    for file in left[2:]:
+    for file in (*left, *kept[1:]):
         os.utime(file, (week_ago, week_ago))
-    os.utime(kept[3], (week_ago, week_ago))
     fetch(mode="offline")
     assert [file.name for file in left if file.exists()] == []
     assert [file.name for file in kept if not file.exists()] == []
-
-
-def test_what_is_left_of_a_killed_overwrite_is_removed(cached, server):
-    code = """
-import os, signal
-from laion_fmri_fetchers import fetch_laion_fmri
-from laion_fmri_fetchers.transfer.partials import Partial
-Partial.publish = lambda self: os.kill(os.getpid(), signal.SIGKILL)
-fetch_laion_fmri(sessions=1, rois=None, mode="overwrite", verbose=0)
-"""
-    subprocess.run([sys.executable, "-c", code], check=False)
-    partial = cached / ".laion_fmri/partial"
-    assert any(name.endswith(".part") for name in os.listdir(partial))
-    server.reset()
-    fetch(sessions=1, rois=None)
-    assert [key for _, key, _ in server.requests if key] == []
-    assert os.listdir(partial) == []
 
 
 # --- Files with holes ------------------------------------------------------------

@@ -897,7 +897,7 @@ def test_sessions_whose_rows_differ_in_order(server, betas_folder, face):
 
 @pytest.fixture
 def quick(monkeypatch):
-    set_policy(monkeypatch, first_wait=0.01, tries=3, smallest_piece=2**12, poll=0.01)
+    set_policy(monkeypatch, first_wait=0.01, tries=3, smallest_piece=2**12)
 
 
 def answers(server, key, *faulty, always=False):

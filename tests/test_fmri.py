@@ -54,9 +54,9 @@ from laion_fmri_fetchers.exceptions import (
 from laion_fmri_fetchers.layout.keys import record_of
 from laion_fmri_fetchers.layout.labels import TRIAL_FIELDS, stimulus_fields
 from laion_fmri_fetchers.layout.trees import trials_id
+from laion_fmri_fetchers.remote import retry
 from laion_fmri_fetchers.storage.state import save_arrays, saved_arrays
 from laion_fmri_fetchers.storage.tables import read_trials
-from laion_fmri_fetchers.transfer import policy
 
 ROOT = {"README", "dataset_description.json", "participants.json", "participants.tsv"}
 KEYS = {
@@ -446,7 +446,7 @@ def test_a_bucket_that_does_not_answer_is_asked_once(cached, server, monkeypatch
     asked = Counter(
         parse_qs(query).get("prefix", [""])[0] for query in listings(server)
     )
-    assert max(asked.values()) == policy.POLICY.tries
+    assert max(asked.values()) == retry.TRIES
     assert not [prefix for prefix in asked if "sub-" in prefix]
 
 

@@ -24,10 +24,9 @@ from policies import set_policy
 
 from laion_fmri_fetchers.access.manifest import current_terms_version
 from laion_fmri_fetchers.exceptions import AccessServiceError, BucketError
-from laion_fmri_fetchers.transfer.bucket import list_objects, object_url
-from laion_fmri_fetchers.transfer.http import CA_VARIABLES, redirected
-from laion_fmri_fetchers.transfer.transfer import Download, download_files
-from laion_fmri_fetchers.transfer.troubles import RedirectError
+from laion_fmri_fetchers.remote.bucket import list_prefixes, object_url
+from laion_fmri_fetchers.remote.client import CA_VARIABLES, Fault, redirected
+from laion_fmri_fetchers.remote.download import Download, download_files
 
 PREFIX = "derivatives/rois/sub-01/face/"
 PROXIES = ("http_proxy", "https_proxy", "all_proxy")
@@ -41,7 +40,11 @@ def bare_environment(monkeypatch):
         monkeypatch.delenv(name.upper(), raising=False)
     monkeypatch.setenv("no_proxy", "")
     monkeypatch.setenv("NO_PROXY", "")
-    set_policy(monkeypatch, first_wait=0.01, tries_unreachable=2)
+    set_policy(monkeypatch, first_wait=0.01, tries_away=2)
+
+
+def list_objects(prefix="", delimiter="", **options):
+    return list_prefixes([(prefix, delimiter)], verbose=0, **options)[0]
 
 
 def free_port():
@@ -199,7 +202,7 @@ def troubles(tmp_path):
     (failed,) = download([file], tmp_path)
     with pytest.raises(AccessServiceError) as service:
         current_terms_version(timeout=5)
-    return str(listing.value), failed["reason"], str(service.value)
+    return str(listing.value), failed.reason, str(service.value)
 
 
 # --- TLS -------------------------------------------------------------------------
@@ -366,7 +369,7 @@ def test_redirects_that_may_be_followed(location, is_secret, target):
     if target:
         assert redirected(url, location, is_secret=is_secret) == target
     else:
-        with pytest.raises(RedirectError):
+        with pytest.raises(Fault):
             redirected(url, location, is_secret=is_secret)
 
 
@@ -383,7 +386,7 @@ def test_a_redirect_from_tls_to_none(authority, tmp_path, monkeypatch, is_secret
         url = (lambda renew: plain) if is_secret else plain
         file = Download("file", url, tmp_path / "file", 7, etag)
         (failed,) = download([file], tmp_path)
-        assert failed["reason"] == "it is redirected from https to http"
+        assert failed.reason == "it is redirected from https to http"
         first.faults[""] = [always(faults.status(307, Location=second.url))]
         monkeypatch.setenv("LAION_FMRI_BUCKET_URL", first.url)
         with pytest.raises(BucketError, match="redirected from https to http"):
@@ -399,7 +402,7 @@ def test_a_presigned_address_stays_with_its_server(tmp_path):
         plain = f"{first.url}/file?X-Amz-Signature=s3cr3t"
         file = Download("file", lambda renew: plain, tmp_path / "file", 7, etag)
         (failed,) = download([file], tmp_path)
-        assert "redirected elsewhere" in failed["reason"]
+        assert "redirected elsewhere" in failed.reason
         assert second.requests == []
         public = file._replace(url=f"{first.url}/file")
         assert download([public], tmp_path) == []

@@ -11,7 +11,7 @@ import pytest
 from fault_server import FaultServer, always, fine
 from policies import set_policy
 
-from laion_fmri_fetchers.transfer.range_reader import (
+from laion_fmri_fetchers.remote.ranges import (
     RangeError,
     RangeReader,
     RemoteObject,
@@ -23,9 +23,7 @@ CONTENT = random.Random(0).randbytes(300_000)
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    set_policy(
-        monkeypatch, first_wait=0.01, tries=3, tries_unreachable=2, grace=0.2, poll=0.01
-    )
+    set_policy(monkeypatch, first_wait=0.01, tries=3, tries_away=2)
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """The access service over HTTP: requests, bounded answers, and its errors as ours.
 
     ask_service ─▶ _send          redirects, never with a body to another host
-              └ _send_once     in_sessions: a thread of its own, cut at a deadline
+              └ _send_once     a thread of its own, left behind at a deadline
                   └ _exchange  one request; its answer, of a few MB at most
          ─▶ _parsed ─▶ ServiceAnswer ─▶ raise_for_status
 
@@ -18,8 +18,6 @@ import json
 import os
 import re
 import time
-import zlib
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 from urllib.parse import SplitResult, urljoin, urlsplit
 
@@ -32,9 +30,9 @@ from laion_fmri_fetchers.exceptions import (
     TermsOutdatedError,
 )
 from laion_fmri_fetchers.query.arguments import check_timeout
-from laion_fmri_fetchers.transfer import policy
-from laion_fmri_fetchers.transfer.http import Session, in_sessions
-from laion_fmri_fetchers.transfer.troubles import Kind, trouble
+from laion_fmri_fetchers.remote import retry
+from laion_fmri_fetchers.remote.client import Client, Fault
+from laion_fmri_fetchers.remote.tasks import Tasks, Threads
 
 DEFAULT_ACCESS_URL = "https://laion-fmri.hebartlab.com"
 URL_VARIABLE = "LAION_FMRI_ACCESS_URL"
@@ -44,6 +42,9 @@ PREFIX = "lfm_"
 TRIES = 3
 """How often to ask a service that is busy or does not answer, where that is safe."""
 
+PATIENCE = 3.0
+"""Time-outs in which an answer, of a few kB, must be whole."""
+_REDIRECTS = 4
 MOST_BYTES = 4 * 2**20
 """Bytes of an answer, unpacked, at most; real ones have a few kB."""
 _MOST_LEVELS = 32
@@ -118,11 +119,11 @@ def ask_service(
     url = server.rstrip("/") + path
     for n_tried in range(tries):
         if n_tried:
-            time.sleep(policy.POLICY.wait(n_tried))
+            time.sleep(retry.wait_before(n_tried))
         reply = _send(url, body, what, timeout)
         # That there were too many requests is for the user to know.
         if not isinstance(reply, str) and (
-            reply.status not in policy.POLICY.retried or reply.status == 429
+            reply.status not in retry.RETRIED or reply.status == 429
         ):
             break
     if isinstance(reply, str):
@@ -150,7 +151,7 @@ def _send(
     With a body, which may hold a secret, no other host is followed to.
     """
     first = url
-    for _ in range(policy.POLICY.redirects):
+    for _ in range(_REDIRECTS):
         refuse_plain(url, f"The address for {what}")
         reply = _send_once(url, body, what, timeout)
         if isinstance(reply, str) or not 300 <= reply.status < 400:
@@ -178,21 +179,17 @@ def _send_once(
     Where Ctrl-C ends the wait, the frames of the HTTP client, whose variables hold the
     body, are not in the traceback.
     """
-    most_seconds = policy.POLICY.service_patience * timeout
-    replies = in_sessions(
-        [lambda session: _exchange(session, url, body)],
-        n_threads=1,
-        timeout=timeout,
-        most_seconds=most_seconds,
-    )
-    reply = None
-    with contextlib.suppress(TimeoutError), contextlib.closing(replies):
-        _, reply = next(replies)
-    if reply is None:
+    most_seconds = PATIENCE * timeout
+    with Client(1, timeout) as client, Threads(1) as threads:
+        tasks = Tasks(threads)
+        tasks.submit(None, _exchange, client, url, body)
+        outcome = tasks.next(most_seconds)
+    if outcome is None:
         raise AccessServiceError(
             f"{_shown(url)} has not answered the call for {what} completely after "
             f"{most_seconds:g} s. Try again later. {ADVICE}"
         )
+    reply: _Reply | str = outcome.result
     if not isinstance(reply, str) and len(reply.body) > MOST_BYTES:
         raise AccessServiceError(
             f"{_shown(url)} answers the call for {what} with more than "
@@ -201,50 +198,35 @@ def _send_once(
     return reply
 
 
-def _exchange(session: Session, url: str, body: dict[str, Any] | None) -> _Reply | str:
+def _exchange(client: Client, url: str, body: dict[str, Any] | None) -> _Reply | str:
     """Send a request and read its answer; without one, return why.
 
     No exception leaves it: the frames of one would hold the body.
     """
+    headers = {"Accept": "application/json"}
+    content = None
+    if body is not None:
+        headers["Content-Type"] = "application/json"
+        content = SecretBytes(json.dumps(body).encode())
     try:
-        with session.request(
-            "GET" if body is None else "POST",
+        answer = client.fetch(
             url,
-            json=body,
-            headers={"Accept": "application/json", "Accept-Encoding": "identity"},
-            timeout=(session.connect_timeout, session.timeout),
-            allow_redirects=False,
-            stream=True,
-        ) as response:
-            headers = response.headers
-            return _Reply(
-                response.status_code,
-                SecretText(headers.get("Location", "")),
-                headers.get("Retry-After", ""),
-                _unpacked(session.read(response, MOST_BYTES), headers),
-            )
-    except zlib.error:
-        return "its answer cannot be unpacked"
-    except Exception as error:
-        kind, reason = trouble(error, session.timeout)
-        return {
-            Kind.TLS: "TLS fails",
-            Kind.SILENCE: f"nothing for {session.timeout:g} s",
-            Kind.CONNECTING: "no connection",
-            Kind.BREAK: "its answer breaks off",
-        }.get(kind, reason)
-
-
-def _unpacked(content: bytes, headers: Mapping[str, str]) -> SecretBytes:
-    """Return the body of an answer, unpacked; no more than a byte too much of it."""
-    encoding = headers.get("Content-Encoding", "identity").strip().lower()
-    if encoding in ("gzip", "x-gzip", "deflate") and len(content) <= MOST_BYTES:
-        # The service may pack what it was asked not to; a bomb is unpacked no further.
-        either = zlib.MAX_WBITS | 32
-        return SecretBytes(
-            zlib.decompressobj(either).decompress(content, MOST_BYTES + 1)
+            most_bytes=MOST_BYTES,
+            method="GET" if body is None else "POST",
+            body=content,
+            headers=headers,
+            is_final=True,
         )
-    return SecretBytes(content)
+    except Fault as fault:
+        return fault.reason
+    except Exception as error:
+        return type(error).__name__
+    return _Reply(
+        answer.status,
+        SecretText(answer.headers.get("Location", "")),
+        answer.headers.get("Retry-After", ""),
+        SecretBytes(answer.body),
+    )
 
 
 def _parsed(reply: _Reply, server: str, what: str) -> ServiceAnswer:
@@ -259,7 +241,7 @@ def _parsed(reply: _Reply, server: str, what: str) -> ServiceAnswer:
                 f"JSON object (status {reply.status}). {ADVICE}"
             )
         content = _Secret()
-    return ServiceAnswer(reply.status, content, policy.retry_after(reply.retry_after))
+    return ServiceAnswer(reply.status, content, retry.retry_after(reply.retry_after))
 
 
 def _hidden(value: Any, level: int = 0) -> Any:

@@ -14,7 +14,7 @@ import joblib
 
 import laion_fmri_fetchers
 from laion_fmri_fetchers.query.arguments import user_path
-from laion_fmri_fetchers.transfer.disks import folder_error
+from laion_fmri_fetchers.remote.disks import folder_error
 
 
 def keeper(memory: Any) -> Callable[[Callable], Callable]:

@@ -12,7 +12,7 @@ from typing import Any
 import joblib
 
 from laion_fmri_fetchers.messages import can_draw, counted, progress_bar, tell
-from laion_fmri_fetchers.transfer import policy
+from laion_fmri_fetchers.remote import progress as lines
 
 
 class Progress:
@@ -45,7 +45,7 @@ class Progress:
         now = time.monotonic()
         if self._bar is not None:
             self._bar.update(n_done - self._bar.n)
-        elif n_done and now - self._said_at >= policy.POLICY.line_every:
+        elif n_done and now - self._said_at >= lines.LINE_EVERY:
             self._said_at = now
             left = (now - self._began) / n_done * (self._n_tasks - n_done)
             tell(

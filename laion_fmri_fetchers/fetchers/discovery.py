@@ -26,10 +26,10 @@ from laion_fmri_fetchers.query.arguments import (
     only_its_arguments,
 )
 from laion_fmri_fetchers.query.selection import subject_names
+from laion_fmri_fetchers.remote.bucket import Object, bucket_url, key_of
 from laion_fmri_fetchers.storage.catalog import Catalog, Wanted, look
 from laion_fmri_fetchers.storage.data_dir import get_data_dir
 from laion_fmri_fetchers.storage.files import local_path
-from laion_fmri_fetchers.transfer.bucket import Object, bucket_url, key_of
 
 _DESCRIBED = (GLM, ROIS, ANATOMICAL)
 

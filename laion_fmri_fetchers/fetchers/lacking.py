@@ -50,13 +50,13 @@ from laion_fmri_fetchers.exceptions import (
 )
 from laion_fmri_fetchers.layout.keys import Record, is_held_out, record_of
 from laion_fmri_fetchers.messages import counted, listed, readable_size, tell, warn
+from laion_fmri_fetchers.remote.bucket import object_url
+from laion_fmri_fetchers.remote.checksums import check_file
+from laion_fmri_fetchers.remote.ranges import RemoteObject
 from laion_fmri_fetchers.storage.data_dir import is_writable
 from laion_fmri_fetchers.storage.inventory import Inventory, size_on_disk
 from laion_fmri_fetchers.storage.notes import read_notes
 from laion_fmri_fetchers.storage.obtain import Planned, obtain
-from laion_fmri_fetchers.transfer.bucket import object_url
-from laion_fmri_fetchers.transfer.checksums import check_file
-from laion_fmri_fetchers.transfer.spans import RemoteObject
 
 if TYPE_CHECKING:
     from laion_fmri_fetchers.arrays.model.fill import Filled

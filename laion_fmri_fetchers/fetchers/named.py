@@ -9,6 +9,7 @@ from laion_fmri_fetchers.exceptions import InvalidQueryError, did_you_mean
 from laion_fmri_fetchers.layout.keys import Record, clean_key, is_held_out, place_of
 from laion_fmri_fetchers.layout.trees import GATED, listings_of
 from laion_fmri_fetchers.messages import counted, tell
+from laion_fmri_fetchers.remote.bucket import key_of
 from laion_fmri_fetchers.storage.catalog import Wanted
 from laion_fmri_fetchers.storage.inventory import (
     SUBJECT_TREES,
@@ -16,7 +17,6 @@ from laion_fmri_fetchers.storage.inventory import (
     take_inventory,
 )
 from laion_fmri_fetchers.storage.settings import Settings
-from laion_fmri_fetchers.transfer.bucket import key_of
 
 
 def parse_ids(image_ids: object) -> tuple[list[str], list[str]]:

@@ -49,6 +49,7 @@ from laion_fmri_fetchers.messages import (
     warn,
 )
 from laion_fmri_fetchers.query.shared_docs import documented
+from laion_fmri_fetchers.remote.checksums import check_file
 from laion_fmri_fetchers.storage.catalog import Wanted, keep_demo_apart, look
 from laion_fmri_fetchers.storage.data_dir import get_data_dir
 from laion_fmri_fetchers.storage.files import files_on_disk, hidden_on_disk, local_path
@@ -56,7 +57,6 @@ from laion_fmri_fetchers.storage.made_here import is_leftover
 from laion_fmri_fetchers.storage.notes import Note, read_notes
 from laion_fmri_fetchers.storage.obtain import download
 from laion_fmri_fetchers.storage.settings import make_settings
-from laion_fmri_fetchers.transfer.checksums import check_file
 
 _EVERYTHING = (("", ""),)
 _MADE = (MADE_HERE, STIMULUS_IMAGES)

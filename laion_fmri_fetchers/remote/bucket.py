@@ -12,8 +12,9 @@ import functools
 import os
 import time
 from collections.abc import Iterable
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import quote, unquote_plus, urlencode, urlsplit
+from urllib.parse import quote, unquote, unquote_plus, urlencode, urlsplit
 from xml.etree import ElementTree as ET
 
 from laion_fmri_fetchers.exceptions import (
@@ -23,8 +24,9 @@ from laion_fmri_fetchers.exceptions import (
 )
 
 if TYPE_CHECKING:
-    from .client import Client
+    from .client import Client, Fault
 
+PUBLIC_BUCKET = "s3://laion-fmri"
 DEFAULT_BUCKET_URL = "https://laion-fmri.s3.us-west-2.amazonaws.com"
 ADVICE = (
     "Check that LAION_FMRI_BUCKET_URL, if you set it, is the address of a public S3 "
@@ -54,7 +56,7 @@ class _Page(NamedTuple):
     objects: list[Object]
     prefixes: list[str]
     token: str | None
-    """What the next page is asked for with; None after the last."""
+    """What the next page is asked for with; None after the last, "" if unknown."""
     last_name: str
 
 
@@ -102,6 +104,52 @@ def object_url(key: str) -> str:
     return f"{bucket_url()}/{quote(key, safe='/~')}"
 
 
+def timestamp(date: str | None) -> float | None:
+    """Return an ISO 8601 date of a listing in seconds since the epoch.
+
+    >>> timestamp("2026-09-28T10:00:00.000Z")
+    1790589600.0
+    """
+    if date is None:
+        return None
+    try:
+        return datetime.fromisoformat(date.replace("Z", "+00:00")).timestamp()
+    except ValueError:
+        return None
+
+
+def iso_date(seconds: float | None) -> str | None:
+    """Return seconds since the epoch as listings write dates.
+
+    >>> iso_date(1790589600.0)
+    '2026-09-28T10:00:00.000Z'
+    """
+    if seconds is None:
+        return None
+    date = datetime.fromtimestamp(seconds, timezone.utc)
+    return f"{date:%Y-%m-%dT%H:%M:%S}.000Z"
+
+
+def key_of(name: str) -> str:
+    """Return the key that an ``s3://`` or http(s) address of the bucket stands for.
+
+    Examples
+    --------
+    >>> key_of("s3://laion-fmri/participants.tsv"), key_of("participants.tsv")
+    ('participants.tsv', 'participants.tsv')
+    """
+    if "://" not in name:
+        return name
+    for base in (PUBLIC_BUCKET, DEFAULT_BUCKET_URL, bucket_url()):
+        if name.startswith(f"{base}/"):
+            key = name.removeprefix(f"{base}/")
+            return key if base == PUBLIC_BUCKET else unquote(key.partition("?")[0])
+    raise InvalidQueryError(
+        f"{name.partition('?')[0]!r} is not an address in the bucket; give one that "
+        f"begins with {PUBLIC_BUCKET}/ or {bucket_url()}/, or a key alone"
+    )
+
+
 def list_prefixes(
     wanted: Iterable[tuple[str, str]],
     *,
@@ -139,12 +187,16 @@ def list_prefixes(
         ends all.
     """
     from .client import Client, Fault
-    from .tasks import Tasks
+    from .tasks import Tasks, Threads
 
     url = bucket_url()
     listings: list[dict[str, Any]] = []
     try:
-        with Client(n_connections, timeout) as client, Tasks(n_connections) as tasks:
+        with (
+            Client(n_connections, timeout) as client,
+            Threads(n_connections) as threads,
+        ):
+            tasks = Tasks(threads, functools.partial(_give_up_on_silence, client))
             for number, (prefix, delimiter) in enumerate(wanted):
                 about: dict[str, Any] = {
                     "prefix": prefix,
@@ -172,6 +224,12 @@ def list_prefixes(
     return listings
 
 
+def _give_up_on_silence(client: Client, _: Any, fault: Fault, __: float) -> None:
+    """Raise where a try took all of its time, and nothing ever answered."""
+    if fault.seconds >= client.connect_timeout and not client.has_answered:
+        raise fault
+
+
 def _list_page(
     client: Client, listing: dict[str, Any], before: _Page | None = None
 ) -> _Page:
@@ -196,8 +254,12 @@ def _list_page(
     except (ET.ParseError, ValueError, LookupError) as error:
         text = f"The answer to {what} is not a listing: {error}. {ADVICE}"
         raise BucketError(text) from None
-    if before and page.last_name <= before.last_name:
-        raise BucketError(f"The server repeats {what} without end. {ADVICE}")
+    is_stuck = before is not None and page.last_name <= before.last_name
+    if is_stuck or page.token == "":
+        raise BucketError(
+            f"The server breaks off {what}, or repeats it, without saying how to "
+            f"continue. {ADVICE}"
+        )
     return page
 
 
@@ -231,9 +293,8 @@ def parse_page(content: bytes) -> _Page:
     token = root.findtext(f"{space}NextContinuationToken")
     is_cut = root.findtext(f"{space}IsTruncated") == "true"
     names = [*prefixes, *(each.key for each in objects)]
-    if is_cut and not (token and names):
-        raise ValueError("it breaks off without saying how to continue")
-    return _Page(objects, prefixes, token if is_cut else None, max(names, default=""))
+    token = (token if names else "") or "" if is_cut else None
+    return _Page(objects, prefixes, token, max(names, default=""))
 
 
 def read_documents(
@@ -261,11 +322,12 @@ def read_documents(
         text, which holds no address, says why.
     """
     from .client import Client, Fault
-    from .tasks import Tasks
+    from .tasks import Tasks, Threads
 
     documents: list[bytes | None] = []
     try:
-        with Client(_N_DOCUMENTS, timeout) as client, Tasks(_N_DOCUMENTS) as tasks:
+        with Client(_N_DOCUMENTS, timeout) as client, Threads(_N_DOCUMENTS) as threads:
+            tasks = Tasks(threads, functools.partial(_give_up_on_silence, client))
             for number, url in enumerate(urls):
                 documents.append(None)
                 fetch = functools.partial(client.fetch, url, most_bytes=most_bytes)

@@ -40,6 +40,9 @@ CONNECT_TIMEOUT = 10.0
 _CHUNK = 2**17
 """Bytes that are read at a time. Larger ones are not faster, and of smaller ones more
 arrives before a line that is slow breaks."""
+_FILES_EACH = 5
+"""Open files of a connection: its socket, a stream of the file that it writes, that
+file, its lock and the list of its blocks."""
 _REDIRECTS = 4
 """Redirects that are followed; S3 needs one, a mirror perhaps two."""
 
@@ -62,6 +65,8 @@ class Fault(Exception):  # noqa: N818 - not an error until all tries have failed
         the object ``"changed"``, or fetch it ``"whole"`` as the server ignores Range.
     has_progressed : bool
         Whether so much arrived that tries are counted from the beginning.
+    seconds : float
+        How long the try took.
     """
 
     def __init__(
@@ -76,7 +81,7 @@ class Fault(Exception):  # noqa: N818 - not an error until all tries have failed
         super().__init__(reason)
         self.reason, self.status, self.remedy = reason, status, remedy
         self.tries, self.wait = tries, wait
-        self.has_progressed = False
+        self.has_progressed, self.seconds = False, 0.0
 
 
 class Answer(NamedTuple):
@@ -97,6 +102,19 @@ class Range(NamedTuple):
     """Seconds since the epoch."""
 
 
+def affordable(n_connections: int) -> int:
+    """Return how many connections the limit on open files leaves room for, at most."""
+    try:
+        from resource import RLIM_INFINITY, RLIMIT_NOFILE, getrlimit
+    except ImportError:  # Windows has no such limit
+        return n_connections
+    most = getrlimit(RLIMIT_NOFILE)[0]
+    if most == RLIM_INFINITY:
+        return n_connections
+    n_free = most - len(os.listdir("/dev/fd"))
+    return max(1, min(n_connections, n_free // _FILES_EACH))
+
+
 class Client:
     """Connections to any number of servers, which threads share.
 
@@ -110,11 +128,12 @@ class Client:
 
     def __init__(self, n_connections: int, timeout: float):
         self.timeout = timeout
+        self.connect_timeout = min(timeout, CONNECT_TIMEOUT)
         self.n_connections = n_connections
         self._managers: dict[str | None, urllib3.PoolManager] = {}
         self._proxies: dict[str, str | None] = {}
         self._responses: set[urllib3.BaseHTTPResponse] = set()
-        self._has_answered = False
+        self.has_answered = False
 
     def __enter__(self) -> Client:
         return self
@@ -134,19 +153,31 @@ class Client:
         method: str = "GET",
         body: bytes | None = None,
         headers: Mapping[str, str] | None = None,
-        is_secret: bool = False,
+        is_final: bool = False,
     ) -> Answer:
         """Return a small document whole, whatever its status.
 
         Of a body that is too long, a byte more than allowed is returned.
+
+        Parameters
+        ----------
+        url : str
+            Its address.
+        most_bytes : int
+            Bytes that it may have.
+        method, body, headers : optional
+            What to send.
+        is_final : bool, default=False
+            Whether redirects and busy servers are answers like any other.
 
         Raises
         ------
         Fault
             If there is no answer, or one of a server that is busy.
         """
-        with self._opened(method, url, headers, body, is_secret) as response:
-            if response.status in retry.RETRIED and method == "GET":
+        opened = self._opened(method, url, headers, body, follow=not is_final)
+        with opened as response:
+            if response.status in retry.RETRIED and not is_final:
                 raise self._status_fault(response)
             content = bytearray()
             for chunk in self._chunks(response, decode_content=True):
@@ -192,7 +223,8 @@ class Client:
             headers["Range"] = f"bytes={start}-{(stop or 0) - 1}"
         if etag:
             headers["If-Match"] = f'"{etag}"'
-        with self._opened("GET", url, headers, None, is_secret) as response:
+        opened = self._opened("GET", url, headers, is_secret=is_secret)
+        with opened as response:
             length, total = self._check_range(response, start, stop, is_whole)
             known = bare_etag(response.headers.get("ETag", ""))
             if etag and known and known != etag:
@@ -269,8 +301,10 @@ class Client:
         method: str,
         url: str,
         headers: Mapping[str, str] | None,
-        body: bytes | None,
-        is_secret: bool,
+        body: bytes | None = None,
+        *,
+        is_secret: bool = False,
+        follow: bool = True,
     ) -> Iterator[urllib3.BaseHTTPResponse]:
         """Send a request and follow redirects; the body is to be read in the block.
 
@@ -281,12 +315,11 @@ class Client:
         for _ in range(_REDIRECTS):
             response = self._send(method, url, given, body)
             location = response.headers.get("Location")
-            if response.status not in (301, 302, 303, 307, 308) or not location:
+            is_redirect = response.status in (301, 302, 303, 307, 308) and location
+            if not (follow and is_redirect):
                 break
             response.close()
-            url = redirected(url, location, is_secret=is_secret or body is not None)
-            if body is not None and response.status not in (307, 308):
-                raise Fault("the server redirects a form to a page", response.status)
+            url = redirected(url, str(location), is_secret=is_secret)
         else:
             raise Fault("the server redirects in a circle")
         self._responses.add(response)
@@ -310,13 +343,13 @@ class Client:
                 preload_content=False,
                 decode_content=False,
                 timeout=urllib3.Timeout(
-                    connect=min(self.timeout, CONNECT_TIMEOUT), read=self.timeout
+                    connect=self.connect_timeout, read=self.timeout
                 ),
             )
         except (HTTPError, requests.RequestException, OSError, ValueError) as error:
             fault = self._fault(error)
         else:
-            self._has_answered = True
+            self.has_answered = True
             return response
         raise fault  # here, such that no context holds the address
 
@@ -361,7 +394,7 @@ class Client:
         for kind, reason in _ON_THE_WAY.items():
             if any(isinstance(each, kind) for each in errors):
                 tries = (
-                    retry.TRIES_AWAY if self._has_answered else retry.TRIES_NEVER_SEEN
+                    retry.TRIES_AWAY if self.has_answered else retry.TRIES_NEVER_SEEN
                 )
                 return Fault(reason.format(words), tries=tries)
         if any(isinstance(each, ValueError) for each in errors):
@@ -505,7 +538,9 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 def _words(error: BaseException) -> str:
     """Return a cause in the words of the operating system, of TLS, or of a proxy."""
     if isinstance(error, ssl.SSLError):
-        return f"TLS fails: {error.reason or type(error).__name__}"
+        why = getattr(error, "verify_message", "")
+        reason = error.reason or type(error).__name__
+        return f"TLS fails: {reason}{f', {why}' if why else ''}"
     if str(error).startswith("Tunnel connection failed"):
         return str(error)
     number = getattr(error, "errno", None)

@@ -30,7 +30,7 @@ from filelock import FileLock
 from laion_fmri_fetchers.messages import readable_size, warn
 
 from . import retry
-from .client import Client, Fault
+from .client import Client, Fault, affordable
 from .disks import (
     FULL,
     check_space,
@@ -41,7 +41,7 @@ from .disks import (
 from .locks import try_lock, unlock
 from .partial import Block, Partial, Version, is_other, part_name, remove_left
 from .progress import Progress
-from .tasks import Outcome, Tasks
+from .tasks import Outcome, Tasks, Threads
 
 SMALL = 2**20
 """Bytes below which a file is fetched without a lock: to take one takes as long."""
@@ -194,6 +194,7 @@ def download_files(
     if not files:
         return []
     folder = os.path.abspath(partial_dir)
+    n_connections = affordable(max(1, n_connections))
     try:
         os.makedirs(folder, exist_ok=True)
         if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
@@ -206,12 +207,14 @@ def download_files(
     with (
         Progress(len(files), n_bytes, verbose) as progress,
         Client(n_connections, timeout) as client,
-        Tasks(n_connections, progress.say_retry) as tasks,
+        Threads(n_connections) as threads,
     ):
+        tasks = Tasks(threads, progress.say_retry)
         run = _Run(folder, overwrite, client, tasks, progress)
         try:
             run.fetch(files)
         finally:
+            tasks.is_stopped = True
             for file in files:
                 run.release(file)
     remove_left(folder)

@@ -6,7 +6,7 @@ import sys
 import time
 from typing import Any
 
-from laion_fmri_fetchers.messages import can_draw, readable_size, tell
+from laion_fmri_fetchers.messages import can_draw, progress_bar, readable_size, tell
 
 from .client import Fault
 
@@ -38,9 +38,7 @@ class Progress:
         self._began = self._shown_at = time.monotonic()
         self._bar: Any = None
         if verbose and can_draw():
-            from tqdm.auto import tqdm
-
-            self._bar = tqdm(total=total, unit="B", unit_scale=True, miniters=1)
+            self._bar = progress_bar(total=total, unit="B", unit_scale=True, miniters=1)
 
     def __enter__(self) -> Progress:
         return self

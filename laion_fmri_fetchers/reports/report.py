@@ -32,7 +32,7 @@ from sklearn.utils import Bunch
 from laion_fmri_fetchers.arrays.rows import trials_of
 from laion_fmri_fetchers.messages import counted, listed, readable_size
 from laion_fmri_fetchers.query.arguments import user_path
-from laion_fmri_fetchers.transfer.bucket import bucket_url
+from laion_fmri_fetchers.remote.bucket import bucket_url
 
 from . import summaries
 from .code import as_code

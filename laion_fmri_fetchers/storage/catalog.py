@@ -18,8 +18,8 @@ from laion_fmri_fetchers.layout.keys import clean_key, record_of
 from laion_fmri_fetchers.layout.trees import DERIVATIVES, STIMULI
 from laion_fmri_fetchers.messages import warn
 from laion_fmri_fetchers.query.arguments import check_mode
-from laion_fmri_fetchers.transfer import bucket
-from laion_fmri_fetchers.transfer.bucket import Object, UnreachableError
+from laion_fmri_fetchers.remote import bucket
+from laion_fmri_fetchers.remote.bucket import Object, UnreachableError
 
 from .files import files_on_disk, local_path
 from .listings import is_demo, kept_root, save_listing, saved_listings
@@ -107,7 +107,7 @@ def look(
         elif root and root.get("bucket") == here:
             asked = wanted
         try:
-            listings = bucket.list_many(
+            listings = bucket.list_prefixes(
                 asked, n_connections=n_connections, timeout=timeout, verbose=verbose
             )
         except UnreachableError as unreachable:

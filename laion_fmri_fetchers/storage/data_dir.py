@@ -10,7 +10,7 @@ from typing import Any
 from laion_fmri_fetchers.exceptions import DataDirectoryError, InvalidQueryError
 from laion_fmri_fetchers.messages import tell, warn
 from laion_fmri_fetchers.query.arguments import user_path
-from laion_fmri_fetchers.transfer.disks import nearest
+from laion_fmri_fetchers.remote.disks import existing_parent
 
 from .files import make_folder, read_file, write_atomically
 from .listings import is_demo, kept_root
@@ -221,5 +221,5 @@ def _nilearn_data_dir() -> str:
 
 def is_writable(data_dir: str | os.PathLike) -> bool:
     """Tell whether files can be created below a directory that may not exist yet."""
-    folder = nearest(os.fspath(data_dir))
+    folder = existing_parent(os.fspath(data_dir))
     return os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK)

@@ -13,8 +13,7 @@ from typing import BinaryIO
 from laion_fmri_fetchers.exceptions import DataDirectoryError
 from laion_fmri_fetchers.layout.keys import clean_name, is_local_folder
 from laion_fmri_fetchers.messages import warn
-from laion_fmri_fetchers.transfer.disks import FULL, folder_error
-from laion_fmri_fetchers.transfer.owners import forget, new_owner
+from laion_fmri_fetchers.remote.disks import FULL, folder_error
 
 from .temporaries import remove_if_left, sweep, temporary_path
 
@@ -185,25 +184,21 @@ def whole_file(file: str | os.PathLike, mode: int = 0o666) -> Iterator[BinaryIO]
     """
     target = os.fspath(file)
     folder = os.path.dirname(target)
-    owner = new_owner()
-    temporary = temporary_path(target, owner)
+    temporary = temporary_path(target)
+    make_folder(folder)
+    sweep(folder)
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    with _errors_named(folder):
+        descriptor = os.open(temporary, flags, mode)
     try:
-        make_folder(folder)
-        sweep(folder)
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+        with _full_disk_named(folder), os.fdopen(descriptor, "w+b") as stream:
+            yield stream
         with _errors_named(folder):
-            descriptor = os.open(temporary, flags, mode)
-        try:
-            with _full_disk_named(folder), os.fdopen(descriptor, "w+b") as stream:
-                yield stream
-            with _errors_named(folder):
-                os.replace(temporary, target)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-            raise
-    finally:
-        forget(owner)
+            os.replace(temporary, target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
 
 
 def make_folder(folder: str) -> None:

@@ -5,12 +5,10 @@ plan ──▶ obtain ──▶ Outcome: what was downloaded, what failed and wh
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections.abc import Callable, Container, Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from laion_fmri_fetchers.exceptions import (
     BucketError,
@@ -19,13 +17,21 @@ from laion_fmri_fetchers.exceptions import (
 )
 from laion_fmri_fetchers.layout.keys import Record, is_held_out
 from laion_fmri_fetchers.messages import counted, listed, readable_size, tell
-from laion_fmri_fetchers.transfer.bucket import bucket_url, object_url
+from laion_fmri_fetchers.remote.bucket import (
+    bucket_url,
+    iso_date,
+    object_url,
+    timestamp,
+)
 
 from .files import local_path
 from .inventory import Inventory
 from .notes import note_fetched
 from .settings import Settings
 from .state import partial_dir
+
+if TYPE_CHECKING:
+    from laion_fmri_fetchers.remote.partial import Version
 
 _MUCH = 10**9
 _LESS = (
@@ -137,8 +143,6 @@ def obtain(
     """
     settings = inventory.settings
     if not planned:
-        if not (inventory.is_cut_off or settings.dry_run):
-            _clean_leftovers(settings)
         return Outcome()
     files = {item.record["id"]: item.record for item in planned}
     needed = [path for path in files if path not in optional]
@@ -191,10 +195,10 @@ def download(
     dict
         id -> failure (``id``, ``reason``, ``status``) of the files that failed.
     """
-    from laion_fmri_fetchers.transfer.transfer import Download, download_files
+    from laion_fmri_fetchers.remote.download import Download, download_files
 
     by_id = {rec["id"]: rec for rec in records}
-    changed: dict[str, tuple[int | None, str | None, str | None]] = {}
+    changed: dict[str, Version] = {}
     downloads = []
     for path, rec in by_id.items():
         source = sources.get(path)
@@ -206,7 +210,8 @@ def download(
             downloads.append(gated)
         else:
             url = object_url(rec["key"])
-            downloads.append(Download(path, url, target, rec["size"], rec["etag"]))
+            listed_as = rec["size"], rec["etag"], None, timestamp(rec["last_modified"])
+            downloads.append(Download(path, url, target, *listed_as))
     failures = download_files(
         downloads,
         partial_dir=partial_dir(settings.data_dir),
@@ -216,9 +221,10 @@ def download(
         verbose=settings.verbose if verbose is None else verbose,
         changed=changed,
     )
-    failed = {failure["id"]: failure for failure in failures}
-    for path, (size, etag, last_modified) in changed.items():
-        by_id[path].update(size=size, etag=etag, last_modified=last_modified)
+    failed = {failure.id: failure._asdict() for failure in failures}
+    for path, version in changed.items():
+        date = iso_date(version.last_modified)
+        by_id[path].update(size=version.size, etag=version.etag, last_modified=date)
     fetched = [
         rec
         for path, rec in by_id.items()
@@ -228,19 +234,6 @@ def download(
     if fetched:
         note_fetched(settings.data_dir, fetched)
     return failed
-
-
-def _clean_leftovers(settings: Settings) -> None:
-    """Remove unfinished files that nobody needs: downloading does, where there is any.
-
-    They may be those of files that are replaced, and whole on disk.
-    """
-    folder = partial_dir(settings.data_dir)
-    with contextlib.suppress(OSError):
-        if os.listdir(folder):
-            from laion_fmri_fetchers.transfer import leftovers
-
-            leftovers.clean(str(folder))
 
 
 def planned_size(planned: Iterable[Planned]) -> int:

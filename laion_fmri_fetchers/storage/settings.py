@@ -15,7 +15,7 @@ from laion_fmri_fetchers.query.arguments import (
     check_verbose,
     refuse_offline,
 )
-from laion_fmri_fetchers.transfer.disks import nearest, no_folder_error
+from laion_fmri_fetchers.remote.disks import existing_parent, folder_error
 
 from .data_dir import get_data_dir, is_writable, make_data_dir
 from .state import partial_dir
@@ -110,7 +110,7 @@ def _locked(folder: str) -> str:
     make_data_dir(folder)
     if not is_writable(folder):
         return f"data directory {folder}"
-    state = nearest(str(partial_dir(folder)))
+    state = existing_parent(str(partial_dir(folder)))
     if not os.path.isdir(state):
-        raise no_folder_error(state, errno.ENOTDIR)
+        raise folder_error(OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)), state)
     return "" if is_writable(state) else f"folder {state}"

@@ -209,7 +209,7 @@ def _member(members: list[str], file: str) -> str | None:
 def _from_web(
     url: str, settings: Settings, pool: str, names: Sequence[str]
 ) -> dict[str, bytes]:
-    from laion_fmri_fetchers.transfer.documents import read_documents
+    from laion_fmri_fetchers.remote.bucket import read_documents
 
     documents = read_documents(
         [f"{url}/{file_of(pool, name)}" for name in names],

@@ -18,7 +18,7 @@ import offline
 
 from laion_fmri_fetchers import fetch_laion_fmri
 from laion_fmri_fetchers.demo import serve_bucket
-from laion_fmri_fetchers.transfer import bucket
+from laion_fmri_fetchers.remote import bucket
 
 REPEATS = 7
 
@@ -51,7 +51,7 @@ def main() -> None:
             )
             times: dict[str, list[float]] = {"listing": [], "offline": [], "call": []}
             for _ in range(REPEATS):
-                times["listing"].append(timed(lambda: bucket.list_many(wanted)))
+                times["listing"].append(timed(lambda: bucket.list_prefixes(wanted)))
                 times["offline"].append(
                     timed(lambda: fetch_laion_fmri("all", mode="offline", **how))
                 )

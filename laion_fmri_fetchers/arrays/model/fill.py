@@ -12,7 +12,8 @@ that, and are proved by a small sample if they have the same mask and order.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Iterator
 from concurrent.futures import (
     FIRST_COMPLETED,
     Executor,
@@ -24,13 +25,12 @@ from typing import NamedTuple
 
 import joblib
 
-from laion_fmri_fetchers.transfer import policy
-from laion_fmri_fetchers.transfer.connections import Fault
-from laion_fmri_fetchers.transfer.progress import Progress
-from laion_fmri_fetchers.transfer.range_reader import (
+from laion_fmri_fetchers.remote import retry
+from laion_fmri_fetchers.remote.client import Fault
+from laion_fmri_fetchers.remote.progress import Progress
+from laion_fmri_fetchers.remote.ranges import (
     RangeError,
     RangeReader,
-    RemoteObject,
 )
 
 from .proof import Candidate
@@ -46,6 +46,7 @@ from .session import (
 _AT_ONCE = 8
 """Sessions at work at once: each waits for some requests before its rows are known."""
 
+_SHOW_EVERY = 0.05
 _N_CORES = 2
 """Threads that compute, for all sessions at once; most of the time goes to waiting."""
 
@@ -98,19 +99,17 @@ def fill_from_models(
         In the order of tasks.
     """
     n_bytes = sum(map(size_by_model, tasks))
-    progress = Progress(len(tasks), n_bytes, verbose, noun="sessions")
-    try:
+    with Progress(len(tasks), n_bytes, verbose, noun="sessions") as progress:
         if n_jobs in (None, 1):
             return _in_threads(tasks, n_connections, timeout, progress)
         return _in_workers(tasks, n_connections, timeout, n_jobs, progress)
-    finally:
-        progress.close()
 
 
 def _in_threads(
     tasks: list[Task], n_connections: int, timeout: float, progress: Progress
 ) -> list[Filled]:
-    reader = RangeReader(n_connections, timeout, progress.arrived)
+    arrived: deque[int] = deque()
+    reader = RangeReader(n_connections, timeout, arrived.append)
     cores = ThreadPoolExecutor(_N_CORES)
     pool = ThreadPoolExecutor(min(_AT_ONCE, len(tasks)))
     futures: list[Future[Filled]] = []
@@ -121,7 +120,7 @@ def _in_threads(
             pool.submit(_fill, task, reader, cores, lambda: first.result().agreed)
             for task in tasks[1:]
         ]
-        _watch(futures, progress)
+        _watch(futures, arrived, progress)
         return [future.result() for future in futures]
     finally:
         for future in futures:
@@ -131,15 +130,16 @@ def _in_threads(
         cores.shutdown()
 
 
-def _watch(futures: list[Future[Filled]], progress: Progress) -> None:
+def _watch(
+    futures: list[Future[Filled]], arrived: deque[int], progress: Progress
+) -> None:
     """Show progress until all sessions are done, or one raises."""
     left = set(futures)
     while left:
-        done, left = wait(left, policy.POLICY.watch_every, FIRST_COMPLETED)
+        done, left = wait(left, _SHOW_EVERY, FIRST_COMPLETED)
         for future in done:
             future.result()
-            progress.ended()
-        progress.show()
+        progress.show(len(futures) - len(left), sum([*arrived]))
 
 
 def _in_workers(
@@ -150,8 +150,8 @@ def _in_workers(
     progress: Progress,
 ) -> list[Filled]:
     """Let workers of joblib fill sessions; they see the data directory, too."""
-    filled = [_fill_alone(tasks[0], n_connections, timeout, None, progress.arrived)]
-    progress.ended()
+    filled = [_fill_alone(tasks[0], n_connections, timeout, None)]
+    progress.show(1, size_by_model(tasks[0]))
     backend, _ = joblib.parallel.get_active_backend()
     parallel = joblib.Parallel(
         n_jobs=n_jobs,
@@ -164,9 +164,7 @@ def _in_workers(
     )
     for session in others:
         filled.append(session)
-        progress.arrived(size_by_model(session.task))
-        progress.ended()
-        progress.show()
+        progress.show(len(filled), sum(size_by_model(f.task) for f in filled))
     return filled
 
 
@@ -175,11 +173,10 @@ def _fill_alone(
     n_connections: int,
     timeout: float,
     agreed: Candidate | None,
-    on_bytes: Callable[[int], None] = lambda _: None,
 ) -> Filled:
     with (
         ThreadPoolExecutor(_N_CORES) as cores,
-        RangeReader(n_connections, timeout, on_bytes) as reader,
+        RangeReader(n_connections, timeout) as reader,
     ):
         return _fill(task, reader, cores, lambda: agreed)
 
@@ -204,7 +201,7 @@ def _fill(task: Task, reader: RangeReader, cores: Executor, agreed: Agreed) -> F
 
 
 def _failed(task: Task, error: RangeError) -> Filled:
-    may_pass = error.status is None or error.status in policy.POLICY.retried
+    may_pass = error.status is None or error.status in retry.RETRIED
     remedy = "network" if may_pass and not error.remedy else "server"
     return Filled(task, str(error), error.status, remedy)
 
@@ -213,11 +210,5 @@ def _renewed(task: Task, reader: RangeReader) -> Task:
     """Return a task with the versions of its files that the bucket has now."""
     assert task.model is not None
     return task._replace(
-        image=_version(task.image, reader), model=_version(task.model, reader)
+        image=reader.look_up(task.image), model=reader.look_up(task.model)
     )
-
-
-def _version(target: RemoteObject, reader: RangeReader) -> RemoteObject:
-    reply = reader.ask(target._replace(size=None, etag=None), 0, 1)
-    reader.connections.drop(reply)
-    return target._replace(size=reply.size, etag=reply.etag)

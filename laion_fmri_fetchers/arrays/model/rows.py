@@ -15,11 +15,11 @@ from typing import BinaryIO, NamedTuple, Protocol
 
 import numpy as np
 
+from laion_fmri_fetchers.arrays.disk import write_at
 from laion_fmri_fetchers.arrays.voxel_store import PartWriter, bytes_of
 from laion_fmri_fetchers.messages import readable_size
-from laion_fmri_fetchers.transfer import policy
-from laion_fmri_fetchers.transfer.positions import write_at
-from laion_fmri_fetchers.transfer.spans import (
+from laion_fmri_fetchers.remote import ranges
+from laion_fmri_fetchers.remote.ranges import (
     RemoteObject,
     Sink,
     Span,
@@ -196,12 +196,12 @@ class ContiguousRows:
         return runs_of(rows, self.layout.row_size, reader.worth, reader.n_connections)
 
     def _read_into(self, rows: np.ndarray, scatter: _Scatter) -> None:
-        row_size, limits = self.layout.row_size, policy.POLICY
+        row_size = self.layout.row_size
         runs = self._runs(rows)
         total = sum(stop - start for start, stop in runs) * row_size
         n, worth = self._reader.n_connections, self._reader.worth
         at_least = min(_ROUND_TRIPS * worth * n, total // _FEW)
-        step = max(total // n, at_least, limits.smallest_piece)
+        step = max(total // n, at_least, ranges.SMALLEST_PIECE)
         spans = [
             Span(a, min(a + step, stop), scatter.take(self._offset))
             for start, stop in (

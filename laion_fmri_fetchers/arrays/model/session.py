@@ -34,8 +34,8 @@ from laion_fmri_fetchers.arrays.voxel_store import (
     session_folder,
 )
 from laion_fmri_fetchers.messages import counted, readable_size
+from laion_fmri_fetchers.remote.ranges import RemoteObject
 from laion_fmri_fetchers.storage.files import whole_file
-from laion_fmri_fetchers.transfer.spans import RemoteObject
 
 from .first_volume import FirstVolume, VolumeError, read_first_volume
 from .hdf5 import Chunk, Fetch, Layout, LayoutError, read_layout

@@ -18,8 +18,9 @@ from laion_fmri_fetchers.layout import trees as layout
 from laion_fmri_fetchers.layout.keys import is_held_out
 from laion_fmri_fetchers.layout.labels import OOD_TYPES, stimulus_fields, stimulus_value
 from laion_fmri_fetchers.messages import counted, listed, readable_size
-from laion_fmri_fetchers.transfer import bucket
-from laion_fmri_fetchers.transfer.checksums import bare, part_sizes
+from laion_fmri_fetchers.remote import bucket
+from laion_fmri_fetchers.remote.checksums import part_sizes
+from laion_fmri_fetchers.remote.client import bare_etag
 
 from .client import SMALL, NoAnswerError, Reply
 from .context import Context, Record
@@ -167,7 +168,7 @@ def ranges(context: Context) -> Iterator[Point]:
         f"status {reply.status}, Content-Range: {span}",
         f"206, {expected}",
     )
-    etag = bare(reply.headers.get("ETag", ""))
+    etag = bare_etag(reply.headers.get("ETag", ""))
     yield judged(
         etag == rec["etag"] and "Last-Modified" in reply.headers,
         "ETag and date",
@@ -285,7 +286,7 @@ def speed(context: Context) -> Iterator[Point]:
         return
     stop = min(rec["size"], SPEED_BYTES)
     url = bucket.object_url(rec["key"])
-    reply = context.client.get(url, start=0, stop=stop, may_be_cut=True)
+    reply = context.client.get(url, start=0, stop=stop)
     rate = len(_body(reply, rec["key"])) / max(reply.seconds, 1e-6)
     yield ok(
         "speed",

@@ -76,13 +76,13 @@ class Context(NamedTuple):
 
 def survey(client: Client) -> Sample:
     """List a sample of the bucket."""
-    of_top = client.list_many(
+    of_top = client.list_prefixes(
         [(level, "/") for level in ("", DERIVATIVES, GLM, STIMULI, FIRST_EMBEDDINGS)]
     )
     top, derivatives, glm = of_top[:3]
     subjects = subjects_among(glm["prefixes"])
     subject = subjects[0] if subjects else SUBJECTS[0]
-    of_subject = client.list_many(
+    of_subject = client.list_prefixes(
         [(f"{tree}{subject}/", "/" if tree in _WITH_SESSIONS else "") for tree in TREES]
     )
     sessions = [
@@ -96,7 +96,7 @@ def survey(client: Client) -> Sample:
     held_out = [name for name in sessions if name in HELD_OUT][:1]
     folders = [f"{tree}{subject}/{session}/" for tree in sorted(_WITH_SESSIONS)]
     folders += [f"{GLM}{subject}/{name}/" for name in held_out]
-    of_session = client.list_many([(folder, "") for folder in folders])
+    of_session = client.list_prefixes([(folder, "") for folder in folders])
     listings = (*of_top, *of_subject, *of_session)
     objects = {entry.key: entry for listing in listings for entry in listing["objects"]}
     names = [folder for folder in top["prefixes"] if folder != DERIVATIVES]

@@ -26,7 +26,6 @@ from laion_fmri_fetchers.storage.state import (
     partial_dir,
     state_path,
 )
-from laion_fmri_fetchers.transfer.leftovers import leftovers
 
 from .context import Context
 from .points import PROXY_VARIABLES, Point, judged, note, ok
@@ -213,7 +212,7 @@ def state_folder(context: Context) -> Iterator[Point]:
             )
     partial = partial_dir(data_dir)
     if os.access(partial, os.R_OK | os.X_OK):
-        parts = [o.part for group in leftovers(str(partial)).values() for o in group]
+        parts = list(partial.glob("*.part"))
         size = sum(os.path.getsize(part) for part in parts if os.path.exists(part))
         found = f"{counted(len(parts), 'file')}, {readable_size(size)}"
         yield judged(not parts, "unfinished downloads", found)

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from xml.etree import ElementTree as ET
 
 from laion_fmri_fetchers.messages import listed
-from laion_fmri_fetchers.transfer.bucket import bucket_url
+from laion_fmri_fetchers.remote.bucket import bucket_url
 
 from .client import CONNECT_TIMEOUT, Client, NoAnswerError, Reply, begin, proxy_of
 from .points import Point, advice_on, judged, note, ok, shown_url

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import tqdm.auto  # noqa: F401
 
-from laion_fmri_fetchers.transfer import bucket, transfer
+from laion_fmri_fetchers.remote import bucket, download
 
 
 def peak_memory() -> int:
@@ -36,16 +36,17 @@ def main() -> None:
     before = peak_memory()
     began = time.perf_counter()
     downloads = [
-        transfer.Download(
+        download.Download(
             one.key,
             bucket.object_url(one.key),
             args.folder / one.key,
             one.size,
             one.etag,
+            last_modified=bucket.timestamp(one.last_modified),
         )
-        for one in bucket.list_objects(args.prefix)["objects"]
+        for one in bucket.list_prefixes([(args.prefix, "")], verbose=0)[0]["objects"]
     ]
-    failed = transfer.download_files(
+    failed = download.download_files(
         downloads,
         partial_dir=args.folder / ".partial",
         n_connections=args.connections,

@@ -1,4 +1,4 @@
-"""Reading and writing at a position of a file that several threads share."""
+"""Writing at a position of a file that several threads share, and what it lies on."""
 
 from __future__ import annotations
 
@@ -38,3 +38,24 @@ def write_at(descriptor: int, chunk: bytes | memoryview, offset: int) -> None:
     while rest:
         n_written = _write_some(descriptor, rest, offset)
         rest, offset = rest[n_written:], offset + n_written
+
+
+def file_system(path: str | os.PathLike) -> str:
+    """Return the kind of file system that a path is on, such as "ext4" or "nfs4".
+
+    Returns
+    -------
+    str
+        ``""`` where the operating system does not tell, as all but Linux.
+    """
+    try:
+        device = os.stat(path).st_dev
+        number = f"{os.major(device)}:{os.minor(device)}"
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as mounts:
+            for mount in mounts:
+                place, _, kind = mount.partition(" - ")
+                if place.split()[2] == number:
+                    return kind.split()[0]
+    except (OSError, AttributeError, IndexError):
+        pass
+    return ""
