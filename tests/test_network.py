@@ -228,7 +228,7 @@ def test_an_authority_of_ones_own(
 def test_an_authority_that_is_not_known(over_tls, tmp_path):
     listing, reason, service = troubles(tmp_path)
     assert "TLS fails: CERTIFICATE_VERIFY_FAILED" in listing
-    assert reason == "TLS fails: CERTIFICATE_VERIFY_FAILED (3 times)"
+    assert reason.startswith("TLS fails: CERTIFICATE_VERIFY_FAILED, unable to get")
     assert "TLS fails" in service
 
 

@@ -76,7 +76,10 @@ class Threads:
             self._ready.put(None)
 
     def start(self, task: _Task) -> None:
-        """Let the next free thread do a task."""
+        """Let the next free thread do a task; after the end, return it undone."""
+        if self.is_stopped:
+            task.tasks.done.put((task, Outcome(task.key)))
+            return
         with self._lock:
             self._n_waiting += 1
             if self._n_started < min(self._n_waiting, self.n):
