@@ -9,6 +9,7 @@ import pytest
 SET_UP = """
 import os
 from laion_fmri_fetchers import *
+from laion_fmri_fetchers.exceptions import LicenseNotAcceptedError
 os.environ.update({settings!r})
 """
 
