@@ -263,11 +263,12 @@ def test_names_with_filter_and_limit(granted):
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        ({"names": [PNG[:-4]]}, PNG),
-        ({"names": 3}, "names"),
-        ({"names": [3]}, "names"),
-        ({"names": pd.DataFrame({"run": [1]})}, "label"),
-        ({"names": [PNG], "trials": pd.DataFrame({"label": [PNG]})}, "one of them"),
+        ({"labels": [PNG[:-4]]}, PNG),
+        ({"labels": 3}, "labels"),
+        ({"labels": [3]}, "labels"),
+        ({"labels": pd.DataFrame({"run": [1]})}, "column 'label'"),
+        ({"trials": pd.DataFrame({"label": [PNG]})}, "trials"),
+        ({"standardize": "zscore"}, "argument of fetch_laion_betas, load_betas"),
         ({"datset": "OOD"}, "dataset"),
         ({"stimulus_filter": {"rep": 3}}, "n_reps"),
         ({"mode": "onlin"}, "offline"),
@@ -574,7 +575,7 @@ def test_overwriting_the_archive_renews_extracted_images(
 
 @pytest.mark.parametrize(
     "name",
-    ["../escape.jpg", "/etc/x.jpg", "a/b.jpg", "..", "", "C:x.jpg", "a\\b", "a\nb"],
+    ["../escape.jpg", "/etc/x.jpg", "a/b.jpg", "..", "C:x.jpg", "a\\b", "a\nb"],
 )
 def test_names_that_would_leave_the_folder(
     granted, server, published, data_dir, tmp_path, name

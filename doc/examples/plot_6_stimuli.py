@@ -27,7 +27,7 @@ demo.access.approves = False  # as with the real service, approval takes time
 # a script, they are arguments, including two consents: the version of the agreement
 # that you have read and accept, and that you acknowledge the privacy notice.
 # ``renew=True`` sends the form even if this machine keeps an approved request already.
-# Until the request is approved, calls raise `AccessPendingError`.
+# Until the request is approved, calls raise `.AccessPendingError`.
 
 from laion_fmri_fetchers import (
     access_status,
