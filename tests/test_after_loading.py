@@ -21,6 +21,7 @@ from sklearn.utils import Bunch
 from test_betas import AFFINE, SHAPE, brain, make, noise
 
 from laion_fmri_fetchers import (
+    align,
     fetch_laion_fmri,
     load_betas,
     normalized_score,
@@ -32,6 +33,7 @@ from laion_fmri_fetchers.exceptions import (
     InvalidQueryError,
     NotCachedError,
 )
+from laion_fmri_fetchers.query.splits import StimulusSplit
 
 INVERSE = {"4rep": 1 / 4, "12rep": 1 / 12, "Allrep": (881 / 12 + 5323 / 4) / 6204}
 
@@ -640,3 +642,27 @@ def test_values_beside_a_region_may_be_nan(betas):
     inside = np.asarray(betas.mask_img.dataobj) > 0
     np.testing.assert_array_equal(volume[inside], values)
     assert np.isnan(volume[~inside]).all()
+
+
+@pytest.mark.parametrize(
+    "labels", [{"a", "b"}, frozenset({"a"}), {"a": 1}.keys() | {"b"}]
+)
+def test_sets_of_labels_are_refused_where_rows_follow_them(tmp_path, labels):
+    data = make(tmp_path, [noise(4)], labels=("a", "b"))
+    table = Bunch(metadata=pd.DataFrame(index=pd.Index(["a", "b"], name="image_name")))
+    split = StimulusSplit(["a"], ["b"])
+    for call, name in (
+        (lambda: load(data, rois="brain", labels=labels), "labels"),
+        (lambda: align(labels, table), "trials"),
+        (lambda: split.masks(labels), "trials"),
+        (lambda: list(split.split([0, 0], groups=labels)), "groups"),
+    ):
+        with pytest.raises(InvalidQueryError, match=f"{name} is a (frozen)?set, whose"):
+            call()
+
+
+def test_collections_with_an_order_are_taken(tmp_path):
+    data = make(tmp_path, [noise(4)], labels=("a", "b"))
+    keys = dict.fromkeys("ba").keys()
+    assert list(load(data, rois="brain", labels=keys).trials["label"]) == [*"bbaa"]
+    assert StimulusSplit({"c", "a"}, {"b"}).train == ["a", "c"]

@@ -1152,3 +1152,38 @@ def test_workers_of_dask_fill_a_store(server, data_dir, betas_folder, face):
         betas = fetch(source="model", n_jobs=-1)
     assert np.array_equal(betas.data, true_betas(betas_folder, face))
     assert len(list((data_dir / ".laion_fmri" / "voxels").rglob("*.npy"))) == 3
+
+
+# Selections of trials
+
+
+@pytest.mark.parametrize("query", [{"n_reps": "12"}, {"label": "none such"}])
+def test_a_selection_without_trials_is_an_error_as_in_load_betas(server, query):
+    message = "No trial of sub-01 is selected"
+    with (
+        pytest.warns(UserWarning, match="Nothing passes trial_filter"),
+        pytest.raises(InvalidQueryError, match=message),
+    ):
+        fetch(trial_filter=query)
+    with pytest.warns(UserWarning, match="Nothing passes trial_filter"):
+        assert fetch(trial_filter=query, dry_run=True).plan_size == 0
+    data = fetch_laion_fmri(1, "FFA1", max_images=1, verbose=0)
+    data.trials = data.trials[:0]
+    with pytest.raises(InvalidQueryError, match=message):
+        load_betas(data, verbose=0)
+
+
+def test_labels_that_no_trial_shows_are_an_error_before_the_download(server):
+    trials = fetch_laion_fmri(1, None, dry_run=True, verbose=0).trials
+    known = trials["label"][0]
+    for dry_run in (True, False):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            with pytest.raises(
+                InvalidQueryError, match=f"lack 1 .*did you mean '{known}"
+            ):
+                fetch(labels=[known, known + "x"], dry_run=dry_run)
+    with pytest.raises(InvalidQueryError, match="labels is a set, whose order"):
+        fetch(labels={*trials["label"][:2]})
+    betas = fetch(labels=[trials["label"][1], known])
+    assert list(dict.fromkeys(betas.trials["label"])) == [trials["label"][1], known]

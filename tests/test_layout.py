@@ -349,12 +349,15 @@ def test_labels(label, fields):
     assert tuple(stimulus_fields(label)) == LABEL_FIELDS
 
 
-@pytest.mark.parametrize("value", ["sub-01", "01", "1", 1, "sub-1", " 01 "])
+@pytest.mark.parametrize("value", ["sub-01", "01", "1", 1, 1.0, "sub-1", " 01 "])
 def test_forms_of_a_subject(value):
     assert clean_subject(value) == "sub-01"
 
 
-@pytest.mark.parametrize("value", ["sub", "", "bob", None, True, 1.0, -1, "ses-01"])
+@pytest.mark.parametrize(
+    "value",
+    ["sub", "", "bob", None, True, 1.5, float("nan"), float("inf"), -1, "ses-01"],
+)
 def test_no_subject(value):
     assert clean_subject(value) is None
 
@@ -381,7 +384,8 @@ def test_what_is_no_null_string(value):
         ("01234", None),
         ("ses 1", None),
         (None, None),
-        (1.0, None),
+        (1.0, "ses-01"),
+        (1.5, None),
     ],
 )
 def test_forms_of_a_session(value, session):

@@ -461,3 +461,23 @@ def test_ink_follows_the_colour_scheme(chromium, data, tmp_path):
             )
         )
     assert inks == ["rgb(27, 31, 36)", "rgb(230, 233, 237)"]
+
+
+@pytest.mark.parametrize("column", ["subject", "session", "dataset"])
+def test_trials_without_a_column_are_refused(column, data):
+    data.trials = data.trials.drop(columns=column)
+    with pytest.raises(InvalidQueryError, match=f"no column '{column}'"):
+        plot_trials(data)
+
+
+@pytest.mark.parametrize("cuts", [0, -3, []])
+def test_no_slice_is_refused(cuts, data):
+    with pytest.raises(InvalidQueryError, match="cut_coords is empty"):
+        plot_rois(data, cut_coords=cuts)
+
+
+@pytest.mark.parametrize("function", [plot_rois, plot_noise_ceiling, make_report])
+def test_masks_chosen_without_their_metadata_are_refused(function, data):
+    data.rois = data.rois[:1]
+    with pytest.raises(InvalidQueryError, match="1 rois and 12 rois_meta"):
+        function(data)

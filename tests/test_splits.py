@@ -689,7 +689,11 @@ def test_what_holds_no_labels_is_named(trials, words):
         ("a", ["b"], "train is 'a'"),
         (["a"], None, "test is None"),
         (["a"], {"b": 1}, "test is {'b': 1}; give a list of labels"),
-        (pd.DataFrame({"label": ["a"]}), ["b"], "train is .*; give a list of labels"),
+        (
+            pd.DataFrame({"label": ["a"]}),
+            ["b"],
+            "(?s)train is .*; give a list of labels",
+        ),
     ],
 )
 def test_a_split_is_of_different_labels(train, test, words):

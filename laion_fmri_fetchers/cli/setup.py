@@ -19,7 +19,7 @@ def _initialize_options(command: Parser) -> None:
 
 def _initialize(options: Options) -> None:
     """Set the data directory; without FOLDER, show it."""
-    if options.folder:
+    if options.folder is not None:
         print(package.dataset_initialize(options.folder))
     else:
         print(package.get_data_dir(options.data_dir))

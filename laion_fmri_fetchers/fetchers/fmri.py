@@ -88,7 +88,7 @@ def fetch_laion_fmri(
 callable, optional
         Conditions on records of ``subjects_meta``, ``images_meta`` and ``rois_meta``,
         and on trials as dicts. A term on a field replaces the default term on it, see
-        `basic_image_terms` and `basic_roi_terms`. With a trial filter, only files of
+        `.basic_image_terms` and `.basic_roi_terms`. With a trial filter, only files of
         sessions in which a trial passes are fetched.
     max_images : int, optional
         Maximum number of image files, in subject, session order; None or negative: all.

@@ -85,7 +85,7 @@ def fetch_laion_splits(
     Returns
     -------
     :class:`sklearn.utils.Bunch`
-        - ``splits``: dict of str to `StimulusSplit`, in the order of ``names``. The
+        - ``splits``: dict of str to `.StimulusSplit`, in the order of ``names``. The
           Bunch finds them by name, too: ``splits["tau"]``.
         - ``random``, ``cluster_k5``: the five splits of a family as one splitter of
           scikit-learn, with ``len()``, items and a loop; only where all five were
@@ -118,15 +118,15 @@ def fetch_laion_splits(
         If the random splits are of a former generation: not ``"b"`` in the pool
         ``"shared"``, or not ``"c"`` in that of a subject.
 
+    See Also
+    --------
+    query.splits.StimulusSplit : What each of them does.
+
     Notes
     -----
     A pool has the images that were published with the splits: regular images shown 12
     times, those of NSD shown 4 times, and unique ones. Shared images that are released
     later are in no pool, and in neither set of a split.
-
-    See Also
-    --------
-    StimulusSplit : What each of them does.
 
     Examples
     --------

@@ -172,7 +172,7 @@ def plot_rois(
     Raises
     ------
     InvalidQueryError
-        If the Bunch does not have the subject.
+        If the Bunch does not have the subject, or ``cut_coords`` is empty.
     ImportError
         If matplotlib is not installed.
 
@@ -295,7 +295,7 @@ def plot_trials(
     Raises
     ------
     InvalidQueryError
-        If the Bunch does not have the subject.
+        If the Bunch does not have the subject, or ``trials`` lacks a column.
     ImportError
         If matplotlib is not installed.
 
@@ -526,8 +526,6 @@ def _cuts(
     masks: list[nib.Nifti1Image], cut_coords: int | Sequence[float]
 ) -> list[float]:
     """Return heights of slices, in mm: evenly spread over most of the voxels."""
-    if not isinstance(cut_coords, (int, np.integer)):
-        return [float(height) for height in cut_coords]
     heights = [
         np.argwhere(np.asanyarray(mask.dataobj) > 0) @ mask.affine[2, :3]
         + mask.affine[2, 3]
@@ -538,4 +536,10 @@ def _cuts(
         n_slices = masks[0].shape[2]
         inside = np.arange(n_slices) * masks[0].affine[2, 2] + masks[0].affine[2, 3]
     low, high = np.quantile(inside, (0.02, 0.98))
-    return [float(z) for z in np.linspace(low, high, int(cut_coords) + 2)[1:-1]]
+    if isinstance(cut_coords, (int, np.integer)):
+        cuts = np.linspace(low, high, max(0, int(cut_coords)) + 2)[1:-1]
+    else:
+        cuts = np.asarray(cut_coords, dtype=float)
+    if not len(cuts):
+        raise InvalidQueryError("cut_coords is empty; give 1 slice or more")
+    return cuts.tolist()

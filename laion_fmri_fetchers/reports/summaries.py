@@ -11,6 +11,7 @@ import pandas as pd
 from sklearn.utils import Bunch
 
 from laion_fmri_fetchers.arrays.volumes import Header, iter_volumes, read_header, scaled
+from laion_fmri_fetchers.exceptions import InvalidQueryError
 from laion_fmri_fetchers.layout.keys import (
     GIFTI_EXTENSION,
     Record,
@@ -231,6 +232,14 @@ def rois(data: Bunch, ceiling: str) -> pd.DataFrame:
 
 def roi_records(data: Bunch) -> list[Record]:
     """Return the records of all ROI masks of a Bunch."""
+    for name in ("images", "rois"):
+        metadata = data.get(f"{name}_meta", [])
+        files = data.get(name, metadata)
+        if len(files) != len(metadata):
+            raise InvalidQueryError(
+                f"data has {len(files)} {name} and {len(metadata)} {name}_meta; choose "
+                "from both alike"
+            )
     masks = {r["id"]: r for r in [*data.rois_meta, *data.images_meta] if r["roi"]}
     order = ("subject", "roi_category", "roi", "hemi", "extension")
     return sorted(masks.values(), key=lambda r: [r[name] or "" for name in order])
