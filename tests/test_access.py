@@ -876,6 +876,7 @@ def test_input_that_ends(access, data_dir, at_terminal):
 def test_addresses_must_be_https(monkeypatch, data_dir, no_network, path):
     monkeypatch.setenv("LAION_FMRI_ACCESS_URL", "http://access.example.org")
     monkeypatch.setenv("LAION_FMRI_REQUEST_ID", "lfm_of_a_test")
+    monkeypatch.delenv("LAION_FMRI_BUCKET_URL")
 
     with pytest.raises(AccessServiceError, match="https"):
         login("lfm_of_a_test") if path == REFRESH else current_terms_version()

@@ -577,7 +577,7 @@ def test_demo(tmp_path):
     assert figure.read_bytes().startswith(b"\x89PNG")
     assert str(figure) in done.stdout
     assert (tmp_path / "demo" / "stimuli.png").read_bytes().startswith(b"\x89PNG")
-    assert "approval" in done.stdout
+    assert "access is granted" in done.stdout
     assert (tmp_path / "demo" / "report.html").stat().st_size > 10_000
     assert "offline" in done.stdout
     assert "Warning" not in done.stderr

@@ -186,7 +186,7 @@ def test_processes_that_are_killed(server, downloads, watcher, tmp_path, locks_w
     processes = [start(downloads, tmp_path, locks_work, None) for _ in range(6)]
     n_killed = 0
     while not all(download.path.exists() for download in downloads):
-        due = server.sent + chance.randrange(800_000)
+        due = server.sent + chance.randrange(2_000_000)
         for _ in range(200):
             if server.sent >= due or not any(map(CONTEXT.Process.is_alive, processes)):
                 break

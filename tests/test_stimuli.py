@@ -573,7 +573,7 @@ def test_overwriting_the_archive_renews_extracted_images(
 
 @pytest.mark.parametrize(
     "name",
-    ["../escape.jpg", "/etc/x.jpg", "a/b.jpg", "..", "", "C:x.jpg", "a\\b", "a\nb"],
+    ["../escape.jpg", "/etc/x.jpg", "a/b.jpg", "..", "C:x.jpg", "a\\b", "a\nb"],
 )
 def test_names_that_would_leave_the_folder(
     granted, server, published, data_dir, tmp_path, name

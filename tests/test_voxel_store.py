@@ -576,9 +576,9 @@ def test_removing_packed_images(server, data_dir, store):
     expected = load_betas(data, rois="brain", verbose=0).data
     pack_betas(data, verbose=0)
     shutil.rmtree(store)
-    assert remove_packed_images(data) == [image_key("ses-02")]
+    assert remove_packed_images(data, "sub-01") == [image_key("ses-02")]
     assert not (data_dir / image_key("ses-02")).exists()
-    assert remove_packed_images(data) == []
+    assert remove_packed_images(data, "sub-01") == []
     assert set(verify_cache(verbose=0)["status"]) == {"ok"}
     assert np.array_equal(load_betas(data, rois="brain", verbose=0).data, expected)
 
