@@ -151,8 +151,19 @@ def test_masks_of_regions_by_any_name(betas):
         assert np.array_equal(betas.roi_mask(name), masks["FFA1"])
     assert np.array_equal(betas.roi_mask("V1"), masks["V1d"] | masks["V1v"])
     assert betas.roi_mask("V1").dtype == bool
+    both = masks["FFA1"] | masks["V1d"]
+    assert np.array_equal(betas.roi_mask(["FFA1", "V1d"]), both)
+    assert np.array_equal(betas.roi_mask(("face", "V1")), union | betas.roi_mask("V1"))
     betas.roi_mask("FFA1")[:] = False  # a copy
     assert masks["FFA1"].any()
+
+
+def test_a_region_that_is_no_key_names_the_method_that_finds_it(betas, tmp_path):
+    betas.save(tmp_path / "betas.npz")
+    for each in (betas, load_betas(tmp_path / "betas.npz"), betas.copy()):
+        with pytest.raises(KeyError, match=r"betas\.roi_mask\('face'\)"):
+            each.roi_masks["face"]
+        assert each.roi_masks.get("face") is None
 
 
 def test_masks_of_regions_that_were_not_asked_for(fetch):
@@ -351,6 +362,15 @@ def test_saved_betas_are_the_same(fetch, tmp_path, average_repeats):
     # numpy reads the file, without unpickling anything.
     with np.load(tmp_path / "new" / "betas.npz", allow_pickle=False) as arrays:
         assert any(np.array_equal(arrays[name], betas.data) for name in arrays)
+
+
+def test_saved_betas_are_loaded_as_they_were_saved_or_not_at_all(betas, tmp_path):
+    betas.save(tmp_path / "betas.npz")
+    for choice in ({"rois": "FFA1"}, {"standardize": "zscore"}, {"labels": ["a.jpg"]}):
+        (name,) = choice
+        with pytest.raises(InvalidQueryError, match=f"{name} is for betas that are"):
+            load_betas(tmp_path / "betas.npz", **choice)
+    assert same(load_betas(tmp_path / "betas.npz", rois="fetched", verbose=0), betas)
 
 
 def test_what_users_add_is_saved_too(betas, tmp_path):

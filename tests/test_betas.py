@@ -17,7 +17,7 @@ from nilearn.maskers import NiftiMasker
 from nilearn.masking import apply_mask, unmask
 from sklearn.utils import Bunch
 
-from laion_fmri_fetchers import fetch_laion_fmri
+from laion_fmri_fetchers import fetch_laion_betas, fetch_laion_fmri
 from laion_fmri_fetchers.arrays import betas as betas_module
 from laion_fmri_fetchers.arrays import session as session_module
 from laion_fmri_fetchers.arrays import voxels as voxels_module
@@ -320,10 +320,12 @@ def test_unions_and_names_in_any_case(tmp_path):
 
 def test_the_bunch_of_another_function(data):
     betas = load_betas(data, rois="brain")
-    for other in (betas, "sub-01", None):
+    for other in (betas, None):
         kind = type(other).__name__
         with pytest.raises(InvalidQueryError, match=f"{kind} without images_meta"):
             load_betas(other)
+    with pytest.raises(NotCachedError, match="no file sub-01 that the method save"):
+        load_betas("sub-01")
 
 
 def test_a_mask_is_needed(data):
@@ -351,12 +353,43 @@ def test_subjects(fetch):
     for subject in ("sub-03", "3", 3):
         betas = load_betas(data, subject)
         assert set(betas.trials["subject"]) == {"sub-03"}
+    for subjects in ("all", ["sub-01", 3], [3]):
+        each = load_betas(data, subjects)
+        assert list(each) == ["sub-01", "sub-03"][-len(each) :]
+        assert np.array_equal(each["sub-03"].data, betas.data)
     alone = load_betas(fetch("sub-03", rois="FFA1"))
     assert np.array_equal(alone.data, betas.data)
     with pytest.raises(InvalidQueryError, match="did you mean"):
         load_betas(data, "sub-04")
     with pytest.raises(InvalidQueryError, match="no betas"):
         load_betas(fetch("sub-01", image_type="rsquare"))
+
+
+def test_several_subjects_are_a_bunch_of_each(server, data_dir):
+    where = {"rois": "FFA1", "sessions": 1, "verbose": 0}
+    data = fetch_laion_fmri("all", **where)
+    same = load_betas(data, "all", verbose=0)
+    for subjects in ("all", list(same)):
+        found = fetch_laion_betas(subjects, **where)
+        assert (
+            list(found)
+            == list(same)
+            == [meta["subject"] for meta in data.subjects_meta]
+        )
+        for name, betas in found.items():
+            assert np.array_equal(betas.data, same[name].data)
+            own = same[name].trials.assign(image_index=betas.trials["image_index"])
+            pd.testing.assert_frame_equal(betas.trials, own)
+    (name,) = fetch_laion_betas(["01"], **where)
+    assert name == "sub-01"
+
+
+def test_a_plan_of_several_subjects_is_a_plan_of_each(server, data_dir):
+    plans = fetch_laion_betas([1, 3], "FFA1", iter([1]), dry_run=True, verbose=0)
+    for name in ("sub-01", "sub-03"):
+        alone = fetch_laion_betas(name, "FFA1", 1, dry_run=True, verbose=0)
+        pd.testing.assert_frame_equal(plans[name].plan, alone.plan)
+        assert plans[name].plan_size > 0
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,7 @@ def test_betas_of_a_region(server, data_dir, capsys):
         ("voxels", "model.h5")
     ] * 2
     assert main(command) == 0
-    assert capsys.readouterr() == ("128 trials x 12 voxels\n", "")
+    assert capsys.readouterr() == ("sub-01: 128 trials x 12 voxels\n", "")
     assert not list(data_dir.rglob("*Betas_statmap.nii.gz"))
     requests = len(server.requests)
     assert main([*command, "--mode", "offline"]) == 0
@@ -92,6 +92,30 @@ def test_betas_of_a_region(server, data_dir, capsys):
     assert load_betas(data_dir / "ppa.npz").data.shape == (128, 12)
     assert run(["fetch-betas", "--source", "modle"]) == 2
     assert "did you mean 'model'" in capsys.readouterr().err
+
+
+def test_betas_of_several_subjects(server, data_dir, capsys):
+    command = ["fetch-betas", "--rois", "PPA", "--sessions", "1", "-q", "--subjects"]
+    assert main([*command, "1", "3", "--dry-run"]) == 0
+    ids = [line.split("\t")[2] for line in capsys.readouterr().out.splitlines()]
+    assert [re.search("sub-..", one)[0] for one in ids] == ["sub-01", "sub-03"]
+    assert main([*command, "1", "3"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["sub-01", "sub-03"]
+    for subjects in (["1", "3"], ["all"]):
+        assert main([*command, *subjects, "--output", str(data_dir / "x.npz")]) == 2
+        assert "--output is for the betas of one subject" in capsys.readouterr().err
+
+
+def test_initialize_without_a_folder_shows_the_directory_in_force(data_dir, capsys):
+    assert main(["initialize"]) == 0
+    assert capsys.readouterr().out == f"{data_dir}\n"
+
+
+@pytest.mark.parametrize("command", ["config", "info", "rois", "pack", "completion"])
+def test_commands_have_one_name(command, capsys):
+    assert run([command]) == 2
+    assert "invalid choice" in capsys.readouterr().err
 
 
 def test_pack(server, data_dir, capsys):

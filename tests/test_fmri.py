@@ -60,6 +60,7 @@ KEYS = {
     "images_meta",
     "rois",
     "rois_meta",
+    "roi_files",
     "brain_masks",
     "noise_ceilings",
     "trials",
@@ -260,6 +261,46 @@ def test_all_rois(cached):
     data = fetch(mode="offline")
     assert {m["roi"] for m in data.rois_meta} == set(data.subjects_meta[0]["rois"])
     assert {m["space"] for m in data.rois_meta} == {"T1w"}
+
+
+def test_files_of_rois_by_subject_and_name(cached):
+    data = fetch("all", ["FFA1", "PPA"], 1, mode="offline")
+    assert list(data.roi_files) == [meta["subject"] for meta in data.subjects_meta]
+    for path, meta in zip(data.rois, data.rois_meta, strict=True):
+        assert data.roi_files[meta["subject"]][meta["roi"]] == path
+    assert sum(map(len, data.roi_files.values())) == len(data.rois)
+    assert fetch(rois=None, mode="offline").roi_files == {"sub-01": {}}
+
+
+@pytest.mark.parametrize(
+    ("roi_filter", "names"),
+    [
+        ({"space": "fsnative", "extension": "func.gii"}, ["FFA1 L", "FFA1 R"]),
+        ({"res": NotNull()}, ["FFA1 1pt5", "FFA1 1pt8"]),
+        (
+            {"space": "fsnative", "hemi": "L", "extension": NotNull()},
+            ["FFA1 func.gii", "FFA1 label"],
+        ),
+        (
+            {
+                "space": NotNull(),
+                "res": IsIn("1pt8", None),
+                "extension": IsIn("nii.gz", "func.gii"),
+            },
+            [
+                "FFA1 T1w 1pt8 nii.gz",
+                "FFA1 fsnative L func.gii",
+                "FFA1 fsnative R func.gii",
+            ],
+        ),
+    ],
+)
+def test_of_several_files_of_a_roi_none_is_left_out(
+    server, data_dir, roi_filter, names
+):
+    data = fetch(1, "FFA1", 1, max_images=0, roi_filter=roi_filter)
+    assert sorted(data.roi_files["sub-01"]) == sorted(names)
+    assert sorted(data.roi_files["sub-01"].values()) == sorted(data.rois)
 
 
 # ---------------------------------------------------------------- filters

@@ -23,9 +23,20 @@ to_torch_dataset mask_source streaming nc_threshold stimuli
 load_subjects get_shared_betas get_shared_images get_shared_stimulus_metadata
 list_pools list_splits list_ood_types load_split load_all_splits get_train_test_ids
 get_split_masks localizer_statmap_path localizer_effect_path LaionFMRIDataset
+Captions Embeddings Segmentations Stimuli load_embeddings load_stimuli as_displayed_rgb
+resolve_subject_id set_data_dir
+DataDirNotSetError DataNotDownloadedError DataNotFoundError NoMatchingDataError
+StimuliNotDownloadedError SubjectNotFoundError
+volume_to_surface volume_to_template surface_to_template MNI152NLin6Asym
+MNI152NLin2009cAsym output_dir fsaverage6
+get_roi_masks get_n_voxels get_n_stimuli has_stimuli has_freesurfer has_anatomical
+get_freesurfer_dir get_anatomical_dir source res
+images.get images.array images.all embeddings.all segmentations.nouns
+segmentations.has_image segmentations.get captions.human captions.ai captions.get
+captions.list include_embeddings accept_licenses split_family params variants
 """
 
-COMMANDS = "config download download-raw download-stimuli request-access"
+COMMANDS = "config info download download-raw download-stimuli request-access"
 
 
 @pytest.mark.parametrize("name", NAMES.split())
@@ -37,3 +48,9 @@ def test_every_name_has_a_row(name):
 @pytest.mark.parametrize("command", COMMANDS.split())
 def test_every_command_has_a_row(command):
     assert f"   * - ``{command}" in PAGE
+
+
+@pytest.mark.parametrize("command", ["login", "logout"])
+def test_commands_that_only_this_package_has_are_no_row(command):
+    assert f"   * - ``{command}" not in PAGE
+    assert f"``, ``{command}``\n     - " not in PAGE

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import importlib.metadata
 import subprocess
 import sys
@@ -53,6 +54,20 @@ def test_every_public_name_is_there():
         assert name in dir(laion_fmri_fetchers)
     with pytest.raises(AttributeError):
         laion_fmri_fetchers.no_such_name  # noqa: B018
+
+
+def test_what_few_need_is_not_at_the_top():
+    elsewhere = {
+        "access": ["license_text", "logout"],
+        "query": ["basic_image_terms", "basic_roi_terms"],
+        "query.splits": ["StimulusSplit"],
+        "exceptions": ["InvalidQueryError", "NotCachedError", "StimulusAccessError"],
+    }
+    for module, names in elsewhere.items():
+        found = importlib.import_module(f"laion_fmri_fetchers.{module}")
+        for name in names:
+            assert getattr(found, name).__doc__
+            assert not hasattr(laion_fmri_fetchers, name)
 
 
 def test_api_page_has_every_public_name():

@@ -11,12 +11,16 @@ from laion_fmri_fetchers import (
     GreaterThan,
     NotNull,
     ResultFilter,
-    fetch_laion_captions,
+    fetch_laion_betas,
     fetch_laion_embeddings,
     fetch_laion_fmri,
     fetch_laion_fmri_ids,
-    fetch_laion_stimuli,
+    fetch_laion_splits,
+    fetch_laion_surfaces,
+    get_rois,
     get_subjects,
+    load_betas,
+    pack_betas,
 )
 from laion_fmri_fetchers.exceptions import InvalidQueryError
 from laion_fmri_fetchers.query import basic_image_terms
@@ -38,24 +42,19 @@ def fetch(cached, no_network):
 @pytest.mark.parametrize(
     ("argument", "hint"),
     [
-        ({"offline": True}, 'mode="offline"'),
-        ({"overwrite": True}, 'mode="overwrite"'),
-        ({"n_jobs": 4}, "n_connections="),
-        ({"ses": 1}, "sessions="),
-        ({"roi": "FFA1"}, "rois="),
-        ({"category": "face"}, "rois="),
-        ({"output_dir": "x"}, "data_dir="),
-        ({"include_stimuli": True}, r"fetch_laion_stimuli\(\)"),
-        ({"include_raw": True}, 'image_type="raw_bold"'),
-        ({"local_files_only": True}, 'mode="offline"'),
-        ({"data_home": "x"}, "data_dir="),
-        ({"n_subjects": 3}, "subjects="),
+        ({"standardize": "zscore"}, "argument of fetch_laion_betas, load_betas$"),
+        ({"n_jobs": 4}, "argument of fetch_laion_betas, load_betas, pack_betas"),
+        ({"n_reps": 12}, r"field of trials: trial_filter=\{'n_reps': 12\}$"),
+        ({"subject": 1}, "use subjects="),
+        ({"session": 1}, "use sessions="),
+        ({"roi": "FFA1"}, "use rois="),
+        ({"maximages": 1}, "did you mean 'max_images'"),
         ({"image_terms": {"image_typ": "betas"}}, "did you mean 'image_type'"),
         ({"image_terms": {"n_reps": 12}}, r"trial_filter=\{'n_reps': 12\}"),
         ({"image_terms": ResultFilter()}, "dict of terms.*image_filter="),
     ],
 )
-def test_arguments_of_other_packages(argument, hint):
+def test_an_argument_that_is_none_gets_its_place(argument, hint, no_network):
     (name,) = argument
     with pytest.raises(InvalidQueryError, match=hint) as error:
         fetch_laion_fmri(**argument)
@@ -65,20 +64,27 @@ def test_arguments_of_other_packages(argument, hint):
 @pytest.mark.parametrize(
     ("call", "argument", "hint"),
     [
-        (fetch_laion_captions, {"n_jobs": 2}, "n_connections="),
-        (fetch_laion_stimuli, {"image_names": ["a.jpg"]}, "labels="),
-        (fetch_laion_embeddings, {"model": "CLIP"}, "models="),
+        (fetch_laion_betas, {"image_filter": {}}, "argument of fetch_laion_fmri$"),
+        (fetch_laion_betas, {"n_reps": 12}, r"trial_filter=\{'n_reps': 12\}$"),
+        (fetch_laion_betas, {"subject": 1}, "use subjects="),
+        (fetch_laion_betas, {"label": "a.jpg"}, "use labels="),
+        (fetch_laion_embeddings, {"model": "CLIP"}, "use models="),
         (fetch_laion_embeddings, {"labelz": "a.jpg"}, "did you mean 'labels'"),
-        (fetch_laion_fmri_ids, {"ids": ["a"]}, "image_ids="),
-        (get_subjects, {"mode": "offline"}, "LAION_FMRI_OFFLINE=1"),
-        (get_subjects, {"n_jobs": 2}, "has no argument 'n_jobs'"),
+        (fetch_laion_fmri_ids, {"rois": ["a"]}, "argument of .*fetch_laion_fmri"),
+        (fetch_laion_splits, {"split": "tau"}, "has no argument 'split'"),
+        (fetch_laion_surfaces, {"trial_filter": {}}, "argument of fetch_laion_betas"),
+        (get_rois, {"subject": 1}, "use subjects="),
+        (get_subjects, {"mode": "offline"}, "argument of .*fetch_laion_betas"),
+        (load_betas, {"trial_filter": {}}, "fetch_laion_betas, fetch_laion_fmri$"),
+        (load_betas, {"n_reps": 12}, r"\{'n_reps': 12\} of fetch_laion_fmri$"),
+        (pack_betas, {"labels": ["a.jpg"]}, "argument of .*load_betas"),
     ],
 )
-def test_arguments_of_other_packages_in_all_calls(call, argument, hint, no_network):
+def test_an_argument_of_another_call_is_named(call, argument, hint, no_network):
     (name,) = argument
     with pytest.raises(InvalidQueryError, match=hint) as error:
         call(**argument)
-    assert repr(name) in str(error.value)
+    assert f"{call.__name__} has no argument {name!r}" in str(error.value)
 
 
 def test_a_field_of_trials_among_those_of_images(no_network):

@@ -257,11 +257,12 @@ def test_names_with_filter_and_limit(granted):
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        ({"names": [PNG[:-4]]}, PNG),
-        ({"names": 3}, "names"),
-        ({"names": [3]}, "names"),
-        ({"names": pd.DataFrame({"run": [1]})}, "label"),
-        ({"names": [PNG], "trials": pd.DataFrame({"label": [PNG]})}, "one of them"),
+        ({"labels": [PNG[:-4]]}, PNG),
+        ({"labels": 3}, "labels"),
+        ({"labels": [3]}, "labels"),
+        ({"labels": pd.DataFrame({"run": [1]})}, "column 'label'"),
+        ({"trials": pd.DataFrame({"label": [PNG]})}, "trials"),
+        ({"standardize": "zscore"}, "argument of fetch_laion_betas, load_betas"),
         ({"datset": "OOD"}, "dataset"),
         ({"stimulus_filter": {"rep": 3}}, "n_reps"),
         ({"mode": "onlin"}, "offline"),
@@ -367,7 +368,7 @@ def test_the_table_is_the_same_by_both_fetchers(granted):
     table = metadata(unique_or_shared="shared")
     pd.testing.assert_frame_equal(table.metadata, images.metadata)
     assert table.query == {
-        "names": None,
+        "labels": None,
         "stimulus_filter": images.query["stimulus_filter"],
     }
     offline = metadata([PNG, SCREENSHOT], mode="offline")

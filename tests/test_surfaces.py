@@ -577,6 +577,15 @@ def test_a_template_that_nilearn_cannot_download_is_an_error_that_says_how(
         project(linear_volume(), surfaces, target="fsaverage6")
 
 
+def test_several_subjects_are_a_bunch_of_each(server, data_dir):
+    for subjects in (["01", 3], "all"):
+        found = fetch(subjects, rois=iter(["FFA1"]))
+        assert {"sub-01", "sub-03"} <= {*found}
+        for name, surfaces in found.items():
+            assert surfaces.subject == name
+            assert surfaces.query == {"subjects": [name], "rois": ["FFA1"]}
+
+
 # ---------------------------------------------------------------- what is wrong
 
 
@@ -585,8 +594,7 @@ def test_a_template_that_nilearn_cannot_download_is_an_error_that_says_how(
     [
         ({"subjects": "sub-1a"}, "subjects holds 'sub-1a'; give 'sub-01'"),
         ({"subjects": "sub-02"}, "no subject 'sub-02'; there are sub-01, sub-03"),
-        ({"subjects": ["sub-01"]}, r"subjects is \['sub-01'\]; give a single"),
-        ({"subjects": "all"}, "subjects is 'all'; give a single"),
+        ({"subjects": []}, "subjects is empty"),
         ({"subjects": 1, "rois": "FFA3"}, "no ROI FFA3; did you mean 'FFA1' or 'FFA2'"),
         ({"subjects": 1, "rois": "AFP1"}, "sub-01 has no ROI AFP1"),
         ({"subjects": 1, "mode": "ofline"}, "did you mean 'offline'"),

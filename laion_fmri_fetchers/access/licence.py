@@ -16,7 +16,7 @@ _VARIABLE = "LAION_FMRI_LICENSE"
 
 
 def license_text() -> str:
-    """Return the terms that `accept_license` shows.
+    """Return the terms that `.accept_license` shows.
 
     Returns
     -------
@@ -52,7 +52,7 @@ def accept_license(data_dir: str | os.PathLike | None = None) -> None:
 
     See Also
     --------
-    license_text : The terms.
+    access.license_text : The terms.
 
     Examples
     --------

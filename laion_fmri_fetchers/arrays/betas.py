@@ -37,7 +37,11 @@ from laion_fmri_fetchers.exceptions import (
 from laion_fmri_fetchers.layout.grids import is_resampled
 from laion_fmri_fetchers.layout.trees import trials_id
 from laion_fmri_fetchers.messages import counted, listed, readable_size, tell
-from laion_fmri_fetchers.query.arguments import check_fetched, check_verbose
+from laion_fmri_fetchers.query.arguments import (
+    check_fetched,
+    check_verbose,
+    only_its_arguments,
+)
 from laion_fmri_fetchers.query.selection import choose_subjects, is_one_name
 from laion_fmri_fetchers.storage.bunch import Result
 from laion_fmri_fetchers.storage.files import local_path
@@ -82,6 +86,7 @@ class Workers(NamedTuple):
     """Whether dask reads them, when the result is computed."""
 
 
+@only_its_arguments
 def load_betas(
     data: Bunch | str | os.PathLike,
     subjects: str | int | Sequence[str | int] | None = None,

@@ -18,13 +18,14 @@ from laion_fmri_fetchers.exceptions import (
     NotCachedError,
 )
 from laion_fmri_fetchers.messages import listed
-from laion_fmri_fetchers.query.arguments import check_positive
+from laion_fmri_fetchers.query.arguments import check_positive, only_its_arguments
 
 from .heaps import check_values
 
 _DECODERS = 8
 
 
+@only_its_arguments
 def load_stimuli(
     stimuli: Bunch,
     *,

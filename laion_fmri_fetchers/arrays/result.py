@@ -92,19 +92,20 @@ class Betas(Result):
         volume[inside] = rows.T
         return nib.Nifti1Image(volume, self["mask_img"].affine)
 
-    def roi_mask(self, name: str) -> np.ndarray:
+    def roi_mask(self, rois: str | Iterable[str]) -> np.ndarray:
         """Return which voxels lie in a region.
 
         Parameters
         ----------
-        name : str
+        rois : str or iterable of str
             An ROI (``"FFA1"``, ``"FFA-1"``), a category (``"face"``), or ``"V1"``,
-            ``"V2"``, ``"V3"`` for dorsal and ventral part together; in any case.
+            ``"V2"``, ``"V3"`` for dorsal and ventral part together, in any case; or
+            several of them.
 
         Returns
         -------
         numpy.ndarray of bool, shape (n_voxels,)
-            True for columns of ``data`` in the ROI, or in any ROI of the category. ROIs
+            True for columns of ``data`` in any of the ROIs. ROIs
             of ``roi_masks`` and all others whose masks were fetched with the data; the
             masks of these are read from ``roi_files``.
 
@@ -117,11 +118,13 @@ class Betas(Result):
         """
         masks, files = self["roi_masks"], self["roi_files"]
         inside = np.zeros(len(self["coordinates"]), dtype=bool)
-        for roi in rois_of(name, self["roi_categories"], "betas"):
-            if roi in masks:
-                inside |= masks[roi]
-            else:
-                inside |= columns_in(files[roi], self["mask_img"])
+        is_single = isinstance(rois, str) or not isinstance(rois, Iterable)
+        for name in [rois] if is_single else rois:
+            for roi in rois_of(name, self["roi_categories"], "betas"):
+                if roi in masks:
+                    inside |= masks[roi]
+                else:
+                    inside |= columns_in(files[roi], self["mask_img"])
         return inside
 
     def noise_ceiling(
@@ -198,6 +201,16 @@ _KEYS = (
 _METHODS = ("copy", "noise_ceiling", "roi_mask", "save", "to_img")
 
 
+class RoiMasks(dict):
+    """ROI -> bool array, of the ROIs asked for; others are found by a method."""
+
+    def __missing__(self, name: str) -> np.ndarray:
+        raise KeyError(
+            f"{name!r} is not among the ROIs asked for, {listed(list(self))}; "
+            f"betas.roi_mask({name!r}) finds ROIs, categories and unions"
+        )
+
+
 class Rows(NamedTuple):
     """What the rows of the result are."""
 
@@ -231,7 +244,7 @@ def make_betas(rows: Rows, voxels: Voxels, affine: np.ndarray) -> Betas:
         trials=rows.trials,
         mask_img=nib.Nifti1Image(voxels.mask.astype(np.uint8), affine),
         coordinates=nib.affines.apply_affine(affine, places),
-        roi_masks=voxels.roi_masks,
+        roi_masks=RoiMasks(voxels.roi_masks),
         roi_files=voxels.roi_files,
         roi_categories=voxels.roi_categories,
         noise_ceilings=voxels.noise_ceilings,
@@ -251,7 +264,7 @@ def read_betas(path: str | os.PathLike) -> Betas:
             f"{os.fspath(path)} lacks {listed(lacking)}, so it holds something else "
             "than betas; load and save them again."
         )
-    return Betas(**values)
+    return Betas(**{**values, "roi_masks": RoiMasks(values["roi_masks"])})
 
 
 def _type_in_image(values: np.ndarray) -> np.dtype:

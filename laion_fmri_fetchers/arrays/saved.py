@@ -101,7 +101,9 @@ def read_values(file: str | os.PathLike) -> dict[str, Any]:
             if about["version"] <= _VERSION:
                 return {key: reader.value(node) for key, node in about["tree"]}
     except FileNotFoundError as error:
-        raise NotCachedError(f"There is no file {file}.") from error
+        raise NotCachedError(
+            f"There is no file {file} that the method save of betas could have written."
+        ) from error
     except _DAMAGED as error:
         if isinstance(error, OSError) and error.errno:
             raise

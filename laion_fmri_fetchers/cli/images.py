@@ -95,7 +95,7 @@ def _voxel_options(command: Parser) -> None:
 
 
 def _betas_options(command: Parser) -> None:
-    command.add_argument("--subjects", default="sub-01", help="default: sub-01")
+    add_names(command, "--subjects", "sub-01", "names such as sub-03, or all")
     add_names(command, "--rois", "all", "names such as FFA1, categories, or brain")
     add_names(command, "--sessions", "all", "names such as ses-01")
     add_terms(command, "--where", "trials")
@@ -115,10 +115,15 @@ def _betas_options(command: Parser) -> None:
 
 def _betas(options: Options) -> None:
     """Fetch the betas of regions into the voxel store."""
+    import pandas as pd
+    from sklearn.utils import Bunch
+
+    if options.output and (len(options.subjects) > 1 or "all" in options.subjects):
+        raise InvalidQueryError("--output is for the betas of one subject")
     how = transfer_arguments(options)
     del how["allow_missing"]
     output = None if options.output is None else user_path(options.output, "--output")
-    betas = package.fetch_laion_betas(
+    by_subject = package.fetch_laion_betas(
         options.subjects,
         options.rois,
         options.sessions,
@@ -131,14 +136,16 @@ def _betas(options: Options) -> None:
         **how,
     )
     if options.dry_run:
-        print_files(options, betas, ())
-    else:
+        plans = Bunch(plan=pd.concat([betas.plan for betas in by_subject.values()]))
+        print_files(options, plans, ())
+        return
+    for subject, betas in by_subject.items():
         n_trials, n_voxels = betas.data.shape
-        print(f"{n_trials} trials x {n_voxels} voxels")
+        print(f"{subject}: {n_trials} trials x {n_voxels} voxels")
         if output:
             betas.save(output)
-        where = output or "the voxel store, for fetch_laion_betas"
-        tell(f"The betas are in {where}", verbosity_of(options))
+    where = output or "the voxel store, for fetch_laion_betas"
+    tell(f"The betas are in {where}", verbosity_of(options))
 
 
 def _pack_options(command: Parser) -> None:

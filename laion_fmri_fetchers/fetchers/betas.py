@@ -40,7 +40,11 @@ from laion_fmri_fetchers.query.filters import ResultFilter
 from laion_fmri_fetchers.query.selection import is_one_name, select
 from laion_fmri_fetchers.query.shared_docs import documented
 from laion_fmri_fetchers.storage.bunch import Result
-from laion_fmri_fetchers.storage.inventory import Inventory, take_inventory_of_subjects
+from laion_fmri_fetchers.storage.inventory import (
+    Inventory,
+    find_subjects,
+    take_inventory_of_subjects,
+)
 from laion_fmri_fetchers.storage.obtain import obtain
 from laion_fmri_fetchers.storage.settings import make_settings
 
@@ -75,9 +79,9 @@ _FORGOTTEN = 3600.0
 
 
 @documented
-@only_its_arguments()
+@only_its_arguments
 def fetch_laion_betas(
-    subjects: str | int = "sub-01",
+    subjects: str | int | Iterable[str | int] = "sub-01",
     rois: str | Sequence[str] = "all",
     sessions: str | int | Iterable[str | int] = "all",
     *,
@@ -114,8 +118,9 @@ def fetch_laion_betas(
 
     Parameters
     ----------
-    subjects : str or int, default="sub-01"
-        ``"sub-01"``, ``"01"`` or 1. The voxels of two subjects do not correspond.
+    subjects : str, int, or several, default="sub-01"
+        ``"sub-01"``, ``"01"`` or 1. A list or ``"all"``: each of them by itself, since
+        the voxels of two do not correspond.
     rois : str or sequence of str, default="all"
         ROI names with or without hyphens (``"FFA1"``), categories (``"face"``),
         ``"V1"``, ``"V2"`` or ``"V3"`` for dorsal and ventral part, or several of
@@ -174,6 +179,9 @@ def fetch_laion_betas(
         either way, ``"model"`` and ``"images"``. Those of model files are approximate:
         what lies between voxels is read too, where that saves time.
 
+        With a list of subjects or ``"all"``, a Bunch of such Bunches: subject -> its
+        betas, or its plan.
+
     Raises
     ------
     InvalidQueryError
@@ -220,14 +228,10 @@ def fetch_laion_betas(
         plan = fetch_laion_betas("sub-01", rois="V1", dry_run=True)
         print(plan.sizes)
     """
+    given = dict(locals())
     if source not in _SOURCES:
         hint = did_you_mean(source, list(_SOURCES))
         raise InvalidQueryError(f"source is {source!r}; {hint}")
-    if not is_one_name(subjects):
-        raise InvalidQueryError(
-            f"subjects is {subjects!r}; give a single one, as in subjects='sub-01', "
-            "since the voxels of two do not correspond"
-        )
     options = check_options(standardize, average_repeats, dtype)
     selection = select(
         subjects,
@@ -254,6 +258,12 @@ def fetch_laion_betas(
         verbose=verbose,
         dry_run=dry_run,
     )
+    if not is_one_name(subjects):
+        given["sessions"] = selection.sessions or "all"  # it may have been an iterator
+        each = selection.subjects or find_subjects(settings)[0]
+        return Result(
+            **{name: fetch_laion_betas(**{**given, "subjects": name}) for name in each}
+        )
     choice = VoxelChoice(rois, mask_img, nc_threshold, noise_ceiling)
     names, inventory = take_inventory_of_subjects(selection, settings)
     check_subjects(names, inventory, named=True)

@@ -259,6 +259,7 @@ def make_bunch(
         images_meta=chosen.images,
         rois=[rec["absolute_path"] for rec in chosen.rois],
         rois_meta=chosen.rois,
+        roi_files=_roi_files(chosen),
         brain_masks=masks,
         noise_ceilings=ceilings,
         trials=trials,
@@ -271,6 +272,25 @@ def make_bunch(
         .joinpath("laion_fmri.rst")
         .read_text("utf-8"),
     )
+
+
+def _roi_files(chosen: Chosen) -> dict[str, dict[str, str]]:
+    """Return the mask file of each subject's ROIs.
+
+    Of several files of an ROI, such as those of both hemispheres, none is left out:
+    their names go on with what tells them apart, as in "FFA1 L" and "FFA1 R".
+    """
+    by_roi: dict[tuple[str, str], list[Record]] = {}
+    for rec in chosen.rois:
+        by_roi.setdefault((rec["subject"], rec["roi"]), []).append(rec)
+    files: dict[str, dict[str, str]] = {m["subject"]: {} for m in chosen.subjects_meta}
+    for (subject, roi), recs in by_roi.items():
+        fields = ("space", "res", "hemi", "extension")
+        differing = [f for f in fields if len({rec[f] for rec in recs}) > 1]
+        for rec in recs:
+            name = " ".join([roi, *(rec[f] for f in differing if rec[f])])
+            files[subject][name] = rec["absolute_path"]
+    return files
 
 
 def _brain_masks(

@@ -32,12 +32,9 @@ from laion_fmri_fetchers.storage.files import local_path
 from laion_fmri_fetchers.transfer.bucket import Object, bucket_url, key_of
 
 _DESCRIBED = (GLM, ROIS, ANATOMICAL)
-_OFFLINE = dict.fromkeys(
-    ("mode", "offline"), "the environment variable LAION_FMRI_OFFLINE=1"
-)
 
 
-@only_its_arguments(**_OFFLINE)
+@only_its_arguments
 def get_subjects(
     *, data_dir: str | os.PathLike | None = None, timeout: float = 30.0
 ) -> list[str]:
@@ -70,7 +67,7 @@ def get_subjects(
     return _subjects(get_data_dir(data_dir), timeout)[0]
 
 
-@only_its_arguments(**_OFFLINE, categories="category=")
+@only_its_arguments
 def get_rois(
     subjects: str | int | Sequence[str | int] | None = None,
     category: str | None = None,
@@ -137,7 +134,7 @@ def get_rois(
     return sorted(set().union(*(v for c, v in rois.items() if category in (None, c))))
 
 
-@only_its_arguments(**_OFFLINE)
+@only_its_arguments
 def describe(
     *, data_dir: str | os.PathLike | None = None, timeout: float = 30.0
 ) -> None:
@@ -195,7 +192,7 @@ def describe(
         print(textwrap.fill(line, 79, subsequent_indent=" " * 15))
 
 
-@only_its_arguments(**_OFFLINE)
+@only_its_arguments
 def inspect_bucket(
     prefix: str = "",
     *,

@@ -88,7 +88,7 @@ def fetch_laion_fmri(
 callable, optional
         Conditions on records of ``subjects_meta``, ``images_meta`` and ``rois_meta``,
         and on trials as dicts. A term on a field replaces the default term on it, see
-        `basic_image_terms` and `basic_roi_terms`. With a trial filter, only files of
+        `.basic_image_terms` and `.basic_roi_terms`. With a trial filter, only files of
         sessions in which a trial passes are fetched.
     max_images : int, optional
         Maximum number of image files, in subject, session order; None or negative: all.
@@ -122,6 +122,10 @@ callable, optional
         - ``images_meta``: list of dict, their records. ``outdated`` is True where the
           bucket has another version than the one on disk, which the record describes.
         - ``rois``, ``rois_meta``: list of str and of dict, ROI masks and records.
+        - ``roi_files``: dict, subject -> {ROI: path of its mask}, by default on the
+          grid of the images. Where ``roi_filter`` lets several files of an ROI pass,
+          names go on with what tells them apart: ``"FFA1 L"`` and ``"FFA1 R"`` for
+          hemispheres, ``"FFA1 1pt5"`` and ``"FFA1 1pt8"`` for grids.
         - ``brain_masks``: dict, subject -> brain mask on the functional grid.
         - ``noise_ceilings``: dict, subject -> {``"4rep"``, ``"12rep"``, ``"Allrep"``:
           path of the map, in percent}.
@@ -252,7 +256,7 @@ callable, optional
     return fetch_chosen(chosen, inventory, query, selection.is_newer, tables, grid)
 
 
-@only_its_arguments(ids="image_ids=", images="image_ids=", keys="image_ids=")
+@only_its_arguments
 @documented
 def fetch_laion_fmri_ids(
     image_ids: str | Iterable[str] = (),

@@ -19,13 +19,14 @@ from laion_fmri_fetchers.arrays.voxels import VoxelChoice, find_voxels
 from laion_fmri_fetchers.exceptions import InvalidQueryError
 from laion_fmri_fetchers.layout.grids import is_resampled
 from laion_fmri_fetchers.messages import counted, tell
-from laion_fmri_fetchers.query.arguments import check_fetched
+from laion_fmri_fetchers.query.arguments import check_fetched, only_its_arguments
 from laion_fmri_fetchers.storage.data_dir import is_writable
 from laion_fmri_fetchers.storage.notes import note_removed
 
 from .lacking import Job, extract_all, jobs_on_disk
 
 
+@only_its_arguments
 def pack_betas(
     data: Bunch,
     subjects: str | int | Sequence[str | int] | None = None,

@@ -29,6 +29,7 @@ from laion_fmri_fetchers.layout.splits import (
     splits_of,
 )
 from laion_fmri_fetchers.messages import counted, tell
+from laion_fmri_fetchers.query.arguments import only_its_arguments
 from laion_fmri_fetchers.query.filters import ResultFilter
 from laion_fmri_fetchers.query.shared_docs import documented
 from laion_fmri_fetchers.query.splits import StimulusFolds, StimulusSplit
@@ -43,6 +44,7 @@ _FROM_LABELS = "labels of the stimulus table"
 
 
 @documented
+@only_its_arguments
 def fetch_laion_splits(
     names: str | Iterable[str] = "all",
     pool: str | int = "shared",
@@ -81,7 +83,7 @@ def fetch_laion_splits(
     Returns
     -------
     :class:`sklearn.utils.Bunch`
-        - ``splits``: dict of str to `StimulusSplit`, in the order of ``names``. The
+        - ``splits``: dict of str to `.StimulusSplit`, in the order of ``names``. The
           Bunch finds them by name, too: ``splits["tau"]``.
         - ``random``, ``cluster_k5``: the five splits of a family as one splitter of
           scikit-learn, with ``len()``, items and a loop; None where not all were named.
@@ -113,7 +115,7 @@ def fetch_laion_splits(
 
     See Also
     --------
-    StimulusSplit : What each of them does.
+    query.splits.StimulusSplit : What each of them does.
 
     Examples
     --------

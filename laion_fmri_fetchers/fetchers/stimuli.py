@@ -108,7 +108,7 @@ def fetch_laion_stimuli(
     AccessPendingError
         If it is not approved yet.
     StimulusAccessError
-        If the access service refuses in another way, as by `TermsOutdatedError`.
+        If the access service refuses in another way, as by `.TermsOutdatedError`.
     InvalidQueryError
         If an argument, a name or a term is not valid.
     NotCachedError

@@ -156,7 +156,7 @@ def fetch_laion_captions(
     )
 
 
-@only_its_arguments(model="models=")
+@only_its_arguments
 @documented
 def fetch_laion_embeddings(
     models: str | Sequence[str] = "all",

@@ -15,15 +15,9 @@ from laion_fmri_fetchers.exceptions import (
     InvalidQueryError,
 )
 from laion_fmri_fetchers.messages import listed, warn
-from laion_fmri_fetchers.query.arguments import NAMES_ELSEWHERE, check_names
 from laion_fmri_fetchers.query.filters import ResultFilter, as_filter, is_empty
 from laion_fmri_fetchers.storage.files import readable
 from laion_fmri_fetchers.storage.settings import Settings
-
-_NAMES_ELSEWHERE = {
-    **NAMES_ELSEWHERE,
-    **dict.fromkeys(("image_names", "images", "label"), "labels="),
-}
 
 
 def images_labelled(labels: Any = None) -> list[str] | None:
@@ -88,7 +82,6 @@ def positions(
 
 def with_terms(given: object, name: str, terms: dict[str, Any]) -> ResultFilter:
     """Return a filter and terms as one filter."""
-    check_names(terms, f"a term of {name}", _NAMES_ELSEWHERE)
     filt, base = as_filter(given, name), ResultFilter(terms)
     if is_empty(filt) or not terms:
         return filt if not terms else base

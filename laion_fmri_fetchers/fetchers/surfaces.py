@@ -11,7 +11,7 @@ fetch_laion_surfaces ─┬─ _geometry, _masks ─▶ records
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from importlib import resources
 from typing import Any
 
@@ -30,7 +30,6 @@ from laion_fmri_fetchers.arrays.geometry import (
 from laion_fmri_fetchers.exceptions import (
     CorruptImageError,
     DownloadError,
-    InvalidQueryError,
     NotCachedError,
 )
 from laion_fmri_fetchers.layout.keys import GIFTI_EXTENSION, HEMISPHERE_OF, Record
@@ -45,10 +44,15 @@ from laion_fmri_fetchers.layout.trees import (
     surface_id,
 )
 from laion_fmri_fetchers.messages import counted, listed, tell, warn
-from laion_fmri_fetchers.query.selection import is_one_name, select, subject_names
+from laion_fmri_fetchers.query.arguments import only_its_arguments
+from laion_fmri_fetchers.query.selection import is_one_name, select
 from laion_fmri_fetchers.query.shared_docs import documented
 from laion_fmri_fetchers.storage.bunch import Result
-from laion_fmri_fetchers.storage.inventory import Inventory, take_inventory
+from laion_fmri_fetchers.storage.inventory import (
+    Inventory,
+    find_subjects,
+    take_inventory,
+)
 from laion_fmri_fetchers.storage.obtain import Outcome, obtain, plan
 from laion_fmri_fetchers.storage.settings import make_settings
 from laion_fmri_fetchers.storage.versions import compare_versions
@@ -64,8 +68,9 @@ _IN_SCANNER = ("white", "pial")
 
 
 @documented
+@only_its_arguments
 def fetch_laion_surfaces(
-    subjects: str | int,
+    subjects: str | int | Iterable[str | int],
     *,
     rois: str | Sequence[str] | None = "all",
     mode: str | None = None,
@@ -82,9 +87,10 @@ def fetch_laion_surfaces(
 
     Parameters
     ----------
-    subjects : str or int
-        ``"sub-01"``, ``"01"`` or 1. Surfaces of two subjects do not correspond; see
-        `project_to_surface` for fsaverage, on which they do.
+    subjects : str, int, or several
+        ``"sub-01"``, ``"01"`` or 1. A list or ``"all"``: each of them by itself, since
+        surfaces of two do not correspond; see `project_to_surface` for fsaverage, on
+        which they do.
     rois : str, sequence of str, or None, default="all"
         ROI names with or without hyphens (``"FFA1"``), categories (``"face"``),
         ``"all"``, or None for none.
@@ -114,6 +120,9 @@ def fetch_laion_surfaces(
         - ``failed``: list of dict, records with a ``reason``; see ``allow_missing``.
         - ``data_dir``: str; ``query``: dict, the arguments of the call;
           ``description``: str.
+
+        With a list of subjects or ``"all"``, a Bunch of such Bunches: subject -> its
+        surfaces.
 
     Raises
     ------
@@ -149,13 +158,10 @@ def fetch_laion_surfaces(
         inside = surfaces.roi_masks["FFA1"].data.parts["right"]
         surfaces.pial.parts["right"].coordinates[inside]
     """
-    if not is_one_name(subjects):
-        raise InvalidQueryError(
-            f"subjects is {subjects!r}; give a single one, as in subjects='sub-01', "
-            "since surfaces of two do not correspond"
-        )
-    (name,) = subject_names(subjects) or ()
-    selection = select(name, rois, "all", None, None, _ON_SURFACE, None, None, {}, ())
+    given = dict(locals())
+    selection = select(
+        subjects, rois, "all", None, None, _ON_SURFACE, None, None, {}, ()
+    )
     settings = make_settings(
         mode,
         data_dir,
@@ -164,6 +170,13 @@ def fetch_laion_surfaces(
         timeout=timeout,
         verbose=verbose,
     )
+    if not is_one_name(subjects):
+        given["rois"] = selection.as_query()["rois"]  # it may have been an iterator
+        each = selection.subjects or find_subjects(settings)[0]
+        return Result(
+            **{n: fetch_laion_surfaces(**{**given, "subjects": n}) for n in each}
+        )
+    (name,) = selection.subjects or ()
     wanted = [("", "/"), *listings_of(name, (FREESURFER, ROIS))]
     inventory = take_inventory(wanted, settings)
     check_subjects([name], inventory, named=True)

@@ -6,29 +6,18 @@ import functools
 import inspect
 import os
 import re
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable
+from importlib import import_module
 from typing import Any, TypeVar
 
 from laion_fmri_fetchers.exceptions import InvalidQueryError, did_you_mean
+from laion_fmri_fetchers.layout.labels import TRIAL_FIELDS
 from laion_fmri_fetchers.layout.names import as_integer
 from laion_fmri_fetchers.messages import listed, warn
 
 from .filters import ResultFilter, admits, fields, has_functions
 
 MODES = ("download_new", "overwrite", "offline")
-
-NAMES_ELSEWHERE = {
-    **dict.fromkeys(
-        ("n_jobs", "n_workers", "num_workers", "max_workers"), "n_connections="
-    ),
-    **dict.fromkeys(("overwrite", "force", "force_download"), 'mode="overwrite"'),
-    **dict.fromkeys(
-        ("offline", "local_files_only", "download_if_missing"), 'mode="offline"'
-    ),
-    **dict.fromkeys(("output_dir", "data_home", "cache_dir", "root"), "data_dir="),
-    "url": "the environment variable LAION_FMRI_BUCKET_URL",
-}
-"""Names of arguments in other packages -> what to use here."""
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 _YES = frozenset({"1", "true", "yes", "on"})
@@ -156,37 +145,12 @@ def check_verbose(verbose: Any) -> int:
     return level
 
 
-def check_names(
-    given: Iterable[str], kind: str, elsewhere: Mapping[str, str] = NAMES_ELSEWHERE
-) -> None:
-    """Raise InvalidQueryError for the name that an argument has in another package.
+def only_its_arguments(function: Function) -> Function:
+    """Decorate a call such that an argument it lacks is an error with the right place.
 
     Examples
     --------
-    >>> check_names(["offline"], "a term on captions")
-    Traceback (most recent call last):
-    laion_fmri_fetchers.exceptions.InvalidQueryError: 'offline' is not a term on \
-captions; use mode="offline" instead
-    """
-    for name in given:
-        if name in elsewhere:
-            raise InvalidQueryError(
-                f"{name!r} is not {kind}; use {elsewhere[name]} instead"
-            )
-
-
-def only_its_arguments(**elsewhere: str) -> Callable[[Function], Function]:
-    """Return a decorator that refuses keywords a function lacks, with what to use.
-
-    Parameters
-    ----------
-    **elsewhere
-        Names of arguments in other packages -> what to use here, beside those of
-        `NAMES_ELSEWHERE`.
-
-    Examples
-    --------
-    >>> @only_its_arguments(model="models=")
+    >>> @only_its_arguments
     ... def fetch(models="all"):
     ...     pass
     >>> fetch(modelz="CLIP")
@@ -194,30 +158,48 @@ def only_its_arguments(**elsewhere: str) -> Callable[[Function], Function]:
     laion_fmri_fetchers.exceptions.InvalidQueryError: fetch has no argument 'modelz'; \
 did you mean 'models'?
     """
+    arguments = inspect.signature(function).parameters
 
-    def decorate(function: Function) -> Function:
-        arguments = inspect.signature(function).parameters
-        hints = {
-            name: use
-            for name, use in NAMES_ELSEWHERE.items()
-            if use.partition("=")[0] in arguments
-        }
+    @functools.wraps(function)
+    def checked(*args: Any, **options: Any) -> Any:
+        for name in options.keys() - arguments.keys():
+            raise InvalidQueryError(
+                f"{function.__name__} has no argument {name!r}; "
+                f"{right_place(name, options[name], arguments)}"
+            )
+        return function(*args, **options)
 
-        @functools.wraps(function)
-        def checked(*args: Any, **options: Any) -> Any:
-            if not options.keys() <= arguments.keys():
-                kind = f"an argument of {function.__name__}"
-                unknown = [name for name in options if name not in arguments]
-                check_names(unknown, kind, {**hints, **elsewhere})
-                raise InvalidQueryError(
-                    f"{function.__name__} has no argument {unknown[0]!r}; "
-                    f"{did_you_mean(unknown[0], arguments)}"
-                )
-            return function(*args, **options)
+    return checked  # type: ignore[return-value]
 
-        return checked  # type: ignore[return-value]
 
-    return decorate
+def right_place(name: str, value: object, arguments: Iterable[str]) -> str:
+    """Return where an argument that a call lacks belongs, to end a message with.
+
+    Examples
+    --------
+    >>> right_place("n_reps", 12, ["subjects", "trial_filter"])
+    "it is a field of trials: trial_filter={'n_reps': 12}"
+    >>> right_place("standardize", "zscore", ["subjects"])
+    'it is an argument of fetch_laion_betas, load_betas'
+    """
+    if f"{name}s" in arguments:
+        return f"use {name}s="
+    if name in TRIAL_FIELDS:
+        owner = "" if "trial_filter" in arguments else " of fetch_laion_fmri"
+        return f"it is a field of trials: trial_filter={{{name!r}: {value!r}}}{owner}"
+    return calls_with(name) or did_you_mean(name, arguments)
+
+
+def calls_with(argument: str) -> str:
+    """Return which public calls have an argument, to end a message with."""
+    package = import_module(__name__.partition(".")[0])
+    calls = [
+        name
+        for name in package.__all__
+        if inspect.isfunction(function := getattr(package, name))
+        and argument in inspect.signature(function).parameters
+    ]
+    return f"it is an argument of {', '.join(calls)}" if calls else ""
 
 
 def check_fields(given: ResultFilter, name: str, existing: Iterable[str]) -> None:
@@ -226,7 +208,7 @@ def check_fields(given: ResultFilter, name: str, existing: Iterable[str]) -> Non
     for field in sorted(fields(given) - set(existing)):
         raise InvalidQueryError(
             f"{field!r} is not a field that {name} can test; "
-            f"{did_you_mean(field, existing)}"
+            f"{calls_with(field) or did_you_mean(field, existing)}"
         )
 
 

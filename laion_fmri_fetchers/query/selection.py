@@ -16,22 +16,9 @@ from laion_fmri_fetchers.layout.labels import TRIAL_FIELDS
 from laion_fmri_fetchers.layout.names import clean_session, clean_subject, rois_named
 from laion_fmri_fetchers.layout.trees import FUNCTIONAL_GRID, IMAGE_TYPES
 
-from .arguments import NAMES_ELSEWHERE, as_limit, check_fields, check_names
+from .arguments import as_limit, check_fields, right_place
 from .filters import ResultFilter, admits, as_filter, fields, is_empty
 from .values import IsIn
-
-_NAMES_ELSEWHERE = {
-    **NAMES_ELSEWHERE,
-    **dict.fromkeys(("subject", "sub", "n_subjects"), "subjects="),
-    **dict.fromkeys(("session", "ses"), "sessions="),
-    **dict.fromkeys(("roi", "category"), "rois="),
-    "include_anatomical": 'image_type="anatomical"',
-    "include_freesurfer": 'image_type="freesurfer"',
-    "include_localizers": 'image_type="localizer"',
-    "include_raw": 'image_type="raw_bold"',
-    "include_stimuli": "fetch_laion_stimuli()",
-}
-"""Names of arguments in other packages -> the argument, term or function to use."""
 
 
 def basic_image_terms() -> dict[str, Any]:
@@ -220,19 +207,12 @@ def _image_terms(given: dict[str, Any], arguments: Iterable[str]) -> dict[str, A
             "Filters and functions are given as image_filter=."
         )
     terms = {**(nested or {}), **terms}
-    check_names(terms, "a term on images", _NAMES_ELSEWHERE)
     for name, value in terms.items():
-        if name in RECORD_FIELDS:
-            continue
-        if name in TRIAL_FIELDS:
+        if name in ("subject", "session", "roi") or name not in RECORD_FIELDS:
+            hint = right_place(name, value, [*arguments, *RECORD_FIELDS])
             raise InvalidQueryError(
-                f"{name!r} is not a term on images, but on trials; use "
-                f"trial_filter={{{name!r}: {value!r}}} instead"
+                f"{name!r} is neither an argument nor a term on images; {hint}"
             )
-        hint = did_you_mean(name, [*RECORD_FIELDS, *arguments])
-        raise InvalidQueryError(
-            f"{name!r} is neither an argument nor a field of an image; {hint}"
-        )
     return terms
 
 

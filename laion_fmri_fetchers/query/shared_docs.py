@@ -20,7 +20,7 @@ mode : {"download_new", "overwrite", "offline"}, optional
     where ``LAION_FMRI_OFFLINE=1`` is set, else ``"download_new"``.""",
     "data_dir": """\
 data_dir : str or path, optional
-    The data directory, see `get_data_dir`.""",
+    The data directory, see `.get_data_dir`.""",
     "n_connections": """\
 n_connections : int, default=64
     HTTP connections at once.""",

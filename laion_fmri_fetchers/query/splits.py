@@ -128,7 +128,7 @@ class StimulusSplit(Splitter):
 
     See Also
     --------
-    fetch_laion_splits : The splits that the publishers define.
+    laion_fmri_fetchers.fetch_laion_splits : The splits that the publishers define.
 
     Examples
     --------
