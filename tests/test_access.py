@@ -388,7 +388,7 @@ def test_service_unreachable(access, data_dir, monkeypatch, secrets_of_test):
     request()
     access.stop()
 
-    with pytest.raises(AccessServiceError, match="no connection") as caught:
+    with pytest.raises(AccessServiceError, match="cannot connect: connection refused") as caught:
         fetch(timeout=2)
     assert "offline" in str(caught.value)
     secrets_of_test.assert_not_told_by(caught.value)
@@ -397,8 +397,8 @@ def test_service_unreachable(access, data_dir, monkeypatch, secrets_of_test):
 @pytest.mark.parametrize(
     ("fault", "said"),
     [
-        (faults.wait(5.0), "nothing for 0.3 s"),
-        (faults.short(3), "its answer breaks off"),
+        (faults.wait(5.0), "no byte for 0.3 s"),
+        (faults.short(3), "the body ended early"),
         (faults.fine, None),
     ],
 )
@@ -422,7 +422,7 @@ def test_a_service_without_tls(access, monkeypatch):
     url = access.url.replace("http://", "https://")
     monkeypatch.setenv("LAION_FMRI_ACCESS_URL", url)
     set_policy(monkeypatch, first_wait=0.01)
-    with pytest.raises(AccessServiceError, match=r"\(TLS fails\)"):
+    with pytest.raises(AccessServiceError, match=r"\(TLS fails: "):
         current_terms_version(timeout=5)
     assert access.requests == []
 

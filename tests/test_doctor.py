@@ -605,7 +605,7 @@ def test_a_silent_server_costs_one_time_out(silent, data_dir):
     began = time.monotonic()
     points = by_name(doctor(timeout=2), "failed")
     assert time.monotonic() - began < 60
-    assert points["listing"]["found"] == "the server is silent"
+    assert points["listing"]["found"] == "no byte for 2 s"
 
 
 def test_ctrl_c(silent, data_dir):

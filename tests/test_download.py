@@ -692,7 +692,7 @@ def test_a_full_disk_behind_a_linked_folder(server, small_disk, tmp_path):
     for _ in range(2):
         with pytest.raises(DiskSpaceError, match="are free") as caught:
             fetch(download, folder)
-        assert f"in {folder / 'files'} (" in str(caught.value)
+        assert f"are free in {folder / 'files'})" in str(caught.value)
         assert os.listdir(small_disk) == []
     subprocess.run(["mount", "-o", "remount,size=8m", str(small_disk)], check=True)
     sent = server.sent

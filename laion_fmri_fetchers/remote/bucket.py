@@ -58,6 +58,7 @@ class _Page(NamedTuple):
     token: str | None
     """What the next page is asked for with; None after the last, "" if unknown."""
     last_name: str
+    n_bytes: int
 
 
 def bucket_url() -> str:
@@ -175,8 +176,8 @@ def list_prefixes(
     -------
     list of dict
         For each, ``prefix``, ``delimiter``, ``bucket`` (base address), ``listed_at``
-        (seconds since the epoch), ``objects`` (list of `Object`) and ``prefixes``
-        (list of str).
+        (seconds since the epoch), ``n_pages`` and ``n_bytes`` of the answers,
+        ``objects`` (list of `Object`) and ``prefixes`` (list of str).
 
     Raises
     ------
@@ -204,6 +205,7 @@ def list_prefixes(
                     "bucket": url,
                 }
                 about |= {"listed_at": time.time(), "objects": [], "prefixes": []}
+                about |= {"n_pages": 0, "n_bytes": 0}
                 listings.append(about)
                 tasks.submit(number, _list_page, client, about)
             for number, page in tasks.results(f"{url} to list its files", verbose):
@@ -211,6 +213,8 @@ def list_prefixes(
                 # Keys that end in a slash are marks of folders, not files.
                 listing["objects"] += [o for o in page.objects if o.key[-1:] != "/"]
                 listing["prefixes"] += page.prefixes
+                listing["n_pages"] += 1
+                listing["n_bytes"] += page.n_bytes
                 if page.token:
                     tasks.submit(number, _list_page, client, listing, page)
     except Fault as fault:
@@ -294,7 +298,7 @@ def parse_page(content: bytes) -> _Page:
     is_cut = root.findtext(f"{space}IsTruncated") == "true"
     names = [*prefixes, *(each.key for each in objects)]
     token = (token if names else "") or "" if is_cut else None
-    return _Page(objects, prefixes, token, max(names, default=""))
+    return _Page(objects, prefixes, token, max(names, default=""), len(content))
 
 
 def read_documents(

@@ -22,6 +22,7 @@ import requests
 import urllib3
 from urllib3.exceptions import (
     ConnectTimeoutError,
+    DecodeError,
     HTTPError,
     IncompleteRead,
     NameResolutionError,
@@ -402,6 +403,8 @@ class Client:
         reason = f"the connection broke: {words}"
         if any(isinstance(each, IncompleteRead) for each in errors):
             reason = "the body ended early"
+        if any(isinstance(each, DecodeError) for each in errors):
+            reason = "the body cannot be unpacked"
         late = (TimeoutError, urllib3.exceptions.TimeoutError)
         if any(isinstance(each, late) for each in errors):
             reason = f"no byte for {self.timeout:g} s"

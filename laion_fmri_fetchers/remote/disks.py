@@ -68,13 +68,13 @@ def full_disk_error(error: OSError, folder: str) -> DiskSpaceError:
     text = f"{os.strerror(error.errno or errno.ENOSPC)} in {folder}"
     if error.errno == errno.ENOSPC:
         disk = os.statvfs(folder) if hasattr(os, "statvfs") else None
+        free = readable_size(shutil.disk_usage(folder).free)
+        text = f"{os.strerror(error.errno)}: {free} are free in {folder}"
         if disk and disk.f_files and not disk.f_favail:
-            text += " (for another file (inode), though not for bytes)"
-        else:
-            text += f" ({readable_size(shutil.disk_usage(folder).free)} are free)"
+            text = f"there is no inode for another file in {folder}"
     full = DiskSpaceError(
-        f"{text}. Downloaded files are kept. Make space, then repeat the call to "
-        "resume."
+        f"The disk is full ({text}). Downloaded files are kept. Make space, then "
+        "repeat the call to resume."
     )
     full.errno = error.errno
     return full

@@ -145,8 +145,12 @@ class Client:
         return self._objects[which]
 
     def list_prefixes(self, levels: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
-        """List ``(prefix, delimiter)`` as the fetchers do."""
-        return bucket.list_prefixes(levels, timeout=self.timeout, verbose=0)
+        """List ``(prefix, delimiter)`` as the fetchers do, and count the answers."""
+        listings = bucket.list_prefixes(levels, timeout=self.timeout, verbose=0)
+        with self._lock:
+            self.n_bytes += sum(listing["n_bytes"] for listing in listings)
+            self.n_answers += sum(listing["n_pages"] for listing in listings)
+        return listings
 
 
 def proxy_of(url: str) -> str | None:
