@@ -112,7 +112,7 @@ def refuse_offline(mode: str, error: Exception) -> None:
 
 def check_positive(value: Any, name: str, whole: bool = False) -> Any:
     """Return a positive number, as an int if ``whole``; else InvalidQueryError."""
-    number = as_integer(value) if whole else value
+    number: Any = as_integer(value) if whole else value
     if isinstance(value, bool) or not hasattr(number, "__float__") or not number > 0:
         raise InvalidQueryError(
             f"{name} is {value!r}; it must be a positive {'whole ' * whole}number"
