@@ -30,7 +30,7 @@ from laion_fmri_fetchers.exceptions import (
 )
 from laion_fmri_fetchers.layout.keys import is_nifti, on_one_grid
 from laion_fmri_fetchers.layout.names import clean_roi, rois_named, with_unions
-from laion_fmri_fetchers.messages import warn
+from laion_fmri_fetchers.messages import counted, warn
 from laion_fmri_fetchers.query.arguments import user_path
 from laion_fmri_fetchers.query.values import in_order
 
@@ -65,6 +65,8 @@ class Voxels(NamedTuple):
     """ROI -> its mask files, of all ROIs there are, asked for or not."""
     roi_categories: dict[str, str]
     """ROI -> its category, of the same."""
+    n_outside: int
+    """Voxels that are left out for this alone: they lie in none of the ROIs."""
 
 
 class _Criteria(NamedTuple):
@@ -147,6 +149,14 @@ def find_voxels(
         raise InvalidQueryError(
             f"No voxel of {subject} fulfils all of the criteria: the brain mask, rois, "
             "mask_img and nc_threshold."
+        )
+    is_default = isinstance(choice.rois, str) and choice.rois in ("fetched", "all")
+    if mask_img is not None and is_default and voxels.n_outside:
+        n_voxels = voxels.n_outside + int(np.count_nonzero(voxels.mask))
+        warn(
+            f"{voxels.n_outside:,} of {counted(n_voxels, 'voxel')} of mask_img are "
+            f"left out, as they lie in none of the ROIs (rois is {choice.rois!r}); "
+            "rois='brain' takes all of mask_img."
         )
     return voxels._replace(roi_files=available, roi_categories=categories)
 
@@ -326,14 +336,15 @@ def _combine(
         name: np.concatenate([np.flatnonzero(_read_mask(f, grid)) for f, *_ in files])
         for name, files in criteria.rois.items()
     }
+    if criteria.threshold:
+        name, least = criteria.threshold
+        mask &= _read_map(criteria.noise_ceilings[name][0], grid) >= least
+    n_voxels = np.count_nonzero(mask)
     if not criteria.whole_brain:
         in_rois = np.zeros_like(mask)
         for inside in rois.values():
             in_rois[inside] = True
         mask &= in_rois
-    if criteria.threshold:
-        name, least = criteria.threshold
-        mask &= _read_map(criteria.noise_ceilings[name][0], grid) >= least
     volume = np.ascontiguousarray(mask.reshape(shape, order="F"))
     offsets = offsets_of(np.flatnonzero(volume), shape)
     return Voxels(
@@ -345,6 +356,7 @@ def _combine(
         },
         {},
         {},
+        int(n_voxels - np.count_nonzero(mask)),
     )
 
 
