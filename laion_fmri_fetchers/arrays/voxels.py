@@ -28,7 +28,7 @@ from laion_fmri_fetchers.exceptions import (
     NotCachedError,
     did_you_mean,
 )
-from laion_fmri_fetchers.layout.keys import is_nifti, on_one_grid
+from laion_fmri_fetchers.layout.keys import is_nifti, on_one_grid, subject_of_name
 from laion_fmri_fetchers.layout.names import clean_roi, rois_named, with_unions
 from laion_fmri_fetchers.messages import counted, warn
 from laion_fmri_fetchers.query.arguments import user_path
@@ -125,6 +125,7 @@ def find_voxels(
     )
     mask_files = [data.brain_masks[subject]] if subject in data.brain_masks else []
     mask_img, mask = choice.mask_img, None
+    _check_subject(mask_img, subject)
     if isinstance(mask_img, (str, os.PathLike)):
         file = user_path(mask_img, "mask_img")
         if not os.path.exists(file):
@@ -394,6 +395,22 @@ def _read_map(file: str, grid: tuple, dtype: Any = "float32") -> np.ndarray:
 
 def _read_mask(file: str, grid: tuple) -> np.ndarray:
     return _inside(_read_map(file, grid, dtype=None))
+
+
+def _check_subject(mask_img: Any, subject: str) -> None:
+    """Raise InvalidQueryError for a mask whose file is named after another subject."""
+    if hasattr(mask_img, "get_filename"):
+        mask_img = mask_img.get_filename()
+    if not isinstance(mask_img, (str, os.PathLike)):
+        return
+    name = os.path.basename(mask_img)
+    of_subject = subject_of_name(name)
+    if of_subject not in (None, subject):
+        raise InvalidQueryError(
+            f"mask_img is {name}, a mask of {of_subject}, and the betas are of "
+            f"{subject}: voxels of two people do not correspond. Load each subject "
+            "with a mask of its own."
+        )
 
 
 def _mask_of_image(image: Any, grid: Header) -> np.ndarray:
