@@ -461,6 +461,7 @@ def test_a_plan_of_several_subjects_is_a_plan_of_each(server, data_dir):
         ({"nc_threshold": "high"}, "in percent"),
         ({"nc_threshold": 5, "noise_ceiling": "13rep"}, "12rep"),
         ({"standardize": True}, "'zscore_sample'"),
+        ({"average_repeats": "session"}, "True .all repeats of an image. or False"),
         ({"dtype": "int16"}, "float32"),
         ({"dtype": "real"}, "float32"),
     ],

@@ -433,6 +433,13 @@ def test_a_comparison_that_no_value_allows_is_refused(order, bound, values, word
     assert ResultFilter(x=term).mask(frame.iloc[:0]).shape == (0,)
 
 
+def test_a_date_is_compared_with_a_date_in_iso_form_alone():
+    frame = pd.DataFrame({"last_modified": ["2025-06-01T10:00:00.000Z", None]})
+    assert ResultFilter(last_modified=LessThan("2025-07-01")).mask(frame).sum() == 1
+    with pytest.raises(InvalidQueryError, match="write the date as in '2026-09-28'"):
+        ResultFilter(last_modified=GreaterThan("01/07/2025")).mask(frame)
+
+
 def test_a_comparison_that_some_values_allow_is_made():
     frame = pd.DataFrame({"x": pd.Series(["5", "a", 3, None], dtype=object)})
     mask = ResultFilter(x=GreaterThan(4)).mask(frame)

@@ -1652,6 +1652,23 @@ def test_originals_that_are_asked_for_twice_are_resampled_once(server, data_dir,
     assert not any((data_dir / meta["id"]).exists() for meta in data.images_meta)
 
 
+def test_images_that_another_interpolation_replaces_are_named(server, data_dir):
+    query = {"sessions": 1, "image_type": "rsquare", "rois": None, "resolution": 12}
+    first = fetch(**query)
+    with pytest.warns(UserWarning, match="another interpolation .* replaced, such as"):
+        second = fetch(**query, interpolation="nearest")
+    assert second.images == first.images
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fetch(**query, interpolation="nearest")
+
+
+def test_ids_in_a_set_come_in_the_order_of_text(server, data_dir):
+    ids = [m["id"] for m in fetch(sessions=[1, 2], rois=None).images_meta]
+    again = fetch_laion_fmri_ids({*reversed(ids)}, verbose=0)
+    assert [m["id"] for m in again.images_meta] == sorted(ids)
+
+
 def test_removed_originals_are_fetched_for_another_interpolation(server, data_dir):
     query = {"sessions": 1, "rois": None, "resolution": 12, "keep_original": False}
     first = fetch(**query)

@@ -362,6 +362,11 @@ def check_options(standardize: Any, average_repeats: bool, dtype: Any) -> RowOpt
         raise InvalidQueryError(
             f"dtype is {dtype!r}; it must be a floating point type such as 'float32'"
         )
+    if not isinstance(average_repeats, (bool, np.bool_)):
+        raise InvalidQueryError(
+            f"average_repeats is {average_repeats!r}; it must be True (all repeats of "
+            "an image) or False"
+        )
     return RowOptions(standardize, bool(average_repeats), kind.name)
 
 

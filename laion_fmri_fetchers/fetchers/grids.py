@@ -26,6 +26,7 @@ from laion_fmri_fetchers.layout.trees import brain_mask_name
 from laion_fmri_fetchers.messages import counted, warn
 from laion_fmri_fetchers.storage.files import local_path
 from laion_fmri_fetchers.storage.inventory import size_on_disk
+from laion_fmri_fetchers.storage.made_here import MARK, description_of, method
 from laion_fmri_fetchers.storage.notes import note_removed
 
 _FINEST = 0.5
@@ -149,6 +150,18 @@ def resample_files(
         _Job(file, grid.mask_target(subject, data_dir), "nearest", "")
         for subject, file in masks.items()
     ]
+    replaced = []
+    for job in jobs:
+        made = description_of(job.target)
+        wanted = method(grid.resolution, job.interpolation)
+        if made.startswith(MARK) and not made.startswith(wanted):
+            replaced.append(job.target)
+    if replaced:
+        warn(
+            f"{counted(len(replaced), 'resampled image')} made with another "
+            f"interpolation {'are' if len(replaced) > 1 else 'is'} replaced, such as "
+            f"{replaced[0]}. What was fetched earlier names the same files."
+        )
     Parallel()(
         delayed(resample_file)(
             job.file,

@@ -9,6 +9,7 @@ from laion_fmri_fetchers.exceptions import InvalidQueryError, did_you_mean
 from laion_fmri_fetchers.layout.keys import Record, clean_key, is_held_out, place_of
 from laion_fmri_fetchers.layout.trees import GATED, listings_of
 from laion_fmri_fetchers.messages import counted, tell
+from laion_fmri_fetchers.query.values import in_order
 from laion_fmri_fetchers.remote.bucket import key_of
 from laion_fmri_fetchers.storage.catalog import Wanted
 from laion_fmri_fetchers.storage.inventory import (
@@ -34,7 +35,7 @@ def parse_ids(image_ids: object) -> tuple[list[str], list[str]]:
         raise InvalidQueryError(f"image_ids is {image_ids!r}; give ids or keys, as str")
     ids: dict[str, None] = {}
     prefixes: dict[str, None] = {}
-    for name in given:
+    for name in in_order(given):
         if not isinstance(name, str):
             raise InvalidQueryError(
                 f"image_ids holds {name!r}; give ids or keys, as str"

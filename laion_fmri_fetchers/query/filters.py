@@ -26,6 +26,7 @@ from .values import (
     OrderComparison,
     are_same,
     as_term,
+    as_utc,
     equals,
     from_plain,
     null_as_none,
@@ -487,6 +488,12 @@ def check_comparisons(filt: Test, values_of: Callable[[str], list]) -> None:
         if not (is_own and isinstance(term, OrderComparison)):
             continue
         values = [value for value in values_of(field) if value is not None]
+        is_text = isinstance(term.bound_, str) and as_utc(term.bound_) is None
+        if is_text and values and all(as_utc(value) for value in values):
+            raise InvalidQueryError(
+                f"{field} is a date, such as {values[0]!r}, and is compared with "
+                f"{term.bound_!r}; write the date as in '2026-09-28'"
+            )
         if values and not any(map(term.can_compare, values)):
             raise InvalidQueryError(
                 f"{field} cannot be compared with {term!r}: it is "
