@@ -414,7 +414,7 @@ def test_without_the_bucket_every_call_says_why_it_uses_what_is_stored(
     monkeypatch.setenv("LAION_FMRI_DATA_DIR", str(filled))
     set_policy(monkeypatch, first_wait=0.001)
     server.faults[""] = (503, {}, b"")
-    with pytest.warns(UserWarning, match="The server is busy: status 503") as caught:
+    with pytest.warns(UserWarning, match="cannot be listed: status 503") as caught:
         READING[name]()
     assert len({str(one.message) for one in caught}) == 1
 

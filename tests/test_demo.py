@@ -1339,6 +1339,9 @@ def test_serving_leaves_the_process_as_it_was(capfd):
 )
 def test_facts_are_not_those_of_the_library(path):
     for node in ast.walk(ast.parse(path.read_text())):
+        if getattr(node, "module", "") == "laion_fmri_fetchers.query.arguments":
+            assert [x.name for x in node.names] == ["user_path"]  # which is no fact
+            continue
         modules = [node.module] if isinstance(node, ast.ImportFrom) else []
         modules += [x.name for x in node.names] if isinstance(node, ast.Import) else []
         assert not any("laion_fmri_fetchers" in str(name) for name in modules)

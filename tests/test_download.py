@@ -24,7 +24,7 @@ from pathlib import Path
 
 import fault_server as faults
 import pytest
-from conftest import unprivileged
+from conftest import unwritable
 from fault_server import FaultServer, always, etag_of, fine
 from filelock import FileLock
 
@@ -618,12 +618,15 @@ def test_a_place_that_cannot_be_written(server, folder):
     assert_whole(server, download)
 
 
-def test_a_partial_folder_that_cannot_be_written(server, reachable):
-    (reachable / "partial").mkdir(mode=0o555)
-    download = a_download(server, reachable)
-    with unprivileged(), pytest.raises(DataDirectoryError) as caught:
-        fetch(download, reachable)
-    assert f"The folder {reachable / 'partial'} cannot be written" in str(caught.value)
+def test_a_partial_folder_that_cannot_be_written(server, folder):
+    (folder / "partial").mkdir(parents=True)
+    download = a_download(server, folder)
+    with (
+        unwritable(folder / "partial"),
+        pytest.raises(DataDirectoryError) as caught,
+    ):
+        fetch(download, folder)
+    assert f"The folder {folder / 'partial'} cannot be written" in str(caught.value)
     assert server.requests == []
 
 
@@ -641,15 +644,13 @@ def small_disk(folder):
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def test_a_folder_that_cannot_be_written_is_seen_before_the_download(server, reachable):
-    folder = reachable / "func"
-    folder.mkdir()
-    (reachable / "partial").mkdir()
-    (reachable / "partial").chmod(0o777)
-    download = a_download(server, reachable)._replace(path=folder / "file")
-    with unprivileged():
-        (failed,) = fetch(download, reachable)
-    assert f"{folder} cannot be written: permission" in failed.reason
+def test_a_folder_that_cannot_be_written_is_seen_before_the_download(server, folder):
+    target = folder / "func"
+    target.mkdir(parents=True)
+    download = a_download(server, folder)._replace(path=target / "file")
+    with unwritable(target):
+        (failed,) = fetch(download, folder)
+    assert f"{target} cannot be written: permission" in failed.reason
     assert server.requests == []
 
 
