@@ -671,7 +671,7 @@ def test_a_bunch_stands_for_its_trials():
         (None, "trials is None"),
         ([1, 2], "trials holds 1"),
         ([["a.jpg"], "b"], "one label for each trial"),
-        ({"a.jpg", "b.jpg"}, "a label for each, in their order"),
+        ({"a.jpg", "b.jpg"}, "is a set, whose order"),
     ],
 )
 def test_what_holds_no_labels_is_named(trials, words):

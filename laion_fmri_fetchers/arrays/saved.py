@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable
@@ -38,6 +39,7 @@ _FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 _DAMAGED = (
     *(ValueError, KeyError, IndexError, TypeError, EOFError, OSError),
     *(zipfile.BadZipFile, zlib.error, RecursionError, NotImplementedError),
+    tokenize.TokenError,  # of the header of an array
 )
 
 

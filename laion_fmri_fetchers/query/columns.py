@@ -92,7 +92,9 @@ class Rows:
             return [None] * min(len(self), 1)
         values = self._column(name)
         with suppress(TypeError):  # lists have no hash
-            values = pd.unique(values)
+            # pandas.unique made an array of numpy of dates, which holds integers.
+            is_own = isinstance(values, pd.api.extensions.ExtensionArray)
+            values = values.unique() if is_own else pd.unique(values)
         return _elements(values)
 
     def _column(self, name: str) -> Any:

@@ -460,12 +460,12 @@ def _labels_of(trials: Any, argument: str) -> list:
                 f"{listed(list(map(str, trials.columns)))}"
             )
         trials = trials.index if column is None else trials[column]
-    if isinstance(trials, (str, bytes, Set)) or not isinstance(trials, Iterable):
+    check_order(trials, argument)
+    if isinstance(trials, (str, bytes)) or not isinstance(trials, Iterable):
         raise InvalidQueryError(
             f"{argument} is {_shown(trials)}; give trials, or a label for each, in "
             "their order"
         )
-    check_order(trials, argument)
     labels = trials.tolist() if hasattr(trials, "tolist") else list(trials)
     if labels and not any(isinstance(label, str) for label in labels):
         raise InvalidQueryError(
