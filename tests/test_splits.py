@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import csv
-import io
 import inspect
+import io
 import json
 import os
 import pickle
