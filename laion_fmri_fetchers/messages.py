@@ -58,6 +58,11 @@ def line_of_user() -> tuple[str, int]:
     return frame.f_code.co_filename, frame.f_lineno
 
 
+def functions_to_user() -> list[str]:
+    """Return the names of functions from here up to the user's code."""
+    return [frame.f_code.co_name for frame in _frames_to_user()]
+
+
 def _frames_to_user() -> Iterator[FrameType]:
     """Yield frames up to the first outside this package and those that call it back."""
     frame: FrameType | None = sys._getframe(1)

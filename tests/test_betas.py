@@ -18,7 +18,7 @@ from nilearn.masking import apply_mask, unmask
 from sklearn.model_selection import GroupKFold
 from sklearn.utils import Bunch
 
-from laion_fmri_fetchers import fetch_laion_betas, fetch_laion_fmri
+from laion_fmri_fetchers import fetch_laion_betas, fetch_laion_fmri, shared_labels
 from laion_fmri_fetchers.arrays import betas as betas_module
 from laion_fmri_fetchers.arrays import session as session_module
 from laion_fmri_fetchers.arrays import voxels as voxels_module
@@ -264,6 +264,27 @@ def test_mask_img_as_path_and_image(data, tmp_path):
         assert np.array_equal(betas.data, everything.data[:, half[inside]])
 
 
+@pytest.mark.parametrize("call", [fetch_laion_betas, load_betas])
+def test_a_mask_without_rois_says_what_it_loses(data, call):
+    offline = {"mode": "offline", "verbose": 0}
+    given, options = (data, {}) if call is load_betas else (1, offline)
+    brain = nib.load(data.brain_masks["sub-01"])
+    n_brain = int((brain.get_fdata() > 0).sum())
+    n_rois = load_betas(data, verbose=0).data.shape[1]
+    words = f"{n_brain - n_rois:,} of {n_brain:,} voxels of mask_img are left out"
+    with pytest.warns(UserWarning, match=f"{words}.*rois='brain'"):
+        betas = call(given, mask_img=brain, **options)
+    assert betas.data.shape[1] == n_rois < n_brain
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        whole = call(given, rois="brain", mask_img=brain, **options)
+        inside = call(given, mask_img=betas.mask_img, **options)
+        face = call(given, rois="face", mask_img=brain, **options)
+    assert whole.data.shape[1] == n_brain
+    assert np.array_equal(inside.data, betas.data)
+    assert np.array_equal(face.data, betas.data[:, betas.roi_mask("face")])
+
+
 @pytest.mark.parametrize("as_path", [True, False])
 def test_a_mask_of_several_volumes_is_refused(tmp_path, as_path):
     data = make(tmp_path, [noise(3)], {"exact": nib.Nifti1Image(brain(), AFFINE)})
@@ -383,6 +404,40 @@ def test_several_subjects_are_a_bunch_of_each(server, data_dir):
             pd.testing.assert_frame_equal(betas.trials, own)
     (name,) = fetch_laion_betas(["01"], **where)
     assert name == "sub-01"
+
+
+@pytest.mark.parametrize("average", [True, False])
+@pytest.mark.parametrize("call", [fetch_laion_betas, load_betas])
+def test_rows_of_the_same_images_in_other_orders_are_told(
+    server, data_dir, call, average
+):
+    """Each subject saw the shared images in an order of its own."""
+    both = {"trial_filter": {"unique_or_shared": "shared"}, "verbose": 0}
+    given, options = ["sub-01", "sub-03"], {"rois": "FFA1", **both}
+    data = fetch_laion_fmri(given, **options)
+    counts = data.trials.groupby("subject")["label"].value_counts().unstack(0)
+    same = counts.index[counts.nunique(axis=1) == 1].tolist()
+    data.trials = data.trials[data.trials["label"].isin(same)]
+    options["trial_filter"] = {"label": same}
+    if call is load_betas:
+        given, options = data, {"subjects": "all", "verbose": 0}
+    words = f"sub-01, sub-03 show the same {len(same)} images, but row by row"
+    with pytest.warns(UserWarning, match=words):
+        each = call(given, average_repeats=average, **options)
+    first, second = (betas.trials["label"].tolist() for betas in each.values())
+    assert sorted(first) == sorted(second)
+    assert first != second
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        each = call(given, average_repeats=True, labels=shared_labels(each), **options)
+    first, second = (betas.trials["label"].tolist() for betas in each.values())
+    assert first == second == sorted(same)
+
+
+def test_subjects_of_other_images_are_not_compared(server, data_dir):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fetch_laion_betas("all", "FFA1", [1, 2], verbose=0)
 
 
 def test_a_plan_of_several_subjects_is_a_plan_of_each(server, data_dir):

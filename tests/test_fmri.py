@@ -28,6 +28,9 @@ from laion_fmri_fetchers import (
     GreaterThan,
     IsIn,
     LessThan,
+    NotContains,
+    NotEqual,
+    NotIn,
     NotNull,
     Pattern,
     ResultFilter,
@@ -699,6 +702,41 @@ def test_ids_reproduce_a_selection(server, data_dir, tmp_path):
     assert_same(
         fetch_laion_fmri_ids(ids, data_dir=elsewhere, verbose=0, mode="offline"), again
     )
+
+
+def test_ids_are_in_the_order_given(server, data_dir):
+    data = fetch(rois=["PPA", "FFA1"], sessions=[1, 2])
+    records = [*reversed(data.images_meta), *data.rois_meta]
+    again = fetch_laion_fmri_ids([m["id"] for m in records], verbose=0)
+    assert again.images == [m["absolute_path"] for m in records]
+    for i, session in enumerate(["ses-02", "ses-01"]):
+        trials = again.trials[again.trials["image_index"] == i]
+        assert set(trials["session"]) == {session}
+        assert list(trials["beta_index"]) == list(again.sample_masks[i])
+
+
+def test_rois_are_in_the_order_in_which_they_are_named(server, data_dir):
+    ppa, ffa1 = fetch(rois=["PPA", "FFA1"], max_images=0).rois
+    assert ("PPA" in ppa, "FFA1" in ffa1) == (True, True)
+    names = ["V1", "OFA", "face", "FFA1", "EBA"]
+    data = fetch("all", rois=names, max_images=0)
+    for meta in data.subjects_meta:
+        rois = [m["roi"] for m in data.rois_meta if m["subject"] == meta["subject"]]
+        others = rois[3:-1]
+        assert rois[:3] == ["V1d", "V1v", "OFA"]
+        assert rois[-1] == "EBA"
+        assert others == sorted(others)
+        assert "FFA1" in others
+        assert list(data.roi_files[meta["subject"]]) == rois
+
+
+def test_a_mask_of_another_subject_is_refused(server, data_dir):
+    data = fetch("all", rois="FFA1", sessions=1)
+    mask = data.roi_files["sub-01"]["FFA1"]
+    for mask_img in (mask, nib.load(mask)):
+        assert load_betas(data, "sub-01", mask_img=mask_img, verbose=0).data.size
+        with pytest.raises(InvalidQueryError, match="a mask of sub-01, and the betas"):
+            load_betas(data, "sub-03", mask_img=mask_img, verbose=0)
 
 
 def test_ids_fetch_exactly_the_named(server, data_dir, bucket_folder):
@@ -1467,6 +1505,36 @@ def test_values_of_a_list_that_nothing_has_are_named(server, data_dir):
     assert "'shared_4rep_NSD_special7', 'shared_4rep'." in text
     (text,) = messages_of(fetch, trial_filter={"n_reps": [12, 13]}, dry_run=True)
     assert "1 of 2 values of n_reps in trial_filter match nothing: 13." in text
+
+
+@pytest.mark.parametrize(
+    ("query", "words"),
+    [
+        ({"trial_filter": {"dataset": NotEqual("ood")}}, "'ood'.*THINGS"),
+        ({"trial_filter": {"n_reps": NotEqual("12")}}, "'12'.*numbers, not text"),
+        ({"trial_filter": {"run": NotIn(1, "2")}}, "'2'."),
+        ({"trial_filter": {"label": NotContains("Illusion")}}, "'Illusion'"),
+        ({"image_filter": {"session": NotEqual(1)}}, "1.*ses-01.*text, not numbers"),
+        ({"subject_filter": {"rois": NotContains("FFA-1")}}, "'FFA-1'.*FFA1"),
+    ],
+)
+def test_values_to_leave_out_that_nothing_has_are_named(server, data_dir, query, words):
+    (text,) = messages_of(fetch, **query, dry_run=True)
+    assert re.match(f"1 of [12] values? of .* match nothing: {words}", text)
+
+
+@pytest.mark.parametrize(
+    "trial_filter",
+    [
+        {"dataset": NotEqual("OOD")},
+        {"n_reps": NotIn(12)},
+        {"label": NotContains("illusion")},
+        {"label": NotIn("shared_4rep_NSD_special7.jpg")},  # not in these sessions
+        {"ood_type": NotEqual(None)},
+    ],
+)
+def test_values_that_are_left_out_are_not_warned_of(server, data_dir, trial_filter):
+    assert messages_of(fetch, trial_filter=trial_filter, dry_run=True) == []
 
 
 def test_numbers_that_are_compared_as_text_are_warned_of(server, data_dir):

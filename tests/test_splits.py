@@ -879,10 +879,53 @@ def test_rows_left_out_are_told_once_for_each_call(cached, web, name):
             )
         ),
     ]
+    texts[2] = [text for text in texts[2] if "permutation_test" not in text]
     for each in texts:
         (text,) = each
         assert "rows are in neither set of <Stimulus" in text
         assert f"{name!r} of pool 'sub-01'" in text
+
+
+@pytest.mark.parametrize("name", ["tau", "random"])
+def test_permutations_within_images_are_told(name, web, data_dir):
+    """With groups, scikit-learn permutes y only among the repeats of an image."""
+    splits = fetch_laion_splits(pool="sub-01", verbose=0)
+    cv, tau = splits[name], splits["tau"]
+    labels = np.repeat(tau.train + tau.test, 4)
+    y = np.repeat(np.random.default_rng(0).normal(size=len(labels) // 4), 4)
+    x = y[:, None]  # which tells y without error
+    options = {"n_permutations": 19, "random_state": 0}
+    done = []
+
+    def test(**given):
+        done.append(permutation_test_score(Ridge(), x, y, **given, **options))
+
+    (text,) = warned_of(lambda: test(groups=labels, cv=cv))
+    assert "permutes y only among rows of the same image" in text
+    assert done[-1][2] == 1  # of a perfect model
+    once = np.arange(0, len(labels), 4)
+    x, y, labels = x[once], y[once], labels[once]
+    rows = list(cv.split(x, groups=labels))
+    assert warned_of(lambda: test(cv=rows)) == []
+    assert done[-1][2] == 1 / 20
+
+
+def test_a_search_within_a_permutation_test_is_no_such_test(web, data_dir):
+    tau = fetch_laion_splits("tau", "sub-01", verbose=0)["tau"]
+    labels = tau.train + tau.test
+    x = np.arange(len(labels), dtype=float)[:, None]
+    search = GridSearchCV(Ridge(), {"alpha": [1.0, 10.0]}, cv=tau)
+    rows = np.arange(len(labels))
+
+    def test():
+        permutation_test_score(
+            *(search, x, x[:, 0]),
+            cv=[(rows, rows)],
+            n_permutations=2,
+            params={"groups": labels},
+        )
+
+    assert warned_of(test) == []
 
 
 def test_rows_of_another_kind_are_told_in_the_same_line():

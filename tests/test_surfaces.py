@@ -25,6 +25,7 @@ from nilearn.surface import SurfaceImage
 from laion_fmri_fetchers import (
     fetch_laion_fmri,
     fetch_laion_surfaces,
+    load_betas,
     project_to_surface,
     verify_cache,
 )
@@ -418,6 +419,22 @@ def test_nan_of_the_image_stays_nan(surfaces):
     projected = project(nib.Nifti1Image(data, image.affine), surfaces)
     assert np.isnan(projected.data.parts["right"]).mean() > 0.7
     assert np.isfinite(projected.data.parts["left"]).mean() > 0.7
+
+
+def test_of_betas_only_their_voxels_count(surfaces):
+    data = fetch_laion_fmri("sub-01", rois="FFA1", sessions=1, verbose=0)
+    betas = load_betas(data, verbose=0)
+    values = np.full(betas.data.shape[1], 3.0)
+    for rows in (values, np.stack([values, 2 * values])):
+        on_cortex = project(betas.to_img(rows), surfaces).data.parts
+        for hemisphere in SIDES:
+            found = on_cortex[hemisphere]
+            has_value = np.isfinite(found).reshape(len(found), -1).all(axis=1)
+            assert 0 < has_value.sum() < len(found)
+            expected = np.broadcast_to(rows.T[:1], found.shape)
+            np.testing.assert_allclose(found[has_value], expected[has_value], rtol=1e-5)
+    is_ffa1 = betas.to_img(betas.roi_mask("FFA1"))  # outside it is False, not unknown
+    assert project(is_ffa1, surfaces).data.parts["left"].min() == 0
 
 
 def test_voxels_without_a_value_do_not_count(surfaces):

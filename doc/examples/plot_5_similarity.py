@@ -63,7 +63,10 @@ labels = sorted(
     shared_labels(data.trials[is_first_half], data.trials[~is_first_half]),
     key=lambda label: (content_category(label), label),
 )
-betas = load_betas(data, subjects="all", labels=labels, standardize="zscore")
+betas = {
+    subject: load_betas(data, subject, labels=labels, standardize="zscore")
+    for subject in data.trials["subject"].unique()
+}
 
 # %%
 # Repeats are averaged. The dissimilarity of two images is one minus the correlation of

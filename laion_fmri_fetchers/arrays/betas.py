@@ -46,7 +46,7 @@ from laion_fmri_fetchers.storage.tables import read_trials
 from .kept import keeper, kept_nowhere
 from .progress import Progress, WatchedParallel
 from .result import Rows, make_betas, read_betas
-from .rows import labels_of, rows_with, trials_of
+from .rows import labels_of, rows_with, trials_of, warn_of_order
 from .session import (
     RowOptions,
     SessionRows,
@@ -120,7 +120,8 @@ def load_betas(
         ``"V1"``, ``"V2"`` or ``"V3"`` for dorsal and ventral part, or several of
         them; ``"fetched"`` or ``"all"``: all ROIs in ``data``; ``"brain"``: all voxels.
     mask_img : Niimg-like, optional
-        Only voxels in this mask: a path or a 3-D image on the grid of the betas.
+        Only voxels in this mask: a path or a 3-D image on the grid of the betas. They
+        must lie in ``rois``, too; with ``rois="brain"``, all of the mask is taken.
     nc_threshold : float, optional
         Only voxels whose noise ceiling is at least this, in percent (0 to 100).
     noise_ceiling : {"Allrep", "12rep", "4rep"}, default="Allrep"
@@ -201,6 +202,12 @@ def load_betas(
     MemoryError
         If the result is larger than the free memory; nothing is read then.
 
+    Warns
+    -----
+    UserWarning
+        If ``mask_img`` is given, and not ``rois``, and voxels of it lie in no ROI; if
+        rows of subjects show the same images in different orders.
+
     See Also
     --------
     fetch_laion_fmri : Fetch the images.
@@ -255,6 +262,7 @@ def load_betas(
     }
     if subjects is None or is_one_name(subjects):
         return betas[names[0]]
+    warn_of_order(betas)
     return Result(**betas)
 
 

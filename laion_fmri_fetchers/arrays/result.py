@@ -51,8 +51,9 @@ class Betas(Result):
         values : array of shape (n_voxels,) or (n_rows, n_voxels)
             A value per voxel, or rows of them as in ``data``.
         fill : float, default=0
-            The value outside the voxels; NaN for `project_to_surface`, such that it
-            does not count there.
+            The value outside the voxels. There, `project_to_surface` counts no value of
+            an image of decimal numbers that this returned; once it is saved or changed,
+            only with NaN.
 
         Returns
         -------
@@ -86,7 +87,10 @@ class Betas(Result):
             kind = _type_in_image(np.empty(0, kind))
         volume = np.full(inside.shape + rows.shape[:-1], fill, dtype=kind)
         volume[inside] = rows.T
-        return nib.Nifti1Image(volume, self["mask_img"].affine)
+        image = nib.Nifti1Image(volume, self["mask_img"].affine)
+        if rows.dtype.kind == "f":  # else 0 is a label or False, outside as well
+            image.extra["inside"] = inside
+        return image
 
     def roi_mask(self, rois: str | Iterable[str]) -> np.ndarray:
         """Return which voxels lie in a region.

@@ -6,7 +6,7 @@ import copy
 import difflib
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -221,6 +221,25 @@ def labels_of(trials: Any, argument: str = "trials") -> np.ndarray:
                 f"{argument} has the label {name!r}; labels are str"
             )
     return names
+
+
+def warn_of_order(each: Mapping[str, Any]) -> None:
+    """Warn where rows of subjects show the same images, but row i not the same one."""
+    first: dict[tuple, tuple[str, np.ndarray]] = {}
+    others: dict[tuple, list[str]] = {}
+    for name, betas in each.items():
+        labels = betas["trials"]["label"].to_numpy(object)
+        images = len(labels), frozenset(labels)
+        _, expected = first.setdefault(images, (name, labels))
+        if not np.array_equal(labels, expected):
+            others.setdefault(images, []).append(name)
+    for images, names in others.items():
+        warn(
+            f"Rows of {listed([first[images][0], *names])} show the same "
+            f"{counted(len(images[1]), 'image')}, but row by row they do not "
+            "correspond. With labels=shared_labels(...) and average_repeats=True, they "
+            "do."
+        )
 
 
 def check_rows(betas: Any) -> None:

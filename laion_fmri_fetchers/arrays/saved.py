@@ -61,7 +61,7 @@ def write_values(file: str | os.PathLike, values: dict[str, Any]) -> None:
     """
     file = user_path(file, "path")
     if os.path.isdir(file):
-        raise InvalidQueryError(f"path is {file}, a folder; name a file in it")
+        raise InvalidQueryError(f"path is {file}, which is a folder; name a file in it")
     try:
         with (
             whole_file(file) as stream,

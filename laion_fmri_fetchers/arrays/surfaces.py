@@ -68,9 +68,9 @@ def project_to_surface(
     ----------
     img : str, path or image
         A 3-D or 4-D NIfTI image in the subject's T1w space, such as a noise ceiling or
-        a map made from betas: ``betas.to_img(values, fill=np.nan)``, as zeros beside a
-        region would be averaged with its values. A file is read a few volumes at a
-        time.
+        a map made from betas: ``betas.to_img(values)``, of which only the voxels of
+        ``betas`` count. Zeros beside a region in any other image would be averaged with
+        its values: use NaN. A file is read a few volumes at a time.
     surfaces : :class:`sklearn.utils.Bunch`
         From `fetch_laion_surfaces`, of the same subject.
     target : {"fsnative", "fsaverage5", "fsaverage6", "fsaverage"}, default="fsnative"
@@ -199,7 +199,11 @@ def _open(img: Any, subject: str) -> _Volumes:
             "3 or 4 dimensions"
         )
     frames = data[..., None] if data.ndim == 3 else data
-    each = (frames[..., i].astype(np.float32) for i in range(frames.shape[3]))
+    inside = img.extra.get("inside", True)  # of to_img: elsewhere there are no values
+    each = (
+        np.where(inside, frames[..., i], np.nan).astype(np.float32)
+        for i in range(frames.shape[3])
+    )
     return _Volumes(data.shape, img.affine, each)
 
 

@@ -28,9 +28,9 @@ from laion_fmri_fetchers.exceptions import (
     NotCachedError,
     did_you_mean,
 )
-from laion_fmri_fetchers.layout.keys import is_nifti, on_one_grid
+from laion_fmri_fetchers.layout.keys import is_nifti, on_one_grid, subject_of_name
 from laion_fmri_fetchers.layout.names import clean_roi, rois_named, with_unions
-from laion_fmri_fetchers.messages import warn
+from laion_fmri_fetchers.messages import counted, warn
 from laion_fmri_fetchers.query.arguments import user_path
 from laion_fmri_fetchers.query.values import in_order
 
@@ -65,6 +65,8 @@ class Voxels(NamedTuple):
     """ROI -> its mask files, of all ROIs there are, asked for or not."""
     roi_categories: dict[str, str]
     """ROI -> its category, of the same."""
+    n_outside: int
+    """Voxels that are left out for this alone: they lie in none of the ROIs."""
 
 
 class _Criteria(NamedTuple):
@@ -123,6 +125,7 @@ def find_voxels(
     )
     mask_files = [data.brain_masks[subject]] if subject in data.brain_masks else []
     mask_img, mask = choice.mask_img, None
+    _check_subject(mask_img, subject)
     if isinstance(mask_img, (str, os.PathLike)):
         file = user_path(mask_img, "mask_img")
         if not os.path.exists(file):
@@ -147,6 +150,14 @@ def find_voxels(
         raise InvalidQueryError(
             f"No voxel of {subject} fulfils all of the criteria: the brain mask, rois, "
             "mask_img and nc_threshold."
+        )
+    is_default = isinstance(choice.rois, str) and choice.rois in ("fetched", "all")
+    if mask_img is not None and is_default and voxels.n_outside:
+        n_voxels = voxels.n_outside + int(np.count_nonzero(voxels.mask))
+        warn(
+            f"{voxels.n_outside:,} of {counted(n_voxels, 'voxel')} of mask_img are "
+            f"left out, as they lie in none of the ROIs (rois is {choice.rois!r}); "
+            "rois='brain' takes all of mask_img."
         )
     return voxels._replace(roi_files=available, roi_categories=categories)
 
@@ -326,14 +337,15 @@ def _combine(
         name: np.concatenate([np.flatnonzero(_read_mask(f, grid)) for f, *_ in files])
         for name, files in criteria.rois.items()
     }
+    if criteria.threshold:
+        name, least = criteria.threshold
+        mask &= _read_map(criteria.noise_ceilings[name][0], grid) >= least
+    n_voxels = np.count_nonzero(mask)
     if not criteria.whole_brain:
         in_rois = np.zeros_like(mask)
         for inside in rois.values():
             in_rois[inside] = True
         mask &= in_rois
-    if criteria.threshold:
-        name, least = criteria.threshold
-        mask &= _read_map(criteria.noise_ceilings[name][0], grid) >= least
     volume = np.ascontiguousarray(mask.reshape(shape, order="F"))
     offsets = offsets_of(np.flatnonzero(volume), shape)
     return Voxels(
@@ -345,6 +357,7 @@ def _combine(
         },
         {},
         {},
+        int(n_voxels - np.count_nonzero(mask)),
     )
 
 
@@ -382,6 +395,22 @@ def _read_map(file: str, grid: tuple, dtype: Any = "float32") -> np.ndarray:
 
 def _read_mask(file: str, grid: tuple) -> np.ndarray:
     return _inside(_read_map(file, grid, dtype=None))
+
+
+def _check_subject(mask_img: Any, subject: str) -> None:
+    """Raise InvalidQueryError for a mask whose file is named after another subject."""
+    if hasattr(mask_img, "get_filename"):
+        mask_img = mask_img.get_filename()
+    if not isinstance(mask_img, (str, os.PathLike)):
+        return
+    name = os.path.basename(mask_img)
+    of_subject = subject_of_name(name)
+    if of_subject not in (None, subject):
+        raise InvalidQueryError(
+            f"mask_img is {name}, a mask of {of_subject}, and the betas are of "
+            f"{subject}: voxels of two people do not correspond. Load each subject "
+            "with a mask of its own."
+        )
 
 
 def _mask_of_image(image: Any, grid: Header) -> np.ndarray:

@@ -24,6 +24,7 @@ from sklearn.utils import Bunch
 from laion_fmri_fetchers.access.licence import accept_license
 from laion_fmri_fetchers.arrays.betas import Workers, check_options, load_voxels
 from laion_fmri_fetchers.arrays.kept import kept_nowhere
+from laion_fmri_fetchers.arrays.rows import warn_of_order
 from laion_fmri_fetchers.arrays.volumes import Header, read_header
 from laion_fmri_fetchers.arrays.voxel_store import session_folder
 from laion_fmri_fetchers.arrays.voxels import VoxelChoice, find_voxels
@@ -132,7 +133,8 @@ def fetch_laion_betas(
     roi_filter : dict, `ResultFilter` or callable, optional
         Conditions on the records of ROI masks.
     mask_img : Niimg-like, optional
-        Only voxels in this mask: a path or a 3-D image on the grid of the betas.
+        Only voxels in this mask: a path or a 3-D image on the grid of the betas. They
+        must lie in ``rois``, too; with ``rois="brain"``, all of the mask is taken.
     nc_threshold : float, optional
         Only voxels whose noise ceiling is at least this, in percent (0 to 100).
     noise_ceiling : {"Allrep", "12rep", "4rep"}, default="Allrep"
@@ -204,6 +206,11 @@ def fetch_laion_betas(
     MemoryError
         If the result is larger than the free memory.
 
+    Warns
+    -----
+    UserWarning
+        As `load_betas`; if the bucket has another version of what is stored.
+
     See Also
     --------
     load_betas : The same from images on disk.
@@ -256,9 +263,12 @@ def fetch_laion_betas(
     if not is_one_name(subjects):
         given["sessions"] = selection.sessions or "all"  # it may have been an iterator
         each = selection.subjects or find_subjects(settings)[0]
-        return Result(
-            **{name: fetch_laion_betas(**{**given, "subjects": name}) for name in each}
-        )
+        betas = {
+            name: fetch_laion_betas(**{**given, "subjects": name}) for name in each
+        }
+        if not dry_run:
+            warn_of_order(betas)
+        return Result(**betas)
     choice = VoxelChoice(rois, mask_img, nc_threshold, noise_ceiling)
     names, inventory = take_inventory_of_subjects(selection, settings)
     check_subjects(names, inventory, named=True)

@@ -227,16 +227,23 @@ def align(
 
 
 def choose_rois(records: Iterable[Record], selection: Selection) -> list[Record]:
-    """Return the masks of the selected ROIs and categories that pass the filter."""
+    """Return the masks of the selected ROIs and categories that pass the filter.
+
+    Of each subject, in the order in which they were named.
+    """
     if selection.rois == ():
         return []
-    names = None if selection.rois is None else {*selection.rois}
-    masks = [
-        rec
-        for rec in records
-        if rec["roi"]
-        and (names is None or rec["roi"] in names or rec["roi_category"] in names)
-    ]
+    masks = [rec for rec in records if rec["roi"]]
+    if selection.rois is not None:
+        place = {name: i for i, name in reversed([*enumerate(selection.rois)])}
+        last = len(place)
+
+        def order(rec: Record) -> int:
+            of_roi = place.get(rec["roi"], last)
+            return min(of_roi, place.get(rec["roi_category"], last))
+
+        masks = [rec for rec in masks if order(rec) < last]
+        masks.sort(key=lambda rec: (rec["subject"], order(rec)))
     passed = [rec for rec in masks if selection.roi_filter(rec)]
     check_terms("the terms on ROI masks", selection.roi_filter, masks, len(passed))
     return passed

@@ -123,7 +123,8 @@ callable, optional
           default the single-trial betas, one 4-D image per session, float32.
         - ``images_meta``: list of dict, their records. ``outdated`` is True where the
           bucket has another version than the one on disk, which the record describes.
-        - ``rois``, ``rois_meta``: list of str and of dict, ROI masks and records.
+        - ``rois``, ``rois_meta``: list of str and of dict, ROI masks and records, of
+          each subject in the order in which ``rois`` names them.
         - ``roi_files``: dict, subject -> {ROI: path of its mask}, by default on the
           grid of the images. Where ``roi_filter`` lets several files of an ROI pass,
           names go on with what tells them apart: ``"FFA1 L"`` and ``"FFA1 R"`` for
@@ -294,8 +295,8 @@ def fetch_laion_fmri_ids(
     Returns
     -------
     :class:`sklearn.utils.Bunch`
-        As from `fetch_laion_fmri`; all files, ROI masks too, are in ``images``, in
-        subject, session order, and ``rois`` is empty.
+        As from `fetch_laion_fmri`; all files, ROI masks too, are in ``images``, in the
+        order of ``image_ids``, files below prefixes last, and ``rois`` is empty.
 
     Raises
     ------

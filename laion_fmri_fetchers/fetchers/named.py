@@ -20,7 +20,7 @@ from laion_fmri_fetchers.transfer.bucket import key_of
 
 
 def parse_ids(image_ids: object) -> tuple[list[str], list[str]]:
-    """Return ids and prefixes that were named, each once.
+    """Return ids and prefixes that were named, each once, in their order.
 
     Raises
     ------
@@ -54,7 +54,7 @@ def parse_ids(image_ids: object) -> tuple[list[str], list[str]]:
         raise InvalidQueryError(
             f"{gated!r} is gated by a Data Use Agreement; use fetch_laion_stimuli."
         )
-    return sorted(ids), sorted(prefixes)
+    return [*ids], [*prefixes]
 
 
 def take_inventory_of_named(
@@ -85,7 +85,10 @@ def take_inventory_of_named(
 def choose_named(
     ids: list[str], prefixes: list[str], inventory: Inventory
 ) -> list[Record]:
-    """Return the records of named files; raise for names without a file."""
+    """Return the records of named files, in the order of their names.
+
+    Files below prefixes come last. A name without a file is an error.
+    """
     settings, by_id = inventory.settings, inventory.by_id
     for path in ids:
         if path not in by_id:
@@ -94,7 +97,7 @@ def choose_named(
                 f"There is no file {path!r} in the bucket; {hint}",
                 f"{path} is not on disk in {settings.data_dir}; {hint}",
             )
-    chosen = {*ids}
+    chosen = dict.fromkeys(ids)
     for prefix in prefixes:
         below = [rec for rec in inventory.records if rec["id"].startswith(prefix)]
         if not below:
@@ -103,16 +106,16 @@ def choose_named(
                 "shows its folders.",
                 f"Nothing below {prefix} is on disk in {settings.data_dir}.",
             )
-        free = {
+        free = [
             rec["id"]
             for rec in below
             if not is_held_out(rec) and rec["id"] not in GATED
-        }
+        ]
         if len(free) < len(below):
             tell(
                 f"Below {prefix}, {counted(len(below) - len(free), 'file')} held out "
                 "for evaluation or gated by the Data Use Agreement are left out",
                 settings.verbose,
             )
-        chosen |= free
-    return [rec for rec in inventory.records if rec["id"] in chosen]
+        chosen |= dict.fromkeys(free)
+    return [by_id[path] for path in chosen]

@@ -26,7 +26,18 @@ from .filters import (
     terms_of,
     values_of,
 )
-from .values import MANY, PLAIN_TYPES, IsIn, OrderComparison, Pattern, equals
+from .values import (
+    MANY,
+    PLAIN_TYPES,
+    Contains,
+    IsIn,
+    NotContains,
+    NotEqual,
+    NotIn,
+    OrderComparison,
+    Pattern,
+    equals,
+)
 
 MODES = ("download_new", "overwrite", "offline")
 
@@ -381,7 +392,8 @@ def _warn_of_values(name: str, field: str, term: Any, present: list) -> None:
 
     A long list, such as the labels of a split, names images that some sessions do not
     show: of these, only values that cannot be labels are a mistake. Whole numbers in a
-    row are an interval, and not all of it has to be there.
+    row are an interval, and not all of it has to be there. Of values to leave out, one
+    that no candidate has leaves out nothing, as a typo does; labels excepted.
     """
     found = [value for value in present if value is not None]
     is_text = isinstance(term, OrderComparison) and isinstance(term.bound_, str)
@@ -390,20 +402,23 @@ def _warn_of_values(name: str, field: str, term: Any, present: list) -> None:
             f"{ResultFilter({field: term})!r}, a part of {name}, compares numbers as "
             "text, where '12' is less than '4'. Give the bound as a number."
         )
-    if type(term) is not IsIn:
+    if type(term) not in (IsIn, NotIn, NotEqual, NotContains):
         return
     asked = _plain(term.arguments_of(term))
-    have = {value for value in found if isinstance(value, Hashable)}
-    lacking = [value for value in asked if value not in have]
-    if len(asked) > MANY:
-        is_of_labels = field in ("label", "image_name")
+    if type(term) is NotContains:
+        lacking = [v for v in asked if not any(equals(Contains(v), f) for f in found)]
+    else:
+        have = {value for value in found if isinstance(value, Hashable)}
+        lacking = [value for value in asked if value not in have]
+    is_of_labels = field in ("label", "image_name")
+    if len(asked) > MANY or (is_of_labels and type(term) is not IsIn):
         lacking = [v for v in lacking if is_of_labels and not label_values(str(v))[0]]
     is_interval = len(asked) > 2 and all(type(value) is int for value in asked)
     if is_interval and {*asked} == {*range(min(asked), max(asked) + 1)}:
         return
     if lacking:
-        nearest = _nearest(lacking, [str(value) for value in have])
+        hint = _hint(field, present, IsIn(*lacking))
         warn(
             f"{len(lacking):,} of {counted(len(asked), 'value')} of {field} in {name} "
-            f"match nothing: {listed([*map(repr, lacking)])}.{_among(nearest)}"
+            f"match nothing: {listed([*map(repr, lacking)])}.{_among(hint)}"
         )

@@ -16,7 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 from laion_fmri_fetchers.exceptions import InvalidQueryError
 from laion_fmri_fetchers.layout.labels import label_values
-from laion_fmri_fetchers.messages import counted, line_of_user, listed, warn
+from laion_fmri_fetchers.messages import (
+    counted,
+    functions_to_user,
+    line_of_user,
+    listed,
+    warn,
+)
 
 from .values import IsIn, check_order, in_order
 
@@ -71,7 +77,9 @@ class Splitter:
         Warns
         -----
         UserWarning
-            If rows are in neither set; the text says how many, and which images.
+            If rows are in neither set; the text says how many, and which images. If
+            scikit-learn's ``permutation_test_score`` has ``groups``: it permutes ``y``
+            only among rows of a group, here an image.
         """
         if groups is None:
             raise InvalidQueryError(
@@ -85,6 +93,7 @@ class Splitter:
                 f"X has {n_rows} rows, but groups has {len(labels)} labels; pass the "
                 "label of each row of X"
             )
+        self._tell_of_permutations()
         for train, test in self._masks(labels, self._told):
             yield train.nonzero()[0], test.nonzero()[0]
 
@@ -121,6 +130,22 @@ class Splitter:
             told |= new
             warn(_about_left_out(self, kinds, len(labels)))
         return masks
+
+    def _tell_of_permutations(self) -> None:
+        """Warn, once in a line, of a permutation test that permutes within images."""
+        callers = functions_to_user()
+        # A search on this split calls it too, whatever the test outside it permutes.
+        if "permutation_test_score" not in callers or "fit" in callers:
+            return
+        told = (line_of_user(), "permutation")
+        if told not in self._told:
+            self._told.add(told)
+            warn(
+                "permutation_test_score with groups permutes y only among rows of the "
+                "same image, so its p-value does not tell whether y depends on images. "
+                "Average repeats, leave out groups, and pass "
+                "cv=list(split.split(X, groups=labels))."
+            )
 
     def get_metadata_routing(self) -> Any:
         """Return what scikit-learn passes on where its metadata routing is enabled."""
