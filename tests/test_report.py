@@ -466,7 +466,7 @@ def test_ink_follows_the_colour_scheme(chromium, data, tmp_path):
 @pytest.mark.parametrize("column", ["subject", "session", "dataset"])
 def test_trials_without_a_column_are_refused(column, data):
     data.trials = data.trials.drop(columns=column)
-    with pytest.raises(InvalidQueryError, match=f"no column '{column}'"):
+    with pytest.raises(InvalidQueryError, match=f"without a column '{column}'"):
         plot_trials(data)
 
 
@@ -479,5 +479,5 @@ def test_no_slice_is_refused(cuts, data):
 @pytest.mark.parametrize("function", [plot_rois, plot_noise_ceiling, make_report])
 def test_masks_chosen_without_their_metadata_are_refused(function, data):
     data.rois = data.rois[:1]
-    with pytest.raises(InvalidQueryError, match="1 rois and 12 rois_meta"):
+    with pytest.raises(InvalidQueryError, match=r"rois.* 12 "):
         function(data)
