@@ -1731,3 +1731,37 @@ def test_resampling_in_workers_of_any_kind(cached, backend):
 def test_bad_grid(server, data_dir, query):
     with pytest.raises(InvalidQueryError):
         fetch(**query)
+
+
+def test_files_copied_by_other_tools_that_were_replaced_since(
+    cached, bucket_folder, monkeypatch
+):
+    """A table with other labels has the size of the one before."""
+    shutil.rmtree(cached / ".laion_fmri" / "fetched")
+    key = trials_id({"subject": "sub-01", "session": "ses-01"})
+    os.utime(cached / key, (1.75e9, 1.75e9))
+    old = (cached / key).read_text()
+    first, second = pd.read_csv(cached / key, sep="\t")["label"].unique()[:2]
+    new = old.replace(first, "?", 1).replace(second, first, 1).replace("?", second)
+    assert len(new) == len(old)
+
+    with serve_bucket(bucket_folder) as server:
+        monkeypatch.setenv("LAION_FMRI_BUCKET_URL", server.url)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            data = fetch("sub-01", None, 1)
+        server.put(key, new.encode())
+        with pytest.warns(UserWarning, match="another version of 1 file.*2025-06-15"):
+            data = fetch("sub-01", None, 1)
+        assert data.trials["label"][0] == first
+        fetch("sub-01", None, 1, image_type="trials", mode="overwrite", outdated=True)
+        assert fetch("sub-01", None, 1).trials["label"][0] == second
+
+
+def test_a_directory_copied_without_its_hidden_folder(cached, no_network):
+    shutil.rmtree(cached / ".laion_fmri")
+    (mask,) = (cached / "derivatives/rois/sub-01/face").glob("*1pt8_label-FFA2_*")
+    mask.unlink()
+    with pytest.warns(UserWarning, match="No listing of derivatives/.*laion_fmri too"):
+        data = fetch("sub-01", "face", 1, mode="offline")
+    assert "FFA2" not in data.roi_files["sub-01"]

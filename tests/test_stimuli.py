@@ -571,6 +571,32 @@ def test_overwriting_the_archive_renews_extracted_images(
         assert file.read_bytes() == images[name] + b"new"
 
 
+def test_a_table_in_another_order_than_the_archive_on_disk(
+    granted, server, published, monkeypatch
+):
+    before = load_stimuli(fetch([PNG]), size=8)
+    table, images = published
+    table = table[::-1]
+    put_table(server, table)
+    with pytest.warns(UserWarning, match="another version of 1 file"):
+        fetch([PNG])
+    metadata(mode="overwrite")
+    for mode in ("download_new", "offline"):
+        with pytest.raises(CorruptImageError, match="another order.*mode='overwrite'"):
+            fetch([PNG], mode=mode)
+
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w") as file:
+        rows = file.create_dataset(
+            "images", (len(table),), dtype=h5py.vlen_dtype(np.uint8)
+        )
+        for i, name in enumerate(table["image_name"]):
+            rows[i] = np.frombuffer(images[name], np.uint8)
+    server.put(ARCHIVE, buffer.getvalue())
+    fetch([PNG], mode="overwrite")
+    assert (load_stimuli(fetch([PNG]), size=8) == before).all()
+
+
 @pytest.mark.parametrize(
     "name",
     ["../escape.jpg", "/etc/x.jpg", "a/b.jpg", "..", "C:x.jpg", "a\\b", "a\nb"],

@@ -112,6 +112,21 @@ def test_a_new_version_in_the_bucket(server, log, betas_folder, face, source):
         assert np.array_equal(fetch(source=source).data, new)
 
 
+def test_voxels_packed_where_no_listing_is_known(server, betas_folder, face, data_dir):
+    """A directory without its hidden folder does not tell the version of its images."""
+    data = fetch_laion_fmri(1, "FFA1", 1, verbose=0)
+    shutil.rmtree(data_dir / ".laion_fmri")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it is said that no listing is saved
+        data = fetch_laion_fmri(1, "FFA1", 1, mode="offline", verbose=0)
+    pack_betas(data, verbose=0)
+    os.unlink(data.images[0])
+    assert (fetch().data == true_betas(betas_folder, face, ["ses-01"])).all()
+
+    new = put_session(server, betas_folder, 2)
+    assert (fetch().data == new[face].T).all()
+
+
 def test_voxels_of_two_versions_are_not_mixed(server, betas_folder, face):
     fetch()
     new = put_session(server, betas_folder, 2)

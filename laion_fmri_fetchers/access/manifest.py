@@ -21,6 +21,8 @@ from laion_fmri_fetchers.storage.state import state_path
 
 from .service import ADVICE, TRIES, ask_service, raise_for_status, server_url
 
+_ORDER = "order"
+
 _MANIFEST = "the manifest of the stimulus files"
 
 
@@ -108,9 +110,24 @@ def saved_manifest(data_dir: str) -> dict[str, GatedFile]:
     return {name: file for name, file in files.items() if file}
 
 
-def save_manifest(data_dir: str, files: Mapping[str, GatedFile]) -> None:
-    """Keep size and SHA-256 of fetched files, where the directory can be written."""
-    content = {name: file._asdict() for name, file in files.items()}
+def saved_order(data_dir: str) -> str | None:
+    """Return what `save_manifest` was told of the order of images; None for nothing."""
+    with contextlib.suppress(OSError, ValueError, RecursionError, AttributeError):
+        order = json.loads(read_file(_manifest_file(data_dir))).get(_ORDER)
+        return order if isinstance(order, str) else None
+    return None
+
+
+def save_manifest(
+    data_dir: str, files: Mapping[str, GatedFile], order: str = ""
+) -> None:
+    """Keep size and SHA-256 of fetched files, where the directory can be written.
+
+    ``order`` is a digest of the names of the images, in the order of the archive.
+    """
+    content: dict[str, Any] = {name: file._asdict() for name, file in files.items()}
+    if order:
+        content[_ORDER] = order
     with contextlib.suppress(OSError):
         write_atomically(
             _manifest_file(data_dir), (json.dumps(content, indent=2) + "\n").encode()

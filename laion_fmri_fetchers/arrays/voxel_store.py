@@ -107,7 +107,7 @@ class Version(NamedTuple):
     image: str | None
     """ETag of the beta image."""
     image_size: int | None
-    """Bytes of the image on disk."""
+    """Bytes of the image."""
     image_time: int | None
     """When the image on disk was changed last, in ns."""
     trials: str | None
@@ -148,7 +148,7 @@ def version_of(meta: dict[str, Any], trials: str | None) -> Version:
     try:
         stat = os.stat(meta["absolute_path"])
     except OSError:
-        return Version(meta.get("etag"), None, None, trials)
+        return Version(meta.get("etag"), meta.get("size"), None, trials)
     return Version(meta.get("etag"), stat.st_size, stat.st_mtime_ns, trials)
 
 

@@ -32,6 +32,7 @@ from laion_fmri_fetchers.arrays.extract import extract
 from laion_fmri_fetchers.arrays.model.session import Task, size_by_model
 from laion_fmri_fetchers.arrays.progress import Progress, WatchedParallel
 from laion_fmri_fetchers.arrays.voxel_store import (
+    Origin,
     Part,
     compact,
     find_parts,
@@ -146,7 +147,7 @@ def jobs_of(data: Bunch, mask: np.ndarray, inventory: Inventory) -> list[Job]:
         if not (overwrites or is_on_disk) and (
             other := _other_version(parts, meta, table.version, voxels)
         ):
-            meta["etag"], meta["outdated"] = other, True
+            meta |= {"etag": other.image, "size": other.image_size, "outdated": True}
             outdated.append(meta)
             continue
         in_bucket = inventory.objects.get(meta["id"])
@@ -242,12 +243,13 @@ def _remote(rec: Record | None) -> RemoteObject | None:
 
 def _other_version(
     parts: list[Part], meta: Record, table: str | None, voxels: np.ndarray
-) -> str | None:
-    """Return the ETag of another version of an image of which voxels are stored."""
-    for etag in dict.fromkeys(part.origin.image for part in parts):
-        version = version_of({**meta, "etag": etag}, table)
-        if etag and parts_of(version, parts, voxels)[1].all():
-            return etag
+) -> Origin | None:
+    """Return another version of an image of which voxels are stored."""
+    for origin in dict.fromkeys(part.origin for part in parts):
+        its = {"etag": origin.image, "size": origin.image_size}
+        version = version_of({**meta, **its}, table)
+        if origin.image and parts_of(version, parts, voxels)[1].all():
+            return origin
     return None
 
 

@@ -33,6 +33,7 @@ from laion_fmri_fetchers.storage.settings import make_settings
 from .public_files import take_inventory_of_stimuli
 from .stimulus_archive import (
     archive_size,
+    check_order,
     describe_archive,
     extract_images,
     fetch_archive,
@@ -167,11 +168,15 @@ def fetch_laion_stimuli(
     table = fetch_table(query, inventory)
     metadata = table.selected.iloc[:limit]
     reason = reason_to_fetch(inventory) if len(metadata) else ""
-    failed = fetch_archive(gate, inventory, reason) if reason and gate else []
+    failed = []
+    if reason and gate:
+        failed = fetch_archive(gate, inventory, reason, table.whole)
     archive = local_path(settings.data_dir, ARCHIVE)
     is_on_disk = os.path.exists(archive) and not failed
     images = []
     if is_on_disk and gate:
+        if len(metadata):
+            check_order(table.whole, table.record["absolute_path"], settings.data_dir)
         if reason or extract:
             check_archive(archive, len(table.whole))
         if extract or (reason and settings.overwrites):

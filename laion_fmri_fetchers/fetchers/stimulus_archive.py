@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 from collections import deque
 from collections.abc import Sequence
@@ -18,9 +19,10 @@ from laion_fmri_fetchers.access.manifest import (
     fetch_manifest,
     save_manifest,
     saved_manifest,
+    saved_order,
 )
 from laion_fmri_fetchers.arrays.pictures import finish, open_images, read_image
-from laion_fmri_fetchers.exceptions import StimulusAccessError
+from laion_fmri_fetchers.exceptions import CorruptImageError, StimulusAccessError
 from laion_fmri_fetchers.layout.keys import Record, record_of
 from laion_fmri_fetchers.layout.trees import (
     ARCHIVE,
@@ -55,7 +57,7 @@ def reason_to_fetch(inventory: Inventory) -> str:
 
 
 def fetch_archive(
-    gate: Gate, inventory: Inventory, reason: str
+    gate: Gate, inventory: Inventory, reason: str, table: pd.DataFrame
 ) -> list[dict[str, Any]]:
     """Download the archive; return it if it failed and may be missing."""
     settings = inventory.settings
@@ -74,11 +76,33 @@ def fetch_archive(
         is_announced=True,
     )
     if not outcome.failed:
-        save_manifest(settings.data_dir, {ARCHIVE: about})
+        save_manifest(settings.data_dir, {ARCHIVE: about}, _order_of(table))
         return []
     failed = [{"id": rec["id"], "reason": rec["reason"]} for rec in outcome.failed]
     warn(f"{ARCHIVE} could not be downloaded: {failed[0]['reason']}.")
     return failed
+
+
+def _order_of(table: pd.DataFrame) -> str:
+    return hashlib.sha256("\n".join(table["image_name"]).encode()).hexdigest()
+
+
+def check_order(table: pd.DataFrame, file: str, data_dir: str) -> None:
+    """Raise unless the rows of a table are those of the archive on disk.
+
+    The archive has no names: only the table that it was downloaded with tells them.
+
+    Raises
+    ------
+    CorruptImageError
+        If the table names images in another order than that one did.
+    """
+    if saved_order(data_dir) not in (None, _order_of(table)):
+        raise CorruptImageError(
+            f"The table {file} names images in another order than when {ARCHIVE} was "
+            "downloaded, so their rows in the archive are not known. Fetch both again "
+            "by fetch_laion_stimuli(mode='overwrite')."
+        )
 
 
 def describe_archive(inventory: Inventory, is_fresh: bool) -> Record:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from datetime import datetime, timedelta, timezone
 from typing import Any, NamedTuple, NoReturn
 
 from laion_fmri_fetchers.exceptions import (
@@ -37,7 +38,7 @@ from laion_fmri_fetchers.layout.trees import (
     listings_of,
     unknown_trees,
 )
-from laion_fmri_fetchers.messages import listed
+from laion_fmri_fetchers.messages import listed, warn
 from laion_fmri_fetchers.query.filters import ResultFilter, admits
 from laion_fmri_fetchers.query.selection import Selection
 
@@ -49,6 +50,9 @@ from .settings import Settings
 
 SUBJECT_TREES = (GLM, ROIS, ANATOMICAL)
 """Trees of which every Bunch reports something: sessions, ROIs, brain masks."""
+
+_SAME_TIME = timedelta(seconds=2)
+"""Some file systems keep times of change in steps of two seconds."""
 
 _UNHEARD_OF = "a type that no file has"
 
@@ -158,14 +162,14 @@ def take_inventory(
         rec = record_of(*in_bucket) if in_bucket else record_of_path(path, file)
         rec["relative_path"] = file
         rec["absolute_path"] = local_path(settings.data_dir, file)
-        note = notes.get(path)
-        if note and note.is_removed and path in catalog.on_disk:
-            note = None  # it was brought back, by other means
-        if note and path in on_disk and note.differs_from(rec["size"], rec["etag"]):
-            rec["outdated"] = note.is_older_than(rec["last_modified"])
-            if not settings.overwrites:
-                rec |= {"size": note.size, "etag": note.etag}
-                rec["last_modified"] = note.last_modified
+        if path in on_disk and in_bucket:
+            is_there = path in catalog.on_disk
+            was = _version_on_disk(rec, notes.get(path), is_there)
+            if was is not None:
+                rec["outdated"] = was.is_older_than(rec["last_modified"])
+                if not settings.overwrites:
+                    rec |= {"size": was.size, "etag": was.etag}
+                    rec["last_modified"] = was.last_modified
         files.append(rec)
     return Inventory(
         settings,
@@ -252,6 +256,8 @@ def _look(
         timeout=settings.timeout,
         verbose=settings.verbose,
     )
+    if needs_listing and settings.mode == "offline":
+        _warn_of_unlisted(found, settings.data_dir)
     if not (found.error and found.unlisted and needs_listing):
         return found
     if not found.on_disk:
@@ -264,6 +270,22 @@ def _look(
         f"{found.error} No listing of {listed(lacking)} was saved earlier, so what "
         "is missing cannot be determined. mode='offline' returns what is on disk."
     )
+
+
+def _warn_of_unlisted(found: Catalog, data_dir: str) -> None:
+    """Warn, offline, of files of which it is not known whether they are all."""
+    unlisted = [
+        prefix
+        for prefix in dict.fromkeys(filter(None, found.unlisted))
+        if any(path.startswith(prefix) for path in found.on_disk)
+    ]
+    if unlisted:
+        warn(
+            f"No listing of {listed(unlisted)} is saved in {data_dir}, so files that "
+            "are missing there are left out unnoticed: 'all' and categories are what "
+            "is on disk. Copy the hidden folder .laion_fmri too, without auth.json, or "
+            "call once online."
+        )
 
 
 def _folder(path: str) -> str:
@@ -280,6 +302,27 @@ def _is_leftover(
     if path in notes:
         return False
     return is_leftover(local_path(settings.data_dir, file), record_of(path))
+
+
+def _version_on_disk(rec: Record, note: Note | None, is_there: bool) -> Note | None:
+    """Return the version of a file on disk where it is not the one of the bucket.
+
+    Of a file that other tools copied, nothing but its time is known, and a table or
+    mask that was replaced often has the size of the one before.
+    """
+    if note and note.is_removed and is_there:
+        note = None  # it was brought back, by other means
+    if note:
+        return note if note.differs_from(rec["size"], rec["etag"]) else None
+    try:
+        stat = os.stat(rec["absolute_path"])
+        changed = datetime.fromtimestamp(stat.st_mtime, timezone.utc)
+        listed_at = datetime.fromisoformat(rec["last_modified"].replace("Z", "+00:00"))
+        is_older = listed_at - changed > _SAME_TIME
+    except (OSError, OverflowError, AttributeError, TypeError, ValueError):
+        return None
+    time = changed.isoformat()
+    return Note(rec["key"], stat.st_size, None, time) if is_older else None
 
 
 def size_on_disk(rec: Record) -> int | None:
