@@ -240,8 +240,20 @@ def other_shape(part, index):
     np.save(part, values.reshape(-1, 10))
 
 
+def altered_header(part, index):
+    content = index.read_bytes()
+    index.write_bytes(content.replace(b"'descr'", b"'descr "))
+
+
 DAMAGES = [
-    *(cut_values, cut_index, empty_index, foreign_index, index_of_array),
+    *(
+        cut_values,
+        cut_index,
+        empty_index,
+        foreign_index,
+        index_of_array,
+        altered_header,
+    ),
     *(no_index, foreign_values, other_shape),
 ]
 
