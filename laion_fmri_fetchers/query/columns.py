@@ -86,13 +86,16 @@ class Rows:
 
         Values that are equal but of other types, as 1 and True, count as one.
         """
+        import numpy as np
         import pandas as pd
 
         if name not in self._df:
             return [None] * min(len(self), 1)
         values = self._column(name)
         with suppress(TypeError):  # lists have no hash
-            values = pd.unique(values)
+            # pd.unique makes integers of pandas' own dates, before pandas 3.
+            is_numpy = isinstance(values, np.ndarray)
+            values = pd.unique(values) if is_numpy else values.unique()
         return _elements(values)
 
     def _column(self, name: str) -> Any:
