@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import multiprocessing
 import os
 import shutil
 import signal
@@ -17,6 +18,17 @@ SUBJECTS = ("sub-01", "sub-03")
 
 # What a script runs in the background ignores Ctrl-C, and so would all its children.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# What the many processes of some tests need is imported once.
+multiprocessing.set_forkserver_preload(
+    [
+        "laion_fmri_fetchers.demo",
+        "laion_fmri_fetchers.fetchers.betas",
+        "laion_fmri_fetchers.fetchers.fmri",
+        "moto.server",
+        "pytest",
+    ]
+)
 
 
 @pytest.fixture(scope="session")

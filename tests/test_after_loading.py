@@ -445,8 +445,10 @@ def test_a_damaged_file_is_an_error_and_never_other_numbers(tmp_path):
         else:  # in what the format does not use, such as a time
             assert same(again, betas)
     assert n_refused > 80
-    for length in (0, 10, len(content) // 2, len(content) - 1):
-        file.write_bytes(content[:length])
+    lengths = (0, 10, len(content) // 2, len(content) - 1)
+    header = content.replace(b"'descr'", b"'descr ")
+    for damaged in (header, *(content[:length] for length in lengths)):
+        file.write_bytes(damaged)
         with pytest.raises(CorruptImageError, match=r"betas\.npz cannot be read.*save"):
             load_betas(file)
 
@@ -657,7 +659,8 @@ def test_sets_of_labels_are_refused_where_rows_follow_them(tmp_path, labels):
         (lambda: split.masks(labels), "trials"),
         (lambda: list(split.split([0, 0], groups=labels)), "groups"),
     ):
-        with pytest.raises(InvalidQueryError, match=f"{name} is a (frozen)?set, whose"):
+        said = f"{name} is (a (frozen)?set, whose|.*in their order)"
+        with pytest.raises(InvalidQueryError, match=said):
             call()
 
 

@@ -39,7 +39,6 @@ SIZES = [
 ]
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload([__name__])
 
 
 def fetch_all(downloads, partial_dir, locks_work, ready):

@@ -202,7 +202,7 @@ def test_a_folder_that_may_not_be_read(cached, server):
 @pytest.mark.parametrize("pattern", ["*ses-02*_trials.tsv", "participants.tsv"])
 def test_a_table_that_may_not_be_read(cached, pattern):
     shutil.rmtree(cached / ".laion_fmri/trials")
-    file = next(cached.rglob(pattern))
+    file = min(cached.rglob(pattern))
     with unreadable(file), pytest.raises(DataDirectoryError) as caught:
         fetch(mode="offline")
     assert f"{file} cannot be read: permission denied" in str(caught.value)
@@ -352,7 +352,7 @@ from laion_fmri_fetchers import fetch_laion_fmri
 fetch_laion_fmri(sessions=1, image_type="fracridge", mode="overwrite", verbose=0)
 fetch_laion_fmri(verbose=0)
 """
-    next(cached.rglob("*_trials.tsv")).touch()
+    min(cached.rglob("*_trials.tsv")).touch()
     subprocess.run([sys.executable, "-c", code], check=True)
     assert not left.exists()
 

@@ -479,8 +479,5 @@ def test_no_slice_is_refused(cuts, data):
 @pytest.mark.parametrize("function", [plot_rois, plot_noise_ceiling, make_report])
 def test_masks_chosen_without_their_metadata_are_refused(function, data):
     data.rois = data.rois[:1]
-    with pytest.raises(
-        InvalidQueryError,
-        match="1 rois and 12 rois_meta|rois has 1 file, but .*12 records",
-    ):
+    with pytest.raises(InvalidQueryError, match=r"rois.* 12 "):
         function(data)

@@ -916,15 +916,15 @@ def test_a_search_within_a_permutation_test_is_no_such_test(web, data_dir):
     x = np.arange(len(labels), dtype=float)[:, None]
     search = GridSearchCV(Ridge(), {"alpha": [1.0, 10.0]}, cv=tau)
     rows = np.arange(len(labels))
-    names = inspect.signature(permutation_test_score).parameters
-    of_fit = "params" if "params" in names else "fit_params"  # before 1.6
+    known = inspect.signature(permutation_test_score).parameters
+    name = "params" if "params" in known else "fit_params"  # before scikit-learn 1.6
 
     def test():
         permutation_test_score(
             *(search, x, x[:, 0]),
             cv=[(rows, rows)],
             n_permutations=2,
-            **{of_fit: {"groups": labels}},
+            **{name: {"groups": labels}},
         )
 
     assert warned_of(test) == []

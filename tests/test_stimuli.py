@@ -1286,7 +1286,7 @@ def test_a_table_that_is_not_utf8_is_read(flawed):
     ("change", "words"),
     [
         (lambda row: row + ",x", "line 4: it has .* cells for"),
-        (lambda row: row + "\0", "line 4: .*NUL byte"),
+        (lambda row: row + "\0", "line 4: .*NUL"),
         (lambda row: row.replace(",", ',"', 1), "line .*(end of data|expected after)"),
         (lambda row: re.sub(r"[^,]*\.(jpg|png)(?=,)", "", row), "line 4: .*image_name"),
     ],

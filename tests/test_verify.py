@@ -199,7 +199,6 @@ def note(folder, name):
 
 def test_notes_of_many_writers_are_all_kept(tmp_path):
     context = get_context("forkserver")
-    context.set_forkserver_preload([__name__])
     writers = [
         context.Process(target=note, args=(str(tmp_path), f"writer{n}"))
         for n in range(4)

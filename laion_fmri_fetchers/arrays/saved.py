@@ -13,9 +13,7 @@ from __future__ import annotations
 import errno
 import json
 import os
-import tokenize
 import zipfile
-import zlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -23,6 +21,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 
+from laion_fmri_fetchers.arrays.voxel_store import DAMAGED
 from laion_fmri_fetchers.exceptions import (
     CorruptImageError,
     DiskSpaceError,
@@ -36,11 +35,7 @@ _FORMAT = "laion_fmri_fetchers betas"
 _VERSION = 1
 _PLAIN = (bool, int, str, type(None))  # exactly: a subclass would lose its type
 _FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
-_DAMAGED = (
-    *(ValueError, KeyError, IndexError, TypeError, EOFError, OSError),
-    *(zipfile.BadZipFile, zlib.error, RecursionError, NotImplementedError),
-    tokenize.TokenError,  # of the header of an array
-)
+_DAMAGED = (*DAMAGED, IndexError)
 
 
 def write_values(file: str | os.PathLike, values: dict[str, Any]) -> None:

@@ -30,6 +30,7 @@ import os
 import secrets
 import struct
 import time
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -74,7 +75,7 @@ _FIRST_WAIT = 0.02
 
 DAMAGED = (
     *(OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, RuntimeError),
-    *(zipfile.BadZipFile, zlib.error, struct.error),
+    *(zipfile.BadZipFile, zlib.error, struct.error, SyntaxError, tokenize.TokenError),
 )
 """What numpy raises for files that are cut short, altered, or not its own."""
 

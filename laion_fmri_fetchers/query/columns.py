@@ -86,15 +86,16 @@ class Rows:
 
         Values that are equal but of other types, as 1 and True, count as one.
         """
+        import numpy as np
         import pandas as pd
 
         if name not in self._df:
             return [None] * min(len(self), 1)
         values = self._column(name)
         with suppress(TypeError):  # lists have no hash
-            # pandas.unique made an array of numpy of dates, which holds integers.
-            is_own = isinstance(values, pd.api.extensions.ExtensionArray)
-            values = values.unique() if is_own else pd.unique(values)
+            # pd.unique makes integers of pandas' own dates, before pandas 3.
+            is_numpy = isinstance(values, np.ndarray)
+            values = pd.unique(values) if is_numpy else values.unique()
         return _elements(values)
 
     def _column(self, name: str) -> Any:
