@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from laion_fmri_fetchers.messages import can_draw, progress_bar, readable_size, tell
 
-from .client import Fault
+if TYPE_CHECKING:
+    from .client import Fault
 
 _DRAW_EVERY = 0.1
 LINE_EVERY = 10.0
