@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from laion_fmri_fetchers.remote import client, progress, ranges, retry, tasks
+from laion_fmri_fetchers.remote import client, progress, retry, spans, tasks
 
 PLACES = {
     "first_wait": (retry, "FIRST_WAIT"),
@@ -11,7 +11,7 @@ PLACES = {
     "line_every": (progress, "LINE_EVERY"),
     "quiet": (tasks, "QUIET"),
     "connect_timeout": (client, "CONNECT_TIMEOUT"),
-    "smallest_piece": (ranges, "SMALLEST_PIECE"),
+    "smallest_piece": (spans, "SMALLEST_PIECE"),
 }
 
 

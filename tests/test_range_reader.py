@@ -11,12 +11,8 @@ import pytest
 from fault_server import FaultServer, always, fine
 from policies import set_policy
 
-from laion_fmri_fetchers.remote.ranges import (
-    RangeError,
-    RangeReader,
-    RemoteObject,
-    Span,
-)
+from laion_fmri_fetchers.remote.ranges import RangeError, RangeReader
+from laion_fmri_fetchers.remote.spans import RemoteObject, Span
 
 CONTENT = random.Random(0).randbytes(300_000)
 

@@ -96,7 +96,8 @@ everything = fetch_laion_fmri("sub-01", rois=None, sessions=range(1, 5), dry_run
 trials = everything.trials
 figure, axes = plt.subplots(1, 3, figsize=(7.2, 4), sharey=True, layout="constrained")
 for ax, name in zip(axes, ["all trials", "either", "shown 12 times"], strict=True):
-    passes = filters[name].mask(trials) if filters[name] else slice(None)
+    keep_all = filters[name] is None
+    passes = slice(None) if keep_all else filters[name].mask(trials)
     everything.trials = trials[passes]
     plot_trials(everything, axes=ax)
     ax.set_title(f"{name}: {len(everything.trials)}")

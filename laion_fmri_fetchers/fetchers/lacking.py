@@ -53,7 +53,7 @@ from laion_fmri_fetchers.layout.keys import Record, is_held_out, record_of
 from laion_fmri_fetchers.messages import counted, listed, readable_size, tell, warn
 from laion_fmri_fetchers.remote.bucket import object_url
 from laion_fmri_fetchers.remote.checksums import check_file
-from laion_fmri_fetchers.remote.ranges import RemoteObject
+from laion_fmri_fetchers.remote.spans import RemoteObject
 from laion_fmri_fetchers.storage.data_dir import is_writable
 from laion_fmri_fetchers.storage.inventory import Inventory, size_on_disk
 from laion_fmri_fetchers.storage.notes import read_notes

@@ -12,39 +12,16 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
 
-from . import retry
+from . import retry, spans
 from .client import Client, Fault, affordable
+from .spans import RemoteObject, Span
 from .tasks import Tasks, Threads
 
-SMALLEST_PIECE = 4 * 2**20
-"""Bytes in a request at least where a piece of an object is cut for several
-connections: shorter ones would be mostly latency."""
 _MEASURED = 64
 """Requests that the measured latency and bandwidth are those of."""
 _WORTH_MEASURING = 2**16
 """Bytes from which the time of a body tells of the bandwidth, not of the latency."""
-
-Sink = Callable[[int, memoryview], None]
-"""Takes bytes and their position in the object."""
-
-
-class RemoteObject(NamedTuple):
-    """An object of the bucket, in the version that is meant."""
-
-    id: str
-    url: str
-    size: int | None
-    etag: str | None
-
-
-class Span(NamedTuple):
-    """Bytes ``start`` to ``stop`` of an object, and what takes them."""
-
-    start: int
-    stop: int
-    sink: Sink
 
 
 class RangeError(Exception):
@@ -143,7 +120,7 @@ class RangeReader:
     def read_bytes(self, target: RemoteObject, start: int, stop: int) -> bytearray:
         """Return bytes of an object."""
         content = bytearray(stop - start)
-        step = max(self.worth, SMALLEST_PIECE)
+        step = max(self.worth, spans.SMALLEST_PIECE)
         edges = [*range(start, stop, step), stop]
 
         def keep(position: int, chunk: memoryview) -> None:

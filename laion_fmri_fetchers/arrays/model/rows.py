@@ -18,8 +18,8 @@ import numpy as np
 from laion_fmri_fetchers.arrays.disk import write_at
 from laion_fmri_fetchers.arrays.voxel_store import PartWriter, bytes_of
 from laion_fmri_fetchers.messages import readable_size
-from laion_fmri_fetchers.remote import ranges
-from laion_fmri_fetchers.remote.ranges import (
+from laion_fmri_fetchers.remote import spans as spans_of
+from laion_fmri_fetchers.remote.spans import (
     RemoteObject,
     Sink,
     Span,
@@ -201,7 +201,7 @@ class ContiguousRows:
         total = sum(stop - start for start, stop in runs) * row_size
         n, worth = self._reader.n_connections, self._reader.worth
         at_least = min(_ROUND_TRIPS * worth * n, total // _FEW)
-        step = max(total // n, at_least, ranges.SMALLEST_PIECE)
+        step = max(total // n, at_least, spans_of.SMALLEST_PIECE)
         spans = [
             Span(a, min(a + step, stop), scatter.take(self._offset))
             for start, stop in (

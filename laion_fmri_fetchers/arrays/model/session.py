@@ -34,7 +34,7 @@ from laion_fmri_fetchers.arrays.voxel_store import (
     session_folder,
 )
 from laion_fmri_fetchers.messages import counted, readable_size
-from laion_fmri_fetchers.remote.ranges import RemoteObject
+from laion_fmri_fetchers.remote.spans import RemoteObject
 from laion_fmri_fetchers.storage.files import whole_file
 
 from .first_volume import FirstVolume, VolumeError, read_first_volume

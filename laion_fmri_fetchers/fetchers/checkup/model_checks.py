@@ -14,7 +14,7 @@ from laion_fmri_fetchers.arrays.model.session import Means, ModelError, Task, pr
 from laion_fmri_fetchers.layout.keys import is_functional_brain_mask
 from laion_fmri_fetchers.messages import readable_size
 from laion_fmri_fetchers.remote import bucket
-from laion_fmri_fetchers.remote.ranges import RemoteObject, Span
+from laion_fmri_fetchers.remote.spans import RemoteObject, Span
 
 from .client import Client, NoAnswerError
 from .context import Context, Record

@@ -1,0 +1,30 @@
+"""Objects of the bucket, and pieces of them that are to be read; no HTTP client."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+SMALLEST_PIECE = 4 * 2**20
+"""Bytes in a request at least where a piece of an object is cut for several
+connections: shorter ones would be mostly latency."""
+
+Sink = Callable[[int, memoryview], None]
+"""Takes bytes and their position in the object."""
+
+
+class RemoteObject(NamedTuple):
+    """An object of the bucket, in the version that is meant."""
+
+    id: str
+    url: str
+    size: int | None
+    etag: str | None
+
+
+class Span(NamedTuple):
+    """Bytes ``start`` to ``stop`` of an object, and what takes them."""
+
+    start: int
+    stop: int
+    sink: Sink
