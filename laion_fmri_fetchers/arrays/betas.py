@@ -170,7 +170,7 @@ def load_betas(
           array of shape (n_voxels,), in percent.
         - ``groups``: dict, ``"session"`` and ``"label"`` -> array of str of shape
           (n_trials,), for ``groups=`` of scikit-learn's cross-validation, also by a
-          `StimulusSplit`; ``"session"`` is left out where repeats of several are
+          `.StimulusSplit`; ``"session"`` is left out where repeats of several are
           averaged.
 
         With a list of subjects or ``"all"``, a Bunch of such Bunches: subject -> its
