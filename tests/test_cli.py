@@ -166,7 +166,7 @@ def test_a_terminal_is_not_flooded(server, data_dir):
 
 
 def test_verify_names_a_bad_file_once_at_a_terminal(cached):
-    lost = next(cached.rglob("*label-FFA1_mask.nii.gz"))
+    lost = min(cached.rglob("*label-FFA1_mask.nii.gz"))
     lost.unlink()
     assert at_a_terminal(["verify"], code=1) == ""
     (line,) = at_a_terminal(["verify", "--paths"], code=1).splitlines()
@@ -294,7 +294,7 @@ def test_no_server(data_dir, capsys):
 
 
 def test_warnings_are_a_line(cached, capsys):
-    next(cached.rglob("sub-01_ses-02*_trials.tsv")).unlink()
+    min(cached.rglob("sub-01_ses-02*_trials.tsv")).unlink()
     assert main(["fetch", "--mode", "offline", "-q"]) == 0
     err = capsys.readouterr().err
     assert err.startswith("Warning: There is no trial table")

@@ -516,13 +516,13 @@ def test_offline_what_was_named_and_is_not_there(server, data_dir, query, name):
 def test_offline_named_sessions_that_some_subjects_lack(server, data_dir):
     fetch("sub-01", sessions=[1, 2], rois=None)
     fetch("sub-03", sessions=[2], rois=None)
-    next(data_dir.rglob("sub-03_ses-02*Betas_statmap.nii.gz")).unlink()
+    min(data_dir.rglob("sub-03_ses-02*Betas_statmap.nii.gz")).unlink()
     with pytest.raises(NotCachedError, match=r"1 file .*sub-03_ses-02.*Betas_statmap"):
         fetch("all", sessions=2, mode="offline")
     with pytest.warns(UserWarning, match=r"1 of 2 images.*left out: ses-02 of sub-03"):
         data = fetch("all", sessions=2, mode="offline", allow_missing=True)
     assert [m["subject"] for m in data.images_meta] == ["sub-01"]
-    next(data_dir.rglob("sub-01_ses-02*_trials.tsv")).unlink()
+    min(data_dir.rglob("sub-01_ses-02*_trials.tsv")).unlink()
     with pytest.raises(NotCachedError, match=r"sub-01_ses-02.*_trials\.tsv is not on"):
         fetch(sessions=[1, 2], trial_filter={"n_reps": 4}, mode="offline")
 
@@ -741,7 +741,7 @@ def test_a_mask_of_another_subject_is_refused(server, data_dir):
 
 def test_ids_fetch_exactly_the_named(server, data_dir, bucket_folder):
     rois = bucket_folder / "derivatives/rois/sub-01/face"
-    key = next(rois.glob("*res-1pt8_label-FFA-1_mask.nii.gz"))
+    key = min(rois.glob("*res-1pt8_label-FFA-1_mask.nii.gz"))
     key = key.relative_to(bucket_folder).as_posix()
     surface = "derivatives/freesurfer/sub-01/surf/lh.white"
     data = fetch_laion_fmri_ids([key, surface, "README"], verbose=0)
@@ -996,7 +996,7 @@ def test_betas_whose_trial_table_cannot_be_fetched(server, data_dir, trial_filte
 
 
 def test_broken_trial_table(cached):
-    table = next(cached.rglob("sub-01_ses-02*_trials.tsv"))
+    table = min(cached.rglob("sub-01_ses-02*_trials.tsv"))
     good = table.read_text()
     for bad in (
         "",
@@ -1061,7 +1061,7 @@ def test_tables_of_several_subjects_come_in_the_order_asked_for(cached):
 def test_kept_repetitions_are_null_once_an_earlier_table_is_gone(cached):
     before = fetch(mode="offline").trials
     assert before["repetition"].notna().all()
-    table = next(cached.rglob("sub-01_ses-02*_trials.tsv"))
+    table = min(cached.rglob("sub-01_ses-02*_trials.tsv"))
     content = table.read_text()
     table.unlink()
     data = fetch(sessions=[4, 1, 3], mode="offline")
@@ -1084,7 +1084,7 @@ def test_kept_repetitions_are_null_once_an_earlier_table_is_gone(cached):
 def test_trial_tables_in_other_orders(cached):
     """Rows and columns in any order, and more columns, tell the same."""
     before = fetch(mode="offline").trials
-    files = [next(cached.rglob(f"sub-01_ses-0{n}*_trials.tsv")) for n in (1, 2, 3)]
+    files = [min(cached.rglob(f"sub-01_ses-0{n}*_trials.tsv")) for n in (1, 2, 3)]
     tables = [pd.read_csv(file, sep="\t") for file in files]
     tables[0] = tables[0].iloc[::-1]
     tables[1] = tables[1][["label", "beta_index", "run", "session"]]
@@ -1095,7 +1095,7 @@ def test_trial_tables_in_other_orders(cached):
 
 
 def test_labels_that_look_like_nulls_are_labels(cached):
-    table = next(cached.rglob("sub-01_ses-01*_trials.tsv"))
+    table = min(cached.rglob("sub-01_ses-01*_trials.tsv"))
     header, first, *rows = table.read_text().splitlines()
     *cells, _label = first.split("\t")
     table.write_text("\n".join([header, "\t".join([*cells, "NA"]), *rows]))
@@ -1108,7 +1108,7 @@ def test_labels_that_look_like_nulls_are_labels(cached):
 def test_a_run_that_is_not_a_number(cached):
     """It is null, and runs of other sessions stay the numbers that they are."""
     expected = fetch(mode="offline").trials
-    file = next(cached.rglob("sub-01_ses-02*_trials.tsv"))
+    file = min(cached.rglob("sub-01_ses-02*_trials.tsv"))
     table = pd.read_csv(file, sep="\t", dtype=str)
     table.loc[1, "run"] = "n/a"
     table.loc[2, "run"] = "1b"
@@ -1133,7 +1133,7 @@ def test_a_run_that_is_not_a_number(cached):
 
 
 def test_a_trial_table_without_trials(cached):
-    file = next(cached.rglob("sub-01_ses-02*_trials.tsv"))
+    file = min(cached.rglob("sub-01_ses-02*_trials.tsv"))
     file.write_text(file.read_text().splitlines()[0] + "\n")
     with pytest.raises(CorruptImageError, match="has a header, but no trials"):
         fetch(mode="offline")
@@ -1215,7 +1215,7 @@ def test_columns_of_participants_named_as_fields_of_ours(cached):
 
 
 def change_trial_table(folder, change):
-    file = next(folder.rglob("sub-01_ses-02*_trials.tsv"))
+    file = min(folder.rglob("sub-01_ses-02*_trials.tsv"))
     file.write_bytes(change(file.read_text()).encode("latin-1"))
 
 
@@ -1265,7 +1265,7 @@ def test_a_damaged_trial_table_is_named_with_line_and_column(cached, change, wor
 
 
 def test_trial_table_that_is_missing(cached):
-    next(cached.rglob("sub-01_ses-02*_trials.tsv")).unlink()
+    min(cached.rglob("sub-01_ses-02*_trials.tsv")).unlink()
     with pytest.warns(UserWarning, match=r"no trial table.*ses-02.*without trials"):
         data = fetch(mode="offline")
     assert data.sample_masks[1] is None

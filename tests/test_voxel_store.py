@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import time
 import warnings
+import zipfile
 
 import joblib
 import nibabel as nib
@@ -241,8 +242,11 @@ def other_shape(part, index):
 
 
 def altered_header(part, index):
-    content = index.read_bytes()
-    index.write_bytes(content.replace(b"'descr'", b"'descr "))
+    with zipfile.ZipFile(index) as archive:
+        content = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(index, "w") as archive:
+        for name, array in content.items():
+            archive.writestr(name, array.replace(b"'descr'", b"'descr "))
 
 
 DAMAGES = [
