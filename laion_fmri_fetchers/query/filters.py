@@ -12,6 +12,7 @@ answer::
 from __future__ import annotations
 
 import keyword
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
@@ -488,8 +489,13 @@ def check_comparisons(filt: Test, values_of: Callable[[str], list]) -> None:
         if not (is_own and isinstance(term, OrderComparison)):
             continue
         values = [value for value in values_of(field) if value is not None]
-        is_text = isinstance(term.bound_, str) and as_utc(term.bound_) is None
-        if is_text and values and all(as_utc(value) for value in values):
+        bound = term.bound_ if isinstance(term.bound_, str) else "2026"
+        # The beginning of an ISO date, such as a year, compares as text does.
+        if (
+            not re.match(r"\d{4}(-|$)", bound)
+            and values
+            and all(as_utc(value) for value in values)
+        ):
             raise InvalidQueryError(
                 f"{field} is a date, such as {values[0]!r}, and is compared with "
                 f"{term.bound_!r}; write the date as in '2026-09-28'"
