@@ -11,6 +11,8 @@ from .arrays.pictures import load_stimuli as load_stimuli
 from .arrays.rows import select_trials as select_trials
 from .arrays.rows import shared_labels as shared_labels
 from .arrays.surfaces import project_to_surface as project_to_surface
+from .cache.data_dir import dataset_initialize as dataset_initialize
+from .cache.data_dir import get_data_dir as get_data_dir
 from .exceptions import LaionFmriError as LaionFmriError
 from .fetchers.betas import fetch_laion_betas as fetch_laion_betas
 from .fetchers.checkup.doctor import doctor as doctor
@@ -51,7 +53,5 @@ from .reports.figures import plot_noise_ceiling as plot_noise_ceiling
 from .reports.figures import plot_rois as plot_rois
 from .reports.figures import plot_trials as plot_trials
 from .reports.report import make_report as make_report
-from .storage.data_dir import dataset_initialize as dataset_initialize
-from .storage.data_dir import get_data_dir as get_data_dir
 
 __version__: str

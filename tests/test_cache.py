@@ -16,10 +16,10 @@ import pytest
 from conftest import unwritable
 
 from laion_fmri_fetchers import dataset_initialize, fetch_laion_fmri, get_data_dir
+from laion_fmri_fetchers.cache.files import files_on_disk, write_atomically
+from laion_fmri_fetchers.cache.listings import save_listing, saved_listings
+from laion_fmri_fetchers.cache.state import save_arrays, saved_arrays
 from laion_fmri_fetchers.exceptions import InvalidQueryError
-from laion_fmri_fetchers.storage.files import files_on_disk, write_atomically
-from laion_fmri_fetchers.storage.listings import save_listing, saved_listings
-from laion_fmri_fetchers.storage.state import save_arrays, saved_arrays
 
 
 def test_precedence(tmp_path, monkeypatch, environment):

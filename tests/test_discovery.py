@@ -18,12 +18,12 @@ from laion_fmri_fetchers import (
     get_subjects,
     inspect_bucket,
 )
+from laion_fmri_fetchers.cache.catalog import look, records
+from laion_fmri_fetchers.cache.listings import save_listing
 from laion_fmri_fetchers.demo import serve_bucket
 from laion_fmri_fetchers.exceptions import BucketError, InvalidQueryError
 from laion_fmri_fetchers.layout.names import ROI_CATEGORIES
 from laion_fmri_fetchers.remote import retry
-from laion_fmri_fetchers.storage.catalog import look, records
-from laion_fmri_fetchers.storage.listings import save_listing
 
 
 def test_subjects(server, data_dir):

@@ -312,7 +312,7 @@ def test_results_that_cannot_be_kept(cached, small_disk, tmp_path, options):
 
 KILLED = """
 import os, signal, sys
-from laion_fmri_fetchers.storage.files import whole_file
+from laion_fmri_fetchers.cache.files import whole_file
 with whole_file(sys.argv[1]) as stream:
     stream.write(b"half of it")
     stream.flush()

@@ -42,6 +42,8 @@ from laion_fmri_fetchers import (
     load_betas,
     verify_cache,
 )
+from laion_fmri_fetchers.cache.state import save_arrays, saved_arrays
+from laion_fmri_fetchers.cache.tables import read_trials
 from laion_fmri_fetchers.demo import serve_bucket
 from laion_fmri_fetchers.exceptions import (
     BucketError,
@@ -58,8 +60,6 @@ from laion_fmri_fetchers.layout.keys import record_of
 from laion_fmri_fetchers.layout.labels import TRIAL_FIELDS, stimulus_fields
 from laion_fmri_fetchers.layout.trees import trials_id
 from laion_fmri_fetchers.remote import retry
-from laion_fmri_fetchers.storage.state import save_arrays, saved_arrays
-from laion_fmri_fetchers.storage.tables import read_trials
 
 ROOT = {"README", "dataset_description.json", "participants.json", "participants.tsv"}
 KEYS = {

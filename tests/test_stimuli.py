@@ -24,6 +24,7 @@ from sklearn.utils import Bunch
 
 from laion_fmri_fetchers import fetch_laion_fmri, fetch_laion_stimulus_metadata
 from laion_fmri_fetchers.arrays.pictures import load_stimuli
+from laion_fmri_fetchers.cache import settings
 from laion_fmri_fetchers.demo.server import UPLOADED
 from laion_fmri_fetchers.demo.service import MANIFEST
 from laion_fmri_fetchers.exceptions import (
@@ -53,7 +54,6 @@ from laion_fmri_fetchers.layout.trees import (
 )
 from laion_fmri_fetchers.query.filters import ResultFilter
 from laion_fmri_fetchers.query.values import GreaterThan, IsNull, NotNull, Pattern
-from laion_fmri_fetchers.storage import settings
 
 access = gate_fixtures.access
 secrets_of_test = gate_fixtures.secrets_of_test

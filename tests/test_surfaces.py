@@ -29,6 +29,7 @@ from laion_fmri_fetchers import (
     project_to_surface,
     verify_cache,
 )
+from laion_fmri_fetchers.cache.bunch import Result
 from laion_fmri_fetchers.demo import serve_bucket
 from laion_fmri_fetchers.exceptions import (
     BucketError,
@@ -38,7 +39,6 @@ from laion_fmri_fetchers.exceptions import (
     LicenseNotAcceptedError,
     NotCachedError,
 )
-from laion_fmri_fetchers.storage.bunch import Result
 
 SURF = "derivatives/freesurfer/sub-01/surf"
 ORIG = "derivatives/freesurfer/sub-01/mri/orig.mgz"

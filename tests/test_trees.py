@@ -27,6 +27,7 @@ from laion_fmri_fetchers import (
     verify_cache,
 )
 from laion_fmri_fetchers.arrays.resample import resample_file
+from laion_fmri_fetchers.cache.notes import note_fetched
 from laion_fmri_fetchers.demo import serve_bucket
 from laion_fmri_fetchers.exceptions import (
     HeldOutSessionError,
@@ -34,7 +35,6 @@ from laion_fmri_fetchers.exceptions import (
     NotCachedError,
     UnsafeKeyError,
 )
-from laion_fmri_fetchers.storage.notes import note_fetched
 
 FIRST = "sub-01"
 LOCALIZERS = "derivatives/localizers/sub-01/"

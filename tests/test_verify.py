@@ -21,6 +21,9 @@ from laion_fmri_fetchers import (
     login,
     verify_cache,
 )
+from laion_fmri_fetchers.cache import notes as notes_of_files
+from laion_fmri_fetchers.cache.notes import note_fetched, read_notes
+from laion_fmri_fetchers.cache.state import license_marker
 from laion_fmri_fetchers.cli.main import main
 from laion_fmri_fetchers.demo import serve_bucket
 from laion_fmri_fetchers.exceptions import (
@@ -31,9 +34,6 @@ from laion_fmri_fetchers.exceptions import (
     NotCachedError,
 )
 from laion_fmri_fetchers.layout.trees import ARCHIVE
-from laion_fmri_fetchers.storage import notes as notes_of_files
-from laion_fmri_fetchers.storage.notes import note_fetched, read_notes
-from laion_fmri_fetchers.storage.state import license_marker
 
 access = gate_fixtures.access
 secrets_of_test = gate_fixtures.secrets_of_test

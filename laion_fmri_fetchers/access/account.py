@@ -6,6 +6,9 @@ import getpass
 import os
 from dataclasses import replace
 
+from laion_fmri_fetchers.cache.catalog import keep_demo_apart
+from laion_fmri_fetchers.cache.data_dir import get_data_dir
+from laion_fmri_fetchers.cache.state import auth_file
 from laion_fmri_fetchers.exceptions import (
     AccessPendingError,
     InvalidQueryError,
@@ -13,9 +16,6 @@ from laion_fmri_fetchers.exceptions import (
 )
 from laion_fmri_fetchers.messages import can_ask, tell, warn
 from laion_fmri_fetchers.query.shared_docs import documented
-from laion_fmri_fetchers.storage.catalog import keep_demo_apart
-from laion_fmri_fetchers.storage.data_dir import get_data_dir
-from laion_fmri_fetchers.storage.state import auth_file
 
 from .gate import fetch_links
 from .identity import (

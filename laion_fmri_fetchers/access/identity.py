@@ -20,15 +20,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from laion_fmri_fetchers.cache.data_dir import is_writable
+from laion_fmri_fetchers.cache.files import read_file, write_atomically
+from laion_fmri_fetchers.cache.state import auth_file, official_auth_file
 from laion_fmri_fetchers.exceptions import (
     DiskSpaceError,
     InvalidQueryError,
     StimulusAccessError,
 )
 from laion_fmri_fetchers.messages import warn
-from laion_fmri_fetchers.storage.data_dir import is_writable
-from laion_fmri_fetchers.storage.files import read_file, write_atomically
-from laion_fmri_fetchers.storage.state import auth_file, official_auth_file
 
 from .service import (
     DEFAULT_ACCESS_URL,

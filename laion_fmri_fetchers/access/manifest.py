@@ -13,11 +13,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
+from laion_fmri_fetchers.cache.files import read_file, write_atomically
+from laion_fmri_fetchers.cache.state import state_path
 from laion_fmri_fetchers.exceptions import AccessServiceError, UnsafeKeyError
 from laion_fmri_fetchers.layout.keys import clean_key
 from laion_fmri_fetchers.layout.trees import GATED, STIMULI
-from laion_fmri_fetchers.storage.files import read_file, write_atomically
-from laion_fmri_fetchers.storage.state import state_path
 
 from .service import ADVICE, TRIES, ask_service, raise_for_status, server_url
 

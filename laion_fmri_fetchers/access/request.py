@@ -12,6 +12,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from laion_fmri_fetchers.cache.catalog import keep_demo_apart
+from laion_fmri_fetchers.cache.data_dir import get_data_dir
 from laion_fmri_fetchers.exceptions import (
     AccessFormError,
     AccessNotFoundError,
@@ -30,8 +32,6 @@ from laion_fmri_fetchers.messages import (
     warn,
 )
 from laion_fmri_fetchers.query.shared_docs import documented
-from laion_fmri_fetchers.storage.catalog import keep_demo_apart
-from laion_fmri_fetchers.storage.data_dir import get_data_dir
 
 from .gate import Gate, is_pending
 from .identity import (

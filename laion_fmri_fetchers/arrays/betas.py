@@ -29,6 +29,9 @@ import numpy as np
 import pandas as pd
 from sklearn.utils import Bunch
 
+from laion_fmri_fetchers.cache.bunch import Result
+from laion_fmri_fetchers.cache.files import local_path
+from laion_fmri_fetchers.cache.tables import read_trials
 from laion_fmri_fetchers.exceptions import (
     CorruptImageError,
     InvalidQueryError,
@@ -39,9 +42,6 @@ from laion_fmri_fetchers.layout.trees import trials_id
 from laion_fmri_fetchers.messages import counted, listed, readable_size, tell, warn
 from laion_fmri_fetchers.query.arguments import check_verbose, only_its_arguments
 from laion_fmri_fetchers.query.selection import choose_subjects, is_one_name
-from laion_fmri_fetchers.storage.bunch import Result
-from laion_fmri_fetchers.storage.files import local_path
-from laion_fmri_fetchers.storage.tables import read_trials
 
 from .kept import keeper, kept_nowhere
 from .progress import Progress, WatchedParallel

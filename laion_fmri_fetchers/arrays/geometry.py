@@ -23,8 +23,8 @@ from xml.parsers.expat import ExpatError
 import nibabel as nib
 import numpy as np
 
+from laion_fmri_fetchers.cache.files import readable
 from laion_fmri_fetchers.exceptions import CorruptImageError
-from laion_fmri_fetchers.storage.files import readable
 
 REPAIR = "If it is damaged, `laion-fmri-fetchers verify --repair` fetches it again."
 

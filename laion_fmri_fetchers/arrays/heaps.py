@@ -18,8 +18,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from laion_fmri_fetchers.cache.files import unreadable
 from laion_fmri_fetchers.exceptions import CorruptImageError, LaionFmriError
-from laion_fmri_fetchers.storage.files import unreadable
 
 _REFERENCE = np.dtype([("length", "<u4"), ("address", "<u8"), ("number", "<u4")])
 """What a dataset holds in the place of each value."""

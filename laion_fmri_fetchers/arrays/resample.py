@@ -25,10 +25,10 @@ import nibabel as nib
 import numpy as np
 
 from laion_fmri_fetchers import __version__
+from laion_fmri_fetchers.cache.files import local_path, readable, write_atomically
+from laion_fmri_fetchers.cache.made_here import description_of, method
 from laion_fmri_fetchers.layout.grids import interpolation_for
 from laion_fmri_fetchers.layout.trees import MADE_HERE
-from laion_fmri_fetchers.storage.files import local_path, readable, write_atomically
-from laion_fmri_fetchers.storage.made_here import description_of, method
 
 from .volumes import Header, iter_volumes, read_header, scaled, write_volumes
 

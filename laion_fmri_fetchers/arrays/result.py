@@ -19,6 +19,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 
+from laion_fmri_fetchers.cache.bunch import Result
 from laion_fmri_fetchers.exceptions import (
     CorruptImageError,
     InvalidQueryError,
@@ -26,7 +27,6 @@ from laion_fmri_fetchers.exceptions import (
 )
 from laion_fmri_fetchers.layout.ceilings import MEAN_INVERSE_REPEATS
 from laion_fmri_fetchers.messages import counted, listed
-from laion_fmri_fetchers.storage.bunch import Result
 
 from .ceilings import ceiling_of_average, mean_inverse
 from .rows import check_rows

@@ -22,6 +22,7 @@ import numpy as np
 import pandas as pd
 
 from laion_fmri_fetchers.arrays.voxel_store import DAMAGED
+from laion_fmri_fetchers.cache.files import whole_file
 from laion_fmri_fetchers.exceptions import (
     CorruptImageError,
     DiskSpaceError,
@@ -29,7 +30,6 @@ from laion_fmri_fetchers.exceptions import (
     NotCachedError,
 )
 from laion_fmri_fetchers.query.arguments import user_path
-from laion_fmri_fetchers.storage.files import whole_file
 
 _FORMAT = "laion_fmri_fetchers betas"
 _VERSION = 1

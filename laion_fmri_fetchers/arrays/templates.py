@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from laion_fmri_fetchers.cache.data_dir import nilearn_data_dirs
 from laion_fmri_fetchers.exceptions import (
     CorruptImageError,
     DownloadError,
@@ -18,7 +19,6 @@ from laion_fmri_fetchers.exceptions import (
 )
 from laion_fmri_fetchers.layout.trees import HEMISPHERES, surface_name
 from laion_fmri_fetchers.query.arguments import refuse_offline, user_path
-from laion_fmri_fetchers.storage.data_dir import nilearn_data_dirs
 
 from .geometry import read_surface
 

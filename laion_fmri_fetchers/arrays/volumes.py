@@ -21,9 +21,9 @@ import nibabel as nib
 import numpy as np
 from isal import igzip, isal_zlib
 
+from laion_fmri_fetchers.cache.files import readable, unreadable, whole_file
 from laion_fmri_fetchers.exceptions import CorruptImageError
 from laion_fmri_fetchers.layout.keys import is_nifti_name
-from laion_fmri_fetchers.storage.files import readable, unreadable, whole_file
 
 CHUNK = 2**18
 """Bytes decompressed at once: few enough to stay in the processor's cache."""

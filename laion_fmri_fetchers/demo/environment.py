@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from laion_fmri_fetchers.storage.catalog import look
+from laion_fmri_fetchers.cache.catalog import look
 
 from .build import build_bucket
 from .facts import STIMULUS_TABLE

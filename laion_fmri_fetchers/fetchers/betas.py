@@ -28,6 +28,14 @@ from laion_fmri_fetchers.arrays.rows import warn_of_order
 from laion_fmri_fetchers.arrays.volumes import Header, read_header
 from laion_fmri_fetchers.arrays.voxel_store import session_folder
 from laion_fmri_fetchers.arrays.voxels import VoxelChoice, find_voxels
+from laion_fmri_fetchers.cache.bunch import Result
+from laion_fmri_fetchers.cache.inventory import (
+    Inventory,
+    find_subjects,
+    take_inventory_of_subjects,
+)
+from laion_fmri_fetchers.cache.obtain import obtain
+from laion_fmri_fetchers.cache.settings import make_settings
 from laion_fmri_fetchers.exceptions import (
     BucketError,
     InvalidQueryError,
@@ -39,14 +47,6 @@ from laion_fmri_fetchers.messages import counted, listed, readable_size, tell, w
 from laion_fmri_fetchers.query.arguments import only_its_arguments
 from laion_fmri_fetchers.query.selection import is_one_name, select
 from laion_fmri_fetchers.query.shared_docs import documented
-from laion_fmri_fetchers.storage.bunch import Result
-from laion_fmri_fetchers.storage.inventory import (
-    Inventory,
-    find_subjects,
-    take_inventory_of_subjects,
-)
-from laion_fmri_fetchers.storage.obtain import obtain
-from laion_fmri_fetchers.storage.settings import make_settings
 
 from .choose import (
     choose_companions,

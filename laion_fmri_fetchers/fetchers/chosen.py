@@ -18,22 +18,22 @@ import pandas as pd
 from sklearn.utils import Bunch
 
 from laion_fmri_fetchers.access.licence import accept_license
-from laion_fmri_fetchers.layout.keys import Record, noise_ceiling_name, place_of
-from laion_fmri_fetchers.layout.trees import BULK, ROOT_FILES
-from laion_fmri_fetchers.messages import counted, listed, readable_size, tell, warn
-from laion_fmri_fetchers.storage.bunch import Result
-from laion_fmri_fetchers.storage.files import write_atomically
-from laion_fmri_fetchers.storage.inventory import Inventory
-from laion_fmri_fetchers.storage.obtain import (
+from laion_fmri_fetchers.cache.bunch import Result
+from laion_fmri_fetchers.cache.files import write_atomically
+from laion_fmri_fetchers.cache.inventory import Inventory
+from laion_fmri_fetchers.cache.obtain import (
     Outcome,
     Planned,
     obtain,
     plan,
     planned_size,
 )
-from laion_fmri_fetchers.storage.settings import Settings
-from laion_fmri_fetchers.storage.state import brain_mask_file
-from laion_fmri_fetchers.storage.versions import compare_versions
+from laion_fmri_fetchers.cache.settings import Settings
+from laion_fmri_fetchers.cache.state import brain_mask_file
+from laion_fmri_fetchers.cache.versions import compare_versions
+from laion_fmri_fetchers.layout.keys import Record, noise_ceiling_name, place_of
+from laion_fmri_fetchers.layout.trees import BULK, ROOT_FILES
+from laion_fmri_fetchers.messages import counted, listed, readable_size, tell, warn
 
 from .choose import Companions, Trials, align, leave_out_absent
 from .grids import Grid, check_targets, on_grid, remove_originals, resample_files

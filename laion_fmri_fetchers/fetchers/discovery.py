@@ -6,6 +6,9 @@ import os
 import textwrap
 from collections.abc import Iterable, Sequence
 
+from laion_fmri_fetchers.cache.catalog import Catalog, Wanted, look
+from laion_fmri_fetchers.cache.data_dir import get_data_dir
+from laion_fmri_fetchers.cache.files import local_path
 from laion_fmri_fetchers.exceptions import BucketError, InvalidQueryError, did_you_mean
 from laion_fmri_fetchers.layout.keys import is_of_trials, record_of
 from laion_fmri_fetchers.layout.names import subjects_among
@@ -27,9 +30,6 @@ from laion_fmri_fetchers.query.arguments import (
 )
 from laion_fmri_fetchers.query.selection import subject_names
 from laion_fmri_fetchers.remote.bucket import Object, bucket_url, key_of
-from laion_fmri_fetchers.storage.catalog import Catalog, Wanted, look
-from laion_fmri_fetchers.storage.data_dir import get_data_dir
-from laion_fmri_fetchers.storage.files import local_path
 
 _DESCRIBED = (GLM, ROIS, ANATOMICAL)
 

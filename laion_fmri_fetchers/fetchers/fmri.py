@@ -24,11 +24,11 @@ from typing import Any
 
 from sklearn.utils import Bunch
 
+from laion_fmri_fetchers.cache.inventory import take_inventory_of_subjects
+from laion_fmri_fetchers.cache.settings import make_settings
 from laion_fmri_fetchers.query.arguments import only_its_arguments
 from laion_fmri_fetchers.query.selection import Selection, select
 from laion_fmri_fetchers.query.shared_docs import documented
-from laion_fmri_fetchers.storage.inventory import take_inventory_of_subjects
-from laion_fmri_fetchers.storage.settings import make_settings
 
 from .choose import (
     choose_companions,

@@ -14,6 +14,10 @@ from laion_fmri_fetchers.arrays.resample import (
     find_resampled,
     resample_file,
 )
+from laion_fmri_fetchers.cache.files import local_path
+from laion_fmri_fetchers.cache.inventory import size_on_disk
+from laion_fmri_fetchers.cache.made_here import MARK, description_of, method
+from laion_fmri_fetchers.cache.notes import note_removed
 from laion_fmri_fetchers.exceptions import InvalidQueryError
 from laion_fmri_fetchers.layout.grids import (
     can_be_resampled,
@@ -24,10 +28,6 @@ from laion_fmri_fetchers.layout.grids import (
 from laion_fmri_fetchers.layout.keys import Record
 from laion_fmri_fetchers.layout.trees import brain_mask_name
 from laion_fmri_fetchers.messages import counted, warn
-from laion_fmri_fetchers.storage.files import local_path
-from laion_fmri_fetchers.storage.inventory import size_on_disk
-from laion_fmri_fetchers.storage.made_here import MARK, description_of, method
-from laion_fmri_fetchers.storage.notes import note_removed
 
 _FINEST = 0.5
 """Voxel size in mm below which a resolution is likely in cm: anatomical images have

@@ -41,6 +41,10 @@ from laion_fmri_fetchers.arrays.voxel_store import (
     session_folder,
     version_of,
 )
+from laion_fmri_fetchers.cache.data_dir import is_writable
+from laion_fmri_fetchers.cache.inventory import Inventory, size_on_disk
+from laion_fmri_fetchers.cache.notes import read_notes
+from laion_fmri_fetchers.cache.obtain import Planned, obtain
 from laion_fmri_fetchers.exceptions import (
     BucketError,
     CorruptImageError,
@@ -54,10 +58,6 @@ from laion_fmri_fetchers.messages import counted, listed, readable_size, tell, w
 from laion_fmri_fetchers.remote.bucket import object_url
 from laion_fmri_fetchers.remote.checksums import check_file
 from laion_fmri_fetchers.remote.spans import RemoteObject
-from laion_fmri_fetchers.storage.data_dir import is_writable
-from laion_fmri_fetchers.storage.inventory import Inventory, size_on_disk
-from laion_fmri_fetchers.storage.notes import read_notes
-from laion_fmri_fetchers.storage.obtain import Planned, obtain
 
 if TYPE_CHECKING:
     from laion_fmri_fetchers.arrays.model.fill import Filled

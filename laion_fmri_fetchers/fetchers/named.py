@@ -5,19 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 
+from laion_fmri_fetchers.cache.catalog import Wanted
+from laion_fmri_fetchers.cache.inventory import (
+    SUBJECT_TREES,
+    Inventory,
+    take_inventory,
+)
+from laion_fmri_fetchers.cache.settings import Settings
 from laion_fmri_fetchers.exceptions import InvalidQueryError, did_you_mean
 from laion_fmri_fetchers.layout.keys import Record, clean_key, is_held_out, place_of
 from laion_fmri_fetchers.layout.trees import GATED, listings_of
 from laion_fmri_fetchers.messages import counted, tell
 from laion_fmri_fetchers.query.values import in_order
 from laion_fmri_fetchers.remote.bucket import key_of
-from laion_fmri_fetchers.storage.catalog import Wanted
-from laion_fmri_fetchers.storage.inventory import (
-    SUBJECT_TREES,
-    Inventory,
-    take_inventory,
-)
-from laion_fmri_fetchers.storage.settings import Settings
 
 
 def parse_ids(image_ids: object) -> tuple[list[str], list[str]]:

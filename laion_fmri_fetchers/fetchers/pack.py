@@ -17,12 +17,12 @@ from laion_fmri_fetchers.arrays.kept import kept_nowhere
 from laion_fmri_fetchers.arrays.rows import trials_of
 from laion_fmri_fetchers.arrays.voxel_store import flush_parts, session_folder
 from laion_fmri_fetchers.arrays.voxels import VoxelChoice, find_voxels
+from laion_fmri_fetchers.cache.data_dir import is_writable
+from laion_fmri_fetchers.cache.notes import note_removed
 from laion_fmri_fetchers.exceptions import InvalidQueryError
 from laion_fmri_fetchers.layout.grids import is_resampled
 from laion_fmri_fetchers.messages import counted, tell
 from laion_fmri_fetchers.query.arguments import only_its_arguments
-from laion_fmri_fetchers.storage.data_dir import is_writable
-from laion_fmri_fetchers.storage.notes import note_removed
 
 from .lacking import Job, extract_all, jobs_on_disk
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from laion_fmri_fetchers.cache.inventory import Inventory, take_inventory
+from laion_fmri_fetchers.cache.obtain import obtain, plan
+from laion_fmri_fetchers.cache.settings import Settings
+from laion_fmri_fetchers.cache.versions import compare_versions
 from laion_fmri_fetchers.exceptions import BucketError, DownloadError, NotCachedError
 from laion_fmri_fetchers.layout.keys import Record
 from laion_fmri_fetchers.layout.trees import STIMULI
 from laion_fmri_fetchers.messages import listed, warn
-from laion_fmri_fetchers.storage.inventory import Inventory, take_inventory
-from laion_fmri_fetchers.storage.obtain import obtain, plan
-from laion_fmri_fetchers.storage.settings import Settings
-from laion_fmri_fetchers.storage.versions import compare_versions
 
 
 def take_inventory_of_stimuli(settings: Settings) -> Inventory:

@@ -14,6 +14,9 @@ from typing import Any
 
 from sklearn.utils import Bunch
 
+from laion_fmri_fetchers.cache.bunch import Result
+from laion_fmri_fetchers.cache.settings import make_settings
+from laion_fmri_fetchers.cache.splits import obtain_splits
 from laion_fmri_fetchers.exceptions import InvalidQueryError, did_you_mean
 from laion_fmri_fetchers.layout.labels import OOD_TYPES
 from laion_fmri_fetchers.layout.names import clean_subject
@@ -35,9 +38,6 @@ from laion_fmri_fetchers.query.filters import ResultFilter
 from laion_fmri_fetchers.query.shared_docs import documented
 from laion_fmri_fetchers.query.splits import StimulusFolds, StimulusSplit
 from laion_fmri_fetchers.query.values import in_order
-from laion_fmri_fetchers.storage.bunch import Result
-from laion_fmri_fetchers.storage.settings import make_settings
-from laion_fmri_fetchers.storage.splits import obtain_splits
 
 from .public_files import take_inventory_of_stimuli
 from .stimulus_table import StimulusQuery, fetch_table

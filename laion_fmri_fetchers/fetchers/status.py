@@ -10,14 +10,14 @@ from typing import Any
 from laion_fmri_fetchers.access.account import access_status
 from laion_fmri_fetchers.access.licence import is_accepted_ahead
 from laion_fmri_fetchers.arrays.voxel_store import describe_store
+from laion_fmri_fetchers.cache.data_dir import get_data_dir, is_writable
+from laion_fmri_fetchers.cache.files import files_on_disk, local_path
+from laion_fmri_fetchers.cache.state import license_marker, partial_dir
 from laion_fmri_fetchers.layout.keys import place_of, record_of
 from laion_fmri_fetchers.layout.trees import RAW
 from laion_fmri_fetchers.messages import counted, readable_size, show
 from laion_fmri_fetchers.query.shared_docs import documented
 from laion_fmri_fetchers.remote.bucket import bucket_url
-from laion_fmri_fetchers.storage.data_dir import get_data_dir, is_writable
-from laion_fmri_fetchers.storage.files import files_on_disk, local_path
-from laion_fmri_fetchers.storage.state import license_marker, partial_dir
 
 
 @documented

@@ -22,13 +22,13 @@ from sklearn.utils import Bunch
 
 from laion_fmri_fetchers.access.gate import open_gate
 from laion_fmri_fetchers.arrays.pictures import check_archive
+from laion_fmri_fetchers.cache.bunch import Result
+from laion_fmri_fetchers.cache.files import local_path
+from laion_fmri_fetchers.cache.settings import make_settings
 from laion_fmri_fetchers.layout.trees import ARCHIVE
 from laion_fmri_fetchers.messages import counted, readable_size, tell
 from laion_fmri_fetchers.query.arguments import as_limit
 from laion_fmri_fetchers.query.shared_docs import documented
-from laion_fmri_fetchers.storage.bunch import Result
-from laion_fmri_fetchers.storage.files import local_path
-from laion_fmri_fetchers.storage.settings import make_settings
 
 from .public_files import take_inventory_of_stimuli
 from .stimulus_archive import (

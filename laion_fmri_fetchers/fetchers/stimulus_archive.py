@@ -22,6 +22,11 @@ from laion_fmri_fetchers.access.manifest import (
     saved_order,
 )
 from laion_fmri_fetchers.arrays.pictures import finish, open_images, read_image
+from laion_fmri_fetchers.cache.files import local_path, make_folder, whole_file
+from laion_fmri_fetchers.cache.inventory import Inventory
+from laion_fmri_fetchers.cache.obtain import Planned, Source, obtain
+from laion_fmri_fetchers.cache.settings import Settings
+from laion_fmri_fetchers.cache.temporaries import remove_if_left
 from laion_fmri_fetchers.exceptions import CorruptImageError, StimulusAccessError
 from laion_fmri_fetchers.layout.keys import Record, record_of
 from laion_fmri_fetchers.layout.trees import (
@@ -30,11 +35,6 @@ from laion_fmri_fetchers.layout.trees import (
     stimulus_image,
 )
 from laion_fmri_fetchers.messages import readable_size, tell, warn
-from laion_fmri_fetchers.storage.files import local_path, make_folder, whole_file
-from laion_fmri_fetchers.storage.inventory import Inventory
-from laion_fmri_fetchers.storage.obtain import Planned, Source, obtain
-from laion_fmri_fetchers.storage.settings import Settings
-from laion_fmri_fetchers.storage.temporaries import remove_if_left
 
 _WRITERS = 4
 _LONGEST_LOOK = 10.0

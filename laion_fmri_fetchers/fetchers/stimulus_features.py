@@ -17,6 +17,8 @@ import pandas as pd
 from sklearn.utils import Bunch
 
 from laion_fmri_fetchers.arrays.heaps import check_values, open_hdf5
+from laion_fmri_fetchers.cache.bunch import Result
+from laion_fmri_fetchers.cache.settings import Settings, make_settings
 from laion_fmri_fetchers.exceptions import (
     InvalidQueryError,
     did_you_mean,
@@ -39,8 +41,6 @@ from laion_fmri_fetchers.query.arguments import (
 from laion_fmri_fetchers.query.filters import ResultFilter
 from laion_fmri_fetchers.query.shared_docs import documented
 from laion_fmri_fetchers.query.values import in_order
-from laion_fmri_fetchers.storage.bunch import Result
-from laion_fmri_fetchers.storage.settings import Settings, make_settings
 
 from .public_files import fetch_public, take_inventory_of_stimuli
 from .stimulus_query import (

@@ -14,15 +14,15 @@ import numpy as np
 import pandas as pd
 
 from laion_fmri_fetchers.arrays.rows import labels_of
+from laion_fmri_fetchers.cache.files import readable
+from laion_fmri_fetchers.cache.settings import Settings
+from laion_fmri_fetchers.cache.tables import Flaw, decoded, report_flaws
 from laion_fmri_fetchers.exceptions import (
     CorruptImageError,
     InvalidQueryError,
 )
 from laion_fmri_fetchers.messages import listed, warn
 from laion_fmri_fetchers.query.filters import ResultFilter, as_filter, is_empty
-from laion_fmri_fetchers.storage.files import readable
-from laion_fmri_fetchers.storage.settings import Settings
-from laion_fmri_fetchers.storage.tables import Flaw, decoded, report_flaws
 
 
 def images_labelled(labels: Any = None) -> list[str] | None:

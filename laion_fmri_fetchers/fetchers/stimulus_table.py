@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from laion_fmri_fetchers.cache.inventory import Inventory
 from laion_fmri_fetchers.exceptions import (
     CorruptImageError,
 )
@@ -19,7 +20,6 @@ from laion_fmri_fetchers.layout.trees import (
 )
 from laion_fmri_fetchers.query.arguments import check_fields, check_terms
 from laion_fmri_fetchers.query.filters import ResultFilter
-from laion_fmri_fetchers.storage.inventory import Inventory
 
 from .public_files import fetch_public
 from .stimulus_query import mapped, positions, query, read_table

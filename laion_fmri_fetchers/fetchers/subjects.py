@@ -5,6 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from laion_fmri_fetchers.cache.files import local_path, readable
+from laion_fmri_fetchers.cache.inventory import Inventory, find_subjects
+from laion_fmri_fetchers.cache.obtain import obtain, plan
+from laion_fmri_fetchers.cache.tables import read_participants, report_flaws
+from laion_fmri_fetchers.cache.versions import compare_versions
 from laion_fmri_fetchers.layout.keys import Record
 from laion_fmri_fetchers.layout.trees import PARTICIPANTS
 from laion_fmri_fetchers.messages import listed, warn
@@ -13,11 +18,6 @@ from laion_fmri_fetchers.query.filters import (
     is_empty,
 )
 from laion_fmri_fetchers.query.selection import Selection
-from laion_fmri_fetchers.storage.files import local_path, readable
-from laion_fmri_fetchers.storage.inventory import Inventory, find_subjects
-from laion_fmri_fetchers.storage.obtain import obtain, plan
-from laion_fmri_fetchers.storage.tables import read_participants, report_flaws
-from laion_fmri_fetchers.storage.versions import compare_versions
 
 from .choose import missing_names, roi_names, session_names
 

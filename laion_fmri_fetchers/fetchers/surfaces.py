@@ -27,6 +27,15 @@ from laion_fmri_fetchers.arrays.geometry import (
     read_orientation,
     read_surface,
 )
+from laion_fmri_fetchers.cache.bunch import Result
+from laion_fmri_fetchers.cache.inventory import (
+    Inventory,
+    find_subjects,
+    take_inventory,
+)
+from laion_fmri_fetchers.cache.obtain import Outcome, obtain, plan
+from laion_fmri_fetchers.cache.settings import make_settings
+from laion_fmri_fetchers.cache.versions import compare_versions
 from laion_fmri_fetchers.exceptions import (
     CorruptImageError,
     DownloadError,
@@ -47,15 +56,6 @@ from laion_fmri_fetchers.messages import counted, listed, tell, warn
 from laion_fmri_fetchers.query.arguments import only_its_arguments
 from laion_fmri_fetchers.query.selection import is_one_name, select
 from laion_fmri_fetchers.query.shared_docs import documented
-from laion_fmri_fetchers.storage.bunch import Result
-from laion_fmri_fetchers.storage.inventory import (
-    Inventory,
-    find_subjects,
-    take_inventory,
-)
-from laion_fmri_fetchers.storage.obtain import Outcome, obtain, plan
-from laion_fmri_fetchers.storage.settings import make_settings
-from laion_fmri_fetchers.storage.versions import compare_versions
 
 from .choose import choose_rois, leave_out_absent
 from .chosen import with_root_files

@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 
 from laion_fmri_fetchers.arrays.rows import rows_with
+from laion_fmri_fetchers.cache.files import readable
+from laion_fmri_fetchers.cache.inventory import Inventory
+from laion_fmri_fetchers.cache.obtain import Outcome, obtain, plan
+from laion_fmri_fetchers.cache.tables import read_trials
+from laion_fmri_fetchers.cache.versions import compare_versions
 from laion_fmri_fetchers.layout.keys import Record, is_of_trials
 from laion_fmri_fetchers.layout.trees import trials_id
 from laion_fmri_fetchers.messages import listed, warn
 from laion_fmri_fetchers.query.filters import is_empty
 from laion_fmri_fetchers.query.selection import Selection
-from laion_fmri_fetchers.storage.files import readable
-from laion_fmri_fetchers.storage.inventory import Inventory
-from laion_fmri_fetchers.storage.obtain import Outcome, obtain, plan
-from laion_fmri_fetchers.storage.tables import read_trials
-from laion_fmri_fetchers.storage.versions import compare_versions
 
 from .choose import (
     Trials,

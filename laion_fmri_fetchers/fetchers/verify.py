@@ -22,6 +22,13 @@ from laion_fmri_fetchers.arrays.voxel_store import (
     remove_part,
     stored_sessions,
 )
+from laion_fmri_fetchers.cache.catalog import Wanted, keep_demo_apart, look
+from laion_fmri_fetchers.cache.data_dir import get_data_dir
+from laion_fmri_fetchers.cache.files import files_on_disk, hidden_on_disk, local_path
+from laion_fmri_fetchers.cache.made_here import is_leftover
+from laion_fmri_fetchers.cache.notes import Note, read_notes
+from laion_fmri_fetchers.cache.obtain import download
+from laion_fmri_fetchers.cache.settings import make_settings
 from laion_fmri_fetchers.exceptions import (
     AccessServiceError,
     CorruptImageError,
@@ -50,13 +57,6 @@ from laion_fmri_fetchers.messages import (
 )
 from laion_fmri_fetchers.query.shared_docs import documented
 from laion_fmri_fetchers.remote.checksums import check_file
-from laion_fmri_fetchers.storage.catalog import Wanted, keep_demo_apart, look
-from laion_fmri_fetchers.storage.data_dir import get_data_dir
-from laion_fmri_fetchers.storage.files import files_on_disk, hidden_on_disk, local_path
-from laion_fmri_fetchers.storage.made_here import is_leftover
-from laion_fmri_fetchers.storage.notes import Note, read_notes
-from laion_fmri_fetchers.storage.obtain import download
-from laion_fmri_fetchers.storage.settings import make_settings
 
 _EVERYTHING = (("", ""),)
 _MADE = (MADE_HERE, STIMULUS_IMAGES)

@@ -19,13 +19,13 @@ from nibabel.affines import apply_affine
 from sklearn.utils import Bunch
 
 from laion_fmri_fetchers.arrays.rows import table_of
+from laion_fmri_fetchers.cache.catalog import look, records
 from laion_fmri_fetchers.exceptions import InvalidQueryError, did_you_mean
 from laion_fmri_fetchers.layout.keys import on_one_grid
 from laion_fmri_fetchers.layout.labels import SOURCES
 from laion_fmri_fetchers.layout.trees import ANATOMICAL
 from laion_fmri_fetchers.messages import readable_size
 from laion_fmri_fetchers.query.selection import is_one_name
-from laion_fmri_fetchers.storage.catalog import look, records
 
 from .summaries import (
     OTHER_SOURCE,

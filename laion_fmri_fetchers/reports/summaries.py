@@ -11,6 +11,8 @@ import pandas as pd
 from sklearn.utils import Bunch
 
 from laion_fmri_fetchers.arrays.volumes import Header, iter_volumes, read_header, scaled
+from laion_fmri_fetchers.cache.catalog import look, records
+from laion_fmri_fetchers.cache.listings import saved_listings
 from laion_fmri_fetchers.exceptions import InvalidQueryError
 from laion_fmri_fetchers.layout.keys import (
     GIFTI_EXTENSION,
@@ -29,8 +31,6 @@ from laion_fmri_fetchers.layout.trees import (
 )
 from laion_fmri_fetchers.query.arguments import check_fetched
 from laion_fmri_fetchers.query.selection import choose_subjects
-from laion_fmri_fetchers.storage.catalog import look, records
-from laion_fmri_fetchers.storage.listings import saved_listings
 
 CEILINGS = ("Allrep", "12rep", "4rep")
 OTHER_SOURCE = "other"

@@ -60,7 +60,7 @@ OURS = (
     MEASURE
     + """
 import requests
-from laion_fmri_fetchers.storage.catalog import look
+from laion_fmri_fetchers.cache.catalog import look
 before, start = peak(), time.perf_counter()
 found = look([("", "")], sys.argv[2], mode=sys.argv[3], verbose=0)
 print(time.perf_counter() - start, peak() - before, len(found.objects))

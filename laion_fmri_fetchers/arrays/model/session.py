@@ -33,9 +33,9 @@ from laion_fmri_fetchers.arrays.voxel_store import (
     rows_in,
     session_folder,
 )
+from laion_fmri_fetchers.cache.files import whole_file
 from laion_fmri_fetchers.messages import counted, readable_size
 from laion_fmri_fetchers.remote.spans import RemoteObject
-from laion_fmri_fetchers.storage.files import whole_file
 
 from .first_volume import FirstVolume, VolumeError, read_first_volume
 from .hdf5 import Chunk, Fetch, Layout, LayoutError, read_layout

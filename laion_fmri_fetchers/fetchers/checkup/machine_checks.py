@@ -15,17 +15,17 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from laion_fmri_fetchers.access.identity import ID_VARIABLE
-from laion_fmri_fetchers.exceptions import did_you_mean
-from laion_fmri_fetchers.layout.trees import STATE_FOLDER
-from laion_fmri_fetchers.messages import counted, listed, readable_size
-from laion_fmri_fetchers.query.arguments import user_path
-from laion_fmri_fetchers.storage.data_dir import get_data_dir, read_config
-from laion_fmri_fetchers.storage.state import (
+from laion_fmri_fetchers.cache.data_dir import get_data_dir, read_config
+from laion_fmri_fetchers.cache.state import (
     auth_file,
     official_auth_file,
     partial_dir,
     state_path,
 )
+from laion_fmri_fetchers.exceptions import did_you_mean
+from laion_fmri_fetchers.layout.trees import STATE_FOLDER
+from laion_fmri_fetchers.messages import counted, listed, readable_size
+from laion_fmri_fetchers.query.arguments import user_path
 
 from .context import Context
 from .points import PROXY_VARIABLES, Point, judged, note, ok

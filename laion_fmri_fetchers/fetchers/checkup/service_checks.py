@@ -9,12 +9,12 @@ from typing import Any
 from laion_fmri_fetchers.access.account import access_status
 from laion_fmri_fetchers.access.manifest import gated_file
 from laion_fmri_fetchers.access.service import refuse_plain, server_url
+from laion_fmri_fetchers.cache.split_sources import local_sources, splits_url
 from laion_fmri_fetchers.layout.names import SUBJECTS
 from laion_fmri_fetchers.layout.splits import file_of
 from laion_fmri_fetchers.layout.trees import ARCHIVE
 from laion_fmri_fetchers.messages import listed
 from laion_fmri_fetchers.query.split_files import MOST_BYTES, as_split, parsed
-from laion_fmri_fetchers.storage.split_sources import local_sources, splits_url
 
 from .client import NoAnswerError
 from .context import Context
