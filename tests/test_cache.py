@@ -6,19 +6,15 @@ import json
 import os
 import stat
 import warnings
-import zlib
 from multiprocessing import get_context
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
 import pytest
 from conftest import unwritable
 
-from laion_fmri_fetchers import dataset_initialize, fetch_laion_fmri, get_data_dir
+from laion_fmri_fetchers import dataset_initialize, get_data_dir
 from laion_fmri_fetchers.cache.files import files_on_disk, write_atomically
-from laion_fmri_fetchers.cache.listings import save_listing, saved_listings
-from laion_fmri_fetchers.cache.state import save_arrays, saved_arrays
+from laion_fmri_fetchers.cache.listings import read_catalog
 from laion_fmri_fetchers.exceptions import InvalidQueryError
 
 
@@ -130,26 +126,6 @@ def test_a_relative_directory_that_was_saved(environment, tmp_path, monkeypatch)
         assert get_data_dir("elsewhere") == str(tmp_path / "elsewhere")
 
 
-def test_parsed_tables_with_any_damage_are_parsed_again(cached):
-    before = fetch_laion_fmri(mode="offline", verbose=0).trials
-    folder = cached / ".laion_fmri" / "trials"
-    files = [file for file in folder.rglob("*") if file.is_file()]
-    assert files
-    rng = np.random.default_rng(0)
-    for file in files:
-        content = file.read_bytes()
-        damaged = [content[: int(n)] for n in rng.integers(0, len(content), 8)]
-        ends = np.r_[:64, len(content) - 64 : len(content)]
-        for at in [*ends, *rng.integers(0, len(content), 40)]:
-            flipped = bytearray(content)
-            flipped[at] ^= 1 << int(rng.integers(8))
-            damaged.append(bytes(flipped))
-        for data in damaged:
-            file.write_bytes(data)
-            trials = fetch_laion_fmri(mode="offline", verbose=0).trials
-            pd.testing.assert_frame_equal(trials, before)
-
-
 def test_a_file_is_no_data_directory(tmp_path):
     (tmp_path / "file").touch()
     for function in (get_data_dir, dataset_initialize):
@@ -220,174 +196,81 @@ def test_umask_and_mode(tmp_path):
     assert stat.S_IMODE((tmp_path / "b").stat().st_mode) == 0o600
 
 
-def _write_listings(folder, number):
-    for i in range(50):
-        listing = {
-            "prefix": "derivatives/",
-            "delimiter": "",
-            "listed_at": float(i),
-            "objects": [[f"{number}", 1, None, None]] * 200,
-            "prefixes": [],
-        }
-        save_listing(folder, listing)
+def _write(file, number):
+    for _ in range(50):
+        write_atomically(file, f"{number}".encode() * 20_000)
 
 
-def test_listings_of_many_writers_are_never_torn(tmp_path):
+def test_files_of_many_writers_are_never_torn(tmp_path):
     context = get_context("spawn")
-    writers = [
-        context.Process(target=_write_listings, args=(str(tmp_path), n))
-        for n in range(4)
-    ]
+    file = tmp_path / "state" / "file"
+    writers = [context.Process(target=_write, args=(file, n)) for n in range(4)]
     for writer in writers:
         writer.start()
     seen = 0
     while any(writer.is_alive() for writer in writers):
-        for file in (tmp_path / ".laion_fmri" / "listings").glob("*.json"):
-            listing = json.loads(file.read_bytes())
-            assert len({key for key, *_ in listing["objects"]}) == 1
+        if file.exists():
+            content = file.read_bytes()
+            assert content == content[:1] * 20_000
             seen += 1
     assert [writer.exitcode for writer in writers] == [0] * 4
     assert seen > 0
-    assert len(list((tmp_path / ".laion_fmri" / "listings").iterdir())) == 1
-
-
-def test_saved_listings_are_those_around_and_below(tmp_path):
-    for at, prefix in enumerate(["a/b/", "a/", "a/b/c/", "x/", ""]):
-        save_listing(str(tmp_path), listing(prefix, listed_at=-at))
-    (tmp_path / ".laion_fmri/listings/a%2Fbroken.json").write_text("{")
-    found = saved_listings(str(tmp_path), [("", "/")])
-    assert [listing["prefix"] for listing in found] == [""]
-    found = saved_listings(str(tmp_path), [("a/b/", "")])
-    assert [listing["prefix"] for listing in found] == ["", "a/b/c/", "a/", "a/b/"]
-
-
-def listing(prefix="a/", **changes):
-    return {
-        "prefix": prefix,
-        "delimiter": "",
-        "bucket": "http://host/bucket",
-        "listed_at": 1.5,
-        "objects": [["a/x", 1, "etag", "2026-05-01T10:00:00.000Z"]],
-        "prefixes": [],
-        **changes,
-    }
-
-
-@pytest.mark.parametrize("n", [0, 1, 999, 1000, 1001, 3500])
-def test_listings_come_back_as_they_were(tmp_path, n):
-    objects = [[f"a/{i}\n\u00e9", i, None, None] for i in range(n)]
-    saved = listing(objects=objects)
-    save_listing(str(tmp_path), saved)
-    assert saved_listings(str(tmp_path), [("a/", "")]) == [saved]
-    (file,) = (tmp_path / ".laion_fmri/listings").iterdir()
-    assert json.loads(file.read_text()) == saved
-
-
-def test_listings_in_one_line_as_once_written(tmp_path):
-    file = tmp_path / ".laion_fmri/listings/a%2F.json"
-    file.parent.mkdir(parents=True)
-    file.write_text(json.dumps(listing()))
-    assert saved_listings(str(tmp_path), [("a/", "")]) == [listing()]
+    assert [*file.parent.iterdir()] == [file]
 
 
 KEY, DATE = "a/x", "2026-05-01T10:00:00.000Z"
 
 
+def listing(**changes):
+    return {
+        "prefix": "a/",
+        "delimiter": "",
+        "bucket": "http://host/bucket",
+        "listed_at": 1.5,
+        "objects": [[KEY, 1, "etag", DATE]],
+        "prefixes": [],
+        **changes,
+    }
+
+
+def keep(data_dir, content):
+    file = data_dir / ".laion_fmri/listings/a%2F.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(content)
+
+
+def test_a_kept_listing_stands_for_its_prefix_alone(tmp_path):
+    keep(tmp_path, json.dumps(listing()))
+    found = read_catalog([("a/", "")], str(tmp_path), mode="offline")
+    assert found.objects == {KEY: (KEY, 1, "etag", DATE)}
+    assert (found.unlisted, found.listed_at) == ([], 1.5)
+    found = read_catalog([("a/", "/"), ("b/", "")], str(tmp_path), mode="offline")
+    assert (found.objects, found.unlisted) == ({}, ["a/", "b/"])
+
+
 @pytest.mark.parametrize(
     "content",
     [
-        {"listed_at": 1.0},
-        [],
-        None,
-        3,
-        listing(objects=None),
-        listing(objects={"a": 1}),
-        listing(objects=[None]),
-        listing(objects=[[KEY]]),
-        listing(objects=[[KEY, 1, "etag"]]),
-        listing(objects=[[KEY, "1", "etag", DATE]]),
-        listing(objects=[[KEY, 1.5, "etag", DATE]]),
-        listing(objects=[[KEY, True, "etag", DATE]]),
-        listing(objects=[[KEY, -1, "etag", DATE]]),
-        listing(objects=[[None, 1, "etag", DATE]]),
-        listing(objects=[[KEY, 1, 7, DATE]]),
-        listing(objects=[[KEY, 1, "etag", ["2026"]]]),
-        listing(objects=["abcd"]),
-        listing(prefixes=[1]),
-        listing(prefixes="a/b/"),
-        listing(prefix=None),
-        listing(prefix="other/"),
-        listing(delimiter=None),
-        listing(delimiter=":"),
-        listing(listed_at="yesterday"),
-        listing(listed_at=None),
-        listing(listed_at=float("nan")),
-        listing(bucket=3),
+        *("", "{", "[]", "null", "3", "[" * 100_000),
+        json.dumps(listing())[:-20],
+        json.dumps({"listed_at": 1.0}),
+        json.dumps(listing(objects=None)),
+        json.dumps(listing(objects=[[KEY]])),
+        json.dumps(listing(objects=[[KEY, "large", "etag", DATE]])),
+        json.dumps(listing(prefixes=None)),
+        json.dumps(listing(prefix=None)),
+        json.dumps(listing(listed_at="yesterday")),
+        json.dumps(listing(bucket=3)),
     ],
 )
-def test_a_broken_listing_is_ignored(tmp_path, content):
-    folder = tmp_path / ".laion_fmri/listings"
-    folder.mkdir(parents=True)
-    (folder / "a%2F.json").write_text(json.dumps(content))
-    assert saved_listings(str(tmp_path), [("a/", "")]) == []
+def test_a_broken_listing_is_told_and_not_used(tmp_path, content):
+    keep(tmp_path, content)
+    with pytest.warns(UserWarning, match=r"saved listing .*a%2F\.json cannot be used"):
+        found = read_catalog([("a/", "")], str(tmp_path), mode="offline")
+    assert (found.objects, found.unlisted) == ({}, ["a/"])
 
 
-def test_a_damaged_listing_is_ignored(tmp_path):
-    objects = [[f"a/{i}", i, None, None] for i in range(2500)]
-    save_listing(str(tmp_path), listing(objects=objects))
-    (file,) = (tmp_path / ".laion_fmri/listings").iterdir()
-    whole = file.read_bytes()
-    lines = whole.splitlines(keepends=True)
-    for content in (
-        b"",
-        whole[: len(whole) // 2],
-        b"".join(lines[:-1]),
-        lines[0],
-        b"[" * 100_000,
-        whole.replace(b"a/7", b"a/\xff"),
-    ):
-        file.write_bytes(content)
-        assert saved_listings(str(tmp_path), [("a/", "")]) == []
-
-
-def test_arrays_kept_and_damaged(tmp_path):
-    arrays = {
-        "a": np.arange(3),
-        "b": np.zeros((2, 2)),
-        "none": np.empty(0, dtype=np.uint8),
-        "c": np.array([7, 255], dtype=np.uint8),
-    }
-    save_arrays(str(tmp_path), "trials/x", arrays)
-    again = saved_arrays(str(tmp_path), "trials/x")
-    assert set(again) == {*arrays}
-    for name, array in arrays.items():
-        np.testing.assert_array_equal(again[name], array)
-        assert again[name].dtype == array.dtype
-    file = tmp_path / ".laion_fmri/trials/x"
-    whole = file.read_bytes()
-    flipped = [
-        whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :]
-        for at in range(len(whole))
-    ]
-    cut = [whole[:n] for n in range(len(whole))]
-    for content in (*flipped, *cut, whole + b"x", b"\n", b"PK\x03\x04 no zip"):
-        file.write_bytes(content)
-        assert saved_arrays(str(tmp_path), "trials/x") == {}
-    assert saved_arrays(str(tmp_path), "none") == {}
-
-
-@pytest.mark.parametrize(
-    "head",
-    [
-        *("[]", "3", "{", '{"a": 3}', '{"a": []}', '{"a": ["|O", 1]}'),
-        *('{"a": ["<i8", 9]}', '{"a": ["<i8", "x"]}'),
-        *('{"a": ["V0", 1]}', '{"a": ["<i8", 1, 7]}', '{"a": [[7], 1]}'),
-    ],
-)
-def test_arrays_of_another_form_are_ignored(tmp_path, head):
-    """Another version may have written them; their checksum is right."""
-    body = head.encode() + b"\n" + bytes(8)
-    file = tmp_path / ".laion_fmri/x"
-    file.parent.mkdir()
-    file.write_bytes(b"%08x\n" % zlib.crc32(body) + body)
-    assert saved_arrays(str(tmp_path), "x") == {}
+def test_a_listing_under_the_name_of_another_is_not_used(tmp_path):
+    keep(tmp_path, json.dumps(listing(prefix="b/", objects=[])))
+    found = read_catalog([("a/", "")], str(tmp_path), mode="offline")
+    assert found.unlisted == ["a/"]

@@ -18,8 +18,7 @@ from laion_fmri_fetchers import (
     get_subjects,
     inspect_bucket,
 )
-from laion_fmri_fetchers.cache.catalog import look, records
-from laion_fmri_fetchers.cache.listings import save_listing
+from laion_fmri_fetchers.cache.listings import read_catalog
 from laion_fmri_fetchers.demo import serve_bucket
 from laion_fmri_fetchers.exceptions import BucketError, InvalidQueryError
 from laion_fmri_fetchers.layout.names import ROI_CATEGORIES
@@ -116,34 +115,36 @@ def test_listings_of_another_bucket_do_not_answer_for_this(
     server, data_dir, monkeypatch
 ):
     wanted = [("derivatives/", "/")]
-    before = look(wanted, str(data_dir))
+    before = read_catalog(wanted, str(data_dir))
     assert before.folders
     monkeypatch.setenv("LAION_FMRI_BUCKET_URL", "http://127.0.0.1:9/other")
-    found = look(wanted, str(data_dir))
+    found = read_catalog(wanted, str(data_dir))
     assert (found.folders, found.unlisted) == (frozenset(), ["derivatives/"])
-    assert look(wanted, str(data_dir), mode="offline").folders == before.folders
+    assert read_catalog(wanted, str(data_dir), mode="offline").folders == before.folders
     monkeypatch.delenv("LAION_FMRI_BUCKET_URL")
-    assert look(wanted, str(data_dir), mode="offline").folders == before.folders
+    assert read_catalog(wanted, str(data_dir), mode="offline").folders == before.folders
 
 
 def test_a_broken_listing_is_made_anew(server, data_dir):
-    wanted = [("derivatives/rois/", "")]
-    before = look(wanted, str(data_dir))
-    (file,) = (data_dir / ".laion_fmri/listings").glob("derivatives*")
+    wanted = [("derivatives/rois/sub-01/", "")]
+    before = read_catalog(wanted, str(data_dir))
+    (file,) = (data_dir / ".laion_fmri/listings").glob("derivatives%2Frois*")
     saved = json.loads(file.read_text())
     file.write_text(json.dumps({**saved, "objects": [[None]]}))
-    assert look(wanted, str(data_dir), mode="offline").unlisted == ["derivatives/rois/"]
-    assert look(wanted, str(data_dir)).objects == before.objects
-    assert look(wanted, str(data_dir), mode="offline").objects == before.objects
+    assert read_catalog(wanted, str(data_dir), mode="offline").unlisted == [
+        "derivatives/rois/sub-01/"
+    ]
+    assert read_catalog(wanted, str(data_dir)).objects == before.objects
+    assert read_catalog(wanted, str(data_dir), mode="offline").objects == before.objects
 
 
 def test_a_bucket_that_takes_long_is_told_of(server, data_dir, capsys, monkeypatch):
     set_policy(monkeypatch, quiet=0.0)
-    look([("", "/")], str(data_dir))
+    read_catalog([("", "/")], str(data_dir))
     assert (
         capsys.readouterr().err == f"Waiting for {server.url} to list its files ...\n"
     )
-    look([("", "/")], str(data_dir), verbose=0)
+    read_catalog([("", "/")], str(data_dir), verbose=0)
     assert capsys.readouterr().err == ""
 
 
@@ -167,75 +168,15 @@ def test_inspect_bucket(server, data_dir, capsys):
         inspect_bucket("nowhere")
 
 
-def listing(prefix, at, *names, delimiter="", prefixes=()):
-    return {
-        "prefix": prefix,
-        "delimiter": delimiter,
-        "listed_at": float(at),
-        "objects": [[f"{prefix}{name}", at, f"etag{at}", None] for name in names],
-        "prefixes": [f"{prefix}{name}" for name in prefixes],
-    }
-
-
-@pytest.mark.parametrize(
-    ("listings", "expected"),
-    [
-        ([listing("a/", 1, "x", "s1/y", "s2/z")], {"x": 1, "s1/y": 1, "s2/z": 1}),
-        (
-            [listing("a/", 1, "x", "s1/y", "s1/v"), listing("a/s1/", 2, "y")],
-            {"x": 1, "s1/y": 2},
-        ),
-        (
-            [listing("a/s1/", 1, "y"), listing("a/", 2, "x", "s1/w")],
-            {"x": 2, "s1/w": 2},
-        ),
-        (
-            [
-                listing("a/", 1, "x", "s1/y", "s2/z"),
-                listing("a/", 2, "w", delimiter="/", prefixes=["s2/"]),
-            ],
-            {"w": 2, "s2/z": 1},
-        ),
-    ],
-)
-def test_newer_listings_replace_what_they_cover(tmp_path, listings, expected):
-    for one in listings:
-        save_listing(str(tmp_path), one)
-    found = look([("a/", "")], str(tmp_path), mode="offline")
-    assert {name[2:]: one.size for name, one in found.objects.items()} == expected
-    assert found.error is None
-
-
-@pytest.mark.parametrize(
-    ("newer", "expected"),
-    [
-        (listing("", 2, "x", delimiter="/", prefixes=["a/"]), {"a/s1/"}),
-        (listing("", 2, "x", delimiter="/", prefixes=["b/"]), set()),
-        (listing("a/s1/", 2, "x"), {"a/s1/"}),
-    ],
-)
-def test_newer_listings_replace_the_folders_they_cover(tmp_path, newer, expected):
-    save_listing(str(tmp_path), listing("a/", 1, "x", delimiter="/", prefixes=["s1/"]))
-    save_listing(str(tmp_path), newer)
-    wanted = [("a/", "/"), ("a/s1/", "")]
-    assert look(wanted, str(tmp_path), mode="offline").folders == expected
-
-
-def test_what_no_listing_covers(tmp_path):
-    save_listing(str(tmp_path), listing("a/", 1, "x", delimiter="/"))
-    wanted = [("a/", "/"), ("a/", ""), ("a/b/", ""), ("c/", "")]
-    found = look(wanted, str(tmp_path), mode="offline")
-    assert found.unlisted == ["a/", "a/b/", "c/"]
-
-
 def test_records_of_what_is_only_on_disk(tmp_path):
     folder = tmp_path / "derivatives/rois/sub-01/face"
     folder.mkdir(parents=True)
     (folder / "sub-01_space-T1w_res-1pt8_label-FFA1_mask.nii.gz").write_bytes(b"1")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = look([("derivatives/rois/", "")], str(tmp_path), mode="offline")
-    (record,) = records(found, found.on_disk, str(tmp_path))
+        wanted = [("derivatives/rois/sub-01/", "")]
+        found = read_catalog(wanted, str(tmp_path), mode="offline")
+    (record,) = found.records(found.on_disk, str(tmp_path))
     assert (record["roi"], record["size"], record["etag"]) == ("FFA1", None, None)
     assert record["absolute_path"].startswith(str(folder))
 

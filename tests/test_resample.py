@@ -15,7 +15,6 @@ from nilearn.image import index_img, resample_img
 from laion_fmri_fetchers import fetch_laion_fmri
 from laion_fmri_fetchers.arrays import resample
 from laion_fmri_fetchers.arrays.betas import load_betas
-from laion_fmri_fetchers.cache.made_here import is_leftover
 from laion_fmri_fetchers.exceptions import CorruptImageError, InvalidQueryError
 from laion_fmri_fetchers.layout.grids import (
     can_be_resampled,
@@ -206,19 +205,6 @@ def test_names():
     with pytest.raises(InvalidQueryError, match="'continuous'"):
         interpolation_for(record_of(betas), "cubic")
     assert not can_be_resampled(record_of(mask.replace(".nii.gz", ".func.gii")))
-
-
-def test_images_that_earlier_versions_left_are_told_from_published_ones(tmp_path):
-    published = save(tmp_path / NAME)
-    made = resample_file(published, 1.5)
-    on_localizer_grid = record_of(
-        "sub-01/sub-01_space-T1w_res-1pt5_label-MT_mask.nii.gz"
-    )
-    on_functional_grid = record_of("sub-01/sub-01_res-1pt8_label-MT_mask.nii.gz")
-    assert is_leftover(made, on_localizer_grid)
-    assert not is_leftover(made, on_functional_grid)
-    assert not is_leftover(published, on_localizer_grid)
-    assert not is_leftover("missing.nii.gz", on_localizer_grid)
 
 
 def test_resampled_betas_and_masks_load_together(cached, no_network):

@@ -27,7 +27,6 @@ from laion_fmri_fetchers import (
     verify_cache,
 )
 from laion_fmri_fetchers.arrays.resample import resample_file
-from laion_fmri_fetchers.cache.notes import note_fetched
 from laion_fmri_fetchers.demo import serve_bucket
 from laion_fmri_fetchers.exceptions import (
     HeldOutSessionError,
@@ -483,19 +482,6 @@ def test_only_outdated_images_are_downloaded_again(
         assert not updated.images_meta[0]["outdated"]
         betas = [k for k in gets(server) if k.endswith("Betas_statmap.nii.gz")]
         assert betas == [key]
-
-
-def test_notes_of_an_earlier_version_still_count(cached, server):
-    """They have no date; the directory is loaded as it is."""
-    notes = cached / ".laion_fmri" / "fetched"
-    shutil.rmtree(notes)
-    data = fetch(rois="FFA1", sessions=1, mode="offline")
-    mask = data.rois_meta[0]
-    note_fetched(str(cached), [{**mask, "last_modified": None, "etag": "0" * 32}])
-    with pytest.warns(UserWarning, match="another version of 1 file"):
-        again = fetch(rois="FFA1", sessions=1)
-    assert again.rois_meta[0]["etag"] == "0" * 32
-    assert again.rois_meta[0]["outdated"]
 
 
 # ---------------------------------------------------------------- repetitions

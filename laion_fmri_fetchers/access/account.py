@@ -6,8 +6,8 @@ import getpass
 import os
 from dataclasses import replace
 
-from laion_fmri_fetchers.cache.catalog import keep_demo_apart
 from laion_fmri_fetchers.cache.data_dir import get_data_dir
+from laion_fmri_fetchers.cache.listings import keep_demo_apart
 from laion_fmri_fetchers.cache.state import auth_file
 from laion_fmri_fetchers.exceptions import (
     AccessPendingError,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from importlib import resources
 
-from laion_fmri_fetchers.cache.catalog import keep_demo_apart
 from laion_fmri_fetchers.cache.data_dir import get_data_dir
 from laion_fmri_fetchers.cache.files import write_atomically
+from laion_fmri_fetchers.cache.listings import keep_demo_apart
 from laion_fmri_fetchers.cache.state import license_marker
 from laion_fmri_fetchers.exceptions import LicenseNotAcceptedError
 from laion_fmri_fetchers.messages import AGREEMENT, agrees, ask_agreement, can_ask

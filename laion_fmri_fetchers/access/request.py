@@ -12,8 +12,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from laion_fmri_fetchers.cache.catalog import keep_demo_apart
 from laion_fmri_fetchers.cache.data_dir import get_data_dir
+from laion_fmri_fetchers.cache.listings import keep_demo_apart
 from laion_fmri_fetchers.exceptions import (
     AccessFormError,
     AccessNotFoundError,

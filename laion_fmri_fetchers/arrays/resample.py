@@ -25,15 +25,12 @@ import nibabel as nib
 import numpy as np
 
 from laion_fmri_fetchers import __version__
-from laion_fmri_fetchers.cache.files import local_path, readable, write_atomically
-from laion_fmri_fetchers.cache.made_here import description_of, method
+from laion_fmri_fetchers.cache.derived import description_of, method, origin
+from laion_fmri_fetchers.cache.files import local_path, write_atomically
 from laion_fmri_fetchers.layout.grids import interpolation_for
 from laion_fmri_fetchers.layout.trees import MADE_HERE
 
 from .volumes import Header, iter_volumes, read_header, scaled, write_volumes
-
-_GZIP_TRAILER = 8
-"""Bytes at the end of a gzip file: CRC-32 and length of its uncompressed content."""
 
 
 def find_resampled(
@@ -61,20 +58,7 @@ def find_resampled(
     description = description_of(target)
     if not description.startswith(method(resolution, interpolation)):
         return False
-    return not os.path.isfile(file) or description.endswith(_origin(file))
-
-
-def _origin(file: str) -> str:
-    """Return a text by which versions of a file differ, in a few characters.
-
-    The size alone does not suffice: a mask moved by a few voxels often keeps it.
-    """
-    with readable(), open(file, "rb") as stream:
-        size = stream.seek(0, os.SEEK_END)
-        if file.endswith(".gz"):
-            stream.seek(-min(size, _GZIP_TRAILER), os.SEEK_END)
-            return f"from {size}-{stream.read().hex()}"
-        return f"from {size}-{os.fstat(stream.fileno()).st_mtime_ns:x}"
+    return not os.path.isfile(file) or description.endswith(origin(file))
 
 
 def resample_file(
@@ -193,9 +177,12 @@ def _resample(
         header.set_zooms((*[resolution] * 3, *source.nifti.get_zooms()[3:]))
         header.set_qform(first.affine, int(source.nifti["qform_code"]) or 1)
         header.set_sform(first.affine, int(source.nifti["sform_code"]) or 1)
-        description = method(resolution, interpolation) + _origin(file)
+        description = method(resolution, interpolation) + origin(file)
         header["descrip"] = description.encode("latin-1")
         write_volumes(target, (np.asanyarray(im.dataobj) for im in images), header)
+    # It stands for the original where that is removed, so it has its date.
+    date = os.stat(file)
+    os.utime(target, ns=(date.st_atime_ns, date.st_mtime_ns))
 
 
 def _images(source: Header, dtype: Any) -> Iterator[nib.Nifti1Image]:

@@ -151,7 +151,17 @@ def version_of(meta: dict[str, Any], trials: str | None) -> Version:
         stat = os.stat(meta["absolute_path"])
     except OSError:
         return Version(meta.get("etag"), meta.get("size"), None, trials)
-    return Version(meta.get("etag"), stat.st_size, stat.st_mtime_ns, trials)
+    return Version(image_version(meta), stat.st_size, stat.st_mtime_ns, trials)
+
+
+def image_version(meta: dict[str, Any]) -> str | None:
+    """Return the ETag of a file; of an outdated one on disk, what stands for it.
+
+    Its ETag is not known, and must not be taken for that of the bucket's version.
+    """
+    if meta.get("outdated") and meta.get("etag") is None:
+        return f"outdated {meta['size']} {meta['last_modified']}"
+    return meta.get("etag")
 
 
 class Part(NamedTuple):

@@ -1,20 +1,14 @@
-"""The data directory: its place, available files, and getting missing ones.
+"""The data directory: its place, what is in it, and getting what is missing.
 
 settings.make_settings ─▶ Settings       mode, directory, connections
     └ data_dir.get_data_dir
-inventory.take_inventory ─▶ Inventory    records of files, in bucket and on disk
-    ├ catalog.look                       listings, fresh or saved
-    │   ├ listings.saved_listings
-    │   └ files.files_on_disk
-    ├ notes.read_notes                   which version was downloaded
-    └ made_here.is_leftover
+inventory.take_inventory ─▶ Inventory    records of files, in the bucket and on disk
+    └ listings.read_catalog              new or kept listings, and files.files_on_disk
 obtain.plan ─▶ obtain.obtain ─▶ Outcome  the one way to get what is missing
-    └ notes.note_fetched
-versions.compare_versions                the version on disk and the bucket's
+inventory.report_versions                outdated files, and others that differ
 tables.read_trials, read_participants
-splits.obtain_splits ─▶ split_sources    train/test splits: kept, or from elsewhere
+derived.origin                           which version a file was derived from
 files.whole_file                         the one way to write a file
-    └ temporaries.sweep                  what killed processes left is removed
 state.state_path                         where all else is kept
 bunch.Result                             what fetchers return
 """

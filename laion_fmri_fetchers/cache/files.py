@@ -6,6 +6,9 @@ import contextlib
 import errno
 import filecmp
 import os
+import re
+import time
+import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -15,7 +18,14 @@ from laion_fmri_fetchers.layout.keys import clean_name, is_local_folder
 from laion_fmri_fetchers.messages import warn
 from laion_fmri_fetchers.remote.disks import FULL, folder_error
 
-from .temporaries import remove_if_left, sweep, temporary_path
+# A file on its way to its name; and one that was downloaded to another disk.
+_TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.(tmp|part)")
+
+# Seconds without a write after which a temporary file is taken as left by a process
+# that was killed: nothing that is written here pauses for three days.
+_OLD = 3 * 24 * 3600.0
+
+_swept: set[str] = set()
 
 
 def local_path(data_dir: str, relative_path: str) -> str:
@@ -68,27 +78,46 @@ def _scan_folder(
     linked_from: tuple[str, ...] = (),
 ) -> None:
     """Add what is in a folder; ``linked_from`` are folders whose links led there."""
-    if not is_local_folder(prefix[:-1]):
-        return
     inside = []
-    for entry in _entries(folder):
-        try:
+    for entry in _entries(folder) if is_local_folder(prefix[:-1]) else ():
+        with contextlib.suppress(OSError):  # a link to itself, or to what is closed
             if entry.is_dir():
                 inside.append(entry)
             elif entry.is_file() and (name := clean_name(entry.name)):
                 _add_file(files, prefix, name, entry)
-        except OSError:  # noqa: PERF203 - a link to itself, or to where one may not look
-            continue
     for entry in inside:
-        name, way = f"{prefix}{entry.name}/", linked_from
+        name, links = f"{prefix}{entry.name}/", linked_from
         if folders is not None:
             folders.add(name)
             continue
         if entry.is_symlink():
-            way = (*linked_from, os.path.realpath(folder))
-            if _leads_back(entry.path, way):
+            # A link to a folder above one on the way to it would lead round for ever.
+            links = (*linked_from, os.path.realpath(folder))
+            target = os.path.join(os.path.realpath(entry.path), "")
+            if any(os.path.join(above, "").startswith(target) for above in links):
                 continue
-        _scan_folder(entry.path, name, files, None, way)
+        _scan_folder(entry.path, name, files, None, links)
+
+
+def _entries(folder: str) -> list[os.DirEntry]:
+    """Return what is in a folder; remove what killed processes left."""
+    try:
+        entries = list(os.scandir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        warn(
+            f"The folder {folder} cannot be read: {(error.strerror or '').lower()}. "
+            "What is in it counts as not on disk."
+        )
+        return []
+    visible = []
+    for entry in entries:
+        if entry.name.startswith("."):
+            _remove_if_left(entry.path)
+        else:
+            visible.append(entry)
+    return visible
 
 
 def _add_file(
@@ -110,32 +139,6 @@ def _add_file(
         )
 
 
-def _entries(folder: str) -> list[os.DirEntry]:
-    """Return what is in a folder; remove what killed processes left."""
-    try:
-        entries = list(os.scandir(folder))
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    except OSError as error:
-        warn(
-            f"The folder {folder} cannot be read: {(error.strerror or '').lower()}. "
-            "What is in it counts as not on disk."
-        )
-        return []
-    visible = [entry for entry in entries if not entry.name.startswith(".")]
-    if len(visible) < len(entries):
-        for entry in entries:
-            if entry.name.startswith(".") and entry.name.endswith((".tmp", ".part")):
-                remove_if_left(entry.path)
-    return visible
-
-
-def _leads_back(link: str, way: tuple[str, ...]) -> bool:
-    """Tell whether a link leads to a folder above one of those on the way to it."""
-    target = os.path.join(os.path.realpath(link), "")
-    return any(os.path.join(folder, "").startswith(target) for folder in way)
-
-
 def hidden_on_disk(data_dir: str, ids: Iterable[str]) -> set[str]:
     """Return which of some files are on disk, of those with a hidden name.
 
@@ -144,6 +147,14 @@ def hidden_on_disk(data_dir: str, ids: Iterable[str]) -> set[str]:
     """
     hidden = (path for path in ids if "/." in path or path.startswith("."))
     return {path for path in hidden if os.path.isfile(local_path(data_dir, path))}
+
+
+def _remove_if_left(path: str) -> None:
+    """Remove a temporary file that a killed process left."""
+    if _TEMPORARY.fullmatch(os.path.basename(path)):
+        with contextlib.suppress(OSError):
+            if time.time() - os.stat(path).st_mtime > _OLD:
+                os.unlink(path)
 
 
 def read_file(file: str | os.PathLike) -> bytes:
@@ -164,7 +175,8 @@ def whole_file(file: str | os.PathLike, mode: int = 0o666) -> Iterator[BinaryIO]
     """Open a file to be written such that it appears whole or not at all.
 
     It is written under a hidden name beside its own, and renamed at the end of the
-    block; where the block fails, nothing is left.
+    block; where the block fails, nothing is left. The hidden name is short whatever the
+    file's, as names of stimuli are as long as a file system allows.
 
     Raises
     ------
@@ -184,25 +196,27 @@ def whole_file(file: str | os.PathLike, mode: int = 0o666) -> Iterator[BinaryIO]
     """
     target = os.fspath(file)
     folder = os.path.dirname(target)
-    temporary = temporary_path(target)
     make_folder(folder)
-    sweep(folder)
+    temporary = os.path.join(folder, f".{uuid.uuid4().hex}.tmp")
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
     with _errors_named(folder):
         descriptor = os.open(temporary, flags, mode)
     try:
-        with _full_disk_named(folder), os.fdopen(descriptor, "w+b") as stream:
+        with os.fdopen(descriptor, "w+b") as stream:
             yield stream
         with _errors_named(folder):
             os.replace(temporary, target)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
+        # Other errors are of what is written, which names itself.
+        if isinstance(error, OSError) and error.errno in FULL and not error.filename:
+            raise folder_error(error, folder) from error
         raise
 
 
 def make_folder(folder: str) -> None:
-    """Make a folder, and those above it.
+    """Make a folder and those above it, and remove what killed processes left in it.
 
     Raises
     ------
@@ -211,6 +225,11 @@ def make_folder(folder: str) -> None:
     """
     with _errors_named(folder):
         os.makedirs(folder or ".", exist_ok=True)
+    if folder not in _swept:
+        _swept.add(folder)
+        with contextlib.suppress(OSError):
+            for name in os.listdir(folder or "."):
+                _remove_if_left(os.path.join(folder, name))
 
 
 @contextlib.contextmanager
@@ -244,17 +263,6 @@ def _errors_named(folder: str) -> Iterator[None]:
         if named is error:
             raise
         raise named from error
-
-
-@contextlib.contextmanager
-def _full_disk_named(folder: str) -> Iterator[None]:
-    """Let the error of a full disk name it; other errors are of what is written."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in FULL or error.filename:
-            raise
-        raise folder_error(error, folder) from error
 
 
 def write_atomically(file: Path, content: bytes | bytearray, mode: int = 0o666) -> None:

@@ -1,27 +1,24 @@
-"""Files before anything is downloaded: listings, the disk, earlier versions.
+"""The files of a selection before anything is downloaded, in the bucket and on disk.
 
 Gathered once, and not changed afterwards::
 
     find_subjects ─┐
-    trees_of ──────┴─▶ take_inventory ─▶ look (bucket or saved listings, disk)
+    trees_of ──────┴─▶ take_inventory ─▶ read_catalog (bucket or kept listings, disk)
                           └────────────▶ Inventory: a record of each file
 
-The mode is decided in `settings`, and asked where the bucket is listed, in `catalog`.
-After that it counts what is known: offline, files that a saved listing has and the disk
-has not are in ``Inventory.absent``.
+A downloaded file has the date of its object as its time of change. It is outdated if
+that is older than the date in the listing; if it is not, and its size differs, the file
+is not whole. So nothing has to be noted at a download, and a directory that other tools
+filled is understood alike.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
-from datetime import datetime, timedelta, timezone
+from collections.abc import Container, Iterable
 from typing import Any, NamedTuple, NoReturn
 
-from laion_fmri_fetchers.exceptions import (
-    BucketError,
-    InvalidQueryError,
-)
+from laion_fmri_fetchers.exceptions import BucketError, InvalidQueryError
 from laion_fmri_fetchers.layout.keys import Record, record_of, record_of_path
 from laion_fmri_fetchers.layout.names import subjects_among
 from laion_fmri_fetchers.layout.trees import (
@@ -29,30 +26,32 @@ from laion_fmri_fetchers.layout.trees import (
     BULK,
     DERIVATIVES,
     FREESURFER,
-    FUNCTIONAL_GRID,
     GLM,
     IMAGE_TYPES,
     MADE_HERE,
     ROIS,
     TREES,
+    archived_key,
+    listing_of,
     listings_of,
     unknown_trees,
 )
-from laion_fmri_fetchers.messages import listed, warn
+from laion_fmri_fetchers.messages import counted, listed, warn
 from laion_fmri_fetchers.query.filters import ResultFilter, admits
 from laion_fmri_fetchers.query.selection import Selection
+from laion_fmri_fetchers.remote.bucket import iso_date, timestamp
 
-from .catalog import Catalog, Wanted, in_order, look
+from .derived import resampled_originals
 from .files import files_on_disk, hidden_on_disk, local_path
-from .made_here import is_leftover, resampled_originals
-from .notes import Note, read_notes
+from .listings import Catalog, Wanted, in_order, read_catalog
 from .settings import Settings
 
+# Trees of which every Bunch reports something: sessions, ROIs, brain masks.
 SUBJECT_TREES = (GLM, ROIS, ANATOMICAL)
-"""Trees of which every Bunch reports something: sessions, ROIs, brain masks."""
 
-_SAME_TIME = timedelta(seconds=2)
-"""Some file systems keep times of change in steps of two seconds."""
+# Seconds by which a file may be older than its object: some file systems, such as FAT,
+# keep times of change in steps of two seconds.
+SAME_TIME = 2.0
 
 _UNHEARD_OF = "a type that no file has"
 
@@ -62,21 +61,17 @@ class Inventory(NamedTuple):
 
     settings: Settings
 
+    # Of all files, by subject and session; outdated ones describe the version on disk,
+    # but for the mode "overwrite".
     records: list[Record]
-    """Of all files, by subject and session; those that changed in the bucket since they
-    were downloaded describe the version on disk, but for the mode ``"overwrite"``."""
-    on_disk: frozenset[str]
-    """Ids of files on disk, or of which a resampled image is."""
-    absent: frozenset[str]
-    """Ids of files that are unavailable: offline, and not on disk."""
-    not_in_bucket: frozenset[str]
-    """Ids of files on disk that the listing of their folder does not have."""
-    objects: dict[str, Any]
-    """id -> object listed by the bucket."""
-    error: BucketError | None
-    """Why the bucket, though asked, did not answer."""
-    is_cut_off: bool
-    """Whether nothing can be downloaded: offline, or without an answer."""
+    on_disk: frozenset[str]  # ids of files on disk, or of which a resampled image is
+    absent: frozenset[str]  # ids of files that are unavailable: offline, not on disk
+    not_whole: frozenset[str]  # ids of files on disk that are cut short
+    not_in_bucket: frozenset[str]  # ids of files on disk that their listing lacks
+    objects: dict[str, Any]  # id -> object listed by the bucket
+    folders: frozenset[str]  # of levels looked at
+    error: BucketError | None  # why the bucket, though asked, did not answer
+    is_cut_off: bool  # whether nothing can be downloaded
 
     @property
     def by_id(self) -> dict[str, Record]:
@@ -98,12 +93,12 @@ def take_inventory(
     interpolation: str = "continuous",
     needs_listing: bool = True,
 ) -> Inventory:
-    """Look at the bucket, or at saved listings, and at the disk.
+    """List the bucket, or read kept listings, scan the disk, and compare the two.
 
     Parameters
     ----------
     wanted : iterable of (prefix, delimiter)
-        What to list, see `catalog.look`.
+        What to list, as `listing_of` gives it.
     settings : Settings
         How to work.
     top : Catalog, optional
@@ -120,11 +115,12 @@ def take_inventory(
     Raises
     ------
     BucketError
-        If the bucket does not answer and no listing was saved.
+        If the bucket does not answer and no listing was kept.
     """
-    wanted = list(dict.fromkeys(wanted))
-    catalog = _look(wanted, settings, before=top, needs_listing=needs_listing)
+    wanted = {*wanted}
+    catalog = _read([*wanted], settings, before=top, needs_listing=needs_listing)
     if top:
+        wanted.add(("", "/"))
         catalog = catalog._replace(
             objects={**top.objects, **catalog.objects},
             on_disk=top.on_disk | catalog.on_disk,
@@ -132,52 +128,55 @@ def take_inventory(
             error=top.error or catalog.error,
             is_live=top.is_live and catalog.is_live,
         )
-        wanted.append(("", "/"))
-    notes = read_notes(settings.data_dir)
-    on_disk = {
-        path
-        for path, file in catalog.on_disk.items()
-        if "_res-" not in path or not _is_leftover(path, file, notes, settings)
+    folder = settings.data_dir
+    objects = {
+        path: each
+        for path, each in catalog.objects.items()
+        if listing_of(path) in wanted
     }
-    prefixes = tuple(prefix for prefix, delimiter in wanted if not delimiter)
-    levels = {prefix for prefix, delimiter in wanted if delimiter}
-
-    def is_wanted(path: str) -> bool:
-        return path.startswith(prefixes) or _folder(path) in levels
-
+    files = {path: local_path(folder, file) for path, file in catalog.on_disk.items()}
+    files |= {p: local_path(folder, p) for p in hidden_on_disk(folder, objects)}
+    resampled: dict[str, str] = {}
     if resolution is not None:
-        made, _ = files_on_disk(settings.data_dir, [(MADE_HERE, "")])
-        on_disk |= resampled_originals(
-            settings.data_dir, {*made}, resolution, interpolation, is_wanted
+        made, _ = files_on_disk(folder, [(MADE_HERE, "")])
+        resampled = resampled_originals(
+            folder,
+            {*made},
+            resolution,
+            interpolation,
+            lambda path: listing_of(path) in wanted,
         )
-    # Saved listings may hold more than was asked for; the scan of the disk does not.
-    ids = set(filter(is_wanted, catalog.objects))
-    on_disk |= hidden_on_disk(settings.data_dir, ids - on_disk)
-    if not settings.overwrites:
-        ids |= on_disk
-    files = []
+    on_disk = {**resampled, **files}
+    ids = objects.keys() | (set() if settings.overwrites else on_disk.keys())
+    records, not_whole = [], set()
     for path in ids:
-        in_bucket = catalog.objects.get(path)
         file = catalog.on_disk.get(path, path)
-        rec = record_of(*in_bucket) if in_bucket else record_of_path(path, file)
+        if path in objects:
+            rec = record_of(*objects[path])
+        else:
+            rec = record_of_path(path, file)
         rec["relative_path"] = file
-        rec["absolute_path"] = local_path(settings.data_dir, file)
-        if path in on_disk and in_bucket:
-            is_there = path in catalog.on_disk
-            was = _version_on_disk(rec, notes.get(path), is_there)
-            if was is not None:
-                rec["outdated"] = was.is_older_than(rec["last_modified"])
-                if not settings.overwrites:
-                    rec |= {"size": was.size, "etag": was.etag}
-                    rec["last_modified"] = was.last_modified
-        files.append(rec)
+        rec["absolute_path"] = local_path(folder, file)
+        if path in objects and path in on_disk:
+            stat = os.stat(on_disk[path])
+            date = timestamp(rec["last_modified"])
+            rec["outdated"] = date is not None and date - stat.st_mtime > SAME_TIME
+            if rec["outdated"] and not settings.overwrites:
+                size = stat.st_size if path in files else None
+                rec |= {"size": size, "etag": None}
+                rec["last_modified"] = iso_date(stat.st_mtime)
+            elif path in files and stat.st_size != rec["size"]:
+                not_whole.add(path)
+        records.append(rec)
     return Inventory(
         settings,
-        sorted(files, key=in_order),
+        sorted(records, key=in_order),
         frozenset(on_disk),
-        frozenset() if catalog.is_live or catalog.error else frozenset(ids - on_disk),
+        frozenset(() if catalog.is_live or catalog.error else ids - on_disk.keys()),
+        frozenset(not_whole),
         catalog.not_in_bucket,
         catalog.objects,
+        catalog.folders,
         catalog.error,
         not catalog.is_live,
     )
@@ -196,18 +195,18 @@ def take_inventory_of_subjects(
     wanted: list[Wanted] = [] if top else [("", "/")]
     trees = trees_of(selection.image_filter, settings)
     for subject in subjects:
-        wanted += listings_of(subject, trees, selection.sessions)
+        wanted += listings_of(subject, trees)
     return sorted(subjects), take_inventory(wanted, settings, top=top, **resampled)
 
 
 def find_subjects(settings: Settings) -> tuple[tuple[str, ...], Catalog]:
     """Return the subjects that any tree has, and the catalog of the top level."""
     levels: list[Wanted] = [(tree, "/") for tree in TREES]
-    top = _look([*levels, (DERIVATIVES, "/")], settings)
+    top = _read([*levels, (DERIVATIVES, "/")], settings)
     folders = set(top.folders)
     others: list[Wanted] = [(tree, "/") for tree in unknown_trees(folders)]
     if others:
-        folders |= _look(others, settings, before=top).folders
+        folders |= _read(others, settings, before=top).folders
     return subjects_among(folders), top
 
 
@@ -231,24 +230,24 @@ def trees_of(image_filter: ResultFilter, settings: Settings) -> list[str]:
         elif tree not in BULK or not anything:
             trees[tree] = None
     if passes("other"):
-        found = _look([(DERIVATIVES, "/")], settings)
+        found = _read([(DERIVATIVES, "/")], settings)
         trees |= dict.fromkeys(unknown_trees(found.folders))
     return list(trees)
 
 
-def _look(
+def _read(
     wanted: list[Wanted],
     settings: Settings,
     *,
     before: Catalog | None = None,
     needs_listing: bool = True,
 ) -> Catalog:
-    """Look at the bucket; raise where neither it nor a saved listing answers.
+    """Return a catalog; raise where neither the bucket nor a kept listing answers.
 
     A bucket that did not answer ``before`` is not asked, and waited for, again.
     """
     is_down = before is not None and before.error is not None
-    found = look(
+    found = read_catalog(
         wanted,
         settings.data_dir,
         mode="offline" if is_down else settings.mode,
@@ -288,41 +287,73 @@ def _warn_of_unlisted(found: Catalog, data_dir: str) -> None:
         )
 
 
-def _folder(path: str) -> str:
-    folder, slash, _ = path.rpartition("/")
-    return folder + slash
+def report_versions(
+    files: list[Record], inventory: Inventory, fetched: Container[str]
+) -> None:
+    """Complete records from files on disk, and warn of versions that differ.
 
-
-def _is_leftover(
-    path: str, file: str, notes: dict[str, Note], settings: Settings
-) -> bool:
-    """Tell whether a file on disk was resampled by an earlier version of us."""
-    if f"_res-{FUNCTIONAL_GRID}_" in path:
-        return False
-    if path in notes:
-        return False
-    return is_leftover(local_path(settings.data_dir, file), record_of(path))
-
-
-def _version_on_disk(rec: Record, note: Note | None, is_there: bool) -> Note | None:
-    """Return the version of a file on disk where it is not the one of the bucket.
-
-    Of a file that other tools copied, nothing but its time is known, and a table or
-    mask that was replaced often has the size of the one before.
+    Parameters
+    ----------
+    files : list of dict
+        Records of files that were selected.
+    inventory : Inventory
+        The bucket's versions.
+    fetched : container of str
+        Ids of files that were downloaded just now.
     """
-    if note and note.is_removed and is_there:
-        note = None  # it was brought back, by other means
-    if note:
-        return note if note.differs_from(rec["size"], rec["etag"]) else None
-    try:
-        stat = os.stat(rec["absolute_path"])
-        changed = datetime.fromtimestamp(stat.st_mtime, timezone.utc)
-        listed_at = datetime.fromisoformat(rec["last_modified"].replace("Z", "+00:00"))
-        is_older = listed_at - changed > _SAME_TIME
-    except (OSError, OverflowError, AttributeError, TypeError, ValueError):
-        return None
-    time = changed.isoformat()
-    return Note(rec["key"], stat.st_size, None, time) if is_older else None
+    outdated, not_whole, unknown = [], [], []
+    for rec in files:
+        if rec["id"] in fetched:
+            rec["outdated"] = False
+        elif rec["id"] in inventory.not_whole:
+            not_whole.append(rec["id"])
+        if rec["size"] is None:
+            rec["size"] = size_on_disk(rec)
+        if rec["outdated"]:
+            outdated.append(rec)
+        if rec["id"] in inventory.not_in_bucket:
+            unknown.append(rec["id"])
+    if unknown:
+        warn(
+            f"{counted(len(unknown), 'selected file')} on disk, but not in the "
+            f"bucket's listing: {listed(unknown)}. What is there is used; move it out "
+            "of the data directory if it is not of the dataset."
+        )
+    if outdated and inventory.settings.adds_new:
+        _warn_of_outdated(outdated, inventory.objects)
+    if not_whole and inventory.is_cut_off:
+        warn(
+            f"{counted(len(not_whole), 'file')} on disk differ in size from the "
+            f"bucket's listing: {listed(not_whole)}. They may be cut short or another "
+            "version; the same call online downloads them again."
+        )
+
+
+def _warn_of_outdated(files: list[Record], objects: dict[str, Any]) -> None:
+    changes = []
+    for rec in files:
+        now = record_of(*objects[rec["id"]])
+        changes.append(f"{rec['id']} ({_version(rec)}; now {_version(now)})")
+    archived = [key for rec in files if (key := archived_key(rec["id"]))]
+    hint = ""
+    if archived:
+        hint = f" The first version is archived: fetch_laion_fmri_ids({archived[0]!r})."
+    small = ("trials", "other")
+    if tables := [rec["id"] for rec in files if rec["image_type"] in small]:
+        hint += (
+            " Of this table alone: "
+            f"fetch_laion_fmri_ids({tables[0]!r}, mode='overwrite')."
+        )
+    warn(
+        f"The bucket has another version of {counted(len(files), 'file')} than is on "
+        f"disk: {listed(changes)}. The version on disk is used; mode='overwrite' "
+        f"downloads the new one.{hint}"
+    )
+
+
+def _version(rec: Record) -> str:
+    date = f" of {rec['last_modified'][:10]}" if rec["last_modified"] else ""
+    return f"{rec['size'] or 0:,} bytes{date}"
 
 
 def size_on_disk(rec: Record) -> int | None:

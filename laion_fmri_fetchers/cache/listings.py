@@ -1,146 +1,335 @@
-"""Listings of the bucket, kept on disk for calls that cannot ask it."""
+"""What the bucket holds, by a new listing or the last one kept, and what is on disk.
+
+Prefixes that are listed are fixed and disjoint (`layout.trees.listing_of`), so each has
+one kept listing, a JSON file of its own, and nothing is laid over anything else.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
-import math
+import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from laion_fmri_fetchers.layout.trees import DEMO
+from laion_fmri_fetchers.exceptions import BucketError, InvalidQueryError
+from laion_fmri_fetchers.layout.keys import Record, clean_key, record_of
+from laion_fmri_fetchers.layout.trees import DEMO, DERIVATIVES, STIMULI, listing_of
 from laion_fmri_fetchers.messages import warn
+from laion_fmri_fetchers.query.arguments import check_mode
+from laion_fmri_fetchers.remote import bucket
+from laion_fmri_fetchers.remote.bucket import Object, UnreachableError, timestamp
 
-from .files import write_atomically
-from .state import state_files, state_path
+from .files import files_on_disk, local_path, read_file, write_atomically
+from .state import state_path
 
-_LISTINGS = "listings"
+# A prefix of keys, and the delimiter: "" for all below it, "/" for one level.
+Wanted = tuple[str, str]
 
+_ROOT: Wanted = ("", "/")
 
-_TOP = "top"
-
-
-_PER_LINE = 1000
-
-
-_OBJECTS, _END = b', "objects": [', b"\n]}"
-
-
-def save_listing(data_dir: str, listing: dict[str, Any]) -> None:
-    """Keep a listing of the bucket; where that is not possible, do without.
-
-    The file is JSON, with a line per `_PER_LINE` objects: it is read and written line
-    by line, as a listing may have a million objects.
-    """
-    head = {name: value for name, value in listing.items() if name != "objects"}
-    objects = listing["objects"]
-    content = bytearray(json.dumps(head)[:-1].encode() + _OBJECTS)
-    for at in range(0, len(objects), _PER_LINE):
-        line = json.dumps(objects[at : at + _PER_LINE])[1:-1]
-        content += (",\n" if at else "\n").encode() + line.encode()
-    content += _END
-    name = _listing_name(listing["prefix"]) + ".level" * bool(listing["delimiter"])
-    with contextlib.suppress(OSError):
-        write_atomically(state_path(data_dir, _LISTINGS, f"{name}.json"), content)
+_OF_DATASET = re.compile(f"sub-|{DERIVATIVES[:-1]}$|{STIMULI[:-1]}$")
 
 
-def saved_listings(
-    data_dir: str, wanted: Iterable[tuple[str, str]]
-) -> list[dict[str, Any]]:
-    """Return the saved listings that cover some prefixes.
+class Catalog(NamedTuple):
+    """Files and folders below some prefixes."""
+
+    objects: dict[str, Object]  # by id, as the bucket lists them
+    folders: frozenset[str]  # of levels, ending in "/"; offline, those on disk, too
+    on_disk: dict[str, str]  # id -> relative path
+    not_in_bucket: frozenset[str]  # ids of files on disk that their listing lacks
+    unlisted: list[str]  # prefixes of which no listing is known, offline
+    listed_at: float | None  # seconds since 1970 of the newest listing; None for none
+    error: UnreachableError | None  # why kept listings are used though it was asked
+    is_live: bool  # whether the bucket answered
+
+    def records(self, ids: Iterable[str], data_dir: str) -> list[Record]:
+        """Return the records of some ids, sorted by subject and session."""
+        found = []
+        for path in ids:
+            file = self.on_disk.get(path, path)
+            rec = record_of(*self.objects.get(path, (file,)))
+            rec["relative_path"] = file
+            rec["absolute_path"] = local_path(data_dir, file)
+            found.append(rec)
+        return sorted(found, key=in_order)
+
+
+def in_order(rec: Record) -> tuple[str, str, str]:
+    """Return what records are sorted by: subject, session, id."""
+    return rec["subject"] or "", rec["session"] or "", rec["id"]
+
+
+def read_catalog(
+    wanted: Iterable[Wanted],
+    data_dir: str,
+    *,
+    mode: str = "download_new",
+    n_connections: int = 64,
+    timeout: float = 30.0,
+    verbose: int = 1,
+) -> Catalog:
+    """List the bucket, or read listings kept earlier, and scan the disk.
 
     Parameters
     ----------
+    wanted : iterable of (prefix, delimiter)
+        What to list, as `listing_of` gives it.
     data_dir : str
         The data directory.
-    wanted : iterable of (prefix, delimiter)
-        Prefixes of keys; with the delimiter ``"/"``, one level of them.
+    mode : str, default="download_new"
+        ``"offline"``: read kept listings, and open no socket.
+    n_connections : int, default=64
+        Requests at once.
+    timeout : float, default=30.0
+        Seconds without an answer.
+    verbose : int, default=1
+        Whether a line is printed where the bucket takes long; 0: none.
 
-    Returns
-    -------
-    list of dict
-        Listings as `save_listing` took them, oldest first; broken ones are left out.
-        Each of their ``objects`` is a list of key, size, ETag and last change.
+    Raises
+    ------
+    BucketError
+        If the bucket denies listing, gives none, or lists two keys for one path.
+    InvalidQueryError
+        If data of a demo and others would mix in the data directory.
+    UnsafeKeyError
+        If a key would leave the data directory.
+
+    Warns
+    -----
+    UserWarning
+        Without an answer of the bucket, if the data directory is that of a demo.
     """
-    names = [(quote(prefix, safe=""), delimiter) for prefix, delimiter in wanted]
-    listings = []
-    for file in state_files(data_dir, _LISTINGS):
-        name = file.name.removesuffix(".json").removesuffix(".level")
-        name = "" if name == _TOP else name
-        if any(w.startswith(name) or (not d and name.startswith(w)) for w, d in names):
-            try:
-                listing = _read_listing(file)
-                if not _is_listing(listing, name):
-                    raise ValueError("it is not as it was written")
-                listings.append(listing)
-            except (OSError, ValueError, RecursionError) as error:
-                warn(
-                    f"The saved listing {file} cannot be used: {error}. Offline, what "
-                    "the bucket holds there is unknown; a call online saves it anew."
+    wanted, error = list(dict.fromkeys(wanted)), None
+    listings: dict[Wanted, dict[str, Any]] = {}
+    if mode != "offline":
+        try:
+            listings = _list(wanted, data_dir, n_connections, timeout, verbose)
+        except UnreachableError as unreachable:
+            error = unreachable
+    is_live = mode != "offline" and error is None
+    on_disk, local_folders = files_on_disk(data_dir, wanted)
+    if not is_live:
+        here, root = bucket.bucket_url(), kept_listing(data_dir, _ROOT)
+        if root and is_demo(root) and root["bucket"] != here:
+            _warn_of_demo(data_dir)
+        # Kept listings of another address may stand in for it, as mirrors move, unless
+        # the bucket that the user names was asked in vain.
+        is_bound = error is not None and bool(os.environ.get("LAION_FMRI_BUCKET_URL"))
+        for each in wanted:
+            kept = kept_listing(data_dir, each)
+            if kept and not (is_bound and kept["bucket"] != here):
+                listings[each] = kept
+    objects: dict[str, Object] = {}
+    folders = set() if is_live else local_folders
+    for listing in listings.values():
+        folders |= set(listing["prefixes"])
+        for each in listing["objects"]:
+            path = clean_key(each.key)
+            if path in objects:
+                raise BucketError(
+                    f"The bucket holds two keys for one file, {objects[path].key!r} "
+                    f"and {each.key!r}. Ask its owner to remove one of them."
                 )
-    return sorted(listings, key=lambda listing: listing["listed_at"])
+            objects[path] = each
+    return Catalog(
+        objects,
+        frozenset(folders),
+        on_disk,
+        frozenset(
+            path
+            for path in on_disk.keys() - objects.keys()
+            if listing_of(path) in listings
+        ),
+        [each[0] for each in wanted if each not in listings],
+        max((listing["listed_at"] for listing in listings.values()), default=None),
+        error,
+        is_live,
+    )
 
 
-def kept_root(data_dir: str) -> dict[str, Any] | None:
-    """Return the saved listing of the top of the bucket; None where there is none."""
-    roots = saved_listings(data_dir, [("", "/")])
-    return roots[-1] if roots else None
+def read_whole_catalog(data_dir: str) -> Catalog:
+    """Return all that kept listings and the disk hold; no socket is opened."""
+    wanted = []
+    with contextlib.suppress(OSError):
+        for name in sorted(os.listdir(state_path(data_dir, "listings"))):
+            file = state_path(data_dir, "listings", name)
+            if name.endswith(".json") and (kept := _read_listing(file)):
+                wanted.append((kept["prefix"], kept["delimiter"]))
+    catalog = read_catalog(wanted, data_dir, mode="offline")
+    return catalog._replace(on_disk=files_on_disk(data_dir, [("", "")])[0])
+
+
+def keep_demo_apart(data_dir: str, timeout: float = 30.0) -> None:
+    """Raise if what a call is about to write would mix data of a demo with others.
+
+    `read_catalog` does so for whatever it lists. This is for calls that list nothing.
+    Where the bucket cannot be listed, nothing is known against it.
+
+    Raises
+    ------
+    InvalidQueryError
+        As `read_catalog` does.
+    """
+    with contextlib.suppress(BucketError):
+        read_catalog((), data_dir, mode=check_mode(None), timeout=timeout, verbose=0)
+
+
+def correct_listings(data_dir: str, records: Iterable[Record]) -> None:
+    """Let kept listings have the versions of files that changed after these were made.
+
+    Else these files would look damaged until the bucket is listed again.
+    """
+    for rec in records:
+        wanted = listing_of(rec["id"])
+        kept = kept_listing(data_dir, wanted)
+        if kept:
+            fields = "key", "size", "etag", "last_modified"
+            new = Object(*(rec[field] for field in fields))
+            objects = [new if o.key == new.key else o for o in kept["objects"]]
+            _write(data_dir, {**kept, "objects": objects})
 
 
 def is_demo(root: dict[str, Any] | None) -> bool:
     """Return whether a listing of the top is that of a demo, with synthetic data."""
-    return root is not None and any(one[0] == DEMO for one in root["objects"])
+    return root is not None and any(each.key == DEMO for each in root["objects"])
 
 
-def _read_listing(file: Path) -> Any:
-    if not file.is_file():
-        raise OSError("it is not a file")
-    with open(file, "rb") as lines:
-        first = next(lines, b"")
-        if not first.endswith(_OBJECTS + b"\n"):
-            return json.loads(first + lines.read())
-        listing = json.loads(first + _END)
-        for line in lines:
-            if line == _END[1:]:
-                return listing
-            listing["objects"] += json.loads(b"[" + line.rstrip(b",\n") + b"]")
-    raise ValueError("the file ends early")
+def kept_root(data_dir: str) -> dict[str, Any] | None:
+    """Return the kept listing of the top of the bucket; None where there is none."""
+    return kept_listing(data_dir, _ROOT)
 
 
-def _is_listing(listing: Any, name: str) -> bool:
-    """Return whether a file's content is a listing of the prefix in its name."""
-    match listing:
-        case {
-            "prefix": str(prefix),
-            "delimiter": "" | "/",
-            "listed_at": int() | float() as listed_at,
-            "objects": list(objects),
-            "prefixes": list(prefixes),
-        }:
-            return (
-                quote(prefix, safe="") == name
-                and isinstance(listing.get("bucket", ""), str)
-                and math.isfinite(listed_at)
-                and all(type(one) is str for one in prefixes)
-                and all(map(_is_object, objects))
-            )
-    return False
+def kept_listing(data_dir: str, wanted: Wanted) -> dict[str, Any] | None:
+    """Return the listing of a prefix that was kept last; None where there is none.
+
+    Its ``objects`` are of type `Object`.
+    """
+    kept = _read_listing(_listing_file(data_dir, *wanted))
+    return kept if kept and (kept["prefix"], kept["delimiter"]) == wanted else None
 
 
-def _is_object(one: Any) -> bool:
-    if type(one) is not list or len(one) != 4:
-        return False
-    key, size, etag, last_modified = one
-    return (
-        type(key) is str
-        and type(size) is int
-        and size >= 0
-        and (etag is None or type(etag) is str)
-        and (last_modified is None or type(last_modified) is str)
+def _list(
+    wanted: list[Wanted],
+    data_dir: str,
+    n_connections: int,
+    timeout: float,
+    verbose: int,
+) -> dict[Wanted, dict[str, Any]]:
+    """List the bucket, and keep the listings."""
+    here, kept = bucket.bucket_url(), kept_root(data_dir)
+    asked = list(wanted)
+    if here == bucket.DEFAULT_BUCKET_URL:  # no demo, as is known without asking
+        _refuse_mixing(data_dir, None)
+    elif _ROOT not in asked and not (kept and kept["bucket"] == here):
+        asked.append(_ROOT)
+    found = bucket.list_prefixes(
+        asked, n_connections=n_connections, timeout=timeout, verbose=verbose
     )
+    listings = {(each["prefix"], each["delimiter"]): each for each in found}
+    # The top first: it says whose data are all that is kept after it.
+    for each in sorted(listings, key=lambda each: each != _ROOT):
+        if each == _ROOT:
+            _refuse_mixing(data_dir, listings[each])
+        _keep(data_dir, listings[each])
+    return {each: listings[each] for each in wanted}
 
 
-def _listing_name(prefix: str) -> str:
-    return quote(prefix, safe="") or _TOP
+def _keep(data_dir: str, listing: dict[str, Any]) -> None:
+    """Keep a listing; where that is not possible, do without.
+
+    An object with the ETag and size of the listing before keeps its earlier date, so
+    that a mirror, which dates its copies later, makes no file look outdated.
+    """
+    wanted = listing["prefix"], listing["delimiter"]
+    before = kept_listing(data_dir, wanted)
+    earlier = {each.key: each for each in before["objects"]} if before else {}
+    for number, each in enumerate(listing["objects"]):
+        other = earlier.get(each.key)
+        if other and each.etag and (other.size, other.etag) == (each.size, each.etag):
+            then, now = timestamp(other.last_modified), timestamp(each.last_modified)
+            if then is not None and now is not None and then < now:
+                listing["objects"][number] = other
+    _write(data_dir, listing)
+
+
+def _write(data_dir: str, listing: dict[str, Any]) -> None:
+    file = _listing_file(data_dir, listing["prefix"], listing["delimiter"])
+    with contextlib.suppress(OSError):
+        write_atomically(file, json.dumps(listing).encode())
+
+
+def _read_listing(file: Path) -> dict[str, Any] | None:
+    try:
+        listing = json.loads(read_file(file))
+        listing["objects"] = [
+            Object(str(key), int(size), etag, last_modified)
+            for key, size, etag, last_modified in listing["objects"]
+        ]
+        names = "prefix", "delimiter", "bucket"
+        if not all(isinstance(listing[name], str) for name in names):
+            raise ValueError("it is not as it was written")
+        return listing | {
+            "prefixes": [str(prefix) for prefix in listing["prefixes"]],
+            "listed_at": float(listing["listed_at"]),
+        }
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
+        warn(
+            f"The saved listing {file} cannot be used: {error}. Offline, what "
+            "the bucket holds there is unknown; a call online saves it anew."
+        )
+        return None
+
+
+def _listing_file(data_dir: str, prefix: str, delimiter: str) -> Path:
+    name = quote(prefix, safe="") or "top"
+    return state_path(data_dir, "listings", f"{name}{'.level' * bool(delimiter)}.json")
+
+
+def _refuse_mixing(data_dir: str, root: dict[str, Any] | None) -> None:
+    """Raise if a directory holds data of a demo and the bucket's are not, or reverse.
+
+    ``root`` is the listing of the bucket's top.
+    """
+    here = bucket.bucket_url()
+    if not is_demo(root):
+        if is_demo(kept_root(data_dir)):
+            raise InvalidQueryError(
+                f"The data directory {data_dir} holds synthetic data of a demo, which "
+                f"must not mix with those of {here}. Delete that directory, or name "
+                "another data_dir."
+            )
+        return
+    # Looked at before the mark, as another process saves the mark first.
+    has_data = any(map(_OF_DATASET.match, _names(Path(data_dir)))) or any(
+        name != "listings" or _names(state_path(data_dir, name))
+        for name in _names(state_path(data_dir))
+    )
+    if has_data and not is_demo(kept_root(data_dir)):
+        raise InvalidQueryError(
+            f"{here} is a demo, and its synthetic data must not mix with what is "
+            f"in the data directory {data_dir}. Name an empty data_dir; for the "
+            "dataset itself, stop the demo or unset LAION_FMRI_BUCKET_URL."
+        )
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []
+
+
+@functools.cache
+def _warn_of_demo(data_dir: str) -> None:
+    """Warn, once in a process, that a directory does not hold the dataset."""
+    warn(
+        f"The data directory {data_dir} holds synthetic data of a demo, not "
+        "LAION-fMRI. Name another data_dir for the dataset."
+    )

@@ -24,9 +24,8 @@ from laion_fmri_fetchers.remote.bucket import (
     timestamp,
 )
 
-from .files import local_path
 from .inventory import Inventory
-from .notes import note_fetched
+from .listings import correct_listings
 from .settings import Settings
 from .state import partial_dir
 
@@ -94,6 +93,8 @@ def plan(
             continue
         if path not in inventory.on_disk:
             planned[path] = Planned(rec, "missing")
+        elif path in inventory.not_whole and not inventory.is_cut_off:
+            planned[path] = Planned(rec, "not whole")
         elif inventory.settings.overwrites and again(rec):
             planned[path] = Planned(rec, "overwrite")
     return list(planned.values())
@@ -176,7 +177,7 @@ def download(
     sources: Mapping[str, Source] = MappingProxyType({}),
     verbose: int | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Download files, and note the versions of those from the bucket.
+    """Download files.
 
     Parameters
     ----------
@@ -225,14 +226,7 @@ def download(
     for path, version in changed.items():
         date = iso_date(version.last_modified)
         by_id[path].update(size=version.size, etag=version.etag, last_modified=date)
-    fetched = [
-        rec
-        for path, rec in by_id.items()
-        if not (path in failed or path in sources)
-        and rec["absolute_path"] == local_path(settings.data_dir, rec["relative_path"])
-    ]
-    if fetched:
-        note_fetched(settings.data_dir, fetched)
+    correct_listings(settings.data_dir, [by_id[path] for path in changed])
     return failed
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from laion_fmri_fetchers.cache.catalog import look
+from laion_fmri_fetchers.cache.listings import read_catalog
 
 from .build import build_bucket
 from .facts import STIMULUS_TABLE
@@ -135,7 +135,7 @@ def serve_demo(
         settings["LAION_FMRI_SPLITS"] = ""
         settings["LAION_FMRI_SPLITS_URL"] = splits.url
         stack.enter_context(variables(settings))
-        look((), data_dir)  # marks the directory as that of a demo
+        read_catalog((), data_dir)  # marks the directory as that of a demo
         bucket.requests.clear()
         running = stack.pop_all()
     return Demo(data_dir, bucket, access, splits, settings, running)

@@ -58,7 +58,6 @@ from .chosen import (
     Chosen,
     make_bunch,
     plan_files,
-    subjects_with_derived_masks,
 )
 from .lacking import (
     HowToFill,
@@ -276,11 +275,10 @@ def fetch_laion_betas(
     check_names(records, names, inventory, selection)
     images = choose_images(records, selection)
     images, trials, tables = choose_by_trials(images, inventory, selection, labels)
-    derived = subjects_with_derived_masks(names, settings)
     small = Chosen(
         [],
         choose_rois(records, selection),
-        choose_companions(records, names, inventory.absent, derived),
+        choose_companions(records, names, inventory.absent),
         trials,
         describe_subjects(names, records, {}),
     ).without_absent(inventory, selection.is_named, leave_out="")

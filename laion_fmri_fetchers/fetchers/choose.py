@@ -253,9 +253,10 @@ def choose_companions(
     records: Iterable[Record],
     subjects: Container[str],
     absent: Container[str],
-    derived: Container[str],
 ) -> Companions:
     """Return the brain mask and the noise ceilings of each subject.
+
+    Where a subject has no mask, it is the map of mean R2, to derive one from.
 
     Parameters
     ----------
@@ -265,9 +266,6 @@ def choose_companions(
         Whose.
     absent : container of str
         Ids of files that cannot be had.
-    derived : container of str
-        Subjects for whom a brain mask was derived already. For others without one, it
-        is the map of mean R2, to derive it from.
     """
     masks: dict[str, Record] = {}
     means: dict[str, Record] = {}
@@ -282,7 +280,7 @@ def choose_companions(
             continue
         elif is_functional_brain_mask(rec):
             masks.setdefault(subject, rec)
-        elif rec["image_type"] == "mean_rsquare" and subject not in derived:
+        elif rec["image_type"] == "mean_rsquare":
             means.setdefault(subject, rec)
     return Companions([*{**means, **masks}.values()], ceilings)
 

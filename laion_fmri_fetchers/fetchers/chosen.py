@@ -1,7 +1,7 @@
 """From chosen records to the Bunch: files downloaded, resampled, described.
 
 fetch_chosen ─▶ plan_files ─▶ obtain
-    └▶ make_bunch ─▶ compare_versions ─▶ brain_masks ─▶ on_grid ─▶ align
+    └▶ make_bunch ─▶ report_versions ─▶ brain_masks ─▶ on_grid ─▶ align
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from sklearn.utils import Bunch
 
 from laion_fmri_fetchers.access.licence import accept_license
 from laion_fmri_fetchers.cache.bunch import Result
+from laion_fmri_fetchers.cache.derived import description_of, origin
 from laion_fmri_fetchers.cache.files import write_atomically
-from laion_fmri_fetchers.cache.inventory import Inventory
+from laion_fmri_fetchers.cache.inventory import Inventory, report_versions
 from laion_fmri_fetchers.cache.obtain import (
     Outcome,
     Planned,
@@ -30,7 +31,6 @@ from laion_fmri_fetchers.cache.obtain import (
 )
 from laion_fmri_fetchers.cache.settings import Settings
 from laion_fmri_fetchers.cache.state import brain_mask_file
-from laion_fmri_fetchers.cache.versions import compare_versions
 from laion_fmri_fetchers.layout.keys import Record, noise_ceiling_name, place_of
 from laion_fmri_fetchers.layout.trees import BULK, ROOT_FILES
 from laion_fmri_fetchers.messages import counted, listed, readable_size, tell, warn
@@ -99,16 +99,6 @@ def report_bulk(images: Iterable[Record], verbose: int) -> None:
         size = readable_size(sum(rec["size"] or 0 for rec in bulk))
         files = counted(len(bulk), "file")
         tell(f"Raw or preprocessed data selected: {size} in {files}", verbose)
-
-
-def subjects_with_derived_masks(
-    subjects: Iterable[str], settings: Settings
-) -> set[str]:
-    """Return the subjects whose brain mask was derived and need not be again."""
-    if settings.overwrites:
-        return set()
-    folder = settings.data_dir
-    return {s for s in subjects if os.path.exists(brain_mask_file(folder, s))}
 
 
 def fetch_chosen(
@@ -238,15 +228,15 @@ def make_bunch(
         )
     lost = {rec["id"] for rec in failed}
     chosen = chosen.map(lambda recs: [rec for rec in recs if rec["id"] not in lost])
-    compare_versions(chosen.files(), inventory, outcome.fetched)
-    masks = _brain_masks(chosen, settings, outcome)
+    report_versions(chosen.files(), inventory, outcome.fetched)
+    masks = _brain_masks(chosen, settings)
     if grid is not None:
         masks_on_grid = {s: grid.mask_target(s, settings.data_dir) for s in masks}
         if not settings.dry_run:
             images = [*chosen.images, *chosen.rois, *chosen.companions.noise_ceilings]
             resample_files(images, masks, grid, settings.data_dir, outcome.fetched)
             if not grid.keep_original:
-                remove_originals(chosen.images, settings.data_dir)
+                remove_originals(chosen.images)
         chosen = chosen.map(lambda recs: on_grid(recs, grid, settings.data_dir))
         masks = masks_on_grid
     trials, sample_masks = align(chosen.trials, chosen.images)
@@ -293,9 +283,7 @@ def _roi_files(chosen: Chosen) -> dict[str, dict[str, str]]:
     return files
 
 
-def _brain_masks(
-    chosen: Chosen, settings: Settings, outcome: Outcome
-) -> dict[str, str]:
+def _brain_masks(chosen: Chosen, settings: Settings) -> dict[str, str]:
     """Return the brain mask of each subject, derived where the bucket has none."""
     masks = {}
     sources = {rec["subject"]: rec for rec in chosen.companions.brain_masks}
@@ -307,23 +295,25 @@ def _brain_masks(
             masks[subject] = source["absolute_path"]
             continue
         if source and not settings.dry_run:
-            is_stale = source["id"] in outcome.fetched
-            if is_stale or not os.path.exists(derived):
-                _derive_brain_mask(source["absolute_path"], derived)
+            _derive_brain_mask(source["absolute_path"], derived)
         if os.path.exists(derived) or (source and settings.dry_run):
             masks[subject] = str(derived)
     return masks
 
 
 def _derive_brain_mask(mean_rsquare: str, target: Path) -> None:
-    """Write the mask of the voxels whose mean R2 is above 0."""
+    """Write the mask of the voxels whose mean R2 is above 0, unless it is there."""
+    description = f"R2mean > 0, {origin(mean_rsquare)}"
+    if description_of(str(target)) == description:
+        return
     import nibabel as nib
 
     image: Any = nib.load(mean_rsquare)
-    mask = np.asanyarray(image.dataobj) > 0
-    content = nib.Nifti1Image(mask.astype(np.uint8), image.affine).to_bytes()
+    values = np.asanyarray(image.dataobj) > 0
+    mask = nib.Nifti1Image(values.astype(np.uint8), image.affine)
+    mask.header["descrip"] = description.encode()
     try:
-        write_atomically(target, gzip.compress(content, mtime=0))
+        write_atomically(target, gzip.compress(mask.to_bytes(), mtime=0))
     except OSError as error:
         warn(f"No brain mask could be derived from {mean_rsquare}: {error}")
     else:

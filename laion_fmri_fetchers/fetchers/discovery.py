@@ -6,9 +6,9 @@ import os
 import textwrap
 from collections.abc import Iterable, Sequence
 
-from laion_fmri_fetchers.cache.catalog import Catalog, Wanted, look
 from laion_fmri_fetchers.cache.data_dir import get_data_dir
 from laion_fmri_fetchers.cache.files import local_path
+from laion_fmri_fetchers.cache.listings import Catalog, Wanted, read_catalog
 from laion_fmri_fetchers.exceptions import BucketError, InvalidQueryError, did_you_mean
 from laion_fmri_fetchers.layout.keys import is_of_trials, record_of
 from laion_fmri_fetchers.layout.names import subjects_among
@@ -19,6 +19,7 @@ from laion_fmri_fetchers.layout.trees import (
     HELD_OUT,
     ROIS,
     TREES,
+    listing_of,
     listings_of,
     unknown_trees,
 )
@@ -225,18 +226,26 @@ def inspect_bucket(
     """
     prefix = key_of(prefix)
     prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
-    found = _look([(prefix, "/")], get_data_dir(data_dir), timeout)
-    folders = sorted(f for f in found.folders if f.startswith(prefix))
-    if not folders and not found.objects:
+    found = _look([listing_of(prefix)], get_data_dir(data_dir), timeout)
+    folders = {f for f in found.folders if f.startswith(prefix)} - {prefix}
+    files = []
+    for each in found.objects.values():
+        if each.key.startswith(prefix):
+            folder, slash, _ = each.key[len(prefix) :].partition("/")
+            if slash:
+                folders.add(f"{prefix}{folder}/")
+            else:
+                files.append(each)
+    if not folders and not files:
         raise InvalidQueryError(
             f"There is nothing in {prefix!r} of {bucket_url()}; begin with "
             "inspect_bucket()."
         )
     show(f"{bucket_url()}/{prefix}")
-    for folder in folders:
+    for folder in sorted(folders):
         show(f"  {'folder':>10}  {folder[len(prefix) :]}")
-    for one in sorted(found.objects.values(), key=lambda one: one.key):
-        show(f"  {readable_size(one.size):>10}  {one.key[len(prefix) :]}")
+    for each in sorted(files):
+        show(f"  {readable_size(each.size):>10}  {each.key[len(prefix) :]}")
 
 
 def _subjects(
@@ -264,7 +273,7 @@ def _look(
     """
     error = before.error if before else None
     mode = "offline" if error else check_mode(None)
-    found = look(wanted, data_dir, mode=mode, timeout=check_timeout(timeout))
+    found = read_catalog(wanted, data_dir, mode=mode, timeout=check_timeout(timeout))
     if error:
         found = found._replace(error=error)
         return _by_disk(found, data_dir) if found.unlisted else found

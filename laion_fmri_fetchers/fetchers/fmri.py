@@ -37,7 +37,7 @@ from .choose import (
     choose_subjects,
     describe_subjects,
 )
-from .chosen import Chosen, fetch_chosen, report_bulk, subjects_with_derived_masks
+from .chosen import Chosen, fetch_chosen, report_bulk
 from .grids import make_grid
 from .named import choose_named, parse_ids, take_inventory_of_named
 from .subjects import check_names, check_subjects, is_on_disk, participants
@@ -246,11 +246,10 @@ callable, optional
     images = choose_images(records, selection)
     report_bulk(images, settings.verbose)
     images, trials, tables = choose_by_trials(images, inventory, selection)
-    derived = subjects_with_derived_masks(selected, settings)
     chosen = Chosen(
         images,
         choose_rois(records, selection),
-        choose_companions(records, selected, inventory.absent, derived),
+        choose_companions(records, selected, inventory.absent),
         trials,
         [meta for meta in subjects_meta if is_on_disk(meta["subject"], inventory)],
     )
@@ -340,11 +339,10 @@ def fetch_laion_fmri_ids(
     images, trials, tables = choose_by_trials(images, inventory, everything)
     shown = sorted(names & {rec["subject"] for rec in images})
     with_betas = {rec["subject"] for rec in images if rec["image_type"] == "betas"}
-    derived = subjects_with_derived_masks(with_betas, settings)
     chosen = Chosen(
         images,
         [],
-        choose_companions(inventory.records, with_betas, inventory.absent, derived),
+        choose_companions(inventory.records, with_betas, inventory.absent),
         trials,
         describe_subjects(shown, inventory.records, table),
     )

@@ -14,10 +14,9 @@ from laion_fmri_fetchers.arrays.resample import (
     find_resampled,
     resample_file,
 )
+from laion_fmri_fetchers.cache.derived import MARK, description_of, method
 from laion_fmri_fetchers.cache.files import local_path
 from laion_fmri_fetchers.cache.inventory import size_on_disk
-from laion_fmri_fetchers.cache.made_here import MARK, description_of, method
-from laion_fmri_fetchers.cache.notes import note_removed
 from laion_fmri_fetchers.exceptions import InvalidQueryError
 from laion_fmri_fetchers.layout.grids import (
     can_be_resampled,
@@ -191,27 +190,16 @@ def on_grid(records: Iterable[Record], grid: Grid, data_dir: str) -> list[Record
     ]
 
 
-def remove_originals(records: Iterable[Record], data_dir: str) -> None:
-    """Delete files that were resampled, and note that they are not missing."""
-    removed: list[str] = []
-    kept: list[str] = []
-    try:
-        for rec in filter(can_be_resampled, records):
-            if os.path.exists(rec["absolute_path"]):
-                is_gone = _remove(rec["absolute_path"])
-                (removed if is_gone else kept).append(rec["id"])
-    finally:
-        if removed:
-            note_removed(data_dir, removed)
+def remove_originals(records: Iterable[Record]) -> None:
+    """Delete files that were resampled."""
+    kept = []
+    for rec in filter(can_be_resampled, records):
+        with contextlib.suppress(OSError):  # another process may remove it, too
+            os.unlink(rec["absolute_path"])
+        if os.path.lexists(rec["absolute_path"]):
+            kept.append(rec["id"])
     if kept:
         warn(
             f"{counted(len(kept), 'original')} could not be deleted, such as "
             f"{kept[0]}: the folder cannot be written."
         )
-
-
-def _remove(file: str) -> bool:
-    """Delete a file; tell whether it is gone, by another process perhaps."""
-    with contextlib.suppress(OSError):
-        os.unlink(file)
-    return not os.path.lexists(file)

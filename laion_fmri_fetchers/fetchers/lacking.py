@@ -36,6 +36,7 @@ from laion_fmri_fetchers.arrays.voxel_store import (
     Part,
     compact,
     find_parts,
+    image_version,
     parts_of,
     remove_other_versions,
     session_folder,
@@ -43,7 +44,6 @@ from laion_fmri_fetchers.arrays.voxel_store import (
 )
 from laion_fmri_fetchers.cache.data_dir import is_writable
 from laion_fmri_fetchers.cache.inventory import Inventory, size_on_disk
-from laion_fmri_fetchers.cache.notes import read_notes
 from laion_fmri_fetchers.cache.obtain import Planned, obtain
 from laion_fmri_fetchers.exceptions import (
     BucketError,
@@ -188,7 +188,9 @@ def jobs_on_disk(data: Bunch, subject: str, mask: np.ndarray) -> list[Job]:
     jobs = []
     for meta, table, _, has in _stored(data.data_dir, metas, voxels):
         if not has.all():
-            image = RemoteObject(meta["id"], "", size_on_disk(meta), meta["etag"])
+            image = RemoteObject(
+                meta["id"], "", size_on_disk(meta), image_version(meta)
+            )
             task = _task(data, meta, table, image, mask)._replace(voxels=voxels[~has])
             jobs.append(Job(task, meta, is_on_disk=True))
     return jobs
@@ -238,7 +240,8 @@ def _remote(rec: None) -> None: ...
 def _remote(rec: Record | None) -> RemoteObject | None:
     if rec is None:
         return None
-    return RemoteObject(rec["id"], object_url(rec["key"]), rec["size"], rec["etag"])
+    url, version = object_url(rec["key"]), image_version(rec)
+    return RemoteObject(rec["id"], url, rec["size"], version)
 
 
 def _other_version(
@@ -316,10 +319,7 @@ def _is_other_on_disk(job: Job, inventory: Inventory) -> bool:
     in_bucket = inventory.objects.get(job.record["id"])
     if not (job.is_on_disk and in_bucket):
         return False
-    if job.record["outdated"] or size_on_disk(job.record) != in_bucket.size:
-        return True
-    note = read_notes(inventory.settings.data_dir).get(job.record["id"])
-    return note is not None and note.differs_from(in_bucket.size, in_bucket.etag)
+    return job.record["outdated"] or size_on_disk(job.record) != in_bucket.size
 
 
 def sizes_by_way(jobs: Sequence[Job]) -> dict[str, int]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 
-from laion_fmri_fetchers.cache.catalog import Wanted
 from laion_fmri_fetchers.cache.inventory import (
     SUBJECT_TREES,
     Inventory,
@@ -14,7 +13,7 @@ from laion_fmri_fetchers.cache.inventory import (
 from laion_fmri_fetchers.cache.settings import Settings
 from laion_fmri_fetchers.exceptions import InvalidQueryError, did_you_mean
 from laion_fmri_fetchers.layout.keys import Record, clean_key, is_held_out, place_of
-from laion_fmri_fetchers.layout.trees import GATED, listings_of
+from laion_fmri_fetchers.layout.trees import GATED, listing_of, listings_of
 from laion_fmri_fetchers.messages import counted, tell
 from laion_fmri_fetchers.query.values import in_order
 from laion_fmri_fetchers.remote.bucket import key_of
@@ -62,25 +61,25 @@ def take_inventory_of_named(
     ids: list[str], prefixes: list[str], settings: Settings
 ) -> tuple[set[str], Inventory]:
     """Return the subjects of named files, and an inventory of all their files."""
-    folders = {f"{path.rpartition('/')[0]}/" for path in ids} - {"/"}
-    wanted: list[Wanted] = [("", "/"), *((folder, "/") for folder in sorted(folders))]
-    wanted += [(prefix, "") for prefix in prefixes]
-    subjects = {place_of(path)[1] for path in (*ids, *prefixes)}
+    wanted = {("", "/"), *map(listing_of, ids), *map(listing_of, prefixes)}
+    places = map(place_of, (*ids, *prefixes))
+    of_subjects = {subject for _, subject in places if subject}
     while True:
-        names = {subject for subject in subjects if subject}
-        of_subjects = [
-            listing
-            for subject in sorted(names)
-            for listing in listings_of(subject, SUBJECT_TREES)
-        ]
-        inventory = take_inventory([*wanted, *of_subjects], settings)
-        subjects = names | {
-            rec["subject"]
-            for rec in inventory.records
-            if rec["subject"] and rec["id"].startswith(tuple(prefixes))
+        for subject in of_subjects:
+            wanted |= {*listings_of(subject, SUBJECT_TREES)}
+        inventory = take_inventory(wanted, settings)
+        below = tuple(prefixes)
+        named = [rec for rec in inventory.records if rec["id"].startswith(below)]
+        subjects = of_subjects | {r["subject"] for r in named if r["subject"]}
+        # A prefix may lie above what is listed whole, such as that of a tree.
+        more = {
+            listing_of(folder)
+            for folder in inventory.folders
+            if folder.startswith(below)
         }
-        if subjects == names:  # else a prefix lies above folders of subjects
-            return names, inventory
+        if subjects == of_subjects and more <= wanted:
+            return subjects, inventory
+        of_subjects, wanted = subjects, wanted | more
 
 
 def choose_named(

@@ -18,7 +18,6 @@ from laion_fmri_fetchers.arrays.rows import trials_of
 from laion_fmri_fetchers.arrays.voxel_store import flush_parts, session_folder
 from laion_fmri_fetchers.arrays.voxels import VoxelChoice, find_voxels
 from laion_fmri_fetchers.cache.data_dir import is_writable
-from laion_fmri_fetchers.cache.notes import note_removed
 from laion_fmri_fetchers.exceptions import InvalidQueryError
 from laion_fmri_fetchers.layout.grids import is_resampled
 from laion_fmri_fetchers.messages import counted, tell
@@ -126,8 +125,6 @@ def remove_packed_images(data: Bunch, subject: str) -> list[str]:
             flush_parts(session_folder(data.data_dir, subject, meta["session"]))
             os.unlink(file)
             removed.append(meta["id"])
-    if removed:
-        note_removed(data.data_dir, removed)
     return removed
 
 

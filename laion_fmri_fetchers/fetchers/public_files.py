@@ -8,10 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from laion_fmri_fetchers.cache.inventory import Inventory, take_inventory
+from laion_fmri_fetchers.cache.inventory import (
+    Inventory,
+    report_versions,
+    take_inventory,
+)
 from laion_fmri_fetchers.cache.obtain import obtain, plan
 from laion_fmri_fetchers.cache.settings import Settings
-from laion_fmri_fetchers.cache.versions import compare_versions
 from laion_fmri_fetchers.exceptions import BucketError, DownloadError, NotCachedError
 from laion_fmri_fetchers.layout.keys import Record
 from laion_fmri_fetchers.layout.trees import STIMULI
@@ -76,7 +79,7 @@ def fetch_public(
     _raise_or_warn(lost, inventory)
     ids_lost = {failure["id"] for failure in lost}
     records = [rec for rec in records if rec["id"] not in ids_lost]
-    compare_versions(records, inventory, outcome.fetched)
+    report_versions(records, inventory, outcome.fetched)
     return records, failed + lost
 
 

@@ -26,7 +26,6 @@ from laion_fmri_fetchers.cache.files import local_path, make_folder, whole_file
 from laion_fmri_fetchers.cache.inventory import Inventory
 from laion_fmri_fetchers.cache.obtain import Planned, Source, obtain
 from laion_fmri_fetchers.cache.settings import Settings
-from laion_fmri_fetchers.cache.temporaries import remove_if_left
 from laion_fmri_fetchers.exceptions import CorruptImageError, StimulusAccessError
 from laion_fmri_fetchers.layout.keys import Record, record_of
 from laion_fmri_fetchers.layout.trees import (
@@ -167,9 +166,6 @@ def extract_images(
     paths = [local_path(settings.data_dir, stimulus_image(name)) for name in names]
     folder = Path(local_path(settings.data_dir, STIMULUS_IMAGES))
     there = set(os.listdir(folder)) if folder.is_dir() else set()
-    for name in there:
-        if name.startswith("."):
-            remove_if_left(f"{folder}{os.sep}{name}")
     rows = dict(zip(table["image_name"], table["h5_index"], strict=True))
     todo = set(names) - there
     if settings.overwrites:

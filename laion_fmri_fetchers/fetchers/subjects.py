@@ -6,10 +6,13 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from laion_fmri_fetchers.cache.files import local_path, readable
-from laion_fmri_fetchers.cache.inventory import Inventory, find_subjects
+from laion_fmri_fetchers.cache.inventory import (
+    Inventory,
+    find_subjects,
+    report_versions,
+)
 from laion_fmri_fetchers.cache.obtain import obtain, plan
 from laion_fmri_fetchers.cache.tables import read_participants, report_flaws
-from laion_fmri_fetchers.cache.versions import compare_versions
 from laion_fmri_fetchers.layout.keys import Record
 from laion_fmri_fetchers.layout.trees import PARTICIPANTS
 from laion_fmri_fetchers.messages import listed, warn
@@ -104,7 +107,7 @@ def participants(
         fetched = outcome.fetched
         for rec in outcome.failed:
             warn(f"{rec['id']} could not be downloaded ({rec['reason']}).")
-        compare_versions(table, inventory, fetched)
+        report_versions(table, inventory, fetched)
     if PARTICIPANTS not in inventory.on_disk | fetched:
         return {}
     file = local_path(inventory.settings.data_dir, PARTICIPANTS)

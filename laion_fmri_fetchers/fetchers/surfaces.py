@@ -31,11 +31,11 @@ from laion_fmri_fetchers.cache.bunch import Result
 from laion_fmri_fetchers.cache.inventory import (
     Inventory,
     find_subjects,
+    report_versions,
     take_inventory,
 )
 from laion_fmri_fetchers.cache.obtain import Outcome, obtain, plan
 from laion_fmri_fetchers.cache.settings import make_settings
-from laion_fmri_fetchers.cache.versions import compare_versions
 from laion_fmri_fetchers.exceptions import (
     CorruptImageError,
     DownloadError,
@@ -199,7 +199,7 @@ def fetch_laion_surfaces(
     meshes = _make_meshes(surfaces, volume)
     roi_masks = _roi_masks(masks, meshes["pial"])
     files = [*geometry, *volume, *masks]
-    compare_versions(files, inventory, outcome.fetched | of_volume.fetched)
+    report_versions(files, inventory, outcome.fetched | of_volume.fetched)
     n_vertices = [len(part.coordinates) for part in meshes["pial"].parts.values()]
     tell(
         f"Surfaces of {name}, {' + '.join(f'{n:,}' for n in n_vertices)} vertices, and "

@@ -12,10 +12,9 @@ import numpy as np
 
 from laion_fmri_fetchers.arrays.rows import rows_with
 from laion_fmri_fetchers.cache.files import readable
-from laion_fmri_fetchers.cache.inventory import Inventory
+from laion_fmri_fetchers.cache.inventory import Inventory, report_versions
 from laion_fmri_fetchers.cache.obtain import Outcome, obtain, plan
 from laion_fmri_fetchers.cache.tables import read_trials
-from laion_fmri_fetchers.cache.versions import compare_versions
 from laion_fmri_fetchers.layout.keys import Record, is_of_trials
 from laion_fmri_fetchers.layout.trees import trials_id
 from laion_fmri_fetchers.messages import listed, warn
@@ -98,7 +97,7 @@ def _read_tables(
     failed = {rec["id"] for rec in outcome.failed}
     on_disk = (inventory.on_disk | outcome.fetched) - failed
     read = [rec for rec in needed if rec["id"] in on_disk]
-    compare_versions(read, inventory, outcome.fetched)
+    report_versions(read, inventory, outcome.fetched)
     if uncounted := sorted(failed & earlier):
         warn(
             f"{listed(uncounted)} could not be downloaded, so 'repetition' is unknown "

@@ -22,11 +22,14 @@ from laion_fmri_fetchers.arrays.voxel_store import (
     remove_part,
     stored_sessions,
 )
-from laion_fmri_fetchers.cache.catalog import Wanted, keep_demo_apart, look
 from laion_fmri_fetchers.cache.data_dir import get_data_dir
 from laion_fmri_fetchers.cache.files import files_on_disk, hidden_on_disk, local_path
-from laion_fmri_fetchers.cache.made_here import is_leftover
-from laion_fmri_fetchers.cache.notes import Note, read_notes
+from laion_fmri_fetchers.cache.inventory import SAME_TIME
+from laion_fmri_fetchers.cache.listings import (
+    keep_demo_apart,
+    read_catalog,
+    read_whole_catalog,
+)
 from laion_fmri_fetchers.cache.obtain import download
 from laion_fmri_fetchers.cache.settings import make_settings
 from laion_fmri_fetchers.exceptions import (
@@ -37,14 +40,14 @@ from laion_fmri_fetchers.exceptions import (
     LaionFmriError,
     NotCachedError,
 )
-from laion_fmri_fetchers.layout.keys import is_nifti_name, place_of, record_of
+from laion_fmri_fetchers.layout.keys import is_nifti_name, record_of
 from laion_fmri_fetchers.layout.trees import (
     ARCHIVE,
-    BULK,
     GATED,
     MADE_HERE,
     STIMULUS_IMAGES,
-    listings_of,
+    listing_of,
+    trials_id,
 )
 from laion_fmri_fetchers.messages import (
     can_draw,
@@ -56,9 +59,9 @@ from laion_fmri_fetchers.messages import (
     warn,
 )
 from laion_fmri_fetchers.query.shared_docs import documented
+from laion_fmri_fetchers.remote.bucket import timestamp
 from laion_fmri_fetchers.remote.checksums import check_file
 
-_EVERYTHING = (("", ""),)
 _MADE = (MADE_HERE, STIMULUS_IMAGES)
 """Where files are that this package made: resampled, and extracted from the archive."""
 
@@ -79,7 +82,7 @@ def verify_cache(
     timeout: float = 30.0,
     verbose: int = 1,
 ) -> pd.DataFrame:
-    """Check the files on disk against downloads and listings of the bucket.
+    """Check the files on disk against listings of the bucket.
 
     Sizes are compared, then checksums: the MD5 or multi-part ETag of S3. No socket is
     opened unless ``online``, or something is repaired.
@@ -103,11 +106,11 @@ def verify_cache(
     -------
     pandas.DataFrame
         One row per file, sorted by ``id``: ``status``, ``size`` in bytes on disk
-        (nullable) and ``reason``. The status is ``"ok"``, ``"missing"`` (downloaded
-        once, but not on disk), ``"truncated"``, ``"altered"``, ``"outdated"`` (as it
-        was downloaded, but the bucket has another version), ``"unreadable"``,
-        ``"unknown"`` (not a file of any listing, nor made by this package) or, after a
-        repair, ``"repaired"``. Originals removed after resampling are left out.
+        (nullable) and ``reason``. The status is ``"ok"``, ``"missing"`` (something on
+        disk needs it: the trial table of an image, or the archive of the stimuli that
+        was downloaded), ``"truncated"``, ``"altered"``, ``"outdated"`` (older than the
+        version that the bucket has), ``"unreadable"``, ``"unknown"`` (not a file of any
+        listing, nor made by this package) or, after a repair, ``"repaired"``.
 
     Raises
     ------
@@ -132,13 +135,13 @@ def verify_cache(
             f"The data directory {folder} does not exist. Check its name, and whether "
             "its disk is mounted."
         )
-    files, _ = files_on_disk(folder, _EVERYTHING)
-    notes = read_notes(folder)
+    files, _ = files_on_disk(folder, [("", "")])
     objects = _listed(folder, files, online, n_connections, timeout, verbose)
-    files |= {path: path for path in hidden_on_disk(folder, {*objects, *notes})}
+    files |= {path: path for path in hidden_on_disk(folder, objects)}
     sums = _sums(folder, online and ARCHIVE in files, timeout)
-    kept = {path for path, note in notes.items() if not note.is_removed}
-    names = sorted(files.keys() | kept)
+    images = [rec for rec in map(record_of, files) if rec["image_type"] == "betas"]
+    needed = {path for path in map(trials_id, images) if path in objects}
+    names = sorted(files.keys() | needed | sums.keys())
     paths = {path: local_path(folder, files.get(path, path)) for path in names}
     sizes = {path: _size(paths[path]) for path in names}
     total = sum(size or 0 for size in sizes.values())
@@ -155,7 +158,6 @@ def verify_cache(
                 paths[path],
                 path,
                 sizes[path],
-                notes.get(path) if path in kept else None,
                 objects.get(path),
                 sums.get(path),
             )
@@ -181,8 +183,7 @@ def verify_cache(
             verbose,
         )
     if repair:
-        versions = {**objects, **{path: note[:3] for path, note in notes.items()}}
-        _repair(folder, report, paths, versions, n_connections, timeout, verbose)
+        _repair(folder, report, paths, objects, n_connections, timeout, verbose)
     return report
 
 
@@ -196,9 +197,9 @@ def _listed(
 ) -> dict[str, Any]:
     """Return what the bucket lists, by id: of all saved listings, or of new ones."""
     if not online:
-        return look(_EVERYTHING, data_dir, mode="offline").objects
-    found = look(
-        _listings_of(files),
+        return read_whole_catalog(data_dir).objects
+    found = read_catalog(
+        {listing_of(path) for path in files if not path.startswith(_MADE)},
         data_dir,
         n_connections=n_connections,
         timeout=timeout,
@@ -222,27 +223,6 @@ def _sums(data_dir: str, online: bool, timeout: float) -> dict[str, GatedFile]:
     return {name: file for name, file in files.items() if name in GATED}
 
 
-def _listings_of(files: Iterable[str]) -> list[Wanted]:
-    """Return what to list so that all of some files are listed."""
-    wanted: dict[Wanted, None] = {}
-    sessions: dict[tuple[str, str], set[str]] = {}
-    for path in files:
-        if path.startswith(_MADE):
-            continue
-        rec = record_of(path)
-        tree, subject = place_of(path)
-        if tree is None or subject is None:
-            folder = path.rpartition("/")[0]
-            wanted[f"{folder}/" if folder else "", "/"] = None
-        elif tree in BULK and rec["session"]:
-            sessions.setdefault((tree, subject), set()).add(rec["session"])
-        else:
-            wanted[f"{tree}{subject}/", ""] = None
-    for (tree, subject), names in sessions.items():
-        wanted |= dict.fromkeys(listings_of(subject, [tree], sorted(names)))
-    return list(wanted)
-
-
 def _size(file: str | os.PathLike) -> int | None:
     try:
         return os.stat(file).st_size if os.path.isfile(file) else None
@@ -251,43 +231,33 @@ def _size(file: str | os.PathLike) -> int | None:
 
 
 def _check(
-    file: str,
-    path: str,
-    size: int | None,
-    note: Note | None,
-    listed: Any,
-    gated: GatedFile | None,
+    file: str, path: str, size: int | None, listed: Any, gated: GatedFile | None
 ) -> tuple[str, str | None]:
     """Return the status of a file and the reason."""
     if size is None:
-        return "missing", "it was downloaded, but is not on disk"
+        return "missing", "something on disk needs it, but it is not there"
     try:
         if path.startswith(_MADE):
             return _check_made(file)
-        if note is None and is_leftover(file, record_of(path)):
-            return _check_leftover(file, listed)
-        if note is None and listed is None and gated is None:
-            return "unknown", "no listing has a file of this name"
-        right: int | None
         if gated is not None:
             right, wrong = gated.size, check_file(file, **gated._asdict())
+        elif listed is None:
+            return "unknown", "no listing has a file of this name"
         else:
-            _, right, etag, *_ = note or listed
-            wrong = check_file(file, size=right, etag=etag)
+            date = timestamp(listed.last_modified)
+            if date is not None and date - os.stat(file).st_mtime > SAME_TIME:
+                return (
+                    "outdated",
+                    "the bucket has another version; mode='overwrite' downloads it",
+                )
+            right, wrong = (
+                listed.size,
+                check_file(file, size=listed.size, etag=listed.etag),
+            )
     except OSError as error:
         return "unreadable", str(error)
     if wrong is not None:
-        return ("truncated" if right and size < right else "altered"), wrong
-    if (
-        note
-        and listed
-        and note.differs_from(listed.size, listed.etag)
-        and note.is_older_than(listed.last_modified)
-    ):
-        return (
-            "outdated",
-            "the bucket has another version; mode='overwrite' downloads it",
-        )
+        return ("truncated" if size < right else "altered"), wrong
     return "ok", None
 
 
@@ -322,13 +292,6 @@ def _check_made(file: str) -> tuple[str, str | None]:
             "it cannot be read; delete it, and the same call makes it again",
         )
     return "ok", None
-
-
-def _check_leftover(file: str, listed: Any) -> tuple[str, str | None]:
-    """Return the status of an image that an earlier version of us resampled."""
-    if listed is None:
-        return _check_made(file)
-    return "altered", "an image resampled by an earlier version is in its place"
 
 
 def _summary(report: pd.DataFrame) -> str:

@@ -120,13 +120,8 @@ IMAGE_TYPES = {
 _FILE_NAME = re.compile(r"(?!\.{1,2}\Z)(?!.:)[^\x00-\x1f\x7f/\\]+")
 
 
-def listings_of(
-    subject: str, trees: Iterable[str], sessions: Iterable[str] | None = None
-) -> list[tuple[str, str]]:
+def listings_of(subject: str, trees: Iterable[str]) -> list[tuple[str, str]]:
     """Return the ``(prefix, delimiter)`` to list for files of a subject.
-
-    Sessions become prefixes of their own where a subject has hundreds of thousands of
-    files. Elsewhere, another request would cost more than the keys it saves.
 
     Parameters
     ----------
@@ -134,26 +129,37 @@ def listings_of(
         Such as ``"sub-01"``.
     trees : iterable of str
         Of `TREES`, or others.
-    sessions : iterable of str, optional
-        Only these sessions are needed; None: all.
 
     Examples
     --------
-    >>> listings_of("sub-01", [ROIS, RAW], ["ses-02"])  # doctest: +NORMALIZE_WHITESPACE
-    [('derivatives/rois/sub-01/', ''), ('sub-01/', '/'), ('sub-01/ses-02/', '')]
+    >>> listings_of("sub-01", [ROIS, RAW])
+    [('derivatives/rois/sub-01/', ''), ('sub-01/', '')]
     """
-    sessions = None if sessions is None else list(sessions)
-    listings = []
-    for tree in trees:
-        top = f"{tree}{subject}/"
-        if sessions is None or tree not in BULK:
-            listings.append((top, ""))
-        else:
-            listings += [
-                (top, "/"),
-                *((f"{top}{session}/", "") for session in sessions),
-            ]
-    return listings
+    return [(f"{tree}{subject}/", "") for tree in trees]
+
+
+def listing_of(path: str) -> tuple[str, str]:
+    """Return the ``(prefix, delimiter)`` of the listing that has a file or folder.
+
+    Listings are fixed and disjoint: files directly at the top, in ``derivatives/``, in
+    each tree of it and in ``stimuli/``; below these, each folder whole.
+
+    Parameters
+    ----------
+    path : str
+        A relative path; that of a folder ends in ``/``.
+
+    Examples
+    --------
+    >>> listing_of("participants.tsv"), listing_of("derivatives/rois/")
+    (('', '/'), ('derivatives/rois/', '/'))
+    >>> listing_of("derivatives/rois/sub-01/face/sub-01_label-FFA1_mask.nii.gz")
+    ('derivatives/rois/sub-01/', '')
+    """
+    folders = path.split("/")[:-1]
+    depth = {DERIVATIVES: 3, STIMULI: 2}.get(f"{folders[0]}/", 1) if folders else 1
+    prefix = "".join(f"{folder}/" for folder in folders[:depth])
+    return prefix, "" if len(folders) >= depth else "/"
 
 
 def unknown_trees(folders: Iterable[str]) -> list[str]:

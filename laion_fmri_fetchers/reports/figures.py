@@ -19,11 +19,11 @@ from nibabel.affines import apply_affine
 from sklearn.utils import Bunch
 
 from laion_fmri_fetchers.arrays.rows import table_of
-from laion_fmri_fetchers.cache.catalog import look, records
+from laion_fmri_fetchers.cache.listings import read_catalog
 from laion_fmri_fetchers.exceptions import InvalidQueryError, did_you_mean
 from laion_fmri_fetchers.layout.keys import on_one_grid
 from laion_fmri_fetchers.layout.labels import SOURCES
-from laion_fmri_fetchers.layout.trees import ANATOMICAL
+from laion_fmri_fetchers.layout.trees import ANATOMICAL, listings_of
 from laion_fmri_fetchers.messages import readable_size
 from laion_fmri_fetchers.query.selection import is_one_name
 
@@ -494,8 +494,9 @@ def background(data: Bunch, subject: str) -> tuple[str, str] | None:
 
     The sharpest anatomy, T1w before T2w; else the brain mask on the functional grid.
     """
-    catalog = look([(f"{ANATOMICAL}{subject}/", "")], data.data_dir, mode="offline")
-    on_disk = records(catalog, catalog.on_disk, data.data_dir)
+    wanted = listings_of(subject, [ANATOMICAL])
+    catalog = read_catalog(wanted, data.data_dir, mode="offline")
+    on_disk = catalog.records(catalog.on_disk, data.data_dir)
     anatomy = [rec for rec in on_disk if rec["image_type"] == "anatomical"]
     anatomy.sort(key=lambda rec: (rec["suffix"] != "T1w", rec["res"] is not None))
     if anatomy:

@@ -11,8 +11,7 @@ import pandas as pd
 from sklearn.utils import Bunch
 
 from laion_fmri_fetchers.arrays.volumes import Header, iter_volumes, read_header, scaled
-from laion_fmri_fetchers.cache.catalog import look, records
-from laion_fmri_fetchers.cache.listings import saved_listings
+from laion_fmri_fetchers.cache.listings import read_catalog
 from laion_fmri_fetchers.exceptions import InvalidQueryError
 from laion_fmri_fetchers.layout.keys import (
     GIFTI_EXTENSION,
@@ -83,11 +82,12 @@ def sessions(data: Bunch) -> pd.DataFrame:
             ids.add(rec["id"])
     types = session_types(data)
     rows: dict[tuple[str, str], dict[str, Any]] = {}
-    catalog = look(_listings(data), data.data_dir, mode="offline")
+    catalog = read_catalog(_listings(data), data.data_dir, mode="offline")
     for meta in data.subjects_meta:
         for session in meta["sessions"]:
             rows[meta["subject"], session] = _no_files()
-    for rec in records(catalog, {*catalog.objects, *catalog.on_disk}, data.data_dir):
+    ids = {*catalog.objects, *catalog.on_disk}
+    for rec in catalog.records(ids, data.data_dir):
         if is_of_trials(rec) and rec["subject"] in subjects_of(data):
             row = rows.setdefault((rec["subject"], rec["session"]), _no_files())
             if rec["image_type"] in types:
@@ -113,8 +113,8 @@ def session_types(data: Bunch) -> list[str]:
 
 def listed_at(data: Bunch) -> float | None:
     """Return the time of the last listing, in seconds since 1970; None for never."""
-    saved = saved_listings(data.data_dir, _listings(data))
-    return saved[-1]["listed_at"] if saved else None
+    catalog = read_catalog(_listings(data), data.data_dir, mode="offline")
+    return catalog.listed_at
 
 
 def _listings(data: Bunch) -> list[tuple[str, str]]:

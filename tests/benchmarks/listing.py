@@ -60,9 +60,9 @@ OURS = (
     MEASURE
     + """
 import requests
-from laion_fmri_fetchers.cache.catalog import look
+from laion_fmri_fetchers.cache.listings import read_catalog
 before, start = peak(), time.perf_counter()
-found = look([("", "")], sys.argv[2], mode=sys.argv[3], verbose=0)
+found = read_catalog([("", "")], sys.argv[2], mode=sys.argv[3], verbose=0)
 print(time.perf_counter() - start, peak() - before, len(found.objects))
 """
 )

@@ -1,48 +1,31 @@
-"""Images that this package resampled, told apart from those of the dataset."""
+"""Files that this package derived, and what their headers say they were made from."""
 
 from __future__ import annotations
 
 import gzip
 import json
+import os
 import zlib
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from laion_fmri_fetchers.layout.grids import (
-    can_be_resampled,
     interpolation_for,
     resampled_path,
     resolution_label,
 )
 from laion_fmri_fetchers.layout.keys import record_of_path
-from laion_fmri_fetchers.layout.trees import FUNCTIONAL_GRID, MADE_HERE
 
-from .files import local_path
+from .files import local_path, read_file, readable
 
+# How the description in the header of a resampled image begins.
 MARK = "resampled: "
-"""Beginning of the description in the header of a resampled image."""
 
+# Where a NIfTI-1 header has its description (``descrip``).
 _DESCRIPTION = slice(148, 228)
-"""Where a NIfTI-1 header has its description (``descrip``)."""
 
-
-def is_leftover(file: str, record: dict[str, Any]) -> bool:
-    """Tell whether a file is a resampled image that an earlier version of us made.
-
-    Those lay beside the originals, where files of the dataset may be: its 1.5 mm grid
-    has the name that an image resampled to 1.5 mm had. The header tells them apart.
-
-    Parameters
-    ----------
-    file : str
-        Its path.
-    record : dict
-        Its fields, from its name.
-    """
-    if not can_be_resampled(record) or record["res"] in (None, FUNCTIONAL_GRID):
-        return False
-    return description_of(file).startswith(MARK)
+# Bytes at the end of a gzip file: CRC-32 and length of its uncompressed content.
+_GZIP_TRAILER = 8
 
 
 def description_of(file: str) -> str:
@@ -60,22 +43,35 @@ def method(resolution: float, interpolation: str) -> str:
     return f"{MARK}{resolution:g} mm, {interpolation}, "
 
 
+def origin(file: str) -> str:
+    """Return how the description of a derived image ends: the version of its source.
+
+    The size alone does not suffice, as a mask that was moved by a few voxels often
+    keeps it; a description has room for 80 characters.
+    """
+    with readable(), open(file, "rb") as stream:
+        size = stream.seek(0, os.SEEK_END)
+        if file.endswith(".gz"):
+            stream.seek(-min(size, _GZIP_TRAILER), os.SEEK_END)
+            return f"from {size}-{stream.read().hex()}"
+        return f"from {size}-{os.fstat(stream.fileno()).st_mtime_ns:x}"
+
+
 def resampled_originals(
     data_dir: str,
     ids: set[str],
     resolution: float,
     interpolation: str,
     is_wanted: Callable[[str], bool],
-) -> set[str]:
-    """Return the ids of originals of which a resampled image is on disk.
+) -> dict[str, str]:
+    """Return originals of which a resampled image is on disk: id -> path of that.
 
     Parameters
     ----------
     data_dir : str
         The data directory.
     ids : set of str
-        Ids of files on disk, those below ``derivatives/laion-fmri-fetchers/`` among
-        them.
+        Ids of files on disk below ``derivatives/laion-fmri-fetchers/``.
     resolution : float
         Voxel size of the resampled images, in mm.
     interpolation : str
@@ -84,23 +80,21 @@ def resampled_originals(
         Whether an original, by its id, is of interest.
     """
     entity = f"_res-{resolution_label(resolution)}"
-    originals = set()
+    originals = {}
     for path in ids:
-        if not path.startswith(MADE_HERE) or not path.endswith(".json"):
-            continue
-        if entity not in path.rpartition("/")[2]:
+        if not path.endswith(".json") or entity not in path.rpartition("/")[2]:
             continue
         try:
-            sidecar = json.loads(Path(local_path(data_dir, path)).read_bytes())
+            sidecar: Any = json.loads(read_file(local_path(data_dir, path)))
             (source,) = sidecar["Sources"]
             source = source.removeprefix("bids::")
             target = resampled_path(source, resolution)
             if target not in ids or not is_wanted(source):
                 continue
             kind = interpolation_for(record_of_path(source), interpolation)
-            made = description_of(local_path(data_dir, target))
-            if made.startswith(method(resolution, kind)):
-                originals.add(source)
+            file = local_path(data_dir, target)
+            if description_of(file).startswith(method(resolution, kind)):
+                originals[source] = file
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue
     return originals
