@@ -545,7 +545,7 @@ def test_download_new_keeps_what_is_on_disk(cached, server):
 def test_a_file_cut_short_is_warned_of(cached):
     image = Path(fetch(rois=None, sessions=1, mode="offline").images[0])
     image.write_bytes(image.read_bytes()[:100])
-    with pytest.warns(UserWarning, match=r"ses-01.*verify --repair"):
+    with pytest.warns(UserWarning, match=r"differs in size.*ses-01.*call online"):
         fetch(rois=None, sessions=1, mode="offline")
 
 
@@ -619,7 +619,6 @@ def test_moved_directory(cached, tmp_path):
 
 def test_read_only_directory(cached):
     before = fetch("all", mode="offline")
-    shutil.rmtree(cached / ".laion_fmri" / "trials")
     with unwritable(cached, *cached.rglob("*")):
         with pytest.warns(UserWarning, match="cannot be written"):
             assert_same(fetch("all"), before)
@@ -1675,7 +1674,7 @@ def test_a_new_version_of_a_removed_original_is_noticed(
         with pytest.warns(UserWarning, match="another version of 1 file"):
             (again,) = fetch(**query).images_meta
         assert again["outdated"]
-        assert again["etag"] == old["etag"]
+        assert again["etag"] is None
         (new,) = fetch(**query, mode="overwrite", outdated=True).images_meta
         assert not new["outdated"]
         assert new["etag"] != old["etag"]

@@ -117,10 +117,10 @@ def take_inventory(
     BucketError
         If the bucket does not answer and no listing was kept.
     """
-    wanted = {*wanted}
-    catalog = _read([*wanted], settings, before=top, needs_listing=needs_listing)
+    asked = dict.fromkeys(wanted)  # in order, as messages name them
+    catalog = _read([*asked], settings, before=top, needs_listing=needs_listing)
     if top:
-        wanted.add(("", "/"))
+        asked["", "/"] = None
         catalog = catalog._replace(
             objects={**top.objects, **catalog.objects},
             on_disk=top.on_disk | catalog.on_disk,
@@ -132,7 +132,7 @@ def take_inventory(
     objects = {
         path: each
         for path, each in catalog.objects.items()
-        if listing_of(path) in wanted
+        if listing_of(path) in asked
     }
     files = {path: local_path(folder, file) for path, file in catalog.on_disk.items()}
     files |= {p: local_path(folder, p) for p in hidden_on_disk(folder, objects)}
@@ -144,7 +144,7 @@ def take_inventory(
             {*made},
             resolution,
             interpolation,
-            lambda path: listing_of(path) in wanted,
+            lambda path: listing_of(path) in asked,
         )
     on_disk = {**resampled, **files}
     ids = objects.keys() | (set() if settings.overwrites else on_disk.keys())
@@ -322,10 +322,11 @@ def report_versions(
     if outdated and inventory.settings.adds_new:
         _warn_of_outdated(outdated, inventory.objects)
     if not_whole and inventory.is_cut_off:
+        differ = "differs" if len(not_whole) == 1 else "differ"
         warn(
-            f"{counted(len(not_whole), 'file')} on disk differ in size from the "
-            f"bucket's listing: {listed(not_whole)}. They may be cut short or another "
-            "version; the same call online downloads them again."
+            f"{counted(len(not_whole), 'file')} on disk {differ} in size from the "
+            f"bucket's listing, and may be cut short: {listed(not_whole)}. The same "
+            "call online downloads what is not whole again."
         )
 
 

@@ -161,6 +161,10 @@ def obtain(
             f"{bucket_url()} to {settings.data_dir}{_LESS if size >= _MUCH else ''}",
             settings.verbose,
         )
+    if cut := [item.record["id"] for item in planned if item.reason == "not whole"]:
+        tell(
+            f"Not whole on disk, and downloaded again: {listed(cut)}", settings.verbose
+        )
     if accept:
         accept(settings.data_dir)
     verbose = 0 if quiet and settings.verbose < 2 else settings.verbose

@@ -113,7 +113,7 @@ def participants(
     file = local_path(inventory.settings.data_dir, PARTICIPANTS)
     with readable():
         rows, flaws = read_participants(file)
-    advice = "Correct it, or delete it to fetch it again."
+    advice = "Delete it, and the same call online fetches it again."
     report_flaws(file, flaws, subject_filter, advice)
     return rows
 
