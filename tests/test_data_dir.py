@@ -152,7 +152,7 @@ def test_demo_data_stay_out_of_the_directory_saved_for_the_dataset(
 @pytest.mark.parametrize("name", WRITING)
 def test_nothing_else_is_written_beside_demo_data(demo_dir, server, name):
     if name == "repair":
-        (demo_dir / MASK).unlink()
+        (demo_dir / MASK).write_bytes(b"cut")
     (demo_dir / ".laion_fmri" / "license_accepted").unlink()
     before = tree(demo_dir)
     with pytest.raises(InvalidQueryError, match="Delete that directory, or name ano"):
@@ -163,7 +163,7 @@ def test_nothing_else_is_written_beside_demo_data(demo_dir, server, name):
 @pytest.mark.parametrize("name", WRITING)
 def test_no_demo_data_are_written_beside_others(cached, in_demo, name):
     if name == "repair":
-        (cached / MASK).unlink()
+        (cached / MASK).write_bytes(b"cut")
     (cached / ".laion_fmri" / "license_accepted").unlink()
     before = tree(cached)
     with pytest.raises(InvalidQueryError, match="must not mix with what is in the dat"):
@@ -547,7 +547,7 @@ def test_a_file_that_this_user_may_not_read_is_named(
 
 
 @needs_pipes
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if "link" not in kind])
 def test_a_saved_listing_that_cannot_be_used_is_named(spoilt, kind):
     name = quote("derivatives/rois/sub-01/", safe="")
     listing = spoilt / f".laion_fmri/listings/{name}.json"

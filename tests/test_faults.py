@@ -201,7 +201,6 @@ def test_a_folder_that_may_not_be_read(cached, server):
 
 @pytest.mark.parametrize("pattern", ["*ses-02*_trials.tsv", "participants.tsv"])
 def test_a_table_that_may_not_be_read(cached, pattern):
-    shutil.rmtree(cached / ".laion_fmri/trials")
     file = min(cached.rglob(pattern))
     with unreadable(file), pytest.raises(DataDirectoryError) as caught:
         fetch(mode="offline")
@@ -333,14 +332,6 @@ def test_what_is_left_of_a_killed_resampling_is_removed(cached):
     data = fetch(sessions=1, resolution=12, mode="offline")
     left = kill_while_writing(Path(data.images[0]))
     fetch(sessions=1, resolution=12, mode="offline")
-    assert not left.exists()
-
-
-def test_what_is_left_of_a_killed_extraction_is_removed(access, monkeypatch, data_dir):
-    monkeypatch.setenv("LAION_FMRI_REQUEST_ID", access.grant())
-    (image,) = fetch_stimuli(max_images=1, extract=True).images
-    left = kill_while_writing(Path(image))
-    fetch_stimuli(max_images=1, extract=True)
     assert not left.exists()
 
 

@@ -545,7 +545,7 @@ def test_download_new_keeps_what_is_on_disk(cached, server):
 def test_a_file_cut_short_is_warned_of(cached):
     image = Path(fetch(rois=None, sessions=1, mode="offline").images[0])
     image.write_bytes(image.read_bytes()[:100])
-    with pytest.warns(UserWarning, match=r"differs in size.*ses-01.*call online"):
+    with pytest.warns(UserWarning, match=r"another size.*ses-01.*call online"):
         fetch(rois=None, sessions=1, mode="offline")
 
 

@@ -179,12 +179,13 @@ def test_a_trial_table_that_changed_makes_parts_void(
     fetch()
     table = data_dir / table_key("ses-01")
     lines = table.read_text().splitlines()
-    lines[1] = lines[1].rsplit("\t", 1)[0] + "\tnew_label"
+    cells, _, label = lines[1].rpartition("\t")
+    lines[1] = f"{cells}\t{label.swapcase()}"
     table.write_text("\n".join(lines) + "\n")
     log.clear()
     betas = fetch()
     assert np.array_equal(betas.data, true_betas(betas_folder, face, ["ses-01"]))
-    assert betas.trials["label"][0] == "new_label"
+    assert betas.trials["label"][0] == label.swapcase()
     assert model_key("ses-01") in log.keys
     log.clear()
     fetch()

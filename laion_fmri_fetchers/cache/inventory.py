@@ -322,10 +322,9 @@ def report_versions(
     if outdated and inventory.settings.adds_new:
         _warn_of_outdated(outdated, inventory.objects)
     if not_whole and inventory.is_cut_off:
-        differ = "differs" if len(not_whole) == 1 else "differ"
         warn(
-            f"{counted(len(not_whole), 'file')} on disk {differ} in size from the "
-            f"bucket's listing, and may be cut short: {listed(not_whole)}. The same "
+            f"{counted(len(not_whole), 'file')} on disk of another size than in the "
+            f"bucket's listing, which may be cut short: {listed(not_whole)}. The same "
             "call online downloads what is not whole again."
         )
 
