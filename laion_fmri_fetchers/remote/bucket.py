@@ -192,6 +192,7 @@ def list_prefixes(
 
     url = bucket_url()
     listings: list[dict[str, Any]] = []
+    last_names: dict[int, str] = {}
     try:
         with (
             Client(n_connections, timeout) as client,
@@ -207,16 +208,20 @@ def list_prefixes(
                 about |= {"listed_at": time.time(), "objects": [], "prefixes": []}
                 about |= {"n_pages": 0, "n_bytes": 0}
                 listings.append(about)
-                tasks.submit(number, _list_page, client, about)
-            for number, page in tasks.results(f"{url} to list its files", verbose):
+                tasks.submit(number, _fetch_page, client, about)
+            for number, content in tasks.results(f"{url} to list its files", verbose):
                 listing = listings[number]
+                # Here rather than in threads, whose memory is given back and taken
+                # again by every page, which takes as long as to parse it.
+                page = _read_page(content, listing, last_names.get(number))
+                last_names[number] = page.last_name
                 # Keys that end in a slash are marks of folders, not files.
                 listing["objects"] += [o for o in page.objects if o.key[-1:] != "/"]
                 listing["prefixes"] += page.prefixes
                 listing["n_pages"] += 1
                 listing["n_bytes"] += page.n_bytes
                 if page.token:
-                    tasks.submit(number, _list_page, client, listing, page)
+                    tasks.submit(number, _fetch_page, client, listing, page.token)
     except Fault as fault:
         reason = f"The bucket {url} cannot be listed: {fault.reason}."
         if fault.tries > 1:
@@ -234,31 +239,41 @@ def _give_up_on_silence(client: Client, _: Any, fault: Fault, __: float) -> None
         raise fault
 
 
-def _list_page(
-    client: Client, listing: dict[str, Any], before: _Page | None = None
-) -> _Page:
-    """Return the first page of a listing, or the one after another; by a thread."""
+def _fetch_page(
+    client: Client, listing: dict[str, Any], token: str | None = None
+) -> bytes:
+    """Return a page of a listing: the first, or the one that a token stands for."""
     query = {"list-type": "2", "prefix": listing["prefix"], "encoding-type": "url"}
     if listing["delimiter"]:
         query["delimiter"] = listing["delimiter"]
-    if before and before.token:
-        query["continuation-token"] = before.token
+    if token:
+        query["continuation-token"] = token
     url = f"{listing['bucket']}/?{urlencode(query)}"
     answer = client.fetch(url, most_bytes=_LARGEST_PAGE)
-    level = repr(listing["prefix"]) if listing["prefix"] else "the top level"
-    what = f"the listing of {level} in {listing['bucket']}"
+    what = _name_listing(listing)
     if answer.status == 403:
         raise BucketError(f"The server denies {what} (status 403). {ADVICE}")
     if answer.status == 404:
         raise BucketError(f"No such bucket: status 404 for {what}. {ADVICE}")
     if answer.status != 200:
         raise BucketError(f"Status {answer.status} for {what}. {ADVICE}")
+    return answer.body
+
+
+def _name_listing(listing: dict[str, Any]) -> str:
+    level = repr(listing["prefix"]) if listing["prefix"] else "the top level"
+    return f"the listing of {level} in {listing['bucket']}"
+
+
+def _read_page(content: bytes, listing: dict[str, Any], before: str | None) -> _Page:
+    """Return a page of a listing that goes on after the name ``before``."""
+    what = _name_listing(listing)
     try:
-        page = parse_page(answer.body)
+        page = parse_page(content)
     except (ET.ParseError, ValueError, LookupError) as error:
         text = f"The answer to {what} is not a listing: {error}. {ADVICE}"
         raise BucketError(text) from None
-    is_stuck = before is not None and page.last_name <= before.last_name
+    is_stuck = before is not None and page.last_name <= before
     if is_stuck or page.token == "":
         raise BucketError(
             f"The server breaks off {what}, or repeats it, without saying how to "
@@ -283,14 +298,16 @@ def parse_page(content: bytes) -> _Page:
     space = root.tag.rpartition("}")[0] + "}" if "}" in root.tag else ""
     is_encoded = root.findtext(f"{space}EncodingType") == "url"
     decode = unquote_plus if is_encoded else str
+    # Names of tags are made once: a listing may have a million objects.
+    key_tag, size_tag = f"{space}Key", f"{space}Size"
+    etag_tag, date_tag = f"{space}ETag", f"{space}LastModified"
     objects = []
     for element in root.iterfind(f"{space}Contents"):
-        texts = {child.tag: child.text for child in element}
-        key, size = texts.get(f"{space}Key"), texts.get(f"{space}Size") or ""
+        key, size = element.findtext(key_tag), element.findtext(size_tag, "")
         if not key or not size.isdecimal():
             raise ValueError("an object has no key or no size")
-        etag = (texts.get(f"{space}ETag") or "").strip('"') or None
-        date = texts.get(f"{space}LastModified")
+        etag = element.findtext(etag_tag, "").strip('"') or None
+        date = element.findtext(date_tag)
         objects.append(Object(decode(key), int(size), etag, date))
     found = root.iterfind(f"{space}CommonPrefixes/{space}Prefix")
     prefixes = [decode(element.text or "") for element in found]

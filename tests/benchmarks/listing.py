@@ -28,6 +28,7 @@ N_SUBJECTS, N_SESSIONS, N_RUNS, N_ECHOES = 5, 34, 12, 3
 PARTS = ("mag", "phase")
 KINDS = ("bold.nii.gz", "bold.json", "sbref.nii.gz", "sbref.json")
 PAGE = 1000
+EMPTY = b"<ListBucketResult><IsTruncated>false</IsTruncated></ListBucketResult>"
 
 MEASURE = """
 import sys, time
@@ -143,6 +144,8 @@ def _answer(client: socket.socket, rendered: list[bytes]) -> None:
                 pass
             query = parse_qs(urlsplit(first.split()[1].decode()).query)
             page = rendered[int(query.get("continuation-token", ["0"])[0])]
+            if "delimiter" in query:  # the top level, by which a demo is told
+                page = EMPTY
             head = (
                 "HTTP/1.1 200 OK\r\nContent-Type: application/xml\r\n"
                 f"Content-Length: {len(page)}\r\n\r\n"
