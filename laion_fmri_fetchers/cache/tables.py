@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Set
-from itertools import chain
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,9 +42,9 @@ class _Table(NamedTuple):
     flaws: list[Flaw]
 
     def column(self, name: str) -> list[str]:
-        """Return the cells of a column, without blanks and quotation marks."""
+        """Return the cells of a column."""
         position = self.names.index(name)
-        return [_clean(row[position]) for row in self.rows]
+        return [row[position] for row in self.rows]
 
 
 class _Session(NamedTuple):
@@ -65,35 +65,34 @@ def decoded(content: bytes) -> str:
 
 
 def _read_tsv(file: str) -> _Table:
-    text = decoded(Path(file).read_bytes()).rstrip("\r\n")
-    header, *lines = re.split("\r\n|\r|\n", text)
-    names = [_clean(name) for name in header.split("\t")]
+    """Read a table; blanks and quotation marks around cells are no part of them."""
+    text = decoded(Path(file).read_bytes()).replace("\r\n", "\n").replace("\r", "\n")
+    if any(edge in text for edge in ('"', " \t", "\t ", " \n", "\n ")):
+        text = re.sub('[ "]*([\t\n])[ "]*', r"\1", text)
+    header, *lines = text.strip('\n "').split("\n")
+    names = header.split("\t")
     flaws = []
     twice = frozenset(name for name in names if name and names.count(name) > 1)
     if twice:
         flaws.append(Flaw(1, twice, f"several columns are {listed(sorted(twice))}"))
-    rows = []
-    for number, line in enumerate(lines, 2):
-        cells = line.rstrip("\t").split("\t")
-        if len(cells) > len(names):
-            text = f"it has more cells than columns, {len(cells)} cells"
-            flaws.append(Flaw(number, None, text))
-            cells = cells[: len(names)]
-        elif len(cells) < len(names):
-            # Tabs at the end of a line stand for empty cells, which are no flaw.
-            absent = frozenset(names[line.count("\t") + 1 :]) - {""}
-            if absent:
+    rows = [line.split("\t") for line in lines]
+    # Most tables are whole, and 150 of them are read in a call.
+    if "\0" in text or any(len(row) != len(names) for row in rows):
+        for number, row in enumerate(rows, 2):
+            absent = frozenset(names[len(row) :]) - {""}
+            while len(row) > len(names) and not row[-1]:
+                row.pop()
+            if len(row) > len(names):
+                words = f"it has more cells than columns, {len(row)} cells"
+                flaws.append(Flaw(number, None, words))
+                del row[len(names) :]
+            elif absent:
                 flaws.append(Flaw(number, absent, "it ends early"))
-            cells += [""] * (len(names) - len(cells))
-        if "\0" in line:
-            damaged = {n for n, c in zip(names, cells, strict=True) if "\0" in c}
-            flaws.append(Flaw(number, frozenset(damaged), "it has a NUL byte"))
-        rows.append(cells)
+            row += [""] * (len(names) - len(row))
+            damaged = {n for n, cell in zip(names, row, strict=True) if "\0" in cell}
+            if damaged:
+                flaws.append(Flaw(number, frozenset(damaged), "it has a NUL byte"))
     return _Table(names, rows, flaws)
-
-
-def _clean(cell: str) -> str:
-    return cell.strip().strip('"')
 
 
 def _value(text: str) -> str | int | float | None:
@@ -136,33 +135,30 @@ def read_trials(data_dir: str, ids: list[str]) -> pd.DataFrame:
     sessions = [
         _read_session(data_dir, path) for path in sorted(counted | asked.keys())
     ]
-    sizes = [len(session.label) for session in sessions]
-    frame = pd.DataFrame(
-        {
-            "subject": _repeated([s.record["subject"] for s in sessions], sizes),
-            "session": _repeated([s.record["session"] for s in sessions], sizes),
-            "run": _runs([*chain.from_iterable(s.run for s in sessions)]),
-            "beta_index": np.fromiter(
-                chain.from_iterable(s.beta_index for s in sessions), np.int64
-            ),
-            "label": _objects([*chain.from_iterable(s.label for s in sessions)]),
-            "image_index": np.repeat(
-                np.array([asked.get(s.record["id"], -1) for s in sessions], np.int64),
-                sizes,
-            ),
-        }
-    )
-    codes, labels = pd.factorize(frame["label"])
-    values = [label_values(label) for label in labels]
+    own = [name for name in TRIAL_FIELDS if name not in (*LABEL_FIELDS, "repetition")]
+    columns: dict[str, list[Any]] = {name: [] for name in (*own, "counted")}
+    for session in sessions:
+        rec, n = session.record, len(session.label)
+        columns["subject"] += [rec["subject"]] * n
+        columns["session"] += [rec["session"]] * n
+        columns["run"] += session.run
+        columns["beta_index"] += session.beta_index
+        columns["label"] += session.label
+        columns["image_index"] += [asked.get(rec["id"], -1)] * n
+        columns["counted"] += [rec["id"] in counted] * n
+    are_numbers = all(type(run) is int for run in columns["run"])
+    codes, labels = pd.factorize(np.array(columns["label"], dtype=object))
+    fields = [label_values(label) for label in labels]
     for number, name in enumerate(LABEL_FIELDS):
-        frame[name] = _objects([of_label[number] for of_label in values])[codes]
-    frame["n_reps"] = frame["n_reps"].astype("Int64")
+        values = [of_label[number] for of_label in fields]
+        columns[name] = [values[code] for code in codes]
+    # Of type object, as pandas else has texts of another type by its version.
+    frame = pd.DataFrame({k: pd.Series(v, dtype=object) for k, v in columns.items()})
+    whole = ["beta_index", "image_index", *["run"] * are_numbers]
+    frame = frame.astype(dict.fromkeys(whole, np.int64) | {"n_reps": "Int64"})
     shown = frame.groupby([frame["subject"], codes], sort=False).cumcount() + 1
-    is_counted = np.repeat(
-        np.array([s.record["id"] in counted for s in sessions], bool), sizes
-    )
-    frame["repetition"] = shown.astype("Int64").where(is_counted)
-    frame = frame[frame["image_index"] >= 0][list(TRIAL_FIELDS)]
+    frame["repetition"] = shown.astype("Int64").where(frame["counted"].astype(bool))
+    frame = frame.loc[frame["image_index"] >= 0, [*TRIAL_FIELDS]]
     return frame.sort_values("image_index", kind="stable", ignore_index=True)
 
 
@@ -193,17 +189,17 @@ def _read_session(data_dir: str, path: str) -> _Session:
     if not flaws:
         indices, labels = table.column("beta_index"), table.column("label")
         lines: dict[str, int] = {}
-        for line, index in enumerate(indices, 2):
+        for line, (index, label) in enumerate(zip(indices, labels, strict=True), 2):
+            column = "beta_index"
             if not (index.isascii() and index.isdigit()):
                 text = f"{index!r} is not a whole number"
             elif lines.setdefault(index, line) != line:
                 text = f"{index} is in line {lines[index]}, too"
-            elif not labels[line - 2]:
-                flaws.append(Flaw(line, frozenset({"label"}), "it is missing"))
-                break
+            elif not label:
+                column, text = "label", "it is missing"
             else:
                 continue
-            flaws.append(Flaw(line, frozenset({"beta_index"}), text))
+            flaws.append(Flaw(line, frozenset({column}), text))
             break
     if flaws:
         line, columns, text = flaws[0]
@@ -212,30 +208,12 @@ def _read_session(data_dir: str, path: str) -> _Session:
             f"The trial table {file} is broken (line {line}{column}: {text}). Fetch it "
             "again with mode='overwrite', or delete it."
         )
-    run_cells = table.column("run")
-    runs = {cell: _value(cell) for cell in {*run_cells}}
-    rows = sorted(
-        zip(map(int, indices), [runs[cell] for cell in run_cells], labels, strict=True),
-        key=lambda row: row[0],
+    runs = table.column("run")
+    values = {run: _value(run) for run in {*runs}}
+    rows = zip(map(int, indices), [values[run] for run in runs], labels, strict=True)
+    return _Session(
+        record_of(path), *map(list, zip(*sorted(rows, key=itemgetter(0)), strict=True))
     )
-    return _Session(record_of(path), *map(list, zip(*rows, strict=True)))
-
-
-def _objects(values: list) -> np.ndarray:
-    """Return an array of objects, which pandas takes as it is."""
-    array = np.empty(len(values), dtype=object)
-    array[:] = values
-    return array
-
-
-def _repeated(values: list[str], counts: list[int]) -> np.ndarray:
-    return np.repeat(_objects(values), counts)
-
-
-def _runs(runs: list[Any]) -> np.ndarray:
-    """Return runs as integers; as objects where one is text or null."""
-    is_whole = all(type(run) is int for run in runs)
-    return np.array(runs, dtype=np.int64) if is_whole else _objects(runs)
 
 
 def read_participants(file: str) -> tuple[dict[str, dict[str, Any]], list[Flaw]]:
@@ -263,7 +241,7 @@ def read_participants(file: str) -> tuple[dict[str, dict[str, Any]], list[Flaw]]
     participants: dict[str, dict[str, Any]] = {}
     first: dict[str, tuple[int, list[str]]] = {}
     for line, row in enumerate(rows, 2):
-        cells = dict(zip(names, map(_clean, row), strict=True))
+        cells = dict(zip(names, row, strict=True))
         subject = cells["participant_id"]
         subject = clean_subject(subject) or subject
         number, same = first.setdefault(subject, (line, row))
