@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Set
-from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,16 +34,15 @@ class Flaw(NamedTuple):
 
 
 class _Table(NamedTuple):
-    """A table of tab-separated values: cells as text, every row with all columns."""
+    """A table of tab-separated values: names and cells of its columns, as text."""
 
     names: list[str]
-    rows: list[list[str]]
+    columns: list[list[str]]
     flaws: list[Flaw]
 
     def column(self, name: str) -> list[str]:
         """Return the cells of a column."""
-        position = self.names.index(name)
-        return [row[position] for row in self.rows]
+        return self.columns[self.names.index(name)]
 
 
 class _Session(NamedTuple):
@@ -75,10 +73,10 @@ def _read_tsv(file: str) -> _Table:
     twice = frozenset(name for name in names if name and names.count(name) > 1)
     if twice:
         flaws.append(Flaw(1, twice, f"several columns are {listed(sorted(twice))}"))
-    rows = [line.split("\t") for line in lines]
     # Most tables are whole, and 150 of them are read in a call.
-    if "\0" in text or any(len(row) != len(names) for row in rows):
-        for number, row in enumerate(rows, 2):
+    if "\0" in text or any(line.count("\t") != len(names) - 1 for line in lines):
+        for number, line in enumerate(lines, 2):
+            row = line.split("\t")
             absent = frozenset(names[len(row) :]) - {""}
             while len(row) > len(names) and not row[-1]:
                 row.pop()
@@ -92,7 +90,10 @@ def _read_tsv(file: str) -> _Table:
             damaged = {n for n, cell in zip(names, row, strict=True) if "\0" in cell}
             if damaged:
                 flaws.append(Flaw(number, frozenset(damaged), "it has a NUL byte"))
-    return _Table(names, rows, flaws)
+            lines[number - 2] = "\t".join(row)
+    cells = "\t".join(lines).split("\t") if lines else []
+    columns = [cells[start :: len(names)] for start in range(len(names))]
+    return _Table(names, columns, flaws)
 
 
 def _value(text: str) -> str | int | float | None:
@@ -184,36 +185,49 @@ def _read_session(data_dir: str, path: str) -> _Session:
     flaws = [f for f in table.flaws if f.columns is None or f.columns & needed]
     if absent := sorted(needed - {*table.names}):
         flaws.insert(0, Flaw(1, None, f"it has no column {listed(absent)}"))
-    elif not table.rows:
+    elif not table.columns[0]:
         flaws.append(Flaw(1, None, "it has a header, but no trials"))
     if not flaws:
         indices, labels = table.column("beta_index"), table.column("label")
-        lines: dict[str, int] = {}
-        for line, (index, label) in enumerate(zip(indices, labels, strict=True), 2):
-            column = "beta_index"
-            if not (index.isascii() and index.isdigit()):
-                text = f"{index!r} is not a whole number"
-            elif lines.setdefault(index, line) != line:
-                text = f"{index} is in line {lines[index]}, too"
-            elif not label:
-                column, text = "label", "it is missing"
-            else:
-                continue
-            flaws.append(Flaw(line, frozenset({column}), text))
-            break
+        # Most tables have a row per volume in order, which is seen at once.
+        is_in_order = indices == [*map(str, range(len(indices)))]
+        if not (is_in_order and all(labels)):
+            flaws = _flaws_of_trials(indices, labels)
     if flaws:
-        line, columns, text = flaws[0]
-        column = f", column {min(columns & needed)}" if columns else ""
+        line, named, text = flaws[0]
+        column = f", column {min(named & needed)}" if named else ""
         raise CorruptImageError(
             f"The trial table {file} is broken (line {line}{column}: {text}). Fetch it "
             "again with mode='overwrite', or delete it."
         )
     runs = table.column("run")
     values = {run: _value(run) for run in {*runs}}
-    rows = zip(map(int, indices), [values[run] for run in runs], labels, strict=True)
-    return _Session(
-        record_of(path), *map(list, zip(*sorted(rows, key=itemgetter(0)), strict=True))
-    )
+    columns: list[list[Any]] = [
+        [*map(int, indices)],
+        [values[run] for run in runs],
+        labels,
+    ]
+    if not is_in_order:
+        order = np.argsort(columns[0], kind="stable")
+        columns = [[column[row] for row in order] for column in columns]
+    return _Session(record_of(path), *columns)
+
+
+def _flaws_of_trials(indices: list[str], labels: list[str]) -> list[Flaw]:
+    """Return the first row that is not that of a trial, if there is one."""
+    lines: dict[str, int] = {}
+    for line, (index, label) in enumerate(zip(indices, labels, strict=True), 2):
+        column = "beta_index"
+        if not (index.isascii() and index.isdigit()):
+            text = f"{index!r} is not a whole number"
+        elif lines.setdefault(index, line) != line:
+            text = f"{index} is in line {lines[index]}, too"
+        elif not label:
+            column, text = "label", "it is missing"
+        else:
+            continue
+        return [Flaw(line, frozenset({column}), text)]
+    return []
 
 
 def read_participants(file: str) -> tuple[dict[str, dict[str, Any]], list[Flaw]]:
@@ -233,14 +247,14 @@ def read_participants(file: str) -> tuple[dict[str, dict[str, Any]], list[Flaw]]
     flaws : list of Flaw
         What is wrong; the values that it concerns are None.
     """
-    names, rows, flaws = _read_tsv(file)
+    names, columns, flaws = _read_tsv(file)
     if names.count("participant_id") != 1:
         return {}, [Flaw(1, None, "it has no single column participant_id")]
     null = {(flaw.line, name) for flaw in flaws for name in flaw.columns or names}
     twice = {name for line, name in null if line == 1}
     participants: dict[str, dict[str, Any]] = {}
-    first: dict[str, tuple[int, list[str]]] = {}
-    for line, row in enumerate(rows, 2):
+    first: dict[str, tuple[int, tuple[str, ...]]] = {}
+    for line, row in enumerate(zip(*columns, strict=True), 2):
         cells = dict(zip(names, row, strict=True))
         subject = cells["participant_id"]
         subject = clean_subject(subject) or subject

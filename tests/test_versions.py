@@ -1,0 +1,157 @@
+"""Which version of a file is on disk is told by its size and time of change.
+
+A downloaded file has the date of its object, as wget and ``aws s3 sync`` set it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import warnings
+from datetime import datetime, timezone
+from pathlib import Path
+
+import pytest
+
+from laion_fmri_fetchers import fetch_laion_fmri, verify_cache
+from laion_fmri_fetchers.demo import serve_bucket
+from laion_fmri_fetchers.layout.trees import trials_id
+
+TABLE = trials_id({"subject": "sub-01", "session": "ses-01"})
+PUBLISHED = datetime(2025, 6, 2, tzinfo=timezone.utc).timestamp()
+
+
+def fetch(**query):
+    return fetch_laion_fmri(**{"rois": None, "sessions": 1, "verbose": 0, **query})
+
+
+def fetch_quietly(**query):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return fetch(**query)
+
+
+def swap_labels(table):
+    """Return a table of the same size, in which two labels changed places."""
+    lines = table.decode().splitlines(keepends=True)
+    first = lines[1].rpartition("\t")[2]
+    other = next(n for n, line in enumerate(lines) if n and not line.endswith(first))
+    second = lines[other].rpartition("\t")[2]
+    lines[1] = lines[1].removesuffix(first) + second
+    lines[other] = lines[other].removesuffix(second) + first
+    return "".join(lines).encode()
+
+
+@pytest.fixture
+def bucket(bucket_folder, monkeypatch):
+    with serve_bucket(bucket_folder) as server:
+        monkeypatch.setenv("LAION_FMRI_BUCKET_URL", server.url)
+        yield server
+
+
+def test_downloaded_files_have_the_dates_of_their_objects(bucket, data_dir):
+    data = fetch()
+    for meta in data.images_meta:
+        date = datetime.fromisoformat(meta["last_modified"].replace("Z", "+00:00"))
+        assert Path(meta["absolute_path"]).stat().st_mtime == date.timestamp()
+
+
+def test_a_table_replaced_at_its_key_with_the_same_size(bucket, cached, bucket_folder):
+    old = fetch().trials
+    bucket.put(TABLE, swap_labels((bucket_folder / TABLE).read_bytes()))
+    with pytest.warns(UserWarning, match="another version of 1 file.*trials"):
+        again = fetch()
+    assert again.trials["label"].equals(old["label"])
+    assert verify_cache(verbose=0).set_index("id").loc[TABLE, "status"] == "outdated"
+    new = fetch(mode="overwrite")
+    assert new.trials["label"][0] != old["label"][0]
+    assert fetch_quietly().trials["label"].equals(new.trials["label"])
+
+
+@pytest.mark.parametrize("n_bytes", [0, 100])
+def test_a_file_that_was_cut_short_is_downloaded_again(
+    bucket, cached, bucket_folder, n_bytes, capsys
+):
+    os.truncate(cached / TABLE, n_bytes)
+    verify = verify_cache(verbose=0).set_index("id")
+    assert verify.loc[TABLE, "status"] == "truncated"
+    assert fetch_quietly(verbose=1).trials.shape[0]
+    assert (
+        f"Not whole on disk, and downloaded again: {TABLE}" in capsys.readouterr().err
+    )
+    assert (cached / TABLE).read_bytes() == (bucket_folder / TABLE).read_bytes()
+
+
+def test_a_directory_copied_with_its_times(bucket, cached, tmp_path):
+    shutil.copytree(cached, tmp_path / "copy")  # as cp -a and rsync -a copy
+    assert len(fetch_quietly(data_dir=tmp_path / "copy").images) == 1
+    shutil.rmtree(tmp_path / "copy/.laion_fmri/listings")
+    assert len(fetch_quietly(data_dir=tmp_path / "copy").images) == 1
+
+
+def test_a_directory_copied_without_its_times_is_verified_by_checksums(
+    bucket, cached, tmp_path, bucket_folder
+):
+    copy = tmp_path / "copy"
+    bucket.put(TABLE, swap_labels((bucket_folder / TABLE).read_bytes()))
+    shutil.copytree(cached, copy, copy_function=shutil.copyfile)
+    report = verify_cache(data_dir=copy, online=True, verbose=0).set_index("id")
+    assert report.loc[TABLE, "status"] == "altered"
+    assert set(report["status"].drop(TABLE)) == {"ok"}
+    repaired = verify_cache(data_dir=copy, online=True, repair=True, verbose=0)
+    assert (repaired["status"] == "repaired").sum() == 1
+    assert fetch_quietly(data_dir=copy).trials.shape[0]
+
+
+def test_a_directory_filled_by_other_tools(bucket, data_dir, bucket_folder):
+    """``aws s3 sync`` sets the date of the object, and keeps nothing else."""
+    shutil.copytree(bucket_folder, data_dir, dirs_exist_ok=True)
+    for file in data_dir.rglob("*"):
+        os.utime(file, (PUBLISHED, PUBLISHED))
+    data = fetch_quietly()
+    assert not data.images_meta[0]["outdated"]
+    assert [key for _, key, _ in bucket.requests if key] == []
+
+
+def test_a_mirror_with_later_dates(bucket, cached, bucket_folder, monkeypatch):
+    """The same ETag and size tell that it has the same object."""
+    with serve_bucket(bucket_folder) as mirror:
+        image = fetch_quietly().images_meta[0]
+        for key in (image["key"], TABLE):
+            mirror.put(key, (bucket_folder / key).read_bytes())
+        monkeypatch.setenv("LAION_FMRI_BUCKET_URL", mirror.url)
+        again = fetch_quietly().images_meta[0]
+    assert again == image
+
+
+def test_a_later_date_of_an_object_of_which_no_listing_was_kept(
+    bucket, cached, bucket_folder
+):
+    shutil.rmtree(cached / ".laion_fmri/listings")
+    bucket.put(TABLE, (bucket_folder / TABLE).read_bytes())
+    with pytest.warns(UserWarning, match="another version of 1 file.*trials"):
+        fetch()
+
+
+@pytest.mark.parametrize(("change", "is_outdated"), [(-0.9, 0), (-2, 0), (-2.1, 1)])
+def test_times_of_coarse_disks_and_listings_in_milliseconds(
+    bucket, cached, change, is_outdated
+):
+    time = (cached / TABLE).stat().st_mtime + change
+    os.utime(cached / TABLE, (time, time))
+    report = verify_cache(verbose=0).set_index("id")
+    assert (report.loc[TABLE, "status"] == "outdated") == is_outdated
+
+
+def test_an_object_without_a_date_is_told_by_its_size(cached, no_network):
+    listings = cached / ".laion_fmri/listings"
+    for file in listings.iterdir():
+        listing = json.loads(file.read_text())
+        listing["objects"] = [[*each[:3], None] for each in listing["objects"]]
+        file.write_text(json.dumps(listing))
+    os.utime(cached / TABLE, (1.0, 1.0))
+    assert not fetch_quietly(mode="offline").images_meta[0]["outdated"]
+    os.truncate(cached / TABLE, 10)
+    report = verify_cache(verbose=0).set_index("id")
+    assert report.loc[TABLE, "status"] == "truncated"
