@@ -12,6 +12,8 @@ import warnings
 from datetime import datetime, timezone
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 
 from laion_fmri_fetchers import fetch_laion_fmri, verify_cache
@@ -155,3 +157,21 @@ def test_an_object_without_a_date_is_told_by_its_size(cached, no_network):
     os.truncate(cached / TABLE, 10)
     report = verify_cache(verbose=0).set_index("id")
     assert report.loc[TABLE, "status"] == "truncated"
+
+
+def test_a_brain_mask_is_derived_anew_from_another_map(bucket, data_dir, bucket_folder):
+    for mask in (bucket_folder / "derivatives/anatomical/sub-01").rglob(
+        "*_mask.nii.gz"
+    ):
+        bucket.delete(mask.relative_to(bucket_folder).as_posix())
+    with pytest.warns(UserWarning, match="one was derived"):
+        mask = fetch().brain_masks["sub-01"]
+    first = nib.load(mask).get_fdata()
+    assert first.any()
+    fetch_quietly()
+    (r2,) = data_dir.rglob("*desc-R2mean_statmap.nii.gz")
+    image = nib.load(r2)
+    nib.save(nib.Nifti1Image(image.get_fdata()[::-1], image.affine), r2)
+    with pytest.warns(UserWarning, match="one was derived"):
+        fetch(mode="offline")
+    np.testing.assert_array_equal(nib.load(mask).get_fdata(), first[::-1])
