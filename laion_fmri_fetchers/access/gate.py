@@ -1,102 +1,171 @@
-"""The gate of the stimulus images: a ``request_id`` in, presigned URLs out.
+"""The gate of the stimulus archive: a ``request_id`` in, presigned URLs out.
 
-open_gate ─▶ cached_identity, or AccessRequiredError
-    └▶ Gate.url, Gate.file ─▶ fetch_links ─▶ ask_service, anew when URLs expire
+The public manifest of the access service says which version of the archive, and of the
+Data Use Agreement, is current.
 """
 
 from __future__ import annotations
 
-import os
-import threading
-from collections.abc import Callable
-from dataclasses import replace
+import contextlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
+from laion_fmri_fetchers.cache.files import read_file, write_atomically
+from laion_fmri_fetchers.cache.state import state_path
 from laion_fmri_fetchers.exceptions import (
-    AccessPendingError,
     AccessRequiredError,
     AccessServiceError,
 )
-from laion_fmri_fetchers.layout.trees import GATED, STIMULI
-from laion_fmri_fetchers.messages import listed
+from laion_fmri_fetchers.layout.trees import ARCHIVE, STIMULI
 from laion_fmri_fetchers.query.arguments import refuse_offline
 
-from .identity import (
-    ID_VARIABLE,
-    Identity,
-    cached_identity,
-    pending_text,
-    update_identity,
-)
-from .manifest import GatedFile, gated_file
+from .auth import ID_VARIABLE, Auth, find_auth, pending_error, write_auth
 from .service import (
     ADVICE,
     TRIES,
-    URL_VARIABLE,
+    SecretDict,
     SecretText,
-    ServiceAnswer,
     ask_service,
-    is_same_server,
-    raise_for_status,
     refuse_plain,
+    server_url,
 )
 
 
-class Gate:
-    """Access to the gated files: presigned URLs, requested when first needed.
+class ArchiveVersion(NamedTuple):
+    """A version of the archive of stimulus images.
 
-    Made by `open_gate`. Its methods may be called from several threads.
+    ``order`` is a digest of the names of its images, in order; "" if it is not known.
     """
 
-    def __init__(self, identity: Identity, timeout: float):
-        self._auth, self._timeout = identity, timeout
-        self._lock = threading.Lock()
-        self._links: dict[str, _Link] = {}
+    size: int
+    sha256: str
+    order: str = ""
 
-    def file(self, file_id: str) -> GatedFile:
-        """Return size in bytes and SHA-256 of a gated file, by its ``id``."""
-        with self._lock:
-            return self._link(file_id).file
 
-    def url(self, file_id: str) -> Callable[[bool], str]:
-        """Return a function of the current URL; called with True, it is renewed."""
+class Link(NamedTuple):
+    """A presigned URL of the archive, and the version of it that is there."""
 
-        def current(renew: bool) -> str:
-            with self._lock:
-                if renew:
-                    self._renew()
-                return self._link(file_id).url
+    url: SecretText
+    archive: ArchiveVersion
 
-        return current
 
-    def ask(self) -> None:
-        """Ask the service for URLs now."""
-        with self._lock:
-            self._renew()
+# --- The public manifest ---------------------------------------------------------
 
-    def _link(self, file_id: str) -> _Link:
-        if not self._links:
-            self._renew()
-        return self._links[file_id]
 
-    def _renew(self) -> None:
-        links = fetch_links(self._auth, self._timeout)
-        for file_id, before in self._links.items():
-            if links[file_id].file != before.file:
-                raise AccessServiceError(
-                    f"{file_id} changed on the server during the download. Call again "
-                    "to fetch the new version."
-                )
-        self._links = links
+def current_terms_version(*, timeout: float = 30.0) -> str:
+    """Ask the access service which version of the Data Use Agreement is in force.
+
+    Parameters
+    ----------
+    timeout : float, default=30.0
+        Seconds without an answer.
+
+    Returns
+    -------
+    str
+        The version, as ``accept_terms_version`` of `request_stimulus_access` takes it.
+
+    Raises
+    ------
+    AccessServiceError
+        If the service cannot be reached, or its answer is not as documented.
+
+    Examples
+    --------
+    ::
+
+        version = current_terms_version()
+    """
+    version = ask_service("manifest", timeout=timeout).get("current_terms_version")
+    if not isinstance(version, str) or not version or not version.isprintable():
+        raise AccessServiceError(
+            f"The manifest of {server_url()} lacks current_terms_version. {ADVICE}"
+        )
+    return version
+
+
+def published_archive(timeout: float = 30.0, *, tries: int = TRIES) -> ArchiveVersion:
+    """Ask the access service for the version of the archive that it has now.
+
+    Raises
+    ------
+    AccessServiceError
+        If the service cannot be reached, or its answer is not as documented.
+    """
+    content = ask_service("manifest", timeout=timeout, tries=tries)
+    return archive_in(content, server_url()).archive
+
+
+def archive_in(content: Mapping[str, Any], server: str) -> Link:
+    """Return what an answer of the service says of the archive.
+
+    The manifest has no URL of it. Raises an AccessServiceError if it says nothing.
+    """
+    with contextlib.suppress(LookupError, TypeError, AttributeError):
+        files = {entry["name"]: entry for entry in content["files"]}
+        entry = files[ARCHIVE.removeprefix(STIMULI)]
+        size, sha256 = entry["size"], entry["sha256"].lower()
+        if isinstance(size, int) and re.fullmatch("[0-9a-f]{64}", sha256):
+            url = SecretText(entry.get("url") or "")
+            return Link(url, ArchiveVersion(size, sha256))
+    raise AccessServiceError(
+        f"The files of {server} lack name, size or sha256 of {ARCHIVE}. {ADVICE}"
+    )
+
+
+# --- The version on disk ---------------------------------------------------------
+
+
+def saved_archive(data_dir: str) -> ArchiveVersion | None:
+    """Return the version of the archive that was downloaded; None if not known."""
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        file = state_path(data_dir, "manifest.json")
+        return ArchiveVersion(**json.loads(read_file(file)))
+    return None
+
+
+def save_archive(data_dir: str, archive: ArchiveVersion) -> None:
+    """Note which version of the archive was downloaded, where that can be written."""
+    with contextlib.suppress(OSError):
+        content = json.dumps(archive._asdict(), indent=2) + "\n"
+        write_atomically(state_path(data_dir, "manifest.json"), content.encode())
+
+
+# --- The gate --------------------------------------------------------------------
+
+
+class Gate:
+    """Access to the archive by a ``request_id``; URLs are requested when needed."""
+
+    def __init__(self, auth: Auth, timeout: float):
+        self._auth, self._timeout = auth, timeout
+        self._link: Link | None = None
+
+    def url(self, renew: bool) -> str:
+        """Return the presigned URL, which lasts an hour; a new one if ``renew``."""
+        link = None if renew else self._link
+        return (link or self.renew()).url
+
+    def renew(self) -> Link:
+        """Ask the service for a URL now."""
+        link, before = request_link(self._auth, self._timeout), self._link
+        if before and before.archive != link.archive:
+            raise AccessServiceError(
+                f"{ARCHIVE} changed on the server during the download. Call again to "
+                "fetch the new version."
+            )
+        self._link = link
         if self._auth.status == "pending":
-            self._auth = replace(self._auth, status="approved")
-            update_identity(self._auth)
+            self._auth = self._auth._replace(status="approved")
+            write_auth(Path(self._auth.source), self._auth)
+        return link
 
 
-def open_gate(
-    data_dir: str, *, mode: str = "download_new", timeout: float = 30.0
-) -> Gate:
-    """Return access to the gated files by the cached ``request_id``.
+def open_gate(data_dir: str, mode: str, timeout: float) -> Gate:
+    """Return access to the archive by the cached ``request_id``.
 
     Nothing is sent unless the id was pending when the service was last asked.
 
@@ -104,9 +173,9 @@ def open_gate(
     ----------
     data_dir : str
         The data directory.
-    mode : str, default="download_new"
+    mode : str
         ``"offline"``: no socket is opened.
-    timeout : float, default=30.0
+    timeout : float
         Seconds without an answer.
 
     Raises
@@ -118,88 +187,33 @@ def open_gate(
     StimulusAccessError
         If the service rejects a pending id in another way.
     """
-    identity = cached_identity(data_dir)
-    if identity is None:
+    auth = find_auth(data_dir)
+    if auth is None:
         raise AccessRequiredError(
             "The stimulus images are gated by a Data Use Agreement, and no request_id "
-            f"is cached for {data_dir}. Request access with request_stimulus_access() "
-            "or 'laion-fmri-fetchers request-access'. If you already have a "
-            f"request_id, use 'laion-fmri-fetchers login' or set {ID_VARIABLE}."
+            f"of {server_url()} is cached for {data_dir}. Request access with "
+            "request_stimulus_access() or 'laion-fmri-fetchers request-access'. If you "
+            "already have a request_id, use 'laion-fmri-fetchers login' or set "
+            f"{ID_VARIABLE}."
         )
-    gate = Gate(identity, timeout)
-    if identity.status == "pending":
-        error = AccessPendingError(
-            f"{pending_text(identity, identity.source)} Offline, the service cannot "
-            "be asked whether it was approved meanwhile."
-        )
-        refuse_offline(mode, error)
-        gate.ask()
+    gate = Gate(auth, timeout)
+    if auth.status == "pending":
+        refuse_offline(mode, pending_error(auth))
+        gate.renew()
     return gate
 
 
-class _Link(NamedTuple):
-    """A presigned URL and the file behind it."""
-
-    url: SecretText
-    file: GatedFile
-
-
-def fetch_links(identity: Identity, timeout: float) -> dict[str, _Link]:
-    """Return fresh URLs of the gated files, by ``id``."""
-    wanted = os.environ.get(URL_VARIABLE)
-    if wanted and not is_same_server(identity.server_url, wanted):
-        raise AccessRequiredError(
-            f"The request_id of {identity.source} comes from {identity.server_url} and "
-            f"is sent nowhere else, but {URL_VARIABLE} is {wanted}. Request access "
-            "there with request_stimulus_access(renew=True), or unset the variable."
-        )
-    server, what = identity.server_url.rstrip("/"), "fresh URLs of the stimulus files"
-    answer = ask_service(
-        server,
-        "/api/v1/refresh",
-        what,
-        {"request_id": identity.request_id, "dataset_version": "v1"},
-        timeout=timeout,
-        tries=TRIES,
-    )
-    raise_for_status(answer, server, what, identity.request_id)
-    if is_pending(answer):
-        raise AccessPendingError(pending_text(identity, identity.source))
-    return _links(answer, server)
+def request_link(auth: Auth, timeout: float) -> Link:
+    """Return a fresh URL of the archive."""
+    body = SecretDict(request_id=auth.request_id, dataset_version="v1")
+    content = ask_service("refresh", body, server=auth.server_url, timeout=timeout)
+    if is_pending(content):
+        raise pending_error(auth)
+    link = archive_in(content, auth.server_url)
+    refuse_plain(link.url, "The URL of the archive")
+    return link
 
 
-def is_pending(answer: ServiceAnswer) -> bool:
-    """Return whether the service says that a request waits for approval."""
-    return (
-        answer.status == 202
-        or answer.content.get("status") == "pending"
-        or not answer.content.get("files")
-    )
-
-
-def _links(answer: ServiceAnswer, server: str) -> dict[str, _Link]:
-    """Return URL, size and SHA-256 of the gated files; raise if any is missing."""
-    links = {}
-    files = answer.content["files"]
-    for entry in files if isinstance(files, list) else []:
-        link = _link(entry)
-        if link:
-            links[STIMULI + entry["name"]] = link
-    lacking = sorted(GATED - set(links))
-    if lacking:
-        raise AccessServiceError(
-            f"{server} grants access but does not return url, size and sha256 of "
-            f"{listed(lacking)}. {ADVICE}"
-        )
-    for link in links.values():
-        refuse_plain(link.url, "The URL of a stimulus file")
-    return links
-
-
-def _link(entry: Any) -> _Link | None:
-    file = gated_file(entry)
-    if file is None or not isinstance(entry.get("url"), str):
-        return None
-    if STIMULI + str(entry.get("name")) not in GATED:
-        return None
-    return _Link(SecretText(entry["url"]), file)
+def is_pending(content: SecretDict) -> bool:
+    """Return whether an answer says that a request waits for approval."""
+    return content.get("status") == "pending" or not content.get("files")

@@ -10,12 +10,12 @@ from typing import Any
 import pandas as pd
 from joblib import Parallel, delayed
 
-from laion_fmri_fetchers.access.licence import accept_license
-from laion_fmri_fetchers.access.manifest import (
-    GatedFile,
-    fetch_manifest,
-    saved_manifest,
+from laion_fmri_fetchers.access.gate import (
+    ArchiveVersion,
+    published_archive,
+    saved_archive,
 )
+from laion_fmri_fetchers.access.licence import accept_license
 from laion_fmri_fetchers.arrays.volumes import iter_volumes, read_header
 from laion_fmri_fetchers.arrays.voxel_store import (
     check_session,
@@ -136,7 +136,7 @@ def verify_cache(
     notes = read_notes(folder)
     objects = _listed(folder, files, online, n_connections, timeout, verbose)
     files |= {path: path for path in hidden_on_disk(folder, {*objects, *notes})}
-    sums = _sums(folder, online and ARCHIVE in files, timeout)
+    archive = _archive_version(folder, online and ARCHIVE in files, timeout)
     kept = {path for path, note in notes.items() if not note.is_removed}
     names = sorted(files.keys() | kept)
     paths = {path: local_path(folder, files.get(path, path)) for path in names}
@@ -157,7 +157,7 @@ def verify_cache(
                 sizes[path],
                 notes.get(path) if path in kept else None,
                 objects.get(path),
-                sums.get(path),
+                archive if path == ARCHIVE else None,
             )
             for path in names
         )
@@ -209,17 +209,16 @@ def _listed(
     return found.objects
 
 
-def _sums(data_dir: str, online: bool, timeout: float) -> dict[str, GatedFile]:
-    """Return size and SHA-256 of gated files, as downloaded or as published now."""
-    if not online:
-        return saved_manifest(data_dir)
-    try:
-        files = fetch_manifest(timeout).files
-    except AccessServiceError as error:
-        warn(f"{error} The archive is compared with what was saved at its download.")
-        return saved_manifest(data_dir)
-    # The service also describes the public table, which the bucket may have anew.
-    return {name: file for name, file in files.items() if name in GATED}
+def _archive_version(
+    data_dir: str, online: bool, timeout: float
+) -> ArchiveVersion | None:
+    """Return the version of the archive as it was downloaded, or as published now."""
+    if online:
+        try:
+            return published_archive(timeout)
+        except AccessServiceError as error:
+            warn(f"{error} It is compared with the version noted at its download.")
+    return saved_archive(data_dir)
 
 
 def _listings_of(files: Iterable[str]) -> list[Wanted]:
@@ -256,7 +255,7 @@ def _check(
     size: int | None,
     note: Note | None,
     listed: Any,
-    gated: GatedFile | None,
+    gated: ArchiveVersion | None,
 ) -> tuple[str, str | None]:
     """Return the status of a file and the reason."""
     if size is None:
@@ -270,7 +269,8 @@ def _check(
             return "unknown", "no listing has a file of this name"
         right: int | None
         if gated is not None:
-            right, wrong = gated.size, check_file(file, **gated._asdict())
+            right = gated.size
+            wrong = check_file(file, size=right, sha256=gated.sha256)
         else:
             _, right, etag, *_ = note or listed
             wrong = check_file(file, size=right, etag=etag)
