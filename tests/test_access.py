@@ -25,7 +25,7 @@ from fault_server import FaultServer, always
 from policies import set_policy
 
 from laion_fmri_fetchers import accept_license
-from laion_fmri_fetchers.access import account, auth
+from laion_fmri_fetchers.access import account, gate, service
 from laion_fmri_fetchers.access.account import (
     access_status,
     login,
@@ -600,8 +600,11 @@ def test_a_file_that_changes_in_mid_download(access, server, data_dir, large_arc
         return answer
 
     access.objects = objects
-    with pytest.raises(AccessServiceError, match="changed"):
+    with pytest.raises(DownloadError, match="bytes of it instead of"):
         fetch(n_connections=1)
+    assert not (data_dir / ARCHIVE).exists()
+    access.objects = None
+    assert Path(fetch().archive).read_bytes() == large_archive + b"more"
 
 
 def test_a_sha256_mismatch_leaves_no_file(access, data_dir, secrets_of_test):
@@ -720,7 +723,7 @@ def test_a_form_is_sent_once_even_if_the_service_fails(access, data_dir):
 
 
 def test_another_version_of_the_terms_is_refused(access, data_dir):
-    with pytest.raises(TermsOutdatedError, match=r"now of version '1\.0'") as caught:
+    with pytest.raises(TermsOutdatedError, match=r"Version 1\.0 of") as caught:
         request(accept_terms_version="0.9")
     assert caught.value.terms_version == "1.0"
     assert forms(access) == []
@@ -999,9 +1002,18 @@ def test_an_unreadable_auth_file_is_passed_over(access, data_dir):
         fetch()
 
 
+def test_a_folder_in_the_place_of_an_auth_file(access, data_dir):
+    auth_file(data_dir).mkdir(parents=True)
+    with (
+        pytest.warns(UserWarning, match=r"auth\.json does not hold a request_id"),
+        pytest.raises(AccessRequiredError),
+    ):
+        fetch()
+
+
 def test_an_auth_file_of_somebody_else(access, data_dir, monkeypatch):
     """One that may not be read is passed over, and not replaced."""
-    monkeypatch.setattr(auth, "DEFAULT_ACCESS_URL", access.url)
+    monkeypatch.setattr(service, "DEFAULT_ACCESS_URL", access.url)
     theirs = auth_file(data_dir)
     save_official(theirs, "lfm_theirs", access.url)
     read_bytes, may = Path.read_bytes, os.access
@@ -1066,6 +1078,8 @@ def test_auth_json_is_never_readable_by_others(access, data_dir, monkeypatch):
     finally:
         os.umask(umask)
     assert seen == [0o600] * 4
+    manifest = data_dir / ".laion_fmri/manifest.json"
+    assert stat.S_IMODE(manifest.stat().st_mode) == 0o666  # as the user's umask has it
     assert stat.S_IMODE(auth_file(data_dir).stat().st_mode) == 0o600
 
 
@@ -1090,7 +1104,7 @@ def test_login_and_logout(access, data_dir, capfd):
 
 def test_login_asks_without_showing(access, data_dir, monkeypatch):
     request_id = access.grant()
-    with pytest.raises(InvalidQueryError, match="terminal"):
+    with pytest.raises(InvalidQueryError, match="is missing"):
         login()
     monkeypatch.setattr(account, "can_ask", lambda: True)
     monkeypatch.setattr(account.getpass, "getpass", lambda prompt: request_id)
@@ -1136,7 +1150,7 @@ def test_a_new_id_behind_that_of_the_environment(access, data_dir, monkeypatch):
 @pytest.fixture
 def of_dataset(access, monkeypatch):
     """The access service as if it were that of the dataset."""
-    monkeypatch.setattr(auth, "DEFAULT_ACCESS_URL", access.url)
+    monkeypatch.setattr(service, "DEFAULT_ACCESS_URL", access.url)
     return access
 
 
@@ -1314,7 +1328,7 @@ ENTRY = DOCUMENTED["files"][0]
 )
 def test_a_manifest_without_the_archive(access, files):
     access.answers[MANIFEST] = (200, {}, {**DOCUMENTED, "files": files})
-    with pytest.raises(AccessServiceError, match="name, size or sha256"):
+    with pytest.raises(AccessServiceError, match="no size or sha256"):
         published_archive()
 
 
@@ -1436,11 +1450,11 @@ def test_the_beginning_of_a_secret_is_secret():
 
 def test_nothing_shows_a_secret(access, data_dir, secrets_of_test, capfd):
     request()
-    gate = open_gate(str(data_dir), "download_new", 5.0)
-    url = gate.url(False)
+    opened = open_gate(str(data_dir), "download_new", 5.0)
+    url = opened.url(False)
     assert "X-Amz-Signature" in url
-    kept = auth.find_auth(str(data_dir))
-    for one in (gate, vars(gate), kept, url, gate.renew(), access_status()):
+    kept = gate.find_auth(str(data_dir))
+    for one in (opened, vars(opened), kept, url, opened.renew(), access_status()):
         secrets_of_test.assert_not_in(repr(one), type(one))
     stimuli = fetch(verbose=3, extract=True)
     secrets_of_test.assert_not_in(f"{dict(stimuli)}{stimuli!r}", "the Bunch")

@@ -2,8 +2,7 @@
 
 licence   accept_license                          the CC0 terms, once per directory
 account   request_stimulus_access, login, logout  the user's request_id
-gate      open_gate ─▶ Gate.url                   request_id ─▶ presigned URLs
-auth      find_auth, save_auth                    the request_id in auth.json
+gate      find_auth ─▶ open_gate ─▶ Gate.url      auth.json ─▶ presigned URLs
 service   ask_service                             the access service over HTTP
 
 A ``request_id`` and a presigned URL are secrets: they are sent to the server they

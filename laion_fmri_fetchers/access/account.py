@@ -15,30 +15,13 @@ from laion_fmri_fetchers.exceptions import (
     AccessNotFoundError,
     AccessPendingError,
     AccessRevokedError,
-    AccessServiceError,
     InvalidQueryError,
     TermsOutdatedError,
 )
-from laion_fmri_fetchers.messages import (
-    AGREEMENT,
-    ask,
-    ask_agreement,
-    can_ask,
-    tell,
-    warn,
-)
+from laion_fmri_fetchers.messages import ask, ask_agreement, can_ask, tell, warn
 from laion_fmri_fetchers.query.shared_docs import documented
 
-from .auth import ID_VARIABLE, Auth, find_auth, pending_error, read_auth, save_auth
-from .gate import current_terms_version, is_pending, request_link
-from .service import (
-    ADVICE,
-    SecretDict,
-    SecretText,
-    ask_service,
-    outdated_error,
-    server_url,
-)
+from . import gate, service
 
 # Field of the form -> how to ask for it, and what an answer must match.
 _FIELDS = {
@@ -144,17 +127,17 @@ def request_stimulus_access(
     """
     folder = get_data_dir(data_dir)
     keep_demo_apart(folder, timeout)
-    if auth := None if renew else find_auth(folder):
+    if auth := None if renew else gate.find_auth(folder):
         try:
-            request_link(auth, timeout)
-        except (AccessNotFoundError, AccessRevokedError, TermsOutdatedError) as error:
+            gate.request_link(auth, timeout)
+        except (
+            AccessNotFoundError,
+            AccessRevokedError,
+            TermsOutdatedError,
+        ) as error:
             tell(f"{error} The form is sent again.", verbose)
         else:
-            tell(
-                f"Access is granted already, by the request_id of {auth.source}; no "
-                "form was sent. renew=True sends one anyway.",
-                verbose,
-            )
+            tell(f"Access is granted already, by the id of {auth.source}", verbose)
             return
     form: dict[str, Any] = {
         "name": name,
@@ -167,16 +150,16 @@ def request_stimulus_access(
     }
     form = {k: v.strip() if isinstance(v, str) else v for k, v in form.items()}
     _check_form(form)
-    server, version = server_url(), current_terms_version(timeout=timeout)
+    server, version = service.server_url(), gate.current_terms_version(timeout=timeout)
     if form["accept_terms_version"] not in (None, version):
-        raise outdated_error(version, f"{server}/terms")
+        raise service.outdated_error(version, f"{server}/terms")
     missing = [field for field in _FIELDS if form[field] is None]
     if missing != ["pi"]:
         form |= {field: _ask(field) for field in missing}
     if accept_terms_version is None or acknowledge_privacy is None:
         _ask_consents(server, version)
     answers = {field: form[field] for field in _FIELDS if field != "pi"}
-    body = SecretDict(
+    body = service.SecretDict(
         answers,
         pi_or_supervisor=form["pi"] or None,
         accepted_terms=True,
@@ -184,22 +167,18 @@ def request_stimulus_access(
         terms_version=version,
         source="cli",
     )
-    content = ask_service("access/request", body, timeout=timeout, tries=1)
-    request_id = SecretText(content.get("request_id") or "")
+    content = service.call(server, "access/request", body, timeout=timeout, tries=1)
+    request_id = service.SecretText(content.get("request_id") or "")
     if not request_id:
-        raise AccessServiceError(
-            f"{server} took the access request but returned no request_id. {ADVICE}"
-        )
-    status = "pending" if is_pending(content) else "approved"
-    auth = Auth(request_id, server, status, form["email"])
-    file = save_auth(auth, folder)
-    if os.environ.get(ID_VARIABLE):
-        warn(
-            f"{ID_VARIABLE} is set and takes precedence over the new request_id in "
-            f"{file}; unset it."
-        )
+        problem = f"{server} took the access request but returned no request_id."
+        raise service.unexpected(problem)
+    status = "pending" if gate.is_pending(content) else "approved"
+    auth = gate.Auth(request_id, server, status, form["email"])
+    file = gate.save_auth(auth, folder)
+    if os.environ.get(gate.ID_VARIABLE):
+        warn(f"{gate.ID_VARIABLE} is set and takes precedence over {file}; unset it.")
     if status == "pending":
-        raise pending_error(auth)
+        raise gate.pending_error(auth)
     tell(f"Access is granted; the request_id is kept in {file}", verbose)
 
 
@@ -212,11 +191,12 @@ def _check_form(form: dict[str, Any]) -> None:
     passed = ("", _MISSING) if can_ask() else ("",)
     wrong = {name: problem for name, problem in wrong.items() if problem not in passed}
     if wrong:
+        server = service.server_url()
         listing = "; ".join(f"{name} {problem}" for name, problem in wrong.items())
         raise AccessFormError(
             f"The access request was not sent: {listing}. Pass these as arguments (or "
-            f"options), or call at a terminal to be asked. See {server_url()}/terms "
-            f"(current_terms_version() gives its version) and {server_url()}/privacy",
+            f"options), or call at a terminal to be asked. See {server}/terms "
+            f"(current_terms_version() gives its version) and {server}/privacy",
             wrong,
         )
 
@@ -248,11 +228,11 @@ def _ask(name: str) -> str:
 def _ask_consents(server: str, version: str) -> None:
     """Ask for both consents in one question."""
     is_agreed = ask_agreement(
-        f"Type {AGREEMENT} to accept version {version} of the agreement and to "
-        "acknowledge the privacy notice, or nothing to decline: ",
-        "The stimulus images require that you accept the Data Use Agreement, version\n"
-        f"{version}, at {server}/terms,\n"
-        f"and acknowledge the privacy notice, at {server}/privacy",
+        f"accept version {version} of the agreement and to acknowledge the privacy "
+        "notice",
+        "Access to the stimulus images takes two consents: to accept\n"
+        f"version {version} of the Data Use Agreement, {server}/terms,\n"
+        f"and to acknowledge the privacy notice, {server}/privacy",
     )
     if not is_agreed:
         raise AccessFormError(
@@ -305,23 +285,19 @@ def login(
     if request_id is None:
         if not can_ask():
             raise InvalidQueryError(
-                "request_id is missing, and there is no terminal to ask at; pass it or "
-                f"set {ID_VARIABLE}."
+                f"request_id is missing; pass it or set {gate.ID_VARIABLE} to it."
             )
         request_id = getpass.getpass("request_id (not shown): ")
-    request_id = SecretText(str(request_id).strip())
+    request_id = service.SecretText(str(request_id).strip())
     if not request_id:
         raise InvalidQueryError("request_id is empty; pass the whole id.")
-    auth = Auth(request_id, server_url(), "pending")
-    error: Exception | None = None
+    auth = gate.Auth(request_id, service.server_url(), "pending")
     try:
-        request_link(auth, timeout)
-        auth = auth._replace(status="approved")
-    except (AccessPendingError, TermsOutdatedError) as caught:
-        error = caught
-    files = save_auth(auth, folder)
-    if error:
-        raise error
+        gate.request_link(auth, timeout)
+    except (AccessPendingError, TermsOutdatedError):
+        gate.save_auth(auth, folder)
+        raise
+    files = gate.save_auth(auth._replace(status="approved"), folder)
     tell(f"The request_id is approved and kept in {files}", verbose)
 
 
@@ -350,16 +326,16 @@ def logout(data_dir: str | os.PathLike | None = None, *, verbose: int = 1) -> No
     >>> logout(tempfile.mkdtemp(), verbose=0)
     """
     folder = get_data_dir(data_dir)
-    auth, removed = read_auth(auth_file(folder)), []
+    auth, removed = gate.read_auth(auth_file(folder)), []
     for file in (auth_file(folder), official_auth_file()):
-        there = read_auth(file)
+        there = gate.read_auth(file)
         if file and auth and there and there.request_id == auth.request_id:
             file.unlink()
             removed.append(str(file))
-    removed_text = f"Removed the request_id in {' and '.join(removed)}"
-    none_text = f"There is no request_id of yours in {auth_file(folder)}"
-    tell(removed_text if removed else none_text, verbose)
-    if left := find_auth(folder):
+    what = f"Removed the request_id in {' and '.join(removed)}"
+    nothing = f"There is no request_id of yours in {auth_file(folder)}"
+    tell(what if removed else nothing, verbose)
+    if left := gate.find_auth(folder):
         warn(f"A request_id stays in force, from {left.source}.")
 
 
@@ -384,9 +360,9 @@ def access_status(data_dir: str | os.PathLike | None = None) -> dict[str, str | 
     >>> access_status(tempfile.mkdtemp())["status"] is None
     True
     """
-    auth = find_auth(get_data_dir(data_dir))
+    auth = gate.find_auth(get_data_dir(data_dir))
     if auth is None:
-        return dict.fromkeys(Auth._fields)
+        return dict.fromkeys(gate.Auth._fields)
     # Enough to tell ids from each other, of one too long to be guessed from it.
     end = str(auth.request_id)[-3:] if len(auth.request_id) >= 24 else ""
     return {**auth._asdict(), "request_id": f"...{end}"}

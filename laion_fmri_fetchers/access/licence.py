@@ -79,8 +79,7 @@ def accept_license(data_dir: str | os.PathLike | None = None) -> None:
                 f"{f', which is {given!r}' if given else ''}, or run "
                 "'laion-fmri-fetchers accept-license' once at a terminal."
             )
-        question = f"Type {AGREEMENT} to accept these terms, or nothing to decline: "
-        if not ask_agreement(question, license_text()):
+        if not ask_agreement("accept these terms", license_text()):
             raise LicenseNotAcceptedError(
                 "The CC0 terms were declined; no image was downloaded. Call "
                 f"accept_license() and type {AGREEMENT} to accept them."

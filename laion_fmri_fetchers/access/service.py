@@ -33,13 +33,7 @@ TRIES = 3
 # Real answers have a few kB.
 _MOST_BYTES = 2**22
 # https, or a server of this machine; without a user name and a password.
-_SAFE_URL = re.compile(
-    r"(https://[^/?#@\s]+|http://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?)([/?]|$)"
-)
-ADVICE = (
-    f"Check {URL_VARIABLE} if you set it; else the service may have changed, see "
-    f"{DEFAULT_ACCESS_URL}"
-)
+_SAFE_URL = re.compile(r"https://[^@\s]+$|http://(localhost|127\.0\.0\.1)(:\d+)?(/|$)")
 
 
 class SecretText(str):
@@ -75,10 +69,16 @@ def is_same_server(url: str, other_url: str) -> bool:
 def refuse_plain(url: str, what: str) -> None:
     """Raise unless an address is https, or of this machine, and holds no login."""
     if not _SAFE_URL.match(url):
-        raise AccessServiceError(
-            f"{what} is not https, or holds a user name or password: "
-            f"{hide_secrets(url)}. Nothing was sent. {ADVICE}"
-        )
+        shown = hide_secrets(url)
+        raise unexpected(f"{what}, {shown}, is not https or holds a login.")
+
+
+def unexpected(problem: str) -> AccessServiceError:
+    """Return the error of a service that is not as documented."""
+    return AccessServiceError(
+        f"{problem} Check {URL_VARIABLE} if you set it; else the service may have "
+        f"changed, see {DEFAULT_ACCESS_URL}"
+    )
 
 
 def hide_secrets(text: str, *secrets: str) -> str:
@@ -97,11 +97,11 @@ def hide_secrets(text: str, *secrets: str) -> str:
     return re.sub(r"[^\x20-\x7e\xa0-\uffff]+", " ", text)
 
 
-def ask_service(
-    call: str,
+def call(
+    server: str,
+    path: str,
     body: SecretDict | None = None,
     *,
-    server: str | None = None,
     timeout: float,
     tries: int = TRIES,
 ) -> SecretDict:
@@ -109,12 +109,12 @@ def ask_service(
 
     Parameters
     ----------
-    call : str
+    server : str
+        Its address.
+    path : str
         "manifest", "access/request" or "refresh".
     body : SecretDict, optional
         What to send; None: the call is a GET.
-    server : str, optional
-        The service; None: the one in force.
     timeout : float
         Seconds without an answer.
     tries : int
@@ -125,15 +125,14 @@ def ask_service(
     StimulusAccessError
         If the service refuses, cannot be reached, or answers something else.
     """
-    server = (server or server_url()).rstrip("/")
     refuse_plain(server, "The address of the access service")
-    url = f"{server}/api/v1/{call}"
+    url = f"{server.rstrip('/')}/api/v1/{path}"
     # By a thread, so that after Ctrl-C the traceback has no frame of the HTTP client,
     # whose variables hold the body.
     answer: SecretDict | StimulusAccessError
     with Client(1, check_timeout(timeout)) as client, Threads(1) as threads:
         tasks = Tasks(threads)
-        tasks.submit(call, _send, client, url, body, tries)
+        tasks.submit(path, _send, client, url, body, tries)
         try:
             ((_, answer),) = tasks.results(url, verbose=0)
         except Fault as fault:
@@ -189,42 +188,36 @@ def _error(
         return hide_secrets(str(value), request_id)
 
     server = url.partition("/api/v1/")[0]
+    anew = "Request access again with request_stimulus_access()."
     fields = detail if isinstance(detail, dict) else {}
-    words = detail if isinstance(detail, str) else fields.get("message")
-    words = words or fields.get("error")
+    words = fields.get("message") or fields.get("error") if fields else detail
     said = f" ({clean(words)})" if words else ""
     if status == 403 and fields.get("error") == "terms_outdated":
         version = clean(fields.get("current_terms_version"))
         page = clean(fields.get("accept_url") or f"{server}/terms/accept")
         return outdated_error(version, page.partition("?")[0])
     if status == 403 and "revoked" in json.dumps(detail).lower():
-        return AccessRevokedError(
-            f"{server} revoked the request_id{said}. Write to the dataset's authors, "
-            "or request access again with request_stimulus_access()."
-        )
+        return AccessRevokedError(f"{server} revoked the request_id{said}. {anew}")
     if status == 404 and request_id:
-        return AccessNotFoundError(
-            f"{server} does not know the request_id{said}. Request access again with "
-            "request_stimulus_access()."
-        )
+        return AccessNotFoundError(f"{server} does not know this id{said}. {anew}")
     if status == 422 and isinstance(detail, list):
         entries = [entry for entry in detail if isinstance(entry, dict)]
         wrong = {clean(e["loc"][-1]): clean(e["msg"]) for e in entries if e.get("loc")}
         listing = "; ".join(f"{name}: {problem}" for name, problem in wrong.items())
-        return AccessFormError(f"{url} refuses the form: {listing}.", wrong)
+        return AccessFormError(f"{url} refuses the request: {listing}.", wrong)
     if status == 429:
         when = "later" if wait is None else f"in {wait:g} s"
         return AccessRateLimitedError(
             f"Too many requests to {server}{said}. Try again {when}.", wait
         )
-    return AccessServiceError(f"{url} answers with status {status}{said}. {ADVICE}")
+    return unexpected(f"{url} answers with status {status}{said}.")
 
 
 def outdated_error(version: str, page: str) -> TermsOutdatedError:
     """Return the error of a Data Use Agreement that is of another version now."""
     return TermsOutdatedError(
-        f"The Data Use Agreement is now of version {version!r}. Accept it at {page}, or "
-        f"by request_stimulus_access(accept_terms_version={version!r}), and call again.",
+        f"Version {version} of the Data Use Agreement is in force now. Accept it at "
+        f"{page} or by request_stimulus_access(accept_terms_version={version!r}).",
         accept_url=page,
         terms_version=version,
     )

@@ -11,7 +11,7 @@ from importlib import resources
 from typing import NamedTuple
 from urllib.parse import unquote
 
-from laion_fmri_fetchers.access.auth import ID_VARIABLE
+from laion_fmri_fetchers.access.gate import ID_VARIABLE
 from laion_fmri_fetchers.access.service import hide_secrets
 from laion_fmri_fetchers.messages import counted, listed
 
