@@ -137,7 +137,7 @@ def request_stimulus_access(
         ) as error:
             tell(f"{error} The form is sent again.", verbose)
         else:
-            tell(f"Access is granted already, by the id of {auth.source}", verbose)
+            tell(f"Access is granted by {auth.source}; no form was sent", verbose)
             return
     form: dict[str, Any] = {
         "name": name,
@@ -285,7 +285,7 @@ def login(
     if request_id is None:
         if not can_ask():
             raise InvalidQueryError(
-                f"request_id is missing; pass it or set {gate.ID_VARIABLE} to it."
+                f"There is no terminal: pass request_id or set {gate.ID_VARIABLE}."
             )
         request_id = getpass.getpass("request_id (not shown): ")
     request_id = service.SecretText(str(request_id).strip())

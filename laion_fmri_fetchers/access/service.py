@@ -33,7 +33,7 @@ TRIES = 3
 # Real answers have a few kB.
 _MOST_BYTES = 2**22
 # https, or a server of this machine; without a user name and a password.
-_SAFE_URL = re.compile(r"https://[^@\s]+$|http://(localhost|127\.0\.0\.1)(:\d+)?(/|$)")
+_SAFE = re.compile(r"(https://[^/@\s]+|http://(localhost|127\.0\.0\.1)(:\d+)?)(/|$)")
 
 
 class SecretText(str):
@@ -68,7 +68,7 @@ def is_same_server(url: str, other_url: str) -> bool:
 
 def refuse_plain(url: str, what: str) -> None:
     """Raise unless an address is https, or of this machine, and holds no login."""
-    if not _SAFE_URL.match(url):
+    if not _SAFE.match(url):
         shown = hide_secrets(url)
         raise unexpected(f"{what}, {shown}, is not https or holds a login.")
 
