@@ -1,8 +1,8 @@
 from .access.account import access_status as access_status
 from .access.account import login as login
+from .access.account import request_stimulus_access as request_stimulus_access
+from .access.gate import current_terms_version as current_terms_version
 from .access.licence import accept_license as accept_license
-from .access.manifest import current_terms_version as current_terms_version
-from .access.request import request_stimulus_access as request_stimulus_access
 from .arrays.align import align as align
 from .arrays.batches import LaionDataset as LaionDataset
 from .arrays.betas import load_betas as load_betas

@@ -149,8 +149,12 @@ def agrees(answer: str) -> bool:
     return answer.strip().strip("'\"").strip().upper() == AGREEMENT
 
 
-def ask_agreement(question: str, terms: str) -> bool:
-    """Ask for the words of consent, again where the answer is neither yes nor no."""
+def ask_agreement(action: str, terms: str) -> bool:
+    """Ask for the words of consent to an action, as "accept these terms".
+
+    The question is repeated where the answer is neither yes nor no.
+    """
+    question = f"Type {AGREEMENT} to {action}, or nothing to decline: "
     for i in range(_N_ASKED):
         try:
             answer = ask(question, "" if i else terms)

@@ -7,15 +7,13 @@ import builtins
 import contextlib
 import errno
 import gzip
+import hashlib
 import json
 import os
 import shutil
-import socket
 import stat
-import threading
 import time
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import fault_server as faults
 import gate_fixtures
@@ -27,17 +25,20 @@ from fault_server import FaultServer, always
 from policies import set_policy
 
 from laion_fmri_fetchers import accept_license
-from laion_fmri_fetchers.access import account, identity
-from laion_fmri_fetchers.access import request as access_request
-from laion_fmri_fetchers.access import service as access_service
-from laion_fmri_fetchers.access.account import access_status, login, logout
-from laion_fmri_fetchers.access.gate import open_gate
-from laion_fmri_fetchers.access.manifest import (
-    current_terms_version,
-    fetch_manifest,
-    saved_manifest,
+from laion_fmri_fetchers.access import account, gate, service
+from laion_fmri_fetchers.access.account import (
+    access_status,
+    login,
+    logout,
+    request_stimulus_access,
 )
-from laion_fmri_fetchers.access.request import request_stimulus_access
+from laion_fmri_fetchers.access.gate import (
+    current_terms_version,
+    open_gate,
+    published_archive,
+    saved_archive,
+)
+from laion_fmri_fetchers.access.service import SecretText
 from laion_fmri_fetchers.arrays.pictures import load_stimuli
 from laion_fmri_fetchers.cache.state import auth_file, official_auth_file
 from laion_fmri_fetchers.cli.main import main
@@ -130,7 +131,7 @@ def at_terminal(monkeypatch):
                 raise EOFError
             return left.pop(0)
 
-        monkeypatch.setattr(access_request, "can_ask", lambda: True)
+        monkeypatch.setattr(account, "can_ask", lambda: True)
         monkeypatch.setattr(builtins, "input", answer)
         return asked
 
@@ -192,7 +193,7 @@ def test_request_approved_at_once_opens_the_gate(access, data_dir, bucket_folder
     stimuli = fetch()
 
     assert Path(stimuli.archive).read_bytes() == (bucket_folder / ARCHIVE).read_bytes()
-    assert auth_of(data_dir)["status"] == "approved"
+    assert access_status()["status"] == "approved"
     (form,) = forms(access)
     assert form == {
         "name": FORM["name"],
@@ -215,7 +216,7 @@ def test_pending_then_approved_without_a_new_form(
     with pytest.raises(AccessPendingError, match="no new form") as caught:
         request()
     secrets_of_test.assert_not_told_by(caught.value)
-    assert auth_of(data_dir)["status"] == "pending"
+    assert access_status()["status"] == "pending"
 
     with pytest.raises(AccessPendingError) as caught:
         fetch()
@@ -227,14 +228,14 @@ def test_pending_then_approved_without_a_new_form(
     access.approve()
     stimuli = fetch()
     assert len(stimuli.metadata) > 0
-    assert auth_of(data_dir)["status"] == "approved"
+    assert access_status()["status"] == "approved"
     assert len(forms(access)) == 1
 
 
 def test_a_pending_id_does_not_open_the_gate_offline(access, data_dir, no_network):
     save_official(auth_file(data_dir), "lfm_x", access.url, status="pending")
 
-    with pytest.raises(AccessPendingError, match="Offline"):
+    with pytest.raises(AccessPendingError, match="later, online"):
         fetch(mode="offline")
 
 
@@ -247,7 +248,7 @@ def test_a_pending_id_is_asked_about_though_all_is_on_disk(access, data_dir):
 
     fetch()
     assert len(refreshes(access)) == n + 1
-    assert auth_of(data_dir)["status"] == "approved"
+    assert access_status()["status"] == "approved"
 
 
 def test_urls_are_asked_for_only_when_something_is_fetched(access, server, data_dir):
@@ -413,8 +414,7 @@ def test_a_service_that_gives_no_answer(monkeypatch, fault, said):
             return
         with pytest.raises(AccessServiceError) as caught:
             current_terms_version(timeout=0.3)
-    assert f"{url} gives no answer" in str(caught.value)
-    assert f"({said})" in str(caught.value)
+    assert f"{url}{MANIFEST} gives no answer ({said}" in str(caught.value)
 
 
 def test_a_service_without_tls(access, monkeypatch):
@@ -600,8 +600,11 @@ def test_a_file_that_changes_in_mid_download(access, server, data_dir, large_arc
         return answer
 
     access.objects = objects
-    with pytest.raises(AccessServiceError, match="changed"):
+    with pytest.raises(DownloadError, match="bytes of it instead of"):
         fetch(n_connections=1)
+    assert not (data_dir / ARCHIVE).exists()
+    access.objects = None
+    assert Path(fetch().archive).read_bytes() == large_archive + b"more"
 
 
 def test_a_sha256_mismatch_leaves_no_file(access, data_dir, secrets_of_test):
@@ -618,7 +621,7 @@ def test_a_sha256_mismatch_leaves_no_file(access, data_dir, secrets_of_test):
         fetch()
     secrets_of_test.assert_not_told_by(caught.value)
     assert not (data_dir / ARCHIVE).exists()
-    assert saved_manifest(str(data_dir)) == {}
+    assert saved_archive(str(data_dir)) is None
 
 
 # ---------------------------------------------------------------- the form
@@ -628,7 +631,7 @@ def test_an_honoured_id_sends_no_form(access, data_dir, capfd):
     request()
     request()
     assert len(forms(access)) == 1
-    assert "granted already" in capfd.readouterr().err
+    assert "no form was sent" in capfd.readouterr().err
 
     request(renew=True)
     assert len(forms(access)) == 2
@@ -665,8 +668,8 @@ def test_missing_fields_are_named_where_nobody_can_be_asked(access, data_dir):
     [
         ("research_purpose", "too short", "20"),
         ("email", "nobody", "email"),
-        ("name", " ", "empty"),
-        ("institution", 3, "text"),
+        ("name", " ", "Full name"),
+        ("institution", 3, "Institution"),
     ],
 )
 def test_wrong_fields_are_not_sent(access, data_dir, field, value, said):
@@ -720,7 +723,7 @@ def test_a_form_is_sent_once_even_if_the_service_fails(access, data_dir):
 
 
 def test_another_version_of_the_terms_is_refused(access, data_dir):
-    with pytest.raises(TermsOutdatedError, match=r"'0\.9'.*'1\.0'") as caught:
+    with pytest.raises(TermsOutdatedError, match=r"Version 1\.0 of") as caught:
         request(accept_terms_version="0.9")
     assert caught.value.terms_version == "1.0"
     assert forms(access) == []
@@ -729,7 +732,13 @@ def test_another_version_of_the_terms_is_refused(access, data_dir):
 
 @pytest.mark.parametrize(
     "content",
-    [{}, {"current_terms_version": 2}, {"current_terms_version": ""}, []],
+    [
+        {},
+        {"current_terms_version": 2},
+        {"current_terms_version": ""},
+        {"current_terms_version": "\x1b[2J"},
+        [],
+    ],
 )
 def test_a_manifest_without_version(access, content):
     access.answers[MANIFEST] = (200, {}, content)
@@ -792,8 +801,8 @@ def test_one_question_where_a_consent_is_missing(
     [
         ({"acknowledge_privacy": None}, "is missing"),
         ({"accept_terms_version": None}, "is missing"),
-        ({"acknowledge_privacy": False}, "only to those who acknowledge"),
-        ({"acknowledge_privacy": "no"}, "only to those who acknowledge"),
+        ({"acknowledge_privacy": False}, "is not True"),
+        ({"acknowledge_privacy": "no"}, "is not True"),
     ],
 )
 def test_a_script_gives_both_consents(access, data_dir, lacking, said):
@@ -892,46 +901,23 @@ def test_presigned_urls_must_be_https(access, data_dir):
         fetch()
 
 
-@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-def test_no_redirect_to_another_host(access, server, data_dir, secrets_of_test, status):
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+def test_no_redirect_is_followed(access, server, data_dir, secrets_of_test, status):
     request()
+    n = len(access.requests)
     with serve_access(server) as other:
-        for path in (REFRESH, REQUEST):
+        for path in (MANIFEST, REFRESH, REQUEST):
             access.answers[path] = (status, {"Location": other.url + path}, {})
-        port = urlsplit(other.url).port
-        with pytest.raises(
-            AccessServiceError, match=rf"another host, 127\.0\.0\.1:{port}"
-        ) as caught:
-            fetch()
-        secrets_of_test.assert_not_told_by(caught.value)
-        with pytest.raises(AccessServiceError, match="another host"):
+        for call in (fetch, current_terms_version, lambda: request(renew=True)):
+            with pytest.raises(AccessServiceError, match=f"{status}") as caught:
+                call()
+            secrets_of_test.assert_not_told_by(caught.value)
+        access.answers[MANIFEST] = None
+        with pytest.raises(AccessServiceError, match=f"{status}"):
             request(renew=True)
         assert other.requests == []
-
-        access.answers[MANIFEST] = (status, {"Location": other.url + MANIFEST}, {})
-        assert current_terms_version() == other.terms_version
-
-
-def test_redirects_on_the_same_host(access, data_dir):
-    request()
-    access.answers[REFRESH] = (307, {"Location": "/v2/refresh"}, {})
-    access.answers["/v2/refresh"] = access._refresh
-    assert fetch().archive
-
-    access.answers["/v2/refresh"] = (308, {"Location": "/v2/refresh"}, {})
-    with pytest.raises(AccessServiceError, match="nowhere"):
-        fetch(mode="overwrite")
-
-
-@pytest.mark.parametrize("status", [301, 302, 303])
-def test_a_form_is_not_sent_again_where_a_redirect_does_not_ask(
-    access, data_dir, status
-):
-    elsewhere = "/api/v2/access/request"
-    access.answers[REQUEST] = (status, {"Location": elsewhere}, {})
-    with pytest.raises(AccessServiceError, match="lead nowhere"):
-        request()
-    assert [path for _, path, _ in access.requests] == [MANIFEST, REQUEST]
+    asked = [path for _, path, _ in access.requests[n:]]
+    assert asked.count(REQUEST) == asked.count(REFRESH) == 1
 
 
 def test_an_id_is_sent_only_to_where_it_comes_from(
@@ -940,7 +926,7 @@ def test_an_id_is_sent_only_to_where_it_comes_from(
     request()
     with serve_access(server) as other:
         monkeypatch.setenv("LAION_FMRI_ACCESS_URL", other.url)
-        with pytest.raises(AccessRequiredError, match="sent nowhere else"):
+        with pytest.raises(AccessRequiredError, match=rf"no request_id of {other.url}"):
             fetch()
         assert other.requests == []
 
@@ -995,13 +981,7 @@ def test_our_auth_file_has_the_fields_of_the_dataset_package(access, data_dir):
     request()
     auth = auth_of(data_dir)
 
-    assert set(auth) == {
-        "server_url",
-        "request_id",
-        "email",
-        "saved_at",
-        "status",
-    }
+    assert set(auth) == {"server_url", "request_id", "email", "saved_at"}
     assert auth["server_url"] == access.url
     assert auth["request_id"].startswith("lfm_")
     assert auth["email"] == FORM["email"]
@@ -1022,8 +1002,18 @@ def test_an_unreadable_auth_file_is_passed_over(access, data_dir):
         fetch()
 
 
+def test_a_folder_in_the_place_of_an_auth_file(access, data_dir):
+    auth_file(data_dir).mkdir(parents=True)
+    with (
+        pytest.warns(UserWarning, match=r"auth\.json does not hold a request_id"),
+        pytest.raises(AccessRequiredError),
+    ):
+        fetch()
+
+
 def test_an_auth_file_of_somebody_else(access, data_dir, monkeypatch):
     """One that may not be read is passed over, and not replaced."""
+    monkeypatch.setattr(service, "DEFAULT_ACCESS_URL", access.url)
     theirs = auth_file(data_dir)
     save_official(theirs, "lfm_theirs", access.url)
     read_bytes, may = Path.read_bytes, os.access
@@ -1088,13 +1078,14 @@ def test_auth_json_is_never_readable_by_others(access, data_dir, monkeypatch):
     finally:
         os.umask(umask)
     assert seen == [0o600] * 4
+    manifest = data_dir / ".laion_fmri/manifest.json"
+    assert stat.S_IMODE(manifest.stat().st_mode) == 0o666  # as the user's umask has it
     assert stat.S_IMODE(auth_file(data_dir).stat().st_mode) == 0o600
 
 
 def test_login_and_logout(access, data_dir, capfd):
     request_id = access.grant()
     login(request_id)
-    assert auth_of(data_dir)["status"] == "approved"
     assert fetch(max_images=0) is not None
     status = access_status()
     assert status["status"] == "approved"
@@ -1113,7 +1104,7 @@ def test_login_and_logout(access, data_dir, capfd):
 
 def test_login_asks_without_showing(access, data_dir, monkeypatch):
     request_id = access.grant()
-    with pytest.raises(InvalidQueryError, match="terminal"):
+    with pytest.raises(InvalidQueryError, match="no terminal"):
         login()
     monkeypatch.setattr(account, "can_ask", lambda: True)
     monkeypatch.setattr(account.getpass, "getpass", lambda prompt: request_id)
@@ -1126,10 +1117,9 @@ def test_login_keeps_only_what_the_service_honours(access, data_dir, secrets_of_
     with pytest.raises(AccessNotFoundError) as caught:
         login("lfm_unknown_to_the_service")
     secrets_of_test.assert_not_told_by(caught.value)
-    for unusable in ("", " ", "secret\x07of a test"):
-        with pytest.raises(InvalidQueryError, match="empty or has control") as caught:
+    for unusable in ("", " "):
+        with pytest.raises(InvalidQueryError, match="is empty"):
             login(unusable)
-        assert "secret" not in f"{caught.value}"
     assert not auth_file(data_dir).exists()
 
     access.approves = False
@@ -1137,9 +1127,8 @@ def test_login_keeps_only_what_the_service_honours(access, data_dir, secrets_of_
         request()
     request_id = auth_of(data_dir)["request_id"]
     logout()
-    with pytest.raises(AccessPendingError) as caught:
+    with pytest.raises(AccessPendingError, match="is kept"):
         login(request_id)
-    assert f"is kept ({auth_file(data_dir)})" in str(caught.value)
     assert auth_of(data_dir)["status"] == "pending"
 
 
@@ -1161,7 +1150,7 @@ def test_a_new_id_behind_that_of_the_environment(access, data_dir, monkeypatch):
 @pytest.fixture
 def of_dataset(access, monkeypatch):
     """The access service as if it were that of the dataset."""
-    monkeypatch.setattr(identity, "DEFAULT_ACCESS_URL", access.url)
+    monkeypatch.setattr(service, "DEFAULT_ACCESS_URL", access.url)
     return access
 
 
@@ -1186,15 +1175,14 @@ def test_an_id_is_shared_with_the_dataset_package(of_dataset, data_dir, tmp_path
     assert not auth_file(data_dir).exists()
 
 
-def test_an_approval_is_noted_in_both_files(of_dataset, data_dir):
+def test_a_request_that_waits_is_known_to_other_directories(of_dataset, data_dir):
     of_dataset.approves = False
     with pytest.raises(AccessPendingError):
         request()
     assert auth_of(data_dir)["status"] == official()["status"] == "pending"
     of_dataset.approve()
     fetch(max_images=1)
-    assert auth_of(data_dir)["status"] == "approved"
-    assert set(official()) == {"server_url", "request_id", "email", "saved_at"}
+    assert access_status()["status"] == "approved"
 
 
 def test_an_id_of_another_service_is_of_no_use_to_the_dataset_package(access, data_dir):
@@ -1220,8 +1208,7 @@ def test_the_id_of_somebody_else_stays(of_dataset, data_dir, kept):
     request(renew=True)
     assert shared.read_bytes() == before
     assert auth_of(data_dir)["request_id"] != "lfm_theirs"
-    with pytest.warns(UserWarning, match="stays in force"):
-        logout()
+    logout()
     assert shared.read_bytes() == before
 
 
@@ -1291,16 +1278,6 @@ def test_an_id_of_any_form_grants_access(
     assert access_status(data_dir)["request_id"] == "..."
 
 
-def test_a_variable_with_control_characters_is_refused_without_its_value(
-    access, data_dir, monkeypatch
-):
-    monkeypatch.setenv("LAION_FMRI_REQUEST_ID", "of_a_test\nMORE=1")
-    with pytest.raises(InvalidQueryError, match="LAION_FMRI_REQUEST_ID") as caught:
-        fetch()
-    assert "of_a_test" not in f"{caught.value}"
-    assert refreshes(access) == []
-
-
 def test_an_answer_without_an_id_sends_nobody_to_an_inbox(access, data_dir):
     access.answers[REQUEST] = (200, {}, {"files": []})
     with pytest.raises(AccessServiceError, match="returned no request_id") as caught:
@@ -1322,67 +1299,54 @@ DOCUMENTED = {
 
 def test_the_manifest_as_documented(access):
     access.answers[MANIFEST] = (200, {}, DOCUMENTED)
-    manifest = fetch_manifest(timeout=5)
-
-    assert manifest.terms_version == "2026-05-12"
-    assert manifest.files == {
-        "stimuli/task-images_stimuli.h5": (3_200_000_000, DIGEST),
-        "stimuli/task-images_metadata.csv": (1_600_000, "f" * 64),
-    }
+    assert published_archive(timeout=5)[:2] == (3_200_000_000, DIGEST)
     assert current_terms_version() == "2026-05-12"
 
 
 def test_the_manifest_of_the_demo(access, bucket_folder):
-    content = requests.get(f"{access.url}/api/v1/manifest", timeout=9).json()
+    content = requests.get(f"{access.url}{MANIFEST}", timeout=9).json()
     assert set(content) == {"current_terms_version", "files"}
     assert [set(file) for file in content["files"]] == [{"name", "size", "sha256"}] * 2
-    size = (bucket_folder / ARCHIVE).stat().st_size
-    assert fetch_manifest().files[ARCHIVE].size == size
+    assert published_archive().size == (bucket_folder / ARCHIVE).stat().st_size
 
 
-def entry(**changes):
-    return [{**DOCUMENTED["files"][0], **changes}]
+ENTRY = DOCUMENTED["files"][0]
 
 
 @pytest.mark.parametrize(
-    ("changes", "field"),
+    "files",
     [
-        ({"current_terms_version": ["1"]}, "'current_terms_version'"),
-        ({"current_terms_version": "\x1b[2J"}, "'current_terms_version'"),
-        ({"files": {}}, "'files'"),
-        ({"files": []}, "'files'"),
-        ({"files": entry() + entry()}, "'files'"),
-        ({"files": ["task-images_stimuli.h5"]}, r"'files\[0\]\.name'"),
-        ({"files": entry(name="../x.h5")}, r"'files\[0\]\.name'"),
-        ({"files": entry(name="")}, r"'files\[0\]\.name'"),
-        ({"files": entry(size="3")}, r"'files\[0\]\.size or \.sha256'"),
-        ({"files": entry(size=True)}, r"'files\[0\]\.size or \.sha256'"),
-        ({"files": entry(size=-1)}, r"'files\[0\]\.size or \.sha256'"),
-        ({"files": entry(sha256="ab")}, r"'files\[0\]\.size or \.sha256'"),
+        None,
+        {},
+        [],
+        ["task-images_stimuli.h5"],
+        [{**ENTRY, "name": "other.h5"}],
+        [{**ENTRY, "size": "3"}],
+        [{**ENTRY, "sha256": "ab"}],
+        [{**ENTRY, "sha256": None}],
     ],
 )
-def test_a_manifest_that_is_not_as_documented(access, changes, field):
-    content = {**DOCUMENTED, **changes}
-    content = {name: value for name, value in content.items() if value is not None}
-    access.answers[MANIFEST] = (200, {}, content)
-    with pytest.raises(AccessServiceError, match=f"field .?{field}"):
-        fetch_manifest()
+def test_a_manifest_without_the_archive(access, files):
+    access.answers[MANIFEST] = (200, {}, {**DOCUMENTED, "files": files})
+    with pytest.raises(AccessServiceError, match="no size or sha256"):
+        published_archive()
 
 
 def test_the_manifest_is_kept_with_the_archive(access, data_dir, bucket_folder):
-    import hashlib
-
     data = (bucket_folder / ARCHIVE).read_bytes()
-    assert saved_manifest(str(data_dir)) == {}
+    assert saved_archive(str(data_dir)) is None
     request()
     fetch()
-    assert saved_manifest(str(data_dir)) == {
-        ARCHIVE: (len(data), hashlib.sha256(data).hexdigest())
-    }
+    saved = saved_archive(str(data_dir))
+    assert saved[:2] == (len(data), hashlib.sha256(data).hexdigest())
     file = data_dir / ".laion_fmri/manifest.json"
-    for broken in (b"{", b"[]", b"\xff", b'{"%s": 3}' % ARCHIVE.encode(), b"[" * 10**6):
+    for broken in (b"{", b"[]", b"\xff", b'{"size": 3}'):
         file.write_bytes(broken)
-        assert saved_manifest(str(data_dir)) == {}
+        assert saved_archive(str(data_dir)) is None
+    file.unlink()
+    file.mkdir()
+    assert saved_archive(str(data_dir)) is None
+    assert fetch().archive
 
 
 @pytest.mark.parametrize("n_more", [0, 7])
@@ -1421,62 +1385,6 @@ def test_images_on_disk_need_no_service_that_answers(access, data_dir):
     assert fetch(timeout=5).archive
 
 
-# ---------------------------------------------------------------- hostile answers
-
-
-@contextlib.contextmanager
-def dripping():
-    """Serve headers that never end, a byte at a time; yield the address."""
-    stopped = threading.Event()
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-
-        def serve():
-            with contextlib.suppress(OSError):
-                client, _ = listener.accept()
-                with client:
-                    client.sendall(b"HTTP/1.1 200 OK\r\nX: ")
-                    while not stopped.wait(0.05):
-                        client.sendall(b"x")
-
-        thread = threading.Thread(target=serve)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        finally:
-            stopped.set()
-            thread.join()
-
-
-def test_headers_that_drip(monkeypatch):
-    with dripping() as url:
-        monkeypatch.setenv("LAION_FMRI_ACCESS_URL", url)
-        began = time.monotonic()
-        with pytest.raises(AccessServiceError, match="not answered .* completely"):
-            current_terms_version(timeout=0.3)
-        assert time.monotonic() - began < 60
-
-
-def test_a_body_that_drips(monkeypatch):
-    with FaultServer() as service:
-        service.put("api/v1/manifest", b'{"dataset": "' + b"x" * 10_000)
-        service.faults["api/v1/manifest"] = [always(faults.drip(20))]
-        monkeypatch.setenv("LAION_FMRI_ACCESS_URL", service.url)
-        began = time.monotonic()
-        with pytest.raises(AccessServiceError, match="not answered .* completely"):
-            current_terms_version(timeout=0.3)
-        assert time.monotonic() - began < 60
-
-
-def test_a_body_without_end(monkeypatch):
-    with FaultServer() as service:
-        service.put("api/v1/manifest", bytes(64 * 2**20))
-        service.faults["api/v1/manifest"] = [always(faults.no_length)]
-        monkeypatch.setenv("LAION_FMRI_ACCESS_URL", service.url)
-        with pytest.raises(AccessServiceError, match="more than 4 MB"):
-            current_terms_version(timeout=5)
-        assert service.sent < 32 * 2**20
-
-
 def test_a_body_that_is_packed(access):
     packed = gzip.compress(json.dumps(DOCUMENTED).encode())
     access.answers[MANIFEST] = (200, {"Content-Encoding": "gzip"}, packed)
@@ -1484,32 +1392,6 @@ def test_a_body_that_is_packed(access):
     access.answers[MANIFEST] = (200, {"Content-Encoding": "gzip"}, b"plain")
     with pytest.raises(AccessServiceError, match="cannot be unpacked"):
         current_terms_version()
-
-
-@pytest.mark.parametrize("levels", [100, 400, 100_000])
-@pytest.mark.parametrize("status", [200, 403])
-def test_json_that_is_nested_deep(access, data_dir, levels, status):
-    request()
-    body = b'{"detail": ' + b"[" * levels + b"]" * levels + b"}"
-    access.answers[REFRESH] = (status, {}, body)
-    with pytest.raises(AccessServiceError):
-        fetch()
-
-
-@pytest.mark.parametrize(
-    "target", ["http://[::1", "//127.0.0.1:port/x", "http://127.0.0.1:99999/x"]
-)
-def test_a_redirect_that_is_not_valid(access, target):
-    access.answers[MANIFEST] = (302, {"Location": target}, {})
-    with pytest.raises(AccessServiceError, match="not valid|no answer"):
-        current_terms_version()
-
-
-def test_a_wait_longer_than_the_calendar(access, data_dir):
-    request()
-    access.answers[REFRESH] = (429, {"Retry-After": "9" * 15}, {})
-    with pytest.raises(AccessRateLimitedError, match="Try again in"):
-        fetch()
 
 
 # ---------------------------------------------------------------- what may not leak
@@ -1562,24 +1444,17 @@ def test_an_id_for_which_the_disk_is_full(
 
 def test_the_beginning_of_a_secret_is_secret():
     """Tracebacks that cut long values show beginnings."""
-    assert repr(access_service.SecretText("lfm_0123")[:6]) == "'...'"
-    assert f"{access_service.SecretText('lfm_0123')[-3:]}" == "123"
+    assert repr(SecretText("lfm_0123")[:6]) == "'...'"
+    assert f"{SecretText('lfm_0123')[-3:]}" == "123"
 
 
 def test_nothing_shows_a_secret(access, data_dir, secrets_of_test, capfd):
     request()
-    gate = open_gate(str(data_dir))
-    url = gate.url(ARCHIVE)
-    assert "X-Amz-Signature" in url(False)
-    kept = identity.cached_identity(str(data_dir))
-    for one in (
-        gate,
-        vars(gate),
-        kept,
-        url(False),
-        gate.file(ARCHIVE),
-        access_status(),
-    ):
+    opened = open_gate(str(data_dir), "download_new", 5.0)
+    url = opened.url(False)
+    assert "X-Amz-Signature" in url
+    kept = gate.find_auth(str(data_dir))
+    for one in (opened, vars(opened), kept, url, opened.renew(), access_status()):
         secrets_of_test.assert_not_in(repr(one), type(one))
     stimuli = fetch(verbose=3, extract=True)
     secrets_of_test.assert_not_in(f"{dict(stimuli)}{stimuli!r}", "the Bunch")

@@ -272,7 +272,7 @@ def test_lines_fit_a_terminal(capsys, monkeypatch, command, width):
         (["fetch", "--rois", "nope"], 2, "TO2, V1, V1d, V1v, V2, "),
         (["fetch", "--image-where", "n_reps=12"], 2, "use --where instead"),
         (["fetch-captions", "--where", "src=x"], 2, "--where can test"),
-        (["login"], 2, "at; set LAION_FMRI_REQUEST_ID"),
+        (["login"], 2, "terminal: set LAION_FMRI_REQUEST_ID"),
         (["demo", "--serve", "--n-trials", "0"], 2, "n_trials=0"),
         (["demo", "--n-trials", "64"], 2, "options of --serve"),
         (["demo", "--serve", "--output", "x"], 2, "--output is one of"),
@@ -439,8 +439,11 @@ def test_request_access(access, data_dir, capfd):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"--email": "nowhere"}, "email is not a valid email address"),
-        ({"--accept-terms-version": "0.9"}, "'1.0' is in force"),
+        ({"--email": "nowhere"}, "email is 'nowhere', which is not valid"),
+        (
+            {"--accept-terms-version": "0.9"},
+            "Version 1.0 of the Data Use Agreement is in force",
+        ),
     ],
 )
 def test_request_access_that_is_refused(access, data_dir, capfd, changes, words):

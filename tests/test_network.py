@@ -22,7 +22,7 @@ import pytest
 from fault_server import FaultServer, always
 from policies import set_policy
 
-from laion_fmri_fetchers.access.manifest import current_terms_version
+from laion_fmri_fetchers.access.gate import current_terms_version
 from laion_fmri_fetchers.exceptions import AccessServiceError, BucketError
 from laion_fmri_fetchers.remote.bucket import list_prefixes, object_url
 from laion_fmri_fetchers.remote.client import CA_VARIABLES, Fault, redirected

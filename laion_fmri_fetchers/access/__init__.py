@@ -1,12 +1,9 @@
-"""Access: the licence of the fMRI data, and the gate of the stimulus images.
+"""The licence of the fMRI data, and access to the stimulus images.
 
-licence     accept_license                the CC0 terms, once per data directory
-request     request_stimulus_access       the form and its two consents ─▶ request_id
-account     login, logout, access_status  an existing request_id
-gate        open_gate ─▶ Gate.url         request_id ─▶ presigned URLs
-manifest    fetch_manifest, current_terms_version, saved_manifest
-identity    cached_identity, save_identity    the request_id in auth.json
-service     ask_service, raise_for_status     the service over HTTP
+licence   accept_license                          the CC0 terms, once per directory
+account   request_stimulus_access, login, logout  the user's request_id
+gate      find_auth ─▶ open_gate ─▶ Gate.url      auth.json ─▶ presigned URLs
+service   ask_service                             the access service over HTTP
 
 A ``request_id`` and a presigned URL are secrets: they are sent to the server they
 came from, and appear in no message, log, ``repr``, exception or exception's context.

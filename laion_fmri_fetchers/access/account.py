@@ -1,35 +1,245 @@
-"""The ``request_id`` in the user's hands: kept, forgotten, reported."""
+"""The user's account at the access service: requested, kept, reported, forgotten."""
 
 from __future__ import annotations
 
 import getpass
 import os
-from dataclasses import replace
+import re
+from typing import Any
 
 from laion_fmri_fetchers.cache.data_dir import get_data_dir
 from laion_fmri_fetchers.cache.listings import keep_demo_apart
-from laion_fmri_fetchers.cache.state import auth_file
+from laion_fmri_fetchers.cache.state import auth_file, official_auth_file
 from laion_fmri_fetchers.exceptions import (
+    AccessFormError,
+    AccessNotFoundError,
     AccessPendingError,
+    AccessRevokedError,
     InvalidQueryError,
     TermsOutdatedError,
 )
-from laion_fmri_fetchers.messages import can_ask, tell, warn
+from laion_fmri_fetchers.messages import ask, ask_agreement, can_ask, tell, warn
 from laion_fmri_fetchers.query.shared_docs import documented
 
-from .gate import fetch_links
-from .identity import (
-    ID_VARIABLE,
-    Identity,
-    cached_identity,
-    forget_identity,
-    is_sendable,
-    joined,
-    masked,
-    pending_text,
-    save_identity,
-)
-from .service import server_url
+from . import gate, service
+
+# Field of the form -> how to ask for it, and what an answer must match.
+_FIELDS = {
+    "name": ("Full name", ".+"),
+    "email": ("Institutional email", r"[^@\s]+@[^@\s]+\.[^@\s]+"),
+    "institution": ("Institution", ".+"),
+    "pi": ("Principal investigator or supervisor (Enter for none)", ".*"),
+    "research_purpose": ("Research purpose (20 characters or more)", ".{20,}"),
+}
+_CONSENTS = ("accept_terms_version", "acknowledge_privacy")
+_MISSING = "is missing"
+
+
+@documented
+def request_stimulus_access(
+    *,
+    name: str | None = None,
+    email: str | None = None,
+    institution: str | None = None,
+    pi: str | None = None,
+    research_purpose: str | None = None,
+    accept_terms_version: str | None = None,
+    acknowledge_privacy: bool | None = None,
+    renew: bool = False,
+    data_dir: str | os.PathLike | None = None,
+    timeout: float = 30.0,
+    verbose: int = 1,
+) -> None:
+    """Request access to the stimulus images, which a Data Use Agreement gates.
+
+    You are prompted for missing fields. The ``request_id`` that the service returns is
+    kept in the data directory and, for the dataset's own package and for other data
+    directories, in ``~/.cache/laion-fmri/auth.json``, readable by its owner alone.
+    Nothing is sent if a kept one is still valid.
+
+    Parameters
+    ----------
+    name : str, optional
+        Full name.
+    email : str, optional
+        Institutional email address.
+    institution : str, optional
+        Institution.
+    pi : str, optional
+        Principal investigator or supervisor, if any.
+    research_purpose : str, optional
+        How the images will be used, 20 characters or more.
+    accept_terms_version : str, optional
+        The version of the Data Use Agreement, https://laion-fmri.hebartlab.com/terms,
+        that you have read and accept; see `current_terms_version`.
+    acknowledge_privacy : bool, optional
+        True: you have read the privacy notice,
+        https://laion-fmri.hebartlab.com/privacy, and acknowledge it. A script has to
+        give both consents; at a terminal or in a notebook, one question asks for both
+        where either is missing.
+    renew : bool, default=False
+        Send the form even if a kept ``request_id`` is still valid.
+    %(data_dir)s
+    timeout : float, default=30.0
+        Seconds without an answer.
+    verbose : int, default=1
+        0: silent, 1: say what was done.
+
+    Raises
+    ------
+    InvalidQueryError
+        If this is a demo and the data directory holds other data, or the reverse.
+    AccessFormError
+        If a field or a consent is missing where nobody can be asked, or is refused;
+        ``fields`` names each.
+    AccessPendingError
+        If the service does not grant access at once; the ``request_id`` is kept, and
+        the next call that needs the images asks again.
+    TermsOutdatedError
+        If another version than ``accept_terms_version`` is in force.
+    AccessRateLimitedError
+        If too many requests were sent.
+    AccessServiceError
+        If the service cannot be reached, or its answer is not as documented.
+    DiskSpaceError, StimulusAccessError
+        If the ``request_id`` cannot be written down.
+
+    See Also
+    --------
+    fetch_laion_stimuli : Fetch the images.
+
+    Examples
+    --------
+    At a terminal or in a notebook, you are prompted for all fields::
+
+        request_stimulus_access()
+
+    In a script::
+
+        request_stimulus_access(
+            name="Ada Example",
+            email="ada@university.example",
+            institution="University of Examples",
+            research_purpose="Encoding models of natural images",
+            accept_terms_version="2026-05-12",
+            acknowledge_privacy=True,
+        )
+    """
+    folder = get_data_dir(data_dir)
+    keep_demo_apart(folder, timeout)
+    if auth := None if renew else gate.find_auth(folder):
+        try:
+            gate.request_link(auth, timeout)
+        except (
+            AccessNotFoundError,
+            AccessRevokedError,
+            TermsOutdatedError,
+        ) as error:
+            tell(f"{error} The form is sent again.", verbose)
+        else:
+            tell(f"Access is granted by {auth.source}; no form was sent", verbose)
+            return
+    form: dict[str, Any] = {
+        "name": name,
+        "email": email,
+        "institution": institution,
+        "pi": pi,
+        "research_purpose": research_purpose,
+        "accept_terms_version": accept_terms_version,
+        "acknowledge_privacy": acknowledge_privacy,
+    }
+    form = {k: v.strip() if isinstance(v, str) else v for k, v in form.items()}
+    _check_form(form)
+    server, version = service.server_url(), gate.current_terms_version(timeout=timeout)
+    if form["accept_terms_version"] not in (None, version):
+        raise service.outdated_error(version, f"{server}/terms")
+    missing = [field for field in _FIELDS if form[field] is None]
+    if missing != ["pi"]:
+        form |= {field: _ask(field) for field in missing}
+    if accept_terms_version is None or acknowledge_privacy is None:
+        _ask_consents(server, version)
+    answers = {field: form[field] for field in _FIELDS if field != "pi"}
+    body = service.SecretDict(
+        answers,
+        pi_or_supervisor=form["pi"] or None,
+        accepted_terms=True,
+        acknowledged_privacy=True,
+        terms_version=version,
+        source="cli",
+    )
+    content = service.call(server, "access/request", body, timeout=timeout, tries=1)
+    request_id = service.SecretText(content.get("request_id") or "")
+    if not request_id:
+        problem = f"{server} took the access request but returned no request_id."
+        raise service.unexpected(problem)
+    status = "pending" if gate.is_pending(content) else "approved"
+    auth = gate.Auth(request_id, server, status, form["email"])
+    file = gate.save_auth(auth, folder)
+    if os.environ.get(gate.ID_VARIABLE):
+        warn(f"{gate.ID_VARIABLE} is set and takes precedence over {file}; unset it.")
+    if status == "pending":
+        raise gate.pending_error(auth)
+    tell(f"Access is granted; the request_id is kept in {file}", verbose)
+
+
+def _check_form(form: dict[str, Any]) -> None:
+    """Raise for fields and consents that are wrong, or missing with nobody to ask."""
+    wrong = {name: _problem(name, form[name]) for name in _FIELDS}
+    wrong |= {name: _MISSING for name in _CONSENTS if form[name] is None}
+    if form["acknowledge_privacy"] not in (None, True):
+        wrong["acknowledge_privacy"] = "is not True"
+    passed = ("", _MISSING) if can_ask() else ("",)
+    wrong = {name: problem for name, problem in wrong.items() if problem not in passed}
+    if wrong:
+        server = service.server_url()
+        listing = "; ".join(f"{name} {problem}" for name, problem in wrong.items())
+        raise AccessFormError(
+            f"The access request was not sent: {listing}. Pass these as arguments (or "
+            f"options), or call at a terminal to be asked. See {server}/terms "
+            f"(current_terms_version() gives its version) and {server}/privacy",
+            wrong,
+        )
+
+
+def _problem(name: str, value: Any) -> str:
+    """Return what is wrong with a field; "" for nothing."""
+    question, pattern = _FIELDS[name]
+    if value is None:
+        return "" if name == "pi" else _MISSING
+    if isinstance(value, str) and re.fullmatch(pattern, value, re.DOTALL):
+        return ""
+    return f"is {value!r}, which is not valid ({question})"
+
+
+def _ask(name: str) -> str:
+    """Prompt for a field of the form until it is valid."""
+    complaint = ""
+    while True:
+        try:
+            answer = ask(f"{_FIELDS[name][0]}: ", complaint).strip()
+        except EOFError:
+            text = f"The access request was not sent: {name} {_MISSING}."
+            raise AccessFormError(text, {name: _MISSING}) from None
+        if not (problem := _problem(name, answer)):
+            return answer
+        complaint = f"This {problem}."
+
+
+def _ask_consents(server: str, version: str) -> None:
+    """Ask for both consents in one question."""
+    is_agreed = ask_agreement(
+        f"accept version {version} of the agreement and to acknowledge the privacy "
+        "notice",
+        "Access to the stimulus images takes two consents: to accept\n"
+        f"version {version} of the Data Use Agreement, {server}/terms,\n"
+        f"and to acknowledge the privacy notice, {server}/privacy",
+    )
+    if not is_agreed:
+        raise AccessFormError(
+            f"Version {version} of the Data Use Agreement and the privacy notice were "
+            "declined; nothing was sent.",
+            dict.fromkeys(_CONSENTS, "is declined"),
+        )
 
 
 @documented
@@ -55,8 +265,8 @@ def login(
     Raises
     ------
     InvalidQueryError
-        If it is empty or has control characters, or if this is a demo and the directory
-        holds other data, or the reverse.
+        If it is empty, or if this is a demo and the directory holds other data, or the
+        reverse.
     AccessPendingError, TermsOutdatedError
         If it is not approved yet, or the terms changed; it is kept all the same.
     AccessNotFoundError, AccessRevokedError, AccessServiceError
@@ -75,29 +285,20 @@ def login(
     if request_id is None:
         if not can_ask():
             raise InvalidQueryError(
-                "request_id is missing, and there is no terminal to ask at; pass it or "
-                f"set {ID_VARIABLE}."
+                f"There is no terminal: pass request_id or set {gate.ID_VARIABLE}."
             )
         request_id = getpass.getpass("request_id (not shown): ")
-    given, request_id = Identity(str(request_id).strip(), server_url(), "pending"), ""
-    if not is_sendable(given.request_id):
-        raise InvalidQueryError(
-            "request_id is empty or has control characters; paste the whole id."
-        )
-    outdated: TermsOutdatedError | None = None
+    request_id = service.SecretText(str(request_id).strip())
+    if not request_id:
+        raise InvalidQueryError("request_id is empty; pass the whole id.")
+    auth = gate.Auth(request_id, service.server_url(), "pending")
     try:
-        fetch_links(given, timeout)
-        given = replace(given, status="approved")
-    except TermsOutdatedError as error:
-        outdated = error
-    except AccessPendingError:
-        pass
-    file = save_identity(given, folder)
-    if outdated:
-        raise outdated
-    if given.status == "pending":
-        raise AccessPendingError(pending_text(given, file))
-    tell(f"The request_id is approved and kept in {file}", verbose)
+        gate.request_link(auth, timeout)
+    except (AccessPendingError, TermsOutdatedError):
+        gate.save_auth(auth, folder)
+        raise
+    files = gate.save_auth(auth._replace(status="approved"), folder)
+    tell(f"The request_id is approved and kept in {files}", verbose)
 
 
 @documented
@@ -125,15 +326,16 @@ def logout(data_dir: str | os.PathLike | None = None, *, verbose: int = 1) -> No
     >>> logout(tempfile.mkdtemp(), verbose=0)
     """
     folder = get_data_dir(data_dir)
-    files = forget_identity(folder)
-    tell(
-        f"Removed the request_id in {joined(files)}"
-        if files
-        else f"There is no request_id of yours in {auth_file(folder)}",
-        verbose,
-    )
-    left = cached_identity(folder)
-    if left:
+    auth, removed = gate.read_auth(auth_file(folder)), []
+    for file in (auth_file(folder), official_auth_file()):
+        there = gate.read_auth(file)
+        if file and auth and there and there.request_id == auth.request_id:
+            file.unlink()
+            removed.append(str(file))
+    what = f"Removed the request_id in {' and '.join(removed)}"
+    nothing = f"There is no request_id of yours in {auth_file(folder)}"
+    tell(what if removed else nothing, verbose)
+    if left := gate.find_auth(folder):
         warn(f"A request_id stays in force, from {left.source}.")
 
 
@@ -158,14 +360,9 @@ def access_status(data_dir: str | os.PathLike | None = None) -> dict[str, str | 
     >>> access_status(tempfile.mkdtemp())["status"] is None
     True
     """
-    identity = cached_identity(get_data_dir(data_dir))
-    if identity is None:
-        names = ("request_id", "status", "email", "server_url", "source")
-        return dict.fromkeys(names)
-    return {
-        "request_id": masked(identity.request_id),
-        "status": identity.status,
-        "email": identity.email,
-        "server_url": identity.server_url,
-        "source": identity.source,
-    }
+    auth = gate.find_auth(get_data_dir(data_dir))
+    if auth is None:
+        return dict.fromkeys(gate.Auth._fields)
+    # Enough to tell ids from each other, of one too long to be guessed from it.
+    end = str(auth.request_id)[-3:] if len(auth.request_id) >= 24 else ""
+    return {**auth._asdict(), "request_id": f"...{end}"}

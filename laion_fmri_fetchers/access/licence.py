@@ -65,32 +65,28 @@ def accept_license(data_dir: str | os.PathLike | None = None) -> None:
     """
     folder = get_data_dir(data_dir)
     marker = license_marker(folder)
-    if not os.path.exists(marker):
-        keep_demo_apart(folder)
-        _agree_or_raise(folder)
-        write_atomically(marker, b"")
+    if os.path.exists(marker):
+        return
+    keep_demo_apart(folder)
+    if not is_accepted_ahead():
+        if not can_ask():
+            given = os.environ.get(_VARIABLE)
+            raise LicenseNotAcceptedError(
+                f"The CC0 terms of the fMRI data are not accepted for {folder}, and "
+                "there is no terminal to ask at. Read them with license_text() or "
+                "'laion-fmri-fetchers accept-license --show', then set the environment "
+                f"variable {_VARIABLE}='{AGREEMENT}'"
+                f"{f', which is {given!r}' if given else ''}, or run "
+                "'laion-fmri-fetchers accept-license' once at a terminal."
+            )
+        if not ask_agreement("accept these terms", license_text()):
+            raise LicenseNotAcceptedError(
+                "The CC0 terms were declined; no image was downloaded. Call "
+                f"accept_license() and type {AGREEMENT} to accept them."
+            )
+    write_atomically(marker, b"")
 
 
 def is_accepted_ahead() -> bool:
-    """Tell whether the environment accepts the terms, for any directory."""
+    """Return whether the environment accepts the terms, for any directory."""
     return agrees(os.environ.get(_VARIABLE, ""))
-
-
-def _agree_or_raise(data_dir: str) -> None:
-    if is_accepted_ahead():
-        return
-    if not can_ask():
-        given = os.environ.get(_VARIABLE)
-        raise LicenseNotAcceptedError(
-            f"The CC0 terms of the fMRI data are not accepted yet for {data_dir}, and "
-            "there is no terminal to ask at. Read them with license_text() or "
-            "'laion-fmri-fetchers accept-license --show', then set the environment "
-            f"variable {_VARIABLE}='{AGREEMENT}'{f', which is {given!r}' * bool(given)}"
-            ", or run 'laion-fmri-fetchers accept-license' once at a terminal."
-        )
-    question = f"Type {AGREEMENT} to accept these terms, or nothing to decline: "
-    if not ask_agreement(question, license_text()):
-        raise LicenseNotAcceptedError(
-            "The CC0 terms were declined; no image was downloaded. Call "
-            f"accept_license() and type {AGREEMENT} to accept them."
-        )

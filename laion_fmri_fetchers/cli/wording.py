@@ -20,7 +20,7 @@ _WORDS: dict[str, str | Callable[[re.Match], str]] = {
     r"\blicense_text\(\)": f"'{PROGRAM} accept-license --show'",
     r"\baccept_license\(\)": f"'{PROGRAM} accept-license'",
     r"\bdataset_initialize\b(\(\))?": f"'{PROGRAM} initialize FOLDER'",
-    r"\bpass it or (?=set LAION_FMRI_REQUEST_ID)": "",
+    r"\bpass request_id or (?=set LAION_FMRI_REQUEST_ID)": "",
     r"\bcurrent_terms_version\(\)": f"'{PROGRAM} doctor'",
     rf"('{PROGRAM} [a-z-]+) '": r"\1'",
     rf"({_COMMAND}) or \1": r"\1",

@@ -161,9 +161,7 @@ def fetch_laion_stimuli(
     )
     gate = None
     if not dry_run:
-        gate = open_gate(
-            settings.data_dir, mode=settings.mode, timeout=settings.timeout
-        )
+        gate = open_gate(settings.data_dir, settings.mode, settings.timeout)
     inventory = take_inventory_of_stimuli(settings)
     table = fetch_table(query, inventory)
     metadata = table.selected.iloc[:limit]

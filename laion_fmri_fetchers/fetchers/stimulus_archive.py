@@ -13,13 +13,12 @@ from typing import Any
 
 import pandas as pd
 
-from laion_fmri_fetchers.access.gate import Gate
-from laion_fmri_fetchers.access.manifest import (
-    GatedFile,
-    fetch_manifest,
-    save_manifest,
-    saved_manifest,
-    saved_order,
+from laion_fmri_fetchers.access.gate import (
+    ArchiveVersion,
+    Gate,
+    published_archive,
+    save_archive,
+    saved_archive,
 )
 from laion_fmri_fetchers.arrays.pictures import finish, open_images, read_image
 from laion_fmri_fetchers.cache.files import local_path, make_folder, whole_file
@@ -60,7 +59,7 @@ def fetch_archive(
 ) -> list[dict[str, Any]]:
     """Download the archive; return it if it failed and may be missing."""
     settings = inventory.settings
-    about = gate.file(ARCHIVE)
+    about = gate.renew().archive
     tell(
         "The stimulus images are one archive (3.2 GB as published, here "
         f"{readable_size(about.size)}), downloaded once whatever is selected: "
@@ -71,11 +70,11 @@ def fetch_archive(
     outcome = obtain(
         [Planned(record, reason)],
         inventory,
-        sources={ARCHIVE: Source(gate.url(ARCHIVE), about.size, about.sha256)},
+        sources={ARCHIVE: Source(gate.url, about.size, about.sha256)},
         is_announced=True,
     )
     if not outcome.failed:
-        save_manifest(settings.data_dir, {ARCHIVE: about}, _order_of(table))
+        save_archive(settings.data_dir, about._replace(order=_order_of(table)))
         return []
     failed = [{"id": rec["id"], "reason": rec["reason"]} for rec in outcome.failed]
     warn(f"{ARCHIVE} could not be downloaded: {failed[0]['reason']}.")
@@ -96,7 +95,8 @@ def check_order(table: pd.DataFrame, file: str, data_dir: str) -> None:
     CorruptImageError
         If the table names images in another order than that one did.
     """
-    if saved_order(data_dir) not in (None, _order_of(table)):
+    saved = saved_archive(data_dir)
+    if saved and saved.order not in ("", _order_of(table)):
         raise CorruptImageError(
             f"The table {file} names images in another order than when {ARCHIVE} was "
             "downloaded, so their rows in the archive are not known. Fetch both again "
@@ -116,10 +116,10 @@ def describe_archive(inventory: Inventory, is_fresh: bool) -> Record:
         return {**record, "size": size}
     now = None if inventory.is_cut_off else _published_archive(settings)
     new_size = now.size if now else record["size"]
-    saved = saved_manifest(settings.data_dir).get(ARCHIVE)
+    saved = saved_archive(settings.data_dir)
     is_other = new_size not in (None, size)
     if now and saved and saved.size == size:
-        is_other = saved != now
+        is_other = saved.sha256 != now.sha256
     if not is_other:
         return {**record, "size": size}
     if settings.adds_new:
@@ -135,14 +135,13 @@ def describe_archive(inventory: Inventory, is_fresh: bool) -> Record:
 def archive_size(inventory: Inventory) -> int:
     """Return the size of the archive in the bucket, else by the manifest."""
     size = _listed_archive(inventory)["size"]
-    return int(size or fetch_manifest(inventory.settings.timeout).files[ARCHIVE].size)
+    return int(size or published_archive(inventory.settings.timeout).size)
 
 
-def _published_archive(settings: Settings) -> GatedFile | None:
+def _published_archive(settings: Settings) -> ArchiveVersion | None:
     """Return the manifest's entry of the archive; None if it is unavailable."""
     with contextlib.suppress(StimulusAccessError):
-        manifest = fetch_manifest(min(settings.timeout, _LONGEST_LOOK), tries=1)
-        return manifest.files[ARCHIVE]
+        return published_archive(min(settings.timeout, _LONGEST_LOOK), tries=1)
     return None
 
 

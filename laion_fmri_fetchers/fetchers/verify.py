@@ -10,12 +10,12 @@ from typing import Any
 import pandas as pd
 from joblib import Parallel, delayed
 
-from laion_fmri_fetchers.access.licence import accept_license
-from laion_fmri_fetchers.access.manifest import (
-    GatedFile,
-    fetch_manifest,
-    saved_manifest,
+from laion_fmri_fetchers.access.gate import (
+    ArchiveVersion,
+    published_archive,
+    saved_archive,
 )
+from laion_fmri_fetchers.access.licence import accept_license
 from laion_fmri_fetchers.arrays.volumes import iter_volumes, read_header
 from laion_fmri_fetchers.arrays.voxel_store import (
     check_session,
@@ -138,10 +138,12 @@ def verify_cache(
     files, _ = files_on_disk(folder, [("", "")])
     objects = _listed(folder, files, online, n_connections, timeout, verbose)
     files |= {path: path for path in hidden_on_disk(folder, objects)}
-    sums = _sums(folder, online and ARCHIVE in files, timeout)
+    archive = _archive_version(folder, online and ARCHIVE in files, timeout)
     images = [rec for rec in map(record_of, files) if rec["image_type"] == "betas"]
     needed = {path for path in map(trials_id, images) if path in objects}
-    names = sorted(files.keys() | needed | sums.keys())
+    if archive:
+        needed.add(ARCHIVE)
+    names = sorted(files.keys() | needed)
     paths = {path: local_path(folder, files.get(path, path)) for path in names}
     sizes = {path: _size(paths[path]) for path in names}
     total = sum(size or 0 for size in sizes.values())
@@ -159,7 +161,7 @@ def verify_cache(
                 path,
                 sizes[path],
                 objects.get(path),
-                sums.get(path),
+                archive if path == ARCHIVE else None,
             )
             for path in names
         )
@@ -210,17 +212,16 @@ def _listed(
     return found.objects
 
 
-def _sums(data_dir: str, online: bool, timeout: float) -> dict[str, GatedFile]:
-    """Return size and SHA-256 of gated files, as downloaded or as published now."""
-    if not online:
-        return saved_manifest(data_dir)
-    try:
-        files = fetch_manifest(timeout).files
-    except AccessServiceError as error:
-        warn(f"{error} The archive is compared with what was saved at its download.")
-        return saved_manifest(data_dir)
-    # The service also describes the public table, which the bucket may have anew.
-    return {name: file for name, file in files.items() if name in GATED}
+def _archive_version(
+    data_dir: str, online: bool, timeout: float
+) -> ArchiveVersion | None:
+    """Return the version of the archive as it was downloaded, or as published now."""
+    if online:
+        try:
+            return published_archive(timeout)
+        except AccessServiceError as error:
+            warn(f"{error} It is compared with the version noted at its download.")
+    return saved_archive(data_dir)
 
 
 def _size(file: str | os.PathLike) -> int | None:
@@ -231,7 +232,7 @@ def _size(file: str | os.PathLike) -> int | None:
 
 
 def _check(
-    file: str, path: str, size: int | None, listed: Any, gated: GatedFile | None
+    file: str, path: str, size: int | None, listed: Any, gated: ArchiveVersion | None
 ) -> tuple[str, str | None]:
     """Return the status of a file and the reason."""
     if size is None:
@@ -240,7 +241,8 @@ def _check(
         if path.startswith(_MADE):
             return _check_made(file)
         if gated is not None:
-            right, wrong = gated.size, check_file(file, **gated._asdict())
+            right = gated.size
+            wrong = check_file(file, size=right, sha256=gated.sha256)
         elif listed is None:
             return "unknown", "no listing has a file of this name"
         else:

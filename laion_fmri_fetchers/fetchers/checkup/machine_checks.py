@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from laion_fmri_fetchers.access.identity import ID_VARIABLE
+from laion_fmri_fetchers.access.gate import ID_VARIABLE
 from laion_fmri_fetchers.cache.data_dir import get_data_dir, read_config
 from laion_fmri_fetchers.cache.state import (
     auth_file,

@@ -5,15 +5,14 @@ from __future__ import annotations
 import configparser
 import functools
 import os
-import re
 import textwrap
 from collections.abc import Iterable, Sequence
 from importlib import resources
 from typing import NamedTuple
 from urllib.parse import unquote
 
-from laion_fmri_fetchers.access.identity import ID_VARIABLE
-from laion_fmri_fetchers.access.service import PREFIX
+from laion_fmri_fetchers.access.gate import ID_VARIABLE
+from laion_fmri_fetchers.access.service import hide_secrets
 from laion_fmri_fetchers.messages import counted, listed
 
 OK, NOTE, FAILED = "ok", "note", "failed"
@@ -21,10 +20,6 @@ OK, NOTE, FAILED = "ok", "note", "failed"
 PROXY_VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
 _WIDTH = 80
 _NAME_WIDTH = 22
-_USER_INFO = re.compile(r"(?<=://)\S*@")
-"""Passwords may hold any character, so it ends only at the last ``@``."""
-_QUERY = re.compile(r"(https?://[^\s?]*)\?\S*")
-_REQUEST_ID = re.compile(rf"{PREFIX}[\w.~-]+")
 
 
 class Point(NamedTuple):
@@ -112,15 +107,8 @@ def shown_url(url: str) -> str:
 
 def without_secrets(point: Point) -> Point:
     """Return a point without secrets, whatever a server or library put into it."""
-    return Point(*(_hidden(text) for text in point))
-
-
-def _hidden(text: str) -> str:
-    for secret in _secrets_of_environment():
-        text = text.replace(secret, "...")
-    text = _REQUEST_ID.sub(f"{PREFIX}...", text)
-    text = _QUERY.sub(r"\1?...", _USER_INFO.sub("", text))
-    return re.sub(r"[^\x20-\x7e\xa0-\uffff]+", " ", text)
+    secrets = _secrets_of_environment()
+    return Point(*(hide_secrets(text, *secrets) for text in point))
 
 
 def _secrets_of_environment() -> list[str]:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator
 from typing import Any
 
 from laion_fmri_fetchers.access.account import access_status
-from laion_fmri_fetchers.access.manifest import gated_file
+from laion_fmri_fetchers.access.gate import ArchiveVersion, archive_in
 from laion_fmri_fetchers.access.service import refuse_plain, server_url
 from laion_fmri_fetchers.cache.split_sources import local_sources, splits_url
+from laion_fmri_fetchers.exceptions import AccessServiceError
 from laion_fmri_fetchers.layout.names import SUBJECTS
 from laion_fmri_fetchers.layout.splits import file_of
 from laion_fmri_fetchers.layout.trees import ARCHIVE
-from laion_fmri_fetchers.messages import listed
 from laion_fmri_fetchers.query.split_files import MOST_BYTES, as_split, parsed
 
 from .client import NoAnswerError
@@ -22,8 +23,6 @@ from .points import Point, judged, ok, shown_url
 
 MANIFEST = "/api/v1/manifest"
 PAGES = ("/terms", "/privacy")
-
-_ARCHIVE_NAME = ARCHIVE.rpartition("/")[2]
 
 
 def access_manifest(context: Context) -> Iterator[Point]:
@@ -35,24 +34,18 @@ def access_manifest(context: Context) -> Iterator[Point]:
     version = manifest.get("current_terms_version")
     is_text = isinstance(version, str) and bool(version)
     yield judged(is_text, "terms version", f"{version!r}")
-    files, good = _files(manifest)
-    names = [str(file["name"]) for file in good]
-    yield judged(
-        bool(files) and len(good) == len(files) and _ARCHIVE_NAME in names,
-        "manifest's files",
-        f"{len(files)} files; with all fields: {listed(names) or 'none'}",
-        f"{_ARCHIVE_NAME} and others, each with name, size, sha256",
-    )
+    archive = _archive(manifest)
+    found = f"{archive.size} bytes" if archive else "no name, size or SHA-256"
+    yield judged(archive is not None, "manifest's files", found)
 
 
 def archive_size(context: Context) -> Iterator[Point]:
     """Compare the size of the archive in the manifest with that in the bucket."""
-    _, good = _files(_manifest(context, server_url()))
+    archive = _archive(_manifest(context, server_url()))
     rec = context.sample.file(ARCHIVE)
-    size = next((f["size"] for f in good if f["name"] == _ARCHIVE_NAME), None)
-    if rec is not None and size is not None:
-        found = f"{size} bytes in the manifest, {rec['size']} in the bucket"
-        yield judged(size == rec["size"], "size of the archive", found)
+    if rec is not None and archive is not None:
+        found = f"{archive.size} bytes in the manifest, {rec['size']} in the bucket"
+        yield judged(archive.size == rec["size"], "size of the archive", found)
 
 
 def _manifest(context: Context, server: str) -> dict[str, Any]:
@@ -68,12 +61,10 @@ def _manifest(context: Context, server: str) -> dict[str, Any]:
     return content
 
 
-def _files(manifest: dict[str, Any]) -> tuple[list[Any], list[dict[str, Any]]]:
-    """Return the files of a manifest, and those that have all fields."""
-    files = manifest.get("files")
-    files = files if isinstance(files, list) else []
-    good = [file for file in files if gated_file(file) and "name" in file]
-    return files, good
+def _archive(manifest: dict[str, Any]) -> ArchiveVersion | None:
+    with contextlib.suppress(AccessServiceError):
+        return archive_in(manifest, server_url()).archive
+    return None
 
 
 def access_pages(context: Context) -> Iterator[Point]:
