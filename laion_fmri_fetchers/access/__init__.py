@@ -3,7 +3,7 @@
 licence   accept_license                          the CC0 terms, once per directory
 account   request_stimulus_access, login, logout  the user's request_id
 gate      find_auth ─▶ open_gate ─▶ Gate.url      auth.json ─▶ presigned URLs
-service   ask_service                             the access service over HTTP
+service   call                                    the access service over HTTP
 
 A ``request_id`` and a presigned URL are secrets: they are sent to the server they
 came from, and appear in no message, log, ``repr``, exception or exception's context.

@@ -231,8 +231,8 @@ def save_auth(auth: Auth, data_dir: str) -> str:
     if kept:
         return " and ".join(kept)
     text = (
-        f"The request_id cannot be kept ({'; '.join(map(str, errors.values()))}). Name "
-        "another data_dir, or mend this; then request_stimulus_access(renew=True)"
+        f"The request_id cannot be kept ({'; '.join(map(str, errors.values()))}). Mend "
+        "this or name another data_dir, then call request_stimulus_access(renew=True)"
     )
     if any(isinstance(error, DiskSpaceError) for error in errors.values()):
         raise DiskSpaceError(errno.ENOSPC, text)
