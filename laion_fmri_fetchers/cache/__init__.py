@@ -12,7 +12,6 @@ obtain.plan ─▶ obtain.obtain ─▶ Outcome  the one way to get what is miss
     └ notes.note_fetched
 versions.compare_versions                the version on disk and the bucket's
 tables.read_trials, read_participants
-splits.obtain_splits ─▶ split_sources    train/test splits: kept, or from elsewhere
 files.whole_file                         the one way to write a file
     └ temporaries.sweep                  what killed processes left is removed
 state.state_path                         where all else is kept
