@@ -23,7 +23,6 @@ from .fetchers.discovery import inspect_bucket as inspect_bucket
 from .fetchers.fmri import fetch_laion_fmri as fetch_laion_fmri
 from .fetchers.fmri import fetch_laion_fmri_ids as fetch_laion_fmri_ids
 from .fetchers.pack import pack_betas as pack_betas
-from .fetchers.splits import fetch_laion_splits as fetch_laion_splits
 from .fetchers.status import status as status
 from .fetchers.stimuli import fetch_laion_stimuli as fetch_laion_stimuli
 from .fetchers.stimuli import (
@@ -53,5 +52,6 @@ from .reports.figures import plot_noise_ceiling as plot_noise_ceiling
 from .reports.figures import plot_rois as plot_rois
 from .reports.figures import plot_trials as plot_trials
 from .reports.report import make_report as make_report
+from .splits import fetch_laion_splits as fetch_laion_splits
 
 __version__: str

@@ -34,7 +34,7 @@ from laion_fmri_fetchers.exceptions import (
     InvalidQueryError,
     NotCachedError,
 )
-from laion_fmri_fetchers.query.splits import StimulusSplit
+from laion_fmri_fetchers.splits import StimulusSplit
 
 INVERSE = {"4rep": 1 / 4, "12rep": 1 / 12, "Allrep": (881 / 12 + 5323 / 4) / 6204}
 

@@ -60,7 +60,7 @@ def test_what_few_need_is_not_at_the_top():
     elsewhere = {
         "access": ["license_text", "logout"],
         "query": ["basic_image_terms", "basic_roi_terms"],
-        "query.splits": ["StimulusSplit"],
+        "splits": ["StimulusSplit"],
         "exceptions": ["InvalidQueryError", "NotCachedError", "StimulusAccessError"],
     }
     for module, names in elsewhere.items():

@@ -142,7 +142,7 @@ def test_splits_lie_in_a_folder_named_with_variables(
     (scratch / "shared").mkdir()
     (scratch / "shared" / "tau.json").write_text("{}")
     monkeypatch.setenv("LAION_FMRI_SPLITS", "$SCRATCH")
-    with pytest.raises(LaionFmriError, match=f"the folder {scratch}.*tau"):
+    with pytest.raises(LaionFmriError, match=f"from {scratch} are.*tau"):
         fetch_laion_splits("tau", verbose=0)
     monkeypatch.setenv("LAION_FMRI_SPLITS", "$NOT_SET")
     with pytest.raises(InvalidQueryError, match="LAION_FMRI_SPLITS.*NOT_SET is not"):

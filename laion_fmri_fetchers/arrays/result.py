@@ -25,7 +25,7 @@ from laion_fmri_fetchers.exceptions import (
     InvalidQueryError,
     did_you_mean,
 )
-from laion_fmri_fetchers.layout.ceilings import MEAN_INVERSE_REPEATS
+from laion_fmri_fetchers.layout.labels import MEAN_INVERSE_REPEATS
 from laion_fmri_fetchers.messages import counted, listed
 
 from .ceilings import ceiling_of_average, mean_inverse

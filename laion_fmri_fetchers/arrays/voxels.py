@@ -29,7 +29,7 @@ from laion_fmri_fetchers.exceptions import (
     did_you_mean,
 )
 from laion_fmri_fetchers.layout.keys import is_nifti, on_one_grid, subject_of_name
-from laion_fmri_fetchers.layout.names import clean_roi, rois_named, with_unions
+from laion_fmri_fetchers.layout.names import rois_named, with_unions
 from laion_fmri_fetchers.messages import counted, warn
 from laion_fmri_fetchers.query.arguments import user_path
 from laion_fmri_fetchers.query.values import in_order
@@ -254,8 +254,8 @@ def rois_of(
     (['FFA1'], ['FFA1', 'OFA'])
     """
     text = name if isinstance(name, str) else ""
-    if clean_roi(text) in categories:
-        return [clean_roi(text)]
+    if text.replace("-", "") in categories:
+        return [text.replace("-", "")]
     rois = []
     for published in rois_named(text):
         members = [roi for roi, of in categories.items() if of == published]

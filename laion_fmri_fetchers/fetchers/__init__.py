@@ -14,8 +14,6 @@ fmri.fetch_laion_fmri_ids ── named.choose_named
 stimuli.fetch_laion_stimuli ─┬─ stimulus_table.fetch_table
                              └─ stimulus_archive.fetch_archive
 stimulus_features.fetch_laion_captions, …  ── public_files.fetch_public
-splits.fetch_laion_splits ─┬─ stimulus_table.fetch_table
-                           └─ obtain_splits
 surfaces.fetch_laion_surfaces ─┬─ choose.choose_rois
                                └─ obtain, arrays.geometry
 discovery.get_subjects, describe, …

@@ -31,7 +31,7 @@ from laion_fmri_fetchers.cache.obtain import (
 )
 from laion_fmri_fetchers.cache.settings import Settings
 from laion_fmri_fetchers.cache.state import brain_mask_file
-from laion_fmri_fetchers.layout.keys import Record, noise_ceiling_name, place_of
+from laion_fmri_fetchers.layout.keys import Record, place_of
 from laion_fmri_fetchers.layout.trees import BULK, ROOT_FILES
 from laion_fmri_fetchers.messages import counted, listed, readable_size, tell, warn
 
@@ -243,7 +243,7 @@ def make_bunch(
     ceilings: dict[str, dict[str, str]] = {}
     for rec in chosen.companions.noise_ceilings:
         of_subject = ceilings.setdefault(rec["subject"], {})
-        of_subject[noise_ceiling_name(rec)] = rec["absolute_path"]
+        of_subject[rec["desc"].removeprefix("Noiseceiling")] = rec["absolute_path"]
     return Result(
         images=[rec["absolute_path"] for rec in chosen.images],
         images_meta=chosen.images,

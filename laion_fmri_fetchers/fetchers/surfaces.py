@@ -49,7 +49,6 @@ from laion_fmri_fetchers.layout.trees import (
     ROOT_FILES,
     SURFACES,
     listings_of,
-    orig_id,
     surface_id,
 )
 from laion_fmri_fetchers.messages import counted, listed, tell, warn
@@ -326,7 +325,7 @@ def _volume(
     ]
     if not silent:
         return []
-    path = orig_id(subject)
+    path = f"{FREESURFER}{subject}/mri/orig.mgz"
     volume = inventory.by_id.get(path)
     if volume and path not in inventory.absent:
         return [volume]

@@ -6,10 +6,9 @@ Rooms, each importing only from those below it::
     grids     resampled_path, resolution_label, can_be_resampled
     keys      clean_key ──▶ the path on disk, or UnsafeKeyError
               record_of ─┬─ _folder ────▶ tree, subject, session
-                         └─ _entities ──▶ _image_type ──▶ _volume_type
+                         └─ _template ──▶ trees.RULES
               is_of_session, is_of_trials, is_held_out, is_nifti, place_of
-    splits    pool_of, ood_labels ─▶ label_values;  splits_of, published_test_size
     labels    stimulus_fields ──▶ label_values;  stimulus_value
-    names     clean_subject, clean_session, clean_roi, rois_named, none_if_null
+    names     clean_subject, clean_session, rois_named, none_if_null
     trees     listings_of, trials_id, embeddings_id, archived_key, stimulus_image
 """

@@ -14,8 +14,7 @@ TRIAL_FIELDS = (
     *(*LABEL_FIELDS, "repetition"),
 )
 
-_NUMBER_OF_REPS = re.compile(r"(\d+)(?:\s*reps?)?", re.IGNORECASE)
-
+# The number of an acquisition, `p<NN>` of a label, to the BIDS subject.
 PARTICIPANT_OF_NUMBER = {
     "01": "sub-01",
     "02": "sub-06",
@@ -23,8 +22,8 @@ PARTICIPANT_OF_NUMBER = {
     "04": "sub-03",
     "05": "sub-07",
 }
-"""``p<NN>`` of a label, the number of an acquisition, to the BIDS subject."""
-
+# Where images were taken from, as labels name it.
+SOURCES = ("LAION", "THINGS", "THINGS+", "NSD", "OOD")
 OOD_TYPES = frozenset(
     (
         *("cropped", "gabor", "gaudy", "illusion-classic", "illusion-natural"),
@@ -32,14 +31,22 @@ OOD_TYPES = frozenset(
     )
 )
 
-_N_REPS = {"12rep": 12, "4rep": 4}
+# The mean of 1/n over images, n the repeats that are averaged, of each published map of
+# noise ceilings. `Allrep` is of the 6,204 images of a subject as planned: 881 are shown
+# 12 times, 5,323 are shown 4 times.
+MEAN_INVERSE_REPEATS = {
+    "4rep": 1 / 4,
+    "12rep": 1 / 12,
+    "Allrep": (881 / 12 + 5323 / 4) / 6204,
+}
 
-SOURCES = ("LAION", "THINGS", "THINGS+", "NSD", "OOD")
-"""Where images were taken from, as labels name it."""
-
-_SHARED_SOURCES = frozenset(SOURCES) - {"THINGS"}
-
-_UNIQUE_SOURCES = frozenset({"LAION", "THINGS", "THINGS+"})
+_LABEL = re.compile(
+    r"shared_(12|4)rep_(LAION|THINGS\+|NSD|OOD)_(.+)\.(?:jpg|png)"
+    r"|unique_(LAION|THINGS\+?)_.+_p([0-9]{2})\.jpg",
+    re.DOTALL,
+)
+_NUMBER_OF_REPS = re.compile(r"(\d+)(?:\s*reps?)?", re.IGNORECASE)
+_SOURCE_OF_DATASET = {"THINGSplus": "THINGS+"}
 
 
 def stimulus_fields(label: str) -> dict[str, Any]:
@@ -70,20 +77,15 @@ def stimulus_fields(label: str) -> dict[str, Any]:
 
 def label_values(label: str) -> tuple[str | int | None, ...]:
     """Return the values of `stimulus_fields` alone, in the order of `LABEL_FIELDS`."""
-    kind, _, rest = label.partition("_")
-    stem, _, extension = rest.rpartition(".")
-    first, _, rest = stem.partition("_")
-    if kind == "shared" and extension in ("jpg", "png"):
-        source, _, name = rest.partition("_")
-        if first in _N_REPS and source in _SHARED_SOURCES and name:
-            ood_type, _, name = name.partition("_")
-            is_ood = source == "OOD" and ood_type in OOD_TYPES and name
-            return kind, _N_REPS[first], source, ood_type if is_ood else None, None
-    elif kind == "unique" and extension == "jpg":
-        name, _, number = rest.rpartition("_p")
-        if first in _UNIQUE_SOURCES and name and re.fullmatch("[0-9][0-9]", number):
-            return kind, 4, first, None, PARTICIPANT_OF_NUMBER.get(number)
-    return (None,) * len(LABEL_FIELDS)
+    match = _LABEL.fullmatch(label)
+    if not match:
+        return (None,) * len(LABEL_FIELDS)
+    n_reps, source, name, own_source, number = match.groups()
+    if own_source:
+        return "unique", 4, own_source, None, PARTICIPANT_OF_NUMBER.get(number)
+    ood_type, _, rest = name.partition("_")
+    is_ood = source == "OOD" and ood_type in OOD_TYPES and rest
+    return "shared", int(n_reps), source, ood_type if is_ood else None, None
 
 
 def stimulus_value(field: str, value: object) -> str | int | None:
@@ -117,6 +119,3 @@ def stimulus_value(field: str, value: object) -> str | int | None:
     if field == "participant":
         return text if clean_subject(text) == text else None
     return text
-
-
-_SOURCE_OF_DATASET = {"THINGSplus": "THINGS+"}

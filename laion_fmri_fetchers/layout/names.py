@@ -2,45 +2,37 @@
 
 from __future__ import annotations
 
+import itertools
 import operator
 import re
 from collections.abc import Collection, Iterable
 from numbers import Real
 from typing import Any
 
+# The published participants; a bucket may hold others.
 SUBJECTS = ("sub-01", "sub-03", "sub-05", "sub-06", "sub-07")
-"""The published participants; a bucket may hold others."""
 
+# The published ROI names by category; a subject has most of them.
 ROI_CATEGORIES = {
-    "body": ("EBA", "FBA"),
-    "character": ("VWFA1", "VWFA2", "mfswords", "pSTSwords"),
-    "face": ("AFP1", "AFP2", "FFA1", "FFA2", "OFA", "pSTSfaces"),
-    "laion": (
-        "laionEVC",
-        "laiondorsal",
-        "laiongeneral",
-        "laionlateral",
-        "laionventral",
-    ),
-    "motion": ("MST", "MT"),
-    "object": ("lobjects", "vobjects"),
-    "place": ("MPA", "OPA", "PPA", "SPL"),
-    "retinotopy": (
-        *("EVC", "IPCS", "IPS0", "LO1", "LO2", "SPCS", "TO1", "TO2", "V1d", "V1v"),
-        *("V2d", "V2v", "V3A", "V3B", "V3d", "V3v", "VO1", "VO2", "hV4"),
-    ),
+    category: tuple(names.split())
+    for category, names in {
+        "body": "EBA FBA",
+        "character": "VWFA1 VWFA2 mfswords pSTSwords",
+        "face": "AFP1 AFP2 FFA1 FFA2 OFA pSTSfaces",
+        "laion": "laionEVC laiondorsal laiongeneral laionlateral laionventral",
+        "motion": "MST MT",
+        "object": "lobjects vobjects",
+        "place": "MPA OPA PPA SPL",
+        "retinotopy": "EVC IPCS IPS0 LO1 LO2 SPCS TO1 TO2 V1d V1v V2d V2v V3A V3B V3d "
+        "V3v VO1 VO2 hV4",
+    }.items()
 }
-"""The published ROI names by category; a subject has most of them."""
-
+# Visual areas that are published as a dorsal and a ventral part.
 ROI_UNIONS = {"V1": ("V1d", "V1v"), "V2": ("V2d", "V2v"), "V3": ("V3d", "V3v")}
-"""Visual areas that are published as a dorsal and a ventral part."""
 
-_PUBLISHED = (
-    *ROI_CATEGORIES,
-    *(roi for rois in ROI_CATEGORIES.values() for roi in rois),
-)
-
+_PUBLISHED = (*ROI_CATEGORIES, *itertools.chain(*ROI_CATEGORIES.values()))
 _ROI_SPELLING = {name.casefold(): name for name in (*_PUBLISHED, *ROI_UNIONS)}
+_NULL = re.compile(r"(n/?a|none|null|)", re.IGNORECASE)
 
 
 def is_published_roi(name: str) -> bool:
@@ -67,7 +59,7 @@ def rois_named(name: str) -> tuple[str, ...]:
     >>> rois_named("ffa-1"), rois_named("V1"), rois_named("Face"), rois_named("FFA9")
     (('FFA1',), ('V1d', 'V1v'), ('face',), ('FFA9',))
     """
-    clean = clean_roi(name.strip())
+    clean = name.strip().replace("-", "")
     spelling = _ROI_SPELLING.get(clean.casefold(), clean)
     return ROI_UNIONS.get(spelling, (spelling,))
 
@@ -82,9 +74,6 @@ def with_unions(names: Collection[str]) -> set[str]:
     """
     unions = (name for name, parts in ROI_UNIONS.items() if {*parts} <= {*names})
     return {*names, *unions}
-
-
-_NULL = re.compile(r"(n/?a|none|null|)", re.IGNORECASE)
 
 
 def subjects_among(folders: Iterable[str]) -> tuple[str, ...]:
@@ -152,17 +141,6 @@ def as_integer(value: Any) -> int | None:
     except TypeError:
         is_whole = isinstance(value, Real) and float(value).is_integer()
         return int(value) if is_whole else None
-
-
-def clean_roi(name: str) -> str:
-    """Return an ROI name without hyphens.
-
-    Examples
-    --------
-    >>> clean_roi("pSTS-faces")
-    'pSTSfaces'
-    """
-    return name.replace("-", "")
 
 
 def none_if_null(value: Any) -> Any:

@@ -14,108 +14,100 @@ from laion_fmri_fetchers.exceptions import UnsafeKeyError
 STATE_FOLDER = ".laion_fmri"
 
 GLM = "derivatives/glmsingle-tedana/"
-
 ROIS = "derivatives/rois/"
-
 LOCALIZERS = "derivatives/localizers/"
-
 TEDANA = "derivatives/tedana/"
-
 ANATOMICAL = "derivatives/anatomical/"
-
 FREESURFER = "derivatives/freesurfer/"
-
+# Raw BIDS data lie in folders of subjects at the top of the bucket.
 RAW = ""
-"""Raw BIDS data lie in folders of subjects at the top of the bucket."""
 
+# The trees whose layout is known; a subject's files are below `{tree}{subject}/`.
 TREES = (GLM, ROIS, LOCALIZERS, TEDANA, ANATOMICAL, FREESURFER, RAW)
-"""The trees whose layout is known; a subject's files are below ``{tree}{subject}/``."""
-
+# Trees of time series, hundreds of GB per subject: fetched only when named.
 BULK = frozenset({TEDANA, RAW})
-"""Trees of time series, hundreds of GB per subject: fetched only when named."""
-
+# Files that this package made; the bucket has no such folder.
 MADE_HERE = "derivatives/laion-fmri-fetchers/"
-"""Files that this package made; the bucket has no such folder."""
 
 DERIVATIVES = "derivatives/"
-
 STIMULI = "stimuli/"
-
 ARCHIVED = "archive/"
 
 PARTICIPANTS = "participants.tsv"
-
+# A file at the top of buckets whose data are synthetic; real ones have none.
 DEMO = "DEMO"
-"""A file at the top of buckets whose data are synthetic; real ones have none."""
-
+# Small files at the top of a BIDS dataset; any may be missing.
 ROOT_FILES = frozenset(
-    (
-        *("dataset_description.json", PARTICIPANTS, "participants.json", "README"),
-        *("README.md", "README.rst", "README.txt", "CHANGES", "LICENSE"),
-        "CITATION.cff",
-    )
+    f"dataset_description.json {PARTICIPANTS} participants.json README README.md "
+    "README.rst README.txt CHANGES LICENSE CITATION.cff".split()
 )
-"""Small files at the top of a BIDS dataset; any may be missing."""
 
 ARCHIVE = "stimuli/task-images_stimuli.h5"
-
-STIMULUS_TABLE = "stimuli/task-images_metadata.csv"
-
 GATED = frozenset({ARCHIVE})
-
+STIMULUS_TABLE = "stimuli/task-images_metadata.csv"
 STIMULUS_IMAGES = "stimuli/images/"
-
 CAPTIONS = "stimuli/task-images_desc-captions.csv"
-
 SEGMENTATIONS = "stimuli/task-images_desc-segmentations.h5"
-
 SEGMENTATIONS_TABLE = "stimuli/task-images_desc-segmentations_metadata.csv"
-
 EMBEDDING_MODELS = ("CLIP", "DINOv2", "PEcore", "SigLIP2")
 
 HELD_OUT = frozenset(f"ses-{n}" for n in range(31, 35))
 
+# `res-` of images on the grid of the betas, 1.778 mm.
 FUNCTIONAL_GRID = "1pt8"
-"""``res-`` of images on the grid of the betas, 1.778 mm."""
-
+# `res-` of images on the 1.5 mm grid of the volumetric localizer fits.
 LOCALIZER_GRID = "1pt5"
-"""``res-`` of images on the 1.5 mm grid of the volumetric localizer fits."""
 
+# A hemisphere, as nilearn calls it, and as FreeSurfer does.
 HEMISPHERES = {"left": "lh", "right": "rh"}
-"""A hemisphere, as nilearn calls it, and as FreeSurfer does."""
-
+# FreeSurfer's surfaces of a hemisphere that are read; there are more.
 SURFACES = ("white", "pial", "inflated", "sphere.reg")
-"""FreeSurfer's surfaces of a hemisphere that are read; there are more."""
 
-IMAGE_TYPES = {
-    "betas": GLM,
-    "trials": GLM,
-    "noise_ceiling": GLM,
-    "rsquare": GLM,
-    "hrf_index": GLM,
-    "fracridge": GLM,
-    "model": GLM,
-    "summary": GLM,
-    "figure": GLM,
-    "mean_rsquare": GLM,
-    "subject_noise_ceiling": GLM,
-    "subject_summary": GLM,
-    "brain_mask": ANATOMICAL,
-    "anatomical": ANATOMICAL,
-    "roi": ROIS,
-    "freesurfer": FREESURFER,
-    "localizer": LOCALIZERS,
-    "localizer_effect": LOCALIZERS,
-    "preprocessed_bold": TEDANA,
-    "raw_bold": RAW,
-    "sbref": RAW,
-    "events": RAW,
-    "fieldmap": RAW,
-    "raw_anatomical": RAW,
+# Tree -> pattern of a file -> `image_type`; the first pattern that fits holds. It is of
+# whose file it is ("ses" or "sub"), the last folder, and suffix, extension, stat and
+# desc of the BIDS name ("-": none). "nii" is also nii.gz; `[!j]*` is all but json.
+RULES: dict[str | None, dict[str, str]] = {
+    GLM: {
+        "* figures * * * *": "figure",
+        "ses * trials tsv * *": "trials",
+        "ses * model h5 * *": "model",
+        "ses * summary json * *": "summary",
+        "sub * summary json * *": "subject_summary",
+        "ses * statmap nii effect SingletrialBetas": "betas",
+        "ses * statmap nii - Noiseceiling": "noise_ceiling",
+        "ses * statmap nii rsquare R2": "rsquare",
+        "ses * dseg nii - HRFindex": "hrf_index",
+        "ses * statmap nii - Fracridge": "fracridge",
+        "sub * statmap nii rsquare R2mean": "mean_rsquare",
+        "sub * statmap nii - Noiseceiling*rep": "subject_noise_ceiling",
+    },
+    ANATOMICAL: {
+        "ses * mask nii - brain": "brain_mask",
+        "ses * T[12]w nii - -": "anatomical",
+    },
+    ROIS: {"* mask [!j]* * *": "roi"},
+    FREESURFER: {"*": "freesurfer"},
+    LOCALIZERS: {
+        "* statmap nii z *": "localizer",
+        "* statmap func.gii z *": "localizer",
+        "* statmap nii effect *": "localizer_effect",
+        "* statmap func.gii effect *": "localizer_effect",
+    },
+    TEDANA: {"* bold nii * *": "preprocessed_bold"},
+    RAW: {
+        "* bold nii * *": "raw_bold",
+        "* sbref nii * *": "sbref",
+        "* events tsv * *": "events",
+        "* fmap * nii * *": "fieldmap",
+        "* anat * nii * *": "raw_anatomical",
+    },
+}
+# Every `image_type`, and the tree its files lie in (None: in any).
+IMAGE_TYPES: dict[str, str | None] = {
+    **{image_type: tree for tree in RULES for image_type in RULES[tree].values()},
     "sidecar": None,
     "other": None,
 }
-"""Every ``image_type``, and the tree its files lie in (None: in any)."""
 
 _FILE_NAME = re.compile(r"(?!\.{1,2}\Z)(?!.:)[^\x00-\x1f\x7f/\\]+")
 
@@ -213,17 +205,6 @@ def surface_id(subject: str, hemisphere: str, surface: str) -> str:
     'derivatives/freesurfer/sub-01/surf/rh.pial'
     """
     return f"{FREESURFER}{subject}/{surface_name(hemisphere, surface)}"
-
-
-def orig_id(subject: str) -> str:
-    """Return the ``id`` of the volume that a subject's surfaces were made from.
-
-    Examples
-    --------
-    >>> orig_id("sub-01")
-    'derivatives/freesurfer/sub-01/mri/orig.mgz'
-    """
-    return f"{FREESURFER}{subject}/mri/orig.mgz"
 
 
 def brain_mask_name(subject: str) -> str:

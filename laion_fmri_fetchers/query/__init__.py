@@ -8,9 +8,6 @@ Rooms, each importing only from those below it::
                     └─ _names, _roi_names
     arguments    check_mode, check_positive, check_verbose, check_fields, as_limit,
                  check_fetched, check_terms
-    split_files  as_family ─▶ as_split ─▶ splits.StimulusSplit
-    splits       StimulusSplit ─┬─ .is_train, .is_test ─▶ IsIn
-                 StimulusFolds ─┴─ .masks, .split, .get_n_splits
     filters      as_filter ──▶ ResultFilter ─┬─ (record) ──▶ bool
                                              ├─ .mask(df) ─▶ columns.Rows
                                              ├─ .AND, .OR, .XOR, .NOT ─▶ Combination

@@ -10,12 +10,10 @@ from typing import Any
 from laion_fmri_fetchers.access.account import access_status
 from laion_fmri_fetchers.access.gate import ArchiveVersion, archive_in
 from laion_fmri_fetchers.access.service import refuse_plain, server_url
-from laion_fmri_fetchers.cache.split_sources import local_sources, splits_url
 from laion_fmri_fetchers.exceptions import AccessServiceError
 from laion_fmri_fetchers.layout.names import SUBJECTS
-from laion_fmri_fetchers.layout.splits import file_of
 from laion_fmri_fetchers.layout.trees import ARCHIVE
-from laion_fmri_fetchers.query.split_files import MOST_BYTES, as_split, parsed
+from laion_fmri_fetchers.splits import MOST_BYTES, as_split, read_local, sources
 
 from .client import NoAnswerError
 from .context import Context
@@ -87,20 +85,21 @@ def request_id(context: Context) -> Iterator[Point]:
 
 def splits(context: Context) -> Iterator[Point]:
     """Read two splits from where a call would read them, unless they are kept."""
-    for source in local_sources():
+    for source in sources():
+        if source.kind == "web":
+            break
         try:
-            files = source.read("shared", ["tau"])
-            random = source.read(SUBJECTS[0], ["random_0"])
+            files = read_local(source.place, "shared", ["tau"])
+            files |= read_local(source.place, SUBJECTS[0], ["random_0"])
         except ValueError as error:
-            yield judged(False, "splits", f"{source.text}: {error}")
+            yield judged(False, "splits", f"{source.place}: {error}")
             return
         if "tau" in files:
-            yield _split(files["tau"], "tau", source.text)
-            if "random_0" in random:
-                yield _split(random["random_0"], "random_0", source.text)
+            for name, content in files.items():
+                yield _split(content, name, source.place)
             return
     for pool, name in (("shared", "tau"), (SUBJECTS[0], "random_0")):
-        url = f"{splits_url()}/{file_of(pool, name)}"
+        url = f"{source.place}/{pool}/{name}.json"
         try:
             reply = context.client.get(url, most=MOST_BYTES)
         except NoAnswerError as error:
@@ -116,7 +115,7 @@ def splits(context: Context) -> Iterator[Point]:
 def _split(content: bytes, name: str, source: str) -> Point:
     point = "splits" if name == "tau" else "random splits"
     try:
-        split = as_split(parsed(content), name, None)
+        split = as_split(json.loads(content), name)
     except ValueError as error:
         return judged(False, point, f"{source}: {error}")
     if name == "tau":
