@@ -104,8 +104,9 @@ integers = st.integers(-3, 13) | st.sampled_from(
         2**70,
     ]
 )
-floats = st.floats(-3, 13).map(lambda x: round(x, 1)) | st.sampled_from(
-    [np.inf, -np.inf, -0.0, 2.0**53, 2.0**60, 2.0**63, -(2.0**63), 1e300, 0.1]
+# Without -0.0, which a column takes for 0.0.
+floats = st.floats(-3, 13).map(lambda x: round(x, 1) + 0.0) | st.sampled_from(
+    [np.inf, -np.inf, 2.0**53, 2.0**60, 2.0**63, -(2.0**63), 1e300, 0.1]
 )
 plain = st.none() | st.booleans() | integers | floats | texts
 odd = st.sampled_from(
@@ -698,7 +699,7 @@ def test_an_iterator_is_membership():
 
 def test_sets_give_one_repr():
     assert repr(ResultFilter(a={3, 10, 2})) == "ResultFilter(a=IsIn(2, 3, 10))"
-    assert repr(ResultFilter(a={"x", 2})) == "ResultFilter(a=IsIn('x', 2))"
+    assert repr(ResultFilter(a={"x", 2})) == "ResultFilter(a=IsIn(2, 'x'))"
 
 
 @pytest.mark.parametrize("null", NULLS)

@@ -165,11 +165,10 @@ did you mean 'models'?
                 f"{function.__name__} has no argument {name!r}; "
                 f"{right_place(name, options[name], arguments)}"
             )
-        values = [list(v) if isinstance(v, Iterator) else v for v in args]
-        named = {
-            n: list(v) if isinstance(v, Iterator) else v for n, v in options.items()
-        }
-        return function(*values, **named)
+        return function(*map(once, args), **{n: once(v) for n, v in options.items()})
+
+    def once(value: Any) -> Any:
+        return list(value) if isinstance(value, Iterator) else value
 
     return checked  # type: ignore[return-value]
 
@@ -186,7 +185,7 @@ def right_place(name: str, value: object, arguments: Iterable[str]) -> str:
     """
     if f"{name}s" in arguments:
         return f"use {name}s="
-    if name in TRIAL_FIELDS and name != "image_index":
+    if name in TRIAL_FIELDS:
         owner = "" if "trial_filter" in arguments else " of fetch_laion_fmri"
         return f"it is a field of trials: trial_filter={{{name!r}: {value!r}}}{owner}"
     return calls_with(name) or did_you_mean(name, arguments)
@@ -195,11 +194,11 @@ def right_place(name: str, value: object, arguments: Iterable[str]) -> str:
 def calls_with(argument: str) -> str:
     """Return which public calls have an argument, to end a message with."""
     package = import_module(__name__.partition(".")[0])
-    functions = filter(
-        inspect.isfunction, (getattr(package, n) for n in package.__all__)
-    )
+    public = [getattr(package, name) for name in package.__all__]
     calls = [
-        f.__name__ for f in functions if argument in inspect.signature(f).parameters
+        function.__name__
+        for function in filter(inspect.isfunction, public)
+        if argument in inspect.signature(function).parameters
     ]
     return f"it is an argument of {', '.join(calls)}" if calls else ""
 
@@ -235,9 +234,7 @@ def as_limit(max_images: Any) -> int | None:
     InvalidQueryError
         If it is not a whole number.
     """
-    if max_images is None:
-        return None
-    number = as_integer(max_images)
+    number = -1 if max_images is None else as_integer(max_images)
     if number is None:
         raise InvalidQueryError(
             f"max_images is {max_images!r}; give a whole number, or None for all"

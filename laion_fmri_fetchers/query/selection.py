@@ -127,17 +127,22 @@ def select(
     InvalidQueryError
         If one is not valid; the message names it.
     """
+    of_images = as_filter(image_filter, "image_filter")
     terms = _image_terms(image_terms, arguments)
-    filt = as_filter(image_filter, "image_filter")
+    of_rois, roi_terms = as_filter(roi_filter, "roi_filter"), basic_roi_terms()
+    if not admits(of_rois, "space", roi_terms["space"]):
+        del roi_terms["res"]  # another space has grids of its own
+    of_trials = as_filter(trial_filter, "trial_filter")
+    check_fields(of_trials, "trial_filter", [*{*TRIAL_FIELDS} - {"image_index"}])
     examples = "'ses-01', '01', 1 or a name such as '4BarScreenfLoc'"
     return Selection(
         subjects=subject_names(subjects),
         sessions=_names(sessions, "sessions", clean_session, examples),
         rois=_roi_names(rois),
         subject_filter=as_filter(subject_filter, "subject_filter"),
-        image_filter=_with_terms(filt, "image_filter", basic_image_terms(), terms),
-        roi_filter=_roi_filter(roi_filter),
-        trial_filter=_trial_filter(trial_filter),
+        image_filter=_with_terms(of_images, "image_filter", basic_image_terms(), terms),
+        roi_filter=_with_terms(of_rois, "roi_filter", roi_terms, {}),
+        trial_filter=of_trials,
         max_images=as_limit(max_images),
     )
 
@@ -194,13 +199,13 @@ def is_one_name(given: object) -> bool:
 def _image_terms(given: dict[str, Any], arguments: Iterable[str]) -> dict[str, Any]:
     """Return the terms on images, given as keywords or, as in nilearn, in one dict."""
     terms = dict(given)
-    nested = terms.pop("image_terms", None) or {}
-    if not isinstance(nested, dict):
+    nested = terms.pop("image_terms", None)
+    if not isinstance(nested, (dict, type(None))):
         raise InvalidQueryError(
             f"image_terms is {nested!r}; it must be a dict of terms (field -> value). "
             "Filters and functions are given as image_filter=."
         )
-    terms = {**nested, **terms}
+    terms = {**(nested or {}), **terms}
     for name, value in terms.items():
         if name in ("subject", "session", "roi") or name not in RECORD_FIELDS:
             hint = right_place(name, value, [*arguments, *RECORD_FIELDS])
@@ -221,27 +226,13 @@ def _with_terms(
     )
     for given in (base, filt):
         term = given.query_terms_.get("image_type")
-        for value in term.arguments_of(term) if isinstance(term, IsIn) else [term]:
+        for value in term.arguments if isinstance(term, IsIn) else [term]:
             if isinstance(value, str) and value not in IMAGE_TYPES:
                 hint = did_you_mean(value, IMAGE_TYPES)
                 raise InvalidQueryError(f"There is no image_type {value!r}; {hint}")
     if is_empty(base):
         return filt
     return base if is_empty(filt) else base & filt
-
-
-def _roi_filter(given: object) -> ResultFilter:
-    """Return the filter on ROI masks; another space has grids of its own."""
-    filt, defaults = as_filter(given, "roi_filter"), basic_roi_terms()
-    if not admits(filt, "space", defaults["space"]):
-        del defaults["res"]
-    return _with_terms(filt, "roi_filter", defaults, {})
-
-
-def _trial_filter(given: object) -> ResultFilter:
-    filt = as_filter(given, "trial_filter")
-    check_fields(filt, "trial_filter", [n for n in TRIAL_FIELDS if n != "image_index"])
-    return filt
 
 
 def _roi_names(given: object) -> tuple[str, ...] | None:
@@ -272,14 +263,15 @@ def _names(
                 f"{argument} holds 'all' beside other names; give either 'all' or names"
             )
         return None
-    names = {value: clean(value) for value in values}
-    for value, name in names.items():
-        if name is None:
+    names: dict[str, None] = {}
+    for value in values:
+        if (name := clean(value)) is None:
             raise InvalidQueryError(
                 f"{argument} holds {value!r}; give {examples}, several of them, or "
                 "'all'"
             )
-    return tuple(dict.fromkeys(names.values()))
+        names[name] = None
+    return tuple(names)
 
 
 def _several(given: object) -> list[Any]:

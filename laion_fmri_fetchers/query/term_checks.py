@@ -12,15 +12,16 @@ from collections.abc import Iterable
 from numbers import Number
 from typing import Any
 
-from laion_fmri_fetchers.exceptions import InvalidQueryError
-from laion_fmri_fetchers.layout.labels import label_values
+from laion_fmri_fetchers.exceptions import InvalidQueryError, did_you_mean
+from laion_fmri_fetchers.layout.labels import TRIAL_FIELDS, label_values
 from laion_fmri_fetchers.messages import counted, listed, warn
 
-from .arguments import right_place
+from .arguments import calls_with
 from .filters import (
     ResultFilter,
     admits,
     check_comparison,
+    fields,
     has_functions,
     requirements,
     terms_of,
@@ -45,12 +46,13 @@ _MOST_VALUES = 20
 def check_fields(given: ResultFilter, name: str, existing: Iterable[str]) -> None:
     """Raise InvalidQueryError for a term on a field that no candidate has."""
     existing = list(existing)
-    for field, term in terms_of(given):
-        if field not in existing:
-            raise InvalidQueryError(
-                f"{field!r} is not a field that {name} can test; "
-                f"{right_place(field, term, existing)}"
-            )
+    for field in sorted(fields(given) - {*existing}):
+        hint = calls_with(field) or did_you_mean(field, existing)
+        if field in TRIAL_FIELDS and name != "trial_filter":
+            hint = "it is a field of trials; use trial_filter instead"
+        raise InvalidQueryError(
+            f"{field!r} is not a field that {name} can test; {hint}"
+        )
 
 
 def check_terms(name: str, given: ResultFilter, among: Any, n_passed: int) -> None:
@@ -86,18 +88,22 @@ def check_terms(name: str, given: ResultFilter, among: Any, n_passed: int) -> No
     if n_passed:
         for part, hint in hints.items():
             warn(f"Nothing fulfils {part}, a part of {name}.{_among(hint)}")
-        return
-    if has_functions(given):
-        types = [v for v in values_of("image_type", among) if v is not None]
-        admitted = {v for v in types if admits(given, "image_type", v)}
-        if len(admitted) == 1:
-            hints["functions"] = (
-                f"functions saw image_type {admitted.pop()!r} alone; add "
-                "image_type=NotNull() to show them other types"
-            )
-    elif not hints and _is_up_to_date(given, among):
-        return
-    warn(f"Nothing passes {name}, {given!r}.{_among(*hints.values())}")
+    elif hints or has_functions(given) or not _is_up_to_date(given, among):
+        told = _among(*hints.values(), _hint_on_functions(given, among))
+        warn(f"Nothing passes {name}, {given!r}.{told}")
+
+
+def _hint_on_functions(given: ResultFilter, among: Any) -> str:
+    """Return that functions saw images of one type, the default, if they did."""
+    types = {
+        v for v in values_of("image_type", among) if admits(given, "image_type", v)
+    }
+    if not has_functions(given) or len(types - {None}) != 1:
+        return ""
+    return (
+        f"functions saw image_type {(types - {None}).pop()!r} alone; add "
+        "image_type=NotNull() to show them other types"
+    )
 
 
 def _asks_for_versions(field: str, term: Any) -> bool:
@@ -126,7 +132,7 @@ def _hint(field: str, present: list, term: Any) -> str:
     found = [value for value in present if value is not None]
     names = sorted(set(map(str, found)))
     if isinstance(term, Pattern) and any(
-        re.search(term.pattern_, name, term.flags_) for name in names
+        re.search(term.arguments[0], name, term.arguments[1]) for name in names
     ):
         return (
             f"{field} has it, but not at the start, where Pattern matches: begin it "
@@ -150,7 +156,7 @@ def _hint(field: str, present: list, term: Any) -> str:
 def _plain_values(term: Any) -> list:
     """Return the plain values that a term names."""
     kinds = (IsIn, NotIn, NotEqual, NotContains, OrderComparison)
-    values = term.arguments_of(term) if isinstance(term, kinds) else (term,)
+    values = term.arguments if isinstance(term, kinds) else (term,)
     return [v for v in values if type(v) in PLAIN_TYPES and v is not None]
 
 
@@ -163,7 +169,7 @@ def _type_name(value: Any) -> str:
 def _check_values(name: str, field: str, term: Any, present: list) -> None:
     """Warn of values of a term that no candidate has, and of numbers compared as text.
 
-    Of values to leave out, one that no candidate has leaves out nothing, as a typo does.
+    A value to leave out that no candidate has leaves out nothing, as a typo does.
     """
     found = [value for value in present if value is not None]
     asked = _plain_values(term)

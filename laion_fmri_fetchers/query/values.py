@@ -10,13 +10,14 @@ import operator
 import re
 from collections.abc import Callable, Container, Iterable, Mapping
 from datetime import date
-from functools import cached_property
 from numbers import Number
 from typing import Any
 
 from laion_fmri_fetchers.exceptions import InvalidQueryError
 
 PLAIN_TYPES: frozenset[type] = frozenset({str, int, float, bool, type(None)})
+
+_TYPES_WITH_NULLS = frozenset({"NAType", "NaTType", "datetime64"})
 
 # Values of a collection beyond which they are shown in short.
 MANY = 50
@@ -34,10 +35,7 @@ def in_order(given: Iterable) -> list:
     """
     if not isinstance(given, (set, frozenset)):
         return list(given)
-    try:
-        return sorted(given)
-    except TypeError:  # of several types
-        return sorted(given, key=repr)
+    return sorted(given, key=lambda value: (type(value).__name__, value))
 
 
 def check_order(given: Any, name: str) -> None:
@@ -62,9 +60,8 @@ def is_null(value: Any) -> bool:
     kind = type(value)
     if kind in PLAIN_TYPES:
         return value is None or value != value
-    if kind.__name__ in ("NAType", "NaTType"):
-        return True
-    may_be = isinstance(value, Number) or kind.__name__ == "datetime64"
+    # Of a type that has nulls: a user's own term may not be equal to itself, either.
+    may_be = isinstance(value, Number) or kind.__name__ in _TYPES_WITH_NULLS
     return may_be and not equals(value, value)
 
 
@@ -117,18 +114,13 @@ class SpecialValue:
     Two special values are equal if they are of one type and have the same arguments.
     """
 
-    # The attributes that hold the arguments, called as in nilearn.
-    attributes: tuple[str, ...] = ()
     # Whether it equals all values but those that it accepts.
     is_negated = False
 
-    @classmethod
-    def arguments_of(cls, value: Any) -> tuple:
-        """Return the arguments of a special value of this type, ours or nilearn's."""
-        return tuple(getattr(value, name) for name in cls.attributes)
+    def __init__(self, *arguments: Any):
+        self.arguments = arguments
 
-    def _accepts(self, value: Any) -> bool:
-        raise NotImplementedError
+    def _accepts(self, value: Any) -> Any: ...
 
     def accepts(self, value: Any) -> bool | None:
         """Return whether a value is accepted; None where this cannot be decided."""
@@ -139,9 +131,8 @@ class SpecialValue:
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, SpecialValue):
-            return type(self) is type(other) and are_same(
-                self.arguments_of(self), other.arguments_of(other)
-            )
+            is_same_kind = type(self) is type(other)
+            return is_same_kind and are_same(self.arguments, other.arguments)
         return bool(self.accepts(other)) is not self.is_negated
 
     def __bool__(self) -> bool:
@@ -152,17 +143,16 @@ class SpecialValue:
         )
 
     def __repr__(self) -> str:
-        arguments = ", ".join(map(repr, self.arguments_of(self)))
-        return f"{type(self).__name__}({arguments})"
+        return f"{type(self).__name__}({', '.join(map(repr, self.arguments))})"
 
 
 class OrderComparison(SpecialValue):
     """Base of the comparisons with a bound."""
 
-    attributes = ("bound_",)
     compare: Callable[[Any, Any], Any]
 
     def __init__(self, bound: Any):
+        super().__init__(bound)
         self.bound_ = bound
 
     def _accepts(self, value: Any) -> bool:
@@ -179,39 +169,32 @@ class OrderComparison(SpecialValue):
 
 
 class _Several(SpecialValue):
-    """Base of special values with any number of arguments, in one attribute."""
-
-    def __init__(self, *values: Any):
-        setattr(self, self.attributes[0], values)
-
-    @classmethod
-    def arguments_of(cls, value: Any) -> tuple:
-        return tuple(getattr(value, cls.attributes[0]))
+    """Base of special values with any number of arguments."""
 
     def __repr__(self) -> str:
-        values = self.arguments_of(self)
-        if len(values) <= MANY:
-            return f"{type(self).__name__}{values!r}"
-        first = ", ".join(map(repr, values[:2]))
-        return f"{type(self).__name__}({first}, and {len(values) - 2:,} more)"
+        if len(self.arguments) <= MANY:
+            return f"{type(self).__name__}{self.arguments!r}"
+        first = ", ".join(map(repr, self.arguments[:2]))
+        return f"{type(self).__name__}({first}, and {len(self.arguments) - 2:,} more)"
 
 
 class _Membership(_Several):
     """Base of `IsIn` and `NotIn`."""
 
-    @cached_property
-    def _texts_and_others(self) -> tuple[frozenset[str], tuple]:
-        values = self.arguments_of(self)
-        others = tuple(value for value in values if type(value) is not str)
-        return frozenset(value for value in values if type(value) is str), others
+    def __init__(self, *values: Any):
+        super().__init__(*values)
+        self._texts = frozenset(value for value in values if type(value) is str)
+        self._others = tuple(value for value in values if type(value) is not str)
 
     def _accepts(self, value: Any) -> bool:
         # Looked up, as a split has 25,000 labels. What is no text may equal a text in
         # a way of its own, as `Pattern` does.
         if type(value) is str:
-            texts, others = self._texts_and_others
-            return value in texts or value in others
-        return value in self.arguments_of(self)
+            return value in self._texts or value in self._others
+        return value in self.arguments
+
+    def __reduce__(self) -> tuple:
+        return type(self), self.arguments
 
 
 class IsNull(SpecialValue):
@@ -254,14 +237,13 @@ class NotEqual(SpecialValue):
     (True, False)
     """
 
-    attributes = ("negated_",)
     is_negated = True
 
     def __init__(self, negated: Any):
-        self.negated_ = negated
+        super().__init__(negated)
 
-    def _accepts(self, value: Any) -> bool:
-        return self.negated_ == value
+    def _accepts(self, value: Any) -> Any:
+        return self.arguments[0] == value
 
 
 class GreaterOrEqual(OrderComparison):
@@ -354,8 +336,6 @@ class IsIn(_Membership):
     (True, False)
     """
 
-    attributes = ("accepted_",)
-
 
 class NotIn(_Membership):
     """Equal to every value but those given.
@@ -371,7 +351,6 @@ class NotIn(_Membership):
     (True, False)
     """
 
-    attributes = ("rejected_",)
     is_negated = True
 
 
@@ -389,11 +368,9 @@ class Contains(_Several):
     (True, False)
     """
 
-    attributes = ("must_be_contained_",)
-
     def _accepts(self, value: Any) -> bool:
         return isinstance(value, Container) and all(
-            item in value for item in self.must_be_contained_
+            item in value for item in self.arguments
         )
 
 
@@ -411,12 +388,10 @@ class NotContains(_Several):
     (True, False)
     """
 
-    attributes = ("must_not_be_contained_",)
-
     def _accepts(self, value: Any) -> bool:
         # Not `item in value`, which is an error for a number and a string.
         return isinstance(value, Container) and not any(
-            Contains(item) == value for item in self.must_not_be_contained_
+            Contains(item) == value for item in self.arguments
         )
 
 
@@ -443,8 +418,6 @@ class Pattern(SpecialValue):
     True
     """
 
-    attributes = ("pattern_", "flags_")
-
     def __init__(self, pattern: str | re.Pattern, flags: int = 0):
         try:
             re.match(pattern, "", flags)
@@ -454,19 +427,17 @@ class Pattern(SpecialValue):
                 f"expression of text: {error}."
             ) from error
         if isinstance(pattern, re.Pattern):
-            pattern, flags = pattern.pattern, pattern.flags
-        self.pattern_, self.flags_ = pattern, flags
-
-    @classmethod
-    def arguments_of(cls, value: Any) -> tuple:
-        """Return the pattern, and the flags as a number."""
-        return value.pattern_, int(value.flags_)
+            flags, pattern = pattern.flags, pattern.pattern
+        super().__init__(pattern, int(flags))
 
     def _accepts(self, value: Any) -> bool:
-        return re.match(self.pattern_, value, self.flags_) is not None
+        return re.match(self.arguments[0], value, self.arguments[1]) is not None
 
     def __repr__(self) -> str:
-        return f"Pattern(pattern={self.pattern_!r}, flags={self.flags_})"
+        pattern, flags = self.arguments
+        return (
+            f"Pattern(pattern={pattern!r}, flags={re.RegexFlag(flags) if flags else 0})"
+        )
 
 
 # Those of nilearn, and those in saved queries, by name.
@@ -497,10 +468,12 @@ def _as_single_term(value: Any) -> Any:
     kind = type(value)
     if kind.__module__.startswith("nilearn.") and kind.__name__ in SPECIAL_VALUES:
         kind = SPECIAL_VALUES[kind.__name__]
-        value = kind(*kind.arguments_of(value))
+        # In the order of its arguments; repr_arg_ and _cast repeat the only one.
+        given = [v for n, v in vars(value).items() if n not in ("repr_arg_", "_cast")]
+        value = kind(*(given[0] if issubclass(kind, _Several) else given))
     if kind in (IsIn, NotIn, NotEqual):
         # Candidates have None for any null, so that their terms must have it too.
-        return kind(*map(_as_single_term, kind.arguments_of(value)))
+        return kind(*map(_as_single_term, value.arguments))
     return null_as_none(value)
 
 
@@ -516,7 +489,7 @@ def to_plain(term: Any) -> Any:
     (['LAION', 'NSD'], {'GreaterThan': [4]})
     """
     if type(term) in SPECIAL_VALUES.values():
-        arguments = [*map(to_plain, term.arguments_of(term))]
+        arguments = [*map(to_plain, term.arguments)]
         return arguments if type(term) is IsIn else {type(term).__name__: arguments}
     if hasattr(term, "item") and getattr(term, "ndim", None) == 0:
         term = term.item()  # a number of numpy
