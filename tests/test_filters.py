@@ -790,7 +790,7 @@ class Near(LessThan):
     """A user's own special value, after ours."""
 
     def __eq__(self, other):
-        return other is not None and abs(other - self.bound_) < 2
+        return other is not None and abs(other - self.arguments[0]) < 2
 
     __hash__ = None
 

@@ -150,17 +150,24 @@ class ResultFilter:
         >>> ResultFilter(n_reps=GreaterOrEqual(4)).mask(trials)
         array([ True,  True, False])
         """
-        import numpy as np
-
         if not df.columns.is_unique:  # of columns with one name the last, as in a dict
             df = df.loc[:, ~df.columns.duplicated(keep="last")]
+        for field, term in terms_of(self):
+            if isinstance(term, OrderComparison):
+                check_comparison(term, field, values_of(field, df))
+        return self.unchecked_mask(df)
+
+    def unchecked_mask(self, df: pd.DataFrame) -> np.ndarray:
+        """Return which rows pass; a test is asked for rows that passed all before."""
+        import numpy as np
+
         rows = np.ones(len(df), dtype=bool)
         for field, term in self.query_terms_.items():
             rows &= _matches(term, field, df)
         for test in self.callable_filters_:
             left = df if rows.all() else df[rows]
             if isinstance(test, (ResultFilter, Combination)):
-                rows[rows] = test.mask(left)
+                rows[rows] = test.unchecked_mask(left)
             else:
                 records: list[Any] = left.to_dict("records")
                 rows[rows] = [*map(ResultFilter(callable_filter=test), records)]
@@ -280,15 +287,15 @@ class Combination:
             return any(answers)
         return sum(answers) == (1 if self.word == "XOR" else 0)
 
-    def mask(self, df: pd.DataFrame) -> np.ndarray:
-        """Return which rows of a DataFrame pass; OR asks the second of others alone."""
-        hits, last = self.operands[0].mask(df), self.operands[-1]
+    def unchecked_mask(self, df: pd.DataFrame) -> np.ndarray:
+        """Return which rows pass; OR asks the last filter for those that are left."""
+        hits, last = self.operands[0].unchecked_mask(df), self.operands[-1]
         if self.word == "NOT":
             return ~hits
         if self.word == "OR":
-            hits[~hits] = last.mask(df[~hits])
+            hits[~hits] = last.unchecked_mask(df[~hits])
             return hits
-        return hits ^ last.mask(df)
+        return hits ^ last.unchecked_mask(df)
 
 
 def _combined(word: str, *operands: Any) -> ResultFilter:
@@ -309,7 +316,6 @@ def _matches(term: Any, field: str, df: pd.DataFrame) -> Any:
     if field not in df:
         return equals(term, None)
     keys, values = _distinct(df, field)
-    check_comparison(term, field, [*values.values()])
     answers = {key: equals(term, value) for key, value in values.items()}
     return np.fromiter(map(answers.__getitem__, keys), bool, len(df))
 
@@ -338,7 +344,7 @@ def check_comparison(term: Any, field: str, values: list) -> None:
     is_own = type(term) in SPECIAL_VALUES.values()
     if not (values and is_own and isinstance(term, OrderComparison)):
         return
-    bound, first = term.bound_, values[0]
+    bound, first = term.arguments[0], values[0]
     # The beginning of an ISO date, such as a year, compares as text does.
     is_odd_text = isinstance(bound, str) and not re.match(r"\d{4}(-|$)", bound)
     if is_odd_text and all(as_utc(value) for value in values):

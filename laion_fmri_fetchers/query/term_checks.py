@@ -19,7 +19,6 @@ from laion_fmri_fetchers.messages import counted, listed, warn
 from .arguments import calls_with
 from .filters import (
     ResultFilter,
-    admits,
     check_comparison,
     fields,
     has_functions,
@@ -89,21 +88,13 @@ def check_terms(name: str, given: ResultFilter, among: Any, n_passed: int) -> No
         for part, hint in hints.items():
             warn(f"Nothing fulfils {part}, a part of {name}.{_among(hint)}")
     elif hints or has_functions(given) or not _is_up_to_date(given, among):
-        told = _among(*hints.values(), _hint_on_functions(given, among))
-        warn(f"Nothing passes {name}, {given!r}.{told}")
-
-
-def _hint_on_functions(given: ResultFilter, among: Any) -> str:
-    """Return that functions saw images of one type, the default, if they did."""
-    types = {
-        v for v in values_of("image_type", among) if admits(given, "image_type", v)
-    }
-    if not has_functions(given) or len(types - {None}) != 1:
-        return ""
-    return (
-        f"functions saw image_type {(types - {None}).pop()!r} alone; add "
-        "image_type=NotNull() to show them other types"
-    )
+        types = [term for field, term in terms_of(given) if field == "image_type"]
+        if has_functions(given) and types and isinstance(types[0], str):
+            hints["functions"] = (
+                f"functions saw image_type {types[0]!r} alone; add "
+                "image_type=NotNull() to show them other types"
+            )
+        warn(f"Nothing passes {name}, {given!r}.{_among(*hints.values())}")
 
 
 def _asks_for_versions(field: str, term: Any) -> bool:
@@ -173,7 +164,7 @@ def _check_values(name: str, field: str, term: Any, present: list) -> None:
     """
     found = [value for value in present if value is not None]
     asked = _plain_values(term)
-    is_text = isinstance(term, OrderComparison) and isinstance(term.bound_, str)
+    is_text = isinstance(term, OrderComparison) and isinstance(term.arguments[0], str)
     if is_text and all(isinstance(value, Number) for value in found):
         warn(
             f"{ResultFilter({field: term})!r}, a part of {name}, compares numbers as "

@@ -116,9 +116,7 @@ class SpecialValue:
 
     # Whether it equals all values but those that it accepts.
     is_negated = False
-
-    def __init__(self, *arguments: Any):
-        self.arguments = arguments
+    arguments: tuple = ()
 
     def _accepts(self, value: Any) -> Any: ...
 
@@ -152,24 +150,27 @@ class OrderComparison(SpecialValue):
     compare: Callable[[Any, Any], Any]
 
     def __init__(self, bound: Any):
-        super().__init__(bound)
-        self.bound_ = bound
+        self.arguments = (bound,)
 
     def _accepts(self, value: Any) -> bool:
         # A cast to text would make "None" or "nan" of a null, and compare that.
         if is_null(value):
             return False
-        bound = as_utc(self.bound_)
-        moment = None if bound is None else as_utc(value)
-        if moment is not None:
-            return self.compare(moment, bound)
-        if bound is not None and not isinstance(self.bound_, str):
+        (bound,) = self.arguments
+        date_of_bound = as_utc(bound)
+        date_of_value = None if date_of_bound is None else as_utc(value)
+        if date_of_value is not None:
+            return self.compare(date_of_value, date_of_bound)
+        if date_of_bound is not None and not isinstance(bound, str):
             raise TypeError(f"{value!r} is not a date")
-        return self.compare(type(self.bound_)(value), self.bound_)
+        return self.compare(type(bound)(value), bound)
 
 
 class _Several(SpecialValue):
     """Base of special values with any number of arguments."""
+
+    def __init__(self, *values: Any):
+        self.arguments = values
 
     def __repr__(self) -> str:
         if len(self.arguments) <= MANY:
@@ -240,7 +241,7 @@ class NotEqual(SpecialValue):
     is_negated = True
 
     def __init__(self, negated: Any):
-        super().__init__(negated)
+        self.arguments = (negated,)
 
     def _accepts(self, value: Any) -> Any:
         return self.arguments[0] == value
@@ -428,7 +429,7 @@ class Pattern(SpecialValue):
             ) from error
         if isinstance(pattern, re.Pattern):
             flags, pattern = pattern.flags, pattern.pattern
-        super().__init__(pattern, int(flags))
+        self.arguments = pattern, int(flags)
 
     def _accepts(self, value: Any) -> bool:
         return re.match(self.arguments[0], value, self.arguments[1]) is not None
