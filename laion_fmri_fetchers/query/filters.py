@@ -329,12 +329,10 @@ def _distinct(df: pd.DataFrame, field: str) -> tuple[Sequence, dict[Any, Any]]:
 
     if pd.api.types.infer_dtype(df[field], skipna=True) in _OF_ONE_TYPE:
         keys: Sequence = df[field].tolist()
-        values = {value: value for value in dict.fromkeys(keys)}
-    else:
-        # Each row by itself: lists have no hash, and 1, 1.0 and True have one.
-        keys = range(len(df))
-        values = dict(enumerate(df[[field]].to_dict("list")[field]))
-    return keys, {key: null_as_none(value) for key, value in values.items()}
+        return keys, {key: null_as_none(key) for key in dict.fromkeys(keys)}
+    # Each row by itself: lists have no hash, and 1, 1.0 and True have one.
+    values = enumerate(df[[field]].to_dict("list")[field])
+    return range(len(df)), {row: null_as_none(value) for row, value in values}
 
 
 def check_comparison(term: Any, field: str, values: list) -> None:
