@@ -1190,3 +1190,18 @@ def test_labels_that_no_trial_shows_are_an_error_before_the_download(server):
         fetch(labels={*trials["label"][:2]})
     betas = fetch(labels=[trials["label"][1], known])
     assert list(dict.fromkeys(betas.trials["label"])) == [trials["label"][1], known]
+
+
+def test_rois_and_labels_may_be_iterators(server):
+    labels = list(
+        fetch_laion_fmri(1, None, dry_run=True, verbose=0).trials["label"][:2]
+    )
+    expected = fetch("FFA1", labels=labels)
+    for subjects in (1, (n for n in [1])):
+        rois, names = (n for n in ["FFA1"]), iter(labels)
+        got = fetch_laion_betas(subjects, rois, labels=names, verbose=0)
+        got = got if subjects == 1 else got["sub-01"]
+        assert np.array_equal(got.data, expected.data)
+    data = fetch_laion_fmri("all", "FFA1", 1, verbose=0)
+    each = load_betas(data, "all", labels=iter(labels[:1]), verbose=0)
+    assert all(set(betas.trials["label"]) == {labels[0]} for betas in each.values())

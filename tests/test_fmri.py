@@ -1391,6 +1391,27 @@ def test_a_query_with_functions_tells_their_names(cached):
         ({"space": "MNI152"}, "images.*space is T1w"),
         ({"roi_filter": {"space": "MNI"}}, "ROI masks.*space is T1w, fsnative"),
         ({"subject_filter": {"subject": "1"}}, "subject_filter.*subject is sub-01"),
+        ({"last_modified": "2999-12-31"}, r"images.*last_modified is \d{4}-\d\d-\d\dT"),
+        (
+            {"trial_filter": ResultFilter(n_reps=12) & {"n_reps": 4}},
+            r"trial_filter, ResultFilter\(n_reps=12\) & ResultFilter\(n_reps=4\)\.$",
+        ),
+        (
+            {"image_filter": {"desc": "x", "last_modified": GreaterThan("2000-01-01")}},
+            "the terms on images.*desc is ",
+        ),
+        (
+            {
+                "image_filter": ResultFilter(
+                    stat="rsquare", last_modified=LessThan("2999")
+                )
+            },
+            "the terms on images",
+        ),
+        (
+            {"image_filter": ResultFilter(outdated=True) & (lambda record: False)},
+            "the terms on images",
+        ),
     ],
 )
 def test_a_filter_that_nothing_passes_is_warned_of(server, data_dir, query, words):

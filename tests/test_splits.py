@@ -744,9 +744,6 @@ def test_many_values_accept_what_few_do():
     assert many == 1.5
     assert many == "x59"
     assert many != "b"
-    many.accepted_ = tuple(f"y{i}" for i in range(60))
-    assert many == "y3"
-    assert many != "x3"
 
 
 def test_splits_are_pickled_compared_and_shown():

@@ -260,7 +260,6 @@ def fetch_laion_betas(
         dry_run=dry_run,
     )
     if not is_one_name(subjects):
-        given["sessions"] = selection.sessions or "all"  # it may have been an iterator
         each = selection.subjects or find_subjects(settings)[0]
         betas = {
             name: fetch_laion_betas(**{**given, "subjects": name}) for name in each

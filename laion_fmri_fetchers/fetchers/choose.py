@@ -30,9 +30,9 @@ from laion_fmri_fetchers.layout.names import (
 )
 from laion_fmri_fetchers.layout.trees import GLM, HELD_OUT, IMAGE_TYPES, trials_id
 from laion_fmri_fetchers.messages import counted, listed, warn
-from laion_fmri_fetchers.query.arguments import check_fields, check_terms
 from laion_fmri_fetchers.query.filters import ResultFilter, admits
 from laion_fmri_fetchers.query.selection import Selection
+from laion_fmri_fetchers.query.term_checks import check_fields, check_terms
 
 Session = tuple[str, str]
 """A subject and one of its sessions."""

@@ -33,13 +33,10 @@ from laion_fmri_fetchers.layout.trees import (
     embeddings_id,
 )
 from laion_fmri_fetchers.messages import counted, listed, tell, warn
-from laion_fmri_fetchers.query.arguments import (
-    check_fields,
-    check_terms,
-    only_its_arguments,
-)
+from laion_fmri_fetchers.query.arguments import only_its_arguments
 from laion_fmri_fetchers.query.filters import ResultFilter
 from laion_fmri_fetchers.query.shared_docs import documented
+from laion_fmri_fetchers.query.term_checks import check_fields, check_terms
 from laion_fmri_fetchers.query.values import in_order
 
 from .public_files import fetch_public, take_inventory_of_stimuli

@@ -18,8 +18,8 @@ from laion_fmri_fetchers.layout.trees import (
     STIMULUS_TABLE,
     stimulus_image,
 )
-from laion_fmri_fetchers.query.arguments import check_fields, check_terms
 from laion_fmri_fetchers.query.filters import ResultFilter
+from laion_fmri_fetchers.query.term_checks import check_fields, check_terms
 
 from .public_files import fetch_public
 from .stimulus_query import mapped, positions, query, read_table

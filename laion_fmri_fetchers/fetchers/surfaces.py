@@ -170,7 +170,6 @@ def fetch_laion_surfaces(
         verbose=verbose,
     )
     if not is_one_name(subjects):
-        given["rois"] = selection.as_query()["rois"]  # it may have been an iterator
         each = selection.subjects or find_subjects(settings)[0]
         return Result(
             **{n: fetch_laion_surfaces(**{**given, "subjects": n}) for n in each}

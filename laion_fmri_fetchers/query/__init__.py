@@ -1,21 +1,18 @@
 """The arguments of a fetcher: checked, in one form, and filters asked; no I/O.
 
-Rooms, each importing only from those below it::
+Modules, each importing only from those below it::
 
-    selection    select ──▶ Selection ─┬─ .is_named(record)
-                    │                  └─ .as_query() ──▶ plain values, for JSON
-                    ├─ _image_terms, _with_terms, _roi_filter, _trial_filter
-                    └─ _names, _roi_names
-    arguments    check_mode, check_positive, check_verbose, check_fields, as_limit,
-                 check_fetched, check_terms
+    selection    select ──▶ Selection ─┬─ .is_named(record), .is_newer(record)
+                                       └─ .as_query() ──▶ plain values, for JSON
+    term_checks  check_fields, check_terms ─▶ errors and warnings on filters
+    terms        parse_terms: "n_reps>=12" ─▶ ResultFilter
     filters      as_filter ──▶ ResultFilter ─┬─ (record) ──▶ bool
-                                             ├─ .mask(df) ─▶ columns.Rows
+                                             ├─ .mask(df) ─▶ bool per row
                                              ├─ .AND, .OR, .XOR, .NOT ─▶ Combination
-                                             └─ .to_dict() ─▶ values.to_plain
+                                             └─ .to_dict() ─▶ plain values, for JSON
                  admits, fields, is_empty, has_functions
-    columns      Rows.match ─┬─ _match_quickly ─▶ _match_numbers, _match_strings,
-                             │                    _match_bound
-                             └─ _match_distinct
+    arguments    check_mode, check_positive, check_verbose, user_path, as_limit,
+                 check_fetched, only_its_arguments
     values       as_term ──▶ SpecialValue: IsIn, GreaterThan, Pattern, …
                  to_plain, from_plain
 """

@@ -1,12 +1,12 @@
 """`ResultFilter` and its combinations: which records pass, and which rows of a table.
 
-A filter passes a candidate that fulfils all of its terms (``field == value``, where a
-special value stands for many) and all of its tests (functions of a record; other
-filters and their combinations are tests too). It is asked in two ways, with the same
-answer::
+A filter passes what fulfils all of its parts: terms (``field == value``, where a
+special value stands for many), combinations of other filters, and functions of a
+record. It is asked in two ways, with the same answer::
 
-    ResultFilter ─┬─ called ─▶ a record: a dict ─▶ terms, then tests ─────▶ bool
-                  └─ .mask ──▶ a DataFrame ──────▶ columns.Rows ──────────▶ bool array
+    ResultFilter ─┬─ called ─▶ a record, a dict ─▶ each part in turn ──────▶ bool
+                  └─ .mask ──▶ a DataFrame ─┬─ a term, per distinct value ─┬▶ bools
+                                            └─ a function, per row ────────┘
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 
 from laion_fmri_fetchers.exceptions import InvalidQueryError
 
-from .columns import Rows, narrowed
 from .values import (
     SPECIAL_VALUES,
     OrderComparison,
@@ -40,10 +39,13 @@ if TYPE_CHECKING:
 
 Test = Callable[[dict], bool]
 
-_RESERVED = frozenset({"self", "query_terms", "callable_filter"})
-_WORD_OF_SYMBOL = {"&": "AND", "|": "OR", "^": "XOR", "~": "NOT"}
+_SYMBOLS = {"AND": "&", "OR": "|", "XOR": "^", "NOT": "~"}
 _FUNCTION = "callable_filter"
-"""Key of a function's name in a filter as plain values."""
+_RESERVED = frozenset({"self", "query_terms", _FUNCTION})
+# Kinds of columns, as pandas infers, of which equal values are of one type.
+_OF_ONE_TYPE = frozenset(
+    {"string", "integer", "floating", "boolean", "categorical", "datetime64", "empty"}
+)
 
 
 class ResultFilter:
@@ -101,13 +103,12 @@ class ResultFilter:
         callable_filter: Test | None = None,
         **kwargs: Any,
     ):
-        try:
-            terms = dict({} if query_terms is None else query_terms, **kwargs)
-        except (TypeError, ValueError, KeyError):
+        if not isinstance(query_terms, (Mapping, type(None))):
             raise InvalidQueryError(
                 f"query_terms must be a dict (field -> value), not {query_terms!r}; "
                 "a function or a filter is a callable_filter."
-            ) from None
+            )
+        terms = {**(query_terms or {}), **kwargs}
         self.query_terms_ = {name: as_term(value) for name, value in terms.items()}
         self.callable_filters_: list[Test] = []
         if callable_filter is not None:
@@ -115,12 +116,12 @@ class ResultFilter:
 
     def __call__(self, candidate: Mapping[str, Any]) -> bool:
         """Return whether a record passes."""
-        for name, term in self.query_terms_.items():
-            if not equals(term, null_as_none(candidate.get(name))):
+        for field, term in self.query_terms_.items():
+            if not equals(term, null_as_none(candidate.get(field))):
                 return False
         if not self.callable_filters_:
             return True
-        record = {name: null_as_none(value) for name, value in candidate.items()}
+        record = {field: null_as_none(value) for field, value in candidate.items()}
         return all(test(record) for test in self.callable_filters_)
 
     def mask(self, df: pd.DataFrame) -> np.ndarray:
@@ -149,51 +150,55 @@ class ResultFilter:
         >>> ResultFilter(n_reps=GreaterOrEqual(4)).mask(trials)
         array([ True,  True, False])
         """
-        rows = Rows(df)
-        check_comparisons(self, rows.distinct)
-        return self._mask(rows)
+        if not df.columns.is_unique:  # of columns with one name the last, as in a dict
+            df = df.loc[:, ~df.columns.duplicated(keep="last")]
+        for field, term in terms_of(self):
+            if isinstance(term, OrderComparison):
+                check_comparison(term, field, values_of(field, df))
+        return self.unchecked_mask(df)
 
-    def _mask(self, rows: Rows) -> np.ndarray:
-        """Return which rows pass: terms first, then filters, functions last."""
-        keep = rows.all()
-        for name, term in self.query_terms_.items():
-            keep = narrowed(keep, rows.only(keep).match(name, term))
-        functions = []
+    def unchecked_mask(self, df: pd.DataFrame) -> np.ndarray:
+        """Return which rows pass; a test is asked for rows that passed all before."""
+        import numpy as np
+
+        rows = np.ones(len(df), dtype=bool)
+        for field, term in self.query_terms_.items():
+            rows &= _matches(term, field, df)
         for test in self.callable_filters_:
+            left = df if rows.all() else df[rows]
             if isinstance(test, (ResultFilter, Combination)):
-                keep = narrowed(keep, test._mask(rows.only(keep)))
+                rows[rows] = test.unchecked_mask(left)
             else:
-                functions.append(test)
-        if functions:
-            keep = narrowed(keep, rows.only(keep).passing(functions))
-        return keep
+                records: list[Any] = left.to_dict("records")
+                rows[rows] = [*map(ResultFilter(callable_filter=test), records)]
+        return rows
 
     def AND(self, other_filter: Any) -> ResultFilter:  # noqa: N802
         """Return a filter of what both pass; the other may be a dict or a function."""
-        return _combined("&", self, other_filter)
+        return _combined("AND", self, other_filter)
 
     def OR(self, other_filter: Any) -> ResultFilter:  # noqa: N802
         """Return a filter of what at least one passes; see `AND`."""
-        return _combined("|", self, other_filter)
+        return _combined("OR", self, other_filter)
 
     def XOR(self, other_filter: Any) -> ResultFilter:  # noqa: N802
         """Return a filter of what exactly one passes; see `AND`."""
-        return _combined("^", self, other_filter)
+        return _combined("XOR", self, other_filter)
 
     def NOT(self) -> ResultFilter:  # noqa: N802
         """Return a filter of what this one does not pass."""
-        return _combined("~", self)
+        return _combined("NOT", self)
 
     __and__, __or__, __xor__, __invert__ = AND, OR, XOR, NOT
 
     def __rand__(self, other: Any) -> ResultFilter:
-        return _combined("&", other, self)
+        return _combined("AND", other, self)
 
     def __ror__(self, other: Any) -> ResultFilter:
-        return _combined("|", other, self)
+        return _combined("OR", other, self)
 
     def __rxor__(self, other: Any) -> ResultFilter:
-        return _combined("^", other, self)
+        return _combined("XOR", other, self)
 
     def __getitem__(self, item: str) -> Any:
         return self.query_terms_[item]
@@ -211,7 +216,9 @@ class ResultFilter:
                 "callable_filter must be a function of one record or a filter, not "
                 f"{callable_filter!r}; terms (field -> value) are query_terms."
             )
-        self.callable_filters_.append(_from_nilearn(callable_filter))
+        if hasattr(callable_filter, "query_terms_"):  # nilearn's filters become ours
+            callable_filter = as_filter(callable_filter)
+        self.callable_filters_.append(callable_filter)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the filter as plain values, which ``json.dumps`` takes.
@@ -234,19 +241,14 @@ class ResultFilter:
         >>> (~ResultFilter(dataset="OOD")).to_dict()
         {'NOT': [{'dataset': 'OOD'}]}
         """
-        terms = {name: to_plain(term) for name, term in self.query_terms_.items()}
-        parts = [terms] if terms else []
-        parts += [_plain_test(test) for test in self.callable_filters_]
-        if len(parts) == 1:
-            return parts[0]
-        return {"AND": parts} if parts else {}
+        return _tree(self, to_plain)
 
     def __copy__(self) -> ResultFilter:
         # Not a deep copy: a function may be a method of an object with a lock or an
         # open file, or of one that gathers what its owner reads.
         new = type(self)(self.query_terms_)
         new.callable_filters_ = [
-            copy(test) if isinstance(test, (ResultFilter, Combination)) else test
+            copy(test) if isinstance(test, ResultFilter) else test
             for test in self.callable_filters_
         ]
         return new
@@ -258,8 +260,8 @@ class ResultFilter:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, ResultFilter):
             return NotImplemented
-        mine, theirs = list(_requirements(self)), list(_requirements(other))
-        return _all_among(mine, theirs) and _all_among(theirs, mine)
+        mine, theirs = requirements(self), requirements(other)
+        return _are_among(mine, theirs) and _are_among(theirs, mine)
 
     def __bool__(self) -> bool:
         raise InvalidQueryError(
@@ -268,141 +270,151 @@ class ResultFilter:
         )
 
     def __repr__(self) -> str:
-        return _source(self)
+        return _source(_tree(self, lambda term: term))
 
 
 @dataclass(frozen=True)
 class Combination:
-    """One of ``& | ^ ~`` and the filters that it combines, as a test."""
+    """Filters of which one must pass (OR), only one (XOR), or none (NOT), as a test."""
 
-    symbol: str
+    word: str
     operands: tuple[ResultFilter, ...]
 
     def __call__(self, record: Mapping[str, Any]) -> bool:
         """Return whether a record passes."""
-        first, last = self.operands[0], self.operands[-1]
-        if self.symbol == "&":
-            return first(record) and last(record)
-        if self.symbol == "|":
-            return first(record) or last(record)
-        if self.symbol == "^":
-            return first(record) != last(record)
-        return not first(record)
+        answers = (operand(record) for operand in self.operands)
+        if self.word == "OR":
+            return any(answers)
+        return sum(answers) == (1 if self.word == "XOR" else 0)
 
-    def __copy__(self) -> Combination:
-        return Combination(self.symbol, tuple(map(copy, self.operands)))
-
-    def _mask(self, rows: Rows) -> np.ndarray:
-        keep, last = self.operands[0]._mask(rows), self.operands[-1]
-        if self.symbol == "&":
-            keep = narrowed(keep, last._mask(rows.only(keep)))
-        elif self.symbol == "|":
-            keep[~keep] = last._mask(rows.only(~keep))
-        elif self.symbol == "^":
-            keep ^= last._mask(rows)
-        else:
-            keep = ~keep
-        return keep
+    def unchecked_mask(self, df: pd.DataFrame) -> np.ndarray:
+        """Return which rows pass; OR asks the last filter for those that are left."""
+        hits, last = self.operands[0].unchecked_mask(df), self.operands[-1]
+        if self.word == "NOT":
+            return ~hits
+        if self.word == "OR":
+            hits[~hits] = last.unchecked_mask(df[~hits])
+            return hits
+        return hits ^ last.unchecked_mask(df)
 
 
-def _combined(symbol: str, *operands: Any) -> ResultFilter:
-    """Return a filter with one test, a combination of copies of its operands."""
-    filters = (as_filter(operand, f"operand of {symbol}") for operand in operands)
-    return ResultFilter(callable_filter=Combination(symbol, tuple(map(copy, filters))))
+def _combined(word: str, *operands: Any) -> ResultFilter:
+    """Return a filter that combines copies of its operands."""
+    name = f"operand of {_SYMBOLS[word]}"
+    filters = [copy(as_filter(operand, name)) for operand in operands]
+    new = ResultFilter()
+    new.callable_filters_ += (
+        filters if word == "AND" else [Combination(word, tuple(filters))]
+    )
+    return new
 
 
-def _plain_test(test: Test) -> dict[str, Any]:
-    """Return a test as plain values, see `ResultFilter.to_dict`."""
-    if isinstance(test, ResultFilter):
-        return test.to_dict()
+def _matches(term: Any, field: str, df: pd.DataFrame) -> Any:
+    """Return which rows of a DataFrame fulfil a term, asked once per distinct value."""
+    import numpy as np
+
+    if field not in df:
+        return equals(term, None)
+    keys, values = _distinct(df, field)
+    answers = {key: equals(term, value) for key, value in values.items()}
+    return np.fromiter(map(answers.__getitem__, keys), bool, len(df))
+
+
+def _distinct(df: pd.DataFrame, field: str) -> tuple[Sequence, dict[Any, Any]]:
+    """Return a key for each row of a column, and the value of each key, null as None.
+
+    On the labels of all trials, a dict is twice as fast as `pandas.factorize`.
+    """
+    import pandas as pd
+
+    if pd.api.types.infer_dtype(df[field], skipna=True) in _OF_ONE_TYPE:
+        keys: Sequence = df[field].tolist()
+        return keys, {key: null_as_none(key) for key in dict.fromkeys(keys)}
+    # Each row by itself: lists have no hash, and 1, 1.0 and True have one.
+    values = enumerate(df[[field]].to_dict("list")[field])
+    return range(len(df)), {row: null_as_none(value) for row, value in values}
+
+
+def check_comparison(term: Any, field: str, values: list) -> None:
+    """Raise InvalidQueryError for a bound that no value of its field compares with."""
+    values = [value for value in values if value is not None]
+    # A user's own comparison may compare in another way.
+    is_own = type(term) in SPECIAL_VALUES.values()
+    if not (values and is_own and isinstance(term, OrderComparison)):
+        return
+    bound, first = term.arguments[0], values[0]
+    # The beginning of an ISO date, such as a year, compares as text does.
+    is_odd_text = isinstance(bound, str) and not re.match(r"\d{4}(-|$)", bound)
+    if is_odd_text and all(as_utc(value) for value in values):
+        raise InvalidQueryError(
+            f"{field} is a date, such as {first!r}, and is compared with {bound!r}; "
+            "write the date as in '2026-09-28'"
+        )
+    if all(term.accepts(value) is None for value in values):
+        raise InvalidQueryError(
+            f"{field} cannot be compared with {term!r}: it is {type(first).__name__}, "
+            f"such as {first!r}, and the bound is {type(bound).__name__}"
+        )
+
+
+def requirements(test: Test) -> list[Any]:
+    """Return terms, as pairs, and tests, through all that must be fulfilled."""
+    if not isinstance(test, ResultFilter):
+        return [test]
+    tests = [each for t in test.callable_filters_ for each in requirements(t)]
+    return [*test.query_terms_.items(), *tests]
+
+
+def _are_among(requirements: list, others: list) -> bool:
+    return all(any(are_same(each, other) for other in others) for each in requirements)
+
+
+def _tree(test: Test, leaf: Callable[[Any], Any]) -> dict[str, Any]:
+    """Return terms, made ``leaf`` each, and tests as dicts, see `to_dict`."""
     if isinstance(test, Combination):
-        operands = [operand.to_dict() for operand in test.operands]
-        return {_WORD_OF_SYMBOL[test.symbol]: operands}
-    return {_FUNCTION: _name_of(test)}
+        return {test.word: [_tree(each, leaf) for each in test.operands]}
+    if not isinstance(test, ResultFilter):
+        return {_FUNCTION: getattr(test, "__name__", None) or repr(test)}
+    terms = {field: leaf(term) for field, term in test.query_terms_.items()}
+    parts = [terms] if terms else []
+    for part in (_tree(each, leaf) for each in test.callable_filters_):
+        parts += part["AND"] if [*part] == ["AND"] else [part] if part else []
+    return {"AND": parts} if len(parts) > 1 else (parts or [{}])[0]
+
+
+def _source(tree: dict[str, Any], is_nested: bool = False) -> str:
+    """Return a filter as Python source."""
+    word, content = next(iter(tree.items()), ("", None))
+    if word == _FUNCTION and len(tree) == 1:
+        return f"ResultFilter({_FUNCTION}={content})"
+    if not (word in _SYMBOLS and isinstance(content, list)):
+        are_keywords = all(
+            str(name).isidentifier() and not keyword.iskeyword(name) for name in tree
+        )
+        if not are_keywords or not _RESERVED.isdisjoint(tree):
+            return f"ResultFilter({tree!r})"
+        terms = ", ".join(f"{name}={term!r}" for name, term in tree.items())
+        return f"ResultFilter({terms})"
+    texts = [_source(part, is_nested=True) for part in content]
+    if word == "NOT":
+        return f"~{texts[0]}"
+    text = f" {_SYMBOLS[word]} ".join(texts)
+    return f"({text})" if is_nested else text
 
 
 def _from_plain(given: Mapping[str, Any], name: str) -> ResultFilter:
     """Return a filter of terms, or of what `ResultFilter.to_dict` returned."""
-    if len(given) == 1:
-        ((word, content),) = given.items()
-        if word in _WORD_OF_SYMBOL.values() and isinstance(content, list) and content:
-            filters = [as_filter(part, name) for part in content]
-            if word == "NOT":
-                return filters[0].NOT()
-            return reduce(getattr(ResultFilter, word), filters)
-        if word == _FUNCTION:
-            raise InvalidQueryError(
-                f"{name} was saved with the name of the function {content} alone; pass "
-                "the function itself."
-            )
+    word, content = next(iter(given.items()), ("", None))
+    if len(given) == 1 and word == _FUNCTION:
+        raise InvalidQueryError(
+            f"{name} was saved with the name of the function {content} alone; pass "
+            "the function itself."
+        )
+    if len(given) == 1 and word in _SYMBOLS and isinstance(content, list) and content:
+        first, *others = [as_filter(part, name) for part in content]
+        combine = getattr(ResultFilter, word)
+        return combine(first) if word == "NOT" else reduce(combine, others, first)
     return ResultFilter({field: from_plain(term) for field, term in given.items()})
-
-
-def _requirements(node: Any) -> Iterator[Any]:
-    """Yield terms, as pairs, and tests, through all that is joined by AND."""
-    if isinstance(node, ResultFilter):
-        yield from node.query_terms_.items()
-        for test in node.callable_filters_:
-            yield from _requirements(test)
-    elif isinstance(node, Combination) and node.symbol == "&":
-        for operand in node.operands:
-            yield from _requirements(operand)
-    else:
-        yield node
-
-
-def _all_among(requirements: list, others: list) -> bool:
-    return all(any(are_same(each, other) for other in others) for each in requirements)
-
-
-def _source(node: Any, chain: str | None = None) -> str:
-    """Return a filter or a test as source.
-
-    Several parts are put in parentheses, unless they are the whole source, or stand
-    first in a ``chain`` of operands that their own symbol joins.
-    """
-    parts: list[str] = []
-    operands: Sequence[Test]
-    if isinstance(node, Combination):
-        symbol, operands = node.symbol, node.operands
-        if symbol == "~":
-            return f"~{_source(operands[0], symbol)}"
-    elif isinstance(node, ResultFilter):
-        symbol, operands = "&", node.callable_filters_
-        if node.query_terms_ or not operands:
-            parts = [f"ResultFilter({_arguments_source(node.query_terms_)})"]
-        elif len(operands) == 1:
-            return _source(operands[0], chain)
-    else:
-        return f"ResultFilter(callable_filter={_name_of(node)})"
-    for operand in operands:
-        parts.append(_source(operand, "" if parts else symbol))
-    text = f" {symbol} ".join(parts)
-    return text if len(parts) == 1 or chain in (None, symbol) else f"({text})"
-
-
-def _arguments_source(terms: dict) -> str:
-    for name in terms:
-        if name in _RESERVED or keyword.iskeyword(name) or not str(name).isidentifier():
-            return repr(terms)
-    return ", ".join(f"{name}={term!r}" for name, term in terms.items())
-
-
-def _name_of(function: Test) -> str:
-    return getattr(function, "__name__", None) or repr(function)
-
-
-def _from_nilearn(test: Test) -> Test:
-    """Return a filter of nilearn as ours, any other test as it is."""
-    kind = type(test)
-    if kind.__name__ != "ResultFilter" or not kind.__module__.startswith("nilearn."):
-        return test
-    terms, tests = test.query_terms_, test.callable_filters_  # type: ignore[attr-defined]
-    filt = ResultFilter(terms)
-    for function in tests:
-        if getattr(function, "__name__", None) != "_empty_filter":
-            filt.add_filter(function)
-    return filt
 
 
 def as_filter(value: Any, name: str = "filter") -> ResultFilter:
@@ -431,13 +443,16 @@ def as_filter(value: Any, name: str = "filter") -> ResultFilter:
     >>> as_filter({"roi": ["FFA1", "FFA2"]})
     ResultFilter(roi=IsIn('FFA1', 'FFA2'))
     """
-    value = _from_nilearn(value)
     if isinstance(value, ResultFilter):
         return value
-    if value is None:
-        return ResultFilter()
-    if isinstance(value, Mapping):
-        return _from_plain(value, name)
+    if hasattr(value, "query_terms_"):  # nilearn's
+        new = ResultFilter(value.query_terms_)
+        for test in value.callable_filters_:
+            if getattr(test, "__name__", None) != "_empty_filter":
+                new.add_filter(test)
+        return new
+    if value is None or isinstance(value, Mapping):
+        return _from_plain(value or {}, name)
     if callable(value):
         return ResultFilter(callable_filter=value)
     raise InvalidQueryError(
@@ -446,7 +461,17 @@ def as_filter(value: Any, name: str = "filter") -> ResultFilter:
     )
 
 
-def terms_of(filt: Test) -> list[tuple[str, Any]]:
+def _leaves(test: Test) -> Iterator[Any]:
+    """Yield terms, as pairs, and functions of a filter, of its combinations too."""
+    for each in requirements(test):
+        if isinstance(each, Combination):
+            for operand in each.operands:
+                yield from _leaves(operand)
+        else:
+            yield each
+
+
+def terms_of(filt: ResultFilter) -> list[tuple[str, Any]]:
     """Return all terms of a filter, of its combinations too: fields and values.
 
     Examples
@@ -454,61 +479,38 @@ def terms_of(filt: Test) -> list[tuple[str, Any]]:
     >>> terms_of(ResultFilter(roi="FFA1") | ~ResultFilter(hemi="L"))
     [('roi', 'FFA1'), ('hemi', 'L')]
     """
-    if isinstance(filt, ResultFilter):
-        terms, parts = list(filt.query_terms_.items()), filt.callable_filters_
-    else:
-        terms, parts = [], list(getattr(filt, "operands", ()))
-    return terms + [term for part in parts for term in terms_of(part)]
+    return [leaf for leaf in _leaves(filt) if isinstance(leaf, tuple)]
 
 
-def fields(filt: Test) -> set[str]:
+def fields(filt: ResultFilter) -> set[str]:
     """Return the fields of all terms of a filter; functions may look at others."""
     return {field for field, _ in terms_of(filt)}
 
 
+def has_functions(filt: ResultFilter) -> bool:
+    """Return whether functions are among the tests of a filter.
+
+    Examples
+    --------
+    >>> has_functions(ResultFilter(run=1)), has_functions(~as_filter(bool))
+    (False, True)
+    """
+    return not all(isinstance(leaf, tuple) for leaf in _leaves(filt))
+
+
+def is_empty(filt: ResultFilter) -> bool:
+    """Return whether a filter passes everything."""
+    return filt == ResultFilter()
+
+
 def values_of(field: str, among: Any) -> list:
     """Return the values of a field among candidates, null as None."""
-    if hasattr(among, "columns"):
-        return Rows(among).distinct(field)
-    return [null_as_none(record.get(field)) for record in among]
+    if not hasattr(among, "columns"):
+        return [null_as_none(record.get(field)) for record in among]
+    return [*_distinct(among, field)[1].values()] if field in among else [None]
 
 
-def check_comparisons(filt: Test, values_of: Callable[[str], list]) -> None:
-    """Raise InvalidQueryError for a bound that no value of its field compares with.
-
-    Parameters
-    ----------
-    filt : ResultFilter
-        The filter.
-    values_of : callable
-        Returns the values that candidates have of a field, null as None.
-    """
-    for field, term in terms_of(filt):
-        # A user's own comparison may compare in another way.
-        is_own = type(term) in SPECIAL_VALUES.values()
-        if not (is_own and isinstance(term, OrderComparison)):
-            continue
-        values = [value for value in values_of(field) if value is not None]
-        bound = term.bound_ if isinstance(term.bound_, str) else "2026"
-        # The beginning of an ISO date, such as a year, compares as text does.
-        if (
-            not re.match(r"\d{4}(-|$)", bound)
-            and values
-            and all(as_utc(value) for value in values)
-        ):
-            raise InvalidQueryError(
-                f"{field} is a date, such as {values[0]!r}, and is compared with "
-                f"{term.bound_!r}; write the date as in '2026-09-28'"
-            )
-        if values and not any(map(term.can_compare, values)):
-            raise InvalidQueryError(
-                f"{field} cannot be compared with {term!r}: it is "
-                f"{type(values[0]).__name__}, such as {values[0]!r}, and the bound is "
-                f"{type(term.bound_).__name__}"
-            )
-
-
-def admits(filt: Test, field: str, value: Any) -> bool:
+def admits(test: Test, field: str, value: Any) -> bool:
     """Return False if it is certain that no record with this value of a field passes.
 
     Examples
@@ -517,31 +519,10 @@ def admits(filt: Test, field: str, value: Any) -> bool:
     >>> admits(early, "session", "ses-02"), admits(early, "session", "ses-03")
     (True, False)
     """
-    if isinstance(filt, ResultFilter):
-        terms = filt.query_terms_
+    if isinstance(test, ResultFilter):
+        terms, tests = test.query_terms_, test.callable_filters_
         fits = field not in terms or equals(terms[field], null_as_none(value))
-        return fits and all(admits(t, field, value) for t in filt.callable_filters_)
-    if isinstance(filt, Combination) and filt.symbol in "&|":
-        every_or_any = all if filt.symbol == "&" else any
-        return every_or_any(admits(part, field, value) for part in filt.operands)
-    return True
-
-
-def is_empty(filt: ResultFilter) -> bool:
-    """Return whether a filter passes everything."""
-    return filt == ResultFilter()
-
-
-def has_functions(filt: Test) -> bool:
-    """Return whether functions are among the tests of a filter.
-
-    Examples
-    --------
-    >>> has_functions(ResultFilter(run=1)), has_functions(~as_filter(bool))
-    (False, True)
-    """
-    if isinstance(filt, Combination):
-        return any(map(has_functions, filt.operands))
-    if isinstance(filt, ResultFilter):
-        return any(map(has_functions, filt.callable_filters_))
+        return fits and all(admits(each, field, value) for each in tests)
+    if isinstance(test, Combination) and test.word == "OR":
+        return any(admits(each, field, value) for each in test.operands)
     return True

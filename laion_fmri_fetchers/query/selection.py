@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from laion_fmri_fetchers.exceptions import InvalidQueryError, did_you_mean
@@ -16,8 +16,9 @@ from laion_fmri_fetchers.layout.labels import TRIAL_FIELDS
 from laion_fmri_fetchers.layout.names import clean_session, clean_subject, rois_named
 from laion_fmri_fetchers.layout.trees import FUNCTIONAL_GRID, IMAGE_TYPES
 
-from .arguments import as_limit, check_fields, right_place
+from .arguments import as_limit, right_place
 from .filters import ResultFilter, admits, as_filter, fields, is_empty
+from .term_checks import check_fields
 from .values import IsIn, in_order
 
 
@@ -96,20 +97,13 @@ class Selection(NamedTuple):
         Of functions among the filters, only the names are kept, and a query with these
         cannot be asked again.
         """
-        filters = {
-            "subject_filter": self.subject_filter,
-            "image_filter": self.image_filter,
-            "roi_filter": self.roi_filter,
-            "trial_filter": self.trial_filter,
-        }
+        names = dict(zip(("subjects", "sessions", "rois"), self[:3], strict=True))
         return {
-            "subjects": "all" if self.subjects is None else list(self.subjects),
-            "sessions": "all" if self.sessions is None else list(self.sessions),
-            "rois": "all" if self.rois is None else list(self.rois),
-            **{
-                name: None if is_empty(filt) else filt.to_dict()
-                for name, filt in filters.items()
-            },
+            **{name: "all" if v is None else [*v] for name, v in names.items()},
+            "subject_filter": self.subject_filter.to_dict() or None,
+            "image_filter": self.image_filter.to_dict() or None,
+            "roi_filter": self.roi_filter.to_dict() or None,
+            "trial_filter": self.trial_filter.to_dict() or None,
             "max_images": self.max_images,
         }
 
@@ -133,17 +127,22 @@ def select(
     InvalidQueryError
         If one is not valid; the message names it.
     """
+    of_images = as_filter(image_filter, "image_filter")
     terms = _image_terms(image_terms, arguments)
-    filt = as_filter(image_filter, "image_filter")
+    of_rois, roi_terms = as_filter(roi_filter, "roi_filter"), basic_roi_terms()
+    if not admits(of_rois, "space", roi_terms["space"]):
+        del roi_terms["res"]  # another space has grids of its own
+    of_trials = as_filter(trial_filter, "trial_filter")
+    check_fields(of_trials, "trial_filter", [*{*TRIAL_FIELDS} - {"image_index"}])
     examples = "'ses-01', '01', 1 or a name such as '4BarScreenfLoc'"
     return Selection(
         subjects=subject_names(subjects),
         sessions=_names(sessions, "sessions", clean_session, examples),
         rois=_roi_names(rois),
         subject_filter=as_filter(subject_filter, "subject_filter"),
-        image_filter=_with_terms(filt, "image_filter", basic_image_terms(), terms),
-        roi_filter=_roi_filter(roi_filter),
-        trial_filter=_trial_filter(trial_filter),
+        image_filter=_with_terms(of_images, "image_filter", basic_image_terms(), terms),
+        roi_filter=_with_terms(of_rois, "roi_filter", roi_terms, {}),
+        trial_filter=of_trials,
         max_images=as_limit(max_images),
     )
 
@@ -201,7 +200,7 @@ def _image_terms(given: dict[str, Any], arguments: Iterable[str]) -> dict[str, A
     """Return the terms on images, given as keywords or, as in nilearn, in one dict."""
     terms = dict(given)
     nested = terms.pop("image_terms", None)
-    if nested is not None and not isinstance(nested, Mapping):
+    if not isinstance(nested, (dict, type(None))):
         raise InvalidQueryError(
             f"image_terms is {nested!r}; it must be a dict of terms (field -> value). "
             "Filters and functions are given as image_filter=."
@@ -220,63 +219,35 @@ def _with_terms(
     filt: ResultFilter, name: str, defaults: dict[str, Any], terms: dict[str, Any]
 ) -> ResultFilter:
     """Return a filter with terms, and with default terms on fields it lacks."""
-    of_trials = sorted(fields(filt) & {*TRIAL_FIELDS} - {*RECORD_FIELDS})
-    if of_trials:
-        raise InvalidQueryError(
-            f"{of_trials[0]!r} is a field of trials, which {name} does not test; use "
-            "trial_filter instead"
-        )
     check_fields(filt, name, RECORD_FIELDS)
-    named = fields(filt) | set(terms)
+    lacking = defaults.keys() - fields(filt)
     base = ResultFilter(
-        {field: value for field, value in defaults.items() if field not in named},
-        **terms,
+        {**{n: v for n, v in defaults.items() if n in lacking}, **terms}
     )
     for given in (base, filt):
-        _check_image_type(given.query_terms_.get("image_type"))
+        term = given.query_terms_.get("image_type")
+        for value in term.arguments if isinstance(term, IsIn) else [term]:
+            if isinstance(value, str) and value not in IMAGE_TYPES:
+                hint = did_you_mean(value, IMAGE_TYPES)
+                raise InvalidQueryError(f"There is no image_type {value!r}; {hint}")
     if is_empty(base):
         return filt
     return base if is_empty(filt) else base & filt
 
 
-def _roi_filter(given: object) -> ResultFilter:
-    """Return the filter on ROI masks; another space has grids of its own."""
-    filt, defaults = as_filter(given, "roi_filter"), basic_roi_terms()
-    if not admits(filt, "space", defaults["space"]):
-        del defaults["res"]
-    return _with_terms(filt, "roi_filter", defaults, {})
-
-
-def _trial_filter(given: object) -> ResultFilter:
-    filt = as_filter(given, "trial_filter")
-    check_fields(filt, "trial_filter", [n for n in TRIAL_FIELDS if n != "image_index"])
-    return filt
-
-
-def _check_image_type(term: object) -> None:
-    """Raise InvalidQueryError for a mistyped image type; other terms pass."""
-    for name in term.arguments_of(term) if isinstance(term, IsIn) else [term]:
-        if isinstance(name, str) and name not in IMAGE_TYPES:
-            raise InvalidQueryError(
-                f"There is no image_type {name!r}; {did_you_mean(name, IMAGE_TYPES)}"
-            )
-
-
 def _roi_names(given: object) -> tuple[str, ...] | None:
     """Return the ROIs and categories asked for; None for all, () for none."""
-    if given is None or (isinstance(given, str) and given.strip().lower() == "none"):
+    values = [] if given is None else _several(given)
+    if [str(value).strip().lower() for value in values] in ([], ["none"]):
         return ()
-    values = _several(given)
-    if not values:
-        return ()
-    names = _names(values, "rois", _clean_roi_name, "a name such as 'FFA1'")
+
+    def clean(value: object) -> str | None:
+        return value if isinstance(value, str) and value.strip() else None
+
+    names = _names(values, "rois", clean, "a name such as 'FFA1'")
     if names is None:
         return None
     return tuple(dict.fromkeys(roi for name in names for roi in rois_named(name)))
-
-
-def _clean_roi_name(value: object) -> str | None:
-    return value if isinstance(value, str) and value.strip() else None
 
 
 def _names(
@@ -292,16 +263,15 @@ def _names(
                 f"{argument} holds 'all' beside other names; give either 'all' or names"
             )
         return None
-    names = []
+    names: dict[str, None] = {}
     for value in values:
-        name = clean(value)
-        if name is None:
+        if (name := clean(value)) is None:
             raise InvalidQueryError(
                 f"{argument} holds {value!r}; give {examples}, several of them, or "
                 "'all'"
             )
-        names.append(name)
-    return tuple(dict.fromkeys(names))
+        names[name] = None
+    return tuple(names)
 
 
 def _several(given: object) -> list[Any]:

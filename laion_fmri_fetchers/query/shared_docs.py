@@ -6,6 +6,7 @@ A docstring names one by a line such as ``%(data_dir)s``, as in nilearn.
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -46,8 +47,6 @@ verbose : int, default=1
     0: silent, 1: summary and progress bar, 2: one line per file, 3: debug.""",
 }
 
-_LINE = re.compile(r"^( *)%\((\w+)\)s$", re.MULTILINE)
-
 
 def documented(function: Function) -> Function:
     """Fill the docstring of a function with the text of shared arguments.
@@ -70,11 +69,11 @@ def documented(function: Function) -> Function:
     >>> "Seconds without progress" in fetch.__doc__
     True
     """
+
+    def text(line: re.Match[str]) -> str:
+        return textwrap.indent(_ARGUMENTS[line[2]], line[1])
+
     if function.__doc__:  # None under python -OO
-        function.__doc__ = _LINE.sub(_text, function.__doc__)
+        line = r"^( *)%\((\w+)\)s$"
+        function.__doc__ = re.sub(line, text, function.__doc__, flags=re.MULTILINE)
     return function
-
-
-def _text(line: re.Match[str]) -> str:
-    indent, name = line.groups()
-    return "\n".join(indent + part for part in _ARGUMENTS[name].split("\n"))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import reduce
 from typing import Any
 
 from laion_fmri_fetchers.exceptions import InvalidQueryError
@@ -31,19 +34,15 @@ _SPECIAL: dict[str, Callable[[Any], Any]] = {
     "<": LessThan,
     "!=": NotEqual,
 }
-OPERATORS = {
-    **{value.__name__: operator for operator, value in _SPECIAL.items()},
-    "IsIn": "in",
-}
-"""Names of special values -> how a shell spells them."""
+# Names of special values -> how a shell spells them.
+OPERATORS = {"IsIn": "in"} | {kind.__name__: sign for sign, kind in _SPECIAL.items()}
 
 _TERM = re.compile(r"\s*(\w+)\s*(>=|<=|!=|==|=|>|<|~|\bin\b)\s*(.*?)\s*", re.DOTALL)
-_FLOAT = re.compile(r"[+-]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][+-]?\d+)?")
+# Fields whose values are numbers.
 _NUMBERS = frozenset(
     {"n_reps", "beta_index", "image_index", "run", "echo", "repetition", "size"}
     | {"h5_index", "caption_idx", "mask_row", "instance_id", "score"}
 )
-"""Fields whose values are numbers."""
 
 
 def parse_terms(terms: Sequence[str]) -> ResultFilter | None:
@@ -69,12 +68,8 @@ def parse_terms(terms: Sequence[str]) -> ResultFilter | None:
     >>> parse_terms(["n_reps>=4", "n_reps<12"])({"n_reps": 4})
     True
     """
-    if not terms:
-        return None
-    first, *others = [ResultFilter(dict([_term(text)])) for text in terms]
-    for other in others:
-        first &= other
-    return first
+    filters = [ResultFilter(dict([_term(text)])) for text in terms]
+    return reduce(operator.and_, filters) if filters else None
 
 
 def _term(text: str) -> tuple[str, Any]:
@@ -84,15 +79,13 @@ def _term(text: str) -> tuple[str, Any]:
         raise InvalidQueryError(
             f"Cannot parse {text!r} as a filter; expected {TERM_FORM}"
         )
-    field, operator, values = match.groups()
-    if operator == "~":
+    field, sign, values = match.groups()
+    if sign == "~":
         return field, Pattern(values)
-    if operator == "in":
-        each = re.split(r"\s*,\s*", values.strip("()"))
-        return field, IsIn(*(_value(field, value) for value in each))
-    special = _SPECIAL.get(operator)
+    if sign == "in":
+        return field, IsIn(*(_value(field, v) for v in values.strip("()").split(",")))
     value = _value(field, values)
-    return field, special(value) if special else value
+    return field, _SPECIAL[sign](value) if sign in _SPECIAL else value
 
 
 def _value(field: str, text: str) -> str | int | float | None:
@@ -101,7 +94,7 @@ def _value(field: str, text: str) -> str | int | float | None:
         return None
     if field not in _NUMBERS:
         return text
-    try:
-        return float(text) if _FLOAT.fullmatch(text) else int(text)
-    except ValueError:
-        raise InvalidQueryError(f"{field} is a number; {text!r} is not") from None
+    for number in (int, float):
+        with suppress(ValueError):
+            return number(text)
+    raise InvalidQueryError(f"{field} is a number; {text!r} is not")

@@ -8,17 +8,7 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import (
-    Callable,
-    Container,
-    Iterable,
-    Iterator,
-    Mapping,
-    Reversible,
-    Sequence,
-    Set,
-    ValuesView,
-)
+from collections.abc import Callable, Container, Iterable, Mapping
 from datetime import date
 from numbers import Number
 from typing import Any
@@ -27,21 +17,12 @@ from laion_fmri_fetchers.exceptions import InvalidQueryError
 
 PLAIN_TYPES: frozenset[type] = frozenset({str, int, float, bool, type(None)})
 
+_TYPES_WITH_NULLS = frozenset({"NAType", "NaTType", "datetime64"})
+
+# Values of a collection beyond which they are shown in short.
 MANY = 50
-"""Values of a collection beyond which they are shown in short, and looked up."""
 
 _ISO_DATE = re.compile(r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d.*)?")
-
-
-def is_unordered(given: Any) -> bool:
-    """Return whether it is a set, whose order differs from process to process.
-
-    Examples
-    --------
-    >>> is_unordered({"a", "b"}), is_unordered({"a": 1, "b": 2}.keys())
-    (True, False)
-    """
-    return isinstance(given, Set) and not isinstance(given, Reversible)
 
 
 def in_order(given: Iterable) -> list:
@@ -52,12 +33,9 @@ def in_order(given: Iterable) -> list:
     >>> in_order(["b", "a"]), in_order({"b", "a"})
     (['b', 'a'], ['a', 'b'])
     """
-    if not is_unordered(given):
+    if not isinstance(given, (set, frozenset)):
         return list(given)
-    try:
-        return sorted(given)
-    except TypeError:  # of several types
-        return sorted(given, key=repr)
+    return sorted(given, key=lambda value: (type(value).__name__, value))
 
 
 def check_order(given: Any, name: str) -> None:
@@ -70,7 +48,7 @@ def check_order(given: Any, name: str) -> None:
     laion_fmri_fetchers.exceptions.InvalidQueryError: labels is a set, whose order \
 differs from process to process, and rows follow it; give a list, as by sorted(labels)
     """
-    if is_unordered(given):
+    if isinstance(given, (set, frozenset)):
         raise InvalidQueryError(
             f"{name} is a {type(given).__name__}, whose order differs from process to "
             f"process, and rows follow it; give a list, as by sorted({name})"
@@ -82,9 +60,8 @@ def is_null(value: Any) -> bool:
     kind = type(value)
     if kind in PLAIN_TYPES:
         return value is None or value != value
-    if kind.__name__ in ("NAType", "NaTType"):
-        return True
-    may_be = isinstance(value, Number) or kind.__name__ == "datetime64"
+    # Of a type that has nulls: a user's own term may not be equal to itself, either.
+    may_be = isinstance(value, Number) or kind.__name__ in _TYPES_WITH_NULLS
     return may_be and not equals(value, value)
 
 
@@ -110,13 +87,6 @@ def are_same(a: Any, b: Any) -> bool:
     return a is b or equals(a, b) or (is_null(a) and is_null(b))
 
 
-def _contains(container: Container, item: Any) -> bool:
-    try:
-        return bool(item in container)
-    except Exception:  # a number in a string
-        return False
-
-
 def as_utc(value: Any) -> Any:
     """Return a date or a time as a Timestamp in UTC; None for what is neither.
 
@@ -126,10 +96,8 @@ def as_utc(value: Any) -> Any:
     (Timestamp('2026-09-28 00:00:00+0000', tz='UTC'), \
 Timestamp('2026-09-28 00:00:00+0000', tz='UTC'), None)
     """
-    if isinstance(value, str):
-        if not _ISO_DATE.fullmatch(value):
-            return None
-    elif not isinstance(value, date) and type(value).__name__ != "datetime64":
+    is_date = isinstance(value, date) or type(value).__name__ == "datetime64"
+    if not (is_date or (isinstance(value, str) and _ISO_DATE.fullmatch(value))):
         return None
     import pandas as pd
 
@@ -146,29 +114,24 @@ class SpecialValue:
     Two special values are equal if they are of one type and have the same arguments.
     """
 
-    argument_names: tuple[str, ...] = ()
-    """The attributes that hold the arguments, called as in nilearn."""
+    # Whether it equals all values but those that it accepts.
     is_negated = False
-    """Whether it is equal to all values but those that it accepts."""
+    arguments: tuple = ()
 
-    def _accepts(self, value: Any) -> bool:
-        raise NotImplementedError
+    def _accepts(self, value: Any) -> Any: ...
 
-    @classmethod
-    def arguments_of(cls, value: Any) -> tuple:
-        """Return the arguments of a special value of this type, ours or nilearn's."""
-        return tuple(getattr(value, name) for name in cls.argument_names)
+    def accepts(self, value: Any) -> bool | None:
+        """Return whether a value is accepted; None where this cannot be decided."""
+        try:
+            return bool(self._accepts(value))
+        except Exception:  # a failed cast, an array without a truth value
+            return None
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, SpecialValue):
-            if type(self) is not type(other):
-                return False
-            return are_same(self.arguments_of(self), other.arguments_of(other))
-        try:
-            is_accepted = bool(self._accepts(other))
-        except Exception:  # a failed cast, an array without a truth value
-            is_accepted = False
-        return is_accepted is not self.is_negated
+            is_same_kind = type(self) is type(other)
+            return is_same_kind and are_same(self.arguments, other.arguments)
+        return bool(self.accepts(other)) is not self.is_negated
 
     def __bool__(self) -> bool:
         raise InvalidQueryError(
@@ -178,88 +141,64 @@ class SpecialValue:
         )
 
     def __repr__(self) -> str:
-        arguments = ", ".join(map(repr, self.arguments_of(self)))
-        return f"{type(self).__name__}({arguments})"
-
-
-class Nullness(SpecialValue):
-    """Base of `IsNull` and `NotNull`."""
-
-    def _accepts(self, value: Any) -> bool:
-        return is_null(value) or not value
+        return f"{type(self).__name__}({', '.join(map(repr, self.arguments))})"
 
 
 class OrderComparison(SpecialValue):
     """Base of the comparisons with a bound."""
 
-    argument_names = ("bound_",)
     compare: Callable[[Any, Any], Any]
 
     def __init__(self, bound: Any):
-        self.bound_ = bound
+        self.arguments = (bound,)
 
     def _accepts(self, value: Any) -> bool:
         # A cast to text would make "None" or "nan" of a null, and compare that.
         if is_null(value):
             return False
-        moment, bound = as_utc(value), as_utc(self.bound_)
-        if moment is None and bound is not None and not isinstance(self.bound_, str):
+        (bound,) = self.arguments
+        date_of_bound = as_utc(bound)
+        date_of_value = None if date_of_bound is None else as_utc(value)
+        if date_of_value is not None:
+            return self.compare(date_of_value, date_of_bound)
+        if date_of_bound is not None and not isinstance(bound, str):
             raise TypeError(f"{value!r} is not a date")
-        if moment is not None and bound is not None:
-            return self.compare(moment, bound)
-        return self.compare(type(self.bound_)(value), self.bound_)
-
-    def can_compare(self, value: Any) -> bool:
-        """Return whether a value that is not null can be compared with the bound."""
-        try:
-            bool(self._accepts(value))
-        except Exception:  # a failed cast, an array without a truth value
-            return False
-        return True
+        return self.compare(type(bound)(value), bound)
 
 
 class _Several(SpecialValue):
-    """Base of special values with any number of arguments, in one attribute."""
+    """Base of special values with any number of arguments."""
 
     def __init__(self, *values: Any):
-        setattr(self, self.argument_names[0], values)
-
-    @classmethod
-    def arguments_of(cls, value: Any) -> tuple:
-        return tuple(getattr(value, cls.argument_names[0]))
+        self.arguments = values
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}{self.arguments_of(self)!r}"
+        if len(self.arguments) <= MANY:
+            return f"{type(self).__name__}{self.arguments!r}"
+        first = ", ".join(map(repr, self.arguments[:2]))
+        return f"{type(self).__name__}({first}, and {len(self.arguments) - 2:,} more)"
 
 
-class Membership(_Several):
-    """Base of `IsIn` and `NotIn`, which may have the thousands of labels of a split."""
+class _Membership(_Several):
+    """Base of `IsIn` and `NotIn`."""
 
-    _texts: tuple[tuple, frozenset[str]] | None = None
+    def __init__(self, *values: Any):
+        super().__init__(*values)
+        self._texts = frozenset(value for value in values if type(value) is str)
+        self._others = tuple(value for value in values if type(value) is not str)
 
     def _accepts(self, value: Any) -> bool:
-        values = self.arguments_of(self)
-        if len(values) <= MANY or type(value) is not str:
-            return value in values
-        # Others than texts may equal a text in ways of their own, as `Pattern` does.
-        if self._texts is None or self._texts[0] is not values:
-            self._texts = values, frozenset(v for v in values if type(v) is str)
-        if value in self._texts[1]:
-            return True
-        return len(self._texts[1]) < len(values) and value in values
+        # Looked up, as a split has 25,000 labels. What is no text may equal a text in
+        # a way of its own, as `Pattern` does.
+        if type(value) is str:
+            return value in self._texts or value in self._others
+        return value in self.arguments
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: v for name, v in vars(self).items() if name != "_texts"}
-
-    def __repr__(self) -> str:
-        values = self.arguments_of(self)
-        if len(values) <= MANY:
-            return super().__repr__()
-        first = ", ".join(map(repr, values[:2]))
-        return f"{type(self).__name__}({first}, and {len(values) - 2:,} more)"
+    def __reduce__(self) -> tuple:
+        return type(self), self.arguments
 
 
-class IsNull(Nullness):
+class IsNull(SpecialValue):
     """Equal to every null: falsy values (0 and "" too), NaN, NaT and pandas.NA.
 
     Examples
@@ -268,8 +207,11 @@ class IsNull(Nullness):
     (True, True, False)
     """
 
+    def _accepts(self, value: Any) -> bool:
+        return is_null(value) or not value
 
-class NotNull(Nullness):
+
+class NotNull(SpecialValue):
     """Equal to every value that `IsNull` is not equal to.
 
     Examples
@@ -279,6 +221,7 @@ class NotNull(Nullness):
     """
 
     is_negated = True
+    _accepts = IsNull._accepts
 
 
 class NotEqual(SpecialValue):
@@ -295,14 +238,13 @@ class NotEqual(SpecialValue):
     (True, False)
     """
 
-    argument_names = ("negated_",)
     is_negated = True
 
     def __init__(self, negated: Any):
-        self.negated_ = negated
+        self.arguments = (negated,)
 
-    def _accepts(self, value: Any) -> bool:
-        return self.negated_ == value
+    def _accepts(self, value: Any) -> Any:
+        return self.arguments[0] == value
 
 
 class GreaterOrEqual(OrderComparison):
@@ -381,7 +323,7 @@ class LessThan(OrderComparison):
     compare = staticmethod(operator.lt)
 
 
-class IsIn(Membership):
+class IsIn(_Membership):
     """Equal to each of the values given.
 
     Parameters
@@ -395,10 +337,8 @@ class IsIn(Membership):
     (True, False)
     """
 
-    argument_names = ("accepted_",)
 
-
-class NotIn(Membership):
+class NotIn(_Membership):
     """Equal to every value but those given.
 
     Parameters
@@ -412,7 +352,6 @@ class NotIn(Membership):
     (True, False)
     """
 
-    argument_names = ("rejected_",)
     is_negated = True
 
 
@@ -430,11 +369,9 @@ class Contains(_Several):
     (True, False)
     """
 
-    argument_names = ("must_be_contained_",)
-
     def _accepts(self, value: Any) -> bool:
         return isinstance(value, Container) and all(
-            _contains(value, item) for item in self.arguments_of(self)
+            item in value for item in self.arguments
         )
 
 
@@ -452,11 +389,10 @@ class NotContains(_Several):
     (True, False)
     """
 
-    argument_names = ("must_not_be_contained_",)
-
     def _accepts(self, value: Any) -> bool:
+        # Not `item in value`, which is an error for a number and a string.
         return isinstance(value, Container) and not any(
-            _contains(value, item) for item in self.arguments_of(self)
+            Contains(item) == value for item in self.arguments
         )
 
 
@@ -483,8 +419,6 @@ class Pattern(SpecialValue):
     True
     """
 
-    argument_names = ("pattern_", "flags_")
-
     def __init__(self, pattern: str | re.Pattern, flags: int = 0):
         try:
             re.match(pattern, "", flags)
@@ -493,23 +427,21 @@ class Pattern(SpecialValue):
                 f"Pattern: {pattern!r} with flags {flags!r} is not a regular "
                 f"expression of text: {error}."
             ) from error
-        self.pattern_ = pattern
-        self.flags_ = flags
-
-    @classmethod
-    def arguments_of(cls, value: Any) -> tuple:
-        """Return the pattern, and the flags as a number."""
-        return value.pattern_, int(value.flags_)
+        if isinstance(pattern, re.Pattern):
+            flags, pattern = pattern.flags, pattern.pattern
+        self.arguments = pattern, int(flags)
 
     def _accepts(self, value: Any) -> bool:
-        return isinstance(value, str) and bool(
-            re.match(self.pattern_, value, self.flags_)
-        )
+        return re.match(self.arguments[0], value, self.arguments[1]) is not None
 
     def __repr__(self) -> str:
-        return f"Pattern(pattern={self.pattern_!r}, flags={self.flags_})"
+        pattern, flags = self.arguments
+        return (
+            f"Pattern(pattern={pattern!r}, flags={re.RegexFlag(flags) if flags else 0})"
+        )
 
 
+# Those of nilearn, and those in saved queries, by name.
 SPECIAL_VALUES: dict[str, type[SpecialValue]] = {
     kind.__name__: kind
     for kind in (
@@ -517,43 +449,33 @@ SPECIAL_VALUES: dict[str, type[SpecialValue]] = {
         *(GreaterOrEqual, GreaterThan, LessOrEqual, LessThan),
     )
 }
-"""Name -> special value, for those of nilearn and those in saved queries."""
 
 
 def as_term(value: Any) -> Any:
     """Return the meaning of a term: a collection is `IsIn`, any null is None.
 
-    Special values of nilearn become ours, so that they are matched by column too.
+    Special values of nilearn become ours.
     """
-    if isinstance(value, Set):
-        value = in_order(value)
-    elif getattr(value, "ndim", 0) == 1 and hasattr(value, "tolist"):
-        value = value.tolist()
-    if _is_collection(value):
-        return IsIn(*map(_as_single_term, value))
-    return _as_single_term(value)
-
-
-def _is_collection(value: Any) -> bool:
-    is_text = isinstance(value, (str, bytes, bytearray, memoryview))
-    return not is_text and isinstance(value, (Sequence, ValuesView, Iterator))
+    is_single = (
+        isinstance(value, (str, bytes, Mapping)) or getattr(value, "ndim", 1) != 1
+    )
+    if is_single or not isinstance(value, Iterable):
+        return _as_single_term(value)
+    values = value.tolist() if hasattr(value, "tolist") else in_order(value)
+    return IsIn(*map(_as_single_term, values))
 
 
 def _as_single_term(value: Any) -> Any:
-    value = _from_nilearn(value)
-    if type(value) in (IsIn, NotIn, NotEqual):
-        # Candidates have None for any null, so that their terms must have it too.
-        return type(value)(*map(_as_single_term, value.arguments_of(value)))
-    return null_as_none(value)
-
-
-def _from_nilearn(value: Any) -> Any:
-    """Return one of nilearn's special values as ours, anything else as it is."""
     kind = type(value)
     if kind.__module__.startswith("nilearn.") and kind.__name__ in SPECIAL_VALUES:
-        special = SPECIAL_VALUES[kind.__name__]
-        return special(*special.arguments_of(value))
-    return value
+        kind = SPECIAL_VALUES[kind.__name__]
+        # In the order of its arguments; repr_arg_ and _cast repeat the only one.
+        given = [v for n, v in vars(value).items() if n not in ("repr_arg_", "_cast")]
+        value = kind(*(given[0] if issubclass(kind, _Several) else given))
+    if kind in (IsIn, NotIn, NotEqual):
+        # Candidates have None for any null, so that their terms must have it too.
+        return kind(*map(_as_single_term, value.arguments))
+    return null_as_none(value)
 
 
 def to_plain(term: Any) -> Any:
@@ -567,23 +489,12 @@ def to_plain(term: Any) -> Any:
     >>> to_plain(IsIn("LAION", "NSD")), to_plain(GreaterThan(4))
     (['LAION', 'NSD'], {'GreaterThan': [4]})
     """
-    if type(term) is IsIn:
-        return [to_plain(value) for value in term.arguments_of(term)]
     if type(term) in SPECIAL_VALUES.values():
-        arguments = [to_plain(value) for value in _flat_arguments(term)]
-        return {type(term).__name__: arguments}
+        arguments = [*map(to_plain, term.arguments)]
+        return arguments if type(term) is IsIn else {type(term).__name__: arguments}
     if hasattr(term, "item") and getattr(term, "ndim", None) == 0:
         term = term.item()  # a number of numpy
-    if isinstance(term, tuple(PLAIN_TYPES)):
-        return term
-    return {"repr": repr(term)}
-
-
-def _flat_arguments(term: Any) -> tuple:
-    """Return the arguments of a special value; of a compiled pattern text and flags."""
-    if isinstance(term, Pattern) and isinstance(term.pattern_, re.Pattern):
-        return term.pattern_.pattern, term.pattern_.flags
-    return term.arguments_of(term)
+    return term if isinstance(term, tuple(PLAIN_TYPES)) else {"repr": repr(term)}
 
 
 def from_plain(value: Any) -> Any:
@@ -600,7 +511,7 @@ def from_plain(value: Any) -> Any:
     NotIn('LAION', 'NSD')
     """
     if isinstance(value, (list, tuple)):
-        return [from_plain(item) for item in value]
+        return [*map(from_plain, value)]
     if isinstance(value, Mapping) and len(value) == 1:
         ((name, content),) = value.items()
         if name == "repr":

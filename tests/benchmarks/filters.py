@@ -3,6 +3,8 @@
 Run ``python tests/benchmarks/filters.py``. The table of trials is synthetic and the
 same at each run: as many trials and distinct labels as the dataset has. nilearn's
 filter gets the same rows as dicts made beforehand.
+
+Bars: any term in at most 0.1 s, and at least 1.5 times faster than nilearn's.
 """
 
 from __future__ import annotations
@@ -69,27 +71,26 @@ def best(function: Callable[[], Any], n_repeats: int) -> float:
     return 1000 * min(times)
 
 
-def cases(module: Any, labels: list[str]) -> list[tuple[str, int, Any]]:
-    """Return what is timed: name, the ratio to reach, and the module's filter."""
+def cases(module: Any, labels: list[str]) -> list[tuple[str, Any]]:
+    """Return what is timed: name, and the module's filter."""
     result_filter = module.ResultFilter
     pattern = module.Pattern(r"shared_.*_i0")
     two = module.IsIn("ses-01", "ses-02")
     either = result_filter(session=two).OR(result_filter(label=pattern))
     return [
-        ("n_reps=12", 100, result_filter(n_reps=12)),
-        ("n_reps>=4", 100, result_filter(n_reps=module.GreaterOrEqual(4))),
-        ("beta_index<100", 100, result_filter(beta_index=module.LessThan(100))),
-        ("session='ses-01'", 10, result_filter(session="ses-01")),
-        ("label=...", 10, result_filter(label=labels[7])),
-        ("session in 2", 10, result_filter(session=two)),
-        ("label in 500", 10, result_filter(label=module.IsIn(*labels[:500]))),
-        ("label ~ pattern", 2, result_filter(label=pattern)),
+        ("n_reps=12", result_filter(n_reps=12)),
+        ("n_reps>=4", result_filter(n_reps=module.GreaterOrEqual(4))),
+        ("beta_index<100", result_filter(beta_index=module.LessThan(100))),
+        ("session='ses-01'", result_filter(session="ses-01")),
+        ("label=...", result_filter(label=labels[7])),
+        ("session in 2", result_filter(session=two)),
+        ("label in 500", result_filter(label=module.IsIn(*labels[:500]))),
+        ("label ~ pattern", result_filter(label=pattern)),
         (
             "n_reps=12 & (session in 2 | label ~ pattern)",
-            8,
             result_filter(n_reps=12).AND(either),
         ),
-        ("function of a trial", 0, result_filter(callable_filter=is_early)),
+        ("function of a trial", result_filter(callable_filter=is_early)),
     ]
 
 
@@ -107,17 +108,17 @@ def main() -> None:
     start = time.perf_counter()
     frame.to_dict("records")
     print(f"(to make the dicts: {1000 * (time.perf_counter() - start):.0f} ms)\n")
-    print(f"{'filter':46}{'ours':>9}{'nilearn':>10}{'ratio':>9}{'bar':>7}")
+    print(f"{'filter':46}{'ours':>9}{'nilearn':>10}{'ratio':>9}")
     ours = cases(filters, labels)
     theirs = cases(neurovault, labels)
-    for (name, bar, mine), (_, _, peer) in zip(ours, theirs, strict=True):
+    for (name, mine), (_, peer) in zip(ours, theirs, strict=True):
         agree = mine.mask(frame).tolist() == [peer(row) for row in rows]
         mine_ms = best(lambda mine=mine: mine.mask(frame), 7)
         peer_ms = best(lambda peer=peer: [peer(row) for row in rows], 3)
-        ratio, marks = peer_ms / mine_ms, f"{bar}x" if bar else ""
+        ratio = peer_ms / mine_ms
         digits = 1 if ratio < 10 else 0
         print(
-            f"{name:46}{mine_ms:9.3f}{peer_ms:10.1f}{ratio:8.{digits}f}x{marks:>7}"
+            f"{name:46}{mine_ms:9.3f}{peer_ms:10.1f}{ratio:8.{digits}f}x"
             f"{'' if agree else '  DISAGREE'}"
         )
 
