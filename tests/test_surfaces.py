@@ -461,6 +461,23 @@ def test_labels_stay_labels(surfaces, server):
     assert set(np.unique(values[np.isfinite(values)])) == {0, 1}
 
 
+def test_labels_that_would_be_averaged_are_a_warning(surfaces, server):
+    """The mean of indices is an index too, of something else."""
+    data = fetch_laion_fmri("sub-01", rois="FFA1", sessions=1, verbose=0)
+    index = fetch_laion_fmri("sub-01", None, 1, image_type="hrf_index", verbose=0)
+    betas = load_betas(data, verbose=0)
+    categories = betas.to_img(np.arange(betas.data.shape[1]) % 3)
+    for img in (index.images[0], nib.load(index.images[0]), data.rois[0], categories):
+        with pytest.warns(UserWarning, match="averages; 'nearest_most_frequent' keeps"):
+            project(img, surfaces)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        project(data.noise_ceilings["sub-01"]["4rep"], surfaces)
+        project(betas.to_img(betas.data[0]), surfaces)
+        if tuple(map(int, nilearn.__version__.split(".")[:2])) >= (0, 12):
+            project(index.images[0], surfaces, interpolation="nearest_most_frequent")
+
+
 def test_projected_rois_lie_where_the_masks_of_vertices_do(server, data_dir):
     surfaces = fetch("sub-01", rois=["PPA", "laionventral"])
     for roi in ("PPA", "laionventral"):

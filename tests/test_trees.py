@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import time
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -18,6 +19,7 @@ import pandas as pd
 import pytest
 
 from laion_fmri_fetchers import (
+    GreaterThan,
     NotNull,
     fetch_laion_fmri,
     fetch_laion_fmri_ids,
@@ -35,6 +37,7 @@ from laion_fmri_fetchers.exceptions import (
     NotCachedError,
     UnsafeKeyError,
 )
+from laion_fmri_fetchers.layout.trees import trials_id
 
 FIRST = "sub-01"
 LOCALIZERS = "derivatives/localizers/sub-01/"
@@ -483,6 +486,33 @@ def test_only_outdated_images_are_downloaded_again(
         assert not updated.images_meta[0]["outdated"]
         betas = [k for k in gets(server) if k.endswith("Betas_statmap.nii.gz")]
         assert betas == [key]
+
+
+@pytest.mark.parametrize("term", ["outdated", "last_modified"])
+def test_tables_alone_that_are_outdated_are_downloaded_again(
+    bucket_folder, data_dir, monkeypatch, term
+):
+    with serve_bucket(bucket_folder) as server:
+        monkeypatch.setenv("LAION_FMRI_BUCKET_URL", server.url)
+        data = fetch(rois="FFA1")
+        newest = max(m["last_modified"] for m in [*data.images_meta, *data.rois_meta])
+        key = trials_id(data.images_meta[2])
+        lines = (bucket_folder / key).read_text().splitlines()
+        changed = "\n".join([lines[0], *lines[:0:-1]]) + "\n"
+        time.sleep(1.1)
+        server.put(key, changed.encode())
+        server.reset()
+        terms = {"outdated": True}
+        if term == "last_modified":
+            terms = {term: GreaterThan(newest)}
+        plan = fetch(rois="FFA1", mode="overwrite", dry_run=True, **terms).plan
+        assert list(plan["id"]) == [key]
+        fetch(rois="FFA1", mode="overwrite", **terms)
+        assert gets(server) == {key}
+        assert (data_dir / key).read_text() == changed
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            fetch(rois="FFA1")
 
 
 def test_notes_of_an_earlier_version_still_count(cached, server):

@@ -88,6 +88,7 @@ class Betas(Result):
         volume = np.full(inside.shape + rows.shape[:-1], fill, dtype=kind)
         volume[inside] = rows.T
         image = nib.Nifti1Image(volume, self["mask_img"].affine)
+        image.extra["dtype"] = rows.dtype  # whole numbers of 64 bits became float64
         if rows.dtype.kind == "f":  # else 0 is a label or False, outside as well
             image.extra["inside"] = inside
         return image
@@ -128,13 +129,15 @@ class Betas(Result):
         return inside
 
     def noise_ceiling(
-        self, n_repeats: Any = "averaged", noise_ceiling: str = "Allrep"
+        self, n_repeats: Any, noise_ceiling: str = "Allrep"
     ) -> np.ndarray:
         """Return the noise ceiling for any number of repeats.
 
+        The published maps themselves are in ``noise_ceilings``.
+
         Parameters
         ----------
-        n_repeats : "averaged", float, or array of shape (n_rows,), default="averaged"
+        n_repeats : "averaged", float, or array of shape (n_rows,)
             The number of trials that are averaged; of rows that differ in it, the
             number of each, of which the mean of 1/n counts, as in
             ``betas.trials["n_averaged"][test]``. ``"averaged"``: what each

@@ -18,9 +18,14 @@ import numpy as np
 from sklearn.utils import Bunch
 
 from laion_fmri_fetchers.exceptions import InvalidQueryError, did_you_mean
-from laion_fmri_fetchers.layout.keys import is_nifti_name, subject_of_name
+from laion_fmri_fetchers.layout.grids import interpolation_for
+from laion_fmri_fetchers.layout.keys import (
+    is_nifti_name,
+    record_of_path,
+    subject_of_name,
+)
 from laion_fmri_fetchers.layout.trees import HEMISPHERES
-from laion_fmri_fetchers.messages import can_draw, progress_bar
+from laion_fmri_fetchers.messages import can_draw, progress_bar, warn
 from laion_fmri_fetchers.query.arguments import check_mode, check_verbose, user_path
 
 from .geometry import moved
@@ -46,6 +51,8 @@ class _Volumes(NamedTuple):
     affine: np.ndarray
     volumes: Iterator[np.ndarray]
     """Each valid until the next."""
+    are_labels: bool
+    """Whether values are names of something, so that their mean means nothing."""
 
 
 def project_to_surface(
@@ -80,7 +87,8 @@ def project_to_surface(
         ``$SUBJECTS_DIR`` and in nilearn's data directories, and last downloaded by
         nilearn.
     interpolation : {"linear", "nearest_most_frequent"}, default="linear"
-        Between voxels. The second, for labels, needs nilearn 0.12.
+        Between voxels. The second, for masks, labels and indices such as those of
+        ``hrf_index``, needs nilearn 0.12.
     mode : {"download_new", "offline"}, optional
         ``"offline"`` lets nilearn download nothing. None: ``"offline"`` where
         ``LAION_FMRI_OFFLINE=1`` is set.
@@ -104,6 +112,12 @@ def project_to_surface(
         If nilearn cannot download a template.
     CorruptImageError
         If a file is damaged.
+
+    Warns
+    -----
+    UserWarning
+        If ``"linear"`` would average labels: those of a file whose name ends with
+        ``_mask`` or ``_dseg``, or whole numbers in an image without a name of BIDS.
 
     See Also
     --------
@@ -132,6 +146,11 @@ def project_to_surface(
     mode = check_mode(mode)
     verbose = check_verbose(verbose)
     volumes = _open(img, surfaces.subject)
+    if interpolation == "linear" and volumes.are_labels:
+        warn(
+            "img holds labels, a mask or other whole numbers, which "
+            "interpolation='linear' averages; 'nearest_most_frequent' keeps them."
+        )
     _check_overlap(volumes, surfaces)
     if target == "fsnative":
         mesh, nearest = surfaces.pial, None
@@ -184,14 +203,18 @@ def _open(img: Any, subject: str) -> _Volumes:
         )
     if is_path and not os.path.exists(file):
         raise InvalidQueryError(f"img is {file!r}, which does not exist")
+    suffix = record_of_path(os.path.basename(file))["suffix"]
     if is_path or (nib.is_proxy(img.dataobj) and is_nifti_name(file)):
         header = read_header(file)
+        is_scaled = (header.slope, header.inter) != (1, 0)
+        dtype = np.dtype(float) if is_scaled else header.dtype
         shape = header.nifti.get_data_shape()
         volumes = (
             scaled(header, volume, "float32").reshape(header.shape, order="F")
             for volume in iter_volumes(header)
         )
-        return _Volumes(shape, header.affine if is_path else img.affine, volumes)
+        affine = header.affine if is_path else img.affine
+        return _Volumes(shape, affine, volumes, _are_labels(suffix, dtype))
     data = np.asanyarray(img.dataobj)
     if data.ndim not in (3, 4) or data.dtype.kind not in "biuf":
         raise InvalidQueryError(
@@ -204,7 +227,15 @@ def _open(img: Any, subject: str) -> _Volumes:
         np.where(inside, frames[..., i], np.nan).astype(np.float32)
         for i in range(frames.shape[3])
     )
-    return _Volumes(data.shape, img.affine, each)
+    dtype = img.extra.get("dtype", data.dtype)  # of to_img: of the values given
+    return _Volumes(data.shape, img.affine, each, _are_labels(suffix, dtype))
+
+
+def _are_labels(suffix: str | None, dtype: np.dtype) -> bool:
+    """Return whether values are labels, by a file's suffix or else by their type."""
+    if suffix is None:
+        return dtype.kind in "biu"
+    return interpolation_for({"suffix": suffix}, "linear") == "nearest"
 
 
 def _file_of(img: Any) -> str:

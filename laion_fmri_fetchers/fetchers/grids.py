@@ -14,6 +14,7 @@ from laion_fmri_fetchers.arrays.resample import (
     find_resampled,
     resample_file,
 )
+from laion_fmri_fetchers.arrays.volumes import iter_volumes, read_header
 from laion_fmri_fetchers.cache.files import local_path
 from laion_fmri_fetchers.cache.inventory import size_on_disk
 from laion_fmri_fetchers.cache.made_here import MARK, description_of, method
@@ -27,7 +28,7 @@ from laion_fmri_fetchers.layout.grids import (
 )
 from laion_fmri_fetchers.layout.keys import Record
 from laion_fmri_fetchers.layout.trees import brain_mask_name
-from laion_fmri_fetchers.messages import counted, warn
+from laion_fmri_fetchers.messages import counted, listed, warn
 
 _FINEST = 0.5
 """Voxel size in mm below which a resolution is likely in cm: anatomical images have
@@ -189,6 +190,21 @@ def on_grid(records: Iterable[Record], grid: Grid, data_dir: str) -> list[Record
         else rec
         for rec in records
     ]
+
+
+def warn_of_empty_rois(records: Iterable[Record], grid: Grid) -> None:
+    """Warn of ROIs that are smaller than a voxel, so that none is left of them."""
+    empty = []
+    for rec in records:
+        if rec["roi"] and can_be_resampled(rec):
+            (mask,) = iter_volumes(read_header(rec["absolute_path"]), [0])
+            if not mask.any():
+                empty.append(f"{rec['roi']} of {rec['subject']}")
+    if empty:
+        warn(
+            f"No voxel of {grid.resolution:g} mm is in {listed(empty)}; choose a finer "
+            "resolution."
+        )
 
 
 def remove_originals(records: Iterable[Record], data_dir: str) -> None:
