@@ -113,7 +113,7 @@ def test_a_selection_without_betas_is_an_error(server, data_dir, capsys):
     out, err = capsys.readouterr()
     assert out == ""
     assert "No trial of sub-03 is selected" in err
-    assert main(["pack-betas", "--rois", "PPA", "-q"]) == 2
+    assert main(["pack-betas", "--subjects", "3", "--rois", "PPA", "-q"]) == 2
     assert "no betas" in capsys.readouterr().err
 
 
