@@ -264,6 +264,17 @@ def test_mask_img_as_path_and_image(data, tmp_path):
         assert np.array_equal(betas.data, everything.data[:, half[inside]])
 
 
+def test_voxels_of_another_subject_are_no_mask(fetch, tmp_path):
+    """Grids of two may differ by less than what rounding of affines may."""
+    data = fetch("all", rois="FFA1")
+    betas = load_betas(data, "sub-03", verbose=0)
+    betas.save(tmp_path / "betas.npz")
+    for given in (betas, load_betas(tmp_path / "betas.npz")):
+        with pytest.raises(InvalidQueryError, match="of sub-03, and the betas are of"):
+            load_betas(data, "sub-01", "brain", mask_img=given.mask_img)
+        load_betas(data, "sub-03", "brain", mask_img=given.mask_img, verbose=0)
+
+
 @pytest.mark.parametrize("as_path", [True, False])
 def test_a_map_is_no_mask(data, tmp_path, as_path):
     """Every voxel of a map that is not exactly 0 would be taken, as nilearn refuses."""
@@ -483,6 +494,7 @@ def test_a_plan_of_several_subjects_is_a_plan_of_each(server, data_dir):
         ({"nc_threshold": 101}, "No voxel of sub-"),
         ({"nc_threshold": "high"}, "in percent"),
         ({"nc_threshold": 5, "noise_ceiling": "13rep"}, "12rep"),
+        ({"noise_ceiling": "12rep"}, "noise_ceiling is '12rep'.*give nc_threshold"),
         ({"standardize": True}, "'zscore_sample'"),
         ({"average_repeats": "session"}, "True .all repeats of an image. or False"),
         ({"dtype": "int16"}, "float32"),

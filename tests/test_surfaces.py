@@ -666,6 +666,10 @@ def test_an_image_of_another_subject_or_place_is_refused(surfaces, server, tmp_p
     for given in (file, nib.load(file)):
         with pytest.raises(InvalidQueryError, match=r"an image of sub-03.*of sub-01"):
             project(given, surfaces)
+    data = fetch_laion_fmri("sub-03", rois="FFA1", sessions=1, verbose=0)
+    betas = load_betas(data, verbose=0)
+    with pytest.raises(InvalidQueryError, match=r"an image of sub-03.*of sub-01"):
+        project(betas.to_img(betas.data[0]), surfaces)
     image = linear_volume()
     far = image.affine.copy()
     far[0, 3] += 1000

@@ -195,15 +195,17 @@ def _open(img: Any, subject: str) -> _Volumes:
     """Return the volumes of an image, in memory or on disk."""
     is_path = isinstance(img, (str, os.PathLike))
     file = user_path(img, "img") if is_path else _file_of(img)
-    of_subject = subject_of_name(os.path.basename(file)) if file else None
+    extra = {} if is_path else img.extra  # of to_img
+    name = os.path.basename(file)
+    of_subject = subject_of_name(name) if file else extra.get("subject")
     if of_subject not in (None, subject):
         raise InvalidQueryError(
-            f"img is {os.path.basename(file)}, an image of {of_subject}, and surfaces "
+            f"img is {name or 'made of betas'}, an image of {of_subject}, and surfaces "
             f"are of {subject}; fetch_laion_surfaces({of_subject!r}) fits it"
         )
     if is_path and not os.path.exists(file):
         raise InvalidQueryError(f"img is {file!r}, which does not exist")
-    suffix = record_of_path(os.path.basename(file))["suffix"]
+    suffix = record_of_path(name)["suffix"]
     if is_path or (nib.is_proxy(img.dataobj) and is_nifti_name(file)):
         header = read_header(file)
         is_scaled = (header.slope, header.inter) != (1, 0)
@@ -222,12 +224,12 @@ def _open(img: Any, subject: str) -> _Volumes:
             "3 or 4 dimensions"
         )
     frames = data[..., None] if data.ndim == 3 else data
-    inside = img.extra.get("inside", True)  # of to_img: elsewhere there are no values
+    inside = extra.get("inside", True)  # elsewhere, betas have no values
     each = (
         np.where(inside, frames[..., i], np.nan).astype(np.float32)
         for i in range(frames.shape[3])
     )
-    dtype = img.extra.get("dtype", data.dtype)  # of to_img: of the values given
+    dtype = extra.get("dtype", data.dtype)
     return _Volumes(data.shape, img.affine, each, _are_labels(suffix, dtype))
 
 

@@ -311,6 +311,11 @@ def _threshold(
 ) -> tuple[str, float] | None:
     """Return the name of a noise ceiling and its least value; None for any value."""
     if nc_threshold is None:
+        if noise_ceiling != "Allrep":
+            raise InvalidQueryError(
+                f"noise_ceiling is {noise_ceiling!r}, the map that nc_threshold is "
+                "for; give nc_threshold too. betas.noise_ceilings has all maps."
+            )
         return None
     if isinstance(nc_threshold, bool) or not isinstance(nc_threshold, Real):
         raise InvalidQueryError(
@@ -405,13 +410,14 @@ def _read_mask(file: str, grid: tuple) -> np.ndarray:
 
 
 def _check_subject(mask_img: Any, subject: str) -> None:
-    """Raise InvalidQueryError for a mask whose file is named after another subject."""
+    """Raise InvalidQueryError for a mask of another subject, by its file or betas."""
+    name, of_subject = "betas.mask_img", None
     if hasattr(mask_img, "get_filename"):
+        of_subject = mask_img.extra.get("subject")
         mask_img = mask_img.get_filename()
-    if not isinstance(mask_img, (str, os.PathLike)):
-        return
-    name = os.path.basename(mask_img)
-    of_subject = subject_of_name(name)
+    if isinstance(mask_img, (str, os.PathLike)):
+        name = os.path.basename(mask_img)
+        of_subject = subject_of_name(name)
     if of_subject not in (None, subject):
         raise InvalidQueryError(
             f"mask_img is {name}, a mask of {of_subject}, and the betas are of "
