@@ -1413,6 +1413,15 @@ def test_files_are_read_though_others_hold_locks(granted, locked, data_dir):
     assert np.array_equal(again.embeddings["CLIP"], clip.embeddings["CLIP"])
 
 
+def test_files_that_the_user_has_open_are_read(granted):
+    """Within a process, HDF5 wants a file to be opened with locks or without."""
+    chosen, clip = fetch(max_images=3), embeddings("CLIP")
+    with h5py.File(chosen.archive) as archive, h5py.File(clip.files["CLIP"]) as file:
+        assert len(load_stimuli(chosen, size=8)) == len(archive["images"][:3])
+        again = embeddings("CLIP").embeddings["CLIP"]
+        assert np.array_equal(again, file["embedding"])
+
+
 WRITER = """
 import h5py, sys
 with h5py.File(sys.argv[1], "r+", libver="latest") as file:

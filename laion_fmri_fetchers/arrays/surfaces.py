@@ -44,6 +44,10 @@ _BLOCK = 4
 each block; nilearn takes some 40 MB of memory per volume and 150,000 vertices."""
 
 
+_N_DEPTHS = 10
+"""As vol_to_surf of nilearn has by default."""
+
+
 class _Volumes(NamedTuple):
     """An image of which a volume is read at a time."""
 
@@ -87,8 +91,8 @@ def project_to_surface(
         ``$SUBJECTS_DIR`` and in nilearn's data directories, and last downloaded by
         nilearn.
     interpolation : {"linear", "nearest_most_frequent"}, default="linear"
-        Between voxels. The second, for masks, labels and indices such as those of
-        ``hrf_index``, needs nilearn 0.12.
+        Between voxels. The second is for masks, labels and indices such as those of
+        ``hrf_index``: of the nearest voxels at the ten depths, the most frequent value.
     mode : {"download_new", "offline"}, optional
         ``"offline"`` lets nilearn download nothing. None: ``"offline"`` where
         ``LAION_FMRI_OFFLINE=1`` is set.
@@ -178,14 +182,6 @@ def _check_arguments(surfaces: object, target: object, interpolation: object) ->
             raise InvalidQueryError(
                 f"{name} is {value!r}; {did_you_mean(value, valid).rstrip('.')}"
             )
-    import nilearn
-
-    release = tuple(map(int, nilearn.__version__.split(".")[:2]))
-    if interpolation == "nearest_most_frequent" and release < (0, 12):
-        raise InvalidQueryError(
-            f"interpolation is {interpolation!r}, which nilearn {nilearn.__version__} "
-            "does not have; update nilearn to 0.12 or later"
-        )
 
 
 # --- The image -------------------------------------------------------------------
@@ -323,6 +319,9 @@ def _sample(
     interpolation: str,
 ) -> np.ndarray:
     """Return volumes sampled at the vertices of a hemisphere: vertices x volumes."""
+    if interpolation == "nearest_most_frequent":
+        return _most_frequent(block, affine, surfaces, hemisphere)
+
     from nilearn.surface import vol_to_surf
 
     def sample(values: np.ndarray) -> np.ndarray:
@@ -330,20 +329,43 @@ def _sample(
             nib.Nifti1Image(values, affine),
             surfaces.pial.parts[hemisphere],
             inner_mesh=surfaces.white.parts[hemisphere],
-            interpolation=interpolation,
+            interpolation="linear",
         )
 
     has_value = np.isfinite(block)
     with warnings.catch_warnings(), np.errstate(invalid="ignore", divide="ignore"):
         # Of vertices outside of the image, which are NaN.
         warnings.filterwarnings("ignore", "Mean of empty slice", RuntimeWarning)
-        if interpolation != "linear" or has_value.all():
+        if has_value.all():
             return sample(block)
         # The mean of voxels that have a value, each by its share in the interpolation.
         weights = sample(has_value.astype(np.float32))
         return sample(np.where(has_value, block, 0)) / np.where(
             weights, weights, np.nan
         )
+
+
+def _most_frequent(
+    block: np.ndarray, affine: np.ndarray, surfaces: Bunch, hemisphere: str
+) -> np.ndarray:
+    """Return the most frequent value between white and pial: vertices x volumes.
+
+    As vol_to_surf of nilearn has it, of equally frequent ones the lowest. That counts
+    NaN as a value, though, and fails at vertices outside of the image.
+    """
+    outer = surfaces.pial.parts[hemisphere].coordinates
+    inner = surfaces.white.parts[hemisphere].coordinates
+    depths = np.linspace(0, 1, _N_DEPTHS)[:, None, None]
+    points = moved(outer + depths * (inner - outer), np.linalg.inv(affine))
+    voxels = np.rint(points).astype(int)
+    is_inside = np.all((voxels >= 0) & (voxels < block.shape[:3]), axis=-1)
+    values = np.full((*is_inside.shape, block.shape[3]), np.nan, block.dtype)
+    values[is_inside] = block[tuple(voxels[is_inside].T)]
+    values.sort(axis=0)
+    counts = np.zeros(values.shape, np.uint8)
+    for value in values:
+        counts += values == value  # NaN equals nothing
+    return np.take_along_axis(values, counts.argmax(axis=0)[None], axis=0)[0]
 
 
 def _nearest_vertices(
