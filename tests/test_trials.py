@@ -153,6 +153,7 @@ CHANGES = {
     "images reversed": cut(images=REVERSED),
     "images and records reversed": cut(images=REVERSED, images_meta=REVERSED),
     "masks cut": cut(rois=FIRST),
+    "masks reversed": cut(rois=REVERSED),
     "subject by number": lambda data: {"trials": data.trials.assign(subject=1)},
 }
 
@@ -171,6 +172,11 @@ def test_a_bunch_cut_in_part_is_refused_by_all(data, name):
         with pytest.raises(InvalidQueryError, match=r"select_trials\(data, trials\)"):
             call(part)
     assert load(data).data.size
+
+
+def test_what_is_no_table_of_trials_is_called_by_its_argument():
+    with pytest.raises(InvalidQueryError, match="^data is a int, not a DataFrame"):
+        shared_labels(3)
 
 
 def test_a_copy_is_a_bunch_whose_trials_change_alone(data):
