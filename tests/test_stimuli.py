@@ -932,6 +932,16 @@ def put_embeddings(data_dir, model, names):
         content["valid"] = [name != "d.jpg" for name in names]
 
 
+def test_embeddings_that_a_model_did_not_give_are_a_warning(server, data_dir):
+    """Their rows are numbers, as others are."""
+    put_embeddings(data_dir, "CLIP", ["a.jpg", "d.jpg"])
+    with pytest.warns(UserWarning, match=r"CLIP gave no valid .* 1 image \('d\.jpg'\)"):
+        embeddings("CLIP", mode="offline")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        embeddings("CLIP", ["a.jpg"], mode="offline")
+
+
 def test_embeddings_of_different_images(server, data_dir):
     put_embeddings(data_dir, "CLIP", ["a.jpg", "b.jpg", "c.jpg", "d.jpg"])
     put_embeddings(data_dir, "DINOv2", ["d.jpg", "a.jpg", "c.jpg", "e.jpg"])
