@@ -651,6 +651,19 @@ def test_two_grids_of_one_image_are_not_resampled_to_one_file(server, data_dir):
         fetch(rois="FFA1", sessions=1, resolution=3, roi_filter={"res": NotNull()})
 
 
+def test_maps_of_the_surface_that_keep_their_grid_are_named(server, data_dir):
+    query = {"image_type": "localizer", "rois": None, "resolution": 12}
+    where = {"space": "fsnative", "contrast": "faceVsOthers"}
+    with pytest.warns(UserWarning, match="resolution is not for 2 files .*faceVsOther"):
+        data = fetch(**query, image_filter=where)
+    assert [meta["res"] for meta in data.images_meta] == [None, None]
+    where = {"res": "1pt8", "contrast": "faceVsOthers"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        data = fetch(**query, image_filter=where)
+    assert [meta["res"] for meta in data.images_meta] == ["12"]
+
+
 def test_an_image_that_an_earlier_version_resampled_is_not_the_published_one(
     server, data_dir, bucket_folder
 ):

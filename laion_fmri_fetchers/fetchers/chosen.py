@@ -43,6 +43,7 @@ from .grids import (
     remove_originals,
     resample_files,
     warn_of_empty_rois,
+    warn_of_other_grids,
 )
 
 
@@ -201,6 +202,7 @@ def plan_files(
     files = chosen.files()
     if grid is not None:
         check_targets(files, grid)
+        warn_of_other_grids([*chosen.images, *chosen.rois])
         if not settings.overwrites:
             files = [rec for rec in files if not grid.has(rec, settings.data_dir)]
     done = tables.fetched | {rec["id"] for rec in tables.failed}

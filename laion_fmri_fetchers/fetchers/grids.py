@@ -114,6 +114,16 @@ def check_targets(files: Iterable[Record], grid: Grid) -> None:
             )
 
 
+def warn_of_other_grids(files: Iterable[Record]) -> None:
+    """Warn of files that stay on the grid they have, such as those of surfaces."""
+    others = [rec["id"] for rec in files if not can_be_resampled(rec)]
+    if others:
+        warn(
+            f"resolution is not for {counted(len(others), 'file')} that are no NIfTI "
+            f"volumes of the scanner, such as {others[0]}; returned as published."
+        )
+
+
 def resample_files(
     files: Iterable[Record],
     masks: Mapping[str, str],
