@@ -587,7 +587,7 @@ def test_no_shared_images(fetch):
     with pytest.warns(UserWarning, match="by all of sub-01, sub-03"):
         assert shared_labels(data) == []  # sub-03 was fetched, and saw none of these
     for wrong in (None, "sub-01", pd.DataFrame({"x": [1]}), [3]):
-        with pytest.raises(InvalidQueryError, match="trials is a"):
+        with pytest.raises(InvalidQueryError, match="^data is a"):
             shared_labels(wrong)
     with pytest.raises(InvalidQueryError, match="no trials"):
         shared_labels([])

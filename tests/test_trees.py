@@ -654,7 +654,7 @@ def test_two_grids_of_one_image_are_not_resampled_to_one_file(server, data_dir):
 def test_maps_of_the_surface_that_keep_their_grid_are_named(server, data_dir):
     query = {"image_type": "localizer", "rois": None, "resolution": 12}
     where = {"space": "fsnative", "contrast": "faceVsOthers"}
-    with pytest.warns(UserWarning, match="resolution is not for 2 files .*faceVsOther"):
+    with pytest.warns(UserWarning, match="volumes.*returned as published: .*hemi-L"):
         data = fetch(**query, image_filter=where)
     assert [meta["res"] for meta in data.images_meta] == [None, None]
     where = {"res": "1pt8", "contrast": "faceVsOthers"}

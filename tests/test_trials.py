@@ -174,11 +174,6 @@ def test_a_bunch_cut_in_part_is_refused_by_all(data, name):
     assert load(data).data.size
 
 
-def test_what_is_no_table_of_trials_is_called_by_its_argument():
-    with pytest.raises(InvalidQueryError, match="^data is a int, not a DataFrame"):
-        shared_labels(3)
-
-
 def test_a_copy_is_a_bunch_whose_trials_change_alone(data):
     copied = data.copy()
     copied.trials = copied.trials.iloc[:3]

@@ -119,8 +119,8 @@ def warn_of_other_grids(files: Iterable[Record]) -> None:
     others = [rec["id"] for rec in files if not can_be_resampled(rec)]
     if others:
         warn(
-            f"resolution is not for {counted(len(others), 'file')} that are no NIfTI "
-            f"volumes of the scanner, such as {others[0]}; returned as published."
+            f"resolution is for volumes in NIfTI files; returned as published: "
+            f"{listed(others)}."
         )
 
 
