@@ -274,10 +274,18 @@ def test_a_ceiling_of_the_repeats_of_a_map_is_the_map(betas):
     assert np.allclose(betas.noise_ceiling(mixed), published["Allrep"], rtol=1e-6)
     # One map tells the others: those of the demo have one ratio of signal and noise.
     assert np.allclose(betas.noise_ceiling(12, "4rep"), published["12rep"], atol=1e-3)
-    assert np.array_equal(betas.noise_ceiling(), betas.noise_ceiling(1))
+    assert np.array_equal(betas.noise_ceiling("averaged"), betas.noise_ceiling(1))
     assert np.array_equal(betas.noise_ceiling(np.int64(4)), betas.noise_ceiling(4.0))
     twice = pd.Series([1, 2], dtype="Int64")
     assert np.array_equal(betas.noise_ceiling(twice), betas.noise_ceiling(4 / 3))
+
+
+def test_a_ceiling_is_not_computed_before_repeats_are_named(betas):
+    """``noise_ceiling("4rep")`` alone looks like the map of 4 repeats, and is not."""
+    with pytest.raises(TypeError, match="n_repeats"):
+        betas.noise_ceiling(noise_ceiling="4rep")
+    with pytest.raises(InvalidQueryError, match="n_repeats is '4rep'"):
+        betas.noise_ceiling("4rep")
 
 
 def test_ceilings_of_0_and_100_and_nan_stay(betas):
@@ -361,7 +369,7 @@ def test_saved_betas_are_the_same(fetch, tmp_path, average_repeats):
     values = np.arange(betas.data.shape[1])
     assert np.array_equal(again.to_img(values).dataobj, betas.to_img(values).dataobj)
     assert np.array_equal(again.roi_mask("face"), betas.roi_mask("face"))
-    assert np.array_equal(again.noise_ceiling(), betas.noise_ceiling())
+    assert np.array_equal(again.noise_ceiling(4), betas.noise_ceiling(4))
     # numpy reads the file, without unpickling anything.
     with np.load(tmp_path / "new" / "betas.npz", allow_pickle=False) as arrays:
         assert any(np.array_equal(arrays[name], betas.data) for name in arrays)
@@ -579,7 +587,7 @@ def test_no_shared_images(fetch):
     with pytest.warns(UserWarning, match="by all of sub-01, sub-03"):
         assert shared_labels(data) == []  # sub-03 was fetched, and saw none of these
     for wrong in (None, "sub-01", pd.DataFrame({"x": [1]}), [3]):
-        with pytest.raises(InvalidQueryError, match="trials is a"):
+        with pytest.raises(InvalidQueryError, match="^data is a"):
             shared_labels(wrong)
     with pytest.raises(InvalidQueryError, match="no trials"):
         shared_labels([])

@@ -264,6 +264,40 @@ def test_mask_img_as_path_and_image(data, tmp_path):
         assert np.array_equal(betas.data, everything.data[:, half[inside]])
 
 
+def test_voxels_of_another_subject_are_no_mask(fetch, tmp_path):
+    """Grids of two may differ by less than what rounding of affines may."""
+    data = fetch("all", rois="FFA1")
+    betas = load_betas(data, "sub-03", verbose=0)
+    betas.save(tmp_path / "betas.npz")
+    for given in (betas, load_betas(tmp_path / "betas.npz")):
+        with pytest.raises(InvalidQueryError, match="of sub-03, and the betas are of"):
+            load_betas(data, "sub-01", "brain", mask_img=given.mask_img)
+        load_betas(data, "sub-03", "brain", mask_img=given.mask_img, verbose=0)
+
+
+@pytest.mark.parametrize("as_path", [True, False])
+def test_a_map_is_no_mask(data, tmp_path, as_path):
+    """Every voxel of a map that is not exactly 0 would be taken, as nilearn refuses."""
+    ceiling = data.noise_ceilings["sub-01"]["Allrep"]
+    given = ceiling if as_path else nib.load(ceiling)
+    with pytest.raises(InvalidQueryError, match="mask_img has values from .*binarize"):
+        load_betas(data, rois="brain", mask_img=given)
+
+
+def test_a_roi_of_which_nothing_is_left_is_a_warning(data):
+    """The mean over its columns would be NaN."""
+    betas = load_betas(data, rois="all", verbose=0)
+    ceiling = betas.noise_ceilings["Allrep"]
+    best = {roi: ceiling[inside].max() for roi, inside in betas.roi_masks.items()}
+    low, *_, high = sorted(best, key=best.get)
+    threshold = (best[low] + best[high]) / 2
+    with pytest.warns(UserWarning, match=f"No voxel of {low} of sub-01 is left"):
+        load_betas(data, rois=[low, high], nc_threshold=threshold, verbose=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_betas(data, rois=[high], nc_threshold=threshold, verbose=0)
+
+
 @pytest.mark.parametrize("call", [fetch_laion_betas, load_betas])
 def test_a_mask_without_rois_says_what_it_loses(data, call):
     offline = {"mode": "offline", "verbose": 0}
@@ -460,6 +494,7 @@ def test_a_plan_of_several_subjects_is_a_plan_of_each(server, data_dir):
         ({"nc_threshold": 101}, "No voxel of sub-"),
         ({"nc_threshold": "high"}, "in percent"),
         ({"nc_threshold": 5, "noise_ceiling": "13rep"}, "12rep"),
+        ({"noise_ceiling": "12rep"}, "noise_ceiling is '12rep'.*give nc_threshold"),
         ({"standardize": True}, "'zscore_sample'"),
         ({"average_repeats": "session"}, "True .all repeats of an image. or False"),
         ({"dtype": "int16"}, "float32"),

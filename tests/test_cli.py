@@ -107,6 +107,16 @@ def test_betas_of_several_subjects(server, data_dir, capsys):
         assert "--output is for the betas of one subject" in capsys.readouterr().err
 
 
+def test_a_selection_without_betas_is_an_error(server, data_dir, capsys):
+    command = ["fetch-betas", "--rois", "PPA", "--subjects", "3", "1", "-q"]
+    assert main([*command, "--where", "n_reps=99"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "No trial of sub-03 is selected" in err
+    assert main(["pack-betas", "--subjects", "3", "--rois", "PPA", "-q"]) == 2
+    assert "no betas" in capsys.readouterr().err
+
+
 def test_initialize_without_a_folder_shows_the_directory_in_force(data_dir, capsys):
     assert main(["initialize"]) == 0
     assert capsys.readouterr().out == f"{data_dir}\n"

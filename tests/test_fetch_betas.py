@@ -37,6 +37,7 @@ from model_buckets import (
     read,
     roi,
     rsquare_key,
+    table_key,
     true_betas,
 )
 from policies import set_policy
@@ -984,6 +985,15 @@ def test_faults_that_last_and_go_on_from_there(
     betas = fetch(sessions=[1, 2, 3], source="model")
     assert np.array_equal(betas.data, true_betas(betas_folder, face))
     assert log.keys == {model_key("ses-02")}
+
+
+@pytest.mark.parametrize("key", [image_key, table_key, BRAIN_MASK])
+def test_errors_of_downloads_name_no_argument_of_other_calls(server, quick, key):
+    key = key if isinstance(key, str) else key("ses-01")
+    server.faults[key] = (500, {}, b"")
+    with pytest.raises(DownloadError, match="the same call resumes") as caught:
+        fetch(sessions=1, source="images")
+    assert "allow_missing" not in str(caught.value)
 
 
 def test_a_connection_that_stalls(server, quick, betas_folder, face):

@@ -1603,6 +1603,21 @@ def test_resolution_offline_from_cached_originals(cached, no_network):
     assert nib.load(data.rois[0]).get_fdata().max() == 1
 
 
+def test_rois_that_vanish_on_a_coarse_grid_are_named(cached, no_network):
+    query = {"sessions": 1, "resolution": 25}
+    for _ in range(2):  # resampled, and found on disk
+        with pytest.warns(UserWarning, match="No voxel of 25 mm is in ") as seen:
+            data = fetch(**query, rois="retinotopy", mode="offline")
+        empty = [
+            meta["roi"]
+            for file, meta in zip(data.rois, data.rois_meta, strict=True)
+            if not nib.load(file).get_fdata().any()
+        ]
+        assert 0 < len(empty) < len(data.rois)
+        assert f"is in {empty[0]} of sub-01" in str(seen[0].message)
+        assert len(seen) == 1
+
+
 def test_resolution_without_originals(server, data_dir):
     query = {"rois": "FFA1", "sessions": 1, "resolution": 12, "keep_original": False}
     data = fetch(**query)

@@ -191,7 +191,7 @@ def test_metadata_is_escaped(data):
     data.query["trial_filter"] = evil
     data.failed = [{**data.images_meta[0], "reason": evil}]
     data.description = f"{evil}\n\nMore"
-    data.rois_meta[0]["roi"] = evil
+    data.rois[0], data.rois_meta[0]["roi"] = "mask.nii.gz", evil
     data.trials["dataset"] = data.trials["dataset"].astype(object)
     data.trials.loc[0, ["dataset", "label"]] = evil
     page = make_report(data, title=evil).html

@@ -934,6 +934,16 @@ def put_embeddings(data_dir, model, names):
         content["valid"] = [name != "d.jpg" for name in names]
 
 
+def test_embeddings_that_a_model_did_not_give_are_a_warning(server, data_dir):
+    """Their rows are numbers, as others are."""
+    put_embeddings(data_dir, "CLIP", ["a.jpg", "d.jpg"])
+    with pytest.warns(UserWarning, match=r"CLIP gave no valid .* 1 image \('d\.jpg'\)"):
+        embeddings("CLIP", mode="offline")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        embeddings("CLIP", ["a.jpg"], mode="offline")
+
+
 def test_embeddings_of_different_images(server, data_dir):
     put_embeddings(data_dir, "CLIP", ["a.jpg", "b.jpg", "c.jpg", "d.jpg"])
     put_embeddings(data_dir, "DINOv2", ["d.jpg", "a.jpg", "c.jpg", "e.jpg"])
@@ -1413,6 +1423,15 @@ def test_files_are_read_though_others_hold_locks(granted, locked, data_dir):
     assert len(fetch(max_images=2).metadata) == 2
     again = embeddings("CLIP", mode="offline")
     assert np.array_equal(again.embeddings["CLIP"], clip.embeddings["CLIP"])
+
+
+def test_files_that_the_user_has_open_are_read(granted):
+    """Within a process, HDF5 wants a file to be opened with locks or without."""
+    chosen, clip = fetch(max_images=3), embeddings("CLIP")
+    with h5py.File(chosen.archive) as archive, h5py.File(clip.files["CLIP"]) as file:
+        assert len(load_stimuli(chosen, size=8)) == len(archive["images"][:3])
+        again = embeddings("CLIP").embeddings["CLIP"]
+        assert np.array_equal(again, file["embedding"])
 
 
 WRITER = """

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from nilearn.datasets import load_fsaverage
 from nilearn.maskers import SurfaceMasker
-from nilearn.surface import SurfaceImage
+from nilearn.surface import SurfaceImage, vol_to_surf
 
 from laion_fmri_fetchers import (
     fetch_laion_fmri,
@@ -449,16 +449,65 @@ def test_voxels_without_a_value_do_not_count(surfaces):
     np.testing.assert_allclose(values[has_value], 1, rtol=1e-5)
 
 
+MOST_FREQUENT = {"interpolation": "nearest_most_frequent"}
+
+
 def test_labels_stay_labels(surfaces, server):
     data = fetch_laion_fmri("sub-01", rois="laiongeneral", max_images=0, verbose=0)
-    how = {"interpolation": "nearest_most_frequent"}
-    if tuple(map(int, nilearn.__version__.split(".")[:2])) < (0, 12):
-        with pytest.raises(InvalidQueryError, match=r"update nilearn to 0\.12"):
-            project(data.rois[0], surfaces, **how)
-        return
-    projected = project(data.rois[0], surfaces, **how)
+    projected = project(data.rois[0], surfaces, **MOST_FREQUENT)
     values = np.concatenate([*projected.data.parts.values()])
     assert set(np.unique(values[np.isfinite(values)])) == {0, 1}
+
+
+@pytest.mark.skipif(
+    tuple(map(int, nilearn.__version__.split(".")[:2])) < (0, 12),
+    reason="nilearn has had the most frequent value since 0.12",
+)
+def test_the_most_frequent_value_is_that_of_nilearn(surfaces):
+    affine = linear_volume().affine
+    labels = np.random.default_rng(0).integers(0, 5, (70, 66, 50, 6)).astype("int16")
+    image = nib.Nifti1Image(labels, affine)
+    projected = project(image, surfaces, **MOST_FREQUENT)
+    for side, values in projected.data.parts.items():
+        expected = vol_to_surf(
+            image,
+            surfaces.pial.parts[side],
+            inner_mesh=surfaces.white.parts[side],
+            **MOST_FREQUENT,
+        )
+        assert np.array_equal(values, expected)
+
+
+def test_labels_beside_a_region_do_not_count(surfaces):
+    """Neither voxels without a value nor those outside of the image are a label."""
+    image = linear_volume()
+    data = np.full(image.shape, np.nan, np.float32)
+    data[::2] = 3
+    regular = nib.Nifti1Image(data, image.affine)
+    filled = nib.Nifti1Image(np.nan_to_num(data, nan=1), image.affine)
+    labels, cut, both = (
+        np.concatenate([*project(img, surfaces, **MOST_FREQUENT).data.parts.values()])
+        for img in (regular, regular.slicer[:30], filled)
+    )
+    assert set(labels[np.isfinite(labels)]) == {3}
+    assert np.isfinite(labels).sum() > (both == 3).sum() > 0
+    assert 0 < np.isfinite(cut).sum() < np.isfinite(labels).sum()
+
+
+def test_labels_that_would_be_averaged_are_a_warning(surfaces, server):
+    """The mean of indices is an index too, of something else."""
+    data = fetch_laion_fmri("sub-01", rois="FFA1", sessions=1, verbose=0)
+    index = fetch_laion_fmri("sub-01", None, 1, image_type="hrf_index", verbose=0)
+    betas = load_betas(data, verbose=0)
+    categories = betas.to_img(np.arange(betas.data.shape[1]) % 3)
+    for img in (index.images[0], nib.load(index.images[0]), data.rois[0], categories):
+        with pytest.warns(UserWarning, match="averages; 'nearest_most_frequent' keeps"):
+            project(img, surfaces)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        project(data.noise_ceilings["sub-01"]["4rep"], surfaces)
+        project(betas.to_img(betas.data[0]), surfaces)
+        project(index.images[0], surfaces, **MOST_FREQUENT)
 
 
 def test_projected_rois_lie_where_the_masks_of_vertices_do(server, data_dir):
@@ -649,6 +698,10 @@ def test_an_image_of_another_subject_or_place_is_refused(surfaces, server, tmp_p
     for given in (file, nib.load(file)):
         with pytest.raises(InvalidQueryError, match=r"an image of sub-03.*of sub-01"):
             project(given, surfaces)
+    data = fetch_laion_fmri("sub-03", rois="FFA1", sessions=1, verbose=0)
+    betas = load_betas(data, verbose=0)
+    with pytest.raises(InvalidQueryError, match=r"an image of sub-03.*of sub-01"):
+        project(betas.to_img(betas.data[0]), surfaces)
     image = linear_volume()
     far = image.affine.copy()
     far[0, 3] += 1000

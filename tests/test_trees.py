@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import time
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -18,6 +19,7 @@ import pandas as pd
 import pytest
 
 from laion_fmri_fetchers import (
+    GreaterThan,
     NotNull,
     fetch_laion_fmri,
     fetch_laion_fmri_ids,
@@ -33,6 +35,7 @@ from laion_fmri_fetchers.exceptions import (
     NotCachedError,
     UnsafeKeyError,
 )
+from laion_fmri_fetchers.layout.trees import trials_id
 
 FIRST = "sub-01"
 LOCALIZERS = "derivatives/localizers/sub-01/"
@@ -479,6 +482,33 @@ def test_only_outdated_images_are_downloaded_again(
         assert betas == [key]
 
 
+@pytest.mark.parametrize("term", ["outdated", "last_modified"])
+def test_tables_alone_that_are_outdated_are_downloaded_again(
+    bucket_folder, data_dir, monkeypatch, term
+):
+    with serve_bucket(bucket_folder) as server:
+        monkeypatch.setenv("LAION_FMRI_BUCKET_URL", server.url)
+        data = fetch(rois="FFA1")
+        newest = max(m["last_modified"] for m in [*data.images_meta, *data.rois_meta])
+        key = trials_id(data.images_meta[2])
+        lines = (bucket_folder / key).read_text().splitlines()
+        changed = "\n".join([lines[0], *lines[:0:-1]]) + "\n"
+        time.sleep(1.1)
+        server.put(key, changed.encode())
+        server.reset()
+        terms = {"outdated": True}
+        if term == "last_modified":
+            terms = {term: GreaterThan(newest)}
+        plan = fetch(rois="FFA1", mode="overwrite", dry_run=True, **terms).plan
+        assert list(plan["id"]) == [key]
+        fetch(rois="FFA1", mode="overwrite", **terms)
+        assert gets(server) == {key}
+        assert (data_dir / key).read_text() == changed
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            fetch(rois="FFA1")
+
+
 # ---------------------------------------------------------------- repetitions
 
 
@@ -600,6 +630,19 @@ def test_resampling_to_the_other_grid_leaves_published_masks_alone(
 def test_two_grids_of_one_image_are_not_resampled_to_one_file(server, data_dir):
     with pytest.raises(InvalidQueryError, match="one image on two grids.*res='1pt8'"):
         fetch(rois="FFA1", sessions=1, resolution=3, roi_filter={"res": NotNull()})
+
+
+def test_maps_of_the_surface_that_keep_their_grid_are_named(server, data_dir):
+    query = {"image_type": "localizer", "rois": None, "resolution": 12}
+    where = {"space": "fsnative", "contrast": "faceVsOthers"}
+    with pytest.warns(UserWarning, match="volumes.*returned as published: .*hemi-L"):
+        data = fetch(**query, image_filter=where)
+    assert [meta["res"] for meta in data.images_meta] == [None, None]
+    where = {"res": "1pt8", "contrast": "faceVsOthers"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        data = fetch(**query, image_filter=where)
+    assert [meta["res"] for meta in data.images_meta] == ["12"]
 
 
 def test_an_updated_mask_is_resampled_anew(bucket_folder, data_dir, monkeypatch):

@@ -153,6 +153,7 @@ CHANGES = {
     "images reversed": cut(images=REVERSED),
     "images and records reversed": cut(images=REVERSED, images_meta=REVERSED),
     "masks cut": cut(rois=FIRST),
+    "masks reversed": cut(rois=REVERSED),
     "subject by number": lambda data: {"trials": data.trials.assign(subject=1)},
 }
 

@@ -49,7 +49,7 @@ import numpy as np
 
 from laion_fmri_fetchers import load_betas
 
-betas = load_betas(data, "sub-01", standardize="zscore", noise_ceiling="4rep")
+betas = load_betas(data, "sub-01", standardize="zscore")
 ceiling = betas.noise_ceilings["4rep"]
 thresholds = np.arange(0, 71, 2)
 shown = {

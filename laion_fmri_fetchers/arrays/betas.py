@@ -120,8 +120,9 @@ def load_betas(
         ``"V1"``, ``"V2"`` or ``"V3"`` for dorsal and ventral part, or several of
         them; ``"fetched"`` or ``"all"``: all ROIs in ``data``; ``"brain"``: all voxels.
     mask_img : Niimg-like, optional
-        Only voxels in this mask: a path or a 3-D image on the grid of the betas. They
-        must lie in ``rois``, too; with ``rois="brain"``, all of the mask is taken.
+        Only voxels in this mask: a path or a 3-D image on the grid of the betas, of 0
+        (or NaN) and one other value. They must lie in ``rois``, too; with
+        ``rois="brain"``, all of the mask is taken.
     nc_threshold : float, optional
         Only voxels whose noise ceiling is at least this, in percent (0 to 100).
     noise_ceiling : {"Allrep", "12rep", "4rep"}, default="Allrep"
@@ -182,18 +183,18 @@ def load_betas(
         - ``roi_mask(name)``: bool array of shape (n_voxels,), of an ROI, a category or
           ``"V1"``, ``"V2"``, ``"V3"``, also of ROIs in ``data`` that were not asked
           for.
-        - ``noise_ceiling(n_repeats="averaged", noise_ceiling="Allrep")``: percent per
-          voxel, for averages of any number of trials, or for those in ``data``; derived
-          from the published map.
+        - ``noise_ceiling(n_repeats, noise_ceiling="Allrep")``: percent per voxel, for
+          averages of any number of trials, or (``"averaged"``) for those in ``data``;
+          derived from the published map.
         - ``save(path)``: everything in one file, for ``load_betas(path)``.
         - ``copy()``.
 
     Raises
     ------
     InvalidQueryError
-        If an argument is not valid, a mask is on another grid, no voxel is left, or
-        ``data`` holds no trial, or none of a label; if a later version of this package
-        saved the file.
+        If an argument is not valid, a mask is on another grid or has more than two
+        values, no voxel is left, or ``data`` holds no trial, or none of a label; if a
+        later version of this package saved the file.
     NotCachedError
         If a file is not on disk.
     CorruptImageError
@@ -206,7 +207,8 @@ def load_betas(
     -----
     UserWarning
         If ``mask_img`` is given, and not ``rois``, and voxels of it lie in no ROI; if
-        rows of subjects show the same images in different orders.
+        no voxel of an ROI is left; if rows of subjects show the same images in
+        different orders.
 
     See Also
     --------

@@ -50,7 +50,14 @@ def open_hdf5(file: str, kind: str, stream: BinaryIO | None = None) -> Iterator[
     import h5py
 
     try:
-        with h5py.File(stream or file, "r", locking=False) as content:
+        try:
+            content = h5py.File(stream or file, "r", locking=False)
+        except OSError as error:
+            # The user has it open, with locks; within a process, all must be alike.
+            if "locking flag" not in str(error):
+                raise
+            content = h5py.File(file, "r")
+        with content:
             yield content
     except LaionFmriError:
         raise

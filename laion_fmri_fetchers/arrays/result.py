@@ -88,6 +88,8 @@ class Betas(Result):
         volume = np.full(inside.shape + rows.shape[:-1], fill, dtype=kind)
         volume[inside] = rows.T
         image = nib.Nifti1Image(volume, self["mask_img"].affine)
+        image.extra["dtype"] = rows.dtype  # whole numbers of 64 bits became float64
+        image.extra["subject"] = subject_of(self["trials"])
         if rows.dtype.kind == "f":  # else 0 is a label or False, outside as well
             image.extra["inside"] = inside
         return image
@@ -128,13 +130,15 @@ class Betas(Result):
         return inside
 
     def noise_ceiling(
-        self, n_repeats: Any = "averaged", noise_ceiling: str = "Allrep"
+        self, n_repeats: Any, noise_ceiling: str = "Allrep"
     ) -> np.ndarray:
         """Return the noise ceiling for any number of repeats.
 
+        The published maps themselves are in ``noise_ceilings``.
+
         Parameters
         ----------
-        n_repeats : "averaged", float, or array of shape (n_rows,), default="averaged"
+        n_repeats : "averaged", float, or array of shape (n_rows,)
             The number of trials that are averaged; of rows that differ in it, the
             number of each, of which the mean of 1/n counts, as in
             ``betas.trials["n_averaged"][test]``. ``"averaged"``: what each
@@ -266,10 +270,12 @@ def make_betas(rows: Rows, voxels: Voxels, affine: np.ndarray) -> Betas:
     # np.argwhere would look at each axis of the whole grid.
     axes = np.unravel_index(np.flatnonzero(voxels.mask), voxels.mask.shape)
     places = np.column_stack(axes)
+    mask_img = nib.Nifti1Image(voxels.mask.astype(np.uint8), affine)
+    mask_img.extra["subject"] = subject_of(rows.trials)
     return Betas(
         data=rows.data,
         trials=rows.trials,
-        mask_img=nib.Nifti1Image(voxels.mask.astype(np.uint8), affine),
+        mask_img=mask_img,
         coordinates=nib.affines.apply_affine(affine, places),
         roi_masks=RoiMasks(voxels.roi_masks),
         roi_files=voxels.roi_files,
@@ -291,7 +297,14 @@ def read_betas(path: str | os.PathLike) -> Betas:
             f"{os.fspath(path)} lacks {listed(lacking)}, so it holds something else "
             "than betas; load and save them again."
         )
+    values["mask_img"].extra["subject"] = subject_of(values["trials"])
     return Betas(**{**values, "roi_masks": RoiMasks(values["roi_masks"])})
+
+
+def subject_of(trials: pd.DataFrame) -> str | None:
+    """Return the subject of betas, None where their trials do not tell one."""
+    names = set(trials.get("subject", ()))
+    return names.pop() if len(names) == 1 else None
 
 
 def _type_in_image(values: np.ndarray) -> np.dtype:

@@ -72,6 +72,15 @@ def trials_of(data: Bunch) -> pd.DataFrame:
                 f"data.{files} has {counted(n_files, 'file')}, but data.{files}_meta "
                 f"{counted(n_records, 'record')}; {advice}"
             )
+    for i, (file, meta) in enumerate(zip(data.rois, data.rois_meta, strict=True)):
+        name = os.path.basename(file)
+        named = re.findall(r"(?:^sub|(?<=_)label)-([^_.]+)", name)
+        of_meta = [meta["subject"].removeprefix("sub-"), meta["roi"]]
+        if len(named) == 2 and [part.replace("-", "") for part in named] != of_meta:
+            raise InvalidQueryError(
+                f"data.rois[{i}] is {file}, but data.rois_meta[{i}] is of "
+                f"{meta['roi']} of {meta['subject']}; {advice}"
+            )
     session_of = {}
     for i, (file, meta) in enumerate(zip(data.images, data.images_meta, strict=True)):
         if meta["image_type"] != "betas":
@@ -419,7 +428,7 @@ def _counts_by_subject(source: Any) -> Iterator[tuple[str, pd.Series]]:
             yield from _counts_by_subject(part)
         return
     trials = source["trials"] if isinstance(source, dict) else source
-    trials = table_of(trials, ["subject", "label"])
+    trials = table_of(trials, ["subject", "label"], "data")
     n_trials = trials.get("n_averaged", pd.Series(1, trials.index))
     counts = n_trials.groupby([trials["subject"], trials["label"]], sort=False).sum()
     subjects = list(trials["subject"].dropna().unique())

@@ -18,9 +18,14 @@ import numpy as np
 from sklearn.utils import Bunch
 
 from laion_fmri_fetchers.exceptions import InvalidQueryError, did_you_mean
-from laion_fmri_fetchers.layout.keys import is_nifti_name, subject_of_name
+from laion_fmri_fetchers.layout.grids import interpolation_for
+from laion_fmri_fetchers.layout.keys import (
+    is_nifti_name,
+    record_of_path,
+    subject_of_name,
+)
 from laion_fmri_fetchers.layout.trees import HEMISPHERES
-from laion_fmri_fetchers.messages import can_draw, progress_bar
+from laion_fmri_fetchers.messages import can_draw, progress_bar, warn
 from laion_fmri_fetchers.query.arguments import check_mode, check_verbose, user_path
 
 from .geometry import moved
@@ -39,6 +44,10 @@ _BLOCK = 4
 each block; nilearn takes some 40 MB of memory per volume and 150,000 vertices."""
 
 
+_N_DEPTHS = 10
+"""As vol_to_surf of nilearn has by default."""
+
+
 class _Volumes(NamedTuple):
     """An image of which a volume is read at a time."""
 
@@ -46,6 +55,8 @@ class _Volumes(NamedTuple):
     affine: np.ndarray
     volumes: Iterator[np.ndarray]
     """Each valid until the next."""
+    are_labels: bool
+    """Whether values are names of something, so that their mean means nothing."""
 
 
 def project_to_surface(
@@ -80,7 +91,8 @@ def project_to_surface(
         ``$SUBJECTS_DIR`` and in nilearn's data directories, and last downloaded by
         nilearn.
     interpolation : {"linear", "nearest_most_frequent"}, default="linear"
-        Between voxels. The second, for labels, needs nilearn 0.12.
+        Between voxels. The second is for masks, labels and indices such as those of
+        ``hrf_index``: of the nearest voxels at the ten depths, the most frequent value.
     mode : {"download_new", "offline"}, optional
         ``"offline"`` lets nilearn download nothing. None: ``"offline"`` where
         ``LAION_FMRI_OFFLINE=1`` is set.
@@ -104,6 +116,12 @@ def project_to_surface(
         If nilearn cannot download a template.
     CorruptImageError
         If a file is damaged.
+
+    Warns
+    -----
+    UserWarning
+        If ``"linear"`` would average labels: those of a file whose name ends with
+        ``_mask`` or ``_dseg``, or whole numbers in an image without a name of BIDS.
 
     See Also
     --------
@@ -132,6 +150,11 @@ def project_to_surface(
     mode = check_mode(mode)
     verbose = check_verbose(verbose)
     volumes = _open(img, surfaces.subject)
+    if interpolation == "linear" and volumes.are_labels:
+        warn(
+            "img holds labels, a mask or other whole numbers, which "
+            "interpolation='linear' averages; 'nearest_most_frequent' keeps them."
+        )
     _check_overlap(volumes, surfaces)
     if target == "fsnative":
         mesh, nearest = surfaces.pial, None
@@ -159,14 +182,6 @@ def _check_arguments(surfaces: object, target: object, interpolation: object) ->
             raise InvalidQueryError(
                 f"{name} is {value!r}; {did_you_mean(value, valid).rstrip('.')}"
             )
-    import nilearn
-
-    release = tuple(map(int, nilearn.__version__.split(".")[:2]))
-    if interpolation == "nearest_most_frequent" and release < (0, 12):
-        raise InvalidQueryError(
-            f"interpolation is {interpolation!r}, which nilearn {nilearn.__version__} "
-            "does not have; update nilearn to 0.12 or later"
-        )
 
 
 # --- The image -------------------------------------------------------------------
@@ -176,22 +191,28 @@ def _open(img: Any, subject: str) -> _Volumes:
     """Return the volumes of an image, in memory or on disk."""
     is_path = isinstance(img, (str, os.PathLike))
     file = user_path(img, "img") if is_path else _file_of(img)
-    of_subject = subject_of_name(os.path.basename(file)) if file else None
+    extra = {} if is_path else img.extra  # of to_img
+    name = os.path.basename(file)
+    of_subject = subject_of_name(name) if file else extra.get("subject")
     if of_subject not in (None, subject):
         raise InvalidQueryError(
-            f"img is {os.path.basename(file)}, an image of {of_subject}, and surfaces "
+            f"img is {name or 'made of betas'}, an image of {of_subject}, and surfaces "
             f"are of {subject}; fetch_laion_surfaces({of_subject!r}) fits it"
         )
     if is_path and not os.path.exists(file):
         raise InvalidQueryError(f"img is {file!r}, which does not exist")
+    suffix = record_of_path(name)["suffix"]
     if is_path or (nib.is_proxy(img.dataobj) and is_nifti_name(file)):
         header = read_header(file)
+        is_scaled = (header.slope, header.inter) != (1, 0)
+        dtype = np.dtype(float) if is_scaled else header.dtype
         shape = header.nifti.get_data_shape()
         volumes = (
             scaled(header, volume, "float32").reshape(header.shape, order="F")
             for volume in iter_volumes(header)
         )
-        return _Volumes(shape, header.affine if is_path else img.affine, volumes)
+        affine = header.affine if is_path else img.affine
+        return _Volumes(shape, affine, volumes, _are_labels(suffix, dtype))
     data = np.asanyarray(img.dataobj)
     if data.ndim not in (3, 4) or data.dtype.kind not in "biuf":
         raise InvalidQueryError(
@@ -199,12 +220,20 @@ def _open(img: Any, subject: str) -> _Volumes:
             "3 or 4 dimensions"
         )
     frames = data[..., None] if data.ndim == 3 else data
-    inside = img.extra.get("inside", True)  # of to_img: elsewhere there are no values
+    inside = extra.get("inside", True)  # elsewhere, betas have no values
     each = (
         np.where(inside, frames[..., i], np.nan).astype(np.float32)
         for i in range(frames.shape[3])
     )
-    return _Volumes(data.shape, img.affine, each)
+    dtype = extra.get("dtype", data.dtype)
+    return _Volumes(data.shape, img.affine, each, _are_labels(suffix, dtype))
+
+
+def _are_labels(suffix: str | None, dtype: np.dtype) -> bool:
+    """Return whether values are labels, by a file's suffix or else by their type."""
+    if suffix is None:
+        return dtype.kind in "biu"
+    return interpolation_for({"suffix": suffix}, "linear") == "nearest"
 
 
 def _file_of(img: Any) -> str:
@@ -290,6 +319,9 @@ def _sample(
     interpolation: str,
 ) -> np.ndarray:
     """Return volumes sampled at the vertices of a hemisphere: vertices x volumes."""
+    if interpolation == "nearest_most_frequent":
+        return _most_frequent(block, affine, surfaces, hemisphere)
+
     from nilearn.surface import vol_to_surf
 
     def sample(values: np.ndarray) -> np.ndarray:
@@ -297,20 +329,43 @@ def _sample(
             nib.Nifti1Image(values, affine),
             surfaces.pial.parts[hemisphere],
             inner_mesh=surfaces.white.parts[hemisphere],
-            interpolation=interpolation,
+            interpolation="linear",
         )
 
     has_value = np.isfinite(block)
     with warnings.catch_warnings(), np.errstate(invalid="ignore", divide="ignore"):
         # Of vertices outside of the image, which are NaN.
         warnings.filterwarnings("ignore", "Mean of empty slice", RuntimeWarning)
-        if interpolation != "linear" or has_value.all():
+        if has_value.all():
             return sample(block)
         # The mean of voxels that have a value, each by its share in the interpolation.
         weights = sample(has_value.astype(np.float32))
         return sample(np.where(has_value, block, 0)) / np.where(
             weights, weights, np.nan
         )
+
+
+def _most_frequent(
+    block: np.ndarray, affine: np.ndarray, surfaces: Bunch, hemisphere: str
+) -> np.ndarray:
+    """Return the most frequent value between white and pial: vertices x volumes.
+
+    As vol_to_surf of nilearn has it, of equally frequent ones the lowest. That counts
+    NaN as a value, though, and fails at vertices outside of the image.
+    """
+    outer = surfaces.pial.parts[hemisphere].coordinates
+    inner = surfaces.white.parts[hemisphere].coordinates
+    depths = np.linspace(0, 1, _N_DEPTHS)[:, None, None]
+    points = moved(outer + depths * (inner - outer), np.linalg.inv(affine))
+    voxels = np.rint(points).astype(int)
+    is_inside = np.all((voxels >= 0) & (voxels < block.shape[:3]), axis=-1)
+    values = np.full((*is_inside.shape, block.shape[3]), np.nan, block.dtype)
+    values[is_inside] = block[tuple(voxels[is_inside].T)]
+    values.sort(axis=0)
+    counts = np.zeros(values.shape, np.uint8)
+    for value in values:
+        counts += values == value  # NaN equals nothing
+    return np.take_along_axis(values, counts.argmax(axis=0)[None], axis=0)[0]
 
 
 def _nearest_vertices(

@@ -30,7 +30,7 @@ from laion_fmri_fetchers.exceptions import (
 )
 from laion_fmri_fetchers.layout.keys import is_nifti, on_one_grid, subject_of_name
 from laion_fmri_fetchers.layout.names import rois_named, with_unions
-from laion_fmri_fetchers.messages import counted, warn
+from laion_fmri_fetchers.messages import counted, listed, warn
 from laion_fmri_fetchers.query.arguments import user_path
 from laion_fmri_fetchers.query.values import in_order
 
@@ -75,7 +75,7 @@ class _Criteria(NamedTuple):
     mask_files: list[Signature]
     """Voxels lie in all of these masks."""
     mask: np.ndarray | None
-    """Voxels lie in this mask, flat; None: a mask was not given as an image."""
+    """Voxels lie in this mask, flat; None: in any."""
     rois: dict[str, list[Signature]]
     """ROI -> its mask files; voxels lie in one of the ROIs."""
     whole_brain: bool
@@ -130,7 +130,8 @@ def find_voxels(
         file = user_path(mask_img, "mask_img")
         if not os.path.exists(file):
             raise InvalidQueryError(f"mask_img is {file!r}, which does not exist")
-        mask_files.append(file)
+        values = _read_map(file, (grid.shape, grid.affine), dtype=None)
+        mask = _only_value(values)
     elif mask_img is not None:
         mask = _mask_of_image(mask_img, grid)
     elif not mask_files:
@@ -158,6 +159,12 @@ def find_voxels(
             f"{voxels.n_outside:,} of {counted(n_voxels, 'voxel')} of mask_img are "
             f"left out, as they lie in none of the ROIs (rois is {choice.rois!r}); "
             "rois='brain' takes all of mask_img."
+        )
+    empty = [roi for roi, inside in voxels.roi_masks.items() if not inside.any()]
+    if empty and not (mask_img is not None and is_default):
+        warn(
+            f"No voxel of {listed(empty)} of {subject} is left, by the brain mask, "
+            "mask_img and nc_threshold; on a coarse grid, a small ROI may have none."
         )
     return voxels._replace(roi_files=available, roi_categories=categories)
 
@@ -304,6 +311,11 @@ def _threshold(
 ) -> tuple[str, float] | None:
     """Return the name of a noise ceiling and its least value; None for any value."""
     if nc_threshold is None:
+        if noise_ceiling != "Allrep":
+            raise InvalidQueryError(
+                f"noise_ceiling is {noise_ceiling!r}, the map that nc_threshold is "
+                "for; give nc_threshold too. betas.noise_ceilings has all maps."
+            )
         return None
     if isinstance(nc_threshold, bool) or not isinstance(nc_threshold, Real):
         raise InvalidQueryError(
@@ -398,13 +410,14 @@ def _read_mask(file: str, grid: tuple) -> np.ndarray:
 
 
 def _check_subject(mask_img: Any, subject: str) -> None:
-    """Raise InvalidQueryError for a mask whose file is named after another subject."""
+    """Raise InvalidQueryError for a mask of another subject, by its file or betas."""
+    name, of_subject = "betas.mask_img", None
     if hasattr(mask_img, "get_filename"):
+        of_subject = mask_img.extra.get("subject")
         mask_img = mask_img.get_filename()
-    if not isinstance(mask_img, (str, os.PathLike)):
-        return
-    name = os.path.basename(mask_img)
-    of_subject = subject_of_name(name)
+    if isinstance(mask_img, (str, os.PathLike)):
+        name = os.path.basename(mask_img)
+        of_subject = subject_of_name(name)
     if of_subject not in (None, subject):
         raise InvalidQueryError(
             f"mask_img is {name}, a mask of {of_subject}, and the betas are of "
@@ -424,7 +437,20 @@ def _mask_of_image(image: Any, grid: Header) -> np.ndarray:
     if values.ndim == 4 and values.shape[3] == 1:
         values = values[..., 0]
     _check_grid(values.shape, image.affine, (grid.shape, grid.affine), "mask_img")
-    return _inside(values.ravel(order="F"))
+    return _only_value(values.ravel(order="F"))
+
+
+def _only_value(values: np.ndarray) -> np.ndarray:
+    """Return where a mask is; raise for a map, of which nobody set a threshold."""
+    inside = _inside(values)
+    chosen = values[inside]
+    if len(chosen) and chosen.min() != chosen.max():
+        raise InvalidQueryError(
+            f"mask_img has values from {chosen.min():g} to {chosen.max():g}; a mask "
+            "has 0 and one other. nilearn.image.binarize_img makes one of a map, by a "
+            "threshold."
+        )
+    return inside
 
 
 def _inside(values: np.ndarray) -> np.ndarray:

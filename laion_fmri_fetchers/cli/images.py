@@ -160,6 +160,7 @@ def _pack_options(command: Parser) -> None:
 
 def _pack(options: Options) -> None:
     """Copy voxels of beta images on disk to the voxel store."""
+    from laion_fmri_fetchers.arrays.betas import subjects_in
     from laion_fmri_fetchers.fetchers.pack import remove_packed_images
 
     verbose = verbosity_of(options)
@@ -172,7 +173,7 @@ def _pack(options: Options) -> None:
         data_dir=options.data_dir,
         verbose=0,
     )
-    for subject in sorted({meta["subject"] for meta in data.images_meta}):
+    for subject in subjects_in(data):
         package.pack_betas(
             data,
             subject,

@@ -68,6 +68,7 @@ from .lacking import (
     remove_fetched,
     sizes_by_way,
 )
+from .public_files import needed
 from .subjects import check_names, check_subjects
 from .trials import choose_by_trials
 
@@ -132,8 +133,9 @@ def fetch_laion_betas(
     roi_filter : dict, `ResultFilter` or callable, optional
         Conditions on the records of ROI masks.
     mask_img : Niimg-like, optional
-        Only voxels in this mask: a path or a 3-D image on the grid of the betas. They
-        must lie in ``rois``, too; with ``rois="brain"``, all of the mask is taken.
+        Only voxels in this mask: a path or a 3-D image on the grid of the betas, of 0
+        (or NaN) and one other value. They must lie in ``rois``, too; with
+        ``rois="brain"``, all of the mask is taken.
     nc_threshold : float, optional
         Only voxels whose noise ceiling is at least this, in percent (0 to 100).
     noise_ceiling : {"Allrep", "12rep", "4rep"}, default="Allrep"
@@ -273,7 +275,8 @@ def fetch_laion_betas(
     records = [rec for rec in inventory.records if rec["subject"] in names]
     check_names(records, names, inventory, selection)
     images = choose_images(records, selection)
-    images, trials, tables = choose_by_trials(images, inventory, selection, labels)
+    with needed():
+        images, trials, tables = choose_by_trials(images, inventory, selection, labels)
     small = Chosen(
         [],
         choose_rois(records, selection),
@@ -285,9 +288,10 @@ def fetch_laion_betas(
     # Masks and maps are fetched by a dry run, too: without them, nobody knows how many
     # voxels there are.
     planned = plan_files(small, inventory, selection.is_newer, tables, None)
-    outcome = tables + obtain(planned, inventory, accept=accept_license, quiet=True)
+    with needed():
+        fetched = obtain(planned, inventory, accept=accept_license, quiet=True)
     on_disk = inventory._replace(settings=settings._replace(dry_run=False))
-    data = make_bunch(chosen, on_disk, {}, outcome, None)
+    data = make_bunch(chosen, on_disk, {}, tables + fetched, None)
     grid = _grid(data, names[0], inventory)
     voxels = find_voxels(data, names[0], choice, grid, kept_nowhere)
     jobs = jobs_of(data, voxels.mask, inventory)
@@ -304,7 +308,8 @@ def fetch_laion_betas(
     ways = choose_ways(jobs, source, inventory)
     if dry_run:
         return _planned(ways.plan(), sizes_by_way(jobs), settings.verbose)
-    fill_store(ways, HowToFill(source, bool(keep_images), n_jobs), inventory)
+    with needed():
+        fill_store(ways, HowToFill(source, bool(keep_images), n_jobs), inventory)
     if not inventory.is_cut_off:
         where = settings.data_dir, names[0]
         folders = (session_folder(*where, m["session"]) for m in data.images_meta)

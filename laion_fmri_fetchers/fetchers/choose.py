@@ -30,9 +30,12 @@ from laion_fmri_fetchers.layout.names import (
 )
 from laion_fmri_fetchers.layout.trees import GLM, HELD_OUT, IMAGE_TYPES, trials_id
 from laion_fmri_fetchers.messages import counted, listed, warn
-from laion_fmri_fetchers.query.filters import ResultFilter, admits
+from laion_fmri_fetchers.query.filters import ResultFilter, admits, fields
 from laion_fmri_fetchers.query.selection import Selection
-from laion_fmri_fetchers.query.term_checks import check_fields, check_terms
+from laion_fmri_fetchers.query.term_checks import (
+    check_fields,
+    check_terms,
+)
 
 Session = tuple[str, str]
 """A subject and one of its sessions."""
@@ -133,6 +136,36 @@ def _is_in_sessions(rec: Record, named: set[str] | None) -> bool:
     if not is_of_session(rec):
         return True
     return not is_held_out(rec) if named is None else rec["session"] in named
+
+
+def is_updated(rec: Record, selection: Selection) -> bool:
+    """Return whether mode "overwrite" fetches a file again that goes with images.
+
+    It does where the file, too, passes the terms on its version.
+    """
+    passes = admits(selection.image_filter, "outdated", rec["outdated"])
+    return passes and selection.is_newer(rec)
+
+
+def updated_tables(records: Iterable[Record], selection: Selection) -> list[Record]:
+    """Return the trial tables that terms on the version of files are to update.
+
+    Where nothing but its table changed, no image of a session passes such a term.
+    """
+    given = selection.image_filter
+    if not fields(given) & {"outdated", "last_modified"} or not _admits_type(
+        given, "betas"
+    ):
+        return []
+    named = None if selection.sessions is None else {*selection.sessions}
+    return [
+        rec
+        for rec in records
+        if rec["image_type"] == "trials"
+        and _is_in_sessions(rec, named)
+        and admits(given, "session", rec["session"])
+        and is_updated(rec, selection)
+    ]
 
 
 def limit_images(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gzip
 import os
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container, Iterable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,7 +36,15 @@ from laion_fmri_fetchers.layout.trees import BULK, ROOT_FILES
 from laion_fmri_fetchers.messages import counted, listed, readable_size, tell, warn
 
 from .choose import Companions, Trials, align, leave_out_absent
-from .grids import Grid, check_targets, on_grid, remove_originals, resample_files
+from .grids import (
+    Grid,
+    check_targets,
+    on_grid,
+    remove_originals,
+    resample_files,
+    warn_of_empty_rois,
+    warn_of_other_grids,
+)
 
 
 class Chosen(NamedTuple):
@@ -47,10 +55,12 @@ class Chosen(NamedTuple):
     companions: Companions
     trials: Trials
     subjects_meta: list[dict[str, Any]]
+    tables: Sequence[Record] = ()
+    """Trial tables to bring up to date, whichever images are selected."""
 
     def files(self) -> list[Record]:
         """Return the records of all files."""
-        return [*self.images, *self.rois, *self.companions.files()]
+        return [*self.images, *self.rois, *self.companions.files(), *self.tables]
 
     def map(self, change: Callable[[list[Record]], list[Record]]) -> Chosen:
         """Return the same with each list of records changed."""
@@ -182,6 +192,7 @@ def plan_files(
     files = chosen.files()
     if grid is not None:
         check_targets(files, grid)
+        warn_of_other_grids([*chosen.images, *chosen.rois])
         if not settings.overwrites:
             files = [rec for rec in files if not grid.has(rec, settings.data_dir)]
     done = tables.fetched | {rec["id"] for rec in tables.failed}
@@ -239,6 +250,8 @@ def make_bunch(
                 remove_originals(chosen.images)
         chosen = chosen.map(lambda recs: on_grid(recs, grid, settings.data_dir))
         masks = masks_on_grid
+        if not settings.dry_run:
+            warn_of_empty_rois([*chosen.rois, *chosen.images], grid)
     trials, sample_masks = align(chosen.trials, chosen.images)
     ceilings: dict[str, dict[str, str]] = {}
     for rec in chosen.companions.noise_ceilings:

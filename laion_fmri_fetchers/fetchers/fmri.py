@@ -20,6 +20,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 from sklearn.utils import Bunch
@@ -36,6 +37,8 @@ from .choose import (
     choose_rois,
     choose_subjects,
     describe_subjects,
+    is_updated,
+    updated_tables,
 )
 from .chosen import Chosen, fetch_chosen, report_bulk
 from .grids import make_grid
@@ -182,9 +185,10 @@ callable, optional
     Natural Scenes Dataset [2]_.
 
     In mode ``"overwrite"``, masks, maps and tables that only go with the images are
-    downloaded again where they, too, fulfil a term on ``last_modified``. Terms see the
-    bucket's values, so ``mode="overwrite", outdated=True`` updates nothing but files of
-    which the bucket has another version.
+    downloaded again where they, too, fulfil terms on ``last_modified`` and
+    ``outdated``. Terms see the bucket's values, so ``mode="overwrite", outdated=True``
+    updates the files of the selection of which the bucket has another version, trial
+    tables too, and no others.
 
     References
     ----------
@@ -236,7 +240,8 @@ callable, optional
     )
     is_named = selection.subjects is not None
     check_subjects(names, inventory, named=is_named, may_be_left_out=True)
-    table = participants(inventory, selection.subject_filter, selection.is_newer)
+    again = partial(is_updated, selection=selection)
+    table = participants(inventory, selection.subject_filter, again)
     subjects_meta = choose_subjects(
         describe_subjects(names, inventory.records, table), selection.subject_filter
     )
@@ -252,10 +257,11 @@ callable, optional
         choose_companions(records, selected, inventory.absent),
         trials,
         [meta for meta in subjects_meta if is_on_disk(meta["subject"], inventory)],
+        updated_tables(records, selection) if settings.overwrites else (),
     )
     query = selection.as_query() | (grid.as_query() if grid else {})
     chosen = chosen.without_absent(inventory, selection.is_named)
-    return fetch_chosen(chosen, inventory, query, selection.is_newer, tables, grid)
+    return fetch_chosen(chosen, inventory, query, again, tables, grid)
 
 
 @only_its_arguments

@@ -14,6 +14,7 @@ from laion_fmri_fetchers.arrays.resample import (
     find_resampled,
     resample_file,
 )
+from laion_fmri_fetchers.arrays.volumes import iter_volumes, read_header
 from laion_fmri_fetchers.cache.derived import MARK, description_of, method
 from laion_fmri_fetchers.cache.files import local_path
 from laion_fmri_fetchers.cache.inventory import size_on_disk
@@ -26,7 +27,7 @@ from laion_fmri_fetchers.layout.grids import (
 )
 from laion_fmri_fetchers.layout.keys import Record
 from laion_fmri_fetchers.layout.trees import brain_mask_name
-from laion_fmri_fetchers.messages import counted, warn
+from laion_fmri_fetchers.messages import counted, listed, warn
 
 _FINEST = 0.5
 """Voxel size in mm below which a resolution is likely in cm: anatomical images have
@@ -112,6 +113,16 @@ def check_targets(files: Iterable[Record], grid: Grid) -> None:
             )
 
 
+def warn_of_other_grids(files: Iterable[Record]) -> None:
+    """Warn of files that stay on the grid they have, such as those of surfaces."""
+    others = [rec["id"] for rec in files if not can_be_resampled(rec)]
+    if others:
+        warn(
+            f"resolution is for volumes in NIfTI files; returned as published: "
+            f"{listed(others)}."
+        )
+
+
 def resample_files(
     files: Iterable[Record],
     masks: Mapping[str, str],
@@ -188,6 +199,21 @@ def on_grid(records: Iterable[Record], grid: Grid, data_dir: str) -> list[Record
         else rec
         for rec in records
     ]
+
+
+def warn_of_empty_rois(records: Iterable[Record], grid: Grid) -> None:
+    """Warn of ROIs that are smaller than a voxel, so that none is left of them."""
+    empty = []
+    for rec in records:
+        if rec["roi"] and can_be_resampled(rec):
+            (mask,) = iter_volumes(read_header(rec["absolute_path"]), [0])
+            if not mask.any():
+                empty.append(f"{rec['roi']} of {rec['subject']}")
+    if empty:
+        warn(
+            f"No voxel of {grid.resolution:g} mm is in {listed(empty)}; choose a finer "
+            "resolution."
+        )
 
 
 def remove_originals(records: Iterable[Record]) -> None:

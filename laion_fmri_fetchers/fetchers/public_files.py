@@ -5,7 +5,8 @@ take_inventory_of_stimuli ─▶ fetch_public ─▶ records of files on disk, f
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from laion_fmri_fetchers.cache.inventory import (
@@ -72,7 +73,9 @@ def fetch_public(
     failed = [{"id": path, "reason": f"it is not {where}"} for path in lacking]
     _raise_or_warn(failed, inventory)
     records = [rec for rec in records if rec["id"] not in lacking]
-    outcome = obtain(plan(records, inventory, again=lambda _: True), inventory)
+    planned = plan(records, inventory, again=lambda _: True)
+    with needed() if required else contextlib.nullcontext():
+        outcome = obtain(planned, inventory)
     if inventory.error:
         warn(f"{inventory.error} Everything asked for is on disk; continuing offline.")
     lost = [{"id": rec["id"], "reason": rec["reason"]} for rec in outcome.failed]
@@ -81,6 +84,16 @@ def fetch_public(
     records = [rec for rec in records if rec["id"] not in ids_lost]
     report_versions(records, inventory, outcome.fetched)
     return records, failed + lost
+
+
+@contextlib.contextmanager
+def needed() -> Iterator[None]:
+    """Let a failed download not advise ``allow_missing`` where that does not help."""
+    try:
+        yield
+    except DownloadError as error:
+        text = str(error).replace("; allow_missing=True leaves the others out", "")
+        raise DownloadError(text, failed=error.failed) from None
 
 
 def _raise_or_warn(failed: list[dict[str, Any]], inventory: Inventory) -> None:

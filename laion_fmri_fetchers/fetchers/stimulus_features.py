@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 from sklearn.utils import Bunch
 
+from laion_fmri_fetchers.arrays.align import warn_of_invalid
 from laion_fmri_fetchers.arrays.heaps import check_values, open_hdf5
 from laion_fmri_fetchers.cache.bunch import Result
 from laion_fmri_fetchers.cache.settings import Settings, make_settings
@@ -213,7 +214,8 @@ def fetch_laion_embeddings(
     Warns
     -----
     UserWarning
-        If the bucket has a newer version of a file than on disk.
+        If the bucket has a newer version of a file than on disk, or if a model gave no
+        embedding of some of the images.
 
     Examples
     --------
@@ -243,7 +245,7 @@ def fetch_laion_embeddings(
         rows = names_of[model].get_indexer(pd.Index(common, dtype=object))
         embeddings[model], valid[model] = _read_embeddings(file, rows)
     tell(f"{listed(list(files))} of {_stimuli(common)}", settings.verbose)
-    return Result(
+    bunch = Result(
         embeddings=embeddings,
         valid=valid,
         image_names=common,
@@ -251,6 +253,9 @@ def fetch_laion_embeddings(
         files_meta=recs,
         **_common(settings, failed, wanted, models=chosen),
     )
+    for model in embeddings:
+        warn_of_invalid(bunch, model, np.arange(len(common)))
+    return bunch
 
 
 @documented

@@ -6,6 +6,7 @@ choose_by_trials ─▶ read_tables ─▶ choose_trials ─▶ images_with_tria
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from .choose import (
     choose_trials,
     earlier_tables,
     images_with_trials,
+    is_updated,
     limit_images,
     session_of,
     tables_of,
@@ -57,7 +59,9 @@ def choose_by_trials(
         for rec in images
         if is_of_trials(rec) and (is_filtered or rec["image_type"] == "betas")
     ]
-    trials, tables = _read_tables(with_tables, inventory, selection.is_newer)
+    trials, tables = _read_tables(
+        with_tables, inventory, partial(is_updated, selection=selection)
+    )
     lacking = [rec for rec in with_tables if session_of(rec) not in {*trials.sessions}]
     images, tables = _without_tables(images, lacking, tables)
     failed = {rec["id"] for rec in tables.failed}
