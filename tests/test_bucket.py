@@ -16,12 +16,13 @@ from policies import set_policy
 
 from laion_fmri_fetchers.demo import serve_bucket
 from laion_fmri_fetchers.exceptions import BucketError, InvalidQueryError
-from laion_fmri_fetchers.remote import bucket, retry, tasks
+from laion_fmri_fetchers.remote import bucket, retry
 from laion_fmri_fetchers.remote.bucket import (
     Object,
     UnreachableError,
     list_prefixes,
 )
+from laion_fmri_fetchers.remote.client import NAME
 
 PAGE = """<?xml version="1.0" encoding="UTF-8"?>
 <ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">{}
@@ -238,7 +239,7 @@ def test_no_thread_is_left(server):
 def listers():
     """Threads that list, after a moment for them to end."""
     for _ in range(100):
-        found = [t for t in threading.enumerate() if t.name == tasks.NAME]
+        found = [t for t in threading.enumerate() if t.name == NAME]
         if not found:
             break
         time.sleep(0.02)

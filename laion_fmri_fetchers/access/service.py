@@ -18,6 +18,7 @@ import json
 import os
 import re
 import time
+from concurrent.futures import wait
 from typing import Any, NamedTuple
 from urllib.parse import SplitResult, urljoin, urlsplit
 
@@ -31,8 +32,7 @@ from laion_fmri_fetchers.exceptions import (
 )
 from laion_fmri_fetchers.query.arguments import check_timeout
 from laion_fmri_fetchers.remote import retry
-from laion_fmri_fetchers.remote.client import Client, Fault
-from laion_fmri_fetchers.remote.tasks import Tasks, Threads
+from laion_fmri_fetchers.remote.client import Client, Fault, Threads
 
 DEFAULT_ACCESS_URL = "https://laion-fmri.hebartlab.com"
 URL_VARIABLE = "LAION_FMRI_ACCESS_URL"
@@ -181,15 +181,14 @@ def _send_once(
     """
     most_seconds = PATIENCE * timeout
     with Client(1, timeout) as client, Threads(1) as threads:
-        tasks = Tasks(threads)
-        tasks.submit(None, _exchange, client, url, body)
-        outcome = tasks.next(most_seconds)
-    if outcome is None:
+        exchange = threads.submit(_exchange, client, url, body)
+        done, _ = wait([exchange], most_seconds)
+    if not done:
         raise AccessServiceError(
             f"{_shown(url)} has not answered the call for {what} completely after "
             f"{most_seconds:g} s. Try again later. {ADVICE}"
         )
-    reply: _Reply | str = outcome.result
+    reply: _Reply | str = exchange.result()
     if not isinstance(reply, str) and len(reply.body) > MOST_BYTES:
         raise AccessServiceError(
             f"{_shown(url)} answers the call for {what} with more than "
