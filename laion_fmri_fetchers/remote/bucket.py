@@ -182,13 +182,10 @@ def list_prefixes(
             listings = [pool.submit(_list_all, client, url, *each) for each in wanted]
             return gather(listings, f"{url} to list its files", verbose)
     except Fault as fault:
-        reason = f"The bucket {url} cannot be listed: {fault.reason}."
+        text = f"The bucket {url} cannot be listed: {fault.reason}. {ADVICE}"
         if fault.tries > 1:
-            raise UnreachableError(
-                f"{reason} Check the network, and LAION_FMRI_BUCKET_URL if you set it, "
-                "or try again later."
-            ) from None
-        raise BucketError(f"{reason} {ADVICE}") from None
+            raise UnreachableError(f"{text} Else check the network.") from None
+        raise BucketError(text) from None
 
 
 def _list_all(
@@ -202,18 +199,17 @@ def _list_all(
     if delimiter:
         query["delimiter"] = delimiter
     what = f"the listing of {repr(prefix) if prefix else 'the top level'} in {bucket}"
-    token, last_name = "", ""
+    token: str | None = ""
+    last_name = ""
     while True:
         if token:
             query["continuation-token"] = token
         url = f"{bucket}/?{urlencode(query)}"
         answer = client.retrying(client.fetch, url, _LARGEST_PAGE)
-        if answer.status == 403:
-            raise BucketError(f"The server denies {what} (status 403). {ADVICE}")
-        if answer.status == 404:
-            raise BucketError(f"No such bucket: status 404 for {what}. {ADVICE}")
         if answer.status != 200:
-            raise BucketError(f"Status {answer.status} for {what}. {ADVICE}")
+            words = {403: "The server denies", 404: "No such bucket; it should have"}
+            reason = f"{words.get(answer.status, 'The server does not send')} {what}"
+            raise BucketError(f"{reason} (status {answer.status}). {ADVICE}")
         try:
             objects, prefixes, token = _parse_page(answer.body)
         except (ET.ParseError, ValueError, LookupError) as error:

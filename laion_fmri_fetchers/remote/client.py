@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
-from email.utils import parsedate_to_datetime
+from email.utils import mktime_tz, parsedate_tz
 from typing import Any, NamedTuple
 from urllib.parse import urljoin, urlsplit
 
@@ -45,14 +45,19 @@ QUIET = 3.0
 _CHUNK = 2**18
 # S3 needs one redirect, a mirror perhaps two.
 _REDIRECTS = 4
-# Errors before a server was reached, by name, as PySocks need not be installed; the
-# more telling ones first.
+# Reasons by the names of errors, as PySocks need not be installed, the more telling ones
+# first: before a server was reached, and after that.
 _NOT_REACHED = {
     "ProxyError": "the proxy fails: {}",
     "SSLError": "{}",
     "NameResolutionError": "the server's name cannot be resolved",
     "NewConnectionError": "cannot connect: {}",
     "ConnectTimeoutError": "the server does not accept connections",
+}
+_BROKEN_OFF = {
+    "TimeoutError": "no byte for {timeout:g} s",
+    "IncompleteRead": "the body ended early",
+    "DecodeError": "the body cannot be unpacked",
 }
 
 
@@ -150,16 +155,9 @@ class Client:
         Connections per server; fewer where open files are limited.
     timeout : float
         Seconds without a byte after which a request is given up.
-    told : callable, optional
-        Called by threads with a line that says what will be tried again, and when.
     """
 
-    def __init__(
-        self,
-        n_connections: int,
-        timeout: float,
-        told: Callable[[str], object] = lambda _: None,
-    ):
+    def __init__(self, n_connections: int, timeout: float):
         self.n_connections, self.timeout = n_connections, timeout
         with contextlib.suppress(ImportError):  # Windows has no such limit
             from resource import RLIMIT_NOFILE, getrlimit
@@ -168,7 +166,6 @@ class Client:
             # that file, its lock and the list of its blocks.
             n_free = getrlimit(RLIMIT_NOFILE)[0] - len(os.listdir("/dev/fd"))
             self.n_connections = max(1, min(n_connections, n_free // 5))
-        self._told = told
         self.latency = 0.0  # seconds from the last request to its answer
         self.is_closed = threading.Event()
         self._has_answered = False
@@ -187,9 +184,7 @@ class Client:
         for manager in self._managers.values():
             manager.clear()
 
-    def retrying(
-        self, function: Callable[..., Any], *arguments: Any, name: str = ""
-    ) -> Any:
+    def retrying(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Call a function, again after a while if it raises a `Fault` that may pass."""
         n_tried = 0
         while True:
@@ -198,11 +193,10 @@ class Client:
             except Fault as error:
                 fault = error
             n_tried = 1 if fault.has_progressed else n_tried + 1
-            seconds = retry.wait_before(n_tried, fault.wait)
-            if n_tried >= fault.tries or self.is_closed.is_set():
+            if n_tried >= fault.tries or self.is_closed.wait(
+                retry.wait_before(n_tried, fault.wait)
+            ):
                 break
-            self._told(f"{name}: {fault.reason}, again in {seconds:.1f} s")
-            self.is_closed.wait(seconds)
         if n_tried > 1:
             fault.reason += f" ({n_tried} times)"
         raise fault
@@ -287,29 +281,32 @@ class Client:
         Fault
             If the answers are not what was asked for, or break off too often.
         """
-        place = start
+        place, url = start, target.url
 
         def read() -> float | None:
-            nonlocal place
+            nonlocal place, url
             first = place = start if is_whole else place
             headers = {"If-Match": f'"{target.etag}"'} if target.etag else {}
             if (first, stop) != (0, target.size):
                 headers["Range"] = f"bytes={first}-{stop - 1}"
-            opened = self._opened(
-                "GET", target.url, headers, is_secret=target.is_secret
-            )
-            with opened as response:
-                _check_range(response, first, stop, target)
-                try:
+            try:
+                with self._opened(
+                    "GET", url, headers, is_secret=target.renew is not None
+                ) as response:
+                    _check_range(response, first, stop, target)
                     for chunk in self._body(response, stop - first, is_exact=True):
                         sink(place, chunk)
                         place += len(chunk)
-                except Fault as fault:
-                    fault.has_progressed = place - first >= retry.PROGRESS
-                    raise
-                return _date(response)
+                    return _date(response)
+            except Fault as fault:
+                fault.has_progressed = place - first >= retry.PROGRESS
+                if fault.remedy == "renew" and target.renew:
+                    denied, url = url, target.renew(url)
+                    if url != denied:
+                        fault.has_progressed, fault.tries = True, retry.TRIES
+                raise
 
-        date: float | None = self.retrying(read, name=target.id)
+        date: float | None = self.retrying(read)
         return date
 
     def _body(
@@ -374,7 +371,12 @@ class Client:
             if not (follow and location):
                 return response
             response.drain_conn()
-            url = redirected(url, location, is_secret=is_secret)
+            target = urljoin(url, location)
+            if url.startswith("https:") and target.startswith("http:"):
+                raise Fault("it is redirected from https to http")
+            if is_secret and not urllib3.connection_from_url(url).is_same_host(target):
+                raise Fault("its address, which is secret, is redirected elsewhere")
+            url = target
         raise Fault("the server redirects in a circle")
 
     def _manager(self, url: str) -> urllib3.PoolManager:
@@ -388,7 +390,9 @@ class Client:
                 self._managers[base] = _make_manager(base, self.n_connections)
         return self._managers[base]
 
-    def _as_fault(self, function: Callable[..., Any], *arguments: Any, **options: Any):
+    def _as_fault(
+        self, function: Callable[..., Any], *arguments: Any, **options: Any
+    ) -> Any:
         """Return what a function does; raise errors of urllib3 as faults."""
         try:
             return function(*arguments, **options)
@@ -412,17 +416,13 @@ class Client:
         elif cause:
             # http.client and PySocks give their own words, without a number.
             words = cause.strerror.lower() if cause.strerror else str(cause)
-        for name, reason in _NOT_REACHED.items():
-            if name in names:
-                is_known = self._has_answered
-                tries = retry.TRIES_AWAY if is_known else retry.TRIES_NEVER_SEEN
-                return Fault(reason.format(words), tries=tries)
-        if "TimeoutError" in names:
-            tries = retry.TRIES if self._has_answered else retry.TRIES_NEVER_SEEN
-            return Fault(f"no byte for {self.timeout:g} s", tries=tries)
-        if "IncompleteRead" in names:
-            return Fault("the body ended early", tries=retry.TRIES)
-        return Fault(f"the connection broke: {words}", tries=retry.TRIES)
+        reasons = _NOT_REACHED | _BROKEN_OFF
+        name = next((name for name in reasons if name in names), "")
+        reason = reasons.get(name, "the connection broke: {}")
+        tries = retry.TRIES_AWAY if name in _NOT_REACHED else retry.TRIES
+        if name and not self._has_answered:
+            tries = retry.TRIES_NEVER_SEEN
+        return Fault(reason.format(words, timeout=self.timeout), tries=tries)
 
 
 def gather(futures: list[Future], waiting_for: str, verbose: int) -> list[Any]:
@@ -437,22 +437,6 @@ def gather(futures: list[Future], waiting_for: str, verbose: int) -> list[Any]:
     for future in done:
         future.result()
     return [future.result() for future in futures]
-
-
-def redirected(url: str, location: str, *, is_secret: bool) -> str:
-    """Return where a redirect leads, if it may be followed.
-
-    Raises
-    ------
-    Fault
-        From https to http, or from a secret address to another server.
-    """
-    target = urljoin(url, location)
-    if url.startswith("https:") and target.startswith("http:"):
-        raise Fault("it is redirected from https to http")
-    if is_secret and not urllib3.connection_from_url(url).is_same_host(target):
-        raise Fault("its address, which is secret, is redirected elsewhere")
-    return target
 
 
 def bare_etag(etag: str) -> str:
@@ -493,11 +477,8 @@ def _check_range(
 
 def _date(response: urllib3.BaseHTTPResponse) -> float | None:
     """Return when an object was changed, in seconds since the epoch, if it is said."""
-    with contextlib.suppress(TypeError, ValueError, OverflowError):
-        return parsedate_to_datetime(
-            response.headers.get("Last-Modified", "")
-        ).timestamp()
-    return None
+    date = parsedate_tz(response.headers.get("Last-Modified", ""))
+    return mktime_tz(date) if date else None
 
 
 def _status_fault(response: urllib3.BaseHTTPResponse) -> Fault:
@@ -524,11 +505,9 @@ def _make_manager(base: str, n_connections: int) -> urllib3.PoolManager:
         return urllib3.PoolManager(**options)
     proxy = requests.utils.prepend_scheme_if_needed(proxy, "http")
     if proxy.lower().startswith("socks"):
-        try:
-            from urllib3.contrib.socks import SOCKSProxyManager
-        except ImportError:
-            text = "a SOCKS proxy needs PySocks: pip install 'requests[socks]'"
-            raise Fault(text) from None
+        # Without PySocks this is an ImportError, with urllib3's words about it.
+        from urllib3.contrib.socks import SOCKSProxyManager
+
         return SOCKSProxyManager(proxy, **options)
     user, password = requests.utils.get_auth_from_url(proxy)
     if user:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import functools
 import hashlib
 import os
 import queue
@@ -28,7 +29,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import CancelledError, Future
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from filelock import FileLock
 
@@ -194,10 +195,9 @@ def download_files(
         full.errno = errno.ENOSPC
         raise full
     with Progress(len(files), n_bytes, verbose) as progress:
-        client = Client(n_connections, timeout, lambda line: progress.say(3, line))
-        run = _Run(folder, overwrite, client, progress)
+        run = _Run(folder, overwrite, Client(n_connections, timeout), progress)
         try:
-            with client, run.block_threads, run.file_threads:
+            with run.client, run.block_threads, run.file_threads:
                 run.fetch(files)
         finally:
             for file in files:
@@ -230,37 +230,32 @@ class _Run:
         self.n_consecutive_failures = 0
         # Bytes of chunks that arrived, and of blocks that an earlier call left.
         self.arrived: deque[int] = deque()
-        self.resumed: deque[int] = deque()
         self.address_lock = threading.Lock()
 
     # --- Caller's thread -------------------------------------------------------------
 
     def fetch(self, files: list[_File]) -> None:
         """Fetch all files, as far as may be."""
-        waiting, n_arrived, n_bytes = deque(files), 0, self.progress.total
+        waiting, n_arrived = deque(files), 0
         results: queue.SimpleQueue[Future] = queue.SimpleQueue()
         while waiting or self.active:
             # A file is begun while connections are idle, so that few are unfinished.
-            n_idle = self.client.n_connections - len(self.active)
-            while waiting and n_idle > 0:
-                n_left = sum(file.n_left for file in self.active.values())
-                if n_left >= self.client.n_connections:
-                    break
+            n_left = sum(file.n_left for file in self.active.values())
+            if waiting and max(n_left, len(self.active)) < self.client.n_connections:
                 file = waiting.popleft()
                 if self.n_consecutive_failures >= MOST_FAILED:
                     text = f"skipped after {MOST_FAILED} consecutive failures"
                     self.finish(file, Fault(text))
-                    continue
-                future = self.file_threads.submit(self.fetch_file, file)
-                self.active[future] = file
-                future.add_done_callback(results.put)
-                n_idle -= 1
+                else:
+                    future = self.file_threads.submit(self.fetch_file, file)
+                    self.active[future] = file
+                    future.add_done_callback(results.put)
+                continue
             with contextlib.suppress(queue.Empty):
                 future = results.get(timeout=_SHOW_EVERY)
                 self.finish(self.active.pop(future), future.exception())
             while self.arrived:
                 n_arrived += self.arrived.popleft()
-            self.progress.total = n_bytes - sum(self.resumed)
             self.progress.show(len(files) - len(waiting) - len(self.active), n_arrived)
 
     def finish(self, file: _File, error: BaseException | None) -> None:
@@ -307,6 +302,11 @@ class _Run:
                     if remedy == "changed":
                         file.has_changed = True
                         file.download = file.download._replace(size=None, etag=None)
+            else:
+                # A process that was killed just when another had finished the file.
+                for left in self.unfinished(file):
+                    with contextlib.suppress(OSError):
+                        os.unlink(left)
         finally:
             self.release(file)
 
@@ -317,6 +317,11 @@ class _Run:
             return False
         return path.stat().st_size == file.download.size
 
+    def unfinished(self, file: _File) -> list[str]:
+        """Return the paths of an unfinished file: of its list of blocks, and its own."""
+        path = os.path.join(self.folder, part_name(self.folder, file.download))
+        return [f"{path}.blocks", f"{path}.part"]
+
     def lock(self, file: _File) -> None:
         """Take a file's lock, or wait for the process that holds it.
 
@@ -325,16 +330,13 @@ class _Run:
         began, path, size = time.time(), file.download.path, file.download.size
         if size is not None and size < SMALL:
             return
-        part = os.path.join(
-            self.folder, f"{part_name(self.folder, file.download)}.part"
-        )
         while not self.is_there(file):
             file.lock = try_lock(self.folder, lock_name(self.folder, path))
             if file.lock:
                 return
             file.n_left, last = 0, began
             with contextlib.suppress(OSError):
-                last = max(began, os.path.getmtime(part))
+                last = max(began, os.path.getmtime(self.unfinished(file)[1]))
             if time.time() - last > max(PATIENCE, 4 * self.client.timeout):
                 return
             if self.client.is_closed.wait(POLL * random.uniform(0.5, 1.5)):
@@ -356,7 +358,7 @@ class _Run:
         partial = Partial(self.folder, file.download, is_whole)
         try:
             file.n_left = len(partial.missing)
-            self.resumed.append(partial.n_resumed)
+            self.arrived.append(partial.n_resumed)
             if file.n_left == 1:
                 partial.note(*self.fetch_block(file, partial, *partial.missing[0]))
             else:
@@ -394,7 +396,9 @@ class _Run:
     ) -> tuple[int, int, bytes | None, float | None]:
         """Fetch a block; return it with its digest and the object's date."""
         name, url, _, size, etag, *_ = partial.download
-        denied, hasher = "", None
+        renew = None if isinstance(url, str) else functools.partial(self.address, file)
+        target = RemoteObject(name, self.address(file), size, etag, renew)
+        hasher = hashlib.new(partial.algorithm or "md5")
 
         def sink(position: int, chunk: bytes) -> None:
             nonlocal hasher
@@ -402,30 +406,19 @@ class _Run:
                 raise CancelledError
             if position == start:
                 stream.seek(start)
-                hasher = partial.algorithm and hashlib.new(partial.algorithm)
+                hasher = hashlib.new(hasher.name)
             stream.write(chunk)
-            if hasher:
+            if partial.algorithm:
                 hasher.update(chunk)
             self.arrived.append(len(chunk))
 
         if partial.is_closed:
             raise CancelledError
         with partial.open() as stream:
-            while True:
-                address = self.address(file, denied)
-                target = RemoteObject(name, address, size, etag, callable(url))
-                try:
-                    date = self.client.read_range(
-                        target, start, stop, sink, is_whole=partial.is_whole
-                    )
-                    break
-                except Fault as fault:
-                    is_new = callable(url) and address != denied
-                    if fault.remedy != "renew" or not is_new:
-                        raise
-                    denied = address
+            read = functools.partial(self.client.read_range, is_whole=partial.is_whole)
+            date = read(target, start, stop, sink)
         file.is_renewed = False
-        return start, stop, hasher and hasher.digest(), date
+        return start, stop, hasher.digest() if partial.algorithm else None, date
 
 
 def _check_access(folder: str) -> None:

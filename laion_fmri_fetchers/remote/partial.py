@@ -4,7 +4,6 @@ It lies in the folder of unfinished files under a name made of its target and ve
 
     3f2a….part      its bytes, each at its place
     3f2a….blocks    a line for each block that is finished: inode, start, stop
-    3f2a….done      that list, while the file gets its name
 
 Whoever writes, writes the same bytes to the same place. So two processes that fetch the
 same file side by side only waste bandwidth, and what a killed one finished is used by
@@ -15,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import io
 import os
@@ -79,7 +79,7 @@ class Partial:
         noted = set(self._notes.read().split(b"\n"))
         self.missing = [block for block in blocks if self._line(*block) not in noted]
         self.n_resumed = size - sum(stop - start for start, stop in self.missing)
-        self._n_blocks, self._digests = len(blocks), dict[int, bytes]()
+        self._blocks, self._digests = blocks, dict[int, bytes]()
 
     def _line(self, start: int, stop: int) -> bytes:
         return f"{self._inode} {start} {stop}".encode()
@@ -125,32 +125,29 @@ class Partial:
             (``"lost"``).
         """
         _, _, target, size, etag, sha256, date = self.download
-        known = {"size": size, "etag": etag, "sha256": sha256}
-        aside = f"{self._list.removesuffix('.blocks')}.done"
+        check = functools.partial(check_file, size=size, etag=etag, sha256=sha256)
         try:
             self.open().close()
+            # Where not all digests are in hand, or they are wrong, it is read again.
             digests = [digest for _, digest in sorted(self._digests.items())]
-            if len(digests) < self._n_blocks or (sha256 or etag) != etag_of(
-                digests, is_multipart="-" in (etag or "")
-            ):
-                if wrong := check_file(self.path, **known):
-                    raise Fault(wrong, remedy="mismatch")
+            is_multipart, is_known = "-" in str(etag), len(digests) == len(self._blocks)
+            got = etag_of(digests, is_multipart=is_multipart) if is_known else None
+            if got != (sha256 or etag) and (wrong := check(self.path)):
+                raise Fault(wrong, remedy="mismatch")
             if date is not None:
                 os.utime(self.path, (date, date))
             # The list goes first: a newcomer would pair it with a new, empty file.
             with contextlib.suppress(FileNotFoundError):
-                os.replace(self._list, aside)
+                os.unlink(self._list)
             try:
                 self.open().close()
                 self._rename(target)
-            except (OSError, Fault):
-                with contextlib.suppress(FileNotFoundError):
-                    os.replace(aside, self._list)
+            except OSError:
+                lines = [self._line(*block) for block in self._blocks]
+                Path(self._list).write_bytes(b"\n".join(lines))
                 raise
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(aside)
             is_ours = os.stat(target).st_ino == self._inode
-            if not is_ours and check_file(target, **known):
+            if not is_ours and check(target):
                 # Between the last two steps another process published the file, and
                 # a third one began it anew: what we renamed is that unfinished one.
                 os.unlink(target)
@@ -236,7 +233,7 @@ def remove_left(folder: str) -> None:
             stem, _, kind = name.rpartition(".")
             if kind == "lock" and (lock := try_lock(folder, stem)):
                 unlock(lock)
-            elif kind in ("blocks", "done", "part"):
+            elif kind in ("blocks", "part"):
                 part = os.path.join(folder, f"{stem}.part")
                 with contextlib.suppress(OSError):
                     is_old = time.time() - os.path.getmtime(path) > _OLD

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import email.utils
 import random
-import time
 
 # Tries where a server is busy or a connection breaks. With doubling waits these take
 # about 8 s, which is longer than S3's usual "slow down".
@@ -38,17 +36,9 @@ def wait_before(n_tried: int, asked: float = 0.0) -> float:
 
 
 def retry_after(value: str | None) -> float | None:
-    """Return a Retry-After header in seconds from now; None where it is unclear.
+    """Return a Retry-After header in seconds; None where it is a date, or unclear.
 
-    >>> retry_after("7"), retry_after("Fri, 31 Dec 1999 23:59:59 GMT")
-    (7.0, 0.0)
-    >>> retry_after("soon"), retry_after("-1"), retry_after(None)
-    (None, None, None)
+    >>> retry_after("7"), retry_after("soon"), retry_after(None)
+    (7.0, None, None)
     """
-    if value and value.strip().isdecimal():
-        return float(value)
-    try:
-        due = email.utils.parsedate_to_datetime(value or "").timestamp()
-    except (TypeError, ValueError, OverflowError):
-        return None
-    return max(0.0, due - time.time())
+    return float(value) if value and value.strip().isdecimal() else None

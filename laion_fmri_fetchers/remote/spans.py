@@ -20,7 +20,9 @@ class RemoteObject(NamedTuple):
     url: str
     size: int | None
     etag: str | None
-    is_secret: bool = False  # its address is for its server alone
+    # Given an address that was denied, returns the current one. Addresses of an object
+    # that has such a function are secret: they are for their server alone.
+    renew: Callable[[str], str] | None = None
 
 
 class Span(NamedTuple):
