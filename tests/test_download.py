@@ -1105,6 +1105,7 @@ def test_verbosity(server, folder, capfd):
         assert shown.out == ""
         assert ("2 of 2 files, 655 kB in" in shown.err) == (verbose >= 1)
         assert ("one: 328 kB" in shown.err) == (verbose >= 2)
+        assert ("one: status 503" in shown.err) == (verbose >= 3)
         assert verbose or not shown.err
 
 

@@ -45,8 +45,8 @@ QUIET = 3.0
 _CHUNK = 2**18
 # S3 needs one redirect, a mirror perhaps two.
 _REDIRECTS = 4
-# Reasons by the names of errors, as PySocks need not be installed, the more telling ones
-# first: before a server was reached, and after that.
+# Reasons by the names of errors, as PySocks need not be installed, the more telling
+# ones first: before a server was reached, and after that.
 _NOT_REACHED = {
     "ProxyError": "the proxy fails: {}",
     "SSLError": "{}",
@@ -166,6 +166,8 @@ class Client:
             # that file, its lock and the list of its blocks.
             n_free = getrlimit(RLIMIT_NOFILE)[0] - len(os.listdir("/dev/fd"))
             self.n_connections = max(1, min(n_connections, n_free // 5))
+        # Takes a line that says what will be tried again, and when; from any thread.
+        self.told: Callable[[str], object] = lambda _: None
         self.latency = 0.0  # seconds from the last request to its answer
         self.is_closed = threading.Event()
         self._has_answered = False
@@ -184,7 +186,9 @@ class Client:
         for manager in self._managers.values():
             manager.clear()
 
-    def retrying(self, function: Callable[..., Any], *arguments: Any) -> Any:
+    def retrying(
+        self, function: Callable[..., Any], *arguments: Any, name: str = ""
+    ) -> Any:
         """Call a function, again after a while if it raises a `Fault` that may pass."""
         n_tried = 0
         while True:
@@ -193,9 +197,11 @@ class Client:
             except Fault as error:
                 fault = error
             n_tried = 1 if fault.has_progressed else n_tried + 1
-            if n_tried >= fault.tries or self.is_closed.wait(
-                retry.wait_before(n_tried, fault.wait)
-            ):
+            seconds = retry.wait_before(n_tried, fault.wait)
+            if n_tried >= fault.tries:
+                break
+            self.told(f"{name}: {fault.reason}, again in {seconds:.1f} s")
+            if self.is_closed.wait(seconds):
                 break
         if n_tried > 1:
             fault.reason += f" ({n_tried} times)"
@@ -306,7 +312,7 @@ class Client:
                         fault.has_progressed, fault.tries = True, retry.TRIES
                 raise
 
-        date: float | None = self.retrying(read)
+        date: float | None = self.retrying(read, name=target.id)
         return date
 
     def _body(

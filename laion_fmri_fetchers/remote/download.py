@@ -196,6 +196,7 @@ def download_files(
         raise full
     with Progress(len(files), n_bytes, verbose) as progress:
         run = _Run(folder, overwrite, Client(n_connections, timeout), progress)
+        run.client.told = functools.partial(progress.say, 3)
         try:
             with run.client, run.block_threads, run.file_threads:
                 run.fetch(files)
@@ -318,7 +319,7 @@ class _Run:
         return path.stat().st_size == file.download.size
 
     def unfinished(self, file: _File) -> list[str]:
-        """Return the paths of an unfinished file: of its list of blocks, and its own."""
+        """Return the paths of an unfinished file: its list of blocks, and itself."""
         path = os.path.join(self.folder, part_name(self.folder, file.download))
         return [f"{path}.blocks", f"{path}.part"]
 
