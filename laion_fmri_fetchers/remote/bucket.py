@@ -9,6 +9,7 @@ path-style addresses both fit that.
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Iterable
 from datetime import datetime, timezone
@@ -239,29 +240,24 @@ def _parse_page(content: bytes) -> tuple[list[Object], list[str], str | None]:
     ElementTree.ParseError, ValueError, LookupError
         If it is not a page of a listing.
     """
-    root = ET.fromstring(content)
-    space, _, name = root.tag.rpartition("}")
-    if name != "ListBucketResult":
+    # Without its namespace, which some servers leave out.
+    root = ET.fromstring(re.sub(rb'\sxmlns="[^"]*"', b"", content, count=1))
+    if root.tag != "ListBucketResult":
         raise ValueError("it is other XML")
-    space += "}" * bool(space)
-    key_tag, size_tag, etag_tag, date_tag = (
-        f"{space}{tag}" for tag in ("Key", "Size", "ETag", "LastModified")
-    )
-    is_encoded = root.findtext(f"{space}EncodingType") == "url"
-    decode = unquote_plus if is_encoded else str
+    decode = unquote_plus if root.findtext("EncodingType") == "url" else str
     objects = []
-    for element in root.iterfind(f"{space}Contents"):
+    for element in root.iterfind("Contents"):
         texts = {child.tag: child.text or "" for child in element}
-        key, size = texts.get(key_tag), texts.get(size_tag, "")
+        key, size = texts.get("Key"), texts.get("Size", "")
         if not key or not size.isdecimal():
             raise ValueError("an object has no key or no size")
-        etag = texts.get(etag_tag, "").strip('"') or None
-        objects.append(Object(decode(key), int(size), etag, texts.get(date_tag)))
-    found = root.iterfind(f"{space}CommonPrefixes/{space}Prefix")
+        etag, date = texts.get("ETag", "").strip('"') or None, texts.get("LastModified")
+        objects.append(Object(decode(key), int(size), etag, date))
+    found = root.iterfind("CommonPrefixes/Prefix")
     prefixes = [decode(element.text or "") for element in found]
-    if root.findtext(f"{space}IsTruncated") != "true":
+    if root.findtext("IsTruncated") != "true":
         return objects, prefixes, None
-    return objects, prefixes, root.findtext(f"{space}NextContinuationToken") or ""
+    return objects, prefixes, root.findtext("NextContinuationToken") or ""
 
 
 def read_documents(

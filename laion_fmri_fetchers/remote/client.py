@@ -98,7 +98,7 @@ class Answer(NamedTuple):
     body: bytes
 
 
-class Threads:
+class Threads(contextlib.AbstractContextManager["Threads"]):
     """Threads for any number of callers; a context manager that stops them at its end.
 
     Parameters
@@ -111,9 +111,6 @@ class Threads:
         self.n, self._is_stopped = n, False
         self._calls: queue.SimpleQueue = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
-
-    def __enter__(self) -> Threads:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._is_stopped = True
@@ -146,7 +143,7 @@ class Threads:
                     future.set_exception(error)
 
 
-class Client:
+class Client(contextlib.AbstractContextManager["Client"]):
     """Connections to any number of servers, which threads share; a context manager.
 
     Parameters
@@ -170,13 +167,12 @@ class Client:
         self.told: Callable[[str], object] = lambda _: None
         self.latency = 0.0  # seconds from the last request to its answer
         self.is_closed = threading.Event()
+        first = min(timeout, CONNECT_TIMEOUT)
+        self._timeout = urllib3.Timeout(connect=first, read=timeout)
         self._has_answered = False
         self._managers: dict[str, urllib3.PoolManager] = {}
         self._responses: set[urllib3.BaseHTTPResponse] = set()
         self._lock = threading.Lock()
-
-    def __enter__(self) -> Client:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.is_closed.set()
@@ -368,9 +364,7 @@ class Client:
                 redirect=False,
                 retries=False,
                 preload_content=False,
-                timeout=urllib3.Timeout(
-                    connect=min(self.timeout, CONNECT_TIMEOUT), read=self.timeout
-                ),
+                timeout=self._timeout,
             )
             self._has_answered, self.latency = True, time.monotonic() - began
             location = response.get_redirect_location()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from typing import Any
@@ -13,7 +14,7 @@ _DRAW_EVERY = 0.1
 LINE_EVERY = 10.0
 
 
-class Progress:
+class Progress(contextlib.AbstractContextManager["Progress"]):
     """How far a call is; a context manager, used by the caller's thread.
 
     Parameters
@@ -37,9 +38,6 @@ class Progress:
         if verbose and can_draw():
             self._bar = progress_bar(total=total, unit="B", unit_scale=True, miniters=1)
         self._items, self._arrived = f"0 of {n_items} {noun}", 0
-
-    def __enter__(self) -> Progress:
-        return self
 
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:

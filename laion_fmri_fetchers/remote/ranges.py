@@ -6,6 +6,7 @@ its connections. Retries and time-outs are those of downloads.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import statistics
 import threading
@@ -24,7 +25,7 @@ _MEASURED = 64
 _WORTH_MEASURING = 2**16
 
 
-class RangeReader:
+class RangeReader(contextlib.AbstractContextManager["RangeReader"]):
     """Reads spans of objects over several connections; a context manager.
 
     Parameters
@@ -49,9 +50,6 @@ class RangeReader:
         self._on_bytes = on_bytes
         # Of the last requests, the bytes that a connection moves in a latency.
         self._worths: deque[float] = deque(maxlen=_MEASURED)
-
-    def __enter__(self) -> RangeReader:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.stop()
