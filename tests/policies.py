@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from laion_fmri_fetchers.remote import client, progress, retry, spans, tasks
+from laion_fmri_fetchers.remote import client, progress, retry, spans
 
 PLACES = {
     "first_wait": (retry, "FIRST_WAIT"),
     "tries": (retry, "TRIES"),
     "tries_away": (retry, "TRIES_AWAY"),
     "line_every": (progress, "LINE_EVERY"),
-    "quiet": (tasks, "QUIET"),
+    "quiet": (client, "QUIET"),
     "connect_timeout": (client, "CONNECT_TIMEOUT"),
     "smallest_piece": (spans, "SMALLEST_PIECE"),
 }

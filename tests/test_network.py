@@ -25,7 +25,7 @@ from policies import set_policy
 from laion_fmri_fetchers.access.gate import current_terms_version
 from laion_fmri_fetchers.exceptions import AccessServiceError, BucketError
 from laion_fmri_fetchers.remote.bucket import list_prefixes, object_url
-from laion_fmri_fetchers.remote.client import CA_VARIABLES, Fault, redirected
+from laion_fmri_fetchers.remote.client import CA_VARIABLES
 from laion_fmri_fetchers.remote.download import Download, download_files
 
 PREFIX = "derivatives/rois/sub-01/face/"
@@ -350,27 +350,6 @@ def test_no_proxy_is_heeded(trusting, tmp_path, bucket_folder, monkeypatch):
 
 
 # --- Redirects -------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("location", "is_secret", "target"),
-    [
-        ("/there?x=1", True, "https://a.org/there?x=1"),
-        ("https://a.org:443/there", True, "https://a.org:443/there"),
-        ("https://b.org/there", False, "https://b.org/there"),
-        ("https://b.org/there", True, None),
-        ("https://a.org:444/there", True, None),
-        ("http://a.org/there", False, None),
-        ("//b.org/there", True, None),
-    ],
-)
-def test_redirects_that_may_be_followed(location, is_secret, target):
-    url = "https://a.org/file?X-Amz-Signature=1"
-    if target:
-        assert redirected(url, location, is_secret=is_secret) == target
-    else:
-        with pytest.raises(Fault):
-            redirected(url, location, is_secret=is_secret)
 
 
 @pytest.mark.parametrize("is_secret", [True, False])

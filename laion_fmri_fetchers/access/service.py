@@ -23,8 +23,7 @@ from laion_fmri_fetchers.exceptions import (
 )
 from laion_fmri_fetchers.query.arguments import check_timeout
 from laion_fmri_fetchers.remote import retry
-from laion_fmri_fetchers.remote.client import Client, Fault
-from laion_fmri_fetchers.remote.tasks import Tasks, Threads
+from laion_fmri_fetchers.remote.client import Client, Fault, Threads
 
 DEFAULT_ACCESS_URL = "https://laion-fmri.hebartlab.com"
 URL_VARIABLE = "LAION_FMRI_ACCESS_URL"
@@ -131,10 +130,9 @@ def call(
     # whose variables hold the body.
     answer: SecretDict | StimulusAccessError
     with Client(1, check_timeout(timeout)) as client, Threads(1) as threads:
-        tasks = Tasks(threads)
-        tasks.submit(path, _send, client, url, body, tries)
+        sent = threads.submit(client.retrying, _send, client, url, body, tries)
         try:
-            ((_, answer),) = tasks.results(url, verbose=0)
+            answer = sent.result()
         except Fault as fault:
             answer = AccessServiceError(
                 f"{url} gives no answer ({fault.reason}). Check the network; files on "

@@ -42,8 +42,7 @@ import numpy as np
 from laion_fmri_fetchers.cache.files import whole_file
 from laion_fmri_fetchers.cache.state import state_path
 from laion_fmri_fetchers.exceptions import DiskSpaceError, NotCachedError
-from laion_fmri_fetchers.remote.disks import FULL
-from laion_fmri_fetchers.remote.locks import try_lock, unlock
+from laion_fmri_fetchers.remote.disks import FULL, try_lock, unlock
 
 from .disk import file_system, write_at
 

@@ -30,7 +30,7 @@ from .settings import Settings
 from .state import partial_dir
 
 if TYPE_CHECKING:
-    from laion_fmri_fetchers.remote.partial import Version
+    from laion_fmri_fetchers.remote.download import Download
 
 _MUCH = 10**9
 _LESS = (
@@ -203,7 +203,7 @@ def download(
     from laion_fmri_fetchers.remote.download import Download, download_files
 
     by_id = {rec["id"]: rec for rec in records}
-    changed: dict[str, Version] = {}
+    changed: dict[str, Download] = {}
     downloads = []
     for path, rec in by_id.items():
         source = sources.get(path)

@@ -2,9 +2,9 @@
 
 ::
 
-    bucket, download, ranges    what is asked for, decided by the caller's thread
-        └─▶ tasks               daemon threads that run functions, and try again
-        └─▶ client              one HTTP client: proxies, certificates, redirects
+    bucket, download, ranges    what is asked for
+        └─▶ partial             an unfinished file on disk
+        └─▶ client              threads, and one HTTP client, which tries again
 
 HTTP is touched in ``client`` alone, so that another engine could take its place.
 """

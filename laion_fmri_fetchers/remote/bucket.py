@@ -8,8 +8,8 @@ path-style addresses both fit that.
 
 from __future__ import annotations
 
-import functools
 import os
+import re
 import time
 from collections.abc import Iterable
 from datetime import datetime, timezone
@@ -24,7 +24,7 @@ from laion_fmri_fetchers.exceptions import (
 )
 
 if TYPE_CHECKING:
-    from .client import Client, Fault
+    from .client import Client
 
 PUBLIC_BUCKET = "s3://laion-fmri"
 DEFAULT_BUCKET_URL = "https://laion-fmri.s3.us-west-2.amazonaws.com"
@@ -32,10 +32,10 @@ ADVICE = (
     "Check that LAION_FMRI_BUCKET_URL, if you set it, is the address of a public S3 "
     "bucket with the dataset."
 )
+# Bytes of a page: S3's have 1,000 keys, of 1 kB each at most, with 0.5 kB about it.
 _LARGEST_PAGE = 2**23
-"""Bytes of a page: S3's have 1,000 keys, of 1 kB each at most, with 0.5 kB about it."""
+# Connections for documents; a web server gives no more to one client.
 _N_DOCUMENTS = 8
-"""Connections for documents; a web server gives no more to one client."""
 
 
 class UnreachableError(BucketError):
@@ -48,17 +48,7 @@ class Object(NamedTuple):
     key: str
     size: int
     etag: str | None = None
-    last_modified: str | None = None
-    """ISO 8601, UTC."""
-
-
-class _Page(NamedTuple):
-    objects: list[Object]
-    prefixes: list[str]
-    token: str | None
-    """What the next page is asked for with; None after the last, "" if unknown."""
-    last_name: str
-    n_bytes: int
+    last_modified: str | None = None  # ISO 8601, UTC
 
 
 def bucket_url() -> str:
@@ -111,10 +101,8 @@ def timestamp(date: str | None) -> float | None:
     >>> timestamp("2026-09-28T10:00:00.000Z")
     1790589600.0
     """
-    if date is None:
-        return None
     try:
-        return datetime.fromisoformat(date.replace("Z", "+00:00")).timestamp()
+        return datetime.fromisoformat((date or "").replace("Z", "+00:00")).timestamp()
     except ValueError:
         return None
 
@@ -158,7 +146,7 @@ def list_prefixes(
     timeout: float = 30.0,
     verbose: int = 1,
 ) -> list[dict[str, Any]]:
-    """List the objects below several prefixes at once, page by page.
+    """List the objects below several prefixes at once.
 
     Parameters
     ----------
@@ -187,135 +175,89 @@ def list_prefixes(
         If the bucket denies listing, or its answer is not a listing. The first error
         ends all.
     """
-    from .client import Client, Fault
-    from .tasks import Tasks, Threads
+    from .client import Client, Fault, Threads, gather
 
     url = bucket_url()
-    listings: list[dict[str, Any]] = []
-    last_names: dict[int, str] = {}
     try:
-        with (
-            Client(n_connections, timeout) as client,
-            Threads(n_connections) as threads,
-        ):
-            tasks = Tasks(threads, functools.partial(_give_up_on_silence, client))
-            for number, (prefix, delimiter) in enumerate(wanted):
-                about: dict[str, Any] = {
-                    "prefix": prefix,
-                    "delimiter": delimiter,
-                    "bucket": url,
-                }
-                about |= {"listed_at": time.time(), "objects": [], "prefixes": []}
-                about |= {"n_pages": 0, "n_bytes": 0}
-                listings.append(about)
-                tasks.submit(number, _fetch_page, client, about)
-            for number, content in tasks.results(f"{url} to list its files", verbose):
-                listing = listings[number]
-                # Here rather than in threads, whose memory is given back and taken
-                # again by every page, which takes as long as to parse it.
-                page = _read_page(content, listing, last_names.get(number))
-                last_names[number] = page.last_name
-                # Keys that end in a slash are marks of folders, not files.
-                listing["objects"] += [o for o in page.objects if o.key[-1:] != "/"]
-                listing["prefixes"] += page.prefixes
-                listing["n_pages"] += 1
-                listing["n_bytes"] += page.n_bytes
-                if page.token:
-                    tasks.submit(number, _fetch_page, client, listing, page.token)
+        with Client(n_connections, timeout) as client, Threads(n_connections) as pool:
+            listings = [pool.submit(_list_all, client, url, *each) for each in wanted]
+            return gather(listings, f"{url} to list its files", verbose)
     except Fault as fault:
-        reason = f"The bucket {url} cannot be listed: {fault.reason}."
+        text = f"The bucket {url} cannot be listed: {fault.reason}. {ADVICE}"
         if fault.tries > 1:
-            raise UnreachableError(
-                f"{reason} Check the network, and LAION_FMRI_BUCKET_URL if you set it, "
-                "or try again later."
-            ) from None
-        raise BucketError(f"{reason} {ADVICE}") from None
-    return listings
-
-
-def _give_up_on_silence(client: Client, _: Any, fault: Fault, __: float) -> None:
-    """Raise where a try took all of its time, and nothing ever answered."""
-    if fault.seconds >= client.connect_timeout and not client.has_answered:
-        raise fault
-
-
-def _fetch_page(
-    client: Client, listing: dict[str, Any], token: str | None = None
-) -> bytes:
-    """Return a page of a listing: the first, or the one that a token stands for."""
-    query = {"list-type": "2", "prefix": listing["prefix"], "encoding-type": "url"}
-    if listing["delimiter"]:
-        query["delimiter"] = listing["delimiter"]
-    if token:
-        query["continuation-token"] = token
-    url = f"{listing['bucket']}/?{urlencode(query)}"
-    answer = client.fetch(url, most_bytes=_LARGEST_PAGE)
-    what = _name_listing(listing)
-    if answer.status == 403:
-        raise BucketError(f"The server denies {what} (status 403). {ADVICE}")
-    if answer.status == 404:
-        raise BucketError(f"No such bucket: status 404 for {what}. {ADVICE}")
-    if answer.status != 200:
-        raise BucketError(f"Status {answer.status} for {what}. {ADVICE}")
-    return answer.body
-
-
-def _name_listing(listing: dict[str, Any]) -> str:
-    level = repr(listing["prefix"]) if listing["prefix"] else "the top level"
-    return f"the listing of {level} in {listing['bucket']}"
-
-
-def _read_page(content: bytes, listing: dict[str, Any], before: str | None) -> _Page:
-    """Return a page of a listing that goes on after the name ``before``."""
-    what = _name_listing(listing)
-    try:
-        page = parse_page(content)
-    except (ET.ParseError, ValueError, LookupError) as error:
-        text = f"The answer to {what} is not a listing: {error}. {ADVICE}"
+            raise UnreachableError(f"{text} Else check the network.") from None
         raise BucketError(text) from None
-    is_stuck = before is not None and page.last_name <= before
-    if is_stuck or page.token == "":
-        raise BucketError(
-            f"The server breaks off {what}, or repeats it, without saying how to "
-            f"continue. {ADVICE}"
-        )
-    return page
 
 
-def parse_page(content: bytes) -> _Page:
-    """Return what a page of a listing holds.
+def _list_all(
+    client: Client, bucket: str, prefix: str, delimiter: str
+) -> dict[str, Any]:
+    """Return a listing, page by page; by a thread."""
+    listing: dict[str, Any] = {"prefix": prefix, "delimiter": delimiter}
+    listing |= {"bucket": bucket, "listed_at": time.time(), "n_pages": 0, "n_bytes": 0}
+    listing |= {"objects": [], "prefixes": []}
+    query = {"list-type": "2", "prefix": prefix, "encoding-type": "url"}
+    if delimiter:
+        query["delimiter"] = delimiter
+    what = f"the listing of {repr(prefix) if prefix else 'the top level'} in {bucket}"
+    token: str | None = ""
+    last_name = ""
+    while True:
+        if token:
+            query["continuation-token"] = token
+        url = f"{bucket}/?{urlencode(query)}"
+        answer = client.retrying(client.fetch, url, _LARGEST_PAGE)
+        if answer.status != 200:
+            words = {403: "The server denies", 404: "No such bucket; it should have"}
+            reason = f"{words.get(answer.status, 'The server does not send')} {what}"
+            raise BucketError(f"{reason} (status {answer.status}). {ADVICE}")
+        try:
+            objects, prefixes, token = _parse_page(answer.body)
+        except (ET.ParseError, ValueError, LookupError) as error:
+            text = f"The answer to {what} is not a listing: {error}. {ADVICE}"
+            raise BucketError(text) from None
+        # Keys that end in a slash are marks of folders, not files.
+        listing["objects"] += [each for each in objects if each.key[-1:] != "/"]
+        listing["prefixes"] += prefixes
+        listing["n_pages"] += 1
+        listing["n_bytes"] += len(answer.body)
+        if token is None:
+            return listing
+        before = last_name
+        last_name = max([*prefixes, *(each.key for each in objects)], default="")
+        if not token or last_name <= before:
+            raise BucketError(
+                f"The server breaks off {what}, or repeats it, without saying how to "
+                f"continue. {ADVICE}"
+            )
+
+
+def _parse_page(content: bytes) -> tuple[list[Object], list[str], str | None]:
+    """Return objects, prefixes and the token of the next page; None after the last.
 
     Raises
     ------
-    ElementTree.ParseError, ValueError
-        If it is not one.
+    ElementTree.ParseError, ValueError, LookupError
+        If it is not a page of a listing.
     """
-    if len(content) > _LARGEST_PAGE:
-        raise ValueError(f"it has more than {_LARGEST_PAGE // 2**20} MiB")
-    root = ET.fromstring(content)
-    if root.tag.rpartition("}")[2] != "ListBucketResult":
+    # Without its namespace, which some servers leave out.
+    root = ET.fromstring(re.sub(rb'\sxmlns="[^"]*"', b"", content, count=1))
+    if root.tag != "ListBucketResult":
         raise ValueError("it is other XML")
-    space = root.tag.rpartition("}")[0] + "}" if "}" in root.tag else ""
-    is_encoded = root.findtext(f"{space}EncodingType") == "url"
-    decode = unquote_plus if is_encoded else str
-    # Names of tags are made once: a listing may have a million objects.
-    key_tag, size_tag = f"{space}Key", f"{space}Size"
-    etag_tag, date_tag = f"{space}ETag", f"{space}LastModified"
+    decode = unquote_plus if root.findtext("EncodingType") == "url" else str
     objects = []
-    for element in root.iterfind(f"{space}Contents"):
-        key, size = element.findtext(key_tag), element.findtext(size_tag, "")
+    for element in root.iterfind("Contents"):
+        key, size = element.findtext("Key"), element.findtext("Size", "")
         if not key or not size.isdecimal():
             raise ValueError("an object has no key or no size")
-        etag = element.findtext(etag_tag, "").strip('"') or None
-        date = element.findtext(date_tag)
+        etag = element.findtext("ETag", "").strip('"') or None
+        date = element.findtext("LastModified")
         objects.append(Object(decode(key), int(size), etag, date))
-    found = root.iterfind(f"{space}CommonPrefixes/{space}Prefix")
+    found = root.iterfind("CommonPrefixes/Prefix")
     prefixes = [decode(element.text or "") for element in found]
-    token = root.findtext(f"{space}NextContinuationToken")
-    is_cut = root.findtext(f"{space}IsTruncated") == "true"
-    names = [*prefixes, *(each.key for each in objects)]
-    token = (token if names else "") or "" if is_cut else None
-    return _Page(objects, prefixes, token, max(names, default=""), len(content))
+    if root.findtext("IsTruncated") != "true":
+        return objects, prefixes, None
+    return objects, prefixes, root.findtext("NextContinuationToken") or ""
 
 
 def read_documents(
@@ -342,23 +284,18 @@ def read_documents(
         If the server cannot be reached, or refuses a file other than by 404. The
         text, which holds no address, says why.
     """
-    from .client import Client, Fault
-    from .tasks import Tasks, Threads
+    from .client import Client, Fault, Threads, gather
 
-    documents: list[bytes | None] = []
     try:
-        with Client(_N_DOCUMENTS, timeout) as client, Threads(_N_DOCUMENTS) as threads:
-            tasks = Tasks(threads, functools.partial(_give_up_on_silence, client))
-            for number, url in enumerate(urls):
-                documents.append(None)
-                fetch = functools.partial(client.fetch, url, most_bytes=most_bytes)
-                tasks.submit(number, fetch)
-            waiting_for = f"{len(documents)} small files"
-            for number, answer in tasks.results(waiting_for, verbose):
-                if answer.status == 200:
-                    documents[number] = answer.body
-                elif answer.status != 404:
-                    raise DownloadError(f"status {answer.status}")
+        with Client(_N_DOCUMENTS, timeout) as client, Threads(_N_DOCUMENTS) as pool:
+            futures = [
+                pool.submit(client.retrying, client.fetch, url, most_bytes)
+                for url in urls
+            ]
+            answers = gather(futures, f"{len(futures)} small files", verbose)
     except Fault as fault:
         raise DownloadError(fault.reason) from None
-    return documents
+    for answer in answers:
+        if answer.status not in (200, 404):
+            raise DownloadError(f"status {answer.status}")
+    return [answer.body if answer.status == 200 else None for answer in answers]

@@ -10,12 +10,12 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 _MIB = 2**20
+# Bytes hashed at most to find an unusual part size: about a minute.
 _MOST_HASHED = 2**35
-"""Bytes hashed at most to find an unusual part size: about a minute."""
 
 
 def part_sizes(size: int, n_parts: int) -> list[int]:
@@ -49,8 +49,8 @@ def part_sizes(size: int, n_parts: int) -> list[int]:
     fitting = [p for p in usual if -(-size // p) == n_parts]
     if not fitting:
         return []
-    least, stop = -(-size // n_parts), size // (n_parts - 1) + 1
-    others = range(max(1, -(-least // _MIB)) * _MIB, stop, _MIB)
+    smallest, largest = size // n_parts // _MIB, size // (n_parts - 1) // _MIB
+    others = [n * _MIB for n in range(max(1, smallest), largest + 1)]
     rest = [p for p in others if p not in fitting and -(-size // p) == n_parts]
     rest.sort(key=lambda p: -(p & -p))
     return fitting + rest[: max(0, _MOST_HASHED // max(size, 1) - len(fitting))]
@@ -80,7 +80,7 @@ def check_file(
     size: int | None = None,
     etag: str | None = None,
     sha256: str | None = None,
-    progress: Callable[[int], object] | None = None,
+    progress: Callable[[int], object] = lambda _: None,
 ) -> str | None:
     """Check a file against its known size and checksums.
 
@@ -122,34 +122,25 @@ def check_file(
         if size is not None and found != size:
             return f"it has {found} bytes instead of {size}"
 
-        def digests(algorithm: str, part: int) -> Iterator[bytes]:
-            stream.seek(0)
-            for start in range(0, max(found, 1), part):
-                digest = _digest(stream, algorithm, min(part, found - start), progress)
-                yield digest
+        def digest(algorithm: str, start: int, stop: int) -> Any:
+            hasher = hashlib.new(algorithm, usedforsecurity=False)
+            stream.seek(start)
+            while start < stop and (chunk := stream.read(min(_MIB, stop - start))):
+                hasher.update(chunk)
+                start += len(chunk)
+                progress(len(chunk))
+            return hasher
 
         if sha256:
-            got = next(digests("sha256", max(found, 1))).hex()
+            got = digest("sha256", 0, found).hexdigest()
             is_right = got == sha256.lower()
             return None if is_right else f"its SHA-256 is {got} instead of {sha256}"
-        wrong = None
-        for part in part_sizes(found, n) if (n := n_parts_of(etag)) else ():
-            parts = list(digests("md5", part))
+        wrong, n_parts = None, n_parts_of(etag)
+        for part in part_sizes(found, n_parts) if n_parts else ():
+            starts = range(0, max(found, 1), part)
+            parts = [digest("md5", a, min(a + part, found)).digest() for a in starts]
             got = etag_of(parts, is_multipart="-" in str(etag))
             if got == etag:
                 return None
             wrong = wrong or f"its ETag is {got} instead of {etag}"
         return wrong
-
-
-def _digest(
-    stream: Any, algorithm: str, n_bytes: int, progress: Callable[[int], object] | None
-) -> bytes:
-    """Return the digest of the next bytes of a stream."""
-    hasher = hashlib.new(algorithm, usedforsecurity=False)
-    while n_bytes > 0 and (chunk := stream.read(min(n_bytes, _MIB))):
-        hasher.update(chunk)
-        n_bytes -= len(chunk)
-        if progress:
-            progress(len(chunk))
-    return hasher.digest()

@@ -7,47 +7,61 @@ presigned, and nobody's login is ever sent: ``~/.netrc`` is not read.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import logging
 import os
+import queue
 import re
-import socket
 import ssl
-from collections.abc import Iterator, Mapping
-from email.utils import parsedate_to_datetime
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import FIRST_EXCEPTION, Future, wait
+from email.utils import mktime_tz, parsedate_tz
 from typing import Any, NamedTuple
-from urllib.parse import unquote, urljoin, urlsplit
+from urllib.parse import urljoin, urlsplit
 
 import requests
 import urllib3
-from urllib3.exceptions import (
-    ConnectTimeoutError,
-    DecodeError,
-    HTTPError,
-    IncompleteRead,
-    NameResolutionError,
-    NewConnectionError,
-    ProxyError,
-)
+
+from laion_fmri_fetchers.messages import tell
 
 from . import retry
+from .spans import RemoteObject
 
 AGENT = "laion-fmri-fetchers"
+# Beginning of the names of threads.
+NAME = "laion-fmri"
+# Variables that name certificates to trust; the first one that is set counts.
 CA_VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR")
-"""Variables that name certificates to trust; the first one that is set counts."""
+# Seconds for a connection; three of the retransmissions of TCP fit into it.
 CONNECT_TIMEOUT = 10.0
-"""Seconds for a connection; three of the retransmissions of TCP fit into it."""
+# Seconds of waiting after which a message says for what.
+QUIET = 3.0
 
-_CHUNK = 2**17
-"""Bytes that are read at a time. Larger ones are not faster, and of smaller ones more
-arrives before a line that is slow breaks."""
-_FILES_EACH = 5
-"""Open files of a connection: its socket, a stream of the file that it writes, that
-file, its lock and the list of its blocks."""
+# Bytes that are read at a time: with less, threads spend more time on Python's lock;
+# with more, less of what came is kept when a line breaks.
+_CHUNK = 2**18
+# S3 needs one redirect, a mirror perhaps two.
 _REDIRECTS = 4
-"""Redirects that are followed; S3 needs one, a mirror perhaps two."""
+# Reasons by the names of errors, as PySocks need not be installed, the more telling
+# ones first: before a server was reached, and after that.
+_NOT_REACHED = {
+    "ProxyError": "the proxy fails: {}",
+    "SSLError": "{}",
+    "NameResolutionError": "the server's name cannot be resolved",
+    "NewConnectionError": "cannot connect: {}",
+    "ConnectTimeoutError": "the server does not accept connections",
+}
+_BROKEN_OFF = {
+    "TimeoutError": "no byte for {timeout:g} s",
+    "IncompleteRead": "the body ended early",
+    "DecodeError": "the body cannot be unpacked",
+}
 
 
+@dataclasses.dataclass(eq=False)
 class Fault(Exception):  # noqa: N818 - not an error until all tries have failed
     """Why a request brought nothing, or not all.
 
@@ -66,23 +80,14 @@ class Fault(Exception):  # noqa: N818 - not an error until all tries have failed
         the object ``"changed"``, or fetch it ``"whole"`` as the server ignores Range.
     has_progressed : bool
         Whether so much arrived that tries are counted from the beginning.
-    seconds : float
-        How long the try took.
     """
 
-    def __init__(
-        self,
-        reason: str,
-        status: int | None = None,
-        *,
-        tries: int = 1,
-        wait: float = 0.0,
-        remedy: str = "",
-    ):
-        super().__init__(reason)
-        self.reason, self.status, self.remedy = reason, status, remedy
-        self.tries, self.wait = tries, wait
-        self.has_progressed, self.seconds = False, 0.0
+    reason: str
+    status: int | None = None
+    tries: int = 1
+    wait: float = 0.0
+    remedy: str = ""
+    has_progressed: bool = False
 
 
 class Answer(NamedTuple):
@@ -93,64 +98,116 @@ class Answer(NamedTuple):
     body: bytes
 
 
-class Range(NamedTuple):
-    """A range of an object that is on its way; size and ETag are the server's."""
+class Threads(contextlib.AbstractContextManager["Threads"]):
+    """Threads for any number of callers; a context manager that stops them at its end.
 
-    chunks: Iterator[bytes]
-    size: int | None
-    etag: str | None
-    last_modified: float | None
-    """Seconds since the epoch."""
+    Parameters
+    ----------
+    n : int
+        Threads at most; they are started as there are calls for them.
+    """
+
+    def __init__(self, n: int):
+        self.n, self._is_stopped = n, False
+        self._calls: queue.SimpleQueue = queue.SimpleQueue()
+        self._threads: list[threading.Thread] = []
+
+    def __exit__(self, *_: object) -> None:
+        self._is_stopped = True
+        for _thread in self._threads:
+            self._calls.put(None)
+
+    def submit(self, function: Callable[..., Any], *arguments: Any) -> Future:
+        """Call a function in a thread; after the end, the call is cancelled."""
+        future: Future = Future()
+        self._calls.put((future, function, arguments))
+        if len(self._threads) < self.n:
+            thread = threading.Thread(target=self._work, name=NAME, daemon=True)
+            # Where the system allows no more threads, those there are will do.
+            with contextlib.suppress(*[RuntimeError] * min(len(self._threads), 1)):
+                thread.start()
+                self._threads.append(thread)
+        if self._is_stopped:
+            future.cancel()
+        return future
+
+    def _work(self) -> None:
+        while call := self._calls.get():
+            future, function, arguments = call
+            if self._is_stopped:
+                future.cancel()
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(function(*arguments))
+                except BaseException as error:
+                    future.set_exception(error)
 
 
-def affordable(n_connections: int) -> int:
-    """Return how many connections the limit on open files leaves room for, at most."""
-    try:
-        from resource import RLIM_INFINITY, RLIMIT_NOFILE, getrlimit
-    except ImportError:  # Windows has no such limit
-        return n_connections
-    most = getrlimit(RLIMIT_NOFILE)[0]
-    if most == RLIM_INFINITY:
-        return n_connections
-    n_free = most - len(os.listdir("/dev/fd"))
-    return max(1, min(n_connections, n_free // _FILES_EACH))
-
-
-class Client:
-    """Connections to any number of servers, which threads share.
+class Client(contextlib.AbstractContextManager["Client"]):
+    """Connections to any number of servers, which threads share; a context manager.
 
     Parameters
     ----------
     n_connections : int
-        Connections that are kept open per server.
+        Connections per server; fewer where open files are limited.
     timeout : float
         Seconds without a byte after which a request is given up.
     """
 
     def __init__(self, n_connections: int, timeout: float):
-        self.timeout = timeout
-        self.connect_timeout = min(timeout, CONNECT_TIMEOUT)
-        self.n_connections = n_connections
-        self._managers: dict[str | None, urllib3.PoolManager] = {}
-        self._proxies: dict[str, str | None] = {}
-        self._responses: set[urllib3.BaseHTTPResponse] = set()
-        self.has_answered = False
+        self.n_connections, self.timeout = n_connections, timeout
+        with contextlib.suppress(ImportError):  # Windows has no such limit
+            from resource import RLIMIT_NOFILE, getrlimit
 
-    def __enter__(self) -> Client:
-        return self
+            # Files of a connection: its socket, a stream of the file that it writes,
+            # that file, its lock and the list of its blocks.
+            n_free = getrlimit(RLIMIT_NOFILE)[0] - len(os.listdir("/dev/fd"))
+            self.n_connections = max(1, min(n_connections, n_free // 5))
+        # Takes a line that says what will be tried again, and when; from any thread.
+        self.told: Callable[[str], object] = lambda _: None
+        self.latency = 0.0  # seconds from the last request to its answer
+        self.is_closed = threading.Event()
+        first = min(timeout, CONNECT_TIMEOUT)
+        self._timeout = urllib3.Timeout(connect=first, read=timeout)
+        self._has_answered = False
+        self._managers: dict[str, urllib3.PoolManager] = {}
+        self._responses: set[urllib3.BaseHTTPResponse] = set()
+        self._lock = threading.Lock()
 
     def __exit__(self, *_: object) -> None:
+        self.is_closed.set()
         for response in list(self._responses):  # of threads that Ctrl-C left reading
             with contextlib.suppress(ValueError, RuntimeError, OSError):
                 response.shutdown()
         for manager in self._managers.values():
             manager.clear()
 
+    def retrying(
+        self, function: Callable[..., Any], *arguments: Any, name: str = ""
+    ) -> Any:
+        """Call a function, again after a while if it raises a `Fault` that may pass."""
+        n_tried = 0
+        while True:
+            try:
+                return function(*arguments)
+            except Fault as error:
+                fault = error
+            n_tried = 1 if fault.has_progressed else n_tried + 1
+            seconds = retry.wait_before(n_tried, fault.wait)
+            if n_tried >= fault.tries:
+                break
+            self.told(f"{name}: {fault.reason}, again in {seconds:.1f} s")
+            if self.is_closed.wait(seconds):
+                break
+        if n_tried > 1:
+            fault.reason += f" ({n_tried} times)"
+        raise fault
+
     def fetch(
         self,
         url: str,
-        *,
         most_bytes: int,
+        *,
         method: str = "GET",
         body: bytes | None = None,
         headers: Mapping[str, str] | None = None,
@@ -176,287 +233,210 @@ class Client:
         Fault
             If there is no answer, or one of a server that is busy.
         """
-        opened = self._opened(method, url, headers, body, follow=not is_final)
+        opened = self._opened(method, url, headers or {}, body, follow=not is_final)
         with opened as response:
             if response.status in retry.RETRIED and not is_final:
-                raise self._status_fault(response)
-            content = bytearray()
-            for chunk in self._chunks(response, decode_content=True):
-                content += chunk
-                if len(content) > most_bytes:
-                    break
-            return Answer(
-                response.status, response.headers, bytes(content[: most_bytes + 1])
-            )
+                raise _status_fault(response)
+            chunks = self._body(response, most_bytes + 1, decode_content=True)
+            return Answer(response.status, response.headers, b"".join(chunks))
 
-    @contextlib.contextmanager
-    def range(
-        self,
-        url: str,
-        start: int,
-        stop: int | None,
-        *,
-        size: int | None = None,
-        etag: str | None = None,
-        is_secret: bool = False,
-    ) -> Iterator[Range]:
-        """Open a range of an object, whose chunks are to be read in the block.
-
-        Parameters
-        ----------
-        url : str
-            Address of the object.
-        start, stop : int
-            The range. From 0 to ``size``, or to None, the object is asked for whole.
-        size, etag : int and str, optional
-            Bytes and ETag that the object must have.
-        is_secret : bool, default=False
-            Whether the address is for its server alone.
+    def look_up(self, url: str) -> tuple[int, str | None, float | None]:
+        """Return the size, ETag and date that an object has now.
 
         Raises
         ------
         Fault
-            If the answer is not what was asked for, or breaks off.
+            If the server does not say.
         """
-        headers = {}
-        is_whole = start == 0 and stop in (None, size)
-        if not is_whole:
-            headers["Range"] = f"bytes={start}-{(stop or 0) - 1}"
-        if etag:
-            headers["If-Match"] = f'"{etag}"'
-        opened = self._opened("GET", url, headers, is_secret=is_secret)
-        with opened as response:
-            length, total = self._check_range(response, start, stop, is_whole)
-            known = bare_etag(response.headers.get("ETag", ""))
-            if etag and known and known != etag:
-                raise Fault("it changed in the bucket", remedy="changed")
-            if size is not None and total not in (None, size):
-                text = f"the server has {total} bytes of it instead of {size}"
-                raise Fault(text, tries=retry.TRIES)
-            yield Range(
-                self._exactly(response, size if length is None else length),
-                total,
-                known or None,
-                _timestamp(response.headers.get("Last-Modified")),
-            )
+        with self._opened("GET", url, {}) as response:
+            if response.status != 200:
+                raise _status_fault(response)
+            if response.length_remaining is None:
+                raise Fault("the server does not say its size")
+            etag = bare_etag(response.headers.get("ETag", "")) or None
+            return response.length_remaining, etag, _date(response)
 
-    def _check_range(
+    def read_range(
+        self,
+        target: RemoteObject,
+        start: int,
+        stop: int,
+        sink: Callable[[int, bytes], object],
+        *,
+        is_whole: bool = False,
+    ) -> float | None:
+        """Read a range of an object; go on where it breaks off. Return its date.
+
+        Parameters
+        ----------
+        target : RemoteObject
+            The object, with the size and ETag that it must have.
+        start, stop : int
+            The range. If it is all of the object, it is asked for as such.
+        sink : callable
+            Takes the position and the bytes of each chunk.
+        is_whole : bool, default=False
+            Whether the server ignores Range, and each try begins at the start.
+
+        Raises
+        ------
+        Fault
+            If the answers are not what was asked for, or break off too often.
+        """
+        place, url = start, target.url
+
+        def read() -> float | None:
+            nonlocal place, url
+            first = place = start if is_whole else place
+            headers = {"If-Match": f'"{target.etag}"'} if target.etag else {}
+            if (first, stop) != (0, target.size):
+                headers["Range"] = f"bytes={first}-{stop - 1}"
+            try:
+                with self._opened(
+                    "GET", url, headers, is_secret=target.renew is not None
+                ) as response:
+                    _check_range(response, first, stop, target)
+                    for chunk in self._body(response, stop - first, is_exact=True):
+                        sink(place, chunk)
+                        place += len(chunk)
+                    return _date(response)
+            except Fault as fault:
+                fault.has_progressed = place - first >= retry.PROGRESS
+                if fault.remedy == "renew" and target.renew:
+                    denied, url = url, target.renew(url)
+                    if url != denied:
+                        fault.has_progressed, fault.tries = True, retry.TRIES
+                raise
+
+        date: float | None = self.retrying(read, name=target.id)
+        return date
+
+    def _body(
         self,
         response: urllib3.BaseHTTPResponse,
-        start: int,
-        stop: int | None,
-        is_whole: bool,
-    ) -> tuple[int | None, int | None]:
-        """Return the bytes of a body and those of its object, as far as is known."""
-        status, length = response.status, response.length_remaining
-        if status == 200 and is_whole:
-            return length, length
-        if status == 200:
-            raise Fault("the server ignores Range", status, remedy="whole")
-        if status != 206:
-            raise self._status_fault(response)
-        content_range = response.headers.get("Content-Range", "").strip()
-        span = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", content_range)
-        if not span:
-            text = "the server does not say what range it sends"
-            raise Fault(text, status, tries=retry.TRIES)
-        first, last, total = map(int, span.groups())
-        if first != start or last + 1 != min(total, total if stop is None else stop):
-            text = "the server sends another range than asked"
-            raise Fault(text, status, tries=retry.TRIES)
-        expected = last + 1 - first
-        if length not in (None, expected):
-            text = f"Content-Length is {length} instead of {expected}"
-            raise Fault(text, status, tries=retry.TRIES)
-        return expected, total
-
-    def _exactly(
-        self, response: urllib3.BaseHTTPResponse, length: int | None
+        n_bytes: int,
+        *,
+        decode_content: bool = False,
+        is_exact: bool = False,
     ) -> Iterator[bytes]:
-        """Yield a body; raise where it is shorter or longer than announced."""
-        n_bytes = 0
-        for chunk in self._chunks(response):
-            n_bytes += len(chunk)
-            if length is not None and n_bytes > length:
-                text = "the body is longer than it should be"
-                raise Fault(text, tries=retry.TRIES)
+        """Yield a body, of so many bytes at most, or exactly."""
+        read = functools.partial(response.read, decode_content=decode_content)
+        while n_bytes and (chunk := self._as_fault(read, min(_CHUNK, n_bytes))):
+            n_bytes -= len(chunk)
             yield chunk
-        if length is not None and n_bytes < length:
+        if n_bytes and is_exact:
             raise Fault("the body ended early", tries=retry.TRIES)
 
-    def _chunks(
-        self, response: urllib3.BaseHTTPResponse, *, decode_content: bool = False
-    ) -> Iterator[bytes]:
-        try:
-            while chunk := response.read(_CHUNK, decode_content=decode_content):
-                yield chunk
-        except (HTTPError, OSError, ValueError) as error:
-            fault = self._fault(error)
-        else:
-            return
-        raise fault  # here, such that no context holds the address
-
     @contextlib.contextmanager
-    def _opened(
-        self,
-        method: str,
-        url: str,
-        headers: Mapping[str, str] | None,
-        body: bytes | None = None,
-        *,
-        is_secret: bool = False,
-        follow: bool = True,
-    ) -> Iterator[urllib3.BaseHTTPResponse]:
-        """Send a request and follow redirects; the body is to be read in the block.
+    def _opened(self, *arguments: Any, **options: Any) -> Iterator[Any]:
+        """Send a request; the body of the answer is to be read in the block.
 
         Of a body that was read to its end, urllib3 keeps the connection for the next
         request; any other answer closes it.
         """
-        given = {"User-Agent": AGENT, "Accept-Encoding": "identity", **(headers or {})}
-        for _ in range(_REDIRECTS):
-            response = self._send(method, url, given, body)
-            location = response.headers.get("Location")
-            is_redirect = response.status in (301, 302, 303, 307, 308) and location
-            if not (follow and is_redirect):
-                break
-            response.close()
-            url = redirected(url, str(location), is_secret=is_secret)
-        else:
-            raise Fault("the server redirects in a circle")
+        response = self._as_fault(self._send, *arguments, **options)
         self._responses.add(response)
         try:
             yield response
         finally:
             self._responses.discard(response)
             response.close()
+            response.release_conn()
 
     def _send(
-        self, method: str, url: str, headers: dict[str, str], body: bytes | None
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        body: bytes | None = None,
+        *,
+        is_secret: bool = False,
+        follow: bool = True,
     ) -> urllib3.BaseHTTPResponse:
-        try:
-            response = self._manager(url).request(
+        """Send a request, and follow redirects."""
+        for _ in range(_REDIRECTS):
+            began = time.monotonic()
+            response = self._manager(url).urlopen(
                 method,
                 url,
-                headers=headers,
+                headers={"User-Agent": AGENT, "Accept-Encoding": "identity", **headers},
                 body=body,
                 redirect=False,
                 retries=False,
                 preload_content=False,
-                decode_content=False,
-                timeout=urllib3.Timeout(
-                    connect=self.connect_timeout, read=self.timeout
-                ),
+                timeout=self._timeout,
             )
-        except (HTTPError, requests.RequestException, OSError, ValueError) as error:
-            fault = self._fault(error)
-        else:
-            self.has_answered = True
-            return response
-        raise fault  # here, such that no context holds the address
+            self._has_answered, self.latency = True, time.monotonic() - began
+            location = response.get_redirect_location()
+            if not (follow and location):
+                return response
+            response.drain_conn()
+            target = urljoin(url, location)
+            if url.startswith("https:") and target.startswith("http:"):
+                raise Fault("it is redirected from https to http")
+            if is_secret and not urllib3.connection_from_url(url).is_same_host(target):
+                raise Fault("its address, which is secret, is redirected elsewhere")
+            url = target
+        raise Fault("the server redirects in a circle")
 
     def _manager(self, url: str) -> urllib3.PoolManager:
-        """Return the pools of the proxy that the environment names for an address."""
+        """Return the pools of connections for an address."""
         scheme, host = urlsplit(url)[:2]
         if scheme not in ("http", "https") or not host:
             raise ValueError("not an address")
         base = f"{scheme}://{host}"
-        if base not in self._proxies:
-            proxies = requests.utils.get_environ_proxies(base)
-            self._proxies[base] = requests.utils.select_proxy(base, proxies)
-        proxy = self._proxies[base]
-        if proxy not in self._managers:
-            self._managers[proxy] = _make_manager(proxy, self.n_connections)
-        return self._managers[proxy]
+        with self._lock:
+            if base not in self._managers:
+                self._managers[base] = _make_manager(base, self.n_connections)
+        return self._managers[base]
 
-    def _status_fault(self, response: urllib3.BaseHTTPResponse) -> Fault:
-        """Return an unsuccessful answer as a fault."""
-        status = response.status
-        reason = f"status {status} {response.reason or ''}".rstrip()
-        if status == 412:
-            return Fault("it changed in the bucket", status, remedy="changed")
-        if status in (400, 401, 403):
-            return Fault(reason, status, remedy="renew")
-        if status in retry.RETRIED:
-            wait = retry.retry_after(response.headers.get("Retry-After")) or 0.0
-            return Fault(reason, status, tries=retry.TRIES, wait=wait)
-        return Fault(reason, status)
+    def _as_fault(
+        self, function: Callable[..., Any], *arguments: Any, **options: Any
+    ) -> Any:
+        """Return what a function does; raise errors of urllib3 as faults."""
+        try:
+            return function(*arguments, **options)
+        except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+            fault = self._explain(error)
+        raise fault  # here, such that no context holds the address
 
-    def _fault(self, error: BaseException) -> Fault:
+    def _explain(self, error: BaseException) -> Fault:
         """Return an error of urllib3 as a fault, in words without an address."""
-        errors = list(_chain(error))
-        setup = [str(each) for each in errors if isinstance(each, SetupError)]
-        if any("SOCKS support" in str(each) for each in errors):
-            setup = ["a SOCKS proxy needs PySocks: pip install 'requests[socks]'"]
-        if setup:
-            return Fault(setup[0])
-        words = _words(errors[-1])
-        if any(type(each).__module__ == "socks" for each in errors):
-            errors.insert(0, ProxyError("", error))  # type: ignore[arg-type]
-        for kind, reason in _ON_THE_WAY.items():
-            if any(isinstance(each, kind) for each in errors):
-                tries = (
-                    retry.TRIES_AWAY if self.has_answered else retry.TRIES_NEVER_SEEN
-                )
-                return Fault(reason.format(words), tries=tries)
-        if any(isinstance(each, ValueError) for each in errors):
+        if isinstance(error, ValueError):
             return Fault("its address is not valid")
-        reason = f"the connection broke: {words}"
-        if any(isinstance(each, IncompleteRead) for each in errors):
-            reason = "the body ended early"
-        if any(isinstance(each, DecodeError) for each in errors):
-            reason = "the body cannot be unpacked"
-        late = (TimeoutError, urllib3.exceptions.TimeoutError)
-        if any(isinstance(each, late) for each in errors):
-            reason = f"no byte for {self.timeout:g} s"
-        return Fault(reason, tries=retry.TRIES)
+        chain = [error]
+        while inner := chain[-1].__cause__ or chain[-1].__context__:
+            chain.append(inner)
+        names = {kind.__name__ for each in chain for kind in type(each).__mro__}
+        cause = next((e for e in reversed(chain) if isinstance(e, OSError)), None)
+        words = type(error).__name__
+        if isinstance(cause, ssl.SSLError):
+            why = getattr(cause, "verify_message", "")
+            words = f"TLS fails: {cause.reason or words}{f', {why}' if why else ''}"
+        elif cause:
+            # http.client and PySocks give their own words, without a number.
+            words = cause.strerror.lower() if cause.strerror else str(cause)
+        reasons = _NOT_REACHED | _BROKEN_OFF
+        name = next((name for name in reasons if name in names), "")
+        reason = reasons.get(name, "the connection broke: {}")
+        tries = retry.TRIES_AWAY if name in _NOT_REACHED else retry.TRIES
+        if name and not self._has_answered:
+            tries = retry.TRIES_NEVER_SEEN
+        return Fault(reason.format(words, timeout=self.timeout), tries=tries)
 
 
-_ON_THE_WAY = {
-    ProxyError: "the proxy fails: {}",
-    ssl.SSLError: "{}",
-    NameResolutionError: "the server's name cannot be resolved",
-    socket.gaierror: "the server's name cannot be resolved",
-    NewConnectionError: "cannot connect: {}",
-    ConnectTimeoutError: "the server does not accept connections",
-}
-"""Errors before a server was reached, the more telling ones first."""
+def gather(futures: list[Future], waiting_for: str, verbose: int) -> list[Any]:
+    """Return the results of futures, or raise the first error of any.
 
-
-class SetupError(OSError):
-    """The proxy or the certificates that the environment names cannot be used."""
-
-
-def redirected(url: str, location: str, *, is_secret: bool) -> str:
-    """Return where a redirect leads, if it may be followed.
-
-    Parameters
-    ----------
-    url : str
-        The address that was asked.
-    location : str
-        What the server says.
-    is_secret : bool
-        Whether the address, or what is sent to it, is for this server alone.
-
-    Raises
-    ------
-    Fault
-        From https to http; from a secret address to another server; to no address.
+    If it takes long and ``verbose`` is not 0, a line says what is waited for.
     """
-    try:
-        target = urljoin(url, location)
-        old, new = urlsplit(url), urlsplit(target)
-        servers = [
-            (u.scheme, u.hostname, u.port or {"https": 443, "http": 80}.get(u.scheme))
-            for u in (old, new)
-        ]
-    except ValueError:
-        raise Fault("it is redirected to an address that is not valid") from None
-    if (old.scheme, new.scheme) == ("https", "http"):
-        raise Fault("it is redirected from https to http")
-    if is_secret and servers[0] != servers[1]:
-        raise Fault("its address, which is secret, is redirected elsewhere")
-    return target
+    done, left = wait(futures, QUIET, FIRST_EXCEPTION)
+    if left and not any(future.exception() for future in done):
+        tell(f"Waiting for {waiting_for} ...", verbose)
+        done, _ = wait(futures, None, FIRST_EXCEPTION)
+    for future in done:
+        future.result()
+    return [future.result() for future in futures]
 
 
 def bare_etag(etag: str) -> str:
@@ -468,101 +448,102 @@ def bare_etag(etag: str) -> str:
     return etag.strip().removeprefix("W/").strip('"')
 
 
-def _timestamp(date: str | None) -> float | None:
-    try:
-        return parsedate_to_datetime(date or "").timestamp()
-    except (TypeError, ValueError, OverflowError):
-        return None
+def _check_range(
+    response: urllib3.BaseHTTPResponse, start: int, stop: int, target: RemoteObject
+) -> None:
+    """Raise unless an answer has a range of the object that is meant."""
+    total = response.length_remaining
+    if response.status == 206:
+        sent = response.headers.get("Content-Range", "").strip()
+        span = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", sent)
+        if not span:
+            text = "the server does not say what range it sends"
+            raise Fault(text, 206, retry.TRIES)
+        first, last, total = map(int, span.groups())
+        if (first, last) != (start, stop - 1):
+            text = "the server sends another range than asked"
+            raise Fault(text, 206, retry.TRIES)
+    elif response.status != 200:
+        raise _status_fault(response)
+    elif (start, stop) != (0, target.size):
+        raise Fault("the server ignores Range", 200, remedy="whole")
+    found = bare_etag(response.headers.get("ETag", ""))
+    if target.etag and found not in ("", target.etag):
+        raise Fault("it changed in the bucket", remedy="changed")
+    if target.size is not None and total not in (None, target.size):
+        text = f"the server has {total} bytes of it instead of {target.size}"
+        raise Fault(text, tries=retry.TRIES)
 
 
-# --- Proxies and certificates -----------------------------------------------------
+def _date(response: urllib3.BaseHTTPResponse) -> float | None:
+    """Return when an object was changed, in seconds since the epoch, if it is said."""
+    date = parsedate_tz(response.headers.get("Last-Modified", ""))
+    return mktime_tz(date) if date else None
 
 
-def _make_manager(proxy: str | None, n_connections: int) -> urllib3.PoolManager:
-    options: dict[str, Any] = {"maxsize": n_connections, "ssl_context": _tls_context()}
+def _status_fault(response: urllib3.BaseHTTPResponse) -> Fault:
+    """Return an unsuccessful answer as a fault."""
+    status = response.status
+    if status == 412:
+        return Fault("it changed in the bucket", status, remedy="changed")
+    fault = Fault(f"status {status} {response.reason or ''}".rstrip(), status)
+    if status in (400, 401, 403):
+        fault.remedy = "renew"
+    if status in retry.RETRIED:
+        fault.tries = retry.TRIES
+        fault.wait = retry.retry_after(response.headers.get("Retry-After")) or 0.0
+    return fault
+
+
+def _make_manager(base: str, n_connections: int) -> urllib3.PoolManager:
+    """Return a manager for a server, by the proxy that the environment names for it."""
+    context = _tls_context()
+    options: dict[str, Any] = {"ssl_context": context}
+    options |= {"maxsize": n_connections, "block": True}  # wait for a connection
+    proxy = requests.utils.select_proxy(base, requests.utils.get_environ_proxies(base))
     if not proxy:
         return urllib3.PoolManager(**options)
     proxy = requests.utils.prepend_scheme_if_needed(proxy, "http")
     if proxy.lower().startswith("socks"):
+        # Without PySocks this is an ImportError, with urllib3's words about it.
         from urllib3.contrib.socks import SOCKSProxyManager
 
         return SOCKSProxyManager(proxy, **options)
-    parts = urlsplit(proxy)
-    if not parts.hostname:
-        raise SetupError("the address of the proxy is not valid")
-    if parts.username is not None:
-        login = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+    user, password = requests.utils.get_auth_from_url(proxy)
+    if user:
+        login = f"{user}:{password}"
         options["proxy_headers"] = urllib3.make_headers(proxy_basic_auth=login)
-    if parts.scheme == "https":
-        options["proxy_ssl_context"] = options["ssl_context"]
-    return urllib3.ProxyManager(proxy, **options)
+    return urllib3.ProxyManager(proxy, proxy_ssl_context=context, **options)
 
 
 def _tls_context() -> ssl.SSLContext:
     """Return what trusts the certificates that the environment names."""
-    for name in CA_VARIABLES:
-        if path := os.environ.get(name):
-            try:
-                return _load_certificates(path, os.stat(path).st_mtime_ns)
-            except OSError as error:
-                words = getattr(error, "strerror", None) or error
-                text = f"{name} is {path}, which cannot be used: {words}"
-            raise SetupError(text)
-    return _load_certificates(requests.utils.DEFAULT_CA_BUNDLE_PATH, 0)
+    name = next(filter(os.environ.get, CA_VARIABLES), "")
+    path = os.environ.get(name) or requests.utils.DEFAULT_CA_BUNDLE_PATH
+    try:
+        return _load_certificates(path, os.stat(path).st_mtime_ns)
+    except OSError as error:
+        text = f"{name} is {path}, which cannot be used: {error.strerror}"
+        raise Fault(text) from None
 
 
 @functools.lru_cache(maxsize=4)
 def _load_certificates(path: str, _version: int) -> ssl.SSLContext:
     # Once per process: to read a hundred certificates takes 20 ms.
     context = urllib3.util.ssl_.create_urllib3_context()
-    is_folder = os.path.isdir(path)
-    context.load_verify_locations(**{"capath" if is_folder else "cafile": path})
+    kind = "capath" if os.path.isdir(path) else "cafile"
+    context.load_verify_locations(**{kind: path})
     return context
 
 
-# --- Errors in words, and the log ---------------------------------------------------
+def _hide_queries(record: logging.LogRecord) -> bool:
+    """Leave queries out of what urllib3 logs of our requests: they may be secret."""
+    if str(record.threadName).startswith(NAME) and record.args:
+        record.args = tuple(
+            arg.partition("?")[0] if isinstance(arg, str) else arg
+            for arg in record.args
+        )
+    return True
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an error and those that it wraps, in any of the ways of urllib3."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        yield error
-        names = ("original_error", "reason")
-        inner = [*(getattr(error, name, None) for name in names), *error.args]
-        inner.append(error.__cause__)
-        # Errors of PySocks that wrap another are not named as the cause.
-        if type(error.__context__).__module__ == "socks":
-            inner.append(error.__context__)
-        error = next((e for e in inner if isinstance(e, BaseException)), None)
-
-
-def _words(error: BaseException) -> str:
-    """Return a cause in the words of the operating system, of TLS, or of a proxy."""
-    if isinstance(error, ssl.SSLError):
-        why = getattr(error, "verify_message", "")
-        reason = error.reason or type(error).__name__
-        return f"TLS fails: {reason}{f', {why}' if why else ''}"
-    if str(error).startswith("Tunnel connection failed"):
-        return str(error)
-    number = getattr(error, "errno", None)
-    if isinstance(number, int):
-        return os.strerror(number).lower()
-    return str(error) if type(error).__module__ == "socks" else type(error).__name__
-
-
-class _Discreet(logging.Filter):
-    """Leaves queries out of what urllib3 logs of our requests: they may be secret."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        is_ours = str(record.threadName).startswith(AGENT[:10])
-        if is_ours and isinstance(record.args, tuple):
-            record.args = tuple(
-                arg.partition("?")[0] if isinstance(arg, str) else arg
-                for arg in record.args
-            )
-        return True
-
-
-logging.getLogger("urllib3.connectionpool").addFilter(_Discreet())
+logging.getLogger("urllib3.connectionpool").addFilter(_hide_queries)

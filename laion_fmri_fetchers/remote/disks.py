@@ -1,17 +1,19 @@
-"""What errors of a disk mean, by a name of ours that says what to do."""
+"""What errors of a disk mean, by a name of ours that says what to do; and locks."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
 
+from filelock import FileLock, Timeout
+
 from laion_fmri_fetchers.exceptions import DataDirectoryError, DiskSpaceError
 from laion_fmri_fetchers.messages import readable_size
 
+# Errors of a disk that is full, or of a quota that is.
 FULL = frozenset({errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)})
-"""Errors of a disk that is full, or of a quota that is."""
-_DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def folder_error(error: OSError, folder: str) -> OSError:
@@ -34,7 +36,7 @@ def folder_error(error: OSError, folder: str) -> OSError:
     words = os.strerror(number).lower()
     if number in FULL:
         return full_disk_error(error, place)
-    if number in _DENIED:
+    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
         text = (
             f"The folder {place} cannot be written: {words}. It may belong to another "
             "user; ask for the right to write there, or name another data_dir."
@@ -67,9 +69,9 @@ def full_disk_error(error: OSError, folder: str) -> DiskSpaceError:
     """Return the error of a disk that became full: what is used up, and where."""
     text = f"{os.strerror(error.errno or errno.ENOSPC)} in {folder}"
     if error.errno == errno.ENOSPC:
-        disk = os.statvfs(folder) if hasattr(os, "statvfs") else None
         free = readable_size(shutil.disk_usage(folder).free)
         text = f"{os.strerror(error.errno)}: {free} are free in {folder}"
+        disk = os.statvfs(folder) if hasattr(os, "statvfs") else None
         if disk and disk.f_files and not disk.f_favail:
             text = f"there is no inode for another file in {folder}"
     full = DiskSpaceError(
@@ -80,14 +82,25 @@ def full_disk_error(error: OSError, folder: str) -> DiskSpaceError:
     return full
 
 
-def check_space(folder: str, n_bytes: int) -> None:
-    """Raise a `DiskSpaceError` if a disk has no room for so many bytes."""
-    free = shutil.disk_usage(folder).free
-    if n_bytes > free:
-        error = DiskSpaceError(
-            f"{readable_size(n_bytes)} are needed in {folder}, but "
-            f"{readable_size(free)} are free. Make space, use another data directory, "
-            "or select less."
-        )
-        error.errno = errno.ENOSPC
-        raise error
+def try_lock(folder: str, name: str) -> FileLock | None:
+    """Take the lock ``{name}.lock`` of a folder; None if another process holds it.
+
+    Locks save double work, and nothing else. Where they do not work, as on some network
+    file systems, what is returned locks nothing.
+    """
+    lock = FileLock(os.path.join(folder, f"{name}.lock"), thread_local=False)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return None
+    except (OSError, NotImplementedError):
+        pass
+    return lock
+
+
+def unlock(lock: FileLock) -> None:
+    """Release a lock; its file goes first, so that nobody waits for it by then."""
+    with contextlib.suppress(OSError):
+        os.unlink(lock.lock_file)
+    with contextlib.suppress(OSError, NotImplementedError):
+        lock.release()

@@ -2,12 +2,11 @@
 
 ::
 
-    download_files                                 caller's thread, which decides all
-        for each file: lock ─▶ Partial ─▶ its missing blocks
-        hand blocks to threads:    fetch_block     request ─▶ chunks ─▶ disk, and digest
-        take a result:  done ─▶ noted;  another version, no ranges, lost ─▶ start over;
-                        address expired ─▶ renewed;  else the file fails
-        a file with all its blocks: Partial.publish     digests ─▶ date ─▶ rename
+    download_files                      caller's thread: which file is next, progress
+        └─▶ fetch_file                  a thread per file: lock ─▶ Partial ─▶ blocks
+                └─▶ fetch_block         threads: request ─▶ chunks ─▶ disk, and digest
+                another version, no ranges, lost ─▶ start over
+                all blocks ─▶ Partial.publish       digests ─▶ date ─▶ rename
 
 Blocks of all files go through one queue, so that a thousand small files and one large
 one both fill the line. Any number of processes may share the folders; see `partial`.
@@ -16,47 +15,53 @@ one both fill the line. Any number of processes may share the folders; see `part
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
+import functools
+import hashlib
 import os
+import queue
 import random
+import shutil
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from concurrent.futures import CancelledError, Future
 from pathlib import Path
 from typing import NamedTuple
 
 from filelock import FileLock
 
+from laion_fmri_fetchers.exceptions import DiskSpaceError
 from laion_fmri_fetchers.messages import readable_size, warn
 
-from . import retry
-from .client import Client, Fault, affordable
+from .client import Client, Fault, Threads
 from .disks import (
     FULL,
-    check_space,
     existing_parent,
     folder_error,
     full_disk_error,
+    try_lock,
+    unlock,
 )
-from .locks import try_lock, unlock
-from .partial import Block, Partial, Version, is_other, part_name, remove_left
+from .partial import BLOCK, Partial, lock_name, part_name, remove_left
 from .progress import Progress
-from .tasks import Outcome, Tasks, Threads
+from .spans import RemoteObject
 
+# Bytes below which a file is fetched without a lock: to take one takes as long.
 SMALL = 2**20
-"""Bytes below which a file is fetched without a lock: to take one takes as long."""
+# Seconds without a byte after which the holder of a lock is not waited for. Network
+# file systems show changes of others with up to 60 s of delay.
 PATIENCE = 120.0
-"""Seconds without a byte after which the holder of a lock is not waited for. Network
-file systems show changes of others with up to 60 s of delay."""
+# Seconds between looks at what another process fetches.
 POLL = 0.5
-"""Seconds between looks at what another process fetches."""
 _SHOW_EVERY = 0.1
+# Consecutive failures after which the other files are skipped.
 MOST_FAILED = 100
-"""Consecutive failures after which the other files are skipped."""
-_RESTARTS = {"changed": 3, "whole": 1, "lost": 3, "mismatch": 1}
-"""How often a file starts over, by what went wrong. An object may be written to a few
-times in a row; a file that is removed is removed again by something that will not stop;
-and bytes that are wrong twice are wrong in the bucket."""
+# How often a file starts over. An object may be written to a few times in a row, but
+# bytes that are wrong twice are wrong in the bucket.
+_RESTARTS = {"changed": 3, "lost": 3, "whole": 1, "mismatch": 1}
 
 
 class Download(NamedTuple):
@@ -98,38 +103,15 @@ class Failure(NamedTuple):
     status: int | None
 
 
+@dataclasses.dataclass(eq=False)
 class _File:
-    """A file on its way, as the caller's thread knows it."""
+    """A file on its way."""
 
-    def __init__(self, download: Download):
-        self.download, self.version = download, Version(*download[3:])
-        self.partial: Partial | None = None
-        self.n_left = 0
-        """Blocks that are not finished."""
-        self.lock: FileLock | None = None
-        self.restarts: list[str] = []
-        self.is_whole = False
-        """Whether it is fetched in one request, as the server ignores Range."""
-        self.address = ""
-        """The current one, which threads read when they begin with a block."""
-        self.is_renewed = False
-        """Whether the address was renewed, and has not worked since."""
-        self.began = time.monotonic()
-        self.due, self.seen, self.seen_at = 0.0, (0, 0), time.monotonic()
-        """Of a file that another process fetches: when to look again, and what was seen
-        of its unfinished file, since when."""
-
-    def look_up(self, *, renew: bool = False) -> str:
-        """Take note of the current address, and return it."""
-        url = self.download.url
-        self.address = url if isinstance(url, str) else url(renew)
-        return self.address
-
-    def n_arrived(self) -> int:
-        if not self.partial:
-            return 0
-        blocks = self.partial.missing
-        return self.partial.n_resumed + sum(b.place - b.start for b in blocks)
+    download: Download  # of the version that the bucket has now
+    n_left: int  # blocks that are not finished, as far as is known
+    lock: FileLock | None = None
+    has_changed: bool = False  # in the bucket, since it was listed
+    is_renewed: bool = False  # its address was, and has not worked since
 
 
 def download_files(
@@ -140,7 +122,7 @@ def download_files(
     n_connections: int = 64,
     timeout: float = 30.0,
     verbose: int = 1,
-    changed: dict[str, Version] | None = None,
+    changed: dict[str, Download] | None = None,
 ) -> list[Failure]:
     """Download files such that each appears under its name only whole and verified.
 
@@ -161,8 +143,8 @@ def download_files(
     verbose : int, default=1
         0: silent, 1: progress, 2: also one line per file, 3: also what starts over.
     changed : dict, optional
-        Filled with the versions of objects that were no longer what was listed, and
-        came in their new version, by id.
+        Filled with what was downloaded of objects that were no longer what was listed:
+        size, ETag and date are those of the new version; by id.
 
     Returns
     -------
@@ -190,302 +172,256 @@ def download_files(
     >>> failed[0].id, failed[0].status
     ('README', None)
     """
-    files = [_File(download) for download in downloads]
+    files = [_File(each, 1 + (each.size or 0) // BLOCK) for each in downloads]
     if not files:
         return []
     folder = os.path.abspath(partial_dir)
-    n_connections = affordable(max(1, n_connections))
     try:
         os.makedirs(folder, exist_ok=True)
-        if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        _check_access(folder)
     except OSError as error:
         raise folder_error(error, folder) from None
-    n_bytes = sum(file.version.size or 0 for file in files)
-    saved = sum(_bytes_on_disk(folder, file) for file in files)
-    check_space(folder, n_bytes - saved)
-    with (
-        Progress(len(files), n_bytes, verbose) as progress,
-        Client(n_connections, timeout) as client,
-        Threads(n_connections) as threads,
-    ):
-        tasks = Tasks(threads, progress.say_retry)
-        run = _Run(folder, overwrite, client, tasks, progress)
+    n_bytes = sum(file.download.size or 0 for file in files)
+    # What lies there already is sparse: blocks are written in any order.
+    stats = [entry.stat() for entry in os.scandir(folder)]
+    saved = sum(getattr(stat, "st_blocks", 0) * 512 for stat in stats)
+    free = shutil.disk_usage(folder).free
+    if n_bytes - saved > free:
+        full = DiskSpaceError(
+            f"{readable_size(n_bytes - saved)} are needed in {folder}, but "
+            f"{readable_size(free)} are free. Make space, use another data directory, "
+            "or select less."
+        )
+        full.errno = errno.ENOSPC
+        raise full
+    with Progress(len(files), n_bytes, verbose) as progress:
+        run = _Run(folder, overwrite, Client(n_connections, timeout), progress)
+        run.client.told = functools.partial(progress.say, 3)
         try:
-            run.fetch(files)
+            with run.client, run.block_threads, run.file_threads:
+                run.fetch(files)
         finally:
-            tasks.is_stopped = True
             for file in files:
                 run.release(file)
     remove_left(folder)
-    for file in run.done:
-        if "changed" in file.restarts:
+    for file in files:
+        if file.has_changed and file.download.id not in run.failures:
             warn(
                 f"{file.download.id} changed in the bucket after it was listed; its "
                 "new version was downloaded."
             )
             if changed is not None:
-                changed[file.download.id] = file.version
-    reasons = {failure.id: failure for failure in run.failures}
-    return [reasons[f.download.id] for f in files if f.download.id in reasons]
+                changed[file.download.id] = file.download
+    ids = dict.fromkeys(file.download.id for file in files)
+    return [run.failures[name] for name in ids if name in run.failures]
 
 
 class _Run:
-    """The files of a call on their way; all of it belongs to the caller's thread."""
+    """The files of a call on their way."""
 
     def __init__(
-        self,
-        folder: str,
-        overwrite: bool,
-        client: Client,
-        tasks: Tasks,
-        progress: Progress,
+        self, folder: str, overwrite: bool, client: Client, progress: Progress
     ):
         self.folder, self.overwrite = folder, overwrite
-        self.client, self.tasks, self.progress = client, tasks, progress
-        self.open: set[_File] = set()
-        self.done: list[_File] = []
-        self.failures: list[Failure] = []
+        self.client, self.progress = client, progress
+        self.file_threads = Threads(client.n_connections)
+        self.block_threads = Threads(client.n_connections)
+        self.active: dict[Future, _File] = {}
+        self.failures: dict[str, Failure] = {}
         self.n_consecutive_failures = 0
+        # Bytes of chunks that arrived, and of blocks that an earlier call left.
+        self.arrived: deque[int] = deque()
+        self.address_lock = threading.Lock()
+
+    # --- Caller's thread -------------------------------------------------------------
 
     def fetch(self, files: list[_File]) -> None:
         """Fetch all files, as far as may be."""
-        waiting = deque(files)
-        while waiting or self.tasks.n_open:
-            # A file is opened when a thread is free, so that few are unfinished at a
-            # time. Those that other processes fetch are looked at now and then.
-            for _ in range(len(waiting)):
-                if self.tasks.n_open >= self.client.n_connections:
-                    break
+        waiting, n_arrived = deque(files), 0
+        results: queue.SimpleQueue[Future] = queue.SimpleQueue()
+        while waiting or self.active:
+            # A file is begun while connections are idle, so that few are unfinished.
+            n_left = sum(file.n_left for file in self.active.values())
+            if waiting and max(n_left, len(self.active)) < self.client.n_connections:
                 file = waiting.popleft()
                 if self.n_consecutive_failures >= MOST_FAILED:
                     text = f"skipped after {MOST_FAILED} consecutive failures"
-                    self.fail(file, Fault(text))
-                elif time.monotonic() < file.due or not self.start(file):
-                    waiting.append(file)
-            if outcome := self.tasks.next(_SHOW_EVERY):
-                file, partial, _ = outcome.key
-                # Not of a file that failed or started over meanwhile.
-                if file in self.open and file.partial is partial:
-                    try:
-                        self.take(outcome)
-                    except OSError as error:
-                        self.fail_locally(file, error)
-            self.progress.show(
-                len(self.done) + len(self.failures),
-                sum(file.n_arrived() for file in [*self.done, *self.open]),
-            )
+                    self.finish(file, Fault(text))
+                else:
+                    future = self.file_threads.submit(self.fetch_file, file)
+                    self.active[future] = file
+                    future.add_done_callback(results.put)
+                continue
+            with contextlib.suppress(queue.Empty):
+                future = results.get(timeout=_SHOW_EVERY)
+                self.finish(self.active.pop(future), future.exception())
+            while self.arrived:
+                n_arrived += self.arrived.popleft()
+            self.progress.show(len(files) - len(waiting) - len(self.active), n_arrived)
 
-    def start(self, file: _File) -> bool:
-        """Begin with a file, unless another process fetches it."""
-        path, size = file.download.path, file.version.size
+    def finish(self, file: _File, error: BaseException | None) -> None:
+        """Take note of what became of a file; a full disk ends the call."""
+        name = file.download.id
+        if isinstance(error, OSError):
+            place = str(error.filename2 or error.filename or self.folder)
+            if error.errno in FULL:
+                raise full_disk_error(error, os.path.dirname(place))
+            words = os.strerror(error.errno).lower() if error.errno else str(error)
+            error = Fault(f"{place} cannot be written: {words}")
+        if isinstance(error, Fault):
+            self.progress.say(2, f"{name}: failed, {error.reason}")
+            self.n_consecutive_failures += 1
+            self.failures[name] = Failure(name, error.reason, error.status)
+        elif error:
+            raise error
+        else:
+            size = readable_size(file.download.size or 0)
+            self.progress.say(2, f"{name}: {size} downloaded")
+            self.n_consecutive_failures = 0
+
+    # --- A thread per file -----------------------------------------------------------
+
+    def fetch_file(self, file: _File) -> None:
+        """Fetch a file, unless another process does; start over where that helps."""
+        name, path = file.download.id, file.download.path
+        # Seen before a gigabyte is downloaded, rather than when it gets its name.
+        _check_access(existing_parent(str(path.parent)))
+        restarts: list[str] = []
         try:
-            # Seen before a gigabyte is downloaded, rather than when it gets its name.
-            folder = existing_parent(str(path.parent))
-            if not os.access(folder, os.W_OK | os.X_OK):
-                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), folder)
-            is_small = size is not None and size < SMALL
-            if not is_small and not self.is_there(file) and not self.try_lock(file):
-                return False
-            self.open.add(file)
-            if self.is_there(file):
-                self.finish(file)
+            self.lock(file)
+            while not self.is_there(file):
+                try:
+                    self.fetch_version(file, is_whole="whole" in restarts)
+                    break
+                except Fault as fault:
+                    remedy = fault.remedy
+                    if restarts.count(remedy) >= _RESTARTS.get(remedy, 0):
+                        raise
+                    text = f"{name}: {fault.reason}; it is downloaded again"
+                    self.progress.say(3, text)
+                    restarts.append(remedy)
+                    if remedy == "changed":
+                        file.has_changed = True
+                        file.download = file.download._replace(size=None, etag=None)
             else:
-                self.begin(file)
-        except OSError as error:
-            self.fail_locally(file, error)
-        return True
+                # A process that was killed just when another had finished the file.
+                for left in self.unfinished(file):
+                    with contextlib.suppress(OSError):
+                        os.unlink(left)
+        finally:
+            self.release(file)
 
     def is_there(self, file: _File) -> bool:
         """Return whether another process fetched a file, by its size."""
         path = file.download.path
-        return (
-            not self.overwrite
-            and path.is_file()
-            and path.stat().st_size == file.version.size
-        )
+        if self.overwrite or not path.is_file():
+            return False
+        return path.stat().st_size == file.download.size
 
-    def try_lock(self, file: _File) -> bool:
-        """Take a file's lock, or leave it to the process that holds it for a while.
+    def unfinished(self, file: _File) -> list[str]:
+        """Return the paths of an unfinished file: its list of blocks, and itself."""
+        path = os.path.join(self.folder, part_name(self.folder, file.download))
+        return [f"{path}.blocks", f"{path}.part"]
+
+    def lock(self, file: _File) -> None:
+        """Take a file's lock, or wait for the process that holds it.
 
         Where locks do not work, and where their holder does nothing, go on without.
         """
-        name = part_name(self.folder, file.download.path)
-        file.lock = try_lock(self.folder, name)
-        if file.lock:
-            return True
-        now, seen = time.monotonic(), (0, 0)
-        name = part_name(self.folder, file.download.path, file.version)
-        with contextlib.suppress(OSError):
-            stat = os.stat(os.path.join(self.folder, f"{name}.part"))
-            seen = stat.st_mtime_ns, stat.st_size
-        if seen != file.seen:
-            file.seen, file.seen_at = seen, now
-        file.due = now + POLL * random.uniform(0.5, 1.5)
-        return now - file.seen_at > max(PATIENCE, 4 * self.client.timeout)
-
-    def begin(self, file: _File) -> None:
-        """Hand the missing blocks of a file to threads."""
-        file.look_up()
-        if file.version.size is None:
-            self.tasks.submit((file, None, None), _probe, self.client, file)
+        began, path, size = time.time(), file.download.path, file.download.size
+        if size is not None and size < SMALL:
             return
-        partial = Partial(self.folder, file.download.path, file.version, file.is_whole)
-        file.partial, file.n_left = partial, len(partial.missing)
-        self.progress.resumed(partial.n_resumed)
-        for block in partial.missing:
-            self.submit(file, block)
-        if not file.n_left:
-            self.tasks.submit((file, partial, None), partial.publish)
-
-    def submit(self, file: _File, block: Block) -> None:
-        """Hand a block to a thread."""
-        key = file, file.partial, block
-        self.tasks.submit(key, fetch_block, self.client, file, block, self.tasks)
-
-    def take(self, outcome: Outcome) -> None:
-        """Decide what follows from the outcome of a task."""
-        (file, partial, block), result, error = outcome
-        if isinstance(error, Fault):
-            self.mend(file, block, error)
-        elif error:
-            raise error
-        elif isinstance(result, Version):
-            self.progress.total += result.size or 0
-            file.version = result
-            self.begin(file)
-        elif block:
-            partial.note(block)
-            self.n_consecutive_failures, file.is_renewed = 0, False
-            file.n_left -= 1
-            if not file.n_left:
-                self.tasks.submit((file, partial, None), partial.publish)
-        else:
-            self.finish(file)
-
-    def mend(self, file: _File, block: Block | None, fault: Fault) -> None:
-        """Renew an address or start a file over, as far as that may help."""
-        remedy = fault.remedy
-        if remedy == "renew" and callable(file.download.url):
-            used = block.address if block else file.address
-            is_current = used == file.look_up()
-            if not (is_current and file.is_renewed):
-                if is_current:
-                    file.look_up(renew=True)
-                    file.is_renewed = True
-                self.submit(file, block) if block else self.begin(file)
+        while not self.is_there(file):
+            file.lock = try_lock(self.folder, lock_name(self.folder, path))
+            if file.lock:
                 return
-        if remedy == "lost" and not is_other(file.download.path, file.version):
-            if file.partial:
-                file.partial.remove()
-            self.finish(file)  # another process did
-            return
-        if file.restarts.count(remedy) >= _RESTARTS.get(remedy, 0):
-            self.fail(file, fault)
-            return
-        name = file.download.id
-        self.progress.say(3, f"{name}: {fault.reason}; it is downloaded again")
-        file.restarts.append(remedy)
-        if file.partial:
-            file.partial.remove()
-        file.partial = None
-        if remedy == "changed":
-            self.progress.total -= file.version.size or 0
-            file.version = Version(None, sha256=file.version.sha256)
-        file.is_whole = file.is_whole or remedy == "whole"
-        self.begin(file)
-
-    def finish(self, file: _File) -> None:
-        """Take note that a file is whole and in its place."""
-        seconds = time.monotonic() - file.began
-        size = readable_size(file.version.size or 0)
-        self.progress.say(2, f"{file.download.id}: {size} in {seconds:.1f} s")
-        self.n_consecutive_failures = 0
-        self.done.append(file)
-        self.release(file)
-
-    def fail(self, file: _File, fault: Fault) -> None:
-        """Give a file up; what is right of it stays for a later call."""
-        self.progress.say(2, f"{file.download.id}: failed, {fault.reason}")
-        self.n_consecutive_failures += 1
-        self.failures.append(Failure(file.download.id, fault.reason, fault.status))
-        if file.partial and fault.remedy in ("mismatch", "changed"):
-            file.partial.remove()
-        self.release(file)
-
-    def fail_locally(self, file: _File, error: OSError) -> None:
-        """Give a file up for an error of the disk; a full one ends the call."""
-        place = str(error.filename2 or error.filename or self.folder)
-        if error.errno in FULL:
-            raise full_disk_error(error, os.path.dirname(place))
-        words = os.strerror(error.errno).lower() if error.errno else str(error)
-        self.fail(file, Fault(f"{place} cannot be written: {words}"))
+            file.n_left, last = 0, began
+            with contextlib.suppress(OSError):
+                last = max(began, os.path.getmtime(self.unfinished(file)[1]))
+            if time.time() - last > max(PATIENCE, 4 * self.client.timeout):
+                return
+            if self.client.is_closed.wait(POLL * random.uniform(0.5, 1.5)):
+                raise CancelledError
 
     def release(self, file: _File) -> None:
-        """Let other processes have a file, and threads know that it is left."""
-        self.open.discard(file)
-        if file.partial:
-            file.partial.close()
-        if file.lock:
-            unlock(file.lock)
-            file.lock = None
+        """Let other processes have a file."""
+        lock, file.lock = file.lock, None
+        if lock:
+            unlock(lock)
+
+    def fetch_version(self, file: _File, *, is_whole: bool) -> None:
+        """Fetch the missing blocks of a file, and give it its name."""
+        if file.download.size is None:
+            look_up, address = self.client.look_up, self.address(file)
+            size, etag, date = self.client.retrying(look_up, address)
+            new = file.download._replace(size=size, etag=etag, last_modified=date)
+            file.download = new
+        partial = Partial(self.folder, file.download, is_whole)
+        try:
+            file.n_left = len(partial.missing)
+            self.arrived.append(partial.n_resumed)
+            if file.n_left == 1:
+                partial.note(*self.fetch_block(file, partial, *partial.missing[0]))
+            else:
+                results: queue.SimpleQueue[Future] = queue.SimpleQueue()
+                for block in partial.missing:
+                    task = self.fetch_block, file, partial, *block
+                    self.block_threads.submit(*task).add_done_callback(results.put)
+                while file.n_left:
+                    partial.note(*results.get().result())
+                    file.n_left -= 1
+            partial.publish()
+        except Fault as fault:
+            if fault.remedy in _RESTARTS:
+                partial.remove()
+            raise
+        finally:
+            partial.close()
+
+    def address(self, file: _File, denied: str = "") -> str:
+        """Return the current address of a file; one that is denied is renewed once."""
+        url = file.download.url
+        if isinstance(url, str):
+            return url
+        with self.address_lock:
+            address = url(False)
+            if address == denied and not file.is_renewed:
+                file.is_renewed = True
+                address = url(True)
+            return address
+
+    # --- Threads for blocks ----------------------------------------------------------
+
+    def fetch_block(
+        self, file: _File, partial: Partial, start: int, stop: int
+    ) -> tuple[int, int, bytes | None, float | None]:
+        """Fetch a block; return it with its digest and the object's date."""
+        name, url, _, size, etag, *_ = partial.download
+        renew = None if isinstance(url, str) else functools.partial(self.address, file)
+        target = RemoteObject(name, self.address(file), size, etag, renew)
+        hasher = hashlib.new(partial.algorithm or "md5")
+
+        def sink(position: int, chunk: bytes) -> None:
+            nonlocal hasher
+            if partial.is_closed or self.client.is_closed.is_set():
+                raise CancelledError
+            if position == start:
+                stream.seek(start)
+                hasher = hashlib.new(hasher.name)
+            stream.write(chunk)
+            if partial.algorithm:
+                hasher.update(chunk)
+            self.arrived.append(len(chunk))
+
+        if partial.is_closed:
+            raise CancelledError
+        with partial.open() as stream:
+            read = functools.partial(self.client.read_range, is_whole=partial.is_whole)
+            date = read(target, start, stop, sink)
+        file.is_renewed = False
+        return start, stop, hasher.digest() if partial.algorithm else None, date
 
 
-def fetch_block(client: Client, file: _File, block: Block, tasks: Tasks) -> None:
-    """Fetch a block, or what is missing of it; by a thread.
-
-    Raises
-    ------
-    Fault
-        If it is not whole after that.
-    OSError
-        Of the disk.
-    """
-    partial = file.partial
-    if partial is None or partial.is_closed:
-        return  # the file failed or started over meanwhile
-    size, etag = partial.version[:2]
-    block.address, is_secret = file.address, callable(file.download.url)
-    if partial.is_whole:
-        block.rewind()
-    first = block.place
-    try:
-        with (
-            partial.open(block) as stream,
-            client.range(
-                *(block.address, block.place, block.stop),
-                size=size,
-                etag=etag,
-                is_secret=is_secret,
-            ) as reply,
-        ):
-            partial.note_date(reply.last_modified)
-            for chunk in reply.chunks:
-                if tasks.is_stopped or partial.is_closed:
-                    return
-                stream.write(chunk)
-                if block.hasher:
-                    block.hasher.update(chunk)
-                block.place += len(chunk)
-    except Fault as fault:
-        fault.has_progressed = block.place - first >= retry.PROGRESS
-        raise
-
-
-def _probe(client: Client, file: _File) -> Version:
-    """Return the version that an object has now; by a thread."""
-    is_secret = callable(file.download.url)
-    _, etag, sha256, _ = file.version
-    with client.range(file.address, 0, None, etag=etag, is_secret=is_secret) as reply:
-        if reply.size is None:
-            raise Fault("the server does not say its size")
-        return Version(reply.size, reply.etag, sha256, reply.last_modified)
-
-
-def _bytes_on_disk(folder: str, file: _File) -> int:
-    """Return the bytes that an unfinished file takes already."""
-    path = os.path.join(folder, part_name(folder, file.download.path, file.version))
-    try:
-        return os.stat(f"{path}.part").st_blocks * 512
-    except (OSError, AttributeError):
-        return 0
+def _check_access(folder: str) -> None:
+    if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), folder)

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from laion_fmri_fetchers.messages import can_draw, progress_bar, readable_size, tell
 
-if TYPE_CHECKING:
-    from .client import Fault
-
 _DRAW_EVERY = 0.1
+# Seconds between lines where there is no terminal, as in the log of a batch job.
 LINE_EVERY = 10.0
-"""Seconds between lines where there is no terminal, as in the log of a batch job."""
 
 
-class Progress:
-    """How far a call is; a context manager, used by the caller's thread alone.
+class Progress(contextlib.AbstractContextManager["Progress"]):
+    """How far a call is; a context manager, used by the caller's thread.
 
     Parameters
     ----------
@@ -35,54 +33,36 @@ class Progress:
     def __init__(self, n_items: int, total: int, verbose: int, noun: str = "files"):
         self.total = total
         self._n_items, self._verbose, self._noun = n_items, verbose, noun
-        self._n_done, self._arrived = 0, 0
         self._began = self._shown_at = time.monotonic()
         self._bar: Any = None
         if verbose and can_draw():
             self._bar = progress_bar(total=total, unit="B", unit_scale=True, miniters=1)
-
-    def __enter__(self) -> Progress:
-        return self
+        self._items, self._arrived = f"0 of {n_items} {noun}", 0
 
     def __exit__(self, *_: object) -> None:
-        if not self._verbose:
-            return
         if self._bar is not None:
             self._draw()
             self._bar.close()
         else:
             seconds = time.monotonic() - self._began
-            tell(
-                f"{self._items()}, {readable_size(self._arrived)} in {seconds:.1f} s", 1
-            )
-
-    def resumed(self, n_bytes: int) -> None:
-        """Count bytes that an earlier call left, which say nothing about the speed."""
-        if self._bar is not None:
-            self._bar.initial += n_bytes
-            self._bar.n += n_bytes
-            self._bar.last_print_n += n_bytes
+            size = readable_size(self._arrived)
+            tell(f"{self._items}, {size} in {seconds:.1f} s", self._verbose)
 
     def say(self, level: int, line: str) -> None:
-        """Show a line at this and higher levels of verbosity."""
-        if self._verbose < level:
-            return
+        """Show a line at this and higher levels of verbosity; from any thread."""
         if self._bar is None:
-            tell(line, 1)
-        else:
+            tell(line, self._verbose, level)
+        elif self._verbose >= level:
             self._bar.write(line, sys.stderr)
-
-    def say_retry(self, key: tuple, fault: Fault, wait: float) -> None:
-        """Show at the highest level that part of a file will be tried again."""
-        self.say(3, f"{key[0].download.id}: {fault.reason}, again in {wait:.1f} s")
 
     def show(self, n_done: int, arrived: int) -> None:
         """Show how many items are done, and how many bytes have arrived."""
-        self._n_done, self._arrived = n_done, arrived
+        self._items = f"{n_done} of {self._n_items} {self._noun}"
+        self._arrived = arrived
         self.total = max(self.total, arrived)
         now = time.monotonic()
         every = LINE_EVERY if self._bar is None else _DRAW_EVERY
-        if not self._verbose or now - self._shown_at < every:
+        if now - self._shown_at < every:
             return
         self._shown_at = now
         if self._bar is not None:
@@ -91,13 +71,10 @@ class Progress:
         rate = arrived / (now - self._began)
         left = f"{(self.total - arrived) / rate:.0f} s left" if rate else "stalled"
         size = f"{readable_size(arrived)} of {readable_size(self.total)}"
-        tell(f"{self._items()}, {size}, {readable_size(rate)}/s, {left}", 1)
+        tell(f"{self._items}, {size}, {readable_size(rate)}/s, {left}", self._verbose)
 
     def _draw(self) -> None:
         self._bar.total = self.total
-        self._bar.set_postfix_str(self._items(), refresh=False)
+        self._bar.set_postfix_str(self._items, refresh=False)
         self._bar.update(self._arrived - self._bar.n)
         self._bar.refresh()
-
-    def _items(self) -> str:
-        return f"{self._n_done} of {self._n_items} {self._noun}"

@@ -6,47 +6,26 @@ its connections. Retries and time-outs are those of downloads.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import statistics
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from concurrent.futures import CancelledError, wait
 
-from . import retry, spans
-from .client import Client, Fault, affordable
+from . import spans
+from .client import Client, Fault, Threads
 from .spans import RemoteObject, Span
-from .tasks import Tasks, Threads
 
+# Requests that the measured worth of a request is the median of.
 _MEASURED = 64
-"""Requests that the measured latency and bandwidth are those of."""
+# Bytes from which the time of a body tells of the bandwidth, not of the latency.
 _WORTH_MEASURING = 2**16
-"""Bytes from which the time of a body tells of the bandwidth, not of the latency."""
 
 
-class RangeError(Exception):
-    """A span that could not be read, after all retries.
-
-    Attributes
-    ----------
-    target : RemoteObject
-        Of which it was.
-    reason : str
-        In words for the user.
-    status : int or None
-        HTTP status.
-    remedy : str
-        ``"changed"`` where the object is another one now, ``"whole"`` where the server
-        does not send ranges; else empty.
-    """
-
-    def __init__(self, target: RemoteObject, fault: Fault):
-        super().__init__(f"{target.id}: {fault.reason}")
-        self.target, self.reason, self.status = target, fault.reason, fault.status
-        self.remedy = fault.remedy if fault.remedy in ("changed", "whole") else ""
-
-
-class RangeReader:
+class RangeReader(contextlib.AbstractContextManager["RangeReader"]):
     """Reads spans of objects over several connections; a context manager.
 
     Parameters
@@ -65,57 +44,52 @@ class RangeReader:
         timeout: float,
         on_bytes: Callable[[int], None] = lambda _: None,
     ):
-        self.n_connections = affordable(n_connections)
-        self._client = Client(self.n_connections, timeout)
+        self._client = Client(n_connections, timeout)
+        self.n_connections = self._client.n_connections
         self._threads = Threads(self.n_connections)
         self._on_bytes = on_bytes
-        self._latencies: deque[float] = deque(maxlen=_MEASURED)
-        self._rates: deque[float] = deque(maxlen=_MEASURED)
-        self._n_receiving, self._lock = 0, threading.Lock()
-
-    def __enter__(self) -> RangeReader:
-        return self
+        # Of the last requests, the bytes that a connection moves in a latency.
+        self._worths: deque[float] = deque(maxlen=_MEASURED)
 
     def __exit__(self, *_: object) -> None:
         self.stop()
 
     def stop(self) -> None:
-        """End all that reads; who waits gets an `InterruptedError`."""
+        """End all that reads; who waits gets a `concurrent.futures.CancelledError`."""
         self._threads.__exit__()
         self._client.__exit__()
 
     @property
     def worth(self) -> int:
-        """Bytes that take as long as a request does without its body.
-
-        Such a request keeps a connection from its share of the bandwidth.
-        """
-        if not (self._latencies and self._rates):
-            return 0
-        share = statistics.median([*self._rates]) / self.n_connections
-        return int(statistics.median([*self._latencies]) * share)
+        """Bytes that a connection moves in the time of a request without its body."""
+        return int(statistics.median([*self._worths])) if self._worths else 0
 
     def read(self, target: RemoteObject, spans: Iterable[Span]) -> None:
         """Read spans of an object; return once their sinks have had all bytes.
 
         Raises
         ------
-        RangeError
-            If a span cannot be read.
+        Fault
+            If a span cannot be read; its reason names the object.
         Exception
             What a sink raises.
         """
-        tasks = Tasks(self._threads)
-        for span in spans:
-            tasks.submit(None, self._read_span, tasks, target, span, [span.start])
+        is_over = threading.Event()
+        futures = [
+            self._threads.submit(self._read_span, target, span, is_over)
+            for span in spans
+        ]
         try:
-            for _ in tasks.results("", 0):
-                pass
+            for future in futures:
+                future.result()
         except Fault as fault:
-            raise RangeError(target, fault) from None
+            fault.reason = f"{target.id}: {fault.reason}"
+            raise
         finally:
             # After that no sink is called, whose array or file may be gone.
-            tasks.stop(self._client.timeout if tasks.n_open else 0.0)
+            is_over.set()
+            running = [future for future in futures if not future.cancel()]
+            wait(running, self._client.timeout)
 
     def read_bytes(self, target: RemoteObject, start: int, stop: int) -> bytearray:
         """Return bytes of an object."""
@@ -138,38 +112,23 @@ class RangeReader:
         Fault
             If it does not say.
         """
-        with self._client.range(target.url, 0, 1) as reply:
-            return target._replace(size=reply.size, etag=reply.etag)
+        size, etag, _ = self._client.look_up(target.url)
+        return target._replace(size=size, etag=etag)
 
     def _read_span(
-        self, tasks: Tasks, target: RemoteObject, span: Span, place: list[int]
+        self, target: RemoteObject, span: Span, is_over: threading.Event
     ) -> None:
-        """Read what is missing of a span; by a thread."""
-        first, began = place[0], time.monotonic()
-        try:
-            with self._client.range(
-                *(target.url, place[0], span.stop), size=target.size, etag=target.etag
-            ) as reply:
-                answered = time.monotonic()
-                self._latencies.append(answered - began)
-                self._note_receiving(1)
-                try:
-                    for chunk in reply.chunks:
-                        if tasks.is_stopped:
-                            return
-                        span.sink(place[0], memoryview(chunk))
-                        place[0] += len(chunk)
-                        self._on_bytes(len(chunk))
-                    if place[0] - first >= _WORTH_MEASURING:
-                        seconds = max(time.monotonic() - answered, 1e-6)
-                        rate = (place[0] - first) / seconds
-                        self._rates.append(rate * self._n_receiving)
-                finally:
-                    self._note_receiving(-1)
-        except Fault as fault:
-            fault.has_progressed = place[0] - first >= retry.PROGRESS
-            raise
+        """Read a span; by a thread."""
 
-    def _note_receiving(self, n: int) -> None:
-        with self._lock:
-            self._n_receiving += n
+        def sink(position: int, chunk: bytes) -> None:
+            if is_over.is_set():
+                raise CancelledError
+            span.sink(position, memoryview(chunk))
+            self._on_bytes(len(chunk))
+
+        began = time.monotonic()
+        self._client.read_range(target, span.start, span.stop, sink)
+        if span.stop - span.start >= _WORTH_MEASURING:
+            latency = self._client.latency
+            seconds = max(time.monotonic() - began - latency, 1e-6)
+            self._worths.append(latency * (span.stop - span.start) / seconds)

@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-import email.utils
 import random
-import time
 
+# Tries where a server is busy or a connection breaks. With doubling waits these take
+# about 8 s, which is longer than S3's usual "slow down".
 TRIES = 6
-"""Tries where a server is busy or a connection breaks. With doubling waits these take
-about 8 s, which is longer than S3's usual "slow down"."""
+# Tries to reach a server that has answered before: about a minute, in which a wireless
+# network comes back or a server restarts.
 TRIES_AWAY = 9
-"""Tries to reach a server that has answered before: about a minute, in which a wireless
-network comes back or a server restarts."""
-TRIES_NEVER_SEEN = 3
-"""Tries to reach a server that has never answered; its address may be wrong."""
+# Tries to reach a server that has never answered: its address may be wrong, or this
+# machine may have no network.
+TRIES_NEVER_SEEN = 2
+# Seconds before the second try, doubled each time, up to the longest.
 FIRST_WAIT, LONGEST_WAIT = 0.25, 30.0
-"""Seconds before the second try, doubled each time, up to the longest."""
+# Seconds of a Retry-After that are heeded at most: a user would rather have an error
+# than a program that says nothing.
 LONGEST_WAIT_ASKED = 60.0
-"""Seconds of a Retry-After that are heeded at most: a user would rather have an error
-than a program that says nothing."""
+# Bytes after which a request that breaks has all of its tries again. This is what lets
+# a slow, unreliable line finish.
 PROGRESS = 2**20
-"""Bytes after which a request that breaks has all of its tries again. This is what lets
-a slow, unreliable line finish."""
+# Statuses that may pass: time-outs, too many requests, and all that say the server
+# fails, but for "not implemented" and "HTTP version".
 RETRIED = frozenset({408, 429, *range(500, 600)}) - {501, 505}
-"""Statuses that may pass: time-outs, too many requests, and all that say the server
-fails, but for "not implemented" and "HTTP version"."""
 
 
 def wait_before(n_tried: int, asked: float = 0.0) -> float:
@@ -37,19 +36,9 @@ def wait_before(n_tried: int, asked: float = 0.0) -> float:
 
 
 def retry_after(value: str | None) -> float | None:
-    """Return a Retry-After header in seconds from now; None where it is unclear.
+    """Return a Retry-After header in seconds; None where it is a date, or unclear.
 
-    >>> retry_after("7"), retry_after("Fri, 31 Dec 1999 23:59:59 GMT")
-    (7.0, 0.0)
-    >>> retry_after("soon"), retry_after("nan"), retry_after(None)
-    (None, None, None)
+    >>> retry_after("7"), retry_after("soon"), retry_after(None)
+    (7.0, None, None)
     """
-    try:
-        seconds = float(value or "")
-    except ValueError:
-        try:
-            due = email.utils.parsedate_to_datetime(value or "").timestamp()
-        except (TypeError, ValueError, OverflowError):
-            return None
-        seconds = due - time.time()
-    return max(0.0, seconds) if seconds == seconds else None
+    return float(value) if value and value.strip().isdecimal() else None

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+# Bytes in a request at least where a piece of an object is cut for several
+# connections: shorter ones would be mostly latency.
 SMALLEST_PIECE = 4 * 2**20
-"""Bytes in a request at least where a piece of an object is cut for several
-connections: shorter ones would be mostly latency."""
 
+# Takes bytes and their position in the object.
 Sink = Callable[[int, memoryview], None]
-"""Takes bytes and their position in the object."""
 
 
 class RemoteObject(NamedTuple):
@@ -20,6 +20,9 @@ class RemoteObject(NamedTuple):
     url: str
     size: int | None
     etag: str | None
+    # Given an address that was denied, returns the current one. Addresses of an object
+    # that has such a function are secret: they are for their server alone.
+    renew: Callable[[str], str] | None = None
 
 
 class Span(NamedTuple):

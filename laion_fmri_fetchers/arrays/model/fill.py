@@ -28,10 +28,7 @@ import joblib
 from laion_fmri_fetchers.remote import retry
 from laion_fmri_fetchers.remote.client import Fault
 from laion_fmri_fetchers.remote.progress import Progress
-from laion_fmri_fetchers.remote.ranges import (
-    RangeError,
-    RangeReader,
-)
+from laion_fmri_fetchers.remote.ranges import RangeReader
 
 from .proof import Candidate
 from .session import (
@@ -188,22 +185,22 @@ def _fill(task: Task, reader: RangeReader, cores: Executor, agreed: Agreed) -> F
             candidate = fill_from_model(task, Means(reader, cores), agreed)
         except ModelError as error:  # noqa: PERF203
             return Filled(task, str(error))
-        except RangeError as error:
-            if error.remedy != "changed":
-                return _failed(task, error)
+        except Fault as fault:
+            if fault.remedy != "changed":
+                return _failed(task, fault)
             try:
                 task = _renewed(task, reader)
-            except Fault as fault:
-                return _failed(task, RangeError(error.target, fault))
+            except Fault as other:
+                return _failed(task, other)
         else:
             return Filled(task, agreed=candidate)
     return Filled(task, "its files change again and again")
 
 
-def _failed(task: Task, error: RangeError) -> Filled:
-    may_pass = error.status is None or error.status in retry.RETRIED
-    remedy = "network" if may_pass and not error.remedy else "server"
-    return Filled(task, str(error), error.status, remedy)
+def _failed(task: Task, fault: Fault) -> Filled:
+    may_pass = fault.status is None or fault.status in retry.RETRIED
+    remedy = "network" if may_pass and not fault.remedy else "server"
+    return Filled(task, fault.reason, fault.status, remedy)
 
 
 def _renewed(task: Task, reader: RangeReader) -> Task:

@@ -1,11 +1,12 @@
-"""Compare downloads by this package, s5cmd, aws and curl; print tables.
+"""Compare downloads by this package, bare urllib3, s5cmd, aws and curl.
 
     python run.py --tools VENV [--repeats N] [--cases NAME ...]
 
 VENV is an environment with requirements.txt of this folder. Every repeat runs all tools
 of a case one after the other, so that what else the machine does hits all alike. Times
-of this package are taken in its process, after imports; those of the others are of
-their whole process less the shortest time that they take to print their version.
+of this package and of urllib3 are taken in their process, after imports; those of the
+others are of their whole process less the shortest time that they take to print their
+version.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ CASES = {
         "s5cmd has 256",
         "small/",
         ("--latency", "0.05"),
-        "at most 1.5 x s5cmd",
+        "at most 1.2 x urllib3, 1.5 x s5cmd",
         connections=64,
     ),
     "small-default": Case(
@@ -75,6 +76,12 @@ CASES = {
     "uncapped": Case(
         "one 256 MiB file, no latency, no cap", "large/0/", (), "at most 1.3 x curl"
     ),
+    "unhashed": Case(
+        "the same with an ETag that is not an MD5",
+        "large/0/",
+        ("--opaque",),
+        "at most 1.3 x curl",
+    ),
     "single-part": Case(
         "the same with the ETag of a single-part upload (MD5)",
         "large/0/",
@@ -85,14 +92,14 @@ CASES = {
         "4 files of 256 MiB, no latency, no cap",
         "large/",
         (),
-        "at most 150 MB above import",
+        "at most 1.2 x curl",
     ),
     "small-tls": Case(
         f"{N_SMALL} files of about 1 kB over TLS, 50 ms latency a request; 64 "
         "connections, s5cmd has 256",
         "small/",
         ("--latency", "0.05"),
-        "at most 1.5 x s5cmd",
+        "at most 1.2 x urllib3, 1.5 x s5cmd",
         connections=64,
         is_tls=True,
     ),
@@ -100,7 +107,7 @@ CASES = {
         "one 256 MiB file over TLS, no latency, no cap",
         "large/0/",
         (),
-        "at most 1.5 x curl",
+        "at most 1.6 x curl",
         is_tls=True,
     ),
     "unhashed-tls": Case(
@@ -258,8 +265,10 @@ def version_time(command: list[str], repeats: int) -> float:
     return min(timed(version) for _ in range(repeats))
 
 
-def run_ours(url: str, prefix: str, folder: Path, connections: int) -> dict[str, float]:
-    command = [sys.executable, str(HERE / "ours.py"), f"{url}/bucket", prefix]
+def run_script(
+    script: str, url: str, prefix: str, folder: Path, connections: int
+) -> dict[str, float]:
+    command = [sys.executable, str(HERE / script), f"{url}/bucket", prefix]
     command += [str(folder), "--connections", str(connections)]
     paths = [str(HERE.parents[2]), os.environ.get("PYTHONPATH", "")]
     environment = {**ENVIRONMENT, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
@@ -271,7 +280,7 @@ def run_ours(url: str, prefix: str, folder: Path, connections: int) -> dict[str,
 
 def measure(case: Case, files: Path, work: Path, args: argparse.Namespace) -> None:
     """Run a case and print its table."""
-    times: dict[str, list[float]] = {"ours": []}
+    times: dict[str, list[float]] = {"ours": [], "urllib3": []}
     memory, alone = [], []
     commands = tools(args.tools, case.workers)
     with serve(files, case.server, case.is_tls) as url:
@@ -283,13 +292,16 @@ def measure(case: Case, files: Path, work: Path, args: argparse.Namespace) -> No
             if not case.server and not case.is_tls:
                 target = f"{url}/bucket/large/0/f0.bin"
                 alone.append(timed(["curl", "-sf", "-o", os.devnull, target]))
-            for name in ("ours", *commands):
+            for name in ("ours", "urllib3", *commands):
                 folder = work / f"{name.split()[0]}-{i}"
                 folder.mkdir()
-                if name == "ours":
-                    result = run_ours(url, case.prefix, folder, case.connections)
+                if name in ("ours", "urllib3"):
+                    script = "ours.py" if name == "ours" else "bare.py"
+                    result = run_script(
+                        script, url, case.prefix, folder, case.connections
+                    )
                     times[name].append(result["seconds"])
-                    memory.append(result["memory"])
+                    memory.append(result.get("memory", 0))
                 else:
                     command = commands[name](url, case.prefix, folder)
                     seconds = timed(command) - startup[name]
