@@ -169,7 +169,7 @@ class ResultFilter:
             if isinstance(test, (ResultFilter, Combination)):
                 rows[rows] = test.unchecked_mask(left)
             else:
-                # By column: to box and check each cell by itself takes five times as long.
+                # By column: to box and check each cell takes five times as long.
                 columns = [
                     left[name].astype(object).where(left[name].notna(), None).tolist()
                     for name in left
