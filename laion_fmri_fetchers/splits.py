@@ -444,15 +444,16 @@ def _obtain_family(
     problem = "it does not have them"
     for source in sources():
         if source.kind == "web":
-            settings.refuse_offline(f"{which}. Ask {source.place}, or {_WAYS}.")
+            advice = f"Read them from {source.place}, or {_WAYS}."
+            settings.refuse_offline(f"{which}. {advice}")
         try:
             files = _read_files(source, pool, FAMILIES[family], settings)
             splits = _check_family(family, files, pool, images) if files else ()
         except DownloadError as error:
             problem, splits = str(error), ()
         except ValueError as error:
-            # The package has splits of the published images, a demo or a mirror of a
-            # part of the dataset has other pools: these splits are none of its own.
+            # The package has splits of the published images. A demo, or a mirror of
+            # a part of the dataset, has other pools, for which they are no error.
             if source.kind == "package" and len(images) < POOLS[pool].n_images:
                 continue
             raise CorruptImageError(
@@ -558,9 +559,7 @@ def _check_family(
     sizes, expected = tuple(len(s.test) for s in splits), published.n_test[family]
     is_whole = len(images) >= published.n_images and generation != "a"
     if is_whole and expected not in ((), sizes):
-        raise ValueError(
-            f"{family} tests on {sizes} images, not {expected} as published"
-        )
+        raise ValueError(f"{family} tests on {sizes} images; published are {expected}")
     return tuple(replace(split, generation=generation) for split in splits)
 
 

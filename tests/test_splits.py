@@ -265,9 +265,7 @@ def test_other_sizes_than_published_are_refused(
         images = sorted(chain(*published[pool]["tau"]))
     file = split_file(name, images[n_test:], images[:n_test])
     write_files(tmp_path / "mine", pool, {name: file})
-    words = (
-        rf"tau tests on \({n_test},\) images, not \({published_size},\) as published"
-    )
+    words = rf"tau tests on \({n_test},\) images; published are \({published_size},\)"
     with pytest.raises(CorruptImageError, match=words):
         fetch_laion_splits(name, pool, verbose=0)
     file = split_file(name, images[published_size:], images[:published_size])
@@ -284,7 +282,7 @@ def test_clusters_of_the_shared_pool_have_their_sizes(
     files = folds_of(images, [248, 274, 246, 225, 128], "cluster_k5")
     write_files(tmp_path / "mine", "shared", files)
     monkeypatch.setenv("LAION_FMRI_SPLITS", str(tmp_path / "mine"))
-    with pytest.raises(CorruptImageError, match=r"on \(248, 274, .* not \(274, 248, "):
+    with pytest.raises(CorruptImageError, match=r"on \(248, 274, .* are \(274, 248, "):
         fetch_laion_splits("cluster_k5", verbose=0)
 
 

@@ -75,9 +75,9 @@ def clean_key(key: str) -> str:
     clean = clean_name(name)
     if clean is None or not is_local_folder(folder or name) or key.startswith("/"):
         raise UnsafeKeyError(
-            f"The name {key!r} would lead out of the data directory, or is no path on "
-            "every disk; nothing was written. Check that LAION_FMRI_BUCKET_URL names a "
-            "bucket you trust."
+            f"The name {key!r} would lead out of the data directory, or has an empty "
+            "folder name ('//'), a control character or a backslash; nothing was "
+            "written. Check it, and that LAION_FMRI_BUCKET_URL is a bucket you trust."
         )
     return folder + slash + clean
 
