@@ -347,6 +347,8 @@ def test_what_is_not_there_is_refused(data):
         plot_trials(data, "sub-02")
     with pytest.raises(InvalidQueryError, match="12rep"):
         plot_noise_ceiling(data, noise_ceiling="13rep")
+    with pytest.raises(InvalidQueryError, match="plot_rois draws the brain of one"):
+        plot_rois(data, [1])
 
 
 def test_without_matplotlib_says_what_to_install(data, monkeypatch):
