@@ -127,7 +127,7 @@ class Partial:
         _, _, target, size, etag, sha256, date = self.download
         check = functools.partial(check_file, size=size, etag=etag, sha256=sha256)
         try:
-            self.open().close()
+            self._check_that_it_is_ours()
             # Where not all digests are in hand, or they are wrong, it is read again.
             digests = [digest for _, digest in sorted(self._digests.items())]
             is_multipart, is_known = "-" in str(etag), len(digests) == len(self._blocks)
@@ -139,8 +139,8 @@ class Partial:
             # The list goes first: a newcomer would pair it with a new, empty file.
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self._list)
+            self._check_that_it_is_ours()
             try:
-                self.open().close()
                 self._rename(target)
             except OSError:
                 lines = [self._line(*block) for block in self._blocks]
@@ -154,6 +154,10 @@ class Partial:
                 raise FileNotFoundError
         except FileNotFoundError:
             raise Fault("its unfinished file was removed", remedy="lost") from None
+
+    def _check_that_it_is_ours(self) -> None:
+        if os.stat(self.path).st_ino != self._inode:
+            raise FileNotFoundError
 
     def _rename(self, target: Path) -> None:
         os.makedirs(target.parent, exist_ok=True)
@@ -183,8 +187,8 @@ class Partial:
     def remove(self) -> None:
         """Delete the file, unless another took its place, and what is known of it."""
         self.close()
-        with contextlib.suppress(Fault, OSError):
-            self.open().close()
+        with contextlib.suppress(OSError):
+            self._check_that_it_is_ours()
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self._list)
             os.unlink(self.path)
