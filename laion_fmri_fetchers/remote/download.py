@@ -181,14 +181,15 @@ def download_files(
         _check_access(folder)
     except OSError as error:
         raise folder_error(error, folder) from None
-    n_bytes = sum(file.download.size or 0 for file in files)
-    # What lies there already is sparse: blocks are written in any order.
-    stats = [entry.stat() for entry in os.scandir(folder)]
-    saved = sum(getattr(stat, "st_blocks", 0) * 512 for stat in stats)
+    n_needed = n_bytes = sum(file.download.size or 0 for file in files)
+    for entry in os.scandir(folder):
+        with contextlib.suppress(OSError):  # other processes remove files
+            # What lies there already is sparse: blocks are written in any order.
+            n_needed -= getattr(entry.stat(), "st_blocks", 0) * 512
     free = shutil.disk_usage(folder).free
-    if n_bytes - saved > free:
+    if n_needed > free:
         full = DiskSpaceError(
-            f"{readable_size(n_bytes - saved)} are needed in {folder}, but "
+            f"{readable_size(n_needed)} are needed in {folder}, but "
             f"{readable_size(free)} are free. Make space, use another data directory, "
             "or select less."
         )
