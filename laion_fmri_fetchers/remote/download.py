@@ -181,14 +181,15 @@ def download_files(
         _check_access(folder)
     except OSError as error:
         raise folder_error(error, folder) from None
-    n_bytes = sum(file.download.size or 0 for file in files)
-    # What lies there already is sparse: blocks are written in any order.
-    stats = [entry.stat() for entry in os.scandir(folder)]
-    saved = sum(getattr(stat, "st_blocks", 0) * 512 for stat in stats)
+    n_needed = n_bytes = sum(file.download.size or 0 for file in files)
+    for entry in os.scandir(folder):
+        with contextlib.suppress(OSError):  # other processes remove files
+            # What lies there already is sparse: blocks are written in any order.
+            n_needed -= getattr(entry.stat(), "st_blocks", 0) * 512
     free = shutil.disk_usage(folder).free
-    if n_bytes - saved > free:
+    if n_needed > free:
         full = DiskSpaceError(
-            f"{readable_size(n_bytes - saved)} are needed in {folder}, but "
+            f"{readable_size(n_needed)} are needed in {folder}, but "
             f"{readable_size(free)} are free. Make space, use another data directory, "
             "or select less."
         )
@@ -241,8 +242,8 @@ class _Run:
         results: queue.SimpleQueue[Future] = queue.SimpleQueue()
         while waiting or self.active:
             # A file is begun while connections are idle, so that few are unfinished.
-            n_left = sum(file.n_left for file in self.active.values())
-            if waiting and max(n_left, len(self.active)) < self.client.n_connections:
+            n, active = self.client.n_connections, self.active.values()
+            if waiting and len(active) < n and sum(f.n_left for f in active) < n:
                 file = waiting.popleft()
                 if self.n_consecutive_failures >= MOST_FAILED:
                     text = f"skipped after {MOST_FAILED} consecutive failures"
@@ -284,11 +285,12 @@ class _Run:
     def fetch_file(self, file: _File) -> None:
         """Fetch a file, unless another process does; start over where that helps."""
         name, path = file.download.id, file.download.path
-        # Seen before a gigabyte is downloaded, rather than when it gets its name.
-        _check_access(existing_parent(str(path.parent)))
         restarts: list[str] = []
         try:
-            self.lock(file)
+            if file.download.size is None or file.download.size >= SMALL:
+                # Seen before a gigabyte is downloaded, rather than when it is renamed.
+                _check_access(existing_parent(str(path.parent)))
+                self.lock(file)
             while not self.is_there(file):
                 try:
                     self.fetch_version(file, is_whole="whole" in restarts)
@@ -328,9 +330,7 @@ class _Run:
 
         Where locks do not work, and where their holder does nothing, go on without.
         """
-        began, path, size = time.time(), file.download.path, file.download.size
-        if size is not None and size < SMALL:
-            return
+        began, path = time.time(), file.download.path
         while not self.is_there(file):
             file.lock = try_lock(self.folder, lock_name(self.folder, path))
             if file.lock:

@@ -36,6 +36,8 @@ BLOCK = 8 * 2**20
 # Bytes of a part of a multi-part object that is fetched as a block, such that its MD5
 # is taken from the bytes in hand: S3 has no smaller ones but the last.
 PART_SIZES = range(5 * 2**20, 16 * 2**20 + 1)
+# Seconds between notes of finished blocks, where each needs the disk to be waited for.
+_NOTE_EVERY = 1.0
 # Seconds after which unfinished files are removed: a weekend, and a day more.
 _OLD = 3 * 24 * 3600.0
 
@@ -76,6 +78,8 @@ class Partial:
         if len(blocks) > 1:
             self._notes = open(self._list, "a+b", buffering=0)  # noqa: SIM115
         self._notes.seek(0)
+        self._unnoted, self._noted_at = b"", time.monotonic()
+        self._has_checksum = bool(download.sha256 or n_parts_of(download.etag))
         noted = set(self._notes.read().split(b"\n"))
         self.missing = [block for block in blocks if self._line(*block) not in noted]
         self.n_resumed = size - sum(stop - start for start, stop in self.missing)
@@ -110,10 +114,16 @@ class Partial:
             self._digests[start] = digest
         if self.download.last_modified is None:
             self.download = self.download._replace(last_modified=date)
-        if not (self.download.sha256 or n_parts_of(self.download.etag)):
+        self._unnoted += self._line(start, stop) + b"\n"
+        if self._has_checksum or time.monotonic() - self._noted_at > _NOTE_EVERY:
+            self._write_notes()
+
+    def _write_notes(self) -> None:
+        if not self._has_checksum:
             # Nothing else would tell that a machine failed before its disk had it.
             os.fsync(self._stream.fileno())
-        self._notes.write(self._line(start, stop) + b"\n")
+        self._notes.write(self._unnoted)
+        self._unnoted, self._noted_at = b"", time.monotonic()
 
     def publish(self) -> None:
         """Verify the file, give it the object's date, and its name.
@@ -127,7 +137,7 @@ class Partial:
         _, _, target, size, etag, sha256, date = self.download
         check = functools.partial(check_file, size=size, etag=etag, sha256=sha256)
         try:
-            self.open().close()
+            self._check_that_it_is_ours()
             # Where not all digests are in hand, or they are wrong, it is read again.
             digests = [digest for _, digest in sorted(self._digests.items())]
             is_multipart, is_known = "-" in str(etag), len(digests) == len(self._blocks)
@@ -137,10 +147,11 @@ class Partial:
             if date is not None:
                 os.utime(self.path, (date, date))
             # The list goes first: a newcomer would pair it with a new, empty file.
+            self._unnoted = b""
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self._list)
+            self._check_that_it_is_ours()
             try:
-                self.open().close()
                 self._rename(target)
             except OSError:
                 lines = [self._line(*block) for block in self._blocks]
@@ -154,6 +165,10 @@ class Partial:
                 raise FileNotFoundError
         except FileNotFoundError:
             raise Fault("its unfinished file was removed", remedy="lost") from None
+
+    def _check_that_it_is_ours(self) -> None:
+        if os.stat(self.path).st_ino != self._inode:
+            raise FileNotFoundError
 
     def _rename(self, target: Path) -> None:
         os.makedirs(target.parent, exist_ok=True)
@@ -177,14 +192,17 @@ class Partial:
     def close(self) -> None:
         """Leave the file for a later call to go on from."""
         self.is_closed = True
+        if self._unnoted:
+            with contextlib.suppress(OSError):
+                self._write_notes()
         self._stream.close()
         self._notes.close()
 
     def remove(self) -> None:
         """Delete the file, unless another took its place, and what is known of it."""
         self.close()
-        with contextlib.suppress(Fault, OSError):
-            self.open().close()
+        with contextlib.suppress(OSError):
+            self._check_that_it_is_ours()
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self._list)
             os.unlink(self.path)

@@ -150,7 +150,7 @@ def fill_from_model(task: Task, means: Means, agreed: Agreed) -> Candidate:
     ------
     ModelError
         If the model is not used.
-    RangeError
+    Fault
         If a range cannot be read.
     """
     if task.model is None:
