@@ -176,11 +176,11 @@ def test_a_terminal_is_not_flooded(server, data_dir):
 
 
 def test_verify_names_a_bad_file_once_at_a_terminal(cached):
-    lost = min(cached.rglob("*label-FFA1_mask.nii.gz"))
-    lost.unlink()
+    cut = min(cached.rglob("*label-FFA1_mask.nii.gz"))
+    cut.write_bytes(cut.read_bytes()[:-1])
     assert at_a_terminal(["verify"], code=1) == ""
     (line,) = at_a_terminal(["verify", "--paths"], code=1).splitlines()
-    assert line == f"missing\t{lost.relative_to(cached)}"
+    assert line == f"truncated\t{cut.relative_to(cached)}"
 
 
 def test_an_empty_selection_is_said(server, data_dir, capsys):

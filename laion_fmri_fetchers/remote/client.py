@@ -80,6 +80,8 @@ class Fault(Exception):  # noqa: N818 - not an error until all tries have failed
         the object ``"changed"``, or fetch it ``"whole"`` as the server ignores Range.
     has_progressed : bool
         Whether so much arrived that tries are counted from the beginning.
+    is_silent : bool
+        Whether a server that has never answered was waited for in vain.
     """
 
     reason: str
@@ -88,6 +90,7 @@ class Fault(Exception):  # noqa: N818 - not an error until all tries have failed
     wait: float = 0.0
     remedy: str = ""
     has_progressed: bool = False
+    is_silent: bool = False
 
 
 class Answer(NamedTuple):
@@ -194,7 +197,7 @@ class Client(contextlib.AbstractContextManager["Client"]):
                 fault = error
             n_tried = 1 if fault.has_progressed else n_tried + 1
             seconds = retry.wait_before(n_tried, fault.wait)
-            if n_tried >= fault.tries:
+            if n_tried >= fault.tries or fault.is_silent:
                 break
             self.told(f"{name}: {fault.reason}, again in {seconds:.1f} s")
             if self.is_closed.wait(seconds):
@@ -422,7 +425,11 @@ class Client(contextlib.AbstractContextManager["Client"]):
         tries = retry.TRIES_AWAY if name in _NOT_REACHED else retry.TRIES
         if name and not self._has_answered:
             tries = retry.TRIES_NEVER_SEEN
-        return Fault(reason.format(words, timeout=self.timeout), tries=tries)
+        fault = Fault(reason.format(words, timeout=self.timeout), tries=tries)
+        # Where nothing has ever answered, it is enough to wait the whole time once.
+        is_timeout = name in ("TimeoutError", "ConnectTimeoutError")
+        fault.is_silent = is_timeout and not self._has_answered
+        return fault
 
 
 def gather(futures: list[Future], waiting_for: str, verbose: int) -> list[Any]:
