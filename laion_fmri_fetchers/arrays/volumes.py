@@ -11,6 +11,7 @@ here passes once through a buffer of one volume, which the next one overwrites::
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import os
 import zlib
@@ -301,7 +302,11 @@ def _named(file: str) -> Iterator[None]:
     except (*_DAMAGED, OSError) as error:
         if isinstance(error, OSError) and error.errno:
             raise
-        if os.path.exists(file) and not os.access(file, os.R_OK):
+        # nibabel says of a file that goes while it looks what it is that it is no image.
+        if not os.path.exists(file):
+            code = errno.ENOENT
+            raise FileNotFoundError(code, os.strerror(code), file) from error
+        if not os.access(file, os.R_OK):
             raise unreadable(file) from error
         raise _corrupt(file, error) from error
 
