@@ -302,7 +302,7 @@ def _named(file: str) -> Iterator[None]:
     except (*_DAMAGED, OSError) as error:
         if isinstance(error, OSError) and error.errno:
             raise
-        # nibabel says of a file that goes while it looks what it is that it is no image.
+        # nibabel calls a file that goes while it is opened no image.
         if not os.path.exists(file):
             code = errno.ENOENT
             raise FileNotFoundError(code, os.strerror(code), file) from error
