@@ -13,6 +13,7 @@ the ``.json`` beside it names the original, as BIDS derivatives do::
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import warnings
@@ -181,8 +182,9 @@ def _resample(
         header["descrip"] = description.encode("latin-1")
         write_volumes(target, (np.asanyarray(im.dataobj) for im in images), header)
     # It stands for the original where that is removed, so it has its date.
-    date = os.stat(file)
-    os.utime(target, ns=(date.st_atime_ns, date.st_mtime_ns))
+    with contextlib.suppress(OSError):  # some mounts keep no times
+        date = os.stat(file)
+        os.utime(target, ns=(date.st_atime_ns, date.st_mtime_ns))
 
 
 def _images(source: Header, dtype: Any) -> Iterator[nib.Nifti1Image]:

@@ -145,7 +145,8 @@ class Partial:
             if got != (sha256 or etag) and (wrong := check(self.path)):
                 raise Fault(wrong, remedy="mismatch")
             if date is not None:
-                os.utime(self.path, (date, date))
+                with contextlib.suppress(OSError):  # some mounts keep no times
+                    os.utime(self.path, (date, date))
             # The list goes first: a newcomer would pair it with a new, empty file.
             self._unnoted = b""
             with contextlib.suppress(FileNotFoundError):
