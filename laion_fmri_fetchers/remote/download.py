@@ -57,6 +57,9 @@ PATIENCE = 120.0
 # Seconds between looks at what another process fetches.
 POLL = 0.5
 _SHOW_EVERY = 0.1
+# Seconds without a block after which more are fetched at once, unless the process has
+# used so much of a core meanwhile.
+_IDLE_AFTER, _BUSY = 0.05, 0.7
 # Consecutive failures after which the other files are skipped.
 MOST_FAILED = 100
 # How often a file starts over. An object may be written to a few times in a row, but
@@ -363,13 +366,7 @@ class _Run:
             if file.n_left == 1:
                 partial.note(*self.fetch_block(file, partial, *partial.missing[0]))
             else:
-                results: queue.SimpleQueue[Future] = queue.SimpleQueue()
-                for block in partial.missing:
-                    task = self.fetch_block, file, partial, *block
-                    self.block_threads.submit(*task).add_done_callback(results.put)
-                while file.n_left:
-                    partial.note(*results.get().result())
-                    file.n_left -= 1
+                self.fetch_blocks(file, partial)
             partial.publish()
         except Fault as fault:
             if fault.remedy in _RESTARTS:
@@ -377,6 +374,29 @@ class _Run:
             raise
         finally:
             partial.close()
+
+    def fetch_blocks(self, file: _File, partial: Partial) -> None:
+        """Fetch the missing blocks of a file, several at a time."""
+        results: queue.SimpleQueue[Future] = queue.SimpleQueue()
+        waiting, n_active = deque(partial.missing), 0
+        # On a line that keeps the cores busy, more threads than cores only wait for
+        # each other: of 256 MiB on the same machine, 32 take 1.5 times as long as 2.
+        most, cpu, began = os.cpu_count() or 1, time.process_time(), time.monotonic()
+        while file.n_left:
+            while waiting and n_active < most:
+                task = self.fetch_block, file, partial, *waiting.popleft()
+                self.block_threads.submit(*task).add_done_callback(results.put)
+                n_active += 1
+            try:
+                future = results.get(timeout=_IDLE_AFTER if waiting else None)
+            except queue.Empty:
+                busy = (time.process_time() - cpu) / (time.monotonic() - began)
+                if busy < _BUSY:
+                    most = len(partial.missing)
+                cpu, began = time.process_time(), time.monotonic()
+                continue
+            partial.note(*future.result())
+            file.n_left, n_active = file.n_left - 1, n_active - 1
 
     def address(self, file: _File, denied: str = "") -> str:
         """Return the current address of a file; one that is denied is renewed once."""
