@@ -504,10 +504,11 @@ def _status_fault(response: urllib3.BaseHTTPResponse) -> Fault:
 
 def _make_manager(base: str, n_connections: int) -> urllib3.PoolManager:
     """Return a manager for a server, by the proxy that the environment names for it."""
-    context = _tls_context()
+    proxy = requests.utils.select_proxy(base, requests.utils.get_environ_proxies(base))
+    is_tls = base.startswith("https:") or (proxy or "").lower().startswith("https:")
+    context = _tls_context() if is_tls else None
     options: dict[str, Any] = {"ssl_context": context}
     options |= {"maxsize": n_connections, "block": True}  # wait for a connection
-    proxy = requests.utils.select_proxy(base, requests.utils.get_environ_proxies(base))
     if not proxy:
         return urllib3.PoolManager(**options)
     proxy = requests.utils.prepend_scheme_if_needed(proxy, "http")

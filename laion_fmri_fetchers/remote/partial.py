@@ -149,14 +149,16 @@ class Partial:
                     os.utime(self.path, (date, date))
             # The list goes first: a newcomer would pair it with a new, empty file.
             self._unnoted = b""
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self._list)
-            self._check_that_it_is_ours()
+            if len(self._blocks) > 1:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(self._list)
+                self._check_that_it_is_ours()
             try:
                 self._rename(target)
             except OSError:
-                lines = [self._line(*block) for block in self._blocks]
-                Path(self._list).write_bytes(b"\n".join(lines))
+                if len(self._blocks) > 1:
+                    lines = [self._line(*block) for block in self._blocks]
+                    Path(self._list).write_bytes(b"\n".join(lines))
                 raise
             is_ours = os.stat(target).st_ino == self._inode
             if not is_ours and check(target):
