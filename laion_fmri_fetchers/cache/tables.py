@@ -147,16 +147,18 @@ def read_trials(data_dir: str, ids: list[str]) -> pd.DataFrame:
         columns["label"] += session.label
         columns["image_index"] += [asked.get(rec["id"], -1)] * n
         columns["counted"] += [rec["id"] in counted] * n
-    are_numbers = all(type(run) is int for run in columns["run"])
     codes, labels = pd.factorize(np.array(columns["label"], dtype=object))
     fields = [label_values(label) for label in labels]
-    for number, name in enumerate(LABEL_FIELDS):
-        values = [of_label[number] for of_label in fields]
-        columns[name] = [values[code] for code in codes]
     # Of type object, as pandas else has texts of another type by its version.
     frame = pd.DataFrame({k: pd.Series(v, dtype=object) for k, v in columns.items()})
-    whole = ["beta_index", "image_index", *["run"] * are_numbers]
-    frame = frame.astype(dict.fromkeys(whole, np.int64) | {"n_reps": "Int64"})
+    for number, name in enumerate(LABEL_FIELDS):
+        kind = "Int64" if name == "n_reps" else object
+        values = pd.Series([of_label[number] for of_label in fields], dtype=kind)
+        frame[name] = values.take(codes).array
+    whole = ["beta_index", "image_index"]
+    if all(type(run) is int for session in sessions for run in {*session.run}):
+        whole.append("run")
+    frame = frame.astype(dict.fromkeys(whole, np.int64))
     shown = frame.groupby([frame["subject"], codes], sort=False).cumcount() + 1
     frame["repetition"] = shown.astype("Int64").where(frame["counted"].astype(bool))
     frame = frame.loc[frame["image_index"] >= 0, [*TRIAL_FIELDS]]
