@@ -755,7 +755,7 @@ class StimulusSplit(_Splitter):
     params : dict
         How it was made, as published.
     generation : str or None
-        Of the random splits, ``"a"``, ``"b"`` or ``"c"``, see `fetch_laion_splits`.
+        Of the random splits, ``"a"``, ``"b"`` or ``"c"``, see `.fetch_laion_splits`.
 
     Raises
     ------
