@@ -130,7 +130,7 @@ def read_catalog(
         folders |= set(listing["prefixes"])
         for each in listing["objects"]:
             path = clean_key(each.key)
-            if path in objects:
+            if path in objects and objects[path].key != each.key:
                 raise BucketError(
                     f"The bucket holds two keys for one file, {objects[path].key!r} "
                     f"and {each.key!r}. Ask its owner to remove one of them."
