@@ -31,7 +31,7 @@ from sklearn.utils import Bunch
 
 from laion_fmri_fetchers.cache.bunch import Result
 from laion_fmri_fetchers.cache.files import local_path
-from laion_fmri_fetchers.cache.tables import read_trials
+from laion_fmri_fetchers.cache.tables import read_trial_table
 from laion_fmri_fetchers.exceptions import (
     CorruptImageError,
     InvalidQueryError,
@@ -507,21 +507,17 @@ class TrialTable(NamedTuple):
 
 def trial_tables(data_dir: str, metas: list[dict]) -> dict[str, TrialTable]:
     """Return the trial table of each session that has one on disk."""
-    paths = {meta["session"]: trials_id(meta) for meta in metas}
-    on_disk = {
-        session: path
-        for session, path in paths.items()
-        if os.path.isfile(local_path(data_dir, path))
-    }
-    frame = read_trials(data_dir, list(on_disk.values()))
-    return {
-        str(session): TrialTable(
-            int(max(len(trials), trials["beta_index"].max() + 1)),
-            _version(data_dir, on_disk[session]),
-            trials.drop_duplicates("beta_index").set_index("beta_index")["label"],
-        )
-        for session, trials in frame.groupby("session")
-    }
+    tables = {}
+    for meta in metas:
+        path = trials_id(meta)
+        if os.path.isfile(local_path(data_dir, path)):
+            _, volumes, _, labels = read_trial_table(data_dir, path)
+            tables[meta["session"]] = TrialTable(
+                max(len(labels), volumes[-1] + 1),
+                _version(data_dir, path),
+                pd.Series(labels, index=volumes, dtype=object),
+            )
+    return tables
 
 
 def _version(data_dir: str, path: str) -> str | None:

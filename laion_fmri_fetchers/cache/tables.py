@@ -45,7 +45,7 @@ class _Table(NamedTuple):
         return self.columns[self.names.index(name)]
 
 
-class _Session(NamedTuple):
+class SessionTrials(NamedTuple):
     """The columns of a trial table, in the order of volumes."""
 
     record: Record
@@ -134,7 +134,7 @@ def read_trials(data_dir: str, ids: list[str]) -> pd.DataFrame:
     counted = {*_tables_to_count(data_dir, ids)}
     # Tables of earlier sessions are read, too, as repetitions are counted over them.
     sessions = [
-        _read_session(data_dir, path) for path in sorted(counted | asked.keys())
+        read_trial_table(data_dir, path) for path in sorted(counted | asked.keys())
     ]
     own = [name for name in TRIAL_FIELDS if name not in (*LABEL_FIELDS, "repetition")]
     columns: dict[str, list[Any]] = {name: [] for name in (*own, "counted")}
@@ -180,7 +180,8 @@ def _tables_to_count(data_dir: str, ids: Iterable[str]) -> Iterable[str]:
             yield path
 
 
-def _read_session(data_dir: str, path: str) -> _Session:
+def read_trial_table(data_dir: str, path: str) -> SessionTrials:
+    """Return the trial table of a session, in the order of volumes."""
     file = local_path(data_dir, path)
     table = _read_tsv(file)
     needed = {"run", "beta_index", "label"}
@@ -212,7 +213,7 @@ def _read_session(data_dir: str, path: str) -> _Session:
     if not is_in_order:
         order = np.argsort(columns[0], kind="stable")
         columns = [[column[row] for row in order] for column in columns]
-    return _Session(record_of(path), *columns)
+    return SessionTrials(record_of(path), *columns)
 
 
 def _flaws_of_trials(indices: list[str], labels: list[str]) -> list[Flaw]:
