@@ -5,6 +5,7 @@ A watcher hashes every file when it appears under its final name.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
 import hashlib
@@ -202,3 +203,22 @@ def test_processes_that_are_killed(server, downloads, watcher, tmp_path, locks_w
         process.join(240)
         assert process.exitcode == 0
     assert_all_well(server, downloads, watcher, tmp_path)
+
+
+def test_forked_processes_download_after_their_parent_has(server, downloads, tmp_path):
+    """Nothing of a call, such as threads and connections, is kept for the next one."""
+    first, second = downloads[::2], downloads[1::2]
+    fetch_all(first, tmp_path / "partial", True, None)
+    children = []
+    for _ in range(2):
+        child = os.fork()
+        if not child:
+            with contextlib.suppress(BaseException):
+                fetch_all(second, tmp_path / "partial", True, None)
+                os._exit(0)
+            os._exit(1)
+        children.append(child)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
+    for download in downloads:
+        content, _ = server.objects[download.id]
+        assert download.path.read_bytes() == content
