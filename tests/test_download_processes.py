@@ -45,7 +45,7 @@ CONTEXT = multiprocessing.get_context("forkserver")
 def fetch_all(downloads, partial_dir, locks_work, ready):
     """Run in a process of its own."""
     partial.BLOCK, partial.PART_SIZES = RANGE, range(RANGE, 2**24)
-    downloading.SMALL, downloading.POLL = 2**15, 0.02
+    downloading.SMALL, downloading.POLL = 0, 0.02  # a lock for every file
     if not locks_work:
         fcntl.flock = fcntl.lockf = lambda *args: None
     if ready:
