@@ -152,7 +152,7 @@ class Partial:
             if len(self._blocks) > 1:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(self._list)
-                self._check_that_it_is_ours()
+            self._check_that_it_is_ours()
             try:
                 self._rename(target)
             except OSError:
