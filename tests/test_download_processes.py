@@ -100,8 +100,11 @@ class Watcher:
             _, _, _, length = struct.unpack_from("iIII", events, at)
             name = events[at + 16 : at + 16 + length].rstrip(b"\0").decode()
             at += 16 + length
-            digest = hashlib.sha256((self.folder / name).read_bytes()).hexdigest()
-            self.seen.append((name, digest))
+            # Without locks, what another process began anew may be renamed, and is
+            # removed at once by whoever did so.
+            with contextlib.suppress(FileNotFoundError):
+                content = (self.folder / name).read_bytes()
+                self.seen.append((name, hashlib.sha256(content).hexdigest()))
 
 
 @pytest.fixture
