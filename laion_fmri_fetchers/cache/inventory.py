@@ -157,8 +157,13 @@ def take_inventory(
             rec = record_of_path(path, file)
         rec["relative_path"] = file
         rec["absolute_path"] = local_path(folder, file)
+        stat = None
         if path in objects and path in on_disk:
-            stat = os.stat(on_disk[path])
+            try:
+                stat = os.stat(on_disk[path])
+            except FileNotFoundError:  # another process removes originals
+                del on_disk[path]
+        if stat:
             date = timestamp(rec["last_modified"])
             rec["outdated"] = date is not None and date - stat.st_mtime > SAME_TIME
             if rec["outdated"] and not settings.overwrites:
@@ -352,8 +357,9 @@ def _warn_of_outdated(files: list[Record], objects: dict[str, Any]) -> None:
 
 
 def _version(rec: Record) -> str:
+    size = "unknown size" if rec["size"] is None else f"{rec['size']:,} bytes"
     date = f" of {rec['last_modified'][:10]}" if rec["last_modified"] else ""
-    return f"{rec['size'] or 0:,} bytes{date}"
+    return f"{size}{date}"
 
 
 def size_on_disk(rec: Record) -> int | None:

@@ -114,7 +114,7 @@ def read_catalog(
     is_live = mode != "offline" and error is None
     on_disk, local_folders = files_on_disk(data_dir, wanted)
     if not is_live:
-        here, root = bucket.bucket_url(), kept_listing(data_dir, _ROOT)
+        here, root = bucket.bucket_url(), kept_root(data_dir)
         if root and is_demo(root) and root["bucket"] != here:
             _warn_of_demo(data_dir)
         # Kept listings of another address may stand in for it, as mirrors move, unless

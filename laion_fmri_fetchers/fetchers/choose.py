@@ -153,9 +153,8 @@ def updated_tables(records: Iterable[Record], selection: Selection) -> list[Reco
     Where nothing but its table changed, no image of a session passes such a term.
     """
     given = selection.image_filter
-    if not fields(given) & {"outdated", "last_modified"} or not _admits_type(
-        given, "betas"
-    ):
+    asks_for_versions = fields(given) & {"outdated", "last_modified"}
+    if not asks_for_versions or not _admits_type(given, "betas"):
         return []
     named = None if selection.sessions is None else {*selection.sessions}
     return [

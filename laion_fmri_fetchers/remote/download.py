@@ -380,7 +380,7 @@ class _Run:
         results: queue.SimpleQueue[Future] = queue.SimpleQueue()
         waiting, n_active = deque(partial.missing), 0
         # On a line that keeps the cores busy, more threads than cores only wait for
-        # each other: of 256 MiB on the same machine, 32 take 1.5 times as long as 2.
+        # each other: of 256 MiB on the same machine, 32 take 1.4 times as long as 2.
         most, cpu, began = os.cpu_count() or 1, time.process_time(), time.monotonic()
         while file.n_left:
             while waiting and n_active < most:
