@@ -63,8 +63,9 @@ _IDLE_AFTER, _BUSY = 0.05, 0.7
 # Consecutive failures after which the other files are skipped.
 MOST_FAILED = 100
 # How often a file starts over. An object may be written to a few times in a row, but
-# bytes that are wrong twice are wrong in the bucket.
-_RESTARTS = {"changed": 3, "lost": 3, "whole": 1, "mismatch": 1}
+# bytes that are wrong twice are wrong in the bucket. Where locks do not work, every
+# process that is a step further may be the reason why an unfinished file is gone.
+_RESTARTS = {"changed": 3, "lost": 20, "whole": 1, "mismatch": 1}
 
 
 class Download(NamedTuple):

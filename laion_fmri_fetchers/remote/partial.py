@@ -152,45 +152,28 @@ class Partial:
             if len(self._blocks) > 1:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(self._list)
+            # Another process may publish the file right now, and a third one begin it
+            # anew: it gets a name that no other process knows, and is looked at again.
             self._check_that_it_is_ours()
-            try:
-                self._rename(target)
-            except OSError:
-                if len(self._blocks) > 1:
-                    lines = [self._line(*block) for block in self._blocks]
-                    Path(self._list).write_bytes(b"\n".join(lines))
-                raise
-            is_ours = os.stat(target).st_ino == self._inode
-            if not is_ours and check(target):
-                # Between the last two steps another process published the file, and
-                # a third one began it anew: what we renamed is that unfinished one.
-                os.unlink(target)
+            taken = f"{self.path[:-5]}-{uuid.uuid4().hex}.part"
+            os.replace(self.path, taken)
+            if os.stat(taken).st_ino != self._inode:
+                os.unlink(taken)
                 raise FileNotFoundError
         except FileNotFoundError:
             raise Fault("its unfinished file was removed", remedy="lost") from None
+        try:
+            _move(taken, target)
+        except OSError:
+            os.replace(taken, self.path)
+            if len(self._blocks) > 1:
+                lines = [self._line(*block) for block in self._blocks]
+                Path(self._list).write_bytes(b"\n".join(lines))
+            raise
 
     def _check_that_it_is_ours(self) -> None:
         if os.stat(self.path).st_ino != self._inode:
             raise FileNotFoundError
-
-    def _rename(self, target: Path) -> None:
-        os.makedirs(target.parent, exist_ok=True)
-        try:
-            os.replace(self.path, target)
-            return
-        except OSError as error:
-            if error.errno != errno.EXDEV:
-                raise
-        # A folder of the data directory may be a link to another disk.
-        near = target.parent / f".{os.path.basename(self.path)}"
-        try:
-            shutil.copy2(self.path, near)
-            self._inode = near.stat().st_ino
-            os.replace(near, target)
-        except OSError:
-            near.unlink(missing_ok=True)
-            raise
-        os.unlink(self.path)
 
     def close(self) -> None:
         """Leave the file for a later call to go on from."""
@@ -209,6 +192,26 @@ class Partial:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self._list)
             os.unlink(self.path)
+
+
+def _move(path: str, target: Path) -> None:
+    """Move a file such that it appears whole, also to another disk."""
+    os.makedirs(target.parent, exist_ok=True)
+    try:
+        os.replace(path, target)
+        return
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+    # A folder of the data directory may be a link to another disk.
+    near = target.parent / f".{os.path.basename(path)}"
+    try:
+        shutil.copy2(path, near)
+        os.replace(near, target)
+    except OSError:
+        near.unlink(missing_ok=True)
+        raise
+    os.unlink(path)
 
 
 def _block_size(download: Download, is_whole: bool) -> tuple[int, str | None]:
