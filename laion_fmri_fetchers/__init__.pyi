@@ -15,6 +15,7 @@ from .cache.data_dir import dataset_initialize as dataset_initialize
 from .cache.data_dir import get_data_dir as get_data_dir
 from .exceptions import LaionFmriError as LaionFmriError
 from .fetchers.betas import fetch_laion_betas as fetch_laion_betas
+from .fetchers.betas import pack_betas as pack_betas
 from .fetchers.checkup.doctor import doctor as doctor
 from .fetchers.discovery import describe as describe
 from .fetchers.discovery import get_rois as get_rois
@@ -22,7 +23,6 @@ from .fetchers.discovery import get_subjects as get_subjects
 from .fetchers.discovery import inspect_bucket as inspect_bucket
 from .fetchers.fmri import fetch_laion_fmri as fetch_laion_fmri
 from .fetchers.fmri import fetch_laion_fmri_ids as fetch_laion_fmri_ids
-from .fetchers.pack import pack_betas as pack_betas
 from .fetchers.status import status as status
 from .fetchers.stimuli import fetch_laion_stimuli as fetch_laion_stimuli
 from .fetchers.stimuli import (

@@ -10,11 +10,11 @@ from concurrent.futures import CancelledError
 import fault_server as faults
 import pytest
 from fault_server import FaultServer, always, fine
+from laion_fmri_fetchers.remote.spans import RemoteObject, Span
 from policies import set_policy
 
 from laion_fmri_fetchers.remote.client import Fault
 from laion_fmri_fetchers.remote.ranges import RangeReader
-from laion_fmri_fetchers.remote.spans import RemoteObject, Span
 
 CONTENT = random.Random(0).randbytes(300_000)
 

@@ -18,6 +18,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from conftest import unwritable
+from laion_fmri_fetchers.fetchers.pack import remove_packed_images
 from model_buckets import (
     N_TRIALS,
     SESSIONS,
@@ -47,7 +48,6 @@ from laion_fmri_fetchers.exceptions import (
     InvalidQueryError,
     NotCachedError,
 )
-from laion_fmri_fetchers.fetchers.pack import remove_packed_images
 
 pytestmark = pytest.mark.usefixtures("data_dir")
 

@@ -17,7 +17,6 @@ One volume at a time is in memory; statistics are gathered on the way, in float6
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import inspect
 import mmap
 import os
@@ -29,6 +28,12 @@ import numpy as np
 import pandas as pd
 from sklearn.utils import Bunch
 
+from laion_fmri_fetchers.betas.store import (
+    StoredSession,
+    digest_trials,
+    find_stored,
+    session_folder,
+)
 from laion_fmri_fetchers.cache.bunch import Result
 from laion_fmri_fetchers.cache.files import local_path
 from laion_fmri_fetchers.cache.tables import read_trial_table
@@ -56,7 +61,6 @@ from .session import (
     read_session,
 )
 from .volumes import Header, read_header
-from .voxel_store import StoredSession, find_stored, session_folder
 from .voxels import Signature, VoxelChoice, Voxels, find_voxels, on_grid, signature
 
 
@@ -419,8 +423,7 @@ def _sessions(
                 table.version,
             )
         if source is not None and (
-            table.n_trials not in (None, source.origin.n_trials)
-            or last >= source.origin.n_trials
+            table.n_trials not in (None, source.n_trials) or last >= source.n_trials
         ):
             source = None
         if source is None:
@@ -500,7 +503,7 @@ class TrialTable(NamedTuple):
 
     n_trials: int | None
     version: str | None
-    """Its MD5."""
+    """Digest of its columns ``beta_index`` and ``label``."""
     labels: pd.Series | None = None
     """The label of each ``beta_index``."""
 
@@ -514,20 +517,10 @@ def trial_tables(data_dir: str, metas: list[dict]) -> dict[str, TrialTable]:
             _, volumes, _, labels = read_trial_table(data_dir, path)
             tables[meta["session"]] = TrialTable(
                 max(len(labels), volumes[-1] + 1),
-                _version(data_dir, path),
+                digest_trials(volumes, labels),
                 pd.Series(labels, index=volumes, dtype=object),
             )
     return tables
-
-
-def _version(data_dir: str, path: str) -> str | None:
-    """Return the MD5 of a trial table; None where it is not on disk."""
-    try:
-        with open(local_path(data_dir, path), "rb") as stream:
-            content = stream.read()
-    except OSError:
-        return None
-    return hashlib.md5(content, usedforsecurity=False).hexdigest()
 
 
 def _check_memory(needed: int) -> None:

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from laion_fmri_fetchers.betas.store import StoredSession
 from laion_fmri_fetchers.exceptions import InvalidQueryError
 
 from .session import RowOptions, pack_mask, read_session
-from .voxel_store import StoredSession
 from .voxels import Signature
 
 

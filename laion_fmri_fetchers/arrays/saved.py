@@ -21,7 +21,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 
-from laion_fmri_fetchers.arrays.voxel_store import DAMAGED
+from laion_fmri_fetchers.betas.store import DAMAGED
 from laion_fmri_fetchers.cache.files import whole_file
 from laion_fmri_fetchers.exceptions import (
     CorruptImageError,

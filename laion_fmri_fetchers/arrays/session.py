@@ -19,8 +19,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from laion_fmri_fetchers.betas.store import StoredSession, blocks_of
+
 from .volumes import iter_volumes, read_header, scaled
-from .voxel_store import StoredSession, blocks_of
 from .voxels import Signature, offsets_of
 
 _COPIED = 2**21

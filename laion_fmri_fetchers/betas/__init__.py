@@ -1,0 +1,1 @@
+"""Single-trial betas as arrays: the voxel store, and what fills it."""
