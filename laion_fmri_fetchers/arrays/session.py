@@ -20,8 +20,8 @@ from typing import NamedTuple
 import numpy as np
 
 from laion_fmri_fetchers.betas.store import StoredSession, blocks_of
+from laion_fmri_fetchers.volumes import iter_volumes, read_header, scaled
 
-from .volumes import iter_volumes, read_header, scaled
 from .voxels import Signature, offsets_of
 
 _COPIED = 2**21

@@ -25,7 +25,6 @@ import joblib
 import numpy as np
 
 from laion_fmri_fetchers.access.licence import accept_license
-from laion_fmri_fetchers.arrays.volumes import iter_volumes, read_header, scaled
 from laion_fmri_fetchers.cache.data_dir import is_writable
 from laion_fmri_fetchers.cache.inventory import Inventory, size_on_disk
 from laion_fmri_fetchers.cache.obtain import Planned, obtain
@@ -45,6 +44,7 @@ from laion_fmri_fetchers.remote.checksums import check_file
 from laion_fmri_fetchers.remote.client import Fault, RemoteObject
 from laion_fmri_fetchers.remote.progress import Progress
 from laion_fmri_fetchers.remote.ranges import SMALLEST_PIECE, RangeReader, Sink, split
+from laion_fmri_fetchers.volumes import iter_volumes, read_header, scaled
 
 from .model import (
     FULL_SAMPLE,
@@ -315,43 +315,39 @@ def plan_sources(
         If the model is asked for, and cannot be taken.
     """
     plan = SourcePlan([], [], [], [], {"model": 0, "images": 0})
-    settings = inventory.settings
-    large: list[str] = []
-    without: list[str] = []
-    n_sample = FULL_SAMPLE
+    settings, n_sample = inventory.settings, FULL_SAMPLE
+    asked = "images" if inventory.is_cut_off else source
     for session in missing:
-        record, name = session.record, session.record["session"]
-        image_size, n_bytes = record["size"] or 0, 0
+        record, n_bytes = session.record, 0
         if session.model:
             n_bytes = _estimate_bytes(session, brain, n_sample, settings.n_connections)
             n_sample = SMALL_SAMPLE
-            plan.sizes["model"] += n_bytes
-        if not session.is_on_disk:
-            plan.sizes["images"] += image_size
-        if source == "model" and not inventory.is_cut_off:
+        image_size = record["size"] or 0
+        plan.sizes["model"] += n_bytes
+        plan.sizes["images"] += 0 if session.is_on_disk else image_size
+        is_cheap = 0 < n_bytes <= _MOST_COST * image_size
+        if asked == "model":
             _refuse_other_version(session)
-        elif source != "auto" or session.is_on_disk or inventory.is_cut_off:
-            n_bytes = 0
-        elif session.model is None:
-            without.append(name)
-        elif n_bytes > _MOST_COST * image_size:
-            large.append(name)
-            n_bytes = 0
-        if session.model and n_bytes:
+        if asked == "model" or (
+            asked == "auto" and is_cheap and not session.is_on_disk
+        ):
             plan.from_model.append(session)
-            plan.files.append((session.model.id, n_bytes, "voxels", "model"))
+            model_id = session.model.id if session.model else ""
+            plan.files.append((model_id, n_bytes, "voxels", "model"))
         elif settings.overwrites or not session.is_on_disk:
             plan.from_bucket.append(session)
             plan.files.append((record["id"], image_size, "voxels", "images"))
         elif is_writable(session.folder):  # else the image itself is read
             plan.from_disk.append(session)
-    for sessions, reason in (
-        (large, "they are smaller than these voxels in the model files"),
-        (without, "the bucket has no model files for them"),
-    ):
-        if sessions:
-            text = f"Reading the images of {listed(sessions)}: {reason}"
-            tell(text, settings.verbose)
+    if asked == "auto":
+        large = "they are smaller than these voxels in the model files"
+        without = "the bucket has no model files for them"
+        reasons: dict[str, list[str]] = {}
+        for session in (each for each in plan.from_bucket if not each.is_on_disk):
+            reason = large if session.model else without
+            reasons.setdefault(reason, []).append(session.record["session"])
+        for reason, names in reasons.items():
+            tell(f"Reading the images of {listed(names)}: {reason}", settings.verbose)
     return plan
 
 
@@ -380,26 +376,22 @@ def _estimate_bytes(
     Its rows are taken to be the voxels of the brain mask. Where nothing was proved yet,
     the structure of the file, the image's first volume and a sample of rows count too.
     """
-    assert session.model is not None
-    n_trials = session.n_trials or 1
-    row_size, model_size = 4 * n_trials, session.model.size or 0
+    model, image, n_trials = session.model, session.image, session.n_trials or 1
+    if model is None or image is None:
+        return 0
+    row_size = 4 * n_trials
     row_of_voxel = np.cumsum(brain) - 1
     rows = np.unique(row_of_voxel[session.voxels])
     n_rows = sum(b - a for a, b in ranges_of_rows(rows, row_size, n_connections))
     n_bytes = n_rows * row_size
-    if session.image is None or _has_mapping(session):
+    if mapping_file(session.folder, model, image).exists():
         return n_bytes
     n_sample = max(SMALL_SAMPLE, n_sample - len(rows) * (n_sample == FULL_SAMPLE))
     sample = sample_rows(int(row_of_voxel[-1]) + 1, n_sample)
     n_blocks = 1 + np.count_nonzero(np.diff(sample) != 1)
     n_bytes += len(sample) * row_size - n_blocks * (row_size - 4)
-    n_bytes += min(STRUCTURE, model_size) + 8
-    return n_bytes + first_bytes(session.image.size or 0, n_trials)
-
-
-def _has_mapping(session: MissingVoxels) -> bool:
-    assert session.model and session.image
-    return mapping_file(session.folder, session.model, session.image).exists()
+    n_bytes += min(STRUCTURE, model.size or 0) + 8
+    return n_bytes + first_bytes(image.size or 0, n_trials)
 
 
 def ranges_of_rows(
@@ -561,7 +553,7 @@ def _fill_from_models(
     for session, future in zip(sessions, futures, strict=True):
         try:
             future.result()
-        except ModelError as error:
+        except ModelError as error:  # noqa: PERF203
             not_used.append((session, error))
     return not_used
 
@@ -585,7 +577,8 @@ def _fill_from_model(
     record = session.record
     name = f"{record['session']} of {record['subject']}"
     for _ in range(_TRIES):
-        assert session.image and session.model
+        assert session.image
+        assert session.model
         try:
             try:
                 mapping = _copy_rows(session, reader, brain, find_likely, n_connections)
@@ -628,7 +621,8 @@ def _copy_rows(
     without a row, they cannot be told.
     """
     model, image, voxels = session.model, session.image, session.voxels
-    assert model and image
+    assert model
+    assert image
     file = mapping_file(session.folder, model, image)
     mapping = read_mapping(file)
     try:

@@ -31,7 +31,6 @@ from laion_fmri_fetchers.arrays.betas import (
 )
 from laion_fmri_fetchers.arrays.kept import kept_nowhere
 from laion_fmri_fetchers.arrays.rows import trials_of, warn_of_order
-from laion_fmri_fetchers.arrays.volumes import iter_volumes, read_header
 from laion_fmri_fetchers.arrays.voxels import VoxelChoice, find_voxels
 from laion_fmri_fetchers.betas.fill import (
     FillOptions,
@@ -60,6 +59,7 @@ from laion_fmri_fetchers.messages import counted, listed, readable_size, tell, w
 from laion_fmri_fetchers.query.arguments import only_its_arguments
 from laion_fmri_fetchers.query.selection import Selection, is_one_name, select
 from laion_fmri_fetchers.query.shared_docs import documented
+from laion_fmri_fetchers.volumes import iter_volumes, read_header
 
 from .choose import (
     choose_companions,
@@ -84,7 +84,7 @@ _TRIES = 3
 
 @documented
 @only_its_arguments
-def fetch_laion_betas(
+def fetch_laion_betas(  # noqa: C901 - its steps, in order
     subjects: str | int | Iterable[str | int] = "sub-01",
     rois: str | Sequence[str] = "all",
     sessions: str | int | Iterable[str | int] = "all",
