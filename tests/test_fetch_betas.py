@@ -57,6 +57,7 @@ from laion_fmri_fetchers.exceptions import (
     InvalidQueryError,
     NotCachedError,
 )
+from laion_fmri_fetchers.messages import readable_size
 
 pytestmark = pytest.mark.usefixtures("data_dir")
 
@@ -1075,6 +1076,25 @@ def test_a_dry_run(server, log, data_dir, betas_folder, capsys):
     assert len(fetch(sessions=1, dry_run=True).plan) == 0
 
 
+@pytest.mark.parametrize("rois", ["FFA1", ["V1", "face"], "all"])
+def test_what_is_announced_is_what_is_read(server, betas_folder, capsys, rois):
+    keys = [model_key, image_key, rsquare_key]
+    log = Log(server, [key(s) for key in keys for s in SESSIONS])
+    planned = fetch(rois, dry_run=True).plan_size
+    log.clear()
+    fetch(rois, verbose=1)
+    n_bytes = sum(max(0, stop - start) for _, start, stop in log.ranges)
+    assert 0.8 * n_bytes <= planned <= 1.2 * n_bytes
+    said = f"Reading about {readable_size(planned)} of 3 model files"
+    assert said in capsys.readouterr().err
+    # What was proved once is not read again, nor announced.
+    planned = fetch("brain", source="model", dry_run=True).plan_size
+    log.clear()
+    fetch("brain", source="model")
+    n_bytes = sum(stop - start for _, start, stop in log.ranges)
+    assert 0.8 * n_bytes <= planned <= 1.2 * n_bytes
+
+
 # Selections of trials
 
 
@@ -1123,3 +1143,20 @@ def test_rois_and_labels_may_be_iterators(server):
     data = fetch_laion_fmri("all", "FFA1", 1, verbose=0)
     each = load_betas(data, "all", labels=iter(labels[:1]), verbose=0)
     assert all(set(betas.trials["label"]) == {labels[0]} for betas in each.values())
+
+
+def test_a_region_that_one_of_several_subjects_lacks_is_a_warning(server, betas_folder):
+    """The second subject has the files of the first, but for a region."""
+    for path in betas_folder.rglob("*"):
+        key = path.relative_to(betas_folder).as_posix()
+        if path.is_file() and "sub-01" in key and "FFA" not in key:
+            server.put(key.replace("sub-01", "sub-03"), path.read_bytes())
+    subjects = ["sub-01", "sub-03"]
+    with pytest.warns(UserWarning, match="sub-03 has no ROI FFA1"):
+        both = fetch_laion_betas(subjects, ["FFA1", "OFA"], 1, verbose=0)
+    assert list(both["sub-01"].roi_masks) == ["FFA1", "OFA"]
+    assert list(both["sub-03"].roi_masks) == ["OFA"]
+    with pytest.warns(UserWarning, match="sub-03 has no ROI FFA1"):
+        assert list(fetch_laion_betas(subjects, "FFA1", 1, verbose=0)) == ["sub-01"]
+    with pytest.raises(InvalidQueryError, match="sub-03 has no ROI FFA1"):
+        fetch_laion_betas("sub-03", "FFA1", 1, verbose=0)

@@ -46,10 +46,11 @@ _SAMPLE_BLOCKS = 8
 # Share of a sample that must tell something: be finite, and not 0.
 _LEAST_TELLING = 0.5
 
-# Bytes of a model file that are fetched first, which hold the structure of most files,
-# and of each further block that h5py asks for, at most so often.
-STRUCTURE = 2**16
+# Bytes of a model file that are fetched first, and of each further block that h5py asks
+# for, at most so often. Files as GLMsingle writes them take one, behind their values.
+_FIRST = 2**16
 _BLOCK = 2**15
+STRUCTURE = _FIRST + _BLOCK
 _MOST_ROUNDS = 32
 # Bytes that h5py reads of a structure at once, at most: a broken file may say anything.
 _LARGEST_READ = 2**20
@@ -165,7 +166,7 @@ def read_layout(reader: RangeReader, model: RemoteObject) -> Layout:
 
     size = model.size or 0
     blocks = _Blocks(size)
-    blocks.add(0, reader.read_bytes(model, 0, min(size, STRUCTURE)))
+    blocks.add(0, reader.read_bytes(model, 0, min(size, _FIRST)))
     for _ in range(_MOST_ROUNDS):
         try:
             with h5py.File(blocks, "r") as file:

@@ -34,13 +34,15 @@ from laion_fmri_fetchers.arrays.rows import trials_of, warn_of_order
 from laion_fmri_fetchers.arrays.voxels import VoxelChoice, find_voxels
 from laion_fmri_fetchers.betas.fill import (
     FillOptions,
-    MissingVoxels,
     fill_from_images,
     fill_store,
+    remove_fetched,
+)
+from laion_fmri_fetchers.betas.sources import (
+    MissingVoxels,
     learn_versions,
     missing_voxels,
     plan_sources,
-    remove_fetched,
 )
 from laion_fmri_fetchers.betas.store import DamagedPartError, session_folder
 from laion_fmri_fetchers.cache.bunch import Result

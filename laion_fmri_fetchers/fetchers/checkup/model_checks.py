@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from laion_fmri_fetchers.betas.fill import remote_object
 from laion_fmri_fetchers.betas.model import ModelError, describe_model
+from laion_fmri_fetchers.betas.sources import remote_object
 from laion_fmri_fetchers.layout.keys import is_functional_brain_mask
 from laion_fmri_fetchers.remote.client import RemoteObject
 from laion_fmri_fetchers.remote.ranges import Sink
