@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from laion_fmri_fetchers.betas.store import StoredSession, blocks_of
+from laion_fmri_fetchers.betas.store import StoredRows, StoredSession, blocks_of
 from laion_fmri_fetchers.volumes import iter_volumes, read_header, scaled
 
 from .voxels import Signature, offsets_of
@@ -152,9 +152,7 @@ def _of_image(
     yield _Block(slice(0, len(offsets)), read(), len(offsets))
 
 
-def _of_store(
-    places: list[tuple[np.ndarray, np.ndarray]], options: RowOptions
-) -> Iterator[_Block]:
+def _of_store(places: list[StoredRows], options: RowOptions) -> Iterator[_Block]:
     """Yield stored values, some voxels at a time."""
     for columns, values in blocks_of(places):
         by_trial = np.array(values.T, dtype=options.dtype, order="C")
@@ -162,7 +160,7 @@ def _of_store(
 
 
 def _copy_stored(
-    places: list[tuple[np.ndarray, np.ndarray]],
+    places: list[StoredRows],
     volumes: np.ndarray,
     out: np.ndarray,
     rows: np.ndarray,

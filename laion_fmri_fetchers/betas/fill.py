@@ -233,21 +233,19 @@ def _fill_from_model(
     """
     record = session.record
     name = f"{record['session']} of {record['subject']}"
+    image, model, has_changed = session.image, session.model, False
+    assert image
+    assert model
     for _ in range(_TRIES):
-        assert session.image
-        assert session.model
         try:
-            try:
-                mapping = _copy_rows(session, reader, brain, find_likely, n_connections)
-            except Fault as fault:
-                if fault.remedy != "changed":
-                    raise
-                session = session._replace(
-                    image=reader.look_up(session.image),
-                    model=reader.look_up(session.model),
-                )
-                continue
+            if has_changed:
+                image, model = reader.look_up(image), reader.look_up(model)
+            now = session._replace(image=image, model=model)
+            mapping = _copy_rows(now, reader, brain, find_likely, n_connections)
         except Fault as fault:
+            has_changed = fault.remedy == "changed"
+            if has_changed:
+                continue
             if fault.status == 403 and is_held_out(record):
                 raise HeldOutSessionError(
                     f"{name}: files held out for evaluation, which the bucket denies "
@@ -260,7 +258,7 @@ def _fill_from_model(
                     "that arrived stay, and the same call goes on from there."
                 ) from None
             raise ModelError(fault.reason) from fault
-        record.update(size=session.image.size, etag=session.image.etag)
+        record.update(size=image.size, etag=image.etag)
         return mapping
     raise ModelError("its files change again and again")
 
@@ -301,7 +299,7 @@ def _copy_rows(
             if model.etag and image.etag:
                 save_mapping(file, mapping)
         rows = find_rows(mapping.voxels, voxels)
-        n_without = np.count_nonzero(rows < 0)
+        n_without = int(np.count_nonzero(rows < 0))
         if n_without and not mapping.is_complete:
             raise ModelError(
                 f"it lacks {counted(n_without, 'voxel')} of those asked for, and the "
@@ -354,7 +352,7 @@ def _scatter(
     starts = (offset + rows[firsts] * size).tolist()
     stops = (offset + rows[firsts] * size + lengths).tolist()
     places = (targets[firsts] * size).tolist()
-    content = memoryview(values).cast("B")
+    content = values.data.cast("B")
 
     def sink(position: int, chunk: memoryview) -> None:
         end = position + len(chunk)

@@ -418,10 +418,10 @@ def prove(
             f"it has {n_columns} columns, but the trial table {n_trials} trials"
         )
     likely = find_likely()
-    is_likely = likely is not None and (
-        (likely.layout.shape[:-1], likely.shape) == (layout.shape[:-1], first.shape)
-    )
-    if is_likely:
+    if likely and (likely.layout.shape[:-1], likely.shape) == (
+        layout.shape[:-1],
+        first.shape,
+    ):
         rows = _sample(layout, first, SMALL_SAMPLE)
         column = _read_first_column(reader, model, layout, rows)
         proposed = [(likely.mask, likely.order, likely.voxels)]

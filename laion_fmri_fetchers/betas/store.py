@@ -212,7 +212,7 @@ def _row_checksums(values: np.ndarray) -> np.ndarray:
 
     if not values.size:
         return np.zeros(len(values), np.uint32)
-    content, size = memoryview(values).cast("B"), values.strides[0]
+    content, size = values.data.cast("B"), values.strides[0]
     sums = (
         isal_zlib.crc32(content[start : start + size])
         for start in range(0, len(content), size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from laion_fmri_fetchers.betas.model import ModelError, describe_model
 from laion_fmri_fetchers.betas.sources import remote_object
@@ -26,9 +27,10 @@ def model_file(context: Context) -> Iterator[Point]:
     rsquare = context.sample.of_session("rsquare")
     masks = context.sample.of_type("brain_mask")
     mask = next(filter(is_functional_brain_mask, masks), None)
+    reader: Any = _ClientReader(context.client)
     try:
         layout, rows = describe_model(
-            _ClientReader(context.client),
+            reader,
             remote_object(model),
             remote_object(image),
             brain_mask=remote_object(mask) if mask else None,
