@@ -12,12 +12,19 @@ from __future__ import annotations
 import bisect
 import contextlib
 import errno
+import functools
 import os
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    Executor,
+    Future,
+    ThreadPoolExecutor,
+    wait,
+)
 from pathlib import Path
 from typing import NamedTuple
 
@@ -65,6 +72,7 @@ from .store import (
 # Sessions at work at once: each waits for some requests before its rows are known.
 _AT_ONCE = 8
 _SHOW_EVERY = 0.05
+_N_DECODERS = 2
 _OF_A_SESSION = (DownloadError, HeldOutSessionError)
 
 # Versions of a session's files that are tried where they change meanwhile, and
@@ -188,13 +196,22 @@ def _fill_from_models(
     # Left in the other order: whoever waits for the reader ends first.
     with (
         Progress(len(sessions), n_bytes, settings.verbose, "sessions") as progress,
+        ThreadPoolExecutor(_N_DECODERS) as decoders,
         ThreadPoolExecutor(_AT_ONCE) as pool,
         RangeReader(settings.n_connections, settings.timeout, arrived.append) as reader,
     ):
         try:
             for session in sessions:
                 find_likely = likely if futures else lambda: None
-                task = session, reader, brain, find_likely, settings.n_connections
+                copy_rows = functools.partial(
+                    _copy_rows,
+                    reader=reader,
+                    brain=brain,
+                    find_likely=find_likely,
+                    decoders=decoders,
+                    n_connections=settings.n_connections,
+                )
+                task = session, reader, copy_rows
                 futures.append(pool.submit(_fill_from_model, *task))
             left = set(futures)
             while left:
@@ -218,9 +235,7 @@ def _fill_from_models(
 def _fill_from_model(
     session: MissingVoxels,
     reader: RangeReader,
-    brain: np.ndarray,
-    find_likely: Callable[[], VoxelMapping | None],
-    n_connections: int,
+    copy_rows: Callable[[MissingVoxels], VoxelMapping],
 ) -> VoxelMapping:
     """Store voxels of a session; where a file changes meanwhile, start over.
 
@@ -241,7 +256,7 @@ def _fill_from_model(
             if has_changed:
                 image, model = reader.look_up(image), reader.look_up(model)
             now = session._replace(image=image, model=model)
-            mapping = _copy_rows(now, reader, brain, find_likely, n_connections)
+            mapping = copy_rows(now)
         except Fault as fault:
             has_changed = fault.remedy == "changed"
             if has_changed:
@@ -268,6 +283,7 @@ def _copy_rows(
     reader: RangeReader,
     brain: np.ndarray,
     find_likely: Callable[[], VoxelMapping | None],
+    decoders: Executor,
     n_connections: int,
 ) -> VoxelMapping:
     """Read the rows of voxels into a part, and see that they are the image's.
@@ -291,6 +307,7 @@ def _copy_rows(
                 n_trials=session.n_trials,
                 n_used=len(voxels),
                 find_likely=find_likely,
+                decoders=decoders,
             )
             if mapping.shape != session.shape:
                 raise ModelError(

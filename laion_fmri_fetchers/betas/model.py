@@ -16,10 +16,9 @@ import hashlib
 import io
 import json
 import math
-import threading
 import zlib
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,8 +59,6 @@ _MARGIN = 1.04
 _MOST_MARGINS = 8
 _LARGEST_VOLUME = 2**28
 _LARGEST_MAP = 2**26
-# A volume of 12 MB is in memory twice while it is decoded: two at a time.
-_decoding = threading.BoundedSemaphore(2)
 
 _UNREADABLE: tuple[Any, ...] = (
     *(OSError, ValueError, zlib.error, isal_zlib.error),
@@ -93,21 +90,14 @@ class Layout(NamedTuple):
 class FirstVolume(NamedTuple):
     """The first volume of a beta image."""
 
-    voxels: np.ndarray
-    """Where it is not 0: positions in a flat volume, the last axis varying fastest;
-    increasing."""
     values: np.ndarray
-    """float32, of these voxels."""
+    """float32, flat, in the order of the file: the first axis varies fastest."""
     shape: tuple[int, int, int]
     n_volumes: int
 
-    def values_of(self, voxels: np.ndarray) -> np.ndarray:
-        """Return the values of any voxels."""
-        if not len(self.voxels):
-            return np.zeros(len(voxels), np.float32)
-        places = np.searchsorted(self.voxels, voxels)
-        places = np.minimum(places, len(self.voxels) - 1)
-        return np.where(self.voxels[places] == voxels, self.values[places], 0)
+    def support(self) -> np.ndarray:
+        """Return where it is not 0, as a flat mask; the last axis varies fastest."""
+        return (self.values != 0).reshape(self.shape, order="F").ravel()
 
 
 class VoxelMapping(NamedTuple):
@@ -122,6 +112,8 @@ class VoxelMapping(NamedTuple):
     """Voxels of the grid, by axis."""
     voxels: np.ndarray
     """Of each row, its position in a flat volume, the last axis varying fastest."""
+    offsets: np.ndarray
+    """The same in the order of image files, the first axis varying fastest."""
     first: np.ndarray
     """float32, the image's first volume at each row."""
     is_complete: bool
@@ -275,7 +267,10 @@ def first_bytes(size: int, n_volumes: int) -> int:
 
 
 def read_first_volume(
-    reader: RangeReader, image: RemoteObject, n_volumes: int
+    reader: RangeReader,
+    image: RemoteObject,
+    n_volumes: int,
+    decoders: Executor | None = None,
 ) -> FirstVolume:
     """Read the first volume of an image, of so many, from the first bytes of its file.
 
@@ -292,8 +287,10 @@ def read_first_volume(
     while True:
         content += reader.read_bytes(image, len(content), min(wanted, most))
         try:
-            with _decoding:
-                return _decode_first_volume(content, image.id.endswith(".gz"))
+            task = content, image.id.endswith(".gz")
+            if decoders:
+                return decoders.submit(_decode_first_volume, *task).result()
+            return _decode_first_volume(*task)
         except EOFError:
             if len(content) < most:
                 wanted = int(1.25 * len(content)) + 2**14
@@ -342,11 +339,8 @@ def _decode_first_volume(content: bytearray, is_compressed: bool) -> FirstVolume
     slope, inter = header.get_slope_inter()
     if slope not in (None, 1.0) or inter not in (None, 0.0):
         values = values.astype(float) * (slope or 1.0) + (inter or 0.0)
-    flat = values.reshape(shape[:3], order="F").ravel()
-    voxels = np.flatnonzero(flat)
-    return FirstVolume(
-        voxels, flat[voxels].astype(np.float32), tuple(shape[:3]), int(shape[3])
-    )
+    x, y, z, n_volumes = map(int, shape)
+    return FirstVolume(values.astype(np.float32, copy=False), (x, y, z), n_volumes)
 
 
 # --- The proof ----------------------------------------------------------------------
@@ -377,6 +371,7 @@ def prove(
     n_trials: int | None = None,
     n_used: int = 0,
     find_likely: Callable[[], VoxelMapping | None] = lambda: None,
+    decoders: Executor | None = None,
 ) -> VoxelMapping:
     """Find out where the betas of a model lie, and which voxel each row is.
 
@@ -396,6 +391,9 @@ def prove(
         Rows that will be compared anyway.
     find_likely : callable, optional
         Returns what was proved of another session of the subject, or None.
+    decoders : concurrent.futures.Executor, optional
+        Few threads that decode images, for many sessions: of the memory that a thread
+        frees, some stays with it.
 
     Raises
     ------
@@ -405,7 +403,8 @@ def prove(
         If a file cannot be read.
     """
     with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(read_first_volume, reader, image, n_trials or 1000)
+        volume = reader, image, n_trials or 1000, decoders
+        coming = pool.submit(read_first_volume, *volume)
         layout = read_layout(reader, model)
         first = coming.result()
     n_columns = layout.shape[-1]
@@ -424,18 +423,18 @@ def prove(
     ):
         rows = _sample(layout, first, SMALL_SAMPLE)
         column = _read_first_column(reader, model, layout, rows)
-        proposed = [(likely.mask, likely.order, likely.voxels)]
+        proposed = [(likely.mask, likely.order, likely.voxels, likely.offsets)]
         with contextlib.suppress(ModelError):
             return _choose(proposed, rows, column, layout, first)
     n_wanted = max(SMALL_SAMPLE, FULL_SAMPLE - n_used)
     rows = _sample(layout, first, n_wanted)
     column = _read_first_column(reader, model, layout, rows)
-    proposed = [
-        (name, order, _voxels_of(mask, first.shape, order))
-        for name, mask in _masks(reader, layout, first, brain_mask, rsquare)
-        if np.count_nonzero(mask) == layout.n_rows
-        for order in ("C", "F")
-    ]
+    proposed = []
+    for name, mask in _masks(reader, layout, first, brain_mask, rsquare):
+        if np.count_nonzero(mask) == layout.n_rows:
+            for order in ("C", "F"):
+                places = _voxels_of(mask, first.shape, order)
+                proposed.append((name, order, *places))
     return _choose(proposed, rows, column, layout, first)
 
 
@@ -444,7 +443,8 @@ def _sample(layout: Layout, first: FirstVolume, n_rows: int) -> np.ndarray:
     rows = sample_rows(layout.n_rows, n_rows)
     if layout.shape[:-1] == first.shape:
         # Most voxels of the grid are outside of the brain, and tell nothing.
-        rows = first.voxels[sample_rows(len(first.voxels), n_rows)]
+        voxels = np.flatnonzero(first.support())
+        rows = voxels[sample_rows(len(voxels), n_rows)]
     if not len(rows):
         raise ModelError("the values of its first trial tell nothing")
     return rows
@@ -485,8 +485,7 @@ def _masks(
     if layout.shape[:-1] == first.shape:
         yield "the grid", everywhere
         return
-    support = ~everywhere
-    support[first.voxels] = True
+    support = first.support()
     yield "the image's voxels that are not 0", support
     if isinstance(brain_mask, RemoteObject):
         brain_mask = _remote_map(reader, brain_mask, "the brain mask", first.shape) > 0
@@ -494,7 +493,7 @@ def _masks(
         if brain_mask.size != everywhere.size:
             raise ModelError(f"the image is {first.shape}, unlike the brain mask")
         yield "the brain mask", brain_mask
-    if rsquare is not None and layout.n_rows != len(first.voxels):
+    if rsquare is not None and layout.n_rows != np.count_nonzero(support):
         values = _remote_map(reader, rsquare, "the R2 map", first.shape)
         is_fitted = (values != 0) & np.isfinite(values)
         yield "the R2 map's voxels that are not 0", is_fitted
@@ -523,23 +522,27 @@ def _remote_map(
     raise ModelError(f"{name} is {image.shape}, the image {shape}")
 
 
-def _voxels_of(mask: np.ndarray, shape: tuple[int, ...], order: str) -> np.ndarray:
-    """Return the voxels of a flat mask in an order.
+def _voxels_of(
+    mask: np.ndarray, shape: tuple[int, ...], order: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the voxels of a flat mask in an order, as `VoxelMapping` has them.
 
     Examples
     --------
     >>> mask = np.array([True, True, True, False])
-    >>> _voxels_of(mask, (2, 2), "C").tolist(), _voxels_of(mask, (2, 2), "F").tolist()
-    ([0, 1, 2], [0, 2, 1])
+    >>> [[*map(int, places)] for places in _voxels_of(mask, (2, 2), "C")]
+    [[0, 1, 2], [0, 2, 1]]
     """
-    if order == "C":
-        return np.flatnonzero(mask)
-    places = np.flatnonzero(mask.reshape(shape).ravel(order="F"))
-    return np.ravel_multi_index(np.unravel_index(places, shape, order="F"), shape)
+    voxels = np.flatnonzero(mask)
+    offsets = np.ravel_multi_index(np.unravel_index(voxels, shape), shape, order="F")
+    if order == "F":
+        by_offset = np.argsort(offsets)
+        voxels, offsets = voxels[by_offset], offsets[by_offset]
+    return voxels.astype(np.int32), offsets.astype(np.int32)
 
 
 def _choose(
-    proposed: list[tuple[str, str, np.ndarray]],
+    proposed: list[tuple[str, str, np.ndarray, np.ndarray]],
     rows: np.ndarray,
     column: np.ndarray,
     layout: Layout,
@@ -552,11 +555,12 @@ def _choose(
     ModelError
         If none fits, several that differ fit, or the values do not tell.
     """
-    fit: list[tuple[str, str, np.ndarray]] = []
-    for name, order, voxels in proposed:
-        is_new = all((voxels != other).any() for *_, other in fit)
-        if is_new and _are_equal(column, first.values_of(voxels[rows])).all():
-            fit.append((name, order, voxels))
+    fit: list[tuple[str, str, np.ndarray, np.ndarray]] = []
+    for candidate in proposed:
+        voxels, offsets = candidate[2:]
+        is_new = all((voxels != other[2]).any() for other in fit)
+        if is_new and _are_equal(column, first.values[offsets[rows]]).all():
+            fit.append(candidate)
     if not proposed:
         raise ModelError(
             "it has another number of rows than each known mask has voxels"
@@ -564,17 +568,18 @@ def _choose(
     if not fit:
         raise ModelError("its rows are not the voxels of a known mask in a known order")
     if len(fit) > 1:
-        names = " and ".join(f"{name} in order {order}" for name, order, _ in fit)
+        names = " and ".join(f"{name} in order {order}" for name, order, *_ in fit)
         raise ModelError(f"its rows may be {names}")
     telling = np.isfinite(column) & (column != 0)
     if telling.mean() < _LEAST_TELLING or len(np.unique(column[telling])) < 2:
         raise ModelError("the values of its first trial tell nothing")
-    ((name, order, voxels),) = fit
-    has_row = np.zeros(math.prod(first.shape), dtype=bool)
-    has_row[voxels] = True
-    is_complete = bool(has_row[first.voxels].all())
-    values = first.values_of(voxels)
-    return VoxelMapping(layout, name, order, first.shape, voxels, values, is_complete)
+    ((name, order, voxels, offsets),) = fit
+    values = first.values[offsets]
+    n_nonzero = int(np.count_nonzero(values))
+    is_complete = n_nonzero == int(np.count_nonzero(first.values))
+    return VoxelMapping(
+        layout, name, order, first.shape, voxels, offsets, values, is_complete
+    )
 
 
 def describe_model(
@@ -614,15 +619,10 @@ def save_mapping(file: Path, mapping: VoxelMapping) -> None:
     """Keep a mapping; where that is not possible, it is proved again."""
     mask = np.zeros(math.prod(mapping.shape), dtype=bool)
     mask[mapping.voxels] = True
-    packed = zlib.compress(np.packbits(mask).tobytes(), 1)
-    about = mapping._asdict() | {"voxels": None, "first": None}
+    about = mapping._asdict() | dict.fromkeys(("voxels", "offsets", "first"))
     with contextlib.suppress(OSError), whole_file(file) as stream:
-        np.savez(
-            stream,
-            about=json.dumps(about),
-            mask=np.frombuffer(packed, np.uint8),
-            first=mapping.first,
-        )
+        mask = np.packbits(mask)
+        np.savez(stream, about=json.dumps(about), mask=mask, first=mapping.first)
 
 
 def read_mapping(file: Path) -> VoxelMapping | None:
@@ -630,15 +630,15 @@ def read_mapping(file: Path) -> VoxelMapping | None:
     try:
         with np.load(file, allow_pickle=False) as arrays:
             about = json.loads(str(arrays["about"]))
-            packed, first = arrays["mask"].tobytes(), arrays["first"]
+            bits, first = arrays["mask"], arrays["first"]
         offset, shape = about["layout"]
         about["layout"] = layout = Layout(offset, tuple(shape))
         about["shape"] = tuple(about["shape"])
-        bits = np.frombuffer(zlib.decompress(packed), np.uint8)
         mask = np.unpackbits(bits, count=math.prod(about["shape"])).astype(bool)
-        voxels = _voxels_of(mask, about["shape"], about["order"])
+        voxels, offsets = _voxels_of(mask, about["shape"], about["order"])
         if not len(voxels) == len(first) == layout.n_rows:
             return None
-        return VoxelMapping(**{**about, "voxels": voxels, "first": first})
+        about |= {"voxels": voxels, "offsets": offsets, "first": first}
+        return VoxelMapping(**about)
     except DAMAGED:
         return None

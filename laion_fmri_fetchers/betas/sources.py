@@ -257,10 +257,13 @@ def plan_sources(
     plan = SourcePlan([], [], [], [], {"model": 0, "images": 0})
     settings, n_sample = inventory.settings, FULL_SAMPLE
     asked = "images" if inventory.is_cut_off else source
+    row_of_voxel = np.cumsum(brain, dtype=np.int32) - 1
     for session in missing:
         record, n_bytes = session.record, 0
         if session.model:
-            n_bytes = _estimate_bytes(session, brain, n_sample, settings.n_connections)
+            n_bytes = _estimate_bytes(
+                session, row_of_voxel, n_sample, settings.n_connections
+            )
             n_sample = SMALL_SAMPLE
         image_size = record["size"] or 0
         plan.sizes["model"] += n_bytes
@@ -309,18 +312,21 @@ def _refuse_other_version(session: MissingVoxels) -> None:
 
 
 def _estimate_bytes(
-    session: MissingVoxels, brain: np.ndarray, n_sample: int, n_connections: int
+    session: MissingVoxels,
+    row_of_voxel: np.ndarray,
+    n_sample: int,
+    n_connections: int,
 ) -> int:
     """Return the bytes to be read for a session's voxels from its model file.
 
-    Its rows are taken to be the voxels of the brain mask. Where nothing was proved yet,
-    the structure of the file, the image's first volume and a sample of rows count too.
+    Its rows are taken to be the voxels of the brain mask, ``row_of_voxel``.
+    Where nothing was proved yet, the structure of the file, the first volume of the
+    image and a sample of rows count too.
     """
     model, image, n_trials = session.model, session.image, session.n_trials or 1
     if model is None or image is None:
         return 0
     row_size = 4 * n_trials
-    row_of_voxel = np.cumsum(brain) - 1
     rows = np.unique(row_of_voxel[session.voxels])
     n_rows = sum(b - a for a, b in ranges_of_rows(rows, row_size, n_connections))
     n_bytes = int(n_rows * row_size)
