@@ -314,6 +314,9 @@ def _copy_rows(
                     f"the image is {mapping.shape}, the masks {session.shape}"
                 )
             if model.etag and image.etag:
+                for outdated in session.folder.glob("mapping-*.npz"):
+                    with contextlib.suppress(OSError):
+                        outdated.unlink()
                 save_mapping(file, mapping)
         rows = find_rows(mapping.voxels, voxels)
         n_without = int(np.count_nonzero(rows < 0))

@@ -30,6 +30,7 @@ import numpy as np
 from laion_fmri_fetchers.cache.files import whole_file, write_atomically
 from laion_fmri_fetchers.cache.state import state_path
 from laion_fmri_fetchers.exceptions import NotCachedError
+from laion_fmri_fetchers.remote.disks import FULL
 
 _VERSION_FILE = "version.json"
 
@@ -267,9 +268,11 @@ def new_part(folder: Path, voxels: np.ndarray, n_trials: int) -> Iterator[np.nda
         stream.flush()
         start, size = stream.tell(), 4 * len(voxels) * n_trials
         # Where a mapped page has no place on the disk, writing to it ends the process.
-        if hasattr(os, "posix_fallocate"):
+        try:
             os.posix_fallocate(stream.fileno(), 0, start + size)
-        else:
+        except (AttributeError, OSError) as error:  # not on macOS, nor on every disk
+            if getattr(error, "errno", None) in FULL:
+                raise
             stream.writelines(bytes(4 * n_trials) for _ in voxels)
             stream.flush()
         values = np.memmap(stream, "<f4", "r+", start, shape)

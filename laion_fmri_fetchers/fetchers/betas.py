@@ -379,7 +379,9 @@ def _fetch_small_files(
     with needed():
         outcome += obtain(planned, inventory, accept=accept_license, quiet=True)
     on_disk = inventory._replace(settings=settings._replace(dry_run=False))
-    data = make_bunch(chosen._replace(images=images), on_disk, {}, outcome, None)
+    arguments = inspect.signature(fetch_laion_betas).parameters
+    query = {k: v for k, v in selection.as_query().items() if k in arguments}
+    data = make_bunch(chosen._replace(images=images), on_disk, query, outcome, None)
     if subject not in data.brain_masks:
         problem = f"brain mask of {subject} on the grid of the betas"
         if inventory.is_cut_off:
