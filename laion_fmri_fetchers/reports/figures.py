@@ -18,13 +18,13 @@ import pandas as pd
 from nibabel.affines import apply_affine
 from sklearn.utils import Bunch
 
-from laion_fmri_fetchers.arrays.rows import table_of
 from laion_fmri_fetchers.cache.listings import read_catalog
 from laion_fmri_fetchers.exceptions import InvalidQueryError, did_you_mean
 from laion_fmri_fetchers.layout.keys import on_one_grid
 from laion_fmri_fetchers.layout.labels import SOURCES
 from laion_fmri_fetchers.layout.trees import ANATOMICAL, listings_of
 from laion_fmri_fetchers.messages import readable_size
+from laion_fmri_fetchers.query.rows import table_of
 from laion_fmri_fetchers.query.selection import is_one_name
 
 from .summaries import (

@@ -29,7 +29,7 @@ from typing import Any
 import pandas as pd
 from sklearn.utils import Bunch
 
-from laion_fmri_fetchers.arrays.rows import trials_of
+from laion_fmri_fetchers.betas.rows import trials_of
 from laion_fmri_fetchers.messages import counted, listed, readable_size
 from laion_fmri_fetchers.query.arguments import user_path
 from laion_fmri_fetchers.remote.bucket import bucket_url
