@@ -232,8 +232,11 @@ def test_noise_ceilings_of_columns_and_threshold(data):
         level = float(np.nanmedian(everything.noise_ceilings[name]))
         high = everything.noise_ceilings[name] >= level
         assert 0 < high.sum() < len(high)
-        betas = load_betas(data, rois="brain", nc_threshold=level, noise_ceiling=name)
-        assert np.array_equal(betas.data, everything.data[:, high])
+        for number in (level, np.float64(level)):
+            betas = load_betas(
+                data, rois="brain", nc_threshold=number, noise_ceiling=name
+            )
+            assert np.array_equal(betas.data, everything.data[:, high])
         assert (betas.noise_ceilings[name] >= level).all()
 
 
@@ -337,13 +340,6 @@ def test_masks_that_are_not_images(tmp_path):
         load_betas(data, mask_img=tmp_path / "nope.nii.gz")
 
 
-@pytest.mark.parametrize("number", [np.int64(20), np.float32(20), np.float64(20)])
-def test_thresholds_may_be_numbers_of_numpy(data, number):
-    expected = load_betas(data, rois="brain", nc_threshold=20)
-    betas = load_betas(data, rois="brain", nc_threshold=number)
-    assert np.array_equal(betas.data, expected.data)
-
-
 def test_a_threshold_below_one_percent_is_questioned(data):
     with pytest.warns(UserWarning, match=r"percent.*did you mean 20\?"):
         betas = load_betas(data, rois="brain", nc_threshold=0.2)
@@ -436,6 +432,20 @@ def test_several_subjects_are_a_bunch_of_each(server, data_dir):
             pd.testing.assert_frame_equal(betas.trials, own)
     (name,) = fetch_laion_betas(["01"], **where)
     assert name == "sub-01"
+
+
+def test_the_query_of_fetched_betas_repeats_the_call(server, data_dir):
+    betas = fetch_laion_betas(
+        1, "face", 1, trial_filter={"run": 1}, average_repeats=True, verbose=0
+    )
+    again = fetch_laion_betas(**betas.query, verbose=0)
+    assert np.array_equal(again.data, betas.data)
+    assert (again.query, again.versions) == (betas.query, betas.versions)
+    assert betas.query["sessions"] == ["ses-01"]
+    data = fetch_laion_fmri(1, "face", 1, dry_run=True, verbose=0)
+    (image,) = data.images_meta
+    assert betas.versions[image["id"]] == image["etag"]
+    assert "sub-01 (1 session: ses-01)" in betas.methods()
 
 
 @pytest.mark.parametrize("average", [True, False])

@@ -429,7 +429,7 @@ def _table_from_plain(columns: list[list[Any]]) -> pd.DataFrame:
 
 def subject_of(trials: pd.DataFrame) -> str | None:
     """Return the subject of betas; None where their trials have none, or several."""
-    names = trials["subject"].unique() if "subject" in trials else ()
+    names = list(trials["subject"].unique()) if "subject" in trials else []
     return names[0] if len(names) == 1 else None
 
 
