@@ -180,7 +180,13 @@ def make_report(data: Bunch, title: str | None = None) -> Report:
             ),
             Section("Versions", tables={"Software that made this page": software}),
         ]
-        function = "fetch_laion_fmri" + "_ids" * ("image_ids" in first.get("query", ""))
+        is_of_ids = "image_ids" in first.get("query", ())
+        function = "fetch_laion_fmri_ids" if is_of_ids else "fetch_laion_fmri"
+        queries = [
+            pprint.pformat(part.query, width=84, sort_dicts=False)
+            for part in parts
+            if "query" in part
+        ]
         template = resources.files(__package__).joinpath("page.html")
         environment = jinja2.Environment(autoescape=True)
         page = environment.from_string(template.read_text("utf-8")).render(
@@ -188,8 +194,8 @@ def make_report(data: Bunch, title: str | None = None) -> Report:
             subjects=listed(contents.subjects),
             data_dir=first.get("data_dir"),
             bucket=bucket_url(),
-            function=function,
-            query=pprint.pformat(first.get("query"), width=84, sort_dicts=False),
+            queries=queries,
+            function=function if "images" in first else "",
             sections=sections,
         )
     return Report(page)
