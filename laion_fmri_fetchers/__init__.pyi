@@ -48,10 +48,10 @@ from .query.values import NotEqual as NotEqual
 from .query.values import NotIn as NotIn
 from .query.values import NotNull as NotNull
 from .query.values import Pattern as Pattern
-from .reports.figures import plot_noise_ceiling as plot_noise_ceiling
-from .reports.figures import plot_rois as plot_rois
-from .reports.figures import plot_trials as plot_trials
-from .reports.report import make_report as make_report
+from .report.figures import plot_noise_ceiling as plot_noise_ceiling
+from .report.figures import plot_rois as plot_rois
+from .report.figures import plot_trials as plot_trials
+from .report.page import make_report as make_report
 from .splits import fetch_laion_splits as fetch_laion_splits
 
 __version__: str

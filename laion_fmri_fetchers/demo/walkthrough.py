@@ -16,8 +16,8 @@ from laion_fmri_fetchers.fetchers.discovery import get_rois, get_subjects
 from laion_fmri_fetchers.fetchers.fmri import fetch_laion_fmri
 from laion_fmri_fetchers.messages import readable_size
 from laion_fmri_fetchers.query.arguments import user_path
-from laion_fmri_fetchers.reports.figures import plot_rois
-from laion_fmri_fetchers.reports.report import make_report
+from laion_fmri_fetchers.report.figures import plot_rois
+from laion_fmri_fetchers.report.page import make_report
 
 from .build import build_bucket
 from .environment import demo_variables, variables
