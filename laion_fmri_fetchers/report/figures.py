@@ -13,9 +13,9 @@ import pandas as pd
 from nibabel.affines import apply_affine
 from sklearn.utils import Bunch
 
-from laion_fmri_fetchers.query.rows import table_of
 from laion_fmri_fetchers.exceptions import InvalidQueryError, did_you_mean
 from laion_fmri_fetchers.layout.labels import SOURCES
+from laion_fmri_fetchers.query.rows import table_of
 from laion_fmri_fetchers.query.selection import choose_subjects, is_one_name
 
 from .contents import (
