@@ -1,1 +1,1 @@
-"""Single-trial betas as arrays: the voxel store, and what fills it."""
+"""Single-trial betas: from images, or the voxel store, to trials x voxels."""

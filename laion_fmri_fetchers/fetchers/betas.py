@@ -21,23 +21,20 @@ import pandas as pd
 from sklearn.utils import Bunch
 
 from laion_fmri_fetchers.access.licence import accept_license
-from laion_fmri_fetchers.arrays.betas import (
-    Workers,
-    check_options,
-    grid_of,
-    load_voxels,
-    subjects_in,
-    trial_tables,
-)
-from laion_fmri_fetchers.arrays.kept import kept_nowhere
-from laion_fmri_fetchers.arrays.rows import trials_of, warn_of_order
-from laion_fmri_fetchers.arrays.voxels import VoxelChoice, find_voxels
 from laion_fmri_fetchers.betas.fill import (
     FillOptions,
     fill_from_images,
     fill_store,
     remove_fetched,
 )
+from laion_fmri_fetchers.betas.load import (
+    Workers,
+    check_options,
+    grid_of,
+    load_voxels,
+    subjects_in,
+)
+from laion_fmri_fetchers.betas.rows import trial_tables, trials_of, warn_of_order
 from laion_fmri_fetchers.betas.sources import (
     MissingVoxels,
     learn_versions,
@@ -45,6 +42,7 @@ from laion_fmri_fetchers.betas.sources import (
     plan_sources,
 )
 from laion_fmri_fetchers.betas.store import DamagedPartError, session_folder
+from laion_fmri_fetchers.betas.voxels import VoxelChoice, find_voxels
 from laion_fmri_fetchers.cache.bunch import Result
 from laion_fmri_fetchers.cache.data_dir import is_writable
 from laion_fmri_fetchers.cache.inventory import Inventory, take_inventory_of_subjects
@@ -270,7 +268,7 @@ def fetch_laion_betas(  # noqa: C901 - its steps, in order
     check_names(inventory.records, names, inventory, selection)
     choice = VoxelChoice(rois, mask_img, nc_threshold, noise_ceiling)
     how = FillOptions(source, bool(keep_images), n_jobs)
-    workers = Workers(n_jobs, kept_nowhere, settings.verbose, bool(as_dask))
+    workers = Workers(n_jobs, settings.verbose, bool(as_dask))
     results = {}
     for name in selection.subjects or names:
         own_choice = _rois_of_subject(choice, name, inventory, selection)
@@ -280,7 +278,7 @@ def fetch_laion_betas(  # noqa: C901 - its steps, in order
         grid = read_header(data.brain_masks[name])
         (volume,) = iter_volumes(grid, [0])
         brain = (volume > 0).reshape(grid.shape, order="F").ravel()
-        voxels = find_voxels(data, name, own_choice, grid, kept_nowhere)
+        voxels = find_voxels(data, name, own_choice, grid)
         learn_versions(data.images_meta, settings.data_dir, inventory)
         for n_left in reversed(range(_TRIES)):
             missing = missing_voxels(
@@ -296,7 +294,7 @@ def fetch_laion_betas(  # noqa: C901 - its steps, in order
                 fill_store(plan, how, brain, inventory)
             try:
                 results[name] = load_voxels(
-                    data, name, (voxels, grid), labels, options, workers
+                    data, name, voxels, labels, options, workers
                 )
                 break
             except DamagedPartError:
@@ -543,7 +541,7 @@ def _not_packed(
         if meta["image_type"] == "betas" and meta["subject"] == subject
     ]
     grid = grid_of(data, subject)
-    mask = find_voxels(data, subject, choice, grid, kept_nowhere).mask
+    mask = find_voxels(data, subject, choice, grid).mask
     tables = trial_tables(data.data_dir, metas)
     missing = missing_voxels(metas, tables, mask, data.data_dir)
     return int(np.count_nonzero(mask)), missing
