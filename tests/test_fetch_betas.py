@@ -164,6 +164,18 @@ def test_every_source_gives_the_same_numbers(server, betas_folder, face, source)
     assert np.array_equal(fetch(source=source).data, expected)
 
 
+@pytest.mark.parametrize("source", ["model", "images"])
+def test_betas_say_what_was_asked_and_read(server, data_dir, source):
+    for mode in ("download_new", "offline"):
+        betas = fetch(sessions=1, source=source, trial_filter={"run": 1}, mode=mode)
+        assert betas.versions[image_key("ses-01")] == record_of_image(server)["etag"]
+        assert betas.query["rois"] == ["FFA1"]
+        assert betas.query["sessions"] == ["ses-01"]
+        assert betas.query["trial_filter"] == {"run": 1}
+        assert betas.data_dir == str(data_dir)
+        assert betas.description
+
+
 def test_images_on_disk_are_read_first(server, log, data_dir, betas_folder, face):
     fetch_laion_fmri(1, sessions=[1, 2, 3], verbose=0)
     log.clear()

@@ -101,9 +101,7 @@ class FillOptions(NamedTuple):
     n_jobs: int | None
 
 
-def fill_store(
-    plan: SourcePlan, options: FillOptions, brain: np.ndarray, inventory: Inventory
-) -> None:
+def fill_store(plan: SourcePlan, options: FillOptions, inventory: Inventory) -> None:
     """Store the voxels that sessions lack.
 
     Raises
@@ -122,7 +120,7 @@ def fill_store(
     if plan.from_model or plan.from_bucket:
         accept_license(settings.data_dir)
     if plan.from_model:
-        not_used = _fill_from_models(plan, brain, inventory)
+        not_used = _fill_from_models(plan, inventory)
         if not_used and options.source == "model":
             raise _model_refused(*not_used[0])
         if not_used:
@@ -173,7 +171,7 @@ def _model_refused(session: MissingVoxels, error: ModelError) -> Exception:
 
 
 def _fill_from_models(
-    plan: SourcePlan, brain: np.ndarray, inventory: Inventory
+    plan: SourcePlan, inventory: Inventory
 ) -> list[tuple[MissingVoxels, ModelError]]:
     """Store voxels of several sessions at once; return those whose model is not used.
 
@@ -206,7 +204,7 @@ def _fill_from_models(
                 copy_rows = functools.partial(
                     _copy_rows,
                     reader=reader,
-                    brain=brain,
+                    brain=plan.brain,
                     find_likely=find_likely,
                     decoders=decoders,
                     n_connections=settings.n_connections,

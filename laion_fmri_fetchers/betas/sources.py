@@ -22,6 +22,7 @@ from laion_fmri_fetchers.messages import counted, listed, tell, warn
 from laion_fmri_fetchers.remote.bucket import object_url
 from laion_fmri_fetchers.remote.client import Fault, RemoteObject
 from laion_fmri_fetchers.remote.ranges import RangeReader
+from laion_fmri_fetchers.volumes import Header, iter_volumes
 
 from .model import (
     FULL_SAMPLE,
@@ -89,6 +90,8 @@ class SourcePlan(NamedTuple):
     """Id, bytes, reason and source of what is downloaded."""
     sizes: dict[str, int]
     """Bytes to download by ``"model"`` files alone, and by ``"images"`` alone."""
+    brain: np.ndarray
+    """The brain mask, flat, the last axis fastest; empty if nothing is missing."""
 
 
 # --- What is missing ----------------------------------------------------------------
@@ -230,10 +233,10 @@ def missing_voxels(
 # --- From which files ----------------------------------------------------------------
 
 
-def plan_sources(
+def plan_sources(  # noqa: C901 - a case of each source
     missing: Sequence[MissingVoxels],
     source: str,
-    brain: np.ndarray,
+    grid: Header,
     inventory: Inventory,
 ) -> SourcePlan:
     """Return from which files the voxels of each session are taken.
@@ -244,8 +247,8 @@ def plan_sources(
         What is missing.
     source : {"auto", "model", "images"}
         What is asked for.
-    brain : numpy.ndarray of bool
-        The brain mask, flat, the last axis varying fastest.
+    grid : Header
+        Of the brain mask.
     inventory : Inventory
         What the bucket has.
 
@@ -254,7 +257,11 @@ def plan_sources(
     InvalidQueryError
         If the model is asked for, and cannot be taken.
     """
-    plan = SourcePlan([], [], [], [], {"model": 0, "images": 0})
+    brain = np.zeros(0, dtype=bool)
+    if missing:
+        (volume,) = iter_volumes(grid, [0])
+        brain = (volume > 0).reshape(grid.shape, order="F").ravel()
+    plan = SourcePlan([], [], [], [], {"model": 0, "images": 0}, brain)
     settings, n_sample = inventory.settings, FULL_SAMPLE
     asked = "images" if inventory.is_cut_off else source
     row_of_voxel = np.cumsum(brain, dtype=np.int32) - 1

@@ -59,7 +59,7 @@ from laion_fmri_fetchers.messages import counted, listed, readable_size, tell, w
 from laion_fmri_fetchers.query.arguments import only_its_arguments
 from laion_fmri_fetchers.query.selection import Selection, is_one_name, select
 from laion_fmri_fetchers.query.shared_docs import documented
-from laion_fmri_fetchers.volumes import iter_volumes, read_header
+from laion_fmri_fetchers.volumes import read_header
 
 from .choose import (
     choose_companions,
@@ -276,8 +276,6 @@ def fetch_laion_betas(  # noqa: C901 - its steps, in order
             continue
         data, tables = _fetch_small_files(name, inventory, selection, labels)
         grid = read_header(data.brain_masks[name])
-        (volume,) = iter_volumes(grid, [0])
-        brain = (volume > 0).reshape(grid.shape, order="F").ravel()
         voxels = find_voxels(data, name, own_choice, grid)
         learn_versions(data.images_meta, settings.data_dir, inventory)
         for n_left in reversed(range(_TRIES)):
@@ -286,12 +284,12 @@ def fetch_laion_betas(  # noqa: C901 - its steps, in order
             )
             if inventory.is_cut_off:
                 data, missing = _without_lost(data, missing, inventory, selection)
-            plan = plan_sources(missing, source, brain, inventory)
+            plan = plan_sources(missing, source, grid, inventory)
             if dry_run:
                 results[name] = _planned(plan.files, plan.sizes, settings.verbose)
                 break
             with needed():
-                fill_store(plan, how, brain, inventory)
+                fill_store(plan, how, inventory)
             try:
                 results[name] = load_voxels(
                     data, name, voxels, labels, options, workers
