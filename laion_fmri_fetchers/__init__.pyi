@@ -13,9 +13,9 @@ from .arrays.rows import shared_labels as shared_labels
 from .arrays.surfaces import project_to_surface as project_to_surface
 from .cache.data_dir import dataset_initialize as dataset_initialize
 from .cache.data_dir import get_data_dir as get_data_dir
+from .doctor import doctor as doctor
 from .exceptions import LaionFmriError as LaionFmriError
 from .fetchers.betas import fetch_laion_betas as fetch_laion_betas
-from .fetchers.checkup.doctor import doctor as doctor
 from .fetchers.discovery import describe as describe
 from .fetchers.discovery import get_rois as get_rois
 from .fetchers.discovery import get_subjects as get_subjects

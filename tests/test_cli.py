@@ -21,9 +21,9 @@ from fault_server import FaultServer, always
 
 from laion_fmri_fetchers import __version__, access_status, load_betas
 from laion_fmri_fetchers.cli.main import main
+from laion_fmri_fetchers.cli.terms import parse_terms
 from laion_fmri_fetchers.demo.server import UPLOADED
 from laion_fmri_fetchers.exceptions import InvalidQueryError
-from laion_fmri_fetchers.query.terms import parse_terms
 
 access = gate_fixtures.access
 secrets_of_test = gate_fixtures.secrets_of_test

@@ -6,7 +6,7 @@ import re
 from argparse import Namespace as Options
 from collections.abc import Callable
 
-from laion_fmri_fetchers.query.terms import OPERATORS
+from .terms import OPERATORS
 
 PROGRAM = "laion-fmri-fetchers"
 

@@ -19,5 +19,4 @@ surfaces.fetch_laion_surfaces ─┬─ choose.choose_rois
 discovery.get_subjects, describe, …
 verify.verify_cache
 status.status
-checkup.doctor.doctor
 """
