@@ -32,7 +32,6 @@ from .access.account import access_status
 from .access.gate import ID_VARIABLE, current_terms_version, published_archive
 from .access.service import hide_secrets, server_url
 from .arrays.model.session import Means, ModelError, Task, prove
-from .arrays.volumes import read_header
 from .cache.data_dir import get_data_dir
 from .cache.files import local_path, write_atomically
 from .cache.state import auth_file, official_auth_file, state_path
@@ -51,6 +50,7 @@ from .remote.disks import existing_parent, try_lock, unlock
 from .remote.ranges import RangeReader
 from .remote.spans import RemoteObject
 from .splits import MOST_BYTES, as_split, read_local, sources
+from .volumes import read_header
 
 OK, NOTE, FAILED = "ok", "note", "failed"
 
