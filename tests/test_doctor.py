@@ -27,6 +27,7 @@ from model_buckets import model_of
 from laion_fmri_fetchers import doctor
 from laion_fmri_fetchers.cli.main import main
 from laion_fmri_fetchers.demo import serve_access, serve_bucket
+from laion_fmri_fetchers.remote.client import CA_VARIABLES
 
 DENIED = re.compile(
     r"^(?!derivatives/localizers/)(.*/)?ses-3[1-4]/|^stimuli/task-images_stimuli\.h5$"
@@ -387,7 +388,7 @@ def certificates(tmp_path_factory):
 
 
 def test_a_certificate_of_another_ca_fails(service, certificates, monkeypatch):
-    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE"):
+    for name in CA_VARIABLES:
         monkeypatch.delenv(name, raising=False)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificates / "server.pem", certificates / "server.key")
@@ -551,11 +552,14 @@ def test_secrets_of_the_environment_are_not_shown(service, monkeypatch, capsys):
     secret, password = "id_0123456789abcdefghijklmnop", "pa55/wo@rd"
     monkeypatch.setenv("LAION_FMRI_REQUEST_ID", secret)
     monkeypatch.setenv("LAION_FMRI_SPLITS_URL", f"http://ada:{password}@127.0.0.1:9")
+    monkeypatch.setenv("ALL_PROXY", f"http://ada:{password}@127.0.0.1:9")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("LAION_FMRI_DATADIR", "/data")
     echo = f"{secret} of https://x.org/a?X-Amz-Signature=1"
     service.manifest["current_terms_version"] = echo
-    assert main(["doctor", "--json"]) == 0
+    assert main(["doctor", "--json"]) == 1
     out = capsys.readouterr().out
+    assert set(by_name(json.loads(out), "failed")) == {"splits"}
     for hidden in (secret, secret[4:], password, "wo@rd", "X-Amz-Signature"):
         assert hidden not in out
     point = by_name(json.loads(out), "note")["settings"]

@@ -194,7 +194,7 @@ def _lines(point: str, state: str, found: str, expected: str, advice: str) -> st
     texts = [found]
     if state != "ok":
         texts += [f"expected: {expected}", f"advice: {advice}"]
-    wrapper = textwrap.TextWrapper(50, break_on_hyphens=False)
+    wrapper = textwrap.TextWrapper(50, break_long_words=False, break_on_hyphens=False)
     lines = [line for text in texts for line in wrapper.wrap(text)]
     state = state.upper() if state == "failed" else state
     return f"{state:<8}{point:<22}" + f"\n{' ' * 30}".join(lines)
