@@ -101,7 +101,7 @@ KINDS = {
 SUBJECT_BYTES = 41_400_000_000  # of all betas of a subject
 
 # Bytes of the beginning of a file, and of a small file at most.
-_HEAD, _MOST = 2**16, 4_000_000
+_HEAD, _MOST = 2**16, 6_000_000
 _N_AT_ONCE = 8
 
 # Run by another process, as NFS gives a process any lock that it has already.
@@ -640,7 +640,8 @@ def _points_of(
         reason = str(getattr(error, "reason", error)).replace(f"{context.folder}/", "")
         found = f"{reason} ({type(error).__name__})"
     name = check.__name__.replace("_", " ")
-    return [*points, Point(name, FAILED, found, "what this check reads", UPDATE)]
+    advice = f"If it stays so: {UPDATE[0].lower()}{UPDATE[1:]}"
+    return [*points, Point(name, FAILED, found, "no error", advice)]
 
 
 def _as_dict(point: Point) -> dict[str, str]:

@@ -8,15 +8,12 @@ import os
 import pty
 import re
 import shlex
-import signal
 import subprocess
 import sys
 from pathlib import Path
 
-import fault_server as faults
 import gate_fixtures
 import pytest
-from fault_server import FaultServer, always
 
 from laion_fmri_fetchers import __version__, access_status, load_betas
 from laion_fmri_fetchers.cli.main import main
@@ -199,13 +196,6 @@ def test_rois_description_and_license(server, data_dir, capsys):
     assert (data_dir / ".laion_fmri" / "license_accepted").exists()
 
 
-def test_a_directory_that_does_not_exist_yet_is_noted(server, tmp_path, capsys):
-    folder = str(tmp_path / "nowhere")
-    for command in ("status", "describe"):
-        assert run([command, "--data-dir", folder]) == 0
-        assert f"{folder}, which does not exist yet" in capsys.readouterr().out
-
-
 def test_version(capsys):
     assert run("--version") == 0
     assert __version__ in capsys.readouterr().out
@@ -318,26 +308,6 @@ def test_no_server_is_one_message(data_dir, capsys):
     assert "LAION_FMRI_BUCKET_URL" in capsys.readouterr().err
 
 
-def test_an_interrupt_ends_it_though_the_bucket_is_silent(tmp_path):
-    settings = {"LAION_FMRI_DATA_DIR": str(tmp_path / "data")}
-    with FaultServer() as server:
-        server.faults[""] = [always(faults.wait(60.0))]
-        process = subprocess.Popen(
-            [*COMMAND, "fetch"],
-            env={**os.environ, **settings, "LAION_FMRI_BUCKET_URL": server.url},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        while not server.requests:
-            assert process.poll() is None
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=240)
-    assert (process.returncode, out) == (130, "")
-    assert "Repeat the command to resume." in err
-    assert "Traceback" not in err
-
-
 # --- Access ---------------------------------------------------------------------------
 
 
@@ -386,16 +356,13 @@ def test_request_access_that_is_refused(access, data_dir, capfd, changes, words)
     [
         ("n_reps>=12", {"n_reps": 12}, {"n_reps": 4}),
         ("n_reps <= 4", {"n_reps": 4}, {"n_reps": 12}),
-        ("n_reps>4", {"n_reps": 12}, {"n_reps": 4}),
         ("n_reps<12", {"n_reps": 4}, {"n_reps": 12}),
         ("n_reps=12", {"n_reps": 12}, {"n_reps": None}),
-        ("n_reps==12", {"n_reps": 12}, {"n_reps": 4}),
         ("n_reps!=12", {"n_reps": 4}, {"n_reps": 12}),
         ("dataset=THINGS+", {"dataset": "THINGS+"}, {"dataset": "THINGS"}),
         ("dataset != null", {"dataset": "NSD"}, {"dataset": None}),
         ("label~unique_.*_p01", {"label": "unique_x_p01"}, {"label": "x"}),
         ("session in ses-01, ses-02", {"session": "ses-02"}, {"session": "ses-03"}),
-        ("session in (ses-01)", {"session": "ses-01"}, {"session": "ses-03"}),
         ("label='a = b'", {"label": "a = b"}, {"label": "a"}),
         ("size>1.5e3", {"size": 2000}, {"size": 1000}),
     ],
@@ -419,29 +386,6 @@ def test_terms_that_are_refused(term, words):
 
 
 # --- Demo -----------------------------------------------------------------------------
-
-
-def test_demo_is_served_until_it_is_stopped(tmp_path):
-    serving = subprocess.Popen(
-        [*COMMAND, *"demo --serve --subjects sub-05 --n-sessions 1".split()],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    lines = [serving.stdout.readline() for _ in range(5)]
-    settings = dict(line.removeprefix("export ").split("=", 1) for line in lines)
-    settings = {name: shlex.split(value)[0] for name, value in settings.items()}
-    done = subprocess.run(
-        [*COMMAND, "describe"],
-        env={**os.environ, **settings},
-        capture_output=True,
-        text=True,
-    )
-    (row,) = [line for line in done.stdout.splitlines() if line.startswith("sub-")]
-    assert row.split()[:2] == ["sub-05", "1"]
-    serving.send_signal(signal.SIGINT)
-    assert serving.wait(240) == 0
-    assert not Path(settings["LAION_FMRI_DATA_DIR"]).exists()
-    serving.stdout.close()
 
 
 def test_demo_walks_through_the_package(tmp_path):

@@ -107,7 +107,12 @@ def changed(bucket, bucket_folder, key, change):
         bucket.put(key, before)
 
 
-def reshaped(change):
+def swap(old, new):
+    """Return a change of bytes."""
+    return lambda content: content.replace(old, new)
+
+
+def reshape(change):
     """Return a change of a compressed image."""
 
     def changed_bytes(data):
@@ -115,6 +120,20 @@ def reshaped(change):
         return gzip.compress(change(image).to_bytes(), 1)
 
     return changed_bytes
+
+
+def other_grid(image):
+    return nib.Nifti1Image(image.get_fdata(), np.diag([2, 2, 2, 1]))
+
+
+def doubled(content):
+    """Return a model file whose betas are twice those of the image."""
+    content = bytearray(content)
+    with h5py.File(io.BytesIO(content)) as file:
+        betas = file["betasmd"]
+        start, size = betas.id.get_offset(), betas.id.get_storage_size()
+        content[start : start + size] = (betas[:] * 2).tobytes()
+    return bytes(content)
 
 
 # --- As it should be ------------------------------------------------------------------
@@ -158,46 +177,21 @@ def test_facts_are_read(service):
 # --- One point broken -----------------------------------------------------------------
 
 
-def test_a_server_without_ranges_fails_and_is_not_read_whole(bucket, service, capsys):
-    sent = []
-
-    def endless(_):
-        def pieces():
-            for _ in range(200):
-                sent.append(2**20)
-                yield bytes(2**20)
-
-        return 200, {"Content-Length": str(200 * 2**20)}, pieces()
-
-    bucket.faults[BETAS] = endless
+def test_a_server_without_ranges_fails(bucket, service, bucket_folder, capsys):
+    bucket.faults[BETAS] = (200, {}, (bucket_folder / BETAS).read_bytes())
     assert main(["doctor"]) == 1
     assert re.search("FAILED  ranges +status 200", capsys.readouterr().out)
-    # What sockets hold on both sides comes on top of what is read, for each request.
-    assert sum(sent) < 20e6 + len(bucket.requests) * 2**20
 
 
 @pytest.mark.parametrize(
     ("key", "change", "point", "found"),
     [
-        (
-            *(TRIALS, lambda b: b.replace(b"beta_index", b"number")),
-            *("trials", "no column beta_index"),
-        ),
-        (TRIALS, lambda b: b.replace(b"\t0\t", b"\t1\t"), "trials", "beta_index"),
-        (
-            *(TRIALS, lambda b: b.replace(b"_p01.jpg", b"_p02.jpg")),
-            *("unique labels", "sub-06"),
-        ),
-        (TABLE, lambda b: b.replace(b"image_name", b"name"), "columns", "image_name"),
-        (
-            *(BETAS, reshaped(lambda image: image.slicer[..., :-1])),
-            *("trials and betas", "64 trials, 63 volumes"),
-        ),
-        (
-            BRAIN,
-            reshaped(lambda im: nib.Nifti1Image(im.get_fdata(), np.diag([2, 2, 2, 1]))),
-            *("grid", "brain_mask"),
-        ),
+        (TRIALS, swap(b"beta_index", b"number"), "trials", "no column beta_index"),
+        (TRIALS, swap(b"\t0\t", b"\t1\t"), "trials", "beta_index"),
+        (TRIALS, swap(b"_p01.jpg", b"_p02.jpg"), "unique labels", "sub-06"),
+        (TABLE, swap(b"image_name", b"name"), "columns", "image_name"),
+        (BETAS, reshape(lambda im: im.slicer[..., 1:]), "trials and betas", "63 vol"),
+        (BRAIN, reshape(other_grid), "grid", "not of brain_mask"),
     ],
 )
 def test_files_that_calls_cannot_use_fail(
@@ -212,16 +206,11 @@ def test_files_that_calls_cannot_use_fail(
 @pytest.mark.parametrize(
     ("key", "change", "point", "found"),
     [
-        (TRIALS, lambda b: b.replace(b"shared_4rep_", b"new_"), "labels", "new_"),
-        (
-            TABLE,
-            lambda b: (
-                b + b"shared_4rep_LAION_controversial_17_i2.jpg,LAION,,shared,4\n"
-            ),
-            *("kinds of images", "shared 4 LAION, as shared_4rep_LAION_controversial"),
-        ),
-        (TABLE, lambda b: b + b"new.jpg,,,,\n", "kinds of images", "no known label"),
+        (TRIALS, swap(b"shared_4rep_", b"new_"), "labels", "new_"),
+        (TABLE, swap(b"shared_4rep", b"shared_9"), "kinds of images", "no known label"),
+        (TABLE, swap(b"4rep_NSD", b"4rep_LAION"), "kinds of images", "shared 4 LAION"),
         (MODEL, lambda _: b"not HDF5", "model file", "HDF5"),
+        (MODEL, doubled, "model file", "not the voxels"),
     ],
 )
 def test_what_is_not_known_is_a_note(
@@ -250,19 +239,9 @@ def test_trees_rois_and_files_that_are_not_known_are_notes(bucket, service):
     assert notes["new trees"]["found"] == "derivatives/fmriprep/"
 
 
-def test_rows_of_a_model_file_are_proved(bucket, service, bucket_folder):
-    def doubled(content):
-        content = bytearray(content)
-        with h5py.File(io.BytesIO(content)) as file:
-            betas = file["betasmd"]
-            start, size = betas.id.get_offset(), betas.id.get_storage_size()
-            content[start : start + size] = (betas[:] * 2).tobytes()
-        return bytes(content)
-
-    with changed(bucket, bucket_folder, MODEL, doubled):
-        assert "model file" in by_name(doctor(), "note")
-    of_brain = model_of(bucket_folder, "ses-01", voxels="brain")
-    with changed(bucket, bucket_folder, MODEL, lambda _: of_brain):
+def test_a_model_file_with_rows_of_the_brain_mask(bucket, service, bucket_folder):
+    content = model_of(bucket_folder, "ses-01", voxels="brain")
+    with changed(bucket, bucket_folder, MODEL, lambda _: content):
         points = by_name(doctor())
     assert points["model file"]["found"].endswith("the brain mask, in order C")
 
@@ -275,44 +254,27 @@ def test_altered_bytes_fail(bucket, service, bucket_folder):
 
 def test_parts_of_an_unusual_size_are_a_note(bucket, service):
     key = f"{GLM}/sub-01_large_summary.json"
+    bucket.put(key, bytes(3000), part_size=1000)
     try:
-        bucket.put(key, bytes(9 * 2**20))
-        usual = by_name(doctor())["part sizes"]
-        bucket.put(key, bytes(3000), part_size=1000)
-        odd = by_name(doctor())["part sizes"]
+        assert by_name(doctor(), "note")["part sizes"]["found"] == key
     finally:
         bucket.delete(key)
-    assert (usual["state"], usual["found"]) == ("ok", "usual ones of 1 file")
-    assert (odd["state"], odd["found"]) == ("note", key)
 
 
 @pytest.mark.parametrize(
-    ("content", "points"),
-    [
-        ({"files": []}, {"access service"}),
-        ({"files": [{"name": "task-images_stimuli.h5"}]}, {"access service"}),
-        ({"current_terms_version": None}, {"access service"}),
-    ],
+    "content",
+    [{"files": [{"name": "task-images_stimuli.h5"}]}, {"current_terms_version": None}],
 )
-def test_a_manifest_without_its_fields_fails(service, content, points):
+def test_a_manifest_without_its_fields_fails(service, content):
     service.manifest |= content
-    assert failures() == points
-
-
-def test_a_manifest_of_another_archive_fails(service):
-    service.manifest["files"][0]["size"] += 1
-    assert failures() == {"size of the archive"}
-
-
-def test_an_access_service_that_is_away_fails(service, monkeypatch):
-    monkeypatch.setenv("LAION_FMRI_ACCESS_URL", "http://127.0.0.1:9")
     assert failures() == {"access service"}
 
 
-def test_a_table_of_stimuli_that_is_denied_fails(bucket, service):
-    bucket.denied = re.compile(f"{DENIED.pattern}|^{TABLE}$")
-    failed = by_name(doctor(), "failed")
-    assert "status 403" in failed["stimuli"]["found"]
+def test_a_manifest_of_another_archive_fails(service, monkeypatch):
+    service.manifest["files"][0]["size"] += 1
+    assert failures() == {"size of the archive"}
+    monkeypatch.setenv("LAION_FMRI_ACCESS_URL", "http://127.0.0.1:9")
+    assert failures() == {"access service"}
 
 
 def test_what_became_public_is_a_note(bucket, service):
@@ -365,41 +327,25 @@ def test_a_listing_that_is_denied_fails_alone(bucket, service):
     assert "status 403" in failed["listing"]["found"]
 
 
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory):
-    """Return files: a CA that nobody knows, and a server's certificate and key."""
-    folder = tmp_path_factory.mktemp("certificates")
-
-    def openssl(*words):
-        subprocess.run(["openssl", *words], cwd=folder, check=True, capture_output=True)
-
-    new = ["-newkey", "rsa:2048", "-nodes", "-days", "2"]
-    openssl(
-        *("req", "-x509", *new, "-keyout", "ca.key", "-out", "ca.pem"),
-        *("-subj", "/CN=Institute CA", "-addext", "keyUsage=critical,keyCertSign"),
+def test_a_certificate_that_is_not_trusted_fails(service, tmp_path, monkeypatch):
+    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    command = (
+        f"openssl req -x509 -newkey rsa:2048 -nodes -keyout {key} -out {certificate}"
     )
-    openssl(
-        *("req", "-x509", *new, "-keyout", "server.key", "-out", "server.pem"),
-        *("-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"),
-        *("-addext", "basicConstraints=critical,CA:FALSE"),
-        *("-CA", "ca.pem", "-CAkey", "ca.key"),
-    )
-    return folder
-
-
-def test_a_certificate_of_another_ca_fails(service, certificates, monkeypatch):
+    command += " -subj /CN=127.0.0.1 -addext subjectAltName=IP:127.0.0.1"
+    subprocess.run(command.split(), check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
     for name in CA_VARIABLES:
         monkeypatch.delenv(name, raising=False)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificates / "server.pem", certificates / "server.key")
     with FaultServer(context) as server:
         monkeypatch.setenv("LAION_FMRI_BUCKET_URL", server.url)
         point = by_name(doctor(), "failed")["TLS"]
-        assert "unable to get local issuer certificate" in point["found"]
+        assert "TLS fails" in point["found"]
         assert "REQUESTS_CA_BUNDLE (none is set)" in point["advice"]
-        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificates / "ca.pem"))
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate))
         assert "certificate is trusted" in by_name(doctor())["connection"]["found"]
-        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificates / "none.pem"))
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", "none.pem")
         point = by_name(doctor(), "failed")["TLS"]
     assert "none.pem, which cannot be used" in point["found"]
 
@@ -413,9 +359,6 @@ class Refusing(http.server.BaseHTTPRequestHandler):
         self.end_headers()
 
     do_CONNECT = do_GET  # noqa: N815
-
-    def log_message(self, *_):
-        pass
 
 
 @pytest.mark.parametrize(("scheme", "status"), [("http", 403), ("https", 407)])
@@ -494,20 +437,6 @@ def test_offline_opens_no_socket(data_dir, monkeypatch, no_network):
 # --- The machine ----------------------------------------------------------------------
 
 
-def test_a_full_disk_fails(service, tmp_path):
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(tmp_path)]
-    if subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("mounting is not allowed")
-    try:
-        (tmp_path / "data").write_bytes(bytes(48 * 1024))
-        failed = by_name(doctor(data_dir=tmp_path), "failed")
-        assert [file.name for file in tmp_path.iterdir()] == ["data"]
-    finally:
-        subprocess.run(["umount", str(tmp_path)], check=True)
-    assert set(failed) == {"data directory"}
-    assert "No space left on device" in failed["data directory"]["found"]
-
-
 @pytest.mark.parametrize("folder", ["", ".laion_fmri"])
 def test_a_directory_that_cannot_be_written_fails(service, tmp_path, folder):
     (tmp_path / folder).mkdir(exist_ok=True)
@@ -517,17 +446,14 @@ def test_a_directory_that_cannot_be_written_fails(service, tmp_path, folder):
     assert "permission denied" in failed["data directory"]["found"].lower()
 
 
-def test_a_data_directory_that_is_a_file_fails(service, tmp_path):
+def test_a_data_directory_need_not_exist(service, tmp_path):
+    points = by_name(doctor(data_dir=tmp_path / "new" / "folder"))
+    assert points["data directory"]["state"] == points["file locks"]["state"] == "ok"
+    assert not (tmp_path / "new").exists()
     file = tmp_path / "file"
     file.touch()
     failed = by_name(doctor(data_dir=file), "failed")
     assert f"{file} is a file" in failed["data directory"]["found"]
-
-
-def test_a_data_directory_is_not_made(service, tmp_path):
-    points = by_name(doctor(data_dir=tmp_path / "new" / "folder"))
-    assert points["data directory"]["state"] == points["file locks"]["state"] == "ok"
-    assert not (tmp_path / "new").exists()
 
 
 def test_an_id_that_others_can_read_fails_and_is_not_shown(service, data_dir, capsys):
