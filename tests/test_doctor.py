@@ -301,19 +301,20 @@ def test_another_bucket_fails(service, monkeypatch):
     assert "data.csv" in by_name(points)["unknown files"]["found"]
 
 
-def test_random_splits_of_a_former_generation_are_a_note(
-    service, tmp_path, monkeypatch
-):
+def test_splits_are_read_from_their_source(service, tmp_path, monkeypatch):
     for pool, name in (("shared", "tau"), ("sub-01", "random_0")):
         file = tmp_path / pool / f"{name}.json"
         file.parent.mkdir()
         variant = {"train_ids": ["a.jpg"], "test_ids": ["b.jpg"]}
         file.write_text(json.dumps({"name": name, "variants": [variant]}))
     monkeypatch.setenv("LAION_FMRI_SPLITS", str(tmp_path))
-    point = by_name(doctor(), "note")["splits"]
-    assert f"revision None, from {tmp_path}" in point["found"]
-    file.unlink()
-    monkeypatch.setenv("LAION_FMRI_SPLITS_URL", "http://127.0.0.1:9")
+    points = by_name(doctor())
+    assert f"1 train, 1 test> from {tmp_path}" in points["splits"]["found"]
+    assert points["random splits"]["state"] == "note"
+    assert points["random splits"]["found"] == f"revision None from {tmp_path}"
+    (tmp_path / "shared" / "tau.json").write_text("<html>")
+    assert "Expecting value" in by_name(doctor(), "note")["splits"]["found"]
+    monkeypatch.delenv("LAION_FMRI_SPLITS")
     assert "cannot connect" in by_name(doctor(), "note")["splits"]["found"]
 
 
