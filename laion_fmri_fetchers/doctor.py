@@ -64,7 +64,6 @@ PROXY = (
     "Check HTTPS_PROXY, HTTP_PROXY and ALL_PROXY. Ask your institute to let the proxy "
     "pass the bucket, or name the bucket in NO_PROXY where it can be reached without."
 )
-DUPLICATES = "With a former one, duplicates leak into the images to test on."
 # What is in the reason of a request that failed -> the point that fails, and advice.
 REASONS = {
     "TLS fails": ("TLS", CERTIFICATES),
