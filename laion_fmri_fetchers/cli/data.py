@@ -124,7 +124,7 @@ def fetch_betas(options: Options) -> None:
 )
 def pack_betas(options: Options) -> None:
     """Copy voxels of beta images on disk to the voxel store."""
-    from laion_fmri_fetchers.arrays.betas import subjects_in
+    from laion_fmri_fetchers.betas.load import subjects_in
     from laion_fmri_fetchers.fetchers.pack import remove_packed_images
 
     rois = [name for name in options.rois if name != "brain"] or None
