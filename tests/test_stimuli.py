@@ -23,7 +23,6 @@ from PIL import Image
 from sklearn.utils import Bunch
 
 from laion_fmri_fetchers import fetch_laion_fmri, fetch_laion_stimulus_metadata
-from laion_fmri_fetchers.arrays.pictures import load_stimuli
 from laion_fmri_fetchers.cache import settings
 from laion_fmri_fetchers.demo.server import UPLOADED
 from laion_fmri_fetchers.demo.service import MANIFEST
@@ -37,11 +36,11 @@ from laion_fmri_fetchers.exceptions import (
     NotCachedError,
     UnsafeKeyError,
 )
-from laion_fmri_fetchers.fetchers.stimuli import fetch_laion_stimuli
-from laion_fmri_fetchers.fetchers.stimulus_features import (
+from laion_fmri_fetchers.fetchers.stimuli import (
     fetch_laion_captions,
     fetch_laion_embeddings,
     fetch_laion_segmentations,
+    fetch_laion_stimuli,
 )
 from laion_fmri_fetchers.layout.labels import stimulus_fields
 from laion_fmri_fetchers.layout.trees import (
@@ -54,6 +53,7 @@ from laion_fmri_fetchers.layout.trees import (
 )
 from laion_fmri_fetchers.query.filters import ResultFilter
 from laion_fmri_fetchers.query.values import GreaterThan, IsNull, NotNull, Pattern
+from laion_fmri_fetchers.stimuli.archive import load_stimuli
 
 access = gate_fixtures.access
 secrets_of_test = gate_fixtures.secrets_of_test
@@ -1119,17 +1119,6 @@ def test_embeddings_in_different_orders(server, data_dir, tmp_path, bucket_folde
     for model in ("CLIP", "DINOv2"):
         assert data.embeddings[model][:, 0].tolist() == [0, 1, 2]
         assert data.valid[model].tolist() == [True, False, True]
-
-
-def test_rows_are_read_block_by_block(tmp_path):
-    from laion_fmri_fetchers.fetchers.stimulus_features import _rows
-
-    values = np.arange(5000 * 3, dtype=np.float16).reshape(5000, 3)
-    with h5py.File(tmp_path / "a.h5", "w") as file:
-        file["embedding"] = values
-        rows = np.random.default_rng(0).permutation(5000)[:700]
-        np.testing.assert_array_equal(_rows(file["embedding"], rows), values[rows])
-        assert _rows(file["embedding"], rows[:0]).shape == (0, 3)
 
 
 def test_embeddings_that_disagree(server, data_dir):

@@ -153,8 +153,8 @@ def _stimuli(server: Any, figure: Path) -> None:
     """Request access, fetch, and draw stimuli and responses."""
     from laion_fmri_fetchers.access.account import request_stimulus_access
     from laion_fmri_fetchers.arrays.betas import load_betas
-    from laion_fmri_fetchers.arrays.pictures import load_stimuli
     from laion_fmri_fetchers.fetchers.stimuli import fetch_laion_stimuli
+    from laion_fmri_fetchers.stimuli.archive import load_stimuli
 
     from . import serve_access
 
