@@ -13,7 +13,6 @@ import numpy as np
 from nibabel.affines import apply_affine
 from sklearn.utils import Bunch
 
-from laion_fmri_fetchers.arrays.volumes import iter_volumes, read_header, scaled
 from laion_fmri_fetchers.exceptions import InvalidQueryError, did_you_mean
 from laion_fmri_fetchers.layout.grids import interpolation_for
 from laion_fmri_fetchers.layout.keys import (
@@ -24,6 +23,7 @@ from laion_fmri_fetchers.layout.keys import (
 from laion_fmri_fetchers.layout.trees import HEMISPHERES
 from laion_fmri_fetchers.messages import can_draw, progress_bar, warn
 from laion_fmri_fetchers.query.arguments import check_mode, check_verbose, user_path
+from laion_fmri_fetchers.volumes import iter_volumes, read_header, scaled
 
 from .files import TEMPLATES, load_template
 
