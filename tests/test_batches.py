@@ -292,8 +292,9 @@ def test_worker_processes_read_items(dataset, betas, sources, method):
 def test_threads_share_a_dataset_that_holds_no_open_file(dataset, betas, sources):
     size = len(pickle.dumps(dataset))
     with ThreadPoolExecutor(4) as threads:
-        for i, item in enumerate(threads.map(dataset.__getitem__, range(40))):
-            check_item(item, i, betas, sources)
+        items = list(threads.map(dataset.__getitem__, range(40)))
+    for i, item in enumerate(items):
+        check_item(item, i, betas, sources)
     assert len(pickle.dumps(dataset)) == size
     os.unlink(sources["stimuli"].archive)
     with pytest.raises(FileNotFoundError):
