@@ -199,7 +199,7 @@ def fetch_laion_stimuli(
     images = []
     if is_on_disk and gate and len(metadata):
         check_archive(archive, table, settings.data_dir)
-        if extract or (is_fresh and settings.overwrites):
+        if extract or settings.overwrites:  # of a new archive, all that was extracted
             names = list(metadata.index) if extract else []
             renew = settings.overwrites
             images = extract_images(archive, table, names, settings.data_dir, renew)

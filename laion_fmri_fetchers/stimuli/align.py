@@ -91,10 +91,9 @@ def align(
         return embeddings_of_model(source, model, rows)[rows]
     if kind == "stimuli":
         distinct, row_of = np.unique(rows, return_inverse=True)
-        metadata = source["metadata"].iloc[distinct]
-        return load_stimuli(Bunch(**{**source, "metadata": metadata}), size=size)[
-            row_of
-        ]
+        shown = Bunch(**{**source, "metadata": source["metadata"].iloc[distinct]})
+        pictures: Any = load_stimuli(shown, size=size)
+        return pictures[row_of]
     if kind == "captions":
         texts = source["captions"].groupby("image_name")["caption"].agg(list)
         return [list(texts.get(label, [])) for label in labels]

@@ -168,12 +168,11 @@ def read_table(
 
 def _check_row(cells: list[str], names: list[str]) -> list[str | None]:
     """Return a cell per column, None at the end of a row that is too short."""
-    n_empty = len(cells) - len(names)
-    if n_empty > 0 and any(cells[len(names) :]):
+    if any(cells[len(names) :]):
         raise ValueError(f"it has {len(cells)} cells for {len(names)} columns")
-    row = [*cells[: len(names)], *[None] * -n_empty]
-    if any(cell and "\0" in cell for cell in row):
+    if "\0" in "".join(cells):
         raise ValueError("it has a NUL byte")
+    row = [*cells[: len(names)], *[None] * (len(names) - len(cells))]
     if not (row[names.index("image_name")] or "").strip():
         raise ValueError("column image_name is empty")
     return row
