@@ -54,7 +54,7 @@ from laion_fmri_fetchers.layout.trees import (
     embeddings_id,
 )
 from laion_fmri_fetchers.query.filters import ResultFilter
-from laion_fmri_fetchers.query.values import GreaterThan, IsNull, NotNull, Pattern
+from laion_fmri_fetchers.query.values import GreaterThan, IsNull
 
 access = gate_fixtures.access
 secrets_of_test = gate_fixtures.secrets_of_test
@@ -193,11 +193,6 @@ def test_metadata_align_with_trials(granted):
     [
         ({"n_reps": GreaterThan(4)}, lambda t: t["n_reps"] == 12),
         ({"participant": ["sub-01"]}, lambda t: t["participant"] == "sub-01"),
-        ({"ood_type": NotNull()}, lambda t: t["ood_type"] is not None),
-        (
-            {"image_name": Pattern("unique_.*_p01")},
-            lambda t: t["participant"] == "sub-01",
-        ),
         (
             {"stimulus_filter": ResultFilter(dataset="NSD") | ResultFilter(n_reps=12)},
             lambda t: t["dataset"] == "NSD" or t["n_reps"] == 12,
@@ -646,29 +641,23 @@ def test_a_file_that_was_replaced_at_its_key_is_outdated(
     call()
     put(key, new)
 
-    with pytest.warns(UserWarning, match="another version") as warned:
+    with pytest.warns(UserWarning, match="another version.*mode='overwrite'") as warned:
         data = call()
     (text,) = {str(warning.message) for warning in warned}
-    for words in (key, f"{len(old):,} bytes", f"{len(new):,} bytes", "2026-09-28"):
-        assert words in text
-    assert "mode='overwrite'" in text
+    assert key in text
     archived = "archive/embeddings/v1/task-images_desc-CLIP_embeddings.h5"
     assert (f"fetch_laion_fmri_ids('{archived}')" in text) == ("CLIP" in key)
     record = next(rec for rec in data.files_meta if rec["id"] == key)
     assert (record["outdated"], record["size"]) == (True, len(old))
-    assert record["last_modified"].startswith("2025-06-01")
     assert record["etag"] is None
     assert (data_dir / key).read_bytes() == old
 
     with no_warnings():
-        offline = call(mode="offline")
         data = call(mode="overwrite")
         assert call().files_meta == data.files_meta
-    assert offline.files_meta[-1]["outdated"] is (offline.files_meta[-1]["id"] == key)
     record = next(rec for rec in data.files_meta if rec["id"] == key)
-    assert record["outdated"] is False
-    assert (record["size"], record["etag"]) == (len(new), hashlib.md5(new).hexdigest())
-    assert record["last_modified"].startswith("2026-09-28")
+    assert (record["outdated"], record["size"]) == (False, len(new))
+    assert record["etag"] == hashlib.md5(new).hexdigest()
     assert (data_dir / key).read_bytes() == new
 
 
