@@ -180,8 +180,7 @@ def fetch_laion_surfaces(
         )
     geometry = [by_id[path] for path in ids]
 
-    # The masks of ROIs. Of an ROI, all masks or none: a hemisphere whose mask is not on
-    # disk would look empty.
+    # The masks of ROIs.
     on_surface = [
         rec
         for rec in inventory.records
@@ -189,16 +188,13 @@ def fetch_laion_surfaces(
     ]
     check_names(on_surface, [name], inventory, selection)
     chosen = choose_rois(on_surface, selection)
-    present = leave_out_absent(
+    masks = leave_out_absent(
         "ROI masks",
         chosen,
         inventory.absent,
         is_named=lambda rec: selection.is_named(rec) and not settings.allow_missing,
         advice=settings.how_to_fetch,
     )
-    left_out = {rec["roi"] for rec in chosen if rec["id"] in inventory.absent}
-    masks = [rec for rec in present if rec["roi"] not in left_out]
-
     outcome = _download([*geometry, *masks], geometry, inventory)
     failed = {rec["roi"] for rec in outcome.failed}
     if failed:
@@ -206,7 +202,11 @@ def fetch_laion_surfaces(
             f"Left out, as masks could not be downloaded: {listed(sorted(failed))}. "
             "The reasons are in the Bunch under 'failed'."
         )
+    # Of an ROI, all masks or none: a hemisphere whose mask is missing would look empty.
+    failed |= {rec["roi"] for rec in chosen if rec["id"] in inventory.absent}
     masks = [rec for rec in masks if rec["roi"] not in failed]
+
+    # Where they lie, by the surfaces themselves or by a volume.
     surfaces = {
         surface: {
             h: read_surface(by_id[surface_id(name, h, surface)]["absolute_path"])
@@ -220,7 +220,6 @@ def fetch_laion_surfaces(
         warn(f"{inventory.error} Everything selected is on disk; continuing offline.")
     files = [*geometry, *volume, *masks]
     report_versions(files, inventory, outcome.fetched)
-
     orientation = read_orientation(volume[0]["absolute_path"]) if volume else None
     meshes = make_meshes(surfaces, orientation)
     roi_masks = _read_masks(masks, meshes["pial"])
@@ -274,22 +273,20 @@ def _find_volume(
     NotCachedError, CorruptImageError
         If it is needed and unavailable.
     """
-    silent = [
+    without = [
         surface.file
         for name in IN_SCANNER
         for surface in surfaces[name].values()
         if surface.to_scanner is None
     ]
-    if not silent:
+    if not without:
         return []
     path = f"{FREESURFER}{subject}/mri/orig.mgz"
     volume = inventory.by_id.get(path)
     if volume and path not in inventory.absent:
         return [volume]
-    problem = (
-        f"{listed(silent, len(silent))} lack c_ras, by which they lie in the scanner"
-    )
-    settings = inventory.settings
+    settings, names = inventory.settings, listed(without, len(without))
+    problem = f"{names} lack c_ras, by which they lie in the scanner"
     if volume or inventory.is_cut_off:
         raise NotCachedError(
             f"{problem}; it is read from {path} then, which is not on disk in "

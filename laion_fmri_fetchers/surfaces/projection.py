@@ -154,13 +154,8 @@ def project_to_surface(
             "img holds labels, a mask or other whole numbers, which "
             "interpolation='linear' averages; 'nearest_most_frequent' keeps them."
         )
-    to_voxel = np.linalg.inv(image.affine)
-    voxels = np.concatenate(
-        [
-            apply_affine(to_voxel, part.coordinates)
-            for part in surfaces.white.parts.values()
-        ]
-    )
+    vertices = [part.coordinates for part in surfaces.white.parts.values()]
+    voxels = apply_affine(np.linalg.inv(image.affine), np.concatenate(vertices))
     if not np.any(np.all((voxels >= 0) & (voxels < image.shape[:3]), axis=1)):
         raise InvalidQueryError(
             f"img holds no part of the cortex of {surfaces.subject}; it must be in the "
