@@ -7,6 +7,7 @@ from its files with nibabel, c_ras from their text, and not with the package.
 from __future__ import annotations
 
 import gzip
+import os
 import re
 import shutil
 import warnings
@@ -38,11 +39,6 @@ from laion_fmri_fetchers.exceptions import (
 
 SURF = "derivatives/freesurfer/sub-01/surf"
 ORIG = "derivatives/freesurfer/sub-01/mri/orig.mgz"
-GEOMETRY = {
-    f"{SURF}/{hemi}.{surface}"
-    for hemi in ("lh", "rh")
-    for surface in ("white", "pial", "inflated", "sphere.reg")
-}
 ROOT = {"README", "dataset_description.json", "participants.tsv", "participants.json"}
 SIDES = {"left": ("lh", "L"), "right": ("rh", "R")}
 SLOPES, OFFSET = np.array([0.5, -0.25, 0.125]), 7.0
@@ -102,6 +98,14 @@ def linear_volume(n_volumes=None):
 
 
 @pytest.fixture
+def geometry(bucket_folder):
+    """The keys of the surfaces of sub-01, and of the depth of sulci."""
+    names = ("white", "pial", "inflated", "sphere.reg", "sulc")
+    keys = {f"{SURF}/{hemi}.{name}" for hemi in ("lh", "rh") for name in names}
+    return {key for key in keys if (bucket_folder / key).exists()}
+
+
+@pytest.fixture
 def surfaces(server, data_dir):
     return fetch("sub-01", rois=["face", "V1"])
 
@@ -120,22 +124,26 @@ def replace(server, bucket_folder):
 
     yield replace
     for key in keys:
-        server.put(key, (bucket_folder / key).read_bytes())
+        file = bucket_folder / key
+        if file.exists():
+            server.put(key, file.read_bytes())
+        else:
+            server.delete(key)
 
 
 # --- What is fetched -------------------------------------------------------------
 
 
 def test_only_the_surfaces_and_masks_asked_for_are_downloaded(
-    server, data_dir, bucket_folder
+    server, data_dir, bucket_folder, geometry
 ):
     surfaces = fetch("sub-01", rois=["face", "MT"])
 
     face = r"(FFA-1|FFA-2|OFA|pSTS-faces)"  # sub-01 lacks the two anterior patches
     masks = masks_of(bucket_folder, face) | masks_of(bucket_folder, "MT")
     assert len(masks) == 10
-    assert gets(server) == GEOMETRY | masks | ROOT
-    assert {meta["key"] for meta in surfaces.files_meta} == GEOMETRY | masks
+    assert gets(server) == geometry | masks | ROOT
+    assert {meta["key"] for meta in surfaces.files_meta} == geometry | masks
     assert surfaces.files == [meta["absolute_path"] for meta in surfaces.files_meta]
     assert set(surfaces.roi_masks) == {"FFA1", "FFA2", "OFA", "pSTSfaces", "MT"}
     listed = {query for _, key, query in server.requests if not key}
@@ -143,16 +151,16 @@ def test_only_the_surfaces_and_masks_asked_for_are_downloaded(
     assert "pial         PolyMesh of 2400 vertices" in repr(surfaces)
 
 
-def test_files_are_downloaded_once_and_by_overwrite_again(server, data_dir):
+def test_files_are_downloaded_once_and_by_overwrite_again(server, data_dir, geometry):
     surfaces = fetch(1, rois=None)
-    assert gets(server) == GEOMETRY | ROOT
+    assert gets(server) == geometry | ROOT
     assert surfaces.roi_masks == {}
     assert surfaces.query == {"subjects": ["sub-01"], "rois": []}
     server.reset()
     fetch(1, rois=None)
     assert gets(server) == set()
     fetch(1, rois=None, mode="overwrite")
-    assert gets(server) == GEOMETRY
+    assert gets(server) == geometry
     assert set(verify_cache(verbose=0)["status"]) == {"ok"}
 
 
@@ -638,6 +646,33 @@ def test_a_damaged_surface_is_named(surfaces, data_dir, damage):
     match = rf"{re.escape(name)} cannot be read.*verify --repair"
     with pytest.raises(CorruptImageError, match=match):
         fetch("sub-01", rois=None, mode="offline")
+
+
+def test_the_depth_of_sulci_is_an_image_on_the_mesh(server, data_dir, replace):
+    white = fetch("sub-01", rois=None).white.parts
+    depth = {side: np.linspace(-1, 1, len(white[side].coordinates)) for side in SIDES}
+    for side, (hemi, _) in SIDES.items():
+        file = data_dir / "sulc"
+        nib.freesurfer.write_morph_data(file, depth[side])
+        replace(f"{SURF}/{hemi}.sulc", file.read_bytes())
+        file.unlink()
+    surfaces = fetch("sub-01", rois=None, mode="overwrite")
+    assert surfaces.sulc.mesh is surfaces.pial
+    for side in SIDES:
+        values = surfaces.sulc.data.parts[side]
+        assert values.dtype == np.float32
+        np.testing.assert_allclose(values, depth[side], atol=1e-6)
+    (file,) = (file for file in surfaces.files if file.endswith("lh.sulc"))
+    shutil.copy(file.replace("lh.", "rh."), file)
+    with pytest.raises(CorruptImageError, match=r"lh\.sulc.* 1197 vertices"):
+        fetch("sub-01", rois=None, mode="offline")
+    os.unlink(file)
+    with pytest.raises(NotCachedError, match=r"lh\.sulc"):
+        fetch("sub-01", rois=None, mode="offline")
+    for hemi in ("lh", "rh"):
+        replace(f"{SURF}/{hemi}.sulc", None)
+    shutil.rmtree(data_dir)
+    assert fetch("sub-01", rois=None).sulc is None
 
 
 def test_surfaces_and_masks_that_do_not_fit_are_named(surfaces, data_dir):

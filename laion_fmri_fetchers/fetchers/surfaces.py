@@ -43,9 +43,9 @@ from laion_fmri_fetchers.surfaces.files import (
     IN_SCANNER,
     Surface,
     make_meshes,
-    read_mask,
     read_orientation,
     read_surface,
+    read_values,
 )
 
 from .choose import choose_rois, leave_out_absent
@@ -70,7 +70,7 @@ def fetch_laion_surfaces(
 ) -> Bunch:
     """Fetch the cortical surfaces of a subject, and ROI masks on them.
 
-    Of FreeSurfer's reconstruction, eight files are downloaded, some 50 MB; the volume
+    Of FreeSurfer's reconstruction, ten files are downloaded, some 50 MB; the volume
     ``mri/orig.mgz`` only if the surfaces do not say where they lie in the scanner.
 
     Parameters
@@ -100,6 +100,9 @@ def fetch_laion_surfaces(
           Vertices of a hemisphere correspond. White and pial are in scanner
           coordinates, in mm, as the images of the subject in T1w space are:
           FreeSurfer's c_ras is added. The others are as FreeSurfer has them.
+        - ``sulc``: :class:`nilearn.surface.SurfaceImage` of float32, on the pial mesh:
+          the depth of sulci as FreeSurfer has it, as ``bg_map`` of nilearn's plots;
+          None where the bucket lacks it.
         - ``roi_masks``: dict, ROI -> :class:`nilearn.surface.SurfaceImage` of bool, on
           the pial mesh; all False in a hemisphere for which the bucket has no mask.
         - ``subject``: str.
@@ -169,8 +172,12 @@ def fetch_laion_surfaces(
     check_subjects([name], inventory, named=True)
     by_id = inventory.by_id
 
-    # The surfaces, which are all needed.
+    # The surfaces, which are all needed, and the depth of sulci, if there is any.
     ids = [surface_id(name, h, surface) for surface in SURFACES for h in HEMISPHERES]
+    sulc_ids = {h: surface_id(name, h, "sulc") for h in HEMISPHERES}
+    has_sulc = all(path in by_id for path in sulc_ids.values())
+    if has_sulc:
+        ids += sulc_ids.values()
     missing = [path for path in ids if path not in by_id or path in inventory.absent]
     if missing:
         inventory.refuse(
@@ -222,15 +229,27 @@ def fetch_laion_surfaces(
     report_versions(files, inventory, outcome.fetched)
     orientation = read_orientation(volume[0]["absolute_path"]) if volume else None
     meshes = make_meshes(surfaces, orientation)
-    roi_masks = _read_masks(masks, meshes["pial"])
-    n_vertices = [len(part.coordinates) for part in meshes["pial"].parts.values()]
+    pial = meshes["pial"]
+    sulc = None
+    if has_sulc:
+        depth = {h: by_id[path]["absolute_path"] for h, path in sulc_ids.items()}
+        sulc = _read_image(depth, pial)
+    files_of: dict[str, dict[str, str]] = {}
+    for rec in masks:
+        of_roi = files_of.setdefault(rec["roi"], {})
+        of_roi[HEMISPHERE_OF[rec["hemi"]]] = rec["absolute_path"]
+    roi_masks = {
+        roi: _read_image(of_roi, pial, is_mask=True) for roi, of_roi in files_of.items()
+    }
+    n_vertices = " + ".join(f"{len(p.coordinates):,}" for p in pial.parts.values())
     tell(
-        f"Surfaces of {name}, {' + '.join(f'{n:,}' for n in n_vertices)} vertices, and "
+        f"Surfaces of {name}, {n_vertices} vertices, and "
         f"{counted(len(roi_masks), 'ROI')} in {settings.data_dir}",
         settings.verbose,
     )
     return Result(
         **{surface.replace(".", "_"): mesh for surface, mesh in meshes.items()},
+        sulc=sulc,
         roi_masks=roi_masks,
         subject=name,
         files=[rec["absolute_path"] for rec in files],
@@ -298,15 +317,14 @@ def _find_volume(
     )
 
 
-def _read_masks(masks: list[Record], mesh: Any) -> dict[str, Any]:
-    """Return the ROIs as images on a mesh, empty where a hemisphere has no mask."""
+def _read_image(files: dict[str, str], mesh: Any, is_mask: bool = False) -> Any:
+    """Return an image on a mesh of files by hemisphere; zeros where there is none."""
     from nilearn.surface import SurfaceImage
 
-    n_vertices = {h: len(part.coordinates) for h, part in mesh.parts.items()}
-    parts: dict[str, dict[str, np.ndarray]] = {}
-    for rec in masks:
-        empty = {h: np.zeros(n, dtype=bool) for h, n in n_vertices.items()}
-        of_roi = parts.setdefault(rec["roi"], empty)
-        h = HEMISPHERE_OF[rec["hemi"]]
-        of_roi[h] = read_mask(rec["absolute_path"], n_vertices[h])
-    return {roi: SurfaceImage(mesh, of_roi) for roi, of_roi in parts.items()}
+    parts = {}
+    for hemisphere, part in mesh.parts.items():
+        values = np.zeros(len(part.coordinates), np.float32)
+        if hemisphere in files:
+            values = read_values(files[hemisphere], len(values))
+        parts[hemisphere] = values > 0 if is_mask else values
+    return SurfaceImage(mesh, parts)

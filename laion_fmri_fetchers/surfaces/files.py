@@ -106,23 +106,27 @@ def read_orientation(file: str | os.PathLike) -> np.ndarray:
         return transform
 
 
-def read_mask(file: str | os.PathLike, n_vertices: int) -> np.ndarray:
-    """Read a mask of the vertices of a hemisphere from a GIFTI file, as bool.
+def read_values(file: str | os.PathLike, n_vertices: int) -> np.ndarray:
+    """Read a value per vertex of a hemisphere: of a GIFTI file, or of ``lh.sulc``.
 
     Raises
     ------
     CorruptImageError
         If the file is damaged, or of another number of vertices.
     """
-    with _naming(os.fspath(file), _REPAIR):
-        image: Any = nib.load(file)
-        values = np.asarray(image.agg_data())
+    file = os.fspath(file)
+    with _naming(file, _REPAIR):
+        if file.endswith(".gii"):
+            image: Any = nib.load(file)
+            values = np.asarray(image.agg_data())
+        else:
+            values = nib.freesurfer.read_morph_data(file).astype(np.float32)
         if values.shape != (n_vertices,):
             raise ValueError(
                 f"it has values of shape {values.shape}, and its hemisphere has "
                 f"{n_vertices} vertices"
             )
-        return values > 0
+        return values
 
 
 def make_meshes(

@@ -123,8 +123,13 @@ def project_to_surface(
 
         surfaces = fetch_laion_surfaces("sub-01", rois="face")
         ceiling = data.noise_ceilings["sub-01"]["Allrep"]
-        on_cortex = project_to_surface(ceiling, surfaces)
-        plot_surf(surfaces.inflated, surf_map=on_cortex, hemi="right", view="ventral")
+        plot_surf(
+            surfaces.inflated,
+            surf_map=project_to_surface(ceiling, surfaces),
+            bg_map=surfaces.sulc,
+            hemi="right",
+            view="ventral",
+        )
 
     Mean over subjects, on fsaverage::
 
