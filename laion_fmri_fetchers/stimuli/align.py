@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from sklearn.utils import Bunch
 
-from laion_fmri_fetchers.arrays.rows import labels_of, positions_of
 from laion_fmri_fetchers.exceptions import InvalidQueryError, did_you_mean
 from laion_fmri_fetchers.messages import counted, listed, warn
+from laion_fmri_fetchers.query.rows import labels_of, positions_of
 
 from .archive import load_stimuli
 

@@ -14,9 +14,9 @@ import numpy as np
 import pandas as pd
 from sklearn.utils import Bunch
 
-from laion_fmri_fetchers.arrays.rows import check_rows, labels_of, table_of
 from laion_fmri_fetchers.exceptions import InvalidQueryError
 from laion_fmri_fetchers.messages import counted, listed
+from laion_fmri_fetchers.query.rows import check_rows, labels_of, table_of
 
 from .align import embeddings_of_model, find_rows
 from .archive import (

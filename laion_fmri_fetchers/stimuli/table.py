@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from laion_fmri_fetchers.arrays.rows import labels_of
 from laion_fmri_fetchers.cache.files import readable
 from laion_fmri_fetchers.cache.tables import Flaw, decoded, report_flaws
 from laion_fmri_fetchers.exceptions import CorruptImageError, InvalidQueryError
@@ -22,6 +21,7 @@ from laion_fmri_fetchers.layout.names import none_if_null
 from laion_fmri_fetchers.layout.trees import stimulus_image
 from laion_fmri_fetchers.messages import listed, warn
 from laion_fmri_fetchers.query.filters import ResultFilter, as_filter, is_empty
+from laion_fmri_fetchers.query.rows import labels_of
 from laion_fmri_fetchers.query.term_checks import check_fields, check_terms
 
 # Columns of ours; those that a table has by these names get a prefix.
