@@ -23,7 +23,7 @@ demo = serve_demo(subjects=["sub-01", "sub-03"], n_sessions=1)
 # Surfaces of a subject
 # ---------------------
 #
-# `fetch_laion_surfaces` downloads eight files of FreeSurfer's reconstruction, and masks
+# `fetch_laion_surfaces` downloads ten files of FreeSurfer's reconstruction, and masks
 # of regions on them. White and pial surface are in the coordinates of the volumes.
 
 from laion_fmri_fetchers import fetch_laion_fmri, fetch_laion_surfaces
@@ -53,6 +53,7 @@ for ax, (hemi, view) in zip(axes, views.items(), strict=True):
     plot_surf(
         surfaces.inflated,
         surf_map=ceiling,
+        bg_map=surfaces.sulc,
         hemi=hemi,
         view=view,
         cmap="inferno",

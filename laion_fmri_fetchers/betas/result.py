@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import errno
 import json
 import os
 from collections.abc import Iterable
@@ -362,7 +363,8 @@ def read_betas(path: str | os.PathLike) -> Betas:
             f"There is no file {file} that the method save of betas could have written."
         ) from error
     except (*DAMAGED, IndexError) as error:
-        if isinstance(error, OSError) and error.errno:
+        # Where an altered archive names a place before its beginning, it is EINVAL.
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise
         reason = str(error) or type(error).__name__
         raise CorruptImageError(

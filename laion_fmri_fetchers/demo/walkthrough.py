@@ -152,9 +152,9 @@ def _draw_rois(data: Any, subject: str, file: Path) -> None:
 def _stimuli(server: Any, figure: Path) -> None:
     """Request access, fetch, and draw stimuli and responses."""
     from laion_fmri_fetchers.access.account import request_stimulus_access
-    from laion_fmri_fetchers.arrays.pictures import load_stimuli
     from laion_fmri_fetchers.betas.load import load_betas
     from laion_fmri_fetchers.fetchers.stimuli import fetch_laion_stimuli
+    from laion_fmri_fetchers.stimuli.archive import load_stimuli
 
     from . import serve_access
 

@@ -1,12 +1,4 @@
-"""What fetchers of stimuli returned, in the order of trials.
-
-A source is told by the keys of its Bunch; each kind has images, and rows for them::
-
-    align ─┬─ rows.labels_of
-           ├─ images_of ────────▶ the images of a source
-           ├─ rows.positions_of ▶ which of them each trial shows
-           └─ _embeddings, _pictures, _captions, _segmentations, _metadata
-"""
+"""What fetchers of stimuli returned, in the order of trials."""
 
 from __future__ import annotations
 
@@ -14,15 +6,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from sklearn.utils import Bunch
 
 from laion_fmri_fetchers.exceptions import InvalidQueryError, did_you_mean
 from laion_fmri_fetchers.messages import counted, listed, warn
 from laion_fmri_fetchers.query.rows import labels_of, positions_of
 
-from .pictures import load_stimuli
+from .archive import load_stimuli
 
+# A key of a Bunch -> what the Bunch is; the first that is there counts.
 _KINDS = {
     "embeddings": "embeddings",
     "captions": "captions",
@@ -30,7 +22,6 @@ _KINDS = {
     "archive": "stimuli",
     "metadata": "metadata",
 }
-"""A key of a Bunch -> what the Bunch is; the first that is there counts."""
 
 
 def align(
@@ -40,7 +31,7 @@ def align(
     model: str | None = None,
     size: int | tuple[int, int] | None = None,
 ) -> Any:
-    """Return what is known of images in the order of trials.
+    """Align features or stimuli to trials.
 
     Parameters
     ----------
@@ -95,29 +86,43 @@ def align(
         X = align(betas.trials, clip)  # X[i] is of the image of betas.data[i]
     """
     labels = labels_of(trials)
-    kind = kind_of(source)
-    rows = positions_of(labels, images_of(source), kind)
+    kind, rows = find_rows(labels, source, tuple(_KINDS.values()))
     if kind == "embeddings":
-        return _embeddings(source, chosen_model(source, model), rows)
+        return embeddings_of_model(source, model, rows)[rows]
     if kind == "stimuli":
-        return _pictures(source, rows, size)
+        distinct, row_of = np.unique(rows, return_inverse=True)
+        shown = Bunch(**{**source, "metadata": source["metadata"].iloc[distinct]})
+        pictures: Any = load_stimuli(shown, size=size)
+        return pictures[row_of]
     if kind == "captions":
-        texts = captions_of(source["captions"], source["image_names"])
-        return [list(texts[row]) for row in rows]
+        texts = source["captions"].groupby("image_name")["caption"].agg(list)
+        return [list(texts.get(label, [])) for label in labels]
     if kind == "segmentations":
-        parts = dict(tuple(source["segmentations"].groupby("image_name", sort=False)))
-        none = source["segmentations"].iloc[:0]
-        return [parts.get(label, none).reset_index(drop=True) for label in labels]
+        masks = source["segmentations"]
+        of_image = dict(iter(masks.groupby("image_name")))
+        parts = [of_image.get(label, masks[:0]) for label in labels]
+        return [part.reset_index(drop=True) for part in parts]
     return source["metadata"].iloc[rows]
 
 
-def kind_of(source: Any, allowed: Sequence[str] = tuple(_KINDS.values())) -> str:
-    """Return which fetcher made a Bunch: ``"embeddings"``, ``"stimuli"`` ...
+def find_rows(
+    labels: np.ndarray, source: Any, allowed: Sequence[str]
+) -> tuple[str, np.ndarray]:
+    """Return what a Bunch is, and which of its images each trial shows.
+
+    Parameters
+    ----------
+    labels : numpy.ndarray of str
+        The label of each trial.
+    source : :class:`sklearn.utils.Bunch`
+        What a fetcher of stimuli returned.
+    allowed : sequence of str
+        What it may be: ``"embeddings"``, ``"stimuli"`` ...
 
     Raises
     ------
     InvalidQueryError
-        If none did, or one that is not allowed.
+        If it is something else, or lacks an image of the trials.
     """
     keys = list(source) if isinstance(source, dict) else []
     kind = next((kind for key, kind in _KINDS.items() if key in keys), "")
@@ -129,24 +134,20 @@ def kind_of(source: Any, allowed: Sequence[str] = tuple(_KINDS.values())) -> str
             f"{given} was given in place of {' or '.join(allowed)}; pass what the "
             "fetcher of these returned"
         )
-    return kind
+    names = source["image_names"] if "image_names" in keys else source["metadata"].index
+    return kind, positions_of(labels, list(names), kind)
 
 
-def images_of(source: Bunch) -> list[str]:
-    """Return the images of a Bunch, in the order of its rows."""
-    if "image_names" in source:
-        return source["image_names"]
-    return list(labels_of(source["metadata"]))
-
-
-def chosen_model(source: Bunch, model: str | None = None) -> str:
-    """Return the model whose embeddings are meant.
+def embeddings_of_model(
+    source: Bunch, model: str | None, rows: np.ndarray
+) -> np.ndarray:
+    """Return the embeddings of a model; warn of those of rows that are not valid.
 
     Raises
     ------
     InvalidQueryError
-        If there are several and none is named, it is not one of them, or there is not
-        one row per image.
+        If there are several models and none is named, it is not one of them, or there
+        is not one row per image.
     """
     models = {str(name).lower(): str(name) for name in source["embeddings"]}
     names = list(models.values())
@@ -166,39 +167,8 @@ def chosen_model(source: Bunch, model: str | None = None) -> str:
                 f"{key}[{chosen!r}] has {counted(len(source[key][chosen]), 'row')}, "
                 f"but image_names {counted(n_images, 'image')}; cut all keys alike"
             )
-    return chosen
-
-
-def captions_of(
-    captions: pd.DataFrame, image_names: Sequence[str], source: str | None = None
-) -> list[tuple[str, ...]]:
-    """Return the captions of each image, in the order of the table.
-
-    Parameters
-    ----------
-    captions : pandas.DataFrame
-        Of `fetch_laion_captions`.
-    image_names : sequence of str
-        The images.
-    source : {"human", "ai"}, optional
-        Only captions by these.
-
-    Returns
-    -------
-    list of tuple of str
-        Empty for an image without captions.
-    """
-    if source is not None:
-        captions = captions[captions["source"] == source]
-    texts: dict[str, list[str]] = {}
-    for name, text in zip(captions["image_name"], captions["caption"], strict=True):
-        texts.setdefault(name, []).append(text)
-    return [tuple(texts.get(name, ())) for name in image_names]
-
-
-def _embeddings(source: Bunch, model: str, rows: np.ndarray) -> np.ndarray:
-    warn_of_invalid(source, model, rows)
-    return source["embeddings"][model][rows]
+    warn_of_invalid(source, chosen, rows)
+    return source["embeddings"][chosen]
 
 
 def warn_of_invalid(source: Bunch, model: str, rows: np.ndarray) -> None:
@@ -210,13 +180,3 @@ def warn_of_invalid(source: Bunch, model: str, rows: np.ndarray) -> None:
             f"{model} gave no valid embedding of {counted(len(names), 'image')} "
             f"({listed(names, 3)}); valid of the source tells which."
         )
-
-
-def _pictures(
-    source: Bunch, rows: np.ndarray, size: int | tuple[int, int] | None
-) -> np.ndarray:
-    distinct, row_of = np.unique(rows, return_inverse=True)
-    chosen = Bunch(**{**source, "metadata": source["metadata"].iloc[distinct]})
-    pictures = load_stimuli(chosen, size=size)
-    assert isinstance(pictures, np.ndarray)  # an iterator only with a batch size
-    return pictures[row_of]

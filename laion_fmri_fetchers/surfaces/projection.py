@@ -1,9 +1,4 @@
-"""Volumes projected to a subject's cortex, and from there to fsaverage.
-
-project_to_surface ─┬─ templates.load_template ─▶ _nearest_vertices
-                    ├─ _open ─▶ _blocks              a few volumes at a time
-                    └─ _project ─▶ nilearn.surface.vol_to_surf, between white and pial
-"""
+"""Volumes projected to a subject's cortex, and from there to fsaverage."""
 
 from __future__ import annotations
 
@@ -15,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
+from nibabel.affines import apply_affine
 from sklearn.utils import Bunch
 
 from laion_fmri_fetchers.exceptions import InvalidQueryError, did_you_mean
@@ -29,34 +25,26 @@ from laion_fmri_fetchers.messages import can_draw, progress_bar, warn
 from laion_fmri_fetchers.query.arguments import check_mode, check_verbose, user_path
 from laion_fmri_fetchers.volumes import iter_volumes, read_header, scaled
 
-from .geometry import moved
-from .templates import TEMPLATES, load_template
+from .files import TEMPLATES, load_template
 
 if TYPE_CHECKING:
     from nilearn.surface import SurfaceImage
 
-_TARGETS = ("fsnative", *TEMPLATES)
-
-_INTERPOLATIONS = ("linear", "nearest_most_frequent")
-
+# Volumes projected at once. Where the vertices lie among the voxels is computed for
+# each block; nilearn takes some 40 MB of memory per volume and 150,000 vertices.
 _BLOCK = 4
-"""Volumes projected at once. Where the vertices lie among the voxels is computed for
-each block; nilearn takes some 40 MB of memory per volume and 150,000 vertices."""
 
-
+# As vol_to_surf of nilearn has it by default.
 _N_DEPTHS = 10
-"""As vol_to_surf of nilearn has by default."""
 
 
-class _Volumes(NamedTuple):
+class _Image(NamedTuple):
     """An image of which a volume is read at a time."""
 
     shape: tuple[int, ...]
     affine: np.ndarray
-    volumes: Iterator[np.ndarray]
-    """Each valid until the next."""
-    are_labels: bool
-    """Whether values are names of something, so that their mean means nothing."""
+    volumes: Iterator[np.ndarray]  # each valid until the next
+    has_labels: bool  # whether values name something, so that a mean means nothing
 
 
 def project_to_surface(
@@ -135,8 +123,13 @@ def project_to_surface(
 
         surfaces = fetch_laion_surfaces("sub-01", rois="face")
         ceiling = data.noise_ceilings["sub-01"]["Allrep"]
-        on_cortex = project_to_surface(ceiling, surfaces)
-        plot_surf(surfaces.inflated, surf_map=on_cortex, hemi="right", view="ventral")
+        plot_surf(
+            surfaces.inflated,
+            surf_map=project_to_surface(ceiling, surfaces),
+            bg_map=surfaces.sulc,
+            hemi="right",
+            view="ventral",
+        )
 
     Mean over subjects, on fsaverage::
 
@@ -146,52 +139,53 @@ def project_to_surface(
             surfaces = fetch_laion_surfaces(subject, rois=None)
             maps.append(project_to_surface(ceiling, surfaces, target="fsaverage5"))
     """
-    _check_arguments(surfaces, target, interpolation)
-    mode = check_mode(mode)
-    verbose = check_verbose(verbose)
-    volumes = _open(img, surfaces.subject)
-    if interpolation == "linear" and volumes.are_labels:
-        warn(
-            "img holds labels, a mask or other whole numbers, which "
-            "interpolation='linear' averages; 'nearest_most_frequent' keeps them."
-        )
-    _check_overlap(volumes, surfaces)
-    if target == "fsnative":
-        mesh, nearest = surfaces.pial, None
-    else:
-        template = load_template(target, mode)
-        mesh, nearest = template.mesh, _nearest_vertices(surfaces, template.spheres)
-    values = _project(volumes, surfaces, interpolation, nearest, verbose)
-
-    from nilearn.surface import SurfaceImage
-
-    return SurfaceImage(mesh, values)
-
-
-def _check_arguments(surfaces: object, target: object, interpolation: object) -> None:
     if not (hasattr(surfaces, "sphere_reg") and hasattr(surfaces, "subject")):
         raise InvalidQueryError(
             f"surfaces is a {type(surfaces).__name__}; it must be the Bunch that "
             "fetch_laion_surfaces returned"
         )
     for name, value, valid in (
-        ("target", target, _TARGETS),
-        ("interpolation", interpolation, _INTERPOLATIONS),
+        ("target", target, ("fsnative", *TEMPLATES)),
+        ("interpolation", interpolation, ("linear", "nearest_most_frequent")),
     ):
         if value not in valid:
             raise InvalidQueryError(
                 f"{name} is {value!r}; {did_you_mean(value, valid).rstrip('.')}"
             )
+    mode, verbose = check_mode(mode), check_verbose(verbose)
+    image = _open_image(img, surfaces.subject)
+    if interpolation == "linear" and image.has_labels:
+        warn(
+            "img holds labels, a mask or other whole numbers, which "
+            "interpolation='linear' averages; 'nearest_most_frequent' keeps them."
+        )
+    vertices = [part.coordinates for part in surfaces.white.parts.values()]
+    voxels = apply_affine(np.linalg.inv(image.affine), np.concatenate(vertices))
+    if not np.any(np.all((voxels >= 0) & (voxels < image.shape[:3]), axis=1)):
+        raise InvalidQueryError(
+            f"img holds no part of the cortex of {surfaces.subject}; it must be in the "
+            "T1w space of the subject"
+        )
+    mesh, spheres = surfaces.pial, None
+    if target != "fsnative":
+        mesh, spheres = load_template(target, mode)
+
+    from nilearn.surface import SurfaceImage
+
+    values = _project(image, surfaces, interpolation, mesh, spheres, verbose)
+    return SurfaceImage(mesh, values)
 
 
-# --- The image -------------------------------------------------------------------
-
-
-def _open(img: Any, subject: str) -> _Volumes:
+def _open_image(img: Any, subject: str) -> _Image:
     """Return the volumes of an image, in memory or on disk."""
     is_path = isinstance(img, (str, os.PathLike))
-    file = user_path(img, "img") if is_path else _file_of(img)
-    extra = {} if is_path else img.extra  # of to_img
+    if not is_path and not isinstance(img, nib.spatialimages.SpatialImage):
+        raise InvalidQueryError(
+            f"img is a {type(img).__name__}; give the path of a NIfTI file or an image "
+            "of nibabel, such as nilearn's functions return"
+        )
+    file = user_path(img, "img") if is_path else img.get_filename() or ""
+    extra = {} if is_path else img.extra  # what to_img of betas says of them
     name = os.path.basename(file)
     of_subject = subject_of_name(name) if file else extra.get("subject")
     if of_subject not in (None, subject):
@@ -201,127 +195,81 @@ def _open(img: Any, subject: str) -> _Volumes:
         )
     if is_path and not os.path.exists(file):
         raise InvalidQueryError(f"img is {file!r}, which does not exist")
-    suffix = record_of_path(name)["suffix"]
     if is_path or (nib.is_proxy(img.dataobj) and is_nifti_name(file)):
         header = read_header(file)
+        shape = header.nifti.get_data_shape()
+        affine = header.affine if is_path else img.affine
         is_scaled = (header.slope, header.inter) != (1, 0)
         dtype = np.dtype(float) if is_scaled else header.dtype
-        shape = header.nifti.get_data_shape()
         volumes = (
             scaled(header, volume, "float32").reshape(header.shape, order="F")
             for volume in iter_volumes(header)
         )
-        affine = header.affine if is_path else img.affine
-        return _Volumes(shape, affine, volumes, _are_labels(suffix, dtype))
-    data = np.asanyarray(img.dataobj)
-    if data.ndim not in (3, 4) or data.dtype.kind not in "biuf":
-        raise InvalidQueryError(
-            f"img is {data.dtype} of shape {data.shape}; it must hold real numbers in "
-            "3 or 4 dimensions"
+    else:
+        data = np.asanyarray(img.dataobj)
+        shape, affine = data.shape, img.affine
+        if data.ndim not in (3, 4) or data.dtype.kind not in "biuf":
+            raise InvalidQueryError(
+                f"img is {data.dtype} of shape {shape}; it must hold real numbers in "
+                "3 or 4 dimensions"
+            )
+        dtype = extra.get("dtype", data.dtype)
+        inside = extra.get("inside", True)  # elsewhere, betas have no values
+        frames = data[..., None] if data.ndim == 3 else data
+        volumes = (
+            np.where(inside, frames[..., i], np.nan).astype(np.float32)
+            for i in range(frames.shape[3])
         )
-    frames = data[..., None] if data.ndim == 3 else data
-    inside = extra.get("inside", True)  # elsewhere, betas have no values
-    each = (
-        np.where(inside, frames[..., i], np.nan).astype(np.float32)
-        for i in range(frames.shape[3])
-    )
-    dtype = extra.get("dtype", data.dtype)
-    return _Volumes(data.shape, img.affine, each, _are_labels(suffix, dtype))
-
-
-def _are_labels(suffix: str | None, dtype: np.dtype) -> bool:
-    """Return whether values are labels, by a file's suffix or else by their type."""
-    if suffix is None:
-        return dtype.kind in "biu"
-    return interpolation_for({"suffix": suffix}, "linear") == "nearest"
-
-
-def _file_of(img: Any) -> str:
-    """Return the file of an image, "" for one that was made in memory."""
-    if not isinstance(img, nib.spatialimages.SpatialImage):
-        raise InvalidQueryError(
-            f"img is a {type(img).__name__}; give the path of a NIfTI file or an image "
-            "of nibabel, such as nilearn's functions return"
-        )
-    return img.get_filename() or ""
-
-
-def _check_overlap(volumes: _Volumes, surfaces: Bunch) -> None:
-    """Raise for an image that holds no part of the cortex."""
-    to_voxel = np.linalg.inv(volumes.affine)
-    for hemisphere in HEMISPHERES:
-        voxels = moved(surfaces.white.parts[hemisphere].coordinates, to_voxel)
-        if np.any(np.all((voxels >= 0) & (voxels < volumes.shape[:3]), axis=1)):
-            return
-    raise InvalidQueryError(
-        f"img holds no part of the cortex of {surfaces.subject}; it must be in the T1w "
-        "space of the subject"
-    )
-
-
-# --- Projection ------------------------------------------------------------------
+    suffix = record_of_path(name)["suffix"]
+    has_labels = dtype.kind in "biu"
+    if suffix is not None:
+        has_labels = interpolation_for({"suffix": suffix}, "linear") == "nearest"
+    return _Image(shape, affine, volumes, has_labels)
 
 
 def _project(
-    volumes: _Volumes,
+    image: _Image,
     surfaces: Bunch,
     interpolation: str,
-    nearest: dict[str, np.ndarray] | None,
+    mesh: Any,
+    spheres: dict[str, np.ndarray] | None,
     verbose: int,
 ) -> dict[str, np.ndarray]:
-    """Return values by hemisphere: per vertex, or vertices x volumes."""
-    is_3d = len(volumes.shape) == 3
-    n_volumes = 1 if is_3d else volumes.shape[3]
-    values = {
-        h: np.empty((_n_targets(surfaces, nearest, h), n_volumes), np.float32)
-        for h in HEMISPHERES
-    }
+    """Return values on a mesh by hemisphere: per vertex, or vertices x volumes."""
+    n_volumes = image.shape[3] if len(image.shape) == 4 else 1
+    values: dict[str, np.ndarray] = {}
+    vertices: dict[str, Any] = {}
+    for h in HEMISPHERES:
+        values[h] = np.empty((len(mesh.parts[h].coordinates), n_volumes), np.float32)
+        vertices[h] = slice(None)
+        if spheres:
+            sphere = surfaces.sphere_reg.parts[h].coordinates
+            vertices[h] = _nearest(sphere, spheres[h])
+    sample = _sample_linear if interpolation == "linear" else _sample_most_frequent
     bar = progress_bar(
         total=n_volumes,
         desc="Projecting",
         unit="volume",
         disable=not (verbose and n_volumes > _BLOCK and can_draw()),
     )
-    with bar:
-        for start, block in _blocks(volumes):
-            n_block = block.shape[3]
-            for h, of_hemisphere in values.items():
-                sampled = _sample(block, volumes.affine, surfaces, h, interpolation)
-                of_hemisphere[:, start : start + n_block] = (
-                    sampled if nearest is None else sampled[nearest[h]]
-                )
-            bar.update(n_block)
-    return {h: v[:, 0] if is_3d else v for h, v in values.items()}
-
-
-def _n_targets(
-    surfaces: Bunch, nearest: dict[str, np.ndarray] | None, hemisphere: str
-) -> int:
-    if nearest is not None:
-        return len(nearest[hemisphere])
-    return len(surfaces.pial.parts[hemisphere].coordinates)
-
-
-def _blocks(volumes: _Volumes) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield where a block of volumes begins, and the block."""
     start = 0
-    # Volumes are copied one by one, as the next may overwrite the one before.
-    while copies := [np.array(volume) for volume in islice(volumes.volumes, _BLOCK)]:
-        yield start, np.stack(copies, axis=3)
-        start += len(copies)
+    with bar:
+        # Volumes are copied one by one, as the next may overwrite the one before.
+        # Asking for one more than there are compares the checksum of a file.
+        while volumes := [np.array(v) for v in islice(image.volumes, _BLOCK)]:
+            block, stop = np.stack(volumes, axis=3), start + len(volumes)
+            for h in HEMISPHERES:
+                sampled = sample(block, image.affine, surfaces, h)
+                values[h][:, start:stop] = sampled[vertices[h]]
+            bar.update(len(volumes))
+            start = stop
+    return values if len(image.shape) == 4 else {h: v[:, 0] for h, v in values.items()}
 
 
-def _sample(
-    block: np.ndarray,
-    affine: np.ndarray,
-    surfaces: Bunch,
-    hemisphere: str,
-    interpolation: str,
+def _sample_linear(
+    block: np.ndarray, affine: np.ndarray, surfaces: Bunch, hemisphere: str
 ) -> np.ndarray:
-    """Return volumes sampled at the vertices of a hemisphere: vertices x volumes."""
-    if interpolation == "nearest_most_frequent":
-        return _most_frequent(block, affine, surfaces, hemisphere)
-
+    """Return means between white and pial at the vertices: vertices x volumes."""
     from nilearn.surface import vol_to_surf
 
     def sample(values: np.ndarray) -> np.ndarray:
@@ -340,12 +288,11 @@ def _sample(
             return sample(block)
         # The mean of voxels that have a value, each by its share in the interpolation.
         weights = sample(has_value.astype(np.float32))
-        return sample(np.where(has_value, block, 0)) / np.where(
-            weights, weights, np.nan
-        )
+        weights[weights == 0] = np.nan
+        return sample(np.where(has_value, block, 0)) / weights
 
 
-def _most_frequent(
+def _sample_most_frequent(
     block: np.ndarray, affine: np.ndarray, surfaces: Bunch, hemisphere: str
 ) -> np.ndarray:
     """Return the most frequent value between white and pial: vertices x volumes.
@@ -356,7 +303,7 @@ def _most_frequent(
     outer = surfaces.pial.parts[hemisphere].coordinates
     inner = surfaces.white.parts[hemisphere].coordinates
     depths = np.linspace(0, 1, _N_DEPTHS)[:, None, None]
-    points = moved(outer + depths * (inner - outer), np.linalg.inv(affine))
+    points = apply_affine(np.linalg.inv(affine), outer + depths * (inner - outer))
     voxels = np.rint(points).astype(int)
     is_inside = np.all((voxels >= 0) & (voxels < block.shape[:3]), axis=-1)
     values = np.full((*is_inside.shape, block.shape[3]), np.nan, block.dtype)
@@ -368,20 +315,13 @@ def _most_frequent(
     return np.take_along_axis(values, counts.argmax(axis=0)[None], axis=0)[0]
 
 
-def _nearest_vertices(
-    surfaces: Bunch, spheres: dict[str, np.ndarray]
-) -> dict[str, np.ndarray]:
-    """Return, for each vertex of a template, the subject's vertex nearest to it."""
+def _nearest(sphere: np.ndarray, template: np.ndarray) -> np.ndarray:
+    """Return, for each point of a template's sphere, the nearest of a subject's."""
     from sklearn.neighbors import KDTree
 
-    nearest = {}
-    for hemisphere, sphere in spheres.items():
-        vertices = surfaces.sphere_reg.parts[hemisphere].coordinates
-        tree = KDTree(_unit(vertices))
-        nearest[hemisphere] = tree.query(_unit(sphere), return_distance=False)[:, 0]
-    return nearest
-
-
-def _unit(points: np.ndarray) -> np.ndarray:
-    """Return points of a sphere around the origin with the radius 1."""
-    return points / np.linalg.norm(points, axis=1, keepdims=True)
+    # Spheres around the origin, of whatever radius.
+    sphere, template = (
+        points / np.linalg.norm(points, axis=1, keepdims=True)
+        for points in (sphere, template)
+    )
+    return KDTree(sphere).query(template, return_distance=False)[:, 0]

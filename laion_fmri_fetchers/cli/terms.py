@@ -10,9 +10,8 @@ from functools import reduce
 from typing import Any
 
 from laion_fmri_fetchers.exceptions import InvalidQueryError
-
-from .filters import ResultFilter
-from .values import (
+from laion_fmri_fetchers.query.filters import ResultFilter
+from laion_fmri_fetchers.query.values import (
     GreaterOrEqual,
     GreaterThan,
     IsIn,
