@@ -15,7 +15,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 
 from laion_fmri_fetchers.query.arguments import user_path
@@ -23,7 +24,7 @@ from laion_fmri_fetchers.query.arguments import user_path
 from .anatomy import anatomical_files, freesurfer_files, roi_files
 from .brain import functional_brain
 from .facts import HELD_OUT, PARTICIPANTS
-from .formats import json_bytes, tsv_bytes
+from .formats import Files, json_bytes, table_bytes
 from .glm import session_files, subject_files
 from .labels import content_category, trial_tables
 from .localizers import localizer_files
@@ -122,57 +123,59 @@ def build_bucket(
     if any(folder.iterdir()):
         raise FileExistsError(f"{folder} is not empty.")
 
-    _write(folder, _root_files())
+    for key, data in _files(
+        subjects, n_sessions, held_out, n_trials, resolution, seed, model or {}
+    ):
+        path = folder / key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    return folder
+
+
+def _files(
+    subjects: Sequence[str],
+    n_sessions: int | Mapping[str, int],
+    held_out: Sequence[str],
+    n_trials: int,
+    resolution: float,
+    seed: int,
+    model: Mapping[str, str],
+) -> Files:
+    """Yield all files of the bucket."""
+    yield from _root_files()
     shown: set[str] = set()
     for subject in subjects:
         n_main = n_sessions if isinstance(n_sessions, int) else n_sessions[subject]
         tables = trial_tables(subject, n_main, held_out, n_trials, seed)
         brain = functional_brain(subject, resolution, seed)
-        _write(folder, roi_files(subject, brain, resolution))
-        _write(folder, anatomical_files(subject, brain, resolution))
-        _write(folder, freesurfer_files(subject, brain))
-        _write(folder, localizer_files(subject, brain, resolution, seed))
-        _write(folder, subject_files(subject, brain, list(tables), seed))
+        yield from roi_files(subject, brain, resolution)
+        yield from anatomical_files(subject, brain, resolution)
+        yield from freesurfer_files(subject, brain)
+        yield from localizer_files(subject, brain, resolution, seed)
+        yield from subject_files(subject, brain, list(tables), seed)
         for session, labels in tables.items():
-            files = session_files(subject, session, labels, brain, seed, model or {})
-            _write(folder, files)
+            yield from session_files(subject, session, labels, brain, seed, model)
             shown.update(labels)
-        if subject == subjects[0]:
-            for session in [s for s in ("ses-01", *held_out[:1]) if s in tables]:
-                labels = tables[session]
-                for files in (
-                    tedana_files(subject, session, brain, seed),
-                    raw_files(subject, session, labels, resolution, seed),
-                ):
-                    _write(folder, files if session == "ses-01" else _first(files))
-    _write(folder, stimuli_files(sorted(shown), content_category, seed=seed))
-    return folder
+            if subject != subjects[0] or session not in ("ses-01", *held_out[:1]):
+                continue
+            for files in (
+                tedana_files(subject, session, brain, seed),
+                raw_files(subject, session, labels, resolution, seed),
+            ):
+                # Of a held-out session one file is enough: nobody can read it.
+                yield from files if session == "ses-01" else islice(files, 1)
+    yield from stimuli_files(sorted(shown), content_category, seed=seed)
 
 
-def _write(folder: Path, files: Iterable[tuple[str, bytes]]) -> None:
-    for key, data in files:
-        path = folder / key
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-
-
-def _first(files: Iterator[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
-    return [next(files)]
-
-
-def _root_files() -> Iterator[tuple[str, bytes]]:
-    yield (
-        "dataset_description.json",
-        json_bytes(
-            {
-                "Name": "LAION-fMRI (synthetic)",
-                "BIDSVersion": "1.10.0",
-                "DatasetType": "raw",
-                "License": "CC0",
-                "Authors": ["laion_fmri_fetchers.demo"],
-            }
-        ),
-    )
+def _root_files() -> Files:
+    about = {
+        "Name": "LAION-fMRI (synthetic)",
+        "BIDSVersion": "1.10.0",
+        "DatasetType": "raw",
+        "License": "CC0",
+        "Authors": ["laion_fmri_fetchers.demo"],
+    }
+    yield "dataset_description.json", json_bytes(about)
     yield "DEMO", b"Synthetic data: not to be mixed with those of LAION-fMRI.\n"
     yield "README", b"A synthetic stand-in for LAION-fMRI; nothing was measured.\n"
     rows = [
@@ -183,14 +186,10 @@ def _root_files() -> Iterator[tuple[str, bytes]]:
         ("sub-06", "27.5", "M", "left"),
         ("sub-07", "22", "F", "right"),
     ]
-    yield "participants.tsv", tsv_bytes(rows)
-    yield (
-        "participants.json",
-        json_bytes(
-            {
-                "age": {"Description": "Age at the first session", "Units": "year"},
-                "sex": {"Levels": {"F": "female", "M": "male"}},
-                "handedness": {"Levels": {"left": "left", "right": "right"}},
-            }
-        ),
-    )
+    yield "participants.tsv", table_bytes(rows)
+    columns = {
+        "age": {"Description": "Age at the first session", "Units": "year"},
+        "sex": {"Levels": {"F": "female", "M": "male"}},
+        "handedness": {"Levels": {"left": "left", "right": "right"}},
+    }
+    yield "participants.json", json_bytes(columns)

@@ -14,17 +14,14 @@ import socket
 import socketserver
 import threading
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import unquote
 
-if TYPE_CHECKING:
-    from typing_extensions import Self
-
-Answer = tuple[int, dict[str, str], "bytes | memoryview | Iterable[bytes]"]
+Answer = tuple[int, dict[str, str], "bytes | Iterable[bytes]"]
 """Status, headers and body; without a length the connection closes behind the body."""
 
 
-class LocalServer:
+class LocalServer(socketserver.ThreadingTCPServer):
     """A web server on 127.0.0.1, which runs until `stop` or the end of a ``with``.
 
     A kind of server says what it answers in its method ``respond(environ)``.
@@ -42,12 +39,16 @@ class LocalServer:
         When the port is taken.
     """
 
+    allow_reuse_address = os.name == "posix"  # on Windows two servers could share it
+    daemon_threads = True
+    request_queue_size = 512
+
     def __init__(self, port: int = 0, path: str = "") -> None:
-        self._listener = _Listener(("127.0.0.1", port), _Handler)
-        self._listener.app = self
-        self.url = f"http://127.0.0.1:{self._listener.server_address[1]}{path}"
+        self._connections: set[socket.socket] = set()
+        super().__init__(("127.0.0.1", port), _Connection)
+        self.url = f"http://127.0.0.1:{self.server_address[1]}{path}"
         self._thread = threading.Thread(
-            target=self._listener.serve_forever,
+            target=self.serve_forever,
             kwargs={"poll_interval": 0.02},
             name=f"demo server {self.url}",
             daemon=True,
@@ -57,21 +58,28 @@ class LocalServer:
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.url}>"
 
-    def __enter__(self) -> Self:
-        return self
-
     def __exit__(self, *_: object) -> None:
         self.stop()
 
     def stop(self) -> None:
         """Close the port and every connection."""
         if self._thread.is_alive():
-            self._listener.shutdown()
+            self.shutdown()
             self._thread.join()
-            self._listener.server_close()
-            for connection in list(self._listener.connections):
+            self.server_close()
+            for connection in list(self._connections):
                 with contextlib.suppress(OSError):
                     connection.shutdown(socket.SHUT_RDWR)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Answer a new connection in a thread of its own."""
+        self._connections.add(request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        """Close a connection."""
+        self._connections.discard(request)
+        super().shutdown_request(request)
 
     def respond(self, environ: dict[str, Any]) -> Answer:
         """Return the answer to a request."""
@@ -80,40 +88,20 @@ class LocalServer:
     def __call__(self, environ: dict, start_response: Callable) -> Iterable[bytes]:
         """Answer one request: the WSGI application."""
         status, headers, body = self.respond(environ)
-        if isinstance(body, (bytes, memoryview)):
+        if isinstance(body, bytes):
             headers = {"Content-Length": str(len(body)), **headers}
             body = [body]
         start_response(str(status), list(headers.items()))
         return body
 
 
-class _Listener(socketserver.ThreadingTCPServer):
-    """The listening socket, and every connection that it accepted."""
-
-    allow_reuse_address = os.name == "posix"  # on Windows two servers could share it
-    daemon_threads = True
-    request_queue_size = 512
-    app: Callable[..., Iterable[bytes]]
-
-    def __init__(self, *args: Any) -> None:
-        self.connections: set[socket.socket] = set()
-        super().__init__(*args)
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        self.connections.add(request)
-        super().process_request(request, client_address)
-
-    def shutdown_request(self, request: Any) -> None:
-        self.connections.discard(request)
-        super().shutdown_request(request)
-
-
-class _Handler(http.server.BaseHTTPRequestHandler):
+class _Connection(http.server.BaseHTTPRequestHandler):
     """A connection: its requests one after the other, until one side closes it."""
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
     wbufsize = 2**16
+    server: LocalServer
 
     def handle(self) -> None:
         # Clients that break off are what the tests of a downloader are about.
@@ -140,7 +128,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         for name, value in self.headers.items():
             environ[f"HTTP_{name.upper().replace('-', '_')}"] = value
         started: list[Any] = []
-        chunks = self.server.app(environ, lambda *args: started.extend(args))
+        chunks = self.server(environ, lambda *args: started.extend(args))
         status, headers = int(started[0]), started[1]
         self.send_response(status)
         for name, value in headers:

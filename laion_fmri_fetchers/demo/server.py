@@ -31,14 +31,16 @@ PAGE = 1000
 """Most keys on a page of a listing."""
 
 
-def serve_bucket(
-    folder: str | Path | None = None,
-    *,
-    name: str = "laion-fmri",
-    port: int = 0,
-    denied: re.Pattern[str] | str | None = DENIED,
-) -> Server:
-    """Offer a folder as an S3 bucket on this machine.
+class StoredObject(NamedTuple):
+    """An object of a bucket."""
+
+    value: bytes
+    etag: str  # without quotation marks
+    last_modified: dt.datetime
+
+
+class Server(LocalServer):
+    """Offer a folder as an S3 bucket on this machine, until the end of a ``with``.
 
     Parameters
     ----------
@@ -53,48 +55,6 @@ def serve_bucket(
     denied : pattern or None, default=`DENIED`
         GET and HEAD of keys in which it is found answer 403; listings still show
         them.
-
-    Returns
-    -------
-    Server
-        The running server, which stops at the end of a ``with`` block; its ``url`` is
-        the base of listings and objects.
-
-    Raises
-    ------
-    NotADirectoryError
-        When there is no such folder.
-    OSError
-        When the port is taken.
-
-    Examples
-    --------
-    >>> import urllib.request
-    >>> with serve_bucket() as server:
-    ...     server.put("README", b"hello")
-    ...     print(urllib.request.urlopen(f"{server.url}/README").read())
-    b'hello'
-    """
-    server = Server(name=name, port=port, denied=denied)
-    if folder is not None:
-        try:
-            server.put_folder(folder)
-        except BaseException:
-            server.stop()
-            raise
-    return server
-
-
-class StoredObject(NamedTuple):
-    """An object of a bucket."""
-
-    value: bytes
-    etag: str  # without quotation marks
-    last_modified: dt.datetime
-
-
-class Server(LocalServer):
-    """A running S3 server; use `serve_bucket` to get one.
 
     Attributes
     ----------
@@ -115,10 +75,26 @@ class Server(LocalServer):
         shorter than its Content-Length ends early.
     denied : re.Pattern or None
         GET and HEAD of keys in which it is found answer 403.
+
+    Raises
+    ------
+    NotADirectoryError
+        When there is no such folder.
+    OSError
+        When the port is taken.
+
+    Examples
+    --------
+    >>> import urllib.request
+    >>> with serve_bucket() as server:
+    ...     server.put("README", b"hello")
+    ...     print(urllib.request.urlopen(f"{server.url}/README").read())
+    b'hello'
     """
 
     def __init__(
         self,
+        folder: str | Path | None = None,
         *,
         name: str = "laion-fmri",
         port: int = 0,
@@ -130,6 +106,14 @@ class Server(LocalServer):
         self.faults: dict[str, Answer | Callable[[dict], Answer | None]] = {}
         self.deny_listing = False
         self.denied = re.compile(denied) if denied is not None else None
+        if folder is not None:
+            folder = Path(user_path(folder, "folder"))
+            if not folder.is_dir():
+                raise NotADirectoryError(f"No such folder to serve: {folder}")
+            for path in sorted(folder.rglob("*")):
+                if path.is_file():
+                    key = path.relative_to(folder).as_posix()
+                    self.put(key, path.read_bytes(), last_modified=UPLOADED)
         super().__init__(port, f"/{quote(name)}")
 
     def put(
@@ -161,16 +145,6 @@ class Server(LocalServer):
         modified = last_modified or dt.datetime.now(dt.timezone.utc)
         modified = modified.replace(microsecond=0, tzinfo=dt.timezone.utc)
         self.objects[key] = StoredObject(bytes(data), etag, modified)
-
-    def put_folder(self, folder: str | Path) -> None:
-        """Store every file below a folder under its path as key."""
-        folder = Path(user_path(folder, "folder"))
-        if not folder.is_dir():
-            raise NotADirectoryError(f"No such folder to serve: {folder}")
-        for path in sorted(folder.rglob("*")):
-            if path.is_file():
-                key = path.relative_to(folder).as_posix()
-                self.put(key, path.read_bytes(), last_modified=UPLOADED)
 
     def delete(self, key: str) -> None:
         """Remove an object, if it exists."""
@@ -216,13 +190,21 @@ class Server(LocalServer):
             "Last-Modified": format_datetime(stored.last_modified, usegmt=True),
             "Accept-Ranges": "bytes",
         }
-        if failed := _failed_condition(stored, environ):
+        # Of both kinds of conditions the ETag goes before the time.
+        match = environ.get("HTTP_IF_MATCH", stored.etag).strip('"')
+        if match not in ("*", stored.etag):
             message = "At least one of the pre-conditions you specified did not hold"
-            return s3_error(412, "PreconditionFailed", message, Condition=failed)
-        if _is_unchanged(stored, environ):
+            return s3_error(412, "PreconditionFailed", message, Condition="If-Match")
+        known, since = (
+            environ.get(f"HTTP_IF_{name}") for name in ("NONE_MATCH", "MODIFIED_SINCE")
+        )
+        if known and known.strip('"') in ("*", stored.etag):
+            return 304, headers, b""
+        is_newer = since and stored.last_modified > parsedate_to_datetime(since)
+        if since and not (known or is_newer):
             return 304, headers, b""
         headers["Content-Type"] = "binary/octet-stream"
-        data, size = memoryview(stored.value), len(stored.value)
+        data, size = stored.value, len(stored.value)
         asked = environ.get("HTTP_RANGE", "")
         span = re.fullmatch(r"bytes=(\d*)-(\d*)", asked)
         first, last = span.groups() if span else ("", "")
@@ -301,23 +283,7 @@ class Server(LocalServer):
         return page, ""
 
 
-def _failed_condition(stored: StoredObject, environ: dict[str, Any]) -> str | None:
-    """Return the condition that an object does not meet; its ETag goes before time."""
-    if match := environ.get("HTTP_IF_MATCH"):
-        return None if match.strip('"') in ("*", stored.etag) else "If-Match"
-    if since := environ.get("HTTP_IF_UNMODIFIED_SINCE"):
-        is_newer = stored.last_modified > parsedate_to_datetime(since)
-        return "If-Unmodified-Since" if is_newer else None
-    return None
-
-
-def _is_unchanged(stored: StoredObject, environ: dict[str, Any]) -> bool:
-    """Return whether a client has the object already; its ETag goes before time."""
-    if match := environ.get("HTTP_IF_NONE_MATCH"):
-        return match.strip('"') in ("*", stored.etag)
-    if since := environ.get("HTTP_IF_MODIFIED_SINCE"):
-        return stored.last_modified <= parsedate_to_datetime(since)
-    return False
+serve_bucket = Server
 
 
 def _xml(tag: str, fields: dict[str, str], more: str = "", attributes: str = "") -> str:

@@ -48,14 +48,8 @@ _SHORTEST = {
 _JsonAnswer = tuple[int, dict[str, str], Any]
 
 
-def serve_access(
-    bucket: Server,
-    *,
-    terms_version: str = "1.0",
-    approves: bool = True,
-    port: int = 0,
-) -> AccessServer:
-    """Offer the stimulus access service on this machine.
+class AccessServer(LocalServer):
+    """Offer the stimulus access service on this machine, until the end of a ``with``.
 
     Parameters
     ----------
@@ -64,28 +58,9 @@ def serve_access(
     terms_version : str, default="1.0"
         The version of the terms in force.
     approves : bool, default=True
-        Whether requests are approved at once; else they wait for
-        `AccessServer.approve`.
+        Whether requests are approved at once; else they wait for `approve`.
     port : int, default=0
         Port on 127.0.0.1; 0 takes a free one.
-
-    Returns
-    -------
-    AccessServer
-        The running server, which stops at the end of a ``with`` block.
-
-    Examples
-    --------
-    >>> with serve_bucket() as bucket, serve_access(bucket) as access:  # doctest: +SKIP
-    ...     os.environ["LAION_FMRI_ACCESS_URL"] = access.url
-    """
-    return AccessServer(
-        bucket, terms_version=terms_version, approves=approves, port=port
-    )
-
-
-class AccessServer(LocalServer):
-    """A stimulus access service; see `serve_access` for how to start one.
 
     Attributes
     ----------
@@ -108,6 +83,11 @@ class AccessServer(LocalServer):
     objects : callable or None
         Function of the WSGI environ of a request for a gated object whose URL is
         valid; returns what is sent instead of the object, or None.
+
+    Examples
+    --------
+    >>> with serve_bucket() as bucket, serve_access(bucket) as access:  # doctest: +SKIP
+    ...     os.environ["LAION_FMRI_ACCESS_URL"] = access.url
     """
 
     def __init__(
@@ -287,6 +267,9 @@ class AccessServer(LocalServer):
             return given or self.bucket.get_object(key, environ)
 
         return answer
+
+
+serve_access = AccessServer
 
 
 def _hash(request_id: str) -> str:

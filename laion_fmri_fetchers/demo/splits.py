@@ -6,7 +6,7 @@ Files have the published form; which image is on which side of a split is made u
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from .facts import PARTICIPANTS, image_fields
@@ -94,8 +94,8 @@ def splits_files(labels: Iterable[str]) -> Iterator[tuple[str, bytes]]:
             yield f"{pool}/{name}.json", json_bytes(content)
 
 
-def serve_splits(labels: Iterable[str], *, port: int = 0) -> SplitServer:
-    """Offer splits of images on this machine.
+class SplitServer(LocalServer):
+    """Offer splits of images on this machine, until the end of a ``with``.
 
     Parameters
     ----------
@@ -103,22 +103,6 @@ def serve_splits(labels: Iterable[str], *, port: int = 0) -> SplitServer:
         Labels of all images.
     port : int, default=0
         Port on 127.0.0.1; 0 takes a free one.
-
-    Returns
-    -------
-    SplitServer
-        The running server, which stops at the end of a ``with`` block.
-
-    Examples
-    --------
-    >>> with serve_splits(["shared_4rep_NSD_a.jpg"]) as server:  # doctest: +SKIP
-    ...     os.environ["LAION_FMRI_SPLITS_URL"] = server.url
-    """
-    return SplitServer(dict(splits_files(labels)), port=port)
-
-
-class SplitServer(LocalServer):
-    """A web server of files of splits; see `serve_splits` for how to start one.
 
     Attributes
     ----------
@@ -131,10 +115,15 @@ class SplitServer(LocalServer):
     answers : dict
         Path -> ``(status, headers, body)`` that is sent instead of the file, or a
         function that returns such an answer, or None.
+
+    Examples
+    --------
+    >>> with serve_splits(["shared_4rep_NSD_a.jpg"]) as server:  # doctest: +SKIP
+    ...     os.environ["LAION_FMRI_SPLITS_URL"] = server.url
     """
 
-    def __init__(self, files: Mapping[str, bytes], *, port: int = 0) -> None:
-        self.files = dict(files)
+    def __init__(self, labels: Iterable[str], *, port: int = 0) -> None:
+        self.files = dict(splits_files(labels))
         self.requests: list[str] = []
         self.answers: dict[str, Any] = {}
         super().__init__(port, "/splits")
@@ -150,3 +139,6 @@ class SplitServer(LocalServer):
         if path in self.files:
             return 200, {"Content-Type": "text/plain"}, self.files[path]
         return 404, {"Content-Type": "text/plain"}, b"404: Not Found"
+
+
+serve_splits = SplitServer
