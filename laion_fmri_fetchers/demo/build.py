@@ -123,48 +123,35 @@ def build_bucket(
     if any(folder.iterdir()):
         raise FileExistsError(f"{folder} is not empty.")
 
-    for key, data in _files(
-        subjects, n_sessions, held_out, n_trials, resolution, seed, model or {}
-    ):
-        path = folder / key
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-    return folder
+    def write(files: Files) -> None:
+        for key, data in files:
+            path = folder / key
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
 
-
-def _files(
-    subjects: Sequence[str],
-    n_sessions: int | Mapping[str, int],
-    held_out: Sequence[str],
-    n_trials: int,
-    resolution: float,
-    seed: int,
-    model: Mapping[str, str],
-) -> Files:
-    """Yield all files of the bucket."""
-    yield from _root_files()
+    write(_root_files())
     shown: set[str] = set()
     for subject in subjects:
         n_main = n_sessions if isinstance(n_sessions, int) else n_sessions[subject]
         tables = trial_tables(subject, n_main, held_out, n_trials, seed)
         brain = functional_brain(subject, resolution, seed)
-        yield from roi_files(subject, brain, resolution)
-        yield from anatomical_files(subject, brain, resolution)
-        yield from freesurfer_files(subject, brain)
-        yield from localizer_files(subject, brain, resolution, seed)
-        yield from subject_files(subject, brain, list(tables), seed)
+        write(roi_files(subject, brain, resolution))
+        write(anatomical_files(subject, brain, resolution))
+        write(freesurfer_files(subject, brain))
+        write(localizer_files(subject, brain, resolution, seed))
+        write(subject_files(subject, brain, list(tables), seed))
         for session, labels in tables.items():
-            yield from session_files(subject, session, labels, brain, seed, model)
+            write(session_files(subject, session, labels, brain, seed, model or {}))
             shown.update(labels)
-            if subject != subjects[0] or session not in ("ses-01", *held_out[:1]):
-                continue
-            for files in (
-                tedana_files(subject, session, brain, seed),
-                raw_files(subject, session, labels, resolution, seed),
-            ):
+            if subject == subjects[0] and session in ("ses-01", *held_out[:1]):
                 # Of a held-out session one file is enough: nobody can read it.
-                yield from files if session == "ses-01" else islice(files, 1)
-    yield from stimuli_files(sorted(shown), content_category, seed=seed)
+                n_files = None if session == "ses-01" else 1
+                runs = tedana_files(subject, session, brain, seed)
+                write(islice(runs, n_files))
+                runs = raw_files(subject, session, labels, resolution, seed)
+                write(islice(runs, n_files))
+    write(stimuli_files(sorted(shown), content_category, seed=seed))
+    return folder
 
 
 def _root_files() -> Files:

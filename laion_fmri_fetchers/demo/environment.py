@@ -40,7 +40,7 @@ class Demo:
         Environment variables under which calls go to it; they are set.
     """
 
-    def __init__(self, data_dir: Path | None = None, **options: Any) -> None:
+    def __init__(self, data_dir: str | Path | None = None, **options: Any) -> None:
         with contextlib.ExitStack() as stack:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             files = build_bucket(folder / "bucket", **options)
@@ -79,13 +79,6 @@ class Demo:
     def stop(self) -> None:
         """Stop the servers, remove the data and restore the environment."""
         self._stack.close()
-
-
-def _restore(name: str, value: str | None) -> None:
-    if value is None:
-        os.environ.pop(name, None)
-    else:
-        os.environ[name] = value
 
 
 def serve_demo(
@@ -149,6 +142,13 @@ def serve_demo(
         seed=seed,
         model=model,
     )
+
+
+def _restore(name: str, value: str | None) -> None:
+    if value is None:
+        os.environ.pop(name, None)
+    else:
+        os.environ[name] = value
 
 
 def serve_until_stopped(**options: Any) -> None:

@@ -34,21 +34,17 @@ def subject_files(
 ) -> Files:
     """Yield noise ceilings, the mean R2 and the summary of a subject."""
     stem = f"derivatives/glmsingle-tedana/{subject}/{subject}_task-images"
+    rsquare = [_rsquare(subject, session, brain, seed) for session in sessions]
+    maps = {"stat-rsquare_desc-R2mean": np.mean(rsquare, axis=0)}
     for repeats, inverse in INVERSE_REPEATS.items():
         ceiling = noise_ceiling(_signal_to_noise(brain), inverse).astype(np.float32)
-        yield from with_sidecar(
-            f"{stem}_space-T1w_desc-Noiseceiling{repeats}_statmap",
-            nifti_bytes(_in_brain(brain, ceiling), brain.affine),
-            {"Description": f"Noise ceiling, images of {repeats}", "Units": "percent"},
-        )
-    rsquare = [_rsquare(subject, session, brain, seed) for session in sessions]
-    yield from with_sidecar(
-        f"{stem}_space-T1w_stat-rsquare_desc-R2mean_statmap",
-        nifti_bytes(_in_brain(brain, np.mean(rsquare, axis=0)), brain.affine),
-        {"Description": "R2, mean over sessions", "Units": "percent"},
-    )
-    about = {"subject": subject, "n_sessions": len(sessions), "sessions": [*sessions]}
-    yield f"{stem}_desc-GLMsingle_summary.json", json_bytes(about)
+        maps[f"desc-Noiseceiling{repeats}"] = ceiling
+    for name, values in maps.items():
+        image = nifti_bytes(_in_brain(brain, values), brain.affine)
+        about = {"Description": name, "Units": "percent"}
+        yield from with_sidecar(f"{stem}_space-T1w_{name}_statmap", image, about)
+    summary = {"subject": subject, "n_sessions": len(sessions), "sessions": [*sessions]}
+    yield f"{stem}_desc-GLMsingle_summary.json", json_bytes(summary)
 
 
 def session_files(
@@ -65,9 +61,9 @@ def session_files(
     n_trials = len(labels)
     rows = [(session, 1 + 4 * i // n_trials, i, x) for i, x in enumerate(labels)]
     table = table_bytes([("session", "run", "beta_index", "label"), *rows])
-    about = {"beta_index": {"Description": "Volume of the beta image, from 0"}}
+    columns = {"beta_index": {"Description": "Volume of the beta image, from 0"}}
     yield f"{stem}_desc-SingletrialBetas_trials.tsv", table
-    yield f"{stem}_desc-SingletrialBetas_trials.json", json_bytes(about)
+    yield f"{stem}_desc-SingletrialBetas_trials.json", json_bytes(columns)
 
     betas = _in_brain(brain, _betas(subject, session, labels, brain, seed))
     yield from with_sidecar(
@@ -82,11 +78,9 @@ def session_files(
         ("desc-HRFindex_dseg", "HRFindex", "Index of the chosen HRF"),
         ("desc-Fracridge_statmap", "FRACvalue", "Fraction of ridge regression"),
     ):
-        yield from with_sidecar(
-            f"{stem}_space-T1w_{name}",
-            nifti_bytes(maps[result], brain.affine),
-            {"Description": description},
-        )
+        image = nifti_bytes(maps[result], brain.affine)
+        about = {"Description": description}
+        yield from with_sidecar(f"{stem}_space-T1w_{name}", image, about)
     options = dict(model)
     voxels = options.pop("voxels", "fitted")
     masks = {"fitted": brain.fitted, "brain": brain.mask}
@@ -95,8 +89,8 @@ def session_files(
     results = {name: maps[name] for name in maps if name != "noiseceiling"}
     content = model_file(betas, masks[voxels], results, **options)
     yield f"{stem}_space-T1w_desc-GLMsingle_model.h5", content
-    model_about = {"Description": "Full GLMsingle output"}
-    yield f"{stem}_space-T1w_desc-GLMsingle_model.json", json_bytes(model_about)
+    about = {"Description": "Full GLMsingle output"}
+    yield f"{stem}_space-T1w_desc-GLMsingle_model.json", json_bytes(about)
     summary = {
         "subject": subject,
         "session": session,

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from laion_fmri_fetchers import (
     fetch_laion_betas,
     fetch_laion_fmri,
@@ -56,29 +58,35 @@ def run_demo(output: str | os.PathLike | None = None) -> Path:
     LaionFmriError
         If a step does not give what it should.
     """
+    from matplotlib.figure import Figure
+
     if output is None:
         output = tempfile.mkdtemp(prefix="laion_fmri_demo_")
     folder = Path(os.path.abspath(user_path(output, "output")))
     folder.mkdir(parents=True, exist_ok=True)
+    figures = folder / "rois.png", folder / "stimuli.png"
     with contextlib.ExitStack() as stack:
         with _step("Build a synthetic LAION-fMRI, and serve it by a local S3") as say:
             demo = stack.enter_context(Demo(folder / "data"))
             sizes = [len(stored.value) for stored in demo.bucket.objects.values()]
             say(f"{len(sizes)} files, {readable_size(sum(sizes))}: {demo.bucket.url}")
         data = _fetch_and_reload(demo)
-        _decode(data)
         with _step("Draw the ROIs on the brain") as say:
-            figure = folder / "rois.png"
-            _draw_rois(data, figure)
-            say(str(figure))
-        _fetch_and_draw_stimuli(demo, folder / "stimuli.png")
+            subject = data.images_meta[0]["subject"]
+            anatomy: Any = {"image_type": "anatomical", "suffix": "T1w", "res": None}
+            fetch_laion_fmri(subject, rois=None, verbose=0, **anatomy)
+            canvas = Figure(figsize=(8, 6), facecolor="black")
+            plot_rois(data, subject, axes=canvas.add_axes((0, 0, 1, 1)))
+            canvas.savefig(figures[0], dpi=150)
+            say(str(figures[0]))
+        _fetch_and_draw_stimuli(demo, figures[1])
         report = folder / "report.html"
         with _step("Report what was fetched: make_report(data)") as say:
             make_report(data, "A synthetic LAION-fMRI").save_as_html(report)
             say(str(report))
-    print(f"\nData: {folder / 'data'}\nFigures: {figure}, {folder / 'stimuli.png'}")
+    print(f"\nData: {folder / 'data'}\nFigures: {figures[0]}, {figures[1]}")
     print(f"Report: {report}")
-    return figure
+    return figures[0]
 
 
 def _fetch_and_reload(demo: Demo) -> Any:
@@ -89,7 +97,9 @@ def _fetch_and_reload(demo: Demo) -> Any:
         n_trials, n_voxels = betas.data.shape
         n_sessions = betas.trials["session"].nunique()
         say(f"{n_trials} trials x {n_voxels} voxels of {n_sessions} sessions, ")
-        say("without their images")
+        faces = (betas.trials["label"].map(content_category) == "face").to_numpy()
+        say(f"mean beta {betas.data[faces].mean():.2f} for faces, ")
+        say(f"{betas.data[~faces].mean():.2f} for others")
     query: dict[str, Any] = {
         "subjects": "all",
         "rois": _CATEGORIES,
@@ -112,37 +122,6 @@ def _fetch_and_reload(demo: Demo) -> Any:
     return data
 
 
-def _decode(data: Any) -> None:
-    from nilearn.maskers import NiftiMasker
-
-    with _step("NiftiMasker on the first session, its sample mask and FFA1") as say:
-        subject = data.images_meta[0]["subject"]
-        ffa = next(
-            path
-            for path, meta in zip(data.rois, data.rois_meta, strict=True)
-            if (meta["subject"], meta["roi"]) == (subject, "FFA1")
-        )
-        masker = NiftiMasker(ffa, standardize=None).fit()
-        betas = masker.transform(data.images[0], sample_mask=data.sample_masks[0])
-        trials = data.trials[data.trials["image_index"] == 0]
-        faces = (trials["label"].map(content_category) == "face").to_numpy()
-        say(f"{betas.shape[0]} trials x {betas.shape[1]} voxels; mean beta ")
-        of_faces, of_others = betas[faces].mean(), betas[~faces].mean()
-        say(f"{of_faces:.2f} for faces, {of_others:.2f} for others")
-
-
-def _draw_rois(data: Any, file: Path) -> None:
-    from matplotlib.figure import Figure
-
-    subject = data.images_meta[0]["subject"]
-    anatomy: Any = {"image_type": "anatomical", "suffix": "T1w", "res": None}
-    fetch_laion_fmri(subject, rois=None, verbose=0, **anatomy)
-    figure = Figure(figsize=(8, 6.6), facecolor="black")
-    plot_rois(data, subject, axes=figure.add_axes((0, 0, 1, 0.92)))
-    figure.suptitle(f"Regions of interest of {subject}", color="white")
-    figure.savefig(file, dpi=150)
-
-
 def _fetch_and_draw_stimuli(demo: Demo, file: Path) -> None:
     from matplotlib.figure import Figure
 
@@ -163,28 +142,23 @@ def _fetch_and_draw_stimuli(demo: Demo, file: Path) -> None:
         data = fetch_laion_fmri(rois="face", trial_filter=shared, verbose=0)
         stimuli = fetch_laion_stimuli(labels=data.trials, verbose=0)
         say(f"{len(stimuli.metadata)} images in {stimuli.archive}")
-    with _step("Draw stimuli beside the response of their trials in face areas") as say:
+    with _step("Draw stimuli by the response of their trials in face areas") as say:
         betas = load_betas(
             data, rois="face", standardize="zscore", average_repeats=True, verbose=0
         )
-        means = betas.data.mean(axis=1)
-        response = dict(zip(betas.trials["label"], means, strict=True))
-        ordered = sorted(stimuli.metadata.index, key=lambda label: response[label])
-        chosen = [*ordered[-4:][::-1], *ordered[:4]]
-        stimuli.metadata = stimuli.metadata.loc[chosen]
-        canvas = Figure(figsize=(12, 3.0), layout="constrained")
-        axes = canvas.subplots(2, len(chosen), height_ratios=[3, 1], sharey="row")
-        pictures = load_stimuli(stimuli, size=160)
-        for picture, label, (above, below) in zip(
-            pictures, chosen, axes.T, strict=True
-        ):
-            above.imshow(picture)
-            above.set_axis_off()
-            below.bar([0], [response[label]], color="#d55e00")
-            below.axhline(0, color="black", linewidth=0.8)
-            below.set_xticks([])
-        axes[1, 0].set_ylabel("beta (z)")
-        canvas.suptitle("Largest and smallest responses of face areas")
+        responses = pd.Series(betas.data.mean(axis=1), betas.trials["label"])
+        responses = responses[stimuli.metadata.index].sort_values(ascending=False)
+        chosen = pd.concat([responses[:4], responses[-4:]])
+        stimuli.metadata = stimuli.metadata.loc[chosen.index]
+        canvas = Figure(figsize=(12, 2.2), layout="constrained")
+        pictures = zip(
+            canvas.subplots(1, 8), load_stimuli(stimuli, size=160), chosen, strict=True
+        )
+        for axes, picture, response in pictures:
+            axes.imshow(picture)
+            axes.set_axis_off()
+            axes.set_title(f"{response:.2f}")
+        canvas.suptitle("Largest and smallest mean beta (z) of face areas")
         canvas.savefig(file, dpi=150)
         say(str(file))
 
