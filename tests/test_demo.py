@@ -804,22 +804,6 @@ def test_model_files_of_every_form(responses, shape, dtype, layout):
     np.testing.assert_array_equal(values.reshape(n, 7), betas[mask])
 
 
-def test_orders_of_voxels_in_a_model_file(responses):
-    betas, mask = responses
-
-    def rows(**options):
-        with h5py.File(io.BytesIO(model_file(betas, mask, **options))) as file:
-            return file["betasmd"][()]
-
-    x, y, z = np.nonzero(mask)
-    fortran = np.lexsort((x, y, z))
-    np.testing.assert_array_equal(rows(order="F"), betas[mask][fortran])
-    shuffled = rows(rows="shuffled")
-    assert not np.array_equal(shuffled, betas[mask])
-    assert not np.array_equal(shuffled, betas[mask][fortran])
-    assert {*map(bytes, shuffled)} == {*map(bytes, betas[mask])}
-
-
 def test_a_model_file_refuses_other_options(responses):
     betas, mask = responses
     for options, words in [
@@ -952,12 +936,6 @@ def test_a_request_id_of_the_user_is_not_sent_to_the_demo(monkeypatch):
             fetch_laion_stimuli(verbose=0)
         assert demo.access.requests == []
     assert os.environ["LAION_FMRI_REQUEST_ID"] == "lfm_of_somebody"
-
-
-def test_a_demo_stops_when_its_variables_are_gone(monkeypatch):
-    with serve_demo(subjects=["sub-01"], n_sessions=1, n_trials=4, resolution=16):
-        del os.environ["LAION_FMRI_DATA_DIR"]
-    assert "LAION_FMRI_DATA_DIR" not in os.environ
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs SIGTERM")

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import xml.etree.ElementTree as ET
-from urllib.parse import parse_qs, quote, unquote_plus, urlsplit
+from urllib.parse import quote, unquote_plus, urlsplit
 
 import numpy as np
 import pytest
@@ -237,14 +237,6 @@ def test_a_listing_refuses_an_option_that_is_not_valid(server, option):
     assert ET.fromstring(answer.content).findtext("Code") == "InvalidArgument"
 
 
-def test_last_modified_is_as_given(server):
-    server.put("key", b"x", last_modified=UPLOADED)
-    answer = requests.get(f"{server.url}/key", timeout=10)
-    assert answer.headers["Last-Modified"] == "Sun, 01 Jun 2025 12:00:00 GMT"
-    entry = next(_list_pages(server.url)).find("Contents")
-    assert entry.findtext("LastModified") == "2025-06-01T12:00:00.000Z"
-
-
 def test_held_out_sessions_and_the_archive_are_listed_but_denied(server):
     denied = [
         "derivatives/glmsingle-tedana/sub-01/ses-31/func/x.nii.gz",
@@ -257,7 +249,9 @@ def test_held_out_sessions_and_the_archive_are_listed_but_denied(server):
         "stimuli/task-images_metadata.csv",
     ]
     for key in denied + released:
-        server.put(key, b"x")
+        server.put(key, b"x", last_modified=UPLOADED)
+    entry = next(_list_pages(server.url)).find("Contents")
+    assert entry.findtext("LastModified") == "2025-06-01T12:00:00.000Z"
     assert _listed(server.url) == sorted(denied + released)
     for key in released:
         assert requests.get(f"{server.url}/{key}", timeout=10).status_code == 200
@@ -285,19 +279,11 @@ def test_listing_can_be_denied(server):
 def test_clients_cannot_write(server):
     assert requests.put(f"{server.url}/key", data=b"x", timeout=10).status_code == 403
     assert _listed(server.url) == []
-    other = server.url.replace("laion-fmri", "other")
-    assert requests.get(f"{other}/key", timeout=10).status_code == 404
-
-
-def test_objects_are_replaced_and_deleted(server):
-    server.put("key", b"x")
-    server.put("key", b"other")
-    assert requests.get(f"{server.url}/key", timeout=10).content == b"other"
-    server.delete("key")
-    server.delete("key")
-    assert requests.get(f"{server.url}/key", timeout=10).status_code == 404
+    server.delete("never there")
     with pytest.raises(NotADirectoryError, match="No such folder"):
         serve_bucket("no/such/folder")
+    other = server.url.replace("laion-fmri", "other")
+    assert requests.get(f"{other}/key", timeout=10).status_code == 404
 
 
 # Connections, records and faults
@@ -345,19 +331,6 @@ def test_many_connections_at_once(server):
     assert got == contents
 
 
-def test_requests_are_recorded(server):
-    server.put("a b/ü", b"x")
-    requests.get(f"{server.url}/{quote('a b/ü')}", timeout=10)
-    requests.head(f"{server.url}/none", timeout=10)
-    _listed(server.url, prefix="a b/")
-    assert server.requests[:2] == [("GET", "a b/ü", ""), ("HEAD", "none", "")]
-    method, key, query = server.requests[2]
-    assert (method, key) == ("GET", "")
-    assert parse_qs(query)["prefix"] == ["a b/"]
-    server.reset()
-    assert server.requests == []
-
-
 def test_faults(server):
     for key in ("busy", "short", "flaky"):
         server.put(key, b"fine")
@@ -376,15 +349,7 @@ def test_faults(server):
         assert session.get(f"{server.url}/", timeout=10).content == b"no listing"
         server.reset()
         assert session.get(f"{server.url}/busy", timeout=10).content == b"fine"
-
-
-def test_servers_are_independent():
-    with serve_bucket() as first, serve_bucket(name="mirror") as second:
-        first.put("first", b"1")
-        second.put("second", b"2")
-        assert _listed(first.url) == ["first"]
-        assert _listed(second.url) == ["second"]
-        assert second.url.endswith("/mirror")
+        assert server.requests == [("GET", "busy", "")]
 
 
 def test_a_stopped_server_refuses_connections():
