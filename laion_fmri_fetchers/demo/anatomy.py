@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from .brain import (
+    ROIS,
     Brain,
     anatomical_grid,
-    category_of,
-    label_of,
     localizer_grid,
     regions_of_grid,
     resample,
@@ -40,8 +39,8 @@ def roi_files(subject: str, brain: Brain, resolution: float) -> Files:
         rois = responses(subject, surface.middle, (side,)).rois
         surfaces["L" if side < 0 else "R"] = vertices, rois
     for name in brain.rois:
-        stem = f"derivatives/rois/{subject}/{category_of(name)}/{subject}"
-        label = f"label-{label_of(name)}_mask"
+        stem = f"derivatives/rois/{subject}/{ROIS[name].category}/{subject}"
+        label = f"label-{ROIS[name].label}_mask"
         for res, voxels, affine in (
             ("1pt8", brain.rois[name], brain.affine),
             ("1pt5", fine_rois[name], fine.affine),

@@ -8,6 +8,7 @@ positions published for them.
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -82,11 +83,9 @@ ROIS = {
     "VO1": Roi("retinotopy", "VO1", (28, -67, -11), 7),
     "VO2": Roi("retinotopy", "VO2", (27, -58, -9), 7),
     "hV4": Roi("retinotopy", "hV4", (30, -77, -15), 7),
+    "EVC": Roi("retinotopy", "EVC", (0, 0, 0), 0),  # the union of V1 to V3
 }
-"""Every published region but EVC, by its clean name."""
-
-EVC = ("V1d", "V1v", "V2d", "V2v", "V3d", "V3v")
-"""The regions whose union is EVC."""
+"""Every published region by its clean name."""
 
 LACKING = {
     "sub-01": ("AFP1", "AFP2", "SPL", "EVC"),
@@ -149,7 +148,7 @@ def functional_brain(subject: str, resolution: float, seed: int) -> Brain:
 
     affine, t1, mask = anatomical_grid(subject, resolution)
     rois = regions_of_grid(subject, affine, mask)
-    small = np.any([rois[n] for n in rois if category_of(n) != "laion"], axis=0)
+    small = np.any([rois[n] for n in rois if ROIS[n].category != "laion"], axis=0)
     is_edge = mask & ~binary_erosion(mask) & ~small
     lowest = np.argwhere(is_edge)
     lowest = lowest[np.argsort(lowest[:, 2], kind="stable")[:_N_UNFITTED]]
@@ -222,16 +221,6 @@ def resample(
 # Regions
 
 
-def category_of(name: str) -> str:
-    """Return the category of a region."""
-    return "retinotopy" if name == "EVC" else ROIS[name].category
-
-
-def label_of(name: str) -> str:
-    """Return the name of a region as the bucket writes it."""
-    return "EVC" if name == "EVC" else ROIS[name].label
-
-
 def points_of_grid(affine: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Return the positions (mm) of the voxels of a mask."""
     return np.argwhere(mask) @ affine[:3, :3] + affine[:3, 3]
@@ -257,22 +246,23 @@ def responses(
     """
     distances = {}
     for name, roi in ROIS.items():
+        if name == "EVC":
+            continue
         centres = np.multiply(roi.centre, [(side, 1, 1) for side in sides])
         of_sides = np.linalg.norm(points - centres[:, None], axis=2)
         # A region has a point or more on each side of every grid.
         radii = np.maximum(roi.radius, of_sides.min(axis=1))
         distances[name] = (of_sides / radii[:, None]).min(axis=0)
-    rois = {name: distances[name] <= 1 for name in ROIS}
-    rois["EVC"] = np.any([rois[name] for name in EVC], axis=0)
+    rois = {name: distance <= 1 for name, distance in distances.items()}
+    early = [inside for name, inside in rois.items() if re.match("V[123][dv]", name)]
+    rois["EVC"] = np.any(early, axis=0)
     rois = {name: rois[name] for name in rois if name not in LACKING[subject]}
 
-    selective = [n for n in rois if category_of(n) in PREFERENCES]
+    selective = [name for name in rois if ROIS[name].category in PREFERENCES]
     nearest = np.array([distances[name] for name in selective])
-    of_roi = [
-        [SELECTIVITY * PREFERENCES[category_of(name)].get(c, 0) for c in CONTENT]
-        for name in selective
-    ]
-    tuning = np.array(of_roi)[nearest.argmin(axis=0)]
+    preferences = [PREFERENCES[ROIS[name].category] for name in selective]
+    of_roi = np.array([[each.get(c, 0) for c in CONTENT] for each in preferences])
+    tuning = SELECTIVITY * of_roi[nearest.argmin(axis=0)]
     tuning *= (nearest.min(axis=0) <= 1)[:, None]
     maps = np.sum([rois[name] for name in rois if name != "EVC"], axis=0)
     return Responses(rois, tuning, np.minimum(0.1 + 0.3 * maps, 1))
