@@ -12,7 +12,7 @@
       ├▶ serve_bucket   an S3 server: Server                             server
       ├▶ serve_access   the access service: AccessServer                 service
       └▶ serve_splits   train/test splits of the images: SplitServer     splits
-    LocalServer         how these speak HTTP                             http
+    LocalServer         how these speak HTTP                             web
 
 >>> from laion_fmri_fetchers.demo import build_bucket, serve_bucket
 >>> with serve_bucket(build_bucket("demo_bucket")) as server:  # doctest: +SKIP

@@ -19,7 +19,7 @@ from xml.sax.saxutils import escape
 from laion_fmri_fetchers.query.arguments import user_path
 
 from .facts import DENIED
-from .http import Answer, LocalServer
+from .web import Answer, LocalServer
 
 PART_SIZE = 8 * 2**20
 """Files of this size (bytes) or larger are stored in parts, as S3 clients do."""

@@ -17,8 +17,8 @@ from typing import Any
 from urllib.parse import parse_qs, quote, urlencode
 
 from .facts import ARCHIVE, STIMULUS_TABLE
-from .http import Answer, LocalServer
 from .server import Server, s3_error
+from .web import Answer, LocalServer
 
 LIFETIME = 3600
 """Seconds for which a presigned URL is valid."""

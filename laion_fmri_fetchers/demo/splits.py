@@ -11,7 +11,7 @@ from typing import Any
 
 from .facts import PARTICIPANTS, image_fields
 from .formats import json_bytes
-from .http import Answer, LocalServer
+from .web import Answer, LocalServer
 
 N_FOLDS = 5
 
