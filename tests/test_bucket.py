@@ -301,7 +301,7 @@ def test_pages_must_advance(server, pages):
     server.faults[""] = lambda environ: (200, {}, next(left))
     with pytest.raises(BucketError, match="breaks off"):
         list_objects()
-    assert len(server.requests) <= 3
+    assert len(server.requests) <= 3 + 1  # the next page is asked for in advance
 
 
 @pytest.mark.parametrize(

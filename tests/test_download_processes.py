@@ -210,14 +210,20 @@ def test_processes_that_are_killed(server, downloads, watcher, tmp_path, locks_w
 
 def test_forked_processes_download_after_their_parent_has(server, downloads, tmp_path):
     """Nothing of a call, such as threads and connections, is kept for the next one."""
+
+    def fetch(files):
+        folder = tmp_path / "partial"
+        options = {"n_connections": 4, "timeout": 10.0, "verbose": 0}
+        assert download_files(files, partial_dir=folder, **options) == []
+
     first, second = downloads[::2], downloads[1::2]
-    fetch_all(first, tmp_path / "partial", True, None)
+    fetch(first)
     children = []
     for _ in range(2):
         child = os.fork()
         if not child:
             with contextlib.suppress(BaseException):
-                fetch_all(second, tmp_path / "partial", True, None)
+                fetch(second)
                 os._exit(0)
             os._exit(1)
         children.append(child)

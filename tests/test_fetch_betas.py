@@ -602,7 +602,7 @@ def images_of(data_dir):
 
 
 def real_header(file):
-    from laion_fmri_fetchers.arrays.volumes import read_header
+    from laion_fmri_fetchers.volumes import read_header
 
     return read_header(file)
 

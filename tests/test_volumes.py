@@ -12,13 +12,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from laion_fmri_fetchers.arrays.volumes import (
+from laion_fmri_fetchers.exceptions import CorruptImageError
+from laion_fmri_fetchers.volumes import (
     iter_volumes,
     read_header,
     scaled,
     write_volumes,
 )
-from laion_fmri_fetchers.exceptions import CorruptImageError
 
 SHAPE = (7, 6, 5)
 
@@ -85,6 +85,16 @@ def test_wanted_volumes_in_order(tmp_path, extension):
     assert read(file, []) == []
     for wanted in ([0], [8], [1, 2, 6], range(9), np.array([3, 8])):
         assert np.array_equal(read(file, wanted), expected[list(wanted)])
+
+
+@pytest.mark.parametrize("extension", ["nii", "nii.gz"])
+def test_header_extensions_are_skipped(tmp_path, extension):
+    made = image(3)
+    note = nib.nifti1.Nifti1Extension("comment", b"x" * 1000)
+    made.header.extensions.append(note)
+    file = tmp_path / f"image.{extension}"
+    nib.save(made, file)
+    assert np.array_equal(read(file), np.moveaxis(made.get_fdata(), -1, 0))
 
 
 def test_a_gzip_file_of_several_members(tmp_path):

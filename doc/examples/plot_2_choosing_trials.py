@@ -91,5 +91,3 @@ first_run = fetch_laion_fmri(
 assert set(first_run.trials["run"]) == {1}
 print(len(first_run.trials), "trials")
 demo.stop()
-
-# sphinx_gallery_thumbnail_number = 2

@@ -58,3 +58,5 @@ verify_cache(repair=True)["status"].value_counts()
 # %%
 
 demo.stop()
+
+# sphinx_gallery_thumbnail_path = 'pictures/overview.png'

@@ -42,6 +42,7 @@ from laion_fmri_fetchers.layout.trees import trials_id
 from laion_fmri_fetchers.messages import counted, listed, readable_size, tell, warn
 from laion_fmri_fetchers.query.arguments import check_verbose, only_its_arguments
 from laion_fmri_fetchers.query.selection import choose_subjects, is_one_name
+from laion_fmri_fetchers.volumes import Header, read_header
 
 from .kept import keeper, kept_nowhere
 from .progress import Progress, WatchedParallel
@@ -55,7 +56,6 @@ from .session import (
     pack_mask,
     read_session,
 )
-from .volumes import Header, read_header
 from .voxel_store import StoredSession, find_stored, session_folder
 from .voxels import Signature, VoxelChoice, Voxels, find_voxels, on_grid, signature
 

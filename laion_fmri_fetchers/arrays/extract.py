@@ -12,9 +12,9 @@ import threading
 import numpy as np
 
 from laion_fmri_fetchers.exceptions import CorruptImageError, NotCachedError
+from laion_fmri_fetchers.volumes import iter_volumes, read_header, scaled
 
 from .model.session import Task
-from .volumes import iter_volumes, read_header, scaled
 from .voxel_store import new_part
 from .voxels import offsets_of
 

@@ -30,8 +30,13 @@ from laion_fmri_fetchers.cache.derived import description_of, method, origin
 from laion_fmri_fetchers.cache.files import local_path, write_atomically
 from laion_fmri_fetchers.layout.grids import interpolation_for
 from laion_fmri_fetchers.layout.trees import MADE_HERE
-
-from .volumes import Header, iter_volumes, read_header, scaled, write_volumes
+from laion_fmri_fetchers.volumes import (
+    Header,
+    iter_volumes,
+    read_header,
+    scaled,
+    write_volumes,
+)
 
 
 def find_resampled(

@@ -19,7 +19,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .volumes import iter_volumes, read_header, scaled
+from laion_fmri_fetchers.volumes import iter_volumes, read_header, scaled
+
 from .voxel_store import StoredSession, blocks_of
 from .voxels import Signature, offsets_of
 

@@ -27,10 +27,10 @@ from laion_fmri_fetchers.layout.keys import (
 from laion_fmri_fetchers.layout.trees import HEMISPHERES
 from laion_fmri_fetchers.messages import can_draw, progress_bar, warn
 from laion_fmri_fetchers.query.arguments import check_mode, check_verbose, user_path
+from laion_fmri_fetchers.volumes import iter_volumes, read_header, scaled
 
 from .geometry import moved
 from .templates import TEMPLATES, load_template
-from .volumes import iter_volumes, read_header, scaled
 
 if TYPE_CHECKING:
     from nilearn.surface import SurfaceImage

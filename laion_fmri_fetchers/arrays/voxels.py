@@ -33,8 +33,7 @@ from laion_fmri_fetchers.layout.names import rois_named, with_unions
 from laion_fmri_fetchers.messages import counted, listed, warn
 from laion_fmri_fetchers.query.arguments import user_path
 from laion_fmri_fetchers.query.values import in_order
-
-from .volumes import Header, iter_volumes, read_header, scaled
+from laion_fmri_fetchers.volumes import Header, iter_volumes, read_header, scaled
 
 TOLERANCE = 0.1
 """Voxels by which the corners of a mask may be off the grid of the betas."""

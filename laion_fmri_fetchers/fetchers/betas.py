@@ -25,7 +25,6 @@ from laion_fmri_fetchers.access.licence import accept_license
 from laion_fmri_fetchers.arrays.betas import Workers, check_options, load_voxels
 from laion_fmri_fetchers.arrays.kept import kept_nowhere
 from laion_fmri_fetchers.arrays.rows import warn_of_order
-from laion_fmri_fetchers.arrays.volumes import Header, read_header
 from laion_fmri_fetchers.arrays.voxel_store import session_folder
 from laion_fmri_fetchers.arrays.voxels import VoxelChoice, find_voxels
 from laion_fmri_fetchers.cache.bunch import Result
@@ -47,6 +46,7 @@ from laion_fmri_fetchers.messages import counted, listed, readable_size, tell, w
 from laion_fmri_fetchers.query.arguments import only_its_arguments
 from laion_fmri_fetchers.query.selection import is_one_name, select
 from laion_fmri_fetchers.query.shared_docs import documented
+from laion_fmri_fetchers.volumes import Header, read_header
 
 from .choose import (
     choose_companions,

@@ -14,7 +14,6 @@ from laion_fmri_fetchers.arrays.resample import (
     find_resampled,
     resample_file,
 )
-from laion_fmri_fetchers.arrays.volumes import iter_volumes, read_header
 from laion_fmri_fetchers.cache.derived import MARK, description_of, method
 from laion_fmri_fetchers.cache.files import local_path
 from laion_fmri_fetchers.cache.inventory import size_on_disk
@@ -28,6 +27,7 @@ from laion_fmri_fetchers.layout.grids import (
 from laion_fmri_fetchers.layout.keys import Record
 from laion_fmri_fetchers.layout.trees import brain_mask_name
 from laion_fmri_fetchers.messages import counted, listed, warn
+from laion_fmri_fetchers.volumes import iter_volumes, read_header
 
 _FINEST = 0.5
 """Voxel size in mm below which a resolution is likely in cm: anatomical images have

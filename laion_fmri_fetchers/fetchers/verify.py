@@ -16,7 +16,6 @@ from laion_fmri_fetchers.access.gate import (
     saved_archive,
 )
 from laion_fmri_fetchers.access.licence import accept_license
-from laion_fmri_fetchers.arrays.volumes import iter_volumes, read_header
 from laion_fmri_fetchers.arrays.voxel_store import (
     check_session,
     remove_part,
@@ -61,6 +60,7 @@ from laion_fmri_fetchers.messages import (
 from laion_fmri_fetchers.query.shared_docs import documented
 from laion_fmri_fetchers.remote.bucket import timestamp
 from laion_fmri_fetchers.remote.checksums import check_file
+from laion_fmri_fetchers.volumes import iter_volumes, read_header
 
 _MADE = (MADE_HERE, STIMULUS_IMAGES)
 """Where files are that this package made: resampled, and extracted from the archive."""

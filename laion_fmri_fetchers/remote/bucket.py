@@ -8,11 +8,13 @@ path-style addresses both fit that.
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import datetime, timezone
+from html import unescape
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote, unquote, unquote_plus, urlencode, urlsplit
 from xml.etree import ElementTree as ET
@@ -24,7 +26,7 @@ from laion_fmri_fetchers.exceptions import (
 )
 
 if TYPE_CHECKING:
-    from .client import Client
+    from concurrent.futures import Future
 
 PUBLIC_BUCKET = "s3://laion-fmri"
 DEFAULT_BUCKET_URL = "https://laion-fmri.s3.us-west-2.amazonaws.com"
@@ -34,6 +36,8 @@ ADVICE = (
 )
 # Bytes of a page: S3's have 1,000 keys, of 1 kB each at most, with 0.5 kB about it.
 _LARGEST_PAGE = 2**23
+# What the next page is asked for with.
+_TOKEN = re.compile(rb"<NextContinuationToken>\s*([^<\s]+)\s*<")
 # Connections for documents; a web server gives no more to one client.
 _N_DOCUMENTS = 8
 
@@ -179,8 +183,13 @@ def list_prefixes(
 
     url = bucket_url()
     try:
-        with Client(n_connections, timeout) as client, Threads(n_connections) as pool:
-            listings = [pool.submit(_list_all, client, url, *each) for each in wanted]
+        with (
+            Client(n_connections, timeout) as client,
+            Threads(n_connections) as pages,
+            Threads(n_connections) as pool,
+        ):
+            fetch = functools.partial(pages.submit, client.retrying, client.fetch)
+            listings = [pool.submit(_list_all, fetch, url, *each) for each in wanted]
             return gather(listings, f"{url} to list its files", verbose)
     except Fault as fault:
         text = f"The bucket {url} cannot be listed: {fault.reason}. {ADVICE}"
@@ -190,9 +199,9 @@ def list_prefixes(
 
 
 def _list_all(
-    client: Client, bucket: str, prefix: str, delimiter: str
+    fetch: Callable[[str, int], Future], bucket: str, prefix: str, delimiter: str
 ) -> dict[str, Any]:
-    """Return a listing, page by page; by a thread."""
+    """Return a listing, page by page; by a thread. ``fetch`` is done by another."""
     listing: dict[str, Any] = {"prefix": prefix, "delimiter": delimiter}
     listing |= {"bucket": bucket, "listed_at": time.time(), "n_pages": 0, "n_bytes": 0}
     listing |= {"objects": [], "prefixes": []}
@@ -200,19 +209,20 @@ def _list_all(
     if delimiter:
         query["delimiter"] = delimiter
     what = f"the listing of {repr(prefix) if prefix else 'the top level'} in {bucket}"
-    token: str | None = ""
-    last_name = ""
+    coming, last_name = fetch(f"{bucket}/?{urlencode(query)}", _LARGEST_PAGE), ""
     while True:
-        if token:
-            query["continuation-token"] = token
-        url = f"{bucket}/?{urlencode(query)}"
-        answer = client.retrying(client.fetch, url, _LARGEST_PAGE)
+        answer = coming.result()
         if answer.status != 200:
             words = {403: "The server denies", 404: "No such bucket; it should have"}
             reason = f"{words.get(answer.status, 'The server does not send')} {what}"
             raise BucketError(f"{reason} (status {answer.status}). {ADVICE}")
+        # The next page comes while this one is parsed, which takes as long.
+        token = _TOKEN.search(answer.body)
+        if token:
+            query["continuation-token"] = unescape(token[1].decode(errors="replace"))
+            coming = fetch(f"{bucket}/?{urlencode(query)}", _LARGEST_PAGE)
         try:
-            objects, prefixes, token = _parse_page(answer.body)
+            objects, prefixes, is_last = _parse_page(answer.body)
         except (ET.ParseError, ValueError, LookupError) as error:
             text = f"The answer to {what} is not a listing: {error}. {ADVICE}"
             raise BucketError(text) from None
@@ -221,7 +231,7 @@ def _list_all(
         listing["prefixes"] += prefixes
         listing["n_pages"] += 1
         listing["n_bytes"] += len(answer.body)
-        if token is None:
+        if is_last:
             return listing
         before = last_name
         last_name = max([*prefixes, *(each.key for each in objects)], default="")
@@ -232,8 +242,8 @@ def _list_all(
             )
 
 
-def _parse_page(content: bytes) -> tuple[list[Object], list[str], str | None]:
-    """Return objects, prefixes and the token of the next page; None after the last.
+def _parse_page(content: bytes) -> tuple[list[Object], list[str], bool]:
+    """Return objects, prefixes, and whether this is the last page.
 
     Raises
     ------
@@ -255,9 +265,7 @@ def _parse_page(content: bytes) -> tuple[list[Object], list[str], str | None]:
         objects.append(Object(decode(key), int(size), etag, date))
     found = root.iterfind("CommonPrefixes/Prefix")
     prefixes = [decode(element.text or "") for element in found]
-    if root.findtext("IsTruncated") != "true":
-        return objects, prefixes, None
-    return objects, prefixes, root.findtext("NextContinuationToken") or ""
+    return objects, prefixes, root.findtext("IsTruncated") != "true"
 
 
 def read_documents(

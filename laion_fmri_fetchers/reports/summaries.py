@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 from sklearn.utils import Bunch
 
-from laion_fmri_fetchers.arrays.volumes import Header, iter_volumes, read_header, scaled
 from laion_fmri_fetchers.cache.listings import read_catalog
 from laion_fmri_fetchers.exceptions import InvalidQueryError
 from laion_fmri_fetchers.layout.keys import (
@@ -30,6 +29,7 @@ from laion_fmri_fetchers.layout.trees import (
 )
 from laion_fmri_fetchers.query.arguments import check_fetched
 from laion_fmri_fetchers.query.selection import choose_subjects
+from laion_fmri_fetchers.volumes import Header, iter_volumes, read_header, scaled
 
 CEILINGS = ("Allrep", "12rep", "4rep")
 OTHER_SOURCE = "other"

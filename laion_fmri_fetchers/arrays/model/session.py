@@ -25,7 +25,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from laion_fmri_fetchers.arrays.volumes import iter_volumes, read_header, scaled
 from laion_fmri_fetchers.arrays.voxel_store import (
     DAMAGED,
     Origin,
@@ -36,6 +35,7 @@ from laion_fmri_fetchers.arrays.voxel_store import (
 from laion_fmri_fetchers.cache.files import whole_file
 from laion_fmri_fetchers.messages import counted, readable_size
 from laion_fmri_fetchers.remote.spans import RemoteObject
+from laion_fmri_fetchers.volumes import iter_volumes, read_header, scaled
 
 from .first_volume import FirstVolume, VolumeError, read_first_volume
 from .hdf5 import Chunk, Fetch, Layout, LayoutError, read_layout

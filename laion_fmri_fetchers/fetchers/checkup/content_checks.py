@@ -12,7 +12,6 @@ from pathlib import Path
 import nibabel as nib
 import pandas as pd
 
-from laion_fmri_fetchers.arrays.volumes import Header, read_header
 from laion_fmri_fetchers.arrays.voxels import on_grid
 from laion_fmri_fetchers.layout import trees as layout
 from laion_fmri_fetchers.layout.keys import is_held_out
@@ -21,6 +20,7 @@ from laion_fmri_fetchers.messages import counted, listed, readable_size
 from laion_fmri_fetchers.remote import bucket
 from laion_fmri_fetchers.remote.checksums import part_sizes
 from laion_fmri_fetchers.remote.client import bare_etag
+from laion_fmri_fetchers.volumes import Header, read_header
 
 from .client import SMALL, NoAnswerError, Reply
 from .context import Context, Record

@@ -1,7 +1,7 @@
-"""NIfTI files, read and written a volume at a time.
+"""NIfTI images, read and written a volume at a time.
 
-A session of betas is ten times larger than the memory of many machines. What is read
-here passes once through a buffer of one volume, which the next one overwrites::
+A session of betas is ten times larger than the memory of many machines. Reading passes
+once through a buffer of one volume, which the next volume overwrites::
 
     header = read_header(file)
     for volume in iter_volumes(header, [0, 5]):
@@ -16,7 +16,7 @@ import math
 import os
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
@@ -26,23 +26,22 @@ from laion_fmri_fetchers.cache.files import readable, unreadable, whole_file
 from laion_fmri_fetchers.exceptions import CorruptImageError
 from laion_fmri_fetchers.layout.keys import is_nifti_name
 
-CHUNK = 2**18
-"""Bytes decompressed at once: few enough to stay in the processor's cache."""
-
-_COMPRESSION = 1
+# Bytes decompressed at once. The stream decompresses into bytes of its own and copies
+# these; so few are still in the processor's cache, and the copy costs 5 % of the time.
+_CHUNK = 2**18
 
 _DAMAGED: tuple[Any, ...] = (
     isal_zlib.error,
+    zlib.error,
     EOFError,
     OverflowError,
-    zlib.error,
     nib.filebasedimages.ImageFileError,
     nib.spatialimages.HeaderDataError,
 )
 
 
 class Header(NamedTuple):
-    """What must be known of a NIfTI file before its volumes are read."""
+    """What is needed of a NIfTI file to read its volumes."""
 
     file: str
     shape: tuple[int, int, int]
@@ -90,17 +89,19 @@ def read_header(file: str | os.PathLike) -> Header:
     ((4, 5, 6), 7, 'float32')
     """
     file = os.fspath(file)
-    with _named(file):
+    with _errors_named(file):
         image = nib.load(file, mmap=False)
     if not isinstance(image, nib.Nifti1Image) or not is_nifti_name(file):
-        raise _corrupt(file, "it is neither .nii nor .nii.gz")
+        raise _corrupt_image(file, "it is neither .nii nor .nii.gz")
     proxy: Any = image.dataobj
     shape = image.shape
     if len(shape) not in (3, 4) or proxy.dtype.kind not in "iuf":
-        raise _corrupt(file, f"it is {proxy.dtype} of shape {shape}")
+        raise _corrupt_image(file, f"it is {proxy.dtype} of shape {shape}")
     if proxy.offset < image.header.sizeof_hdr:
-        # Some tools leave 0 there. nibabel takes the header for values then.
-        raise _corrupt(file, f"its values begin at byte {proxy.offset}, in its header")
+        # Some tools leave 0 there; nibabel then reads the header as values.
+        raise _corrupt_image(
+            file, f"its values begin at byte {proxy.offset}, in its header"
+        )
     return Header(
         file,
         (shape[0], shape[1], shape[2]),
@@ -124,7 +125,7 @@ def iter_volumes(
     header : Header
         The header of the file.
     indices : sequence of int, optional
-        The volumes, increasing; None: all. Nothing is read behind the last of them.
+        The volumes, increasing; None: all. Nothing after the last of them is read.
 
     Yields
     ------
@@ -149,56 +150,43 @@ def iter_volumes(
     """
     if indices is None:
         indices = range(header.n_volumes)
-    read = _decompressed if header.file.endswith(".gz") else _mapped
-    with _named(header.file):
-        yield from read(header, indices)
-
-
-def _decompressed(header: Header, indices: Iterable[int]) -> Iterator[np.ndarray]:
-    """Read volumes out of a gzip stream."""
-    volume = np.empty(math.prod(header.shape), dtype=header.dtype)
-    buffer = volume.view(np.uint8).data
-    position = 0
-    with igzip.open(header.file) as file:
-        # The file's own readinto() reads into bytes first, and copies these.
-        stream = getattr(file, "_buffer", file)
-        _skip(stream, header.offset)
-        for index in indices:
-            _skip(stream, (index - position) * len(buffer))
-            _fill(stream, buffer)
-            position = index + 1
-            yield volume
-        if position == header.n_volumes:
-            # At its end, the stream compares the checksum.
-            while file.read(CHUNK):
-                pass
-
-
-def _fill(stream: Any, buffer: memoryview) -> None:
-    done = 0
-    while done < len(buffer):
-        n_bytes = stream.readinto(buffer[done : done + CHUNK])
-        if not n_bytes:
-            raise EOFError("it ends before its last volume")
-        done += n_bytes
-
-
-def _skip(stream: Any, n_bytes: int) -> None:
-    buffer = memoryview(bytearray(min(n_bytes, CHUNK)))
-    while n_bytes:
-        _fill(stream, buffer[:n_bytes])
-        n_bytes -= min(n_bytes, len(buffer))
-
-
-def _mapped(header: Header, indices: Iterable[int]) -> Iterator[np.ndarray]:
-    """Map one volume after the other into memory: pages not used stay on disk."""
     n_voxels = math.prod(header.shape)
-    size = n_voxels * header.dtype.itemsize
-    if os.path.getsize(header.file) < header.offset + header.n_volumes * size:
-        raise EOFError("it ends before its last volume")
-    for index in indices:
-        offset = header.offset + index * size
-        yield np.memmap(header.file, header.dtype, "r", offset, (n_voxels,))
+    with _errors_named(header.file):
+        if header.file.endswith(".gz"):
+            yield from _decompress(header, indices, n_voxels)
+            return
+        size = n_voxels * header.dtype.itemsize
+        if os.path.getsize(header.file) < header.offset + header.n_volumes * size:
+            raise EOFError("it ends before its last volume")
+        for index in indices:
+            # A map of the file: what is not looked at is not read from the disk.
+            offset = header.offset + int(index) * size
+            yield np.memmap(header.file, header.dtype, "r", offset, (n_voxels,))
+
+
+def _decompress(
+    header: Header, indices: Iterable[int], n_voxels: int
+) -> Iterator[np.ndarray]:
+    """Read volumes out of a gzip stream; those in between are overwritten unseen."""
+    volume = np.empty(n_voxels, dtype=header.dtype)
+    buffer = volume.view(np.uint8).data
+    next_volume = 0
+    with igzip.open(header.file) as stream:
+        stream.read(header.offset)
+        for index in indices:
+            for _ in range(next_volume, index + 1):
+                done = 0
+                while done < len(buffer):
+                    n_bytes = stream.readinto(buffer[done : done + _CHUNK])
+                    if not n_bytes:
+                        raise EOFError("it ends before its last volume")
+                    done += n_bytes
+            next_volume = index + 1
+            yield volume
+        if next_volume == header.n_volumes:
+            # The stream compares the checksum at its end, which may be megabytes away.
+            while stream.read(_CHUNK):
+                pass
 
 
 def scaled(header: Header, values: np.ndarray, dtype: Any) -> np.ndarray:
@@ -259,40 +247,32 @@ def write_volumes(
     [0.0, 1.0, 2.0]
     """
     file = os.fspath(file)
-    with whole_file(file) as raw, _compressed(raw, file) as stream:
-        _write(stream, volumes, header)
-
-
-def _write(
-    stream: BinaryIO, volumes: Iterable[np.ndarray], header: nib.Nifti1Header
-) -> None:
     header = header.copy()
     header.set_slope_inter(1, 0)
     header["vox_offset"] = header.single_vox_offset
     header["magic"] = header.single_magic
     shape, dtype = header.get_data_shape(), header.get_data_dtype()
-    stream.write(header.binaryblock)
-    stream.write(bytes(header.single_vox_offset - len(header.binaryblock)))
-    n_volumes = 0
-    for volume in volumes:
-        if volume.shape != shape[:3]:
-            raise ValueError(f"a volume is {volume.shape}, the header says {shape}")
-        ordered = np.asarray(volume, dtype=dtype).ravel(order="F")
-        stream.write(ordered.view(np.uint8).data)
-        n_volumes += 1
-    if n_volumes != math.prod(shape[3:]):
-        raise ValueError(f"{n_volumes} volumes, the header says {shape}")
-
-
-def _compressed(raw: BinaryIO, name: str) -> contextlib.AbstractContextManager:
-    """Return a stream to write to, compressing where the name says so."""
-    if not name.endswith(".gz"):
-        return contextlib.nullcontext(raw)
-    return igzip.IGzipFile("", "wb", _COMPRESSION, raw, mtime=0)
+    with contextlib.ExitStack() as stack:
+        stream: Any = stack.enter_context(whole_file(file))
+        if file.endswith(".gz"):
+            # Without a time: the same values are the same bytes.
+            gzipped = igzip.IGzipFile("", "wb", 1, stream, mtime=0)
+            stream = stack.enter_context(gzipped)
+        stream.write(header.binaryblock)
+        stream.write(bytes(header.single_vox_offset - len(header.binaryblock)))
+        n_volumes = 0
+        for volume in volumes:
+            if volume.shape != shape[:3]:
+                raise ValueError(f"a volume is {volume.shape}, the header says {shape}")
+            ordered = np.asarray(volume, dtype=dtype).ravel(order="F")
+            stream.write(ordered.view(np.uint8).data)
+            n_volumes += 1
+        if n_volumes != math.prod(shape[3:]):
+            raise ValueError(f"{n_volumes} volumes, the header says {shape}")
 
 
 @contextlib.contextmanager
-def _named(file: str) -> Iterator[None]:
+def _errors_named(file: str) -> Iterator[None]:
     """Let errors of a damaged file name it, and say what to do."""
     try:
         with readable():
@@ -302,16 +282,16 @@ def _named(file: str) -> Iterator[None]:
     except (*_DAMAGED, OSError) as error:
         if isinstance(error, OSError) and error.errno:
             raise
-        # nibabel calls a file that goes while it is opened no image.
+        # nibabel calls a file that disappears while it is opened no image.
         if not os.path.exists(file):
             code = errno.ENOENT
             raise FileNotFoundError(code, os.strerror(code), file) from error
         if not os.access(file, os.R_OK):
             raise unreadable(file) from error
-        raise _corrupt(file, error) from error
+        raise _corrupt_image(file, error) from error
 
 
-def _corrupt(file: str, reason: object) -> CorruptImageError:
+def _corrupt_image(file: str, reason: object) -> CorruptImageError:
     return CorruptImageError(
         f"The image {file} cannot be read: {reason}. If it is damaged, "
         "`laion-fmri-fetchers verify --repair` fetches it again."
