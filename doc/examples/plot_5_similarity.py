@@ -22,8 +22,9 @@ subjects = ["sub-01", "sub-03", "sub-05", "sub-06", "sub-07"]
 demo = serve_demo(subjects=subjects, held_out=())
 shared = {"unique_or_shared": "shared", "n_reps": 4}
 trials = fetch_laion_fmri("all", None, trial_filter=shared, dry_run=True).trials
-is_first_half = trials["session"] <= "ses-02"
-labels = shared_labels(trials[is_first_half], trials[~is_first_half])
+sessions = sorted(trials["session"].unique())
+halves = sessions[::2], sessions[1::2]
+labels = shared_labels(*(trials[trials["session"].isin(half)] for half in halves))
 labels = sorted(labels, key=lambda label: (content_category(label), label))
 assert len(labels) > 5
 
@@ -67,7 +68,7 @@ def dissimilarities(sessions):
     return result
 
 
-all_sessions = dissimilarities(["ses-01", "ses-02", "ses-03", "ses-04"])
+all_sessions = dissimilarities(sessions)
 
 # %%
 # The mean over subjects. In category-selective regions, images of the same content are
@@ -100,15 +101,13 @@ from itertools import combinations
 
 from scipy.stats import spearmanr
 
-first, second = (
-    dissimilarities(h) for h in (["ses-01", "ses-02"], ["ses-03", "ses-04"])
-)
+first, second = (dissimilarities(half) for half in halves)
 figure, ax = plt.subplots(figsize=(6.4, 4), layout="constrained")
 for column, region in enumerate(regions):
-    halves = [(first[region][s], second[region][s]) for s in subjects]
+    within = [(first[region][s], second[region][s]) for s in subjects]
     pairs = [*combinations(all_sessions[region].values(), 2)]
     for shift, colour, compared, label in (
-        (-0.15, "#0072b2", halves, "two halves of a subject's sessions"),
+        (-0.15, "#0072b2", within, "two halves of a subject's sessions"),
         (0.15, "#d55e00", pairs, "two subjects"),
     ):
         values = [spearmanr(*pair)[0] for pair in compared]

@@ -16,7 +16,9 @@ from laion_fmri_fetchers import fetch_laion_fmri
 from laion_fmri_fetchers.demo import content_category, serve_demo
 
 demo = serve_demo(subjects=["sub-01"], n_trials=192)
-data = fetch_laion_fmri("sub-01", rois="face", trial_filter={"n_reps": 4})
+data = fetch_laion_fmri(
+    "sub-01", rois="face", sessions=range(1, 5), trial_filter={"n_reps": 4}
+)
 assert len(data.trials) > 300
 
 # %%
