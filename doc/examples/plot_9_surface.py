@@ -10,7 +10,7 @@ on the cortex they are, and lead to fsaverage, where vertices of subjects corres
 # A map on the inflated surface
 # -----------------------------
 #
-# `fetch_laion_surfaces` downloads eight files of FreeSurfer's reconstruction (150,000
+# `fetch_laion_surfaces` downloads ten files of FreeSurfer's reconstruction (150,000
 # vertices per hemisphere, 1,200 in the demo) and masks of regions. `project_to_surface`
 # averages the volume between the white and the pial surface.
 
@@ -38,6 +38,7 @@ for ax, (hemi, view) in zip(axes, views.items(), strict=True):
     plot_surf(
         surfaces.inflated,
         surf_map=ceiling,
+        bg_map=surfaces.sulc,
         hemi=hemi,
         view=view,
         cmap="inferno",

@@ -18,7 +18,7 @@ import pandas as pd
 from sklearn.utils import Bunch
 
 from laion_fmri_fetchers.access.licence import accept_license
-from laion_fmri_fetchers.cache.bunch import Result
+from laion_fmri_fetchers.cache.bunch import FetchedData
 from laion_fmri_fetchers.cache.derived import description_of, origin
 from laion_fmri_fetchers.cache.files import write_atomically
 from laion_fmri_fetchers.cache.inventory import Inventory, report_versions
@@ -257,7 +257,7 @@ def make_bunch(
     for rec in chosen.companions.noise_ceilings:
         of_subject = ceilings.setdefault(rec["subject"], {})
         of_subject[rec["desc"].removeprefix("Noiseceiling")] = rec["absolute_path"]
-    return Result(
+    return FetchedData(
         images=[rec["absolute_path"] for rec in chosen.images],
         images_meta=chosen.images,
         rois=[rec["absolute_path"] for rec in chosen.rois],

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from laion_fmri_fetchers.arrays.rows import rows_with
 from laion_fmri_fetchers.cache.files import readable
 from laion_fmri_fetchers.cache.inventory import Inventory, report_versions
 from laion_fmri_fetchers.cache.obtain import Outcome, obtain, plan
@@ -20,6 +19,7 @@ from laion_fmri_fetchers.layout.keys import Record, is_of_trials
 from laion_fmri_fetchers.layout.trees import trials_id
 from laion_fmri_fetchers.messages import listed, warn
 from laion_fmri_fetchers.query.filters import is_empty
+from laion_fmri_fetchers.query.rows import rows_with
 from laion_fmri_fetchers.query.selection import Selection
 
 from .choose import (
