@@ -2,28 +2,15 @@
 Batches for a deep-learning loader
 ==================================
 
-Training on single trials, each with the image that was shown: `LaionDataset` gives
-items to PyTorch's ``DataLoader``, or to a loop of your own. No image is read before its
-turn, and loaders with worker processes open files of their own.
+Train on single trials, each with its image: `LaionDataset` gives items to PyTorch's
+``DataLoader``, or to a loop of your own. Images are read when their turn comes.
 """
-
-# %%
-# The data of this example
-# ------------------------
-#
-# They are synthetic and served by this machine, access to the images included. Leave
-# out the lines with ``demo``, and the rest runs on LAION-fMRI itself, where access is
-# requested once.
-
-from laion_fmri_fetchers.demo import serve_demo
-
-demo = serve_demo(subjects=["sub-01"], n_sessions=2)
 
 # %%
 # Items
 # -----
 #
-# An item holds the response to a trial, its image and embedding, and whose it was.
+# An item has the response to a trial, its image and embedding, and where it comes from.
 
 from laion_fmri_fetchers import (
     LaionDataset,
@@ -33,7 +20,9 @@ from laion_fmri_fetchers import (
     fetch_laion_stimuli,
     request_stimulus_access,
 )
+from laion_fmri_fetchers.demo import serve_demo
 
+demo = serve_demo(subjects=["sub-01"], n_sessions=2)
 request_stimulus_access(
     name="Ada Example",
     email="ada@university.example",
@@ -46,6 +35,7 @@ betas = fetch_laion_betas("sub-01", rois="face", standardize="zscore")
 stimuli = fetch_laion_stimuli(betas.trials)
 clip = fetch_laion_embeddings("CLIP", betas.trials)
 dataset = LaionDataset(betas, stimuli=stimuli, embeddings=clip)
+assert len(dataset) == len(betas.trials) > 0
 for name, value in dataset[0].items():
     print(f"{name:<12} {getattr(value, 'shape', value)}")
 
@@ -53,16 +43,16 @@ for name, value in dataset[0].items():
 # Batches
 # -------
 #
-# With PyTorch, this is all there is to it::
+# With PyTorch, this is all::
 #
 #     from torch.utils.data import DataLoader
 #
 #     loader = DataLoader(dataset, batch_size=32, shuffle=True, num_workers=4)
 #
-# and here, without, a linear read-out of the embedding learns from one batch after the
-# other.
+# Here, without it, a linear read-out of the embedding learns batch by batch:
 
 import numpy as np
+from matplotlib import pyplot as plt
 
 rng = np.random.default_rng(0)
 weights = np.zeros((dataset[0]["betas"].size, dataset[0]["embedding"].size), "float32")
@@ -76,19 +66,8 @@ for _ in range(10):
         error = responses @ weights - targets
         weights -= 1e-3 * responses.T @ error / len(batch)
         losses.append(float((error**2).mean()))
-
-# %%
-# The error falls with the batches:
-
-from matplotlib import pyplot as plt
-
 figure, ax = plt.subplots(figsize=(6, 3.2), layout="constrained")
-ax.plot(losses, color="#0072b2")
+ax.plot(losses)
 ax.set(xlabel="Batch", ylabel="Mean squared error")
-ax.spines[["top", "right"]].set_visible(False)
 plt.show()
-
-# %%
-# Stop the stand-in; its data are removed.
-
 demo.stop()
