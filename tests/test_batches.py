@@ -171,7 +171,7 @@ CAPTIONS = Bunch(captions=pd.DataFrame({"image_name": []}), image_names=[])
         ("a.jpg", CAPTIONS, "trials is a str"),
         (pd.DataFrame({"x": [1]}), CAPTIONS, "column 'label'"),
         ([None], CAPTIONS, "label None"),
-        ({"a.jpg", "b.jpg"}, CAPTIONS, "trials is a set"),
+        ({"a.jpg"}, CAPTIONS, "trials is a set"),
     ],
     ids=str,
 )
