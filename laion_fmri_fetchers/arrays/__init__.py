@@ -24,8 +24,6 @@ Rooms, each importing only from those below it::
     ceilings    ceiling_of_average, mean_inverse, normalized_score
     saved       write_values, read_values
     voxels      find_voxels ──▶ _combine ──▶ _read_mask, _read_map
-    resample    resample_file ──▶ _resample ─┬─ volumes.iter_volumes
-                find_resampled               └─ volumes.write_volumes
     rows        shared_labels, rows_with, positions_of
     heaps       check_values
     volumes     read_header, iter_volumes, scaled, write_volumes
