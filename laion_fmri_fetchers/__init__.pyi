@@ -5,12 +5,12 @@ from .access.gate import current_terms_version as current_terms_version
 from .access.licence import accept_license as accept_license
 from .arrays.align import align as align
 from .arrays.batches import LaionDataset as LaionDataset
-from .arrays.betas import load_betas as load_betas
-from .arrays.ceilings import normalized_score as normalized_score
 from .arrays.pictures import load_stimuli as load_stimuli
-from .arrays.rows import select_trials as select_trials
-from .arrays.rows import shared_labels as shared_labels
 from .arrays.surfaces import project_to_surface as project_to_surface
+from .betas.ceilings import normalized_score as normalized_score
+from .betas.load import load_betas as load_betas
+from .betas.rows import select_trials as select_trials
+from .betas.rows import shared_labels as shared_labels
 from .cache.data_dir import dataset_initialize as dataset_initialize
 from .cache.data_dir import get_data_dir as get_data_dir
 from .exceptions import LaionFmriError as LaionFmriError
@@ -48,10 +48,10 @@ from .query.values import NotEqual as NotEqual
 from .query.values import NotIn as NotIn
 from .query.values import NotNull as NotNull
 from .query.values import Pattern as Pattern
-from .reports.figures import plot_noise_ceiling as plot_noise_ceiling
-from .reports.figures import plot_rois as plot_rois
-from .reports.figures import plot_trials as plot_trials
-from .reports.report import make_report as make_report
+from .report.figures import plot_noise_ceiling as plot_noise_ceiling
+from .report.figures import plot_rois as plot_rois
+from .report.figures import plot_trials as plot_trials
+from .report.page import make_report as make_report
 from .splits import fetch_laion_splits as fetch_laion_splits
 
 __version__: str

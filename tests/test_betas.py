@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import builtins
+import io
 import os
-import pickle
 import tracemalloc
 import warnings
 from pathlib import Path
@@ -19,10 +20,7 @@ from sklearn.model_selection import GroupKFold
 from sklearn.utils import Bunch
 
 from laion_fmri_fetchers import fetch_laion_betas, fetch_laion_fmri, shared_labels
-from laion_fmri_fetchers.arrays import betas as betas_module
-from laion_fmri_fetchers.arrays import session as session_module
-from laion_fmri_fetchers.arrays import voxels as voxels_module
-from laion_fmri_fetchers.arrays.betas import load_betas
+from laion_fmri_fetchers.betas.load import load_betas
 from laion_fmri_fetchers.exceptions import (
     CorruptImageError,
     InvalidQueryError,
@@ -234,8 +232,11 @@ def test_noise_ceilings_of_columns_and_threshold(data):
         level = float(np.nanmedian(everything.noise_ceilings[name]))
         high = everything.noise_ceilings[name] >= level
         assert 0 < high.sum() < len(high)
-        betas = load_betas(data, rois="brain", nc_threshold=level, noise_ceiling=name)
-        assert np.array_equal(betas.data, everything.data[:, high])
+        for number in (level, np.float64(level)):
+            betas = load_betas(
+                data, rois="brain", nc_threshold=number, noise_ceiling=name
+            )
+            assert np.array_equal(betas.data, everything.data[:, high])
         assert (betas.noise_ceilings[name] >= level).all()
 
 
@@ -339,13 +340,6 @@ def test_masks_that_are_not_images(tmp_path):
         load_betas(data, mask_img=tmp_path / "nope.nii.gz")
 
 
-@pytest.mark.parametrize("number", [np.int64(20), np.float32(20), np.float64(20)])
-def test_thresholds_may_be_numbers_of_numpy(data, number):
-    expected = load_betas(data, rois="brain", nc_threshold=20)
-    betas = load_betas(data, rois="brain", nc_threshold=number)
-    assert np.array_equal(betas.data, expected.data)
-
-
 def test_a_threshold_below_one_percent_is_questioned(data):
     with pytest.warns(UserWarning, match=r"percent.*did you mean 20\?"):
         betas = load_betas(data, rois="brain", nc_threshold=0.2)
@@ -438,6 +432,20 @@ def test_several_subjects_are_a_bunch_of_each(server, data_dir):
             pd.testing.assert_frame_equal(betas.trials, own)
     (name,) = fetch_laion_betas(["01"], **where)
     assert name == "sub-01"
+
+
+def test_the_query_of_fetched_betas_repeats_the_call(server, data_dir):
+    betas = fetch_laion_betas(
+        1, "face", 1, trial_filter={"run": 1}, average_repeats=True, verbose=0
+    )
+    again = fetch_laion_betas(**betas.query, verbose=0)
+    assert np.array_equal(again.data, betas.data)
+    assert (again.query, again.versions) == (betas.query, betas.versions)
+    assert betas.query["sessions"] == ["ses-01"]
+    data = fetch_laion_fmri(1, "face", 1, dry_run=True, verbose=0)
+    (image,) = data.images_meta
+    assert betas.versions[image["id"]] == image["etag"]
+    assert "sub-01 (1 session: ses-01)" in betas.methods()
 
 
 @pytest.mark.parametrize("average", [True, False])
@@ -700,8 +708,8 @@ def test_grids_of_masks(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["cut", "changed"])
-@pytest.mark.parametrize("backend", ["threading", "loky"])
-def test_a_damaged_image(tmp_path, damage, backend):
+@pytest.mark.parametrize("n_jobs", [1, 2])
+def test_a_damaged_image(tmp_path, damage, n_jobs):
     data = make(tmp_path, [noise(30), noise(30)])
     file = Path(data.images[1])
     content = bytearray(file.read_bytes())
@@ -710,11 +718,8 @@ def test_a_damaged_image(tmp_path, damage, backend):
     else:
         content[-500:-400] = bytes(100)
     file.write_bytes(content)
-    with (
-        joblib.parallel_config(backend, n_jobs=2),
-        pytest.raises(CorruptImageError, match="verify --repair") as error,
-    ):
-        load_betas(data, rois="brain", n_jobs=2)
+    with pytest.raises(CorruptImageError, match="verify --repair") as error:
+        load_betas(data, rois="brain", n_jobs=n_jobs)
     assert str(file) in str(error.value)
 
 
@@ -729,7 +734,7 @@ def test_what_lies_behind_the_last_trial_is_not_read(tmp_path):
         load_betas(data, rois="brain", standardize="zscore")
 
 
-# Memory, cache and workers
+# Memory and workers
 
 
 def test_memory_is_constant_in_the_number_of_volumes(tmp_path):
@@ -752,145 +757,96 @@ def test_memory_is_constant_in_the_number_of_volumes(tmp_path):
 def test_a_result_larger_than_free_memory(tmp_path, monkeypatch):
     data = make(tmp_path, [noise(5)])
     need = 5 * int(brain().sum()) * 4
-    monkeypatch.setattr(betas_module, "_free_memory", lambda: need)
+    free = Bunch(available=need)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: free)
     load_betas(data, rois="brain")
-    monkeypatch.setattr(betas_module, "_free_memory", lambda: need - 1)
-    monkeypatch.setattr(session_module, "iter_volumes", None)
+    free.available = need - 1
+    # Nothing is read then, else it would be an error of the image.
+    Path(data.images[0]).write_bytes(Path(data.images[0]).read_bytes()[:-500])
     with pytest.raises(MemoryError, match="nc_threshold"):
         load_betas(data, rois="brain")
 
 
-def test_free_memory_is_that_of_the_machine_or_less():
-    import psutil
+def test_a_batch_job_has_less_memory_than_its_machine(tmp_path, monkeypatch):
+    data = make(tmp_path, [noise(5)])
+    need = 5 * int(brain().sum()) * 4
+    limits = {
+        "/proc/self/cgroup": "0::/slurm/job\n",
+        "/sys/fs/cgroup/slurm/job/memory.max": "max",
+        "/sys/fs/cgroup/slurm/memory.max": str(need + 400),
+        "/sys/fs/cgroup/slurm/memory.stat": "anon 300\nfile 5000\nshmem 100\n",
+    }
+    real = builtins.open
 
-    free = betas_module._free_memory()
-    assert 0 < free <= psutil.virtual_memory().total
+    def opened(file, *args, **options):
+        if str(file) in limits:
+            return io.StringIO(limits[file])
+        return real(file, *args, **options)
 
-
-def test_limits_of_a_job(tmp_path):
-    assert betas_module._left_in(str(tmp_path)) > 2**60
-    (tmp_path / "memory.stat").write_text("anon 300\nfile 500\nshmem 100\n")
-    (tmp_path / "memory.max").write_text("1000\n")
-    assert betas_module._left_in(str(tmp_path)) == 600
-    (tmp_path / "memory.max").write_text("max\n")
-    assert betas_module._left_in(str(tmp_path)) > 2**60
-
-
-@pytest.mark.parametrize("options", [{}, {"average_repeats": True}], ids=str)
-@pytest.mark.parametrize("n_sessions", [1, 2])
-def test_a_repeated_call_reads_no_image(tmp_path, monkeypatch, options, n_sessions):
-    data = make(tmp_path, [noise(6, i) for i in range(n_sessions)])
-    options = {**options, "rois": "brain", "standardize": "zscore"}
-    plain = load_betas(data, **options)
-    read = []
-    real = session_module.iter_volumes
-
-    def noted(header, wanted):
-        read.append(header.file)
-        return real(header, wanted)
-
-    monkeypatch.setattr(session_module, "iter_volumes", noted)
-    memory = tmp_path / "memory"
-    for given in (memory, str(memory), joblib.Memory(str(memory), verbose=0)):
-        betas = load_betas(data, memory=given, **options)
-        assert np.array_equal(betas.data, plain.data)
-        betas.data[:] = 7  # of no consequence for what is kept
-        assert not is_mapped_by_name(betas.data)
-        assert sorted(read) == data.images
-    fewer = Bunch(**{**data, "trials": data.trials.iloc[:-1]})
-    load_betas(fewer, memory=memory, **options)
-    assert len(read) == n_sessions + 1
-    read.clear()
-    nib.save(noise(6, 99), data.images[0])
-    changed = load_betas(data, memory=memory, **options)
-    assert read == data.images[:1]
-    assert np.array_equal(changed.data, load_betas(data, **options).data)
-    assert not np.allclose(changed.data, plain.data)
-    mask = brain()
-    mask[5:] = 0
-    nib.save(nib.Nifti1Image(mask, AFFINE), data.brain_masks["sub-01"])
-    fewer_voxels = load_betas(data, memory=memory, **options)
-    assert fewer_voxels.data.shape[1] == mask.sum()
+    monkeypatch.setattr(builtins, "open", opened)
+    load_betas(data, rois="brain")
+    limits["/sys/fs/cgroup/slurm/memory.max"] = str(need + 399)
+    with pytest.raises(MemoryError, match="are free"):
+        load_betas(data, rois="brain")
 
 
-def is_mapped_by_name(array):
-    """Tell whether joblib would send workers a file's name instead of the values."""
-    while isinstance(array, np.ndarray) and not isinstance(array, np.memmap):
-        array = array.base
-    return isinstance(array, np.memmap)
+@pytest.mark.parametrize("backend", ["threading", "loky"])
+@pytest.mark.parametrize("n_jobs", [2, -1])
+def test_threads_give_the_same(tmp_path, backend, n_jobs):
+    data = shuffled(tmp_path)
+    for options in STATISTICS:
+        alone = load_betas(data, rois="brain", **options)
+        with joblib.parallel_config(backend):
+            betas = load_betas(data, rois="brain", n_jobs=n_jobs, **options)
+        assert np.array_equal(betas.data, alone.data)
+        pd.testing.assert_frame_equal(betas.trials, alone.trials)
 
 
-@pytest.mark.parametrize("mmap_mode", ["r", "r+"])
-def test_memory_of_ones_own(tmp_path, mmap_mode):
-    data = make(tmp_path, [noise(6)])
-    memory = joblib.Memory(str(tmp_path / "memory"), mmap_mode=mmap_mode, verbose=0)
-    plain = load_betas(data, rois="brain", average_repeats=True)
-    for given in (
-        memory,
-        memory,
-        joblib.Memory(memory.location, compress=1, verbose=0),
-    ):
-        betas = load_betas(data, rois="brain", average_repeats=True, memory=given)
-        assert np.array_equal(betas.data, plain.data)
-        betas.data += 1
+STATISTICS = (
+    {},
+    {"standardize": "zscore"},
+    {"standardize": "zscore_sample", "average_repeats": True},
+)
 
 
-@pytest.mark.parametrize("backend", ["threading", "loky", "multiprocessing"])
-def test_workers_of_joblib(tmp_path, backend):
-    check_workers(tmp_path, lambda: joblib.parallel_config(backend))
+def shuffled(folder):
+    """Return data of four sessions of different lengths, with holes, out of order."""
+    images = [noise(4 + i, i) for i in range(4)]
+    images[2].dataobj[4, 4, 4, :2] = np.nan
+    data = make(folder, images)
+    data.trials = data.trials.sample(frac=0.8, random_state=0)
+    return data
 
 
-def test_workers_of_dask(tmp_path):
+def test_dask_gives_the_same(tmp_path):
+    pytest.importorskip("dask.array")
+    data = shuffled(tmp_path)
+    for options in ({}, {"standardize": "zscore"}, {"dtype": "float16"}):
+        alone = load_betas(data, rois="brain", **options)
+        lazy = load_betas(data, rois="brain", as_dask=True, **options)
+        assert len(lazy.data.chunks[0]) >= 4
+        assert lazy.data.dtype == alone.data.dtype
+        assert np.array_equal(lazy.data.compute(), alone.data)
+        pd.testing.assert_frame_equal(lazy.trials, alone.trials)
+    with pytest.raises(InvalidQueryError, match="leave average_repeats out"):
+        load_betas(data, rois="brain", as_dask=True, average_repeats=True)
+    lazy.save(tmp_path / "betas.npz")
+    assert np.array_equal(load_betas(tmp_path / "betas.npz").data, alone.data)
+
+
+def test_workers_of_a_dask_cluster(tmp_path):
     distributed = pytest.importorskip("distributed")
+    data = shuffled(tmp_path)
     with (
         distributed.LocalCluster(
             n_workers=2, threads_per_worker=1, dashboard_address=None
         ) as cluster,
         distributed.Client(cluster),
     ):
-        check_workers(tmp_path, lambda: joblib.parallel_config("dask"), n_jobs=-1)
-
-
-def check_workers(folder, config, n_jobs=2):
-    images = [noise(4 + i, i) for i in range(4)]
-    images[2].dataobj[4, 4, 4, :2] = np.nan
-    data = make(folder, images)
-    data.trials = data.trials.sample(frac=0.8, random_state=0)
-    for options in (
-        {},
-        {"standardize": "zscore"},
-        {"standardize": "zscore_sample", "average_repeats": True},
-    ):
-        alone = load_betas(data, rois="brain", **options)
-        with config():
-            betas = load_betas(data, rois="brain", n_jobs=n_jobs, **options)
-        assert np.array_equal(betas.data, alone.data)
-        pd.testing.assert_frame_equal(betas.trials, alone.trials)
-        # What is returned is an ordinary array, also for other workers.
-        betas.data[:, 0] = 5
-        (seen,) = joblib.Parallel(2)([joblib.delayed(np.copy)(betas.data)])
-        assert np.array_equal(seen, betas.data)
-
-
-def test_what_is_sent_to_workers_is_small(tmp_path, monkeypatch):
-    sizes = []
-
-    def measured(*args, **options):
-        sizes.append(len(pickle.dumps((args, options))))
-        return session_module.read_session(*args, **options)
-
-    monkeypatch.setattr(betas_module, "read_session", measured)
-    threads = joblib.parallel.ThreadingBackend
-    monkeypatch.setattr(threads, "supports_sharedmem", False)
-    with joblib.parallel_config("threading"):
-        load_betas(make(tmp_path, [noise(300)]), rois="brain")
-    assert 0 < sizes[0] < 10_000
-
-
-def test_signature_changes_with_the_file(tmp_path):
-    file = tmp_path / "file"
-    file.write_text("1")
-    before = voxels_module.signature(str(file))
-    os.utime(file, ns=(0, 1))
-    assert voxels_module.signature(str(file)) != before
-    assert before[:2] == (str(file), 1)
+        lazy = load_betas(data, rois="brain", as_dask=True, standardize="zscore")
+        alone = load_betas(data, rois="brain", standardize="zscore")
+        assert np.array_equal(lazy.data.compute(), alone.data)
+        # What a file holds when it is computed counts, not what was computed before.
+        nib.save(noise(4, 99), data.images[0])
+        again = load_betas(data, rois="brain", as_dask=True, standardize="zscore")
+        assert not np.array_equal(again.data.compute(), alone.data)

@@ -13,7 +13,7 @@ import pytest
 from nilearn.image import index_img, resample_img
 
 from laion_fmri_fetchers import fetch_laion_fmri
-from laion_fmri_fetchers.arrays.betas import load_betas
+from laion_fmri_fetchers.betas.load import load_betas
 from laion_fmri_fetchers.exceptions import CorruptImageError, InvalidQueryError
 from laion_fmri_fetchers.fetchers.resample import Grid, resample_files
 from laion_fmri_fetchers.layout.grids import (

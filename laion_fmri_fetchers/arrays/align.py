@@ -19,9 +19,9 @@ from sklearn.utils import Bunch
 
 from laion_fmri_fetchers.exceptions import InvalidQueryError, did_you_mean
 from laion_fmri_fetchers.messages import counted, listed, warn
+from laion_fmri_fetchers.query.rows import labels_of, positions_of
 
 from .pictures import load_stimuli
-from .rows import labels_of, positions_of
 
 _KINDS = {
     "embeddings": "embeddings",

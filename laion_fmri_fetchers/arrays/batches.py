@@ -23,10 +23,10 @@ from sklearn.utils import Bunch
 
 from laion_fmri_fetchers.exceptions import InvalidQueryError, NotCachedError
 from laion_fmri_fetchers.messages import counted, listed
+from laion_fmri_fetchers.query.rows import check_rows, labels_of, positions_of, table_of
 
 from .align import captions_of, chosen_model, images_of, kind_of, warn_of_invalid
 from .pictures import decode_image, image_shape, open_images, read_image
-from .rows import check_rows, labels_of, positions_of, table_of
 
 
 class LaionDataset:

@@ -11,12 +11,12 @@ import threading
 
 import numpy as np
 
+from laion_fmri_fetchers.betas.voxels import offsets_of
 from laion_fmri_fetchers.exceptions import CorruptImageError, NotCachedError
 from laion_fmri_fetchers.volumes import iter_volumes, read_header, scaled
 
 from .model.session import Task
 from .voxel_store import new_part
-from .voxels import offsets_of
 
 _BLOCK = 2**26
 """Bytes of volumes gathered before they are written: a voxel's trials lie side by side

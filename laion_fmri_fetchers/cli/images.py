@@ -160,7 +160,7 @@ def _pack_options(command: Parser) -> None:
 
 def _pack(options: Options) -> None:
     """Copy voxels of beta images on disk to the voxel store."""
-    from laion_fmri_fetchers.arrays.betas import subjects_in
+    from laion_fmri_fetchers.betas.load import subjects_in
     from laion_fmri_fetchers.fetchers.pack import remove_packed_images
 
     verbose = verbosity_of(options)

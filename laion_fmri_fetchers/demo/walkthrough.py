@@ -16,8 +16,8 @@ from laion_fmri_fetchers.fetchers.discovery import get_rois, get_subjects
 from laion_fmri_fetchers.fetchers.fmri import fetch_laion_fmri
 from laion_fmri_fetchers.messages import readable_size
 from laion_fmri_fetchers.query.arguments import user_path
-from laion_fmri_fetchers.reports.figures import plot_rois
-from laion_fmri_fetchers.reports.report import make_report
+from laion_fmri_fetchers.report.figures import plot_rois
+from laion_fmri_fetchers.report.page import make_report
 
 from .build import build_bucket
 from .environment import demo_variables, variables
@@ -152,8 +152,8 @@ def _draw_rois(data: Any, subject: str, file: Path) -> None:
 def _stimuli(server: Any, figure: Path) -> None:
     """Request access, fetch, and draw stimuli and responses."""
     from laion_fmri_fetchers.access.account import request_stimulus_access
-    from laion_fmri_fetchers.arrays.betas import load_betas
     from laion_fmri_fetchers.arrays.pictures import load_stimuli
+    from laion_fmri_fetchers.betas.load import load_betas
     from laion_fmri_fetchers.fetchers.stimuli import fetch_laion_stimuli
 
     from . import serve_access

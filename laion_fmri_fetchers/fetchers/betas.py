@@ -22,11 +22,10 @@ import pandas as pd
 from sklearn.utils import Bunch
 
 from laion_fmri_fetchers.access.licence import accept_license
-from laion_fmri_fetchers.arrays.betas import Workers, check_options, load_voxels
-from laion_fmri_fetchers.arrays.kept import kept_nowhere
-from laion_fmri_fetchers.arrays.rows import warn_of_order
 from laion_fmri_fetchers.arrays.voxel_store import session_folder
-from laion_fmri_fetchers.arrays.voxels import VoxelChoice, find_voxels
+from laion_fmri_fetchers.betas.load import Workers, check_options, load_voxels
+from laion_fmri_fetchers.betas.rows import warn_of_order
+from laion_fmri_fetchers.betas.voxels import VoxelChoice, find_voxels
 from laion_fmri_fetchers.cache.bunch import Result
 from laion_fmri_fetchers.cache.inventory import (
     Inventory,
@@ -291,9 +290,10 @@ def fetch_laion_betas(
     with needed():
         fetched = obtain(planned, inventory, accept=accept_license, quiet=True)
     on_disk = inventory._replace(settings=settings._replace(dry_run=False))
-    data = make_bunch(chosen, on_disk, {}, tables + fetched, None)
+    query = {k: v for k, v in selection.as_query().items() if k in given}
+    data = make_bunch(chosen, on_disk, query, tables + fetched, None)
     grid = _grid(data, names[0], inventory)
-    voxels = find_voxels(data, names[0], choice, grid, kept_nowhere)
+    voxels = find_voxels(data, names[0], choice, grid)
     jobs = jobs_of(data, voxels.mask, inventory)
     if inventory.is_cut_off:
         lost = _refuse_or_warn(
@@ -301,7 +301,9 @@ def fetch_laion_betas(
         )
         if lost:
             kept = [rec for rec in chosen.images if rec["session"] not in lost]
-            data = make_bunch(chosen._replace(images=kept), inventory, {}, tables, None)
+            data = make_bunch(
+                chosen._replace(images=kept), inventory, query, tables, None
+            )
         jobs = [job for job in jobs if job.is_on_disk]
     if inventory.error:
         warn(f"{inventory.error} Everything selected is on disk; continuing offline.")
@@ -314,8 +316,8 @@ def fetch_laion_betas(
         where = settings.data_dir, names[0]
         folders = (session_folder(*where, m["session"]) for m in data.images_meta)
         remove_fetched(folders, min_age=_FORGOTTEN)
-    workers = Workers(n_jobs, kept_nowhere, settings.verbose, bool(as_dask))
-    return load_voxels(data, names[0], (voxels, grid), labels, options, workers)
+    workers = Workers(n_jobs, settings.verbose, bool(as_dask))
+    return load_voxels(data, names[0], voxels, labels, options, workers)
 
 
 def _fetched_rois(rois: Any) -> Any:

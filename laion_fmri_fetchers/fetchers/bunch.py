@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import os
 from collections.abc import Callable, Container, Sequence
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ import pandas as pd
 from sklearn.utils import Bunch
 
 from laion_fmri_fetchers.access.licence import accept_license
-from laion_fmri_fetchers.cache.bunch import Result
+from laion_fmri_fetchers.cache.bunch import FetchedData
 from laion_fmri_fetchers.cache.files import write_atomically
 from laion_fmri_fetchers.cache.inventory import Inventory, report_versions
 from laion_fmri_fetchers.cache.obtain import (
@@ -67,19 +68,23 @@ class Chosen(NamedTuple):
         self,
         inventory: Inventory,
         is_named: Callable[[Record], bool],
-        leave_out: str | None = None,
+        leave_out: str = "allow_missing=True leaves such files out.",
     ) -> Chosen:
         """Return the same without unavailable files; see `leave_out_absent`."""
-        if leave_out == "":
-            settings = inventory.settings._replace(allow_missing=None)
-            inventory = inventory._replace(settings=settings)
+        settings = inventory.settings
+        present = partial(
+            leave_out_absent,
+            absent=inventory.absent,
+            is_named=lambda rec: is_named(rec) and not settings.allow_missing,
+            advice=settings.how_to_fetch,
+            leave_out=leave_out,
+        )
         masks = [rec for rec in self.companions if not _is_ceiling(rec)]
         ceilings = [rec for rec in self.companions if _is_ceiling(rec)]
         return self._replace(
-            images=leave_out_absent("images", self.images, inventory, is_named),
-            rois=leave_out_absent("ROI masks", self.rois, inventory, is_named),
-            companions=masks
-            + leave_out_absent("noise ceilings", ceilings, inventory, is_named),
+            images=present("images", self.images),
+            rois=present("ROI masks", self.rois),
+            companions=masks + present("noise ceilings", ceilings),
         )
 
 
@@ -250,7 +255,7 @@ def make_bunch(
         meta["subject"]: _name_rois(meta["subject"], rois)
         for meta in chosen.subjects_meta
     }
-    return Result(
+    return FetchedData(
         images=[rec["absolute_path"] for rec in images],
         images_meta=images,
         rois=[rec["absolute_path"] for rec in rois],

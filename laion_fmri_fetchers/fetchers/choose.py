@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from laion_fmri_fetchers.cache.inventory import Inventory
 from laion_fmri_fetchers.exceptions import NotCachedError
 from laion_fmri_fetchers.layout.keys import (
     Record,
@@ -247,8 +246,11 @@ def choose_companions(
 def leave_out_absent(
     kind: str,
     chosen: list[Record],
-    inventory: Inventory,
+    absent: Container[str],
+    *,
     is_named: Callable[[Record], bool],
+    advice: str,
+    leave_out: str = "allow_missing=True leaves such files out.",
 ) -> list[Record]:
     """Return the available files; never leave one out without a warning.
 
@@ -258,37 +260,37 @@ def leave_out_absent(
         What the files are, in the plural.
     chosen : list of dict
         Records of selected files.
-    inventory : Inventory
-        Which files are unavailable.
+    absent : container of str
+        Ids of files that are unavailable.
     is_named : callable
-        Whether a record's file, its session or ROI was named.
+        Whether a record's file, its session or ROI was named: then it is an error.
+    advice : str
+        What to do, to end the message with.
+    leave_out : str, optional
+        What to do to go on without files that were named.
 
     Raises
     ------
     NotCachedError
-        If a file that was named is unavailable, unless files may be missing.
+        If a file that was named is unavailable.
     """
-    settings = inventory.settings
-    absent = [rec for rec in chosen if rec["id"] in inventory.absent]
-    if not absent:
+    missing = [rec for rec in chosen if rec["id"] in absent]
+    if not missing:
         return chosen
-    named = [rec["id"] for rec in absent if is_named(rec)]
-    if named and not settings.allow_missing:
-        can_leave_out = settings.allow_missing is not None
-        advice = " allow_missing=True leaves such files out." * can_leave_out
+    named = [rec["id"] for rec in missing if is_named(rec)]
+    if named:
         raise NotCachedError(
             f"{counted(len(named), 'file')} of the selection "
             f"{'is' if len(named) == 1 else 'are'} not on disk: {listed(named)}. "
-            f"{settings.how_to_fetch}{advice}"
+            f"{advice} {leave_out}"
         )
     names = [
         f"{rec['roi'] or rec['session'] or rec['id'].rpartition('/')[2]} of "
         f"{rec['subject']}"
-        for rec in absent
+        for rec in missing
     ]
     warn(
-        f"{len(absent)} of {len(chosen)} {kind} are in the saved listing but not on "
-        f"disk, and are left out: {listed([*dict.fromkeys(names)])}. "
-        f"{settings.how_to_fetch}"
+        f"{len(missing)} of {len(chosen)} {kind} are in the saved listing but not on "
+        f"disk, and are left out: {listed([*dict.fromkeys(names)])}. {advice}"
     )
-    return [rec for rec in chosen if rec["id"] not in inventory.absent]
+    return [rec for rec in chosen if rec["id"] not in absent]

@@ -27,10 +27,8 @@ import numpy as np
 from sklearn.utils import Bunch
 
 from laion_fmri_fetchers.access.licence import accept_license
-from laion_fmri_fetchers.arrays.betas import TrialTable, trial_tables
 from laion_fmri_fetchers.arrays.extract import extract
 from laion_fmri_fetchers.arrays.model.session import Task, size_by_model
-from laion_fmri_fetchers.arrays.progress import Progress, WatchedParallel
 from laion_fmri_fetchers.arrays.voxel_store import (
     Origin,
     Part,
@@ -42,6 +40,7 @@ from laion_fmri_fetchers.arrays.voxel_store import (
     session_folder,
     version_of,
 )
+from laion_fmri_fetchers.betas.rows import TrialTable, trial_tables
 from laion_fmri_fetchers.cache.data_dir import is_writable
 from laion_fmri_fetchers.cache.inventory import Inventory, size_on_disk
 from laion_fmri_fetchers.cache.obtain import Planned, obtain
@@ -57,6 +56,7 @@ from laion_fmri_fetchers.layout.keys import Record, is_held_out, record_of
 from laion_fmri_fetchers.messages import counted, listed, readable_size, tell, warn
 from laion_fmri_fetchers.remote.bucket import object_url
 from laion_fmri_fetchers.remote.checksums import check_file
+from laion_fmri_fetchers.remote.progress import Progress
 from laion_fmri_fetchers.remote.spans import RemoteObject
 
 if TYPE_CHECKING:
@@ -429,16 +429,12 @@ def extract_all(jobs: list[Job], n_jobs: int | None, verbose: int) -> None:
     """Store voxels of images that are on disk, several at once."""
     if not jobs:
         return
-    backend, _ = joblib.parallel.get_active_backend(prefer="threads")
-    progress = Progress(len(jobs), "session", verbose)
-    parallel = WatchedParallel(
-        progress,
-        n_jobs=n_jobs,
-        prefer="threads",
-        return_as="generator" if backend.supports_return_generator else "list",
-    )
-    with progress:
-        deque(parallel(joblib.delayed(extract)(job.task) for job in jobs), maxlen=0)
+    sizes = [job.record["size"] or 0 for job in jobs]
+    parallel = joblib.Parallel(n_jobs, require="sharedmem", return_as="generator")
+    with Progress(len(jobs), sum(sizes), verbose, "sessions") as progress:
+        done = parallel(joblib.delayed(extract)(job.task) for job in jobs)
+        for n_done, _ in enumerate(done, 1):
+            progress.show(n_done, sum(sizes[:n_done]))
     for job in jobs:
         compact(job.task.folder)
 

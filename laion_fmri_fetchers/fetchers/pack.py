@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 from sklearn.utils import Bunch
 
-from laion_fmri_fetchers.arrays.betas import grid_of, subjects_in
-from laion_fmri_fetchers.arrays.kept import kept_nowhere
-from laion_fmri_fetchers.arrays.rows import trials_of
 from laion_fmri_fetchers.arrays.voxel_store import flush_parts, session_folder
-from laion_fmri_fetchers.arrays.voxels import VoxelChoice, find_voxels
+from laion_fmri_fetchers.betas.load import grid_of, subjects_in
+from laion_fmri_fetchers.betas.rows import trials_of
+from laion_fmri_fetchers.betas.voxels import VoxelChoice, find_voxels
 from laion_fmri_fetchers.cache.data_dir import is_writable
 from laion_fmri_fetchers.exceptions import InvalidQueryError
 from laion_fmri_fetchers.layout.grids import is_resampled
@@ -133,5 +132,5 @@ def _lacking(
 ) -> tuple[np.ndarray, list[Job]]:
     """Return the mask of the voxels chosen, and the sessions that lack some."""
     grid = grid_of(data, subject)
-    voxels = find_voxels(data, subject, choice, grid, kept_nowhere)
+    voxels = find_voxels(data, subject, choice, grid)
     return voxels.mask, jobs_on_disk(data, subject, voxels.mask)

@@ -13,7 +13,6 @@ from typing import Any, NoReturn
 import numpy as np
 import pandas as pd
 
-from laion_fmri_fetchers.arrays.rows import labels_of
 from laion_fmri_fetchers.cache.files import readable
 from laion_fmri_fetchers.cache.settings import Settings
 from laion_fmri_fetchers.cache.tables import Flaw, decoded, report_flaws
@@ -23,6 +22,7 @@ from laion_fmri_fetchers.exceptions import (
 )
 from laion_fmri_fetchers.messages import listed, warn
 from laion_fmri_fetchers.query.filters import ResultFilter, as_filter, is_empty
+from laion_fmri_fetchers.query.rows import labels_of
 
 
 def images_labelled(labels: Any = None) -> list[str] | None:

@@ -56,8 +56,8 @@ from laion_fmri_fetchers.query.arguments import only_its_arguments
 from laion_fmri_fetchers.query.selection import is_one_name, select
 from laion_fmri_fetchers.query.shared_docs import documented
 
-from .bunch import with_root_files
 from .choose import choose_rois, leave_out_absent
+from .chosen import with_root_files
 from .subjects import check_names, check_subjects
 
 _ON_SURFACE = {"space": "fsnative", "extension": GIFTI_EXTENSION}
@@ -240,7 +240,14 @@ def _masks(
     masks: list[Record], inventory: Inventory, is_named: Callable[[Record], bool]
 ) -> list[Record]:
     """Return the records of masks of whole ROIs, in both hemispheres."""
-    present = leave_out_absent("ROI masks", masks, inventory, is_named)
+    settings = inventory.settings
+    present = leave_out_absent(
+        "ROI masks",
+        masks,
+        inventory.absent,
+        is_named=lambda rec: is_named(rec) and not settings.allow_missing,
+        advice=settings.how_to_fetch,
+    )
     cut = {rec["roi"] for rec in masks if rec["id"] in inventory.absent}
     return _of_whole_rois(present, cut)
 

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from laion_fmri_fetchers.arrays.rows import rows_with
 from laion_fmri_fetchers.cache.files import readable
 from laion_fmri_fetchers.cache.inventory import Inventory, report_versions
 from laion_fmri_fetchers.cache.obtain import Outcome, obtain, plan
@@ -17,6 +16,7 @@ from laion_fmri_fetchers.layout.names import clean_session
 from laion_fmri_fetchers.layout.trees import trials_id
 from laion_fmri_fetchers.messages import listed, tell, warn
 from laion_fmri_fetchers.query.filters import is_empty
+from laion_fmri_fetchers.query.rows import rows_with
 from laion_fmri_fetchers.query.selection import Selection
 from laion_fmri_fetchers.query.term_checks import check_terms
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import nibabel as nib
 import pandas as pd
 
-from laion_fmri_fetchers.arrays.voxels import on_grid
+from laion_fmri_fetchers.betas.voxels import on_grid
 from laion_fmri_fetchers.layout import trees as layout
 from laion_fmri_fetchers.layout.keys import is_held_out
 from laion_fmri_fetchers.layout.labels import OOD_TYPES, stimulus_fields, stimulus_value

@@ -4,7 +4,7 @@
 
 Every figure comes from a new process, after its imports; the cases take turns, and the
 median of several rounds is shown. Peak memory is what a case adds to the process after
-imports, less the array it returns; with workers, that of all processes. ``--volumes
+imports, less the array it returns. ``--volumes
 1044`` is a full session (12 GB uncompressed, 1.2 GB on disk); add ``--only igzip
 ours``, as what reads it whole needs 30 GB of memory.
 """
@@ -19,7 +19,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -138,32 +137,16 @@ def ours(
     rois: str = "brain",
     trials: slice = slice(None),
     n_sessions: int = 1,
-    backend: str = "threading",
     **options: Any,
 ) -> Callable[[], Any]:
-    import joblib
-
-    from laion_fmri_fetchers.arrays.betas import load_betas
+    from laion_fmri_fetchers.betas.load import load_betas
 
     data = bunch(folder, trials, n_sessions)
 
     def run() -> np.ndarray:
-        with joblib.parallel_config(backend):
-            return load_betas(data, rois=rois, **options).data
+        return load_betas(data, rois=rois, **options).data
 
     return run
-
-
-def again(folder: Path, rois: str = "brain") -> Callable[[], Any]:
-    """Call a second time what `ours` with a memory called in another process."""
-    return ours(folder, rois, memory=str(folder / "memory"))
-
-
-def first(folder: Path, rois: str = "brain") -> Callable[[], Any]:
-    import shutil
-
-    shutil.rmtree(folder / "memory", ignore_errors=True)
-    return again(folder, rois)
 
 
 CASES: dict[str, tuple[Callable, dict[str, Any]]] = {
@@ -179,14 +162,8 @@ CASES: dict[str, tuple[Callable, dict[str, Any]]] = {
         ours,
         {"standardize": "zscore", "average_repeats": True},
     ),
-    "ours, memory, first call": (first, {}),
-    "ours, memory, second call": (again, {}),
     "ours, 2 files, 1 thread": (ours, {"n_sessions": 2}),
     "ours, 2 files, 2 threads": (ours, {"n_sessions": 2, "n_jobs": 2}),
-    "ours, 2 files, 2 processes": (
-        ours,
-        {"n_sessions": 2, "n_jobs": 2, "backend": "loky"},
-    ),
 }
 
 BARS = (
@@ -194,7 +171,6 @@ BARS = (
     ("ours, brain", "NiftiMasker", 1 / 8),
     ("ours, one ROI", "igzip to nowhere", 1.5),
     ("ours, first 10 trials", "ours, brain", 0.4),
-    ("ours, memory, second call", "ours, memory, first call", 0.1),
 )
 
 
@@ -205,8 +181,6 @@ def measure(folder: Path, name: str) -> None:
     """Run a case in this process, and print seconds and megabytes."""
     make, options = CASES[name]
     run = make(folder, **options)
-    if options.get("backend") == "loky":  # workers start, and import
-        make(folder, **options, trials=slice(1))()
     with Resident() as resident:
         start = time.perf_counter()
         result = run()
@@ -216,33 +190,17 @@ def measure(folder: Path, name: str) -> None:
 
 
 class Resident:
-    """The memory that this process and its workers add, at the peak."""
+    """The memory that this process adds, at the peak."""
 
     def __enter__(self) -> Resident:
-        self.children = psutil.Process().children(recursive=True)
-        self.before = self.total()
+        self.before = psutil.Process().memory_info().rss
         Path("/proc/self/clear_refs").write_text("5")
-        self.peak, self.done = self.before, threading.Event()
-        self.thread = threading.Thread(target=self.sample)
-        if self.children:
-            self.thread.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self.children:
-            self.done.set()
-            self.thread.join()
-        else:
-            status = Path("/proc/self/status").read_text().splitlines()
-            (peak,) = (line.split()[1] for line in status if line.startswith("VmHWM"))
-            self.peak = int(peak) * 1024
-
-    def total(self) -> int:
-        return sum(p.memory_info().rss for p in [psutil.Process(), *self.children])
-
-    def sample(self) -> None:
-        while not self.done.wait(0.005):
-            self.peak = max(self.peak, self.total())
+        status = Path("/proc/self/status").read_text().splitlines()
+        (peak,) = (line.split()[1] for line in status if line.startswith("VmHWM"))
+        self.peak = int(peak) * 1024
 
     def added(self) -> int:
         return self.peak - self.before

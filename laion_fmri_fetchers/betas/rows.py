@@ -1,58 +1,30 @@
-"""Trials: those of a Bunch, of some images, and the images that all subjects saw."""
+"""Which trials: those of fetched data, some of them, and images that subjects share."""
 
 from __future__ import annotations
 
 import copy
-import difflib
+import hashlib
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from sklearn.utils import Bunch
 
+from laion_fmri_fetchers.cache.files import local_path
+from laion_fmri_fetchers.cache.tables import read_trial_table
 from laion_fmri_fetchers.exceptions import InvalidQueryError
 from laion_fmri_fetchers.layout.keys import is_of_trials
+from laion_fmri_fetchers.layout.trees import trials_id
 from laion_fmri_fetchers.messages import counted, listed, warn
 from laion_fmri_fetchers.query.arguments import check_fetched, check_positive
-from laion_fmri_fetchers.query.values import check_order
+from laion_fmri_fetchers.query.rows import table_of
 
-_MOST_NAMED = 3
+# Columns that together identify a trial.
 _TRIAL = ["subject", "session", "beta_index"]
-"""Columns that tell a trial from all others."""
-
-
-def table_of(
-    trials: Any, columns: Sequence[str], argument: str = "trials"
-) -> pd.DataFrame:
-    """Return a table of trials that has some columns; levels of its index count, too.
-
-    Raises
-    ------
-    InvalidQueryError
-        If it is something else, lacks a column, or has one twice.
-
-    Examples
-    --------
-    >>> trials = pd.DataFrame({"label": ["b.jpg", "a.jpg"], "run": [1, 2]})
-    >>> list(table_of(trials.set_index("label"), ["label"])["label"])
-    ['b.jpg', 'a.jpg']
-    """
-    given = f"{argument} is a {type(trials).__name__}"
-    advice = "give those of fetch_laion_fmri or load_betas"
-    if not isinstance(trials, pd.DataFrame):
-        raise InvalidQueryError(f"{given}, not a DataFrame; {advice}")
-    if levels := [n for n in trials.index.names if n is not None and n not in trials]:
-        trials = trials.reset_index(levels)
-    if lacking := [name for name in columns if name not in trials]:
-        names = ", ".join(map(repr, lacking))
-        raise InvalidQueryError(f"{given} without a column {names}; {advice}")
-    for name in columns:
-        if trials[name].ndim > 1:
-            raise InvalidQueryError(f"{given} with two columns {name!r}; drop one")
-    return trials
 
 
 def trials_of(data: Bunch) -> pd.DataFrame:
@@ -166,7 +138,7 @@ def select_trials(data: Bunch, trials: pd.DataFrame) -> Bunch:
     if unknown := [str(trial) for trial in asked[found < 0]]:
         raise InvalidQueryError(
             f"trials has {counted(len(unknown), 'row')} that data.trials lacks: "
-            f"{listed(unknown, _MOST_NAMED)}; give rows of data.trials"
+            f"{listed(unknown, 3)}; give rows of data.trials"
         )
     chosen = own.iloc[found].sort_values(["image_index", "beta_index"])
     sessions = {*zip(chosen["subject"], chosen["session"], strict=True)}
@@ -189,49 +161,6 @@ def select_trials(data: Bunch, trials: pd.DataFrame) -> Bunch:
     return part
 
 
-def labels_of(trials: Any, argument: str = "trials") -> np.ndarray:
-    """Return the label of each trial.
-
-    Parameters
-    ----------
-    trials : pandas.DataFrame, Bunch or sequence of str
-        A table with a column ``label`` (or ``image_name``), a Bunch that holds one as
-        ``trials``, or labels.
-    argument : str, default="trials"
-        What it is called in messages.
-
-    Returns
-    -------
-    numpy.ndarray of object, shape (n_trials,)
-
-    Raises
-    ------
-    InvalidQueryError
-        If it is something else, or a label is null.
-    """
-    labels = trials.get("trials", trials) if isinstance(trials, dict) else trials
-    if isinstance(labels, pd.DataFrame):
-        if labels is not trials:
-            check_rows(trials)
-        existing = {*labels, *labels.index.names}
-        by_image = "image_name" in existing and "label" not in existing
-        column = "image_name" if by_image else "label"
-        labels = table_of(labels, [column], argument)[column]
-    if isinstance(labels, (str, bytes, dict)) or not isinstance(labels, Iterable):
-        raise InvalidQueryError(
-            f"{argument} is a {type(labels).__name__}; give the trials of "
-            "fetch_laion_fmri or load_betas, or labels of images"
-        )
-    check_order(labels, argument)
-    names = np.fromiter(labels, dtype=object)
-    for name in names:
-        if not isinstance(name, str):
-            raise InvalidQueryError(
-                f"{argument} has the label {name!r}; labels are str"
-            )
-    return names
-
-
 def warn_of_order(each: Mapping[str, Any]) -> None:
     """Warn where rows of subjects show the same images, but row i not the same one."""
     first: dict[tuple, tuple[str, np.ndarray]] = {}
@@ -249,110 +178,6 @@ def warn_of_order(each: Mapping[str, Any]) -> None:
             "correspond. With labels=shared_labels(...) and average_repeats=True, they "
             "do."
         )
-
-
-def check_rows(betas: Any) -> None:
-    """Raise InvalidQueryError for betas that have not one row of data per trial."""
-    shape: tuple[int, ...] = getattr(betas.get("data"), "shape", ())
-    if "data" in betas and (len(shape) != 2 or shape[0] != len(betas["trials"])):
-        raise InvalidQueryError(
-            f"betas.data has the shape {shape}, and betas.trials "
-            f"{counted(len(betas['trials']), 'row')}; both need one row per trial"
-        )
-
-
-def rows_with(labels: Any, trials: pd.DataFrame, name: str = "data") -> np.ndarray:
-    """Return the positions of trials that show images, image by image.
-
-    Parameters
-    ----------
-    labels : str or sequence of str
-        Images, in the order that trials are wanted in. Each counts once.
-    trials : pandas.DataFrame
-        With a column ``label``.
-    name : str, default="data"
-        What holds the trials, for messages.
-
-    Returns
-    -------
-    numpy.ndarray of int, shape (n_rows,)
-        Positions, for ``trials.iloc``; trials of an image are in the order they have.
-
-    Raises
-    ------
-    InvalidQueryError
-        If labels are not str, there are none, or a label is that of no trial.
-
-    Examples
-    --------
-    >>> trials = pd.DataFrame({"label": ["b.jpg", "a.jpg", "b.jpg", "c.jpg"]})
-    >>> rows_with(["c.jpg", "b.jpg"], trials).tolist()
-    [3, 0, 2]
-    """
-    if isinstance(labels, str):
-        labels = [labels]
-    given = labels_of(labels, "labels")
-    chosen = list(dict.fromkeys(given))
-    if not chosen:
-        raise InvalidQueryError("labels is empty; name at least one image")
-    if len(chosen) < len(given):
-        warn(
-            f"labels has {counted(len(given), 'name')} of "
-            f"{counted(len(chosen), 'image')}. The trials of an image come together, "
-            "once, whatever the order of its repeats in labels."
-        )
-    of_trials = labels_of(trials, f"the table of trials in {name}")
-    positions_of(chosen, of_trials, f"trials of {name}")
-    place = pd.Index(chosen, dtype=object).get_indexer(of_trials)
-    order = np.argsort(place, kind="stable")
-    return order[place[order] >= 0]
-
-
-def positions_of(
-    labels: Sequence[str] | np.ndarray, existing: Sequence[str] | np.ndarray, name: str
-) -> np.ndarray:
-    """Return where images are among those of a source; never -1.
-
-    Parameters
-    ----------
-    labels : sequence of str
-        Images that are wanted.
-    existing : sequence of str
-        Images of the source; of one that is named twice, the first counts.
-    name : str
-        The source, for messages: ``"embeddings"``.
-
-    Returns
-    -------
-    numpy.ndarray of int, shape (n_labels,)
-
-    Raises
-    ------
-    InvalidQueryError
-        If the source lacks an image.
-
-    Examples
-    --------
-    >>> positions_of(["b.jpg", "a.jpg", "b.jpg"], ["a.jpg", "b.jpg"], "captions")
-    array([1, 0, 1])
-    """
-    first = {label: i for i, label in reversed(list(enumerate(existing)))}
-    lacking = list(dict.fromkeys(label for label in labels if label not in first))
-    if lacking:
-        close = [
-            near
-            for label in lacking[:_MOST_NAMED]
-            for near in difflib.get_close_matches(label, first, n=1, cutoff=0.6)
-        ]
-        hint = ""
-        if close:
-            names = " or ".join(map(repr, dict.fromkeys(close)))
-            hint = f"; did you mean {names}?"
-        raise InvalidQueryError(
-            f"The {name} lack {counted(len(lacking), 'image')}: "
-            f"{listed([repr(label) for label in lacking], _MOST_NAMED)}{hint}"
-        )
-    return np.array([first[label] for label in labels], dtype=np.intp)
 
 
 def shared_labels(data: Any, *others: Any, min_repeats: int = 1) -> list[str]:
@@ -437,3 +262,60 @@ def _counts_by_subject(source: Any) -> Iterator[tuple[str, pd.Series]]:
     for subject in dict.fromkeys(subjects):
         is_subject = counts.index.get_level_values(0) == subject
         yield subject, counts[is_subject].droplevel(0)
+
+
+class TrialTable(NamedTuple):
+    """The trial table of a session, as it is on disk; None where it is not."""
+
+    n_trials: int | None
+    version: str | None
+    """Its MD5."""
+    labels: np.ndarray | None = None
+    """The label of each ``beta_index``; None where the table has no such row."""
+
+
+def trial_tables(data_dir: str, metas: list[dict]) -> dict[str, TrialTable]:
+    """Return the trial table of each session that has one on disk."""
+    tables = {}
+    for meta in metas:
+        path = trials_id(meta)
+        file = local_path(data_dir, path)
+        if os.path.isfile(file):
+            table = read_trial_table(data_dir, path)
+            n_trials = table.beta_index[-1] + 1
+            labels = np.full(n_trials, None, dtype=object)
+            labels[table.beta_index] = table.label
+            digest = hashlib.md5(Path(file).read_bytes(), usedforsecurity=False)
+            tables[meta["session"]] = TrialTable(n_trials, digest.hexdigest(), labels)
+    return tables
+
+
+def average_trials(trials: pd.DataFrame, rows: np.ndarray) -> pd.DataFrame:
+    """Return the table of averages: a row per row, with ``n_averaged``.
+
+    Parameters
+    ----------
+    trials : pandas.DataFrame
+        Single trials.
+    rows : numpy.ndarray of int
+        The row of the average that each trial goes to.
+
+    Examples
+    --------
+    >>> trials = pd.DataFrame({"label": ["a", "b", "a"], "run": [1, 1, 2]})
+    >>> average_trials(trials, np.array([0, 1, 0]))
+      label   run  n_averaged
+    0     a  <NA>           2
+    1     b     1           1
+    """
+    counts = np.bincount(rows)
+    _, first = np.unique(rows, return_index=True)
+    averaged = {}
+    for name, column in trials.items():
+        codes, _ = pd.factorize(column)
+        differs = np.bincount(rows, codes != codes[first][rows]) > 0
+        values = column.iloc[first].reset_index(drop=True)
+        if values.dtype.kind == "i":
+            values = values.astype("Int64")  # which has nulls
+        averaged[name] = values.where(~differs, None)
+    return pd.DataFrame({**averaged, "n_averaged": counts})

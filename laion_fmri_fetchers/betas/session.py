@@ -1,0 +1,177 @@
+"""One session's betas, read in one pass: chosen trials at chosen voxels.
+
+They come from the beta image, a volume at a time, or from the voxel store, some voxels
+at a time; the numbers are the same, bit by bit. Values that are not finite ("holes")
+are 0, and count in no statistic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from laion_fmri_fetchers.arrays.voxel_store import StoredSession, blocks_of
+from laion_fmri_fetchers.volumes import iter_volumes, read_header, scaled
+
+from .voxels import offsets_of
+
+# Bytes copied at once from the store: few enough to be in a core's cache still, after
+# they were searched for holes.
+_COPIED = 2**21
+
+Holes = dict[int, list[np.ndarray]]
+"""Row -> the voxels where one of its trials is not finite, an array per trial."""
+
+
+class RowOptions(NamedTuple):
+    """How values become rows of the result."""
+
+    standardize: str | None
+    """None, "zscore" or "zscore_sample": each voxel over all of a session's trials."""
+    average: bool
+    """Whether a row is the average of several trials."""
+    dtype: str
+
+
+def read_session(
+    source: str | StoredSession,
+    voxels: np.ndarray,
+    volumes: np.ndarray,
+    rows: np.ndarray,
+    options: RowOptions,
+    out: np.ndarray,
+) -> Holes:
+    """Read a session in one pass; add trial i to ``out[rows[i]]``.
+
+    Parameters
+    ----------
+    source : str or StoredSession
+        The image, or its voxels in the store.
+    voxels : numpy.ndarray of int, shape (n_voxels,)
+        Positions in a flat volume, the last axis varying fastest.
+    volumes : numpy.ndarray of int, shape (n_trials,)
+        The volume of each trial.
+    rows : numpy.ndarray of int, shape (n_trials,)
+        The row of each trial; that of several only where rows are averages.
+    options : RowOptions
+        How values become rows. Of averages, ``out`` gets the sums.
+    out : numpy.ndarray, shape (n_rows, n_voxels)
+        Zeros in these rows; others are not touched.
+
+    Returns
+    -------
+    dict
+        The holes of each row.
+    """
+    if isinstance(source, StoredSession):
+        places = source.values(voxels)
+        if not (options.standardize or options.average):
+            _copy_stored(blocks_of(places, _COPIED), volumes, rows, out)
+            return {}
+        holes: Holes = {}
+        for columns, values in blocks_of(places):
+            by_trial = np.array(values.T, dtype=options.dtype, order="C")
+            block = out[:, columns]
+            found = _add_volumes(enumerate(by_trial), volumes, rows, options, block)
+            for row, positions in found.items():
+                shifted = [position + columns.start for position in positions]
+                holes.setdefault(row, []).extend(shifted)
+        return holes
+    picked = _picked_volumes(source, voxels, volumes, options)
+    return _add_volumes(picked, volumes, rows, options, out)
+
+
+def _copy_stored(
+    blocks: Iterable[tuple[slice, np.ndarray]],
+    volumes: np.ndarray,
+    rows: np.ndarray,
+    out: np.ndarray,
+) -> None:
+    """Copy stored values as they are, some voxels at a time; holes are 0."""
+    taken, target = (
+        # Consecutive ones as a slice, which needs no copy.
+        slice(int(index[0]), int(index[-1]) + 1)
+        if len(index) and (np.diff(index) == 1).all()
+        else index
+        for index in (volumes, rows)
+    )
+    for columns, values in blocks:
+        block = values[:, taken]
+        is_finite = np.isfinite(block)
+        if not is_finite.all():
+            block = np.where(is_finite, block, 0)
+        out[target, columns] = block.T
+
+
+def _picked_volumes(
+    file: str, voxels: np.ndarray, volumes: np.ndarray, options: RowOptions
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield index and values of an image's volumes; of all, where statistics are."""
+    header = read_header(file)
+    offsets = offsets_of(voxels, header.shape)
+    needed = np.unique(volumes).tolist()
+    indices = range(header.n_volumes) if options.standardize else needed
+    picked = np.empty(len(offsets), dtype=header.dtype)
+    for index, volume in zip(indices, iter_volumes(header, indices), strict=True):
+        # In its default mode, numpy would copy `out`; the offsets are in range.
+        np.take(volume, offsets, out=picked, mode="clip")
+        yield index, scaled(header, picked, options.dtype)
+
+
+def _add_volumes(
+    indexed: Iterable[tuple[int, np.ndarray]],
+    volumes: np.ndarray,
+    rows: np.ndarray,
+    options: RowOptions,
+    out: np.ndarray,
+) -> Holes:
+    """Add volumes, whose memory is overwritten, to their rows; return the holes.
+
+    The mean and the sum of squared deviations are gathered on the way by Welford's
+    method in float64, as sums of squares would lose what is small beside the mean.
+    """
+    rows_of: dict[int, list[int]] = {}
+    for index, row in zip(volumes.tolist(), rows.tolist(), strict=True):
+        rows_of.setdefault(index, []).append(row)
+    n_voxels = out.shape[1]
+    mean, squares = np.zeros((2, n_voxels if options.standardize else 0))
+    n_finite: Any = 0  # of each voxel, once they differ
+    holes: Holes = {}
+    for index, values in indexed:
+        is_finite = np.isfinite(values)
+        hole = None
+        if not is_finite.all():
+            hole = np.flatnonzero(~is_finite).astype(np.int32)
+            values[hole] = 0
+        for row in rows_of.get(index, ()):
+            out[row] += values
+            if hole is not None:
+                holes.setdefault(row, []).append(hole)
+        if options.standardize:
+            n_finite = n_finite + (1 if hole is None else is_finite)
+            deviation = values - mean
+            if hole is not None:
+                deviation[hole] = 0
+            mean += deviation / np.maximum(n_finite, 1)
+            deviation *= values - mean
+            squares += deviation
+    if options.standardize:
+        n_free = n_finite - (options.standardize == "zscore_sample")
+        scale = np.sqrt(squares / np.maximum(n_free, 1))
+        scale[scale < np.finfo(np.float64).eps] = 1  # of constant voxels
+        own, counts = np.unique(rows, return_counts=True)
+        for row, n_trials in zip(own.tolist(), counts.tolist(), strict=True):
+            n_summed = count_finite(n_trials, holes.get(row), n_voxels)
+            out[row] = (out[row] - n_summed * mean) / scale
+    return holes
+
+
+def count_finite(
+    n_trials: int, holes: list[np.ndarray] | None, n_voxels: int
+) -> int | np.ndarray:
+    """Return how many of a row's trials are finite, at each voxel."""
+    if not holes:
+        return n_trials
+    return n_trials - np.bincount(np.concatenate(holes), minlength=n_voxels)
