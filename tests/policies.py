@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from laion_fmri_fetchers.remote import client, progress, retry, spans
+from laion_fmri_fetchers.remote import client, progress, ranges, retry
 
 PLACES = {
     "first_wait": (retry, "FIRST_WAIT"),
@@ -11,7 +11,7 @@ PLACES = {
     "line_every": (progress, "LINE_EVERY"),
     "quiet": (client, "QUIET"),
     "connect_timeout": (client, "CONNECT_TIMEOUT"),
-    "smallest_piece": (spans, "SMALLEST_PIECE"),
+    "smallest_piece": (ranges, "SMALLEST_PIECE"),
 }
 
 

@@ -39,7 +39,6 @@ from laion_fmri_fetchers.access.gate import (
     saved_archive,
 )
 from laion_fmri_fetchers.access.service import SecretText
-from laion_fmri_fetchers.arrays.pictures import load_stimuli
 from laion_fmri_fetchers.cache.state import auth_file, official_auth_file
 from laion_fmri_fetchers.cli.main import main
 from laion_fmri_fetchers.demo import serve_access
@@ -61,6 +60,7 @@ from laion_fmri_fetchers.exceptions import (
 )
 from laion_fmri_fetchers.fetchers.stimuli import fetch_laion_stimuli
 from laion_fmri_fetchers.layout.trees import ARCHIVE, GATED, STIMULUS_TABLE
+from laion_fmri_fetchers.stimuli.archive import load_stimuli
 
 access = gate_fixtures.access
 secrets_of_test = gate_fixtures.secrets_of_test

@@ -16,7 +16,6 @@ import warnings
 import zlib
 
 import h5py
-import joblib
 import nibabel as nib
 import numpy as np
 import pytest
@@ -48,8 +47,7 @@ from laion_fmri_fetchers import (
     load_betas,
     verify_cache,
 )
-from laion_fmri_fetchers.arrays.extract import extract
-from laion_fmri_fetchers.arrays.model import hdf5
+from laion_fmri_fetchers.betas import fill, model
 from laion_fmri_fetchers.demo.formats import nifti_bytes
 from laion_fmri_fetchers.exceptions import (
     BucketError,
@@ -59,6 +57,7 @@ from laion_fmri_fetchers.exceptions import (
     InvalidQueryError,
     NotCachedError,
 )
+from laion_fmri_fetchers.messages import readable_size
 
 pytestmark = pytest.mark.usefixtures("data_dir")
 
@@ -86,20 +85,15 @@ def face(betas_folder):
 # Equality
 
 
-OPTIONS = "shape", "layout", "dtype", "order", "voxels"
+OPTIONS = "shape", "order", "voxels"
 
 # Pairs of options meet at least once.
 VARIANTS = [
-    ("2d", "contiguous", "float32", "C", "fitted"),
-    ("2d", "contiguous", "float64", "F", "brain"),
-    ("2d", "chunked", "float32", "F", "fitted"),
-    ("2d", "gzip", "float64", "C", "brain"),
-    ("glmsingle", "contiguous", "float32", "F", "brain"),
-    ("glmsingle", "chunked", "float64", "C", "fitted"),
-    ("glmsingle", "gzip", "float32", "C", "fitted"),
-    ("volume", "contiguous", "float32", "C", "fitted"),
-    ("volume", "chunked", "float64", "C", "brain"),
-    ("volume", "gzip", "float32", "C", "brain"),
+    ("2d", "C", "fitted"),
+    ("2d", "F", "brain"),
+    ("glmsingle", "F", "fitted"),
+    ("glmsingle", "C", "brain"),
+    ("volume", "C", "fitted"),
 ]
 
 
@@ -168,6 +162,18 @@ def test_trials_are_filtered_and_sessions_without_one_not_read(
 def test_every_source_gives_the_same_numbers(server, betas_folder, face, source):
     expected = true_betas(betas_folder, face)
     assert np.array_equal(fetch(source=source).data, expected)
+
+
+@pytest.mark.parametrize("source", ["model", "images"])
+def test_betas_say_what_was_asked_and_read(server, data_dir, source):
+    for mode in ("download_new", "offline"):
+        betas = fetch(sessions=1, source=source, trial_filter={"run": 1}, mode=mode)
+        assert betas.versions[image_key("ses-01")] == record_of_image(server)["etag"]
+        assert betas.query["rois"] == ["FFA1"]
+        assert betas.query["sessions"] == ["ses-01"]
+        assert betas.query["trial_filter"] == {"run": 1}
+        assert betas.data_dir == str(data_dir)
+        assert betas.description
 
 
 def test_images_on_disk_are_read_first(server, log, data_dir, betas_folder, face):
@@ -276,43 +282,6 @@ def shifted_offset(folder):
     return patched(content, struct.pack("<QQ", *place), new)
 
 
-def lying_chunk(folder):
-    content = model_of(folder, "ses-01", layout="gzip")
-    with h5py.File(io.BytesIO(content)) as file:
-        info = file["betasmd"].id.get_chunk_info(0)
-    key = struct.pack("<IIQQQ", info.size, 0, 0, 0, 0)
-    return patched(content, key, struct.pack("<IIQQQ", 2**30, 0, 0, 0, 0))
-
-
-def bomb(folder):
-    values = rows(folder)
-
-    def write(file):
-        betas = file.create_dataset(
-            "betasmd", values.shape, "f4", chunks=(256, N_TRIALS), compression="gzip"
-        )
-        for start in range(0, len(values), 256):
-            zeros = zlib.compress(bytes(10**7))
-            betas.id.write_direct_chunk((start, 0), zeros)
-
-    return h5(write)
-
-
-def two_compressions(folder):
-    values = rows(folder)
-
-    def write(file):
-        options = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-        options.set_chunk((256, N_TRIALS))
-        options.set_deflate(4)
-        options.set_deflate(4)
-        space = h5py.h5s.create_simple(values.shape)
-        made = h5py.h5d.create(file.id, b"betasmd", h5py.h5t.IEEE_F32LE, space, options)
-        h5py.Dataset(made)[:] = values
-
-    return h5(write)
-
-
 def with_maps_without(folder):
     return h5(lambda file: file.create_dataset("R2", data=np.ones(3)))
 
@@ -363,9 +332,9 @@ NOT_USED = {
     ),
     "offset beyond the end": (lying_offset, "end at byte|HDF5 cannot read it"),
     "offset shifted": (shifted_offset, DIFFERS),
-    "chunk beyond the end": (lying_chunk, "lie about their place|HDF5 cannot"),
-    "gzip bomb": (bomb, "grow beyond their size"),
-    "gzip twice": (two_compressions, "filters of HDF5"),
+    "chunked": (lambda f: model_of(f, "ses-01", layout="chunked"), "in chunks"),
+    "compressed": (lambda f: model_of(f, "ses-01", layout="gzip"), "by gzip"),
+    "float64": (lambda f: model_of(f, "ses-01", dtype="float64"), "type float64"),
 }
 
 
@@ -507,20 +476,10 @@ def test_a_structure_that_is_scattered(server, betas_folder, monkeypatch):
 
     server.put(model_key("ses-01"), h5(write))
     fetch(sessions=1, source="model", mode="overwrite")
-    monkeypatch.setattr(hdf5, "_MOST_REQUESTS", 0)
+    monkeypatch.setattr(model, "_MOST_ROUNDS", 1)
     server.put(model_key("ses-01"), h5(write) + b" ")
     with pytest.raises(CorruptImageError, match="scattered over the file"):
         fetch("EBA", sessions=1, source="model")
-
-
-def test_filters_that_h5py_undoes(server, betas_folder, face):
-    for options in ({"compression": "lzf"}, {"shuffle": True, "compression": 9}):
-        content = dataset(
-            rows(betas_folder), chunks=(500, 7), fletcher32=True, **options
-        )
-        server.put(model_key("ses-01"), content)
-        betas = fetch(sessions=1, source="model", mode="overwrite")
-        assert np.array_equal(betas.data, true_betas(betas_folder, face, ["ses-01"]))
 
 
 def test_no_model_in_the_bucket(server, log, betas_folder, face):
@@ -540,15 +499,6 @@ def test_models_that_are_more_bytes_than_the_image(server, log, betas_folder, ca
     assert np.array_equal(betas.data, expected)
     assert log.keys == {image_key("ses-01")}
     assert "they are smaller than these voxels in the model" in capsys.readouterr().err
-
-
-def test_chunks_that_are_more_bytes_than_the_image(server, log, betas_folder, face):
-    server.put(
-        model_key("ses-01"), dataset(rows(betas_folder), chunks=(3708, N_TRIALS))
-    )
-    with pytest.warns(UserWarning, match="would be read, but of the image"):
-        betas = fetch(sessions=1)
-    assert np.array_equal(betas.data, true_betas(betas_folder, face, ["ses-01"]))
 
 
 # What is downloaded
@@ -578,7 +528,7 @@ def test_images_are_removed_once_their_voxels_are_stored(
 ):
     most = []
     monkeypatch.setattr(
-        "laion_fmri_fetchers.arrays.extract.read_header",
+        "laion_fmri_fetchers.betas.fill.read_header",
         lambda file: most.append(len(images_of(data_dir))) or real_header(file),
     )
     fetch_laion_fmri(1, rois="all", sessions=2, verbose=0)
@@ -725,23 +675,22 @@ def test_images_in_a_directory_that_cannot_be_written(
     assert not (data_dir / ".laion_fmri" / "voxels").exists()
 
 
-def test_an_image_that_another_process_removes(
+def test_an_image_that_another_process_removes_is_downloaded_again(
     server, data_dir, betas_folder, face, monkeypatch
 ):
-    def removing(task, **options):
-        if len(removed) < 3:
-            removed.append(task.image_file)
-            os.unlink(task.image_file)
-        return extract(task, **options)
+    def removing(file):
+        if len(removed) < n_removals:
+            removed.append(file)
+            os.unlink(file)
+        return read_header(file)
 
-    removed = []
-    monkeypatch.setattr("laion_fmri_fetchers.fetchers.lacking.extract", removing)
+    read_header, removed, n_removals = fill.read_header, [], 3
+    monkeypatch.setattr(fill, "read_header", removing)
     betas = fetch(sessions=1, source="images")
     assert np.array_equal(betas.data, true_betas(betas_folder, face, ["ses-01"]))
     assert len(removed) == 3
     assert images_of(data_dir) == []
-    removed.clear()
-    monkeypatch.setattr("laion_fmri_fetchers.fetchers.lacking._TRIES", 1)
+    n_removals = 100
     with pytest.raises(NotCachedError, match="is not on disk"):
         fetch("EBA", sessions=1, source="images")
 
@@ -1139,28 +1088,23 @@ def test_a_dry_run(server, log, data_dir, betas_folder, capsys):
     assert len(fetch(sessions=1, dry_run=True).plan) == 0
 
 
-# Workers
-
-
-@pytest.mark.parametrize("source", ["model", "images"])
-def test_processes_of_joblib(server, betas_folder, face, source):
-    with joblib.parallel_config("loky"):
-        betas = fetch(source=source, n_jobs=2)
-    assert np.array_equal(betas.data, true_betas(betas_folder, face))
-
-
-def test_workers_of_dask_fill_a_store(server, data_dir, betas_folder, face):
-    distributed = pytest.importorskip("distributed")
-    with (
-        distributed.LocalCluster(
-            n_workers=2, threads_per_worker=1, dashboard_address=None
-        ) as cluster,
-        distributed.Client(cluster),
-        joblib.parallel_config("dask"),
-    ):
-        betas = fetch(source="model", n_jobs=-1)
-    assert np.array_equal(betas.data, true_betas(betas_folder, face))
-    assert len(list((data_dir / ".laion_fmri" / "voxels").rglob("*.npy"))) == 3
+@pytest.mark.parametrize("rois", ["FFA1", ["V1", "face"], "all"])
+def test_what_is_announced_is_what_is_read(server, betas_folder, capsys, rois):
+    keys = [model_key, image_key, rsquare_key]
+    log = Log(server, [key(s) for key in keys for s in SESSIONS])
+    planned = fetch(rois, dry_run=True).plan_size
+    log.clear()
+    fetch(rois, verbose=1)
+    n_bytes = sum(max(0, stop - start) for _, start, stop in log.ranges)
+    assert 0.8 * n_bytes <= planned <= 1.2 * n_bytes
+    said = f"Reading about {readable_size(planned)} of 3 model files"
+    assert said in capsys.readouterr().err
+    # What was proved once is not read again, nor announced.
+    planned = fetch("brain", source="model", dry_run=True).plan_size
+    log.clear()
+    fetch("brain", source="model")
+    n_bytes = sum(stop - start for _, start, stop in log.ranges)
+    assert 0.8 * n_bytes <= planned <= 1.2 * n_bytes
 
 
 # Selections of trials
@@ -1211,3 +1155,20 @@ def test_rois_and_labels_may_be_iterators(server):
     data = fetch_laion_fmri("all", "FFA1", 1, verbose=0)
     each = load_betas(data, "all", labels=iter(labels[:1]), verbose=0)
     assert all(set(betas.trials["label"]) == {labels[0]} for betas in each.values())
+
+
+def test_a_region_that_one_of_several_subjects_lacks_is_a_warning(server, betas_folder):
+    """The second subject has the files of the first, but for a region."""
+    for path in betas_folder.rglob("*"):
+        key = path.relative_to(betas_folder).as_posix()
+        if path.is_file() and "sub-01" in key and "FFA" not in key:
+            server.put(key.replace("sub-01", "sub-03"), path.read_bytes())
+    subjects = ["sub-01", "sub-03"]
+    with pytest.warns(UserWarning, match="sub-03 has no ROI FFA1"):
+        both = fetch_laion_betas(subjects, ["FFA1", "OFA"], 1, verbose=0)
+    assert list(both["sub-01"].roi_masks) == ["FFA1", "OFA"]
+    assert list(both["sub-03"].roi_masks) == ["OFA"]
+    with pytest.warns(UserWarning, match="sub-03 has no ROI FFA1"):
+        assert list(fetch_laion_betas(subjects, "FFA1", 1, verbose=0)) == ["sub-01"]
+    with pytest.raises(InvalidQueryError, match="sub-03 has no ROI FFA1"):
+        fetch_laion_betas("sub-03", "FFA1", 1, verbose=0)

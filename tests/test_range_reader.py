@@ -1,4 +1,4 @@
-"""RangeReader: spans of objects over connections that fail."""
+"""RangeReader: ranges of objects over connections that fail."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ import pytest
 from fault_server import FaultServer, always, fine
 from policies import set_policy
 
-from laion_fmri_fetchers.remote.client import Fault
+from laion_fmri_fetchers.remote.client import Fault, RemoteObject
 from laion_fmri_fetchers.remote.ranges import RangeReader
-from laion_fmri_fetchers.remote.spans import RemoteObject, Span
 
 CONTENT = random.Random(0).randbytes(300_000)
 
@@ -44,33 +43,26 @@ def reader():
         yield running
 
 
-def spans_of(edges, received):
-    """Return spans whose sinks write what arrives to its position."""
+def kept_in(received):
+    """Return a sink that writes what arrives to its position."""
 
     def keep(position, chunk):
         received[position : position + len(chunk)] = chunk
 
-    return [Span(a, b, keep) for a, b in itertools.pairwise(edges)]
+    return keep
 
 
-def test_spans_arrive_whole_and_nothing_else(server, target, reader):
-    received = bytearray(len(CONTENT))
-    edges = [10, 11, 5_000, 5_001, 100_000, 299_999]
-    reader.read(target, spans_of(edges, received))
-    assert received[10:299_999] == CONTENT[10:299_999]
-    assert not any(received[:10])
-    assert received[-1] == 0
-    assert server.sent == 299_989
-    assert reader.read_bytes(target, 7, 8) == CONTENT[7:8]
-    reader.read(target, [])
-
-
-def test_bytes_are_counted(target):
-    counted = []
-    with RangeReader(2, 1.0, counted.append) as reader:
-        reader.read_bytes(target, 0, 200_000)
-        assert sum(counted) == 200_000
-        assert reader.worth > 0
+def test_ranges_arrive_whole_and_nothing_else(server, target):
+    received, counted = bytearray(len(CONTENT)), []
+    with RangeReader(4, 1.0, counted.append) as reader:
+        edges = [10, 11, 5_000, 5_001, 100_000, 299_999]
+        reader.read(target, itertools.pairwise(edges), kept_in(received))
+        assert received[10:299_999] == CONTENT[10:299_999]
+        assert not any(received[:10])
+        assert received[-1] == 0
+        assert server.sent == sum(counted) == 299_989
+        assert reader.read_bytes(target, 7, 8) == CONTENT[7:8]
+        reader.read(target, [], kept_in(received))
 
 
 PASSING = {
@@ -90,14 +82,15 @@ PASSING = {
 def test_faults_that_pass(server, target, reader, name):
     server.faults["model"] = [PASSING[name]]
     received = bytearray(len(CONTENT))
-    reader.read(target, spans_of([0, 150_000, 250_000], received))
+    ranges = [(0, 150_000), (150_000, 250_000)]
+    reader.read(target, ranges, kept_in(received))
     assert received[:250_000] == CONTENT[:250_000]
 
 
 def test_what_arrived_is_not_asked_for_again(server, target, reader):
     server.faults["model"] = [faults.short(200_000), fine]
     received = bytearray(len(CONTENT))
-    reader.read(target, spans_of([1, 250_000], received))
+    reader.read(target, [(1, 250_000)], kept_in(received))
     assert received[1:250_000] == CONTENT[1:250_000]
     (_, second) = (headers["range"] for _, headers in server.requests)
     assert int(second.removeprefix("bytes=").partition("-")[0]) > 1
@@ -153,7 +146,7 @@ def test_what_a_sink_raises_is_raised(target, reader):
         raise OSError(28, "full")
 
     with pytest.raises(OSError, match="full"):
-        reader.read(target, [Span(0, 100_000, full), Span(100_000, 200_000, full)])
+        reader.read(target, [(0, 100_000), (100_000, 200_000)], full)
     assert reader.read_bytes(target, 0, 9) == CONTENT[:9]
 
 
@@ -201,7 +194,7 @@ def test_a_reader_that_is_stopped(server, target):
     thread.start()
     while not server.sent:
         threading.Event().wait(0.01)
-    reader.stop()
+    reader.__exit__()
     thread.join(240)
     assert not thread.is_alive()
     (error,) = errors

@@ -38,7 +38,6 @@ from laion_fmri_fetchers import (
     IsIn,
     Pattern,
     ResultFilter,
-    doctor,
     fetch_laion_fmri,
     fetch_laion_splits,
     fetch_laion_stimulus_metadata,
@@ -1644,7 +1643,7 @@ def test_an_archive_that_cannot_be_unpacked_is_named(
         fetch_laion_splits("tau", verbose=0)
 
 
-# --- Command line, doctor, demo ------------------------------------------------------
+# --- Command line, demo --------------------------------------------------------------
 
 
 def test_the_command_lists_splits(web, capsys):
@@ -1677,54 +1676,6 @@ def test_the_command_names_what_is_wrong(web, capsys):
     assert "--ood-types is given" in capsys.readouterr().err
     assert main(["fetch-splits", "--ood-types", "shape", "--names", "ood", "-q"]) == 0
     assert capsys.readouterr().out.splitlines()[1].split()[2] == "1"
-
-
-def splits_point():
-    (point,) = [point for point in doctor(timeout=5) if point["point"] == "splits"]
-    return point
-
-
-def test_the_doctor_reads_a_split(web, package, pool, tmp_path, monkeypatch):
-    web.files["shared/tau.json"] = tau_of(pool, 0)
-    point = splits_point()
-    assert point["state"] == "ok"
-    assert point["found"] == f"tau of 6 train, 1 test from {web.url}/shared/tau.json"
-    web.files["shared/tau.json"] = b"<html>"
-    point = splits_point()
-    assert point["state"] == "note"
-    assert "Expecting value" in point["found"]
-    assert "LAION_FMRI_SPLITS" in point["advice"]
-    del web.files["shared/tau.json"]
-    assert "status 404" in splits_point()["found"]
-    write_files(tmp_path / "named", "shared", {"tau": tau_of(pool, 0)})
-    monkeypatch.setenv("LAION_FMRI_SPLITS", str(tmp_path / "named"))
-    assert splits_point()["found"].endswith(str(tmp_path / "named"))
-    write_files(package, "shared", {"tau": tau_of(pool, 0)})
-    assert str(package) in splits_point()["found"]
-    web.requests.clear()
-    assert splits_point()["state"] == "ok"
-    assert web.requests == []
-
-
-def test_the_doctor_tells_the_revision_of_random_splits(web, tmp_path, monkeypatch):
-    def point():
-        return next(p for p in doctor(timeout=5) if p["point"] == "random splits")
-
-    assert point()["state"] == "ok"
-    assert point()["found"] == f"revision 2 from {web.url}/sub-01/random_0.json"
-    former = split_file("random_0", ["a.jpg"], ["b.jpg"], params={"fold": 0})
-    write_files(tmp_path / "old", "sub-01", {"random_0": former})
-    write_files(tmp_path / "old", "shared", {"tau": tau_of(["a.jpg", "b.jpg"], 1)})
-    monkeypatch.setenv("LAION_FMRI_SPLITS", str(tmp_path / "old"))
-    assert point()["state"] == "note"
-    assert point()["found"] == f"no revision from {tmp_path / 'old'}"
-    assert "Update or remove that source" in point()["advice"]
-
-
-def test_the_doctor_notes_that_nothing_has_splits(bucket_alone):
-    point = splits_point()
-    assert point["state"] == "note"
-    assert "127.0.0.1:9" in point["found"]
 
 
 def test_a_demo_has_splits_of_its_images(monkeypatch):

@@ -11,13 +11,7 @@ import sys
 
 import pytest
 
-from laion_fmri_fetchers import (
-    describe,
-    fetch_laion_betas,
-    fetch_laion_fmri,
-    status,
-    verify_cache,
-)
+from laion_fmri_fetchers import fetch_laion_betas, fetch_laion_fmri, verify_cache
 from laion_fmri_fetchers.cli.main import main
 
 
@@ -61,51 +55,60 @@ def test_any_stderr_works(kind, server, data_dir, tmp_path, monkeypatch):
     folder = tmp_path / "données"
     data = fetch_laion_fmri("sub-01", "PPA", 1, data_dir=folder, verbose=2)
     assert len(data.images) == 1
-    assert fetch_laion_betas("sub-01", "PPA", 1, data_dir=folder).data.shape[1] == 12
     report = verify_cache(data_dir=folder, verbose=2)
     assert set(report["status"]) == {"ok"}
 
 
-@any_stream
-def test_warnings_to_any_stderr_are_no_error(kind, server, data_dir):
+def test_warnings_to_any_stderr_are_no_error(server, data_dir):
     """A process of its own, as pytest records warnings."""
     code = f"import sys; sys.path.insert(0, {os.path.dirname(__file__)!r})\n"
     code += "from test_streams import STREAMS, fetch_laion_fmri\n"
-    code += f"sys.stderr = STREAMS[{kind!r}]()\n"
-    code += "fetch_laion_fmri(['sub-01', 'sub-03'], ['PPA', 'AFP2'], 1, dry_run=True)\n"
+    code += "for kind in STREAMS:\n"
+    code += "    sys.stderr = STREAMS[kind]()\n"
+    code += "    fetch_laion_fmri([1, 3], ['PPA', 'AFP2'], 1, dry_run=True)\n"
     code += "sys.stdout.write('done')"
     done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE)
     assert done.stdout == b"done"
 
 
-@pytest.mark.parametrize("kind", ["object with write and flush", "none", "ascii"])
-def test_any_stdout_works(kind, server, data_dir, tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "stdout", STREAMS[kind]())
-    describe(data_dir=tmp_path / "données")
-    status(data_dir=tmp_path / "données")
-
-
-@pytest.mark.parametrize("kind", sorted({*STREAMS} - {"broken pipe"}))
-def test_command_line_with_any_streams(kind, server, data_dir, monkeypatch):
-    command = ["fetch", "--rois", "PPA", "--sessions", "1"]
+@any_stream
+def test_command_line_works_with_any_streams(kind, server, data_dir, monkeypatch):
     for name in ("stdout", "stderr"):
         monkeypatch.setattr(sys, name, STREAMS[kind]())
-    assert main(command) == 0
-    assert main(["fetch", "--rois", "PPX"]) == 2
+    is_broken = kind == "broken pipe"
+    assert main(["fetch", "--rois", "PPA", "--sessions", "1"]) == int(is_broken)
     assert len(list(data_dir.rglob("*Betas_statmap.nii.gz"))) == 1
+    assert main(["fetch", "--rois", "PPX"]) == 2
+    assert main(["describe"]) == main(["status"]) == int(is_broken)
 
 
-def test_command_line_without_streams(server, data_dir):
-    shell = f"{sys.executable} -m laion_fmri_fetchers status <&- >&- 2>&-"
+def test_command_line_works_without_streams_and_with_a_closed_pipe(server, data_dir):
+    command = f"{sys.executable} -m laion_fmri_fetchers"
+    shell = f"{command} status <&- >&- 2>&-"
     assert subprocess.run(shell, shell=True).returncode == 0
+    shell = f"{command} get-rois | head -n 1"
+    done = subprocess.run(shell, shell=True, capture_output=True)
+    assert (done.stdout, done.stderr) == (b"AFP1\n", b"")
 
 
-def test_messages_never_reach_stdout(server, data_dir, tmp_path):
-    """Not where stderr is missing either, nor where a question is asked."""
+def test_json_is_alone_on_stdout(server, data_dir, tmp_path):
+    """Not even where stderr is missing do messages go there."""
     with open(tmp_path / "out.json", "w") as out:
         shell = f"{sys.executable} -m laion_fmri_fetchers doctor --json 2>&-"
         subprocess.run(shell, shell=True, stdout=out)
     assert json.loads((tmp_path / "out.json").read_text())
+
+
+def test_characters_that_a_terminal_lacks_are_escaped(server, data_dir, tmp_path):
+    settings = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    for command in (
+        ["initialize", str(tmp_path / "\u30c7\u30fc\u30bf")],
+        ["fetch", "--sessions", "1", "--where", "label=\u03b1"],
+    ):
+        words = [sys.executable, "-m", "laion_fmri_fetchers", *command]
+        done = subprocess.run(words, env=settings, capture_output=True, check=True)
+        assert b"\\u" in done.stdout + done.stderr
+        assert b"Traceback" not in done.stderr
 
 
 @pytest.fixture

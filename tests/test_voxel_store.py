@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import multiprocessing
 import os
@@ -13,13 +12,11 @@ import time
 import warnings
 import zipfile
 
-import joblib
 import nibabel as nib
 import numpy as np
 import pytest
 from conftest import unwritable
 from model_buckets import (
-    N_TRIALS,
     SESSIONS,
     Log,
     brain,
@@ -40,14 +37,14 @@ from laion_fmri_fetchers import (
     status,
     verify_cache,
 )
-from laion_fmri_fetchers.arrays import voxel_store
+from laion_fmri_fetchers.betas import store as store_room
 from laion_fmri_fetchers.demo.formats import nifti_bytes
 from laion_fmri_fetchers.exceptions import (
     DiskSpaceError,
     InvalidQueryError,
     NotCachedError,
 )
-from laion_fmri_fetchers.fetchers.pack import remove_packed_images
+from laion_fmri_fetchers.fetchers.betas import remove_packed_images
 
 pytestmark = pytest.mark.usefixtures("data_dir")
 
@@ -81,8 +78,8 @@ def fetch(rois="FFA1", **options):
 
 
 def files(folder):
-    """Return the names of parts, without those that are hidden."""
-    return sorted(p.name for p in folder.glob("[!.]*") if p.suffix in (".npy", ".npz"))
+    """Return the names of the parts of a session, without those that are hidden."""
+    return sorted(p.name for p in folder.glob("*/[!.]*.np[yz]"))
 
 
 def put_session(server, folder, factor, session="ses-01"):
@@ -106,14 +103,16 @@ def test_a_new_version_in_the_bucket(server, log, betas_folder, face, source):
         again = fetch(source=source)
     assert len(caught) == 1
     assert np.array_equal(again.data, old.data)
-    assert not log.ranges
+    assert sum(stop - start for _, start, stop in log.ranges) == 8  # of what version
     assert np.array_equal(fetch(source=source, mode="overwrite").data, new)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert np.array_equal(fetch(source=source).data, new)
 
 
-def test_voxels_packed_where_no_listing_is_known(server, betas_folder, face, data_dir):
+def test_voxels_packed_where_no_listing_is_known(
+    server, log, betas_folder, face, data_dir
+):
     """A directory without its hidden folder does not tell the version of its images."""
     data = fetch_laion_fmri(1, "FFA1", 1, verbose=0)
     shutil.rmtree(data_dir / ".laion_fmri")
@@ -122,10 +121,14 @@ def test_voxels_packed_where_no_listing_is_known(server, betas_folder, face, dat
         data = fetch_laion_fmri(1, "FFA1", 1, mode="offline", verbose=0)
     pack_betas(data, verbose=0)
     os.unlink(data.images[0])
+    log.clear()
     assert (fetch().data == true_betas(betas_folder, face, ["ses-01"])).all()
 
-    new = put_session(server, betas_folder, 2)
-    assert (fetch().data == new[face].T).all()
+    assert sum(stop - start for _, start, stop in log.ranges) == 8
+    put_session(server, betas_folder, 2)
+    with pytest.warns(UserWarning, match="another version of 1 beta image"):
+        again = fetch().data
+    assert (again == true_betas(betas_folder, face, ["ses-01"])).all()
 
 
 def test_voxels_of_two_versions_are_not_mixed(server, betas_folder, face):
@@ -151,29 +154,61 @@ def test_an_image_on_disk_that_changed_makes_parts_void(
     assert np.array_equal(betas.data, np.nan_to_num(values[face].T))
 
 
-def test_an_altered_image_of_the_same_size(server, data_dir, betas_folder, face):
+def test_times_that_change_and_listings_that_appear_discard_nothing(
+    server, log, data_dir, store, betas_folder, face
+):
     fetch_laion_fmri(1, sessions=1, verbose=0)
     fetch()
-    image = data_dir / image_key("ses-01")
-    stored = fetch().data
-    os.utime(image, ns=(1, 1))
-    size = image.stat().st_size
-    for _ in range(2):
-        assert np.array_equal(fetch().data, stored)
-        os.utime(image, ns=(2, 2))
-    # Of the parts, those of the image as it is now are read: others are spoilt here.
-    for part in voxel_store.find_parts(
-        data_dir / ".laion_fmri" / "voxels" / "sub-01" / "ses-01"
-    ):
-        assert part.origin.image_size == size
-        if part.origin.image_time != 2:
-            values = np.load(part.file, mmap_mode="r+")
-            values[:] = 77
+    before = files(store)
+    shutil.rmtree(data_dir / ".laion_fmri" / "listings")
+    for path in [data_dir / image_key("ses-01"), data_dir / table_key("ses-01")]:
+        os.utime(path, (10**9, 10**9))
+    expected = true_betas(betas_folder, face, ["ses-01"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # no listing; then, that files are outdated
+        assert np.array_equal(fetch(mode="offline").data, expected)
+        log.clear()
+        assert np.array_equal(fetch().data, expected)
+    os.unlink(data_dir / image_key("ses-01"))
+    assert np.array_equal(fetch().data, expected)
+    assert sum(stop - start for _, start, stop in log.ranges) <= 8
+    assert files(store) == before
+
+
+def test_the_same_image_under_another_etag_is_recognized(
+    server, log, store, betas_folder, face
+):
+    """As where a mirror has put its objects together of other parts."""
     fetch()
-    assert np.array_equal(fetch().data, stored)
+    key = server._backend.get_bucket(server._bucket).keys[image_key("ses-01")]
+    key._etag = f"{32 * 'a'}-3"
+    log.clear()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(2):
+            betas = fetch()
+    assert np.array_equal(betas.data, true_betas(betas_folder, face, ["ses-01"]))
+    size = len(key.value)
+    assert log.ranges == [(image_key("ses-01"), size - 8, size)]
 
 
-def test_a_trial_table_that_changed_makes_parts_void(
+def test_a_column_of_a_trial_table_that_is_not_of_betas_discards_nothing(
+    server, log, data_dir
+):
+    fetch()
+    table = data_dir / table_key("ses-01")
+    lines = table.read_text().splitlines()
+    name = lines[0].split("\t").index("run")
+    cells = lines[1].split("\t")
+    cells[name] = "9"
+    table.write_text("\n".join([lines[0], "\t".join(cells), *lines[2:]]) + "\n")
+    log.clear()
+    assert fetch(mode="offline").trials["run"][0] == 9
+    assert fetch().trials["run"][0] == 9
+    assert not log.ranges
+
+
+def test_a_trial_table_of_other_labels_makes_parts_void(
     server, log, data_dir, betas_folder, face
 ):
     fetch()
@@ -232,6 +267,10 @@ def no_index(part, index):
     index.unlink()
 
 
+def no_version(part, index):
+    (part.parent / "version.json").write_text("{}")
+
+
 def foreign_values(part, index):
     size = part.stat().st_size
     part.write_bytes(bytes(size))
@@ -259,76 +298,115 @@ DAMAGES = [
         index_of_array,
         altered_header,
     ),
-    *(no_index, foreign_values, other_shape),
+    *(no_index, no_version, foreign_values, other_shape),
 ]
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda f: f.__name__)
-def test_damaged_parts(server, store, betas_folder, face, damage):
+def test_damaged_parts_are_named_removed_and_fetched_again(
+    server, store, betas_folder, face, damage
+):
     fetch()
-    (part,) = store.glob("*.npy")
+    (part,) = store.glob("*/*.npy")
     damage(part, part.with_suffix(".npz"))
-    betas = fetch()
-    assert np.array_equal(betas.data, true_betas(betas_folder, face, ["ses-01"]))
     report = verify_cache(verbose=0)
     bad = report[report["status"] == "altered"]
     assert list(bad["id"].str.contains("/voxels/sub-01/ses-01/")) == [True], report
+    betas = fetch()
+    assert np.array_equal(betas.data, true_betas(betas_folder, face, ["ses-01"]))
+    assert set(verify_cache(verbose=0)["status"]) == {"ok"}
+    damage(part, part.with_suffix(".npz"))
     report = verify_cache(verbose=0, repair=True)
     assert list(report["status"]).count("repaired") == 1
     assert set(verify_cache(verbose=0)["status"]) == {"ok"}
-    assert len(files(store)) == 2
     assert np.array_equal(fetch().data, betas.data)
+    assert len(files(store)) == 2
 
 
-def test_altered_values_are_known_by_their_checksum(server, store):
-    fetch()
-    (part,) = store.glob("*.npy")
+def altered(part):
+    """Change a value in the midst of a part, which keeps its length."""
     content = bytearray(part.read_bytes())
-    content[-1] ^= 1
+    content[-40] ^= 0xFF
     part.write_bytes(content)
+
+
+@pytest.mark.parametrize("rois", ["FFA1", ["FFA1", "OFA"]])
+def test_a_damaged_row_is_never_returned(
+    server, data_dir, store, betas_folder, rois, request
+):
+    mask = roi(betas_folder, "face", "FFA-1")
+    fetch()
+    (part,) = store.glob("*/*.npy")
+    altered(part)
     report = verify_cache(verbose=0).set_index("id")
-    row = report.loc[f".laion_fmri/voxels/sub-01/ses-01/{part.name}"]
+    row = report.loc[part.relative_to(data_dir).as_posix()]
     assert (row["status"], row["reason"]) == ("altered", "its checksum differs")
+    if rois != "FFA1":
+        mask |= roi(betas_folder, "face", "OFA")
+    expected = true_betas(betas_folder, mask, ["ses-01"])
+    assert np.array_equal(fetch(rois).data, expected)
+    assert set(verify_cache(verbose=0)["status"]) == {"ok"}
+
+    for part in store.glob("*/*.npy"):
+        altered(part)
+    data = fetch_laion_fmri(1, rois=rois, sessions=1, dry_run=True, verbose=0)
+    with pytest.raises(NotCachedError, match=r"damaged: .*ses-01.*fetch_laion_betas"):
+        load_betas(data, rois=rois, verbose=0)
+    with pytest.raises(NotCachedError):
+        fetch(rois, mode="offline")
+    assert np.array_equal(fetch(rois).data, expected)
 
 
-def test_an_index_whose_values_are_to_come_is_left(server, store):
+def test_rows_beside_a_damaged_one_may_be_read(server, store, betas_folder):
+    fetch("brain", source="images")
+    (part,) = store.glob("*/*.npy")
+    altered(part)  # in its last row, of a voxel that is in no region
+    mask = roi(betas_folder, "body", "EBA")
+    expected = true_betas(betas_folder, mask, ["ses-01"])
+    assert np.array_equal(fetch("EBA", mode="offline").data, expected)
+
+
+def test_a_damaged_mapping_is_proved_again(server, log, store, betas_folder):
     fetch()
-    (part,) = store.glob("*.npy")
-    shutil.copy(part.with_suffix(".npz"), store / "0.npz")
-    assert set(verify_cache(verbose=0, repair=True)["status"]) == {"ok"}
-    assert (store / "0.npz").exists()
-    os.utime(store / "0.npz", (1, 1))
-    report = verify_cache(verbose=0)
-    assert list(report["status"]).count("altered") == 1
-    fetch("EBA")
-    assert not (store / "0.npz").exists()
-
-
-def test_a_damaged_proof_is_made_again(server, log, store, betas_folder):
-    fetch()
-    (store / ".proof.npz").write_bytes(b"no proof")
+    (kept,) = store.glob("mapping-*.npz")
+    kept.write_bytes(b"no mapping")
     log.clear()
     mask = roi(betas_folder, "body", "EBA")
     assert np.array_equal(fetch("EBA").data, true_betas(betas_folder, mask, ["ses-01"]))
     assert image_key("ses-01") in log.keys
-    assert (store / ".proof.npz").stat().st_size > 100
+    log.clear()
+    assert fetch("MT").data.any()
+    assert log.keys == {model_key("ses-01")}
 
 
 # Places
 
 
-def test_a_moved_directory(server, data_dir, betas_folder, face, log, tmp_path):
+COPIES = {
+    "moved": ["mv", "{old}", "{new}"],
+    "cp": ["cp", "-r", "{old}", "{new}"],
+    "rsync": ["rsync", "-r", "{old}/", "{new}/"],
+    "tar": ["sh", "-c", "mkdir {new} && tar -c -C {old} . | tar -x -C {new}"],
+}
+
+
+@pytest.mark.parametrize("tool", COPIES)
+def test_a_copied_directory(server, data_dir, betas_folder, face, log, tmp_path, tool):
+    if not shutil.which(COPIES[tool][0]):
+        pytest.skip(f"{tool} is not installed")
     fetch_laion_fmri(1, rois="FFA1", sessions=2, verbose=0)
     fetch(sessions=[1, 2])
-    moved = tmp_path / "moved"
-    shutil.move(data_dir, moved)
+    for path in data_dir.rglob("*"):
+        assert path.is_dir() or os.fsencode(data_dir) not in path.read_bytes()
+    new = tmp_path / "copied"
+    names = {"old": data_dir, "new": new}
+    subprocess.run([word.format(**names) for word in COPIES[tool]], check=True)
     log.clear()
-    betas = fetch(sessions=[1, 2], data_dir=moved)
     expected = true_betas(betas_folder, face, ["ses-01", "ses-02"])
-    assert np.array_equal(betas.data, expected)
+    for mode in ("offline", "download_new"):
+        betas = fetch(sessions=[1, 2], data_dir=new, mode=mode)
+        assert np.array_equal(betas.data, expected)
     assert not log.ranges
-    for file in (moved / ".laion_fmri" / "voxels").rglob("*"):
-        assert file.is_dir() or os.fsencode(data_dir) not in file.read_bytes()
 
 
 def test_a_read_only_directory(server, data_dir, betas_folder, face):
@@ -388,10 +466,9 @@ def test_a_disk_that_fills(server, small_disk, betas_folder, face, source):
     assert not list(small_disk.rglob("*.tmp"))
     for session in SESSIONS:
         folder = small_disk / ".laion_fmri" / "voxels" / "sub-01" / session
-        parts = voxel_store.find_parts(folder) if folder.exists() else []
-        assert sorted(part.file.name for part in parts) == [
-            name for name in files(folder) if name.endswith(".npy")
-        ]
+        values = [name for name in files(folder) if name.endswith(".npy")]
+        parts = [p for path in folder.glob("*/") for p in store_room.find_parts(path)]
+        assert sorted(part.file.name for part in parts) == values
     betas = fetch(data_dir=small_disk, mode="offline")
     assert np.array_equal(betas.data, true_betas(betas_folder, face, ["ses-01"]))
     subprocess.run(["mount", "-o", "remount,size=9m", str(small_disk)], check=True)
@@ -401,33 +478,6 @@ def test_a_disk_that_fills(server, small_disk, betas_folder, face, source):
 
 
 # Parts
-
-
-def test_many_parts_are_joined_and_readers_go_on(server, store, data_dir, betas_folder):
-    names = ["FFA1", "OFA", "EBA", "PPA", "MT", "LO1", "LO2", "V3A", "V3B", "IPS0"]
-    fetch(names[:1])
-    data = fetch_laion_fmri(1, rois="FFA1", sessions=1, dry_run=True, verbose=0)
-    (meta,) = data.images_meta
-    voxels = np.flatnonzero(roi(betas_folder, "face", "FFA-1"))
-    stored = voxel_store.find_stored(
-        str(data_dir), {**meta, "absolute_path": "none"}, voxels, None
-    )
-    ((values, rows),) = stored.values(voxels)
-    before = np.array(values[rows])
-    for i in range(2, len(names) + 1):
-        betas = fetch(names[:i])
-    assert np.array_equal(values[rows], before)
-    ((values, rows),) = [(v, r) for v, r in stored.values(voxels) if (r >= 0).all()]
-    assert np.array_equal(values[rows], before)
-    n_voxels = betas.data.shape[1]
-    size = sum(path.stat().st_size for path in store.glob("*.npy"))
-    n_parts = len(files(store)) // 2
-    for path in store.glob("*.npz"):
-        path.unlink()
-    with pytest.raises(NotCachedError, match="were removed from the voxel store"):
-        stored.values(voxels)
-    assert n_parts < len(names)
-    assert size <= 1.5 * n_voxels * N_TRIALS * 4 + 128 * len(names)
 
 
 def test_resampled_images_are_not_of_the_store(server, store, betas_folder, face):
@@ -446,128 +496,41 @@ def test_resampled_images_are_not_of_the_store(server, store, betas_folder, face
     assert np.array_equal(fetch().data, expected)
 
 
-def damage(file):
-    """Change a value in the midst of a part, which keeps its length."""
-    content = bytearray(file.read_bytes())
-    content[-40] ^= 0xFF
-    file.write_bytes(content)
-
-
-def test_damaged_voxels_that_are_fetched_anew(server, store, betas_folder, face):
-    expected = true_betas(betas_folder, face, ["ses-01"])
+def test_a_link_that_leads_nowhere_is_passed_over(server, store, betas_folder, face):
     fetch()
-    for _ in range(6):  # parts have names at random
-        (part,) = store.glob("*.npy")
-        damage(part)
-        assert not np.array_equal(fetch(mode="offline").data, expected)
-        assert np.array_equal(fetch(mode="overwrite").data, expected)
-        assert np.array_equal(fetch(mode="offline").data, expected)
-        assert set(verify_cache(verbose=0)["status"]) == {"ok"}
-
-
-def test_damaged_parts_are_not_joined(server, store, betas_folder, face):
-    for name in ("FFA1", "OFA", "EBA"):
-        fetch(name)
-    damage(min(store.glob("*.npy")))
-    voxel_store.compact(store, always=True)
-    (part,) = voxel_store.find_parts(store)
-    assert voxel_store.check_part(part) == ""
-    mask = face | roi(betas_folder, "face", "OFA") | roi(betas_folder, "body", "EBA")
-    expected = true_betas(betas_folder, mask, ["ses-01"])
-    assert np.array_equal(fetch(["FFA1", "OFA", "EBA"]).data, expected)
-
-
-def test_parts_that_cannot_be_read_for_once_stay(server, store, monkeypatch):
-    for name in ("FFA1", "OFA", "EBA"):
-        fetch(name)
-    before = files(store)
-
-    def fail(stream):
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
-
-    monkeypatch.setattr(voxel_store, "_crc32", fail)
-    voxel_store.compact(store, always=True)
-    assert files(store) == before
-
-
-def test_a_link_that_leads_nowhere_is_passed_over(
-    server, store, betas_folder, face, monkeypatch
-):
-    fetch()
-    (store / "dropped.npy").symlink_to(store / "nowhere")
-    expected = true_betas(betas_folder, face, ["ses-01"])
-    waits = []
-    monkeypatch.setattr(time, "sleep", waits.append)
-    assert np.array_equal(fetch(mode="offline").data, expected)
-    assert sum(waits) < 1
-
-
-def test_parts_of_others_that_cannot_be_removed(server, store, monkeypatch):
-    def unlink(path):
-        if str(path).endswith((".npy", ".npz")):
-            raise PermissionError(1, "Operation not permitted", str(path))
-        remove(path)
-
-    for name in ("FFA1", "OFA", "EBA"):
-        fetch(name)
-    before = np.concatenate([p.voxels for p in voxel_store.find_parts(store)])
-    remove = os.unlink
-    monkeypatch.setattr(os, "unlink", unlink)  # as of others' files, in a sticky folder
-    voxel_store.compact(store, always=True)
-    assert len(list(store.glob("*.npy"))) == 4
-    joined = voxel_store.find_parts(store)[0]
-    assert np.array_equal(joined.voxels, np.unique(before))
-
-
-def test_on_nfs_parts_that_were_joined_stay_for_a_day(
-    server, store, betas_folder, face, monkeypatch
-):
-    monkeypatch.setattr(voxel_store, "file_system", lambda _: "nfs4")
-    for name in ("FFA1", "OFA"):
-        fetch(name)
-    voxel_store.compact(store, always=True)
-    hidden = list(store.glob(".withdrawn.*"))
-    assert len(hidden) == 2
-    assert len(files(store)) == 2
-    assert set(verify_cache(verbose=0)["status"]) == {"ok"}
-    a_day_ago = time.time() - 25 * 3600
-    os.utime(hidden[0], (a_day_ago, a_day_ago))
-    voxel_store.compact(store, always=True)
-    assert list(store.glob(".withdrawn.*")) == hidden[1:]
+    (part,) = store.glob("*/*.npy")
+    (part.parent / "dropped.npy").symlink_to(store / "nowhere")
     expected = true_betas(betas_folder, face, ["ses-01"])
     assert np.array_equal(fetch(mode="offline").data, expected)
 
 
-def test_parts_that_are_joined_while_a_call_looks(
-    server, store, betas_folder, face, monkeypatch
+def test_the_same_voxels_of_models_and_images_are_one_part(
+    server, store, betas_folder, face
 ):
-    names = ["FFA1", "OFA", "EBA"]
-    for name in names:
-        fetch(name)
-    read_index = voxel_store._read_index
-    n_looks = 0
-
-    def read_late(index):
-        nonlocal n_looks
-        n_looks += 1
-        if n_looks == 2:  # one was read, and two are gone
-            voxel_store.compact(store, always=True)
-        return read_index(index)
-
-    monkeypatch.setattr(voxel_store, "_read_index", read_late)
-    mask = face | roi(betas_folder, "face", "OFA") | roi(betas_folder, "body", "EBA")
-    parts = voxel_store.find_parts(store)
-    assert n_looks > 2
-    assert voxel_store.coverage(parts, np.flatnonzero(mask)).all()
-    found = fetch(names, mode="offline")
-    assert np.array_equal(found.data, true_betas(betas_folder, mask, ["ses-01"]))
-
-
-def test_parts_that_repeat_each_other_are_joined(server, store, betas_folder, face):
-    for _ in range(4):
-        betas = fetch(mode="overwrite")
-    assert len(files(store)) == 2
+    contents = set()
+    for source in ("model", "images", "model"):
+        betas = fetch(mode="overwrite", source=source)
+        (part,) = store.glob("*/*.npy")
+        contents.add(part.read_bytes() + part.with_suffix(".npz").read_bytes())
+    assert len(contents) == 1
     assert np.array_equal(betas.data, true_betas(betas_folder, face, ["ses-01"]))
+
+
+def test_several_parts_are_read_together(server, store, betas_folder):
+    names = ["FFA1", "OFA", "EBA", "PPA", "MT"]
+    for i in range(1, len(names) + 1):
+        betas = fetch(names[:i])
+    assert len(list(store.glob("*/*.npy"))) > 2
+    for options in ({}, {"standardize": "zscore"}, {"average_repeats": True}):
+        parts = fetch(names, mode="offline", **options)
+        shutil.copytree(store, store.with_name("kept"))
+        shutil.rmtree(store)
+        whole = fetch(names, **options)
+        assert len(list(store.glob("*/*.npy"))) == 1
+        assert np.array_equal(parts.data, whole.data)
+        shutil.rmtree(store)
+        store.with_name("kept").rename(store)
+    assert betas.data.shape[1] == whole.data.shape[1]
 
 
 def test_no_voxel_without_an_image_or_a_part(server, data_dir, store):
@@ -584,8 +547,7 @@ def test_no_voxel_without_an_image_or_a_part(server, data_dir, store):
 def test_packed_images_are_not_read_again(server, data_dir, betas_folder, capsys):
     data = fetch_laion_fmri(1, rois="all", sessions=[1, 2], verbose=0)
     expected = load_betas(data, rois="brain", standardize="zscore", verbose=0)
-    with joblib.parallel_config("threading"):
-        pack_betas(data, n_jobs=2)
+    pack_betas(data, n_jobs=2)
     assert "3716 voxels of sub-01 from 2 images" in capsys.readouterr().err
     pack_betas(data, rois="FFA1", verbose=0)
     for path in data.images:
@@ -682,9 +644,24 @@ def test_processes_that_fill_a_store_and_are_killed(
     assert np.array_equal(everything.data, expected)
     assert set(verify_cache(verbose=0)["status"]) == {"ok"}
     for session in ("ses-01", "ses-02"):
-        voxel_store.compact(voxels / "sub-01" / session, always=True)
         left = os.listdir(voxels / "sub-01" / session)
         assert not [name for name in left if name.startswith(".image")]
+
+
+def test_processes_that_fill_the_same_voxels_leave_one_part(
+    server, data_dir, betas_folder, face
+):
+    args = (server.url, str(data_dir), ["FFA1"] * 4, False, 0)
+    processes = [CONTEXT.Process(target=fill, args=args) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(240)
+        assert process.exitcode == 0
+    voxels = data_dir / ".laion_fmri" / "voxels" / "sub-01"
+    assert [len(files(voxels / session)) for session in SESSIONS[:2]] == [2, 2]
+    expected = true_betas(betas_folder, face, SESSIONS[:2])
+    assert np.array_equal(fetch(sessions=[1, 2], mode="offline").data, expected)
 
 
 def test_what_a_killed_process_was_writing_is_removed(server, data_dir, store):
@@ -693,7 +670,8 @@ def test_what_a_killed_process_was_writing_is_removed(server, data_dir, store):
     process.start()
     process.join(240)
     assert process.exitcode == -9
-    (left,) = store.glob(".*.tmp")
+    assert len(files(store)) == 2
+    (left,) = store.glob("*/.*.tmp")
     week_ago = time.time() - 7 * 24 * 3600
     os.utime(left, (week_ago, week_ago))
     process = CONTEXT.Process(
@@ -706,6 +684,7 @@ def test_what_a_killed_process_was_writing_is_removed(server, data_dir, store):
 
 
 def begin_a_part(store):
-    origin = voxel_store.Origin((9, 9, 9), 5, None, None, None, None, None)
-    with voxel_store.new_part(store, np.arange(3), origin):
+    (version,) = (path for path in store.iterdir() if path.is_dir())
+    with store_room.new_part(version, np.arange(3), 5) as values:
+        values[:] = 1
         os.kill(os.getpid(), 9)

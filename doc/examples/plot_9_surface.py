@@ -3,47 +3,32 @@ A noise ceiling on the cortex
 =============================
 
 Maps in this dataset are volumes. FreeSurfer's surfaces of the same subject show where
-on the cortex they are, with the regions drawn on it; and they lead to fsaverage, where
-vertices of subjects correspond.
+on the cortex they are, and lead to fsaverage, where vertices of subjects correspond.
 """
-
-# %%
-# The data of this example
-# ------------------------
-#
-# They are synthetic and served by this machine: a cortex of 1,200 vertices per
-# hemisphere instead of 150,000. Leave out the lines with ``demo``, and the rest runs on
-# LAION-fMRI itself.
-
-from laion_fmri_fetchers.demo import serve_demo
-
-demo = serve_demo(subjects=["sub-01", "sub-03"], n_sessions=1)
-
-# %%
-# Surfaces of a subject
-# ---------------------
-#
-# `fetch_laion_surfaces` downloads eight files of FreeSurfer's reconstruction, and masks
-# of regions on them. White and pial surface are in the coordinates of the volumes.
-
-from laion_fmri_fetchers import fetch_laion_fmri, fetch_laion_surfaces
-
-data = fetch_laion_fmri(["sub-01", "sub-03"], rois=None, sessions=1)
-surfaces = fetch_laion_surfaces("sub-01", rois=["FFA1", "PPA", "EBA", "V1"])
 
 # %%
 # A map on the inflated surface
 # -----------------------------
 #
-# `project_to_surface` averages the volume between the white and the pial surface. The
-# result is an image of nilearn's, on the mesh of the subject, and so are the masks.
+# `fetch_laion_surfaces` downloads ten files of FreeSurfer's reconstruction (150,000
+# vertices per hemisphere, 1,200 in the demo) and masks of regions. `project_to_surface`
+# averages the volume between the white and the pial surface.
 
 from matplotlib import pyplot as plt
 from nilearn.plotting import plot_surf
 
-from laion_fmri_fetchers import project_to_surface
+from laion_fmri_fetchers import (
+    fetch_laion_fmri,
+    fetch_laion_surfaces,
+    project_to_surface,
+)
+from laion_fmri_fetchers.demo import serve_demo
 
-ceiling = project_to_surface(data.noise_ceilings["sub-01"]["Allrep"], surfaces)
+subjects = ["sub-01", "sub-03"]
+demo = serve_demo(subjects=subjects, n_sessions=1)
+maps = fetch_laion_fmri(subjects, rois=None, max_images=0).noise_ceilings
+surfaces = fetch_laion_surfaces("sub-01", rois=["FFA1", "PPA", "EBA", "V1"])
+ceiling = project_to_surface(maps["sub-01"]["Allrep"], surfaces)
 
 views = {"left": "lateral", "right": "ventral"}
 figure, axes = plt.subplots(
@@ -53,6 +38,7 @@ for ax, (hemi, view) in zip(axes, views.items(), strict=True):
     plot_surf(
         surfaces.inflated,
         surf_map=ceiling,
+        bg_map=surfaces.sulc,
         hemi=hemi,
         view=view,
         cmap="inferno",
@@ -78,6 +64,7 @@ for name, mask in surfaces.roi_masks.items():
     inside = np.concatenate(
         [ceiling.data.parts[h][mask.data.parts[h]] for h in ("left", "right")]
     )
+    assert len(inside)
     print(f"{name:5} {len(inside):3} vertices, median {np.median(inside):.0f} %")
 
 # %%
@@ -91,18 +78,13 @@ from nilearn.datasets import load_fsaverage
 from nilearn.plotting import plot_surf_stat_map
 from nilearn.surface import SurfaceImage
 
-on_template = {}
-for subject in ("sub-01", "sub-03"):
-    on_template[subject] = project_to_surface(
-        data.noise_ceilings[subject]["Allrep"],
-        fetch_laion_surfaces(subject, rois=None),
-        target="fsaverage5",
-    )
+on_template = []
+for subject in subjects:
+    surfaces = fetch_laion_surfaces(subject, rois=None)
+    ceiling = project_to_surface(maps[subject]["Allrep"], surfaces, target="fsaverage5")
+    on_template.append(ceiling.data.parts)
+mean = {h: np.mean([m[h] for m in on_template], axis=0) for h in ("left", "right")}
 template = load_fsaverage("fsaverage5")
-mean = {
-    hemi: np.mean([img.data.parts[hemi] for img in on_template.values()], axis=0)
-    for hemi in ("left", "right")
-}
 plot_surf_stat_map(
     template["inflated"],
     stat_map=SurfaceImage(template["pial"], mean),
@@ -115,13 +97,6 @@ plot_surf_stat_map(
     title="Mean of two subjects (%), where above 20",
 )
 plt.show()
-
-first, second = (
-    np.concatenate([*img.data.parts.values()]) for img in on_template.values()
-)
+first, second = (m["right"] for m in on_template)
 print(f"Correlation of two subjects: {np.corrcoef(first, second)[0, 1]:.2f}")
-
-# %%
-# Stop the stand-in; its data are removed.
-
 demo.stop()

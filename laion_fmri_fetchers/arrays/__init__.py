@@ -8,10 +8,6 @@
                        └─ pictures.load_stimuli
     heaps       check_values
 
-    model          fill.fill_from_models, session.prove: see its own drawing
-    extract        extract ──▶ volumes.iter_volumes, voxel_store.new_part
-    voxel_store    find_parts, coverage, new_part, blocks_of, compact, check_part
-
     surfaces    project_to_surface ─┬─ templates.load_template
                                     └─ _project ──▶ volumes.iter_volumes
     templates   load_template ──▶ geometry.read_surface

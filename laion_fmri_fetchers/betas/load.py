@@ -12,11 +12,6 @@ import numpy as np
 import pandas as pd
 from sklearn.utils import Bunch
 
-from laion_fmri_fetchers.arrays.voxel_store import (
-    StoredSession,
-    find_stored,
-    session_folder,
-)
 from laion_fmri_fetchers.cache.bunch import Result
 from laion_fmri_fetchers.cache.files import local_path
 from laion_fmri_fetchers.cache.provenance import version_on_disk
@@ -34,6 +29,11 @@ from .lazy import lazy_rows
 from .result import make_betas, read_betas
 from .rows import TrialTable, average_trials, trial_tables, trials_of, warn_of_order
 from .session import Holes, RowOptions, count_finite, read_session
+from .store import (
+    StoredSession,
+    find_stored,
+    session_folder,
+)
 from .voxels import VoxelChoice, Voxels, cached_header, find_voxels, on_grid
 
 
@@ -392,8 +392,8 @@ def _find_sessions(
             record = {**meta, "absolute_path": image}
             stored = find_stored(data.data_dir, record, flat, table.version)
             if stored is not None and (
-                table.n_trials in (None, stored.origin.n_trials)
-                and volumes.max() < stored.origin.n_trials
+                table.n_trials in (None, stored.n_trials)
+                and volumes.max() < stored.n_trials
             ):
                 source = stored
         if source is None:

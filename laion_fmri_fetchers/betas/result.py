@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import errno
 import json
 import os
 from collections.abc import Iterable
@@ -12,7 +13,6 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 
-from laion_fmri_fetchers.arrays.voxel_store import DAMAGED
 from laion_fmri_fetchers.cache.bunch import FetchedData
 from laion_fmri_fetchers.cache.files import whole_file
 from laion_fmri_fetchers.exceptions import (
@@ -27,6 +27,7 @@ from laion_fmri_fetchers.query.arguments import user_path
 from laion_fmri_fetchers.query.rows import check_rows
 
 from .ceilings import ceiling_of_average, mean_inverse
+from .store import DAMAGED
 from .voxels import Voxels, columns_in, rois_of
 
 _FORMAT = "laion_fmri_fetchers betas"
@@ -362,7 +363,8 @@ def read_betas(path: str | os.PathLike) -> Betas:
             f"There is no file {file} that the method save of betas could have written."
         ) from error
     except (*DAMAGED, IndexError) as error:
-        if isinstance(error, OSError) and error.errno:
+        # Where an altered archive names a place before its beginning, it is EINVAL.
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise
         reason = str(error) or type(error).__name__
         raise CorruptImageError(

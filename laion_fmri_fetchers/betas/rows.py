@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import os
 import re
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +20,8 @@ from laion_fmri_fetchers.layout.trees import trials_id
 from laion_fmri_fetchers.messages import counted, listed, warn
 from laion_fmri_fetchers.query.arguments import check_fetched, check_positive
 from laion_fmri_fetchers.query.rows import table_of
+
+from .store import digest_trials
 
 # Columns that together identify a trial.
 _TRIAL = ["subject", "session", "beta_index"]
@@ -269,7 +269,7 @@ class TrialTable(NamedTuple):
 
     n_trials: int | None
     version: str | None
-    """Its MD5."""
+    """Digest of its columns ``beta_index`` and ``label``."""
     labels: np.ndarray | None = None
     """The label of each ``beta_index``; None where the table has no such row."""
 
@@ -285,8 +285,8 @@ def trial_tables(data_dir: str, metas: list[dict]) -> dict[str, TrialTable]:
             n_trials = table.beta_index[-1] + 1
             labels = np.full(n_trials, None, dtype=object)
             labels[table.beta_index] = table.label
-            digest = hashlib.md5(Path(file).read_bytes(), usedforsecurity=False)
-            tables[meta["session"]] = TrialTable(n_trials, digest.hexdigest(), labels)
+            digest = digest_trials(table.beta_index, table.label)
+            tables[meta["session"]] = TrialTable(n_trials, digest, labels)
     return tables
 
 

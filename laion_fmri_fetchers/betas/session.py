@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from laion_fmri_fetchers.arrays.voxel_store import StoredSession, blocks_of
 from laion_fmri_fetchers.volumes import iter_volumes, read_header, scaled
 
+from .store import StoredSession, blocks_of
 from .voxels import offsets_of
 
 # Bytes copied at once from the store: few enough to be in a core's cache still, after

@@ -82,7 +82,7 @@ def describe_methods(data: dict[str, Any]) -> str:
     versions = data.get("versions") or dict(
         version_on_disk(meta["absolute_path"], data["data_dir"], meta) for meta in metas
     )
-    sessions: dict[str, set[str]] = {name: set() for name in set(trials["subject"])}
+    sessions: dict[str, set[str]] = {name: set() for name in trials["subject"].unique()}
     # Of averages, trials do not tell the sessions; the names of files do.
     pairs = re.findall(r"(sub-[0-9A-Za-z]+)[/_](ses-[0-9]+)", " ".join(versions))
     pairs += [(meta["subject"], meta["session"]) for meta in metas if meta["session"]]
@@ -104,6 +104,11 @@ def describe_methods(data: dict[str, Any]) -> str:
         f"{what} of {whose or 'no subject'}."
     ]
     rois = data["roi_masks"] if is_betas else {m["roi"] for m in data["rois_meta"]}
+    if query.get("resolution"):
+        text.append(
+            f"Images were resampled to {query['resolution']:g} mm "
+            f"(interpolation: {query['interpolation']})."
+        )
     if rois:
         text.append(f"Regions of interest: {', '.join(sorted(rois))}.")
     if is_betas:
@@ -117,7 +122,10 @@ def describe_methods(data: dict[str, Any]) -> str:
             trials["n_averaged"].sum() if "n_averaged" in trials else len(trials)
         )
         n_images = trials["label"].nunique()
-        text.append(f"{counted(n_trials, 'trial')} of {counted(n_images, 'image')}.")
+        named = ", chosen by name" if query.get("labels") else ""
+        text.append(
+            f"{counted(n_trials, 'trial')} of {counted(n_images, 'image')}{named}."
+        )
     done = [_STANDARDIZED.get(query.get("standardize") or "")]
     done += ["averaged over the repeats of an image"] * bool(
         query.get("average_repeats")

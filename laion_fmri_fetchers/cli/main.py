@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import functools
+import contextlib
 import io
 import os
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import Any
 
+from laion_fmri_fetchers import __version__
 from laion_fmri_fetchers.exceptions import InvalidQueryError, LaionFmriError
 from laion_fmri_fetchers.messages import show
 
-from . import demo, images, setup, stimuli, upkeep
-from .options import Commands, Options, Parser, subparsers_of
+from . import data, stimuli  # noqa: F401 - their commands
+from .options import COMMANDS, DATA_DIR, convert
 from .wording import PROGRAM, on_a_shell
 
 
@@ -44,70 +44,44 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     options, unknown = parser.parse_known_args(arguments)
     if unknown:
-        subparsers_of(parser)[options.command].error(
-            f"unrecognized arguments: {' '.join(unknown)}"
-        )
-    fail = functools.partial(_fail, options)
-    warnings.showwarning = functools.partial(_show_warning, options)
+        options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+
+    def tell(beginning: str, message: object) -> None:
+        show(f"{beginning}: {on_a_shell(str(message), options)}", "stderr")
+
+    warnings.showwarning = lambda message, *_, **__: tell("Warning", message)
     try:
-        code = options.run(options)
+        convert(options)
+        code = options.run(options) or 0
         sys.stdout.flush()
-    except InvalidQueryError as error:
-        return fail(error, 2)
-    except (LaionFmriError, OSError, ImportError, MemoryError) as error:
-        if isinstance(error, BrokenPipeError):
+    except BrokenPipeError:
+        # Nobody reads what Python would flush at its end; without this it complains.
+        with contextlib.suppress(AttributeError, OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 1
-        return fail(error, 1)
+        return 1
+    except (LaionFmriError, OSError, ImportError, MemoryError) as error:
+        tell(PROGRAM, error)
+        return 2 if isinstance(error, InvalidQueryError) else 1
     except KeyboardInterrupt:
-        return fail("Stopped. Repeat the command to resume.", 130)
-    return code or 0
-
-
-def _fail(options: Options, message: object, code: int) -> int:
-    show(f"{PROGRAM}: {on_a_shell(str(message), options)}", "stderr")
+        tell(PROGRAM, "Stopped. Repeat the command to resume.")
+        return 130
     return code
 
 
-def _show_warning(options: Options, message: Any, *_: Any, **__: Any) -> None:
-    show(f"Warning: {on_a_shell(str(message), options)}", "stderr")
-
-
-COMMANDS: Commands = {
-    **setup.COMMANDS,
-    **images.COMMANDS,
-    **stimuli.COMMANDS,
-    **upkeep.COMMANDS,
-    **demo.COMMANDS,
-}
-"""In the order of the help."""
-
-
-def _parser() -> Parser:
+def _parser() -> argparse.ArgumentParser:
+    """Return the parser, with a subparser for each command."""
     parser = argparse.ArgumentParser(
         prog=PROGRAM,
         description="Fetch LAION-fMRI, a 7T fMRI dataset on natural images.",
     )
-    parser.add_argument(
-        "--version", action=_Version, nargs=0, help="show the version and exit"
-    )
+    version = f"{PROGRAM} {__version__}"
+    parser.add_argument("--version", action="version", version=version)
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name, (add_options, run) in COMMANDS.items():
+    for name, (options, run) in COMMANDS.items():
         purpose = run.__doc__ or name
         help_text = f"{purpose[0].lower()}{purpose[1:].rstrip('.')}"
         command = subparsers.add_parser(name, help=help_text, description=purpose)
-        command.set_defaults(run=run)
-        if name != "demo":
-            command.add_argument(
-                "--data-dir", metavar="FOLDER", help="use this data directory"
-            )
-        add_options(command)
+        command.set_defaults(run=run, parser=command)
+        for names, how in options if name == "demo" else (DATA_DIR, *options):
+            command.add_argument(*names, **how)
     return parser
-
-
-class _Version(argparse.Action):
-    def __call__(self, parser: Parser, *_: Any) -> None:
-        from laion_fmri_fetchers import __version__
-
-        print(f"{PROGRAM} {__version__}")
-        parser.exit()

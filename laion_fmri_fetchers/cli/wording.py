@@ -6,7 +6,7 @@ import re
 from argparse import Namespace as Options
 from collections.abc import Callable
 
-from laion_fmri_fetchers.query.terms import OPERATORS
+from .terms import OPERATORS
 
 PROGRAM = "laion-fmri-fetchers"
 
@@ -21,7 +21,7 @@ _WORDS: dict[str, str | Callable[[re.Match], str]] = {
     r"\baccept_license\(\)": f"'{PROGRAM} accept-license'",
     r"\bdataset_initialize\b(\(\))?": f"'{PROGRAM} initialize FOLDER'",
     r"\bpass request_id or (?=set LAION_FMRI_REQUEST_ID)": "",
-    r"\bcurrent_terms_version\(\)": f"'{PROGRAM} doctor'",
+    r"\bcurrent_terms_version\(\)": f"'{PROGRAM} doctor -v'",
     rf"('{PROGRAM} [a-z-]+) '": r"\1'",
     rf"({_COMMAND}) or \1": r"\1",
     r"\bResultFilter\(((?:[^()]|\([^()]*\))*)\)": r"\1",

@@ -9,10 +9,10 @@
       │    ├ roi_files, anatomical_files, freesurfer_files          anatomy
       │    ├ localizer_files, raw_files, tedana_files       localizers, timeseries
       │    └ stimuli_files                                          pictures
-      ├▶ serve_bucket   an S3 server: Server, by moto                    server
+      ├▶ serve_bucket   an S3 server: Server                             server
       ├▶ serve_access   the access service: AccessServer                 service
       └▶ serve_splits   train/test splits of the images: SplitServer     splits
-    HttpServer          how these speak HTTP                             handler
+    LocalServer         how these speak HTTP                             web
 
 >>> from laion_fmri_fetchers.demo import build_bucket, serve_bucket
 >>> with serve_bucket(build_bucket("demo_bucket")) as server:  # doctest: +SKIP

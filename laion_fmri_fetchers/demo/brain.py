@@ -8,8 +8,9 @@ positions published for them.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -82,11 +83,9 @@ ROIS = {
     "VO1": Roi("retinotopy", "VO1", (28, -67, -11), 7),
     "VO2": Roi("retinotopy", "VO2", (27, -58, -9), 7),
     "hV4": Roi("retinotopy", "hV4", (30, -77, -15), 7),
+    "EVC": Roi("retinotopy", "EVC", (0, 0, 0), 0),  # the union of V1 to V3
 }
-"""Every published region but EVC, by its clean name."""
-
-EVC = ("V1d", "V1v", "V2d", "V2v", "V3d", "V3v")
-"""The regions whose union is EVC."""
+"""Every published region by its clean name."""
 
 LACKING = {
     "sub-01": ("AFP1", "AFP2", "SPL", "EVC"),
@@ -107,7 +106,6 @@ PREFERENCES = {
     "place": {"place": 1.0, "motion": 0.1},
 }
 
-BOTH_SIDES = (-1, 1)
 SELECTIVITY = 0.6  # response to what a region prefers, in units of the noise
 
 # The box (mm) of the volumetric localizer fits: all regions, but not all of the brain.
@@ -123,6 +121,14 @@ class Grid(NamedTuple):
     mask: np.ndarray  # (x, y, z) bool
 
 
+class Responses(NamedTuple):
+    """Regions that points (voxels, vertices) lie in, and what they respond to."""
+
+    rois: dict[str, np.ndarray]  # clean name -> (points,) bool
+    tuning: np.ndarray  # (points, contents): to what is shown, beyond anything seen
+    visual: np.ndarray  # (points,): to anything seen, 0 to 1
+
+
 class Brain(NamedTuple):
     """The functional grid of a subject and what lies on it."""
 
@@ -130,7 +136,7 @@ class Brain(NamedTuple):
     t1: np.ndarray  # (x, y, z), 0 to 1
     mask: np.ndarray  # (x, y, z) bool: the anatomical brain mask
     fitted: np.ndarray  # (x, y, z) bool: voxels with a fit, those of `tuning` on
-    rois: Mapping[str, np.ndarray]  # clean name -> (x, y, z) bool
+    rois: dict[str, np.ndarray]  # clean name -> (x, y, z) bool
     tuning: np.ndarray  # (voxels, contents)
     visual: np.ndarray  # (voxels,), 0 to 1
     edge: np.ndarray  # indices of voxels at the mask's edge
@@ -142,20 +148,19 @@ def functional_brain(subject: str, resolution: float, seed: int) -> Brain:
 
     affine, t1, mask = anatomical_grid(subject, resolution)
     rois = regions_of_grid(subject, affine, mask)
-    small = np.any([rois[n] for n in rois if category_of(n) != "laion"], axis=0)
+    small = np.any([rois[n] for n in rois if ROIS[n].category != "laion"], axis=0)
     is_edge = mask & ~binary_erosion(mask) & ~small
     lowest = np.argwhere(is_edge)
     lowest = lowest[np.argsort(lowest[:, 2], kind="stable")[:_N_UNFITTED]]
     fitted = mask.copy()
     fitted[tuple(lowest.T)] = False
 
-    inside = {name: roi[fitted] for name, roi in rois.items()}
+    _, tuning, visual = responses(subject, points_of_grid(affine, fitted))
     rng = rng_of(seed, subject, "tuning")
-    tuning = preferences(subject, points_of_grid(affine, fitted), BOTH_SIDES)
     tuning *= rng.uniform(0.7, 1.3, (len(tuning), 1))
     tuning += rng.normal(0, 0.05, tuning.shape)
     edge = np.flatnonzero(is_edge[fitted])
-    return Brain(affine, t1, mask, fitted, rois, tuning, visual_drive(inside), edge)
+    return Brain(affine, t1, mask, fitted, rois, tuning, visual, edge)
 
 
 def anatomical_grid(subject: str, resolution: float) -> Grid:
@@ -173,57 +178,47 @@ def localizer_grid(subject: str, resolution: float) -> Grid:
     return _grid(subject, fine, low, tuple(shape))
 
 
+@functools.lru_cache(maxsize=8)
 def _grid(
     subject: str,
     resolution: float,
-    origin: Sequence[float],
+    origin: tuple[float, ...],
     shape: tuple[int, ...],
 ) -> Grid:
-    from scipy.ndimage import affine_transform, binary_fill_holes
+    from scipy.ndimage import binary_fill_holes
 
     shift = 0.75 * PARTICIPANTS.index(subject)
     affine = np.diag([resolution, resolution, resolution, 1.0])
     affine[:3, 3] = np.add(origin, (shift, -shift, shift))
-    template, to_voxel = _template()
-    to_voxel = to_voxel @ affine
-    t1 = affine_transform(
-        template, to_voxel[:3, :3], to_voxel[:3, 3], output_shape=shape, order=1
-    )
+    t1 = resample(*_template(), affine, shape)
     return Grid(affine, t1, binary_fill_holes(t1 > 0.2))
 
 
 @functools.cache
 def _template() -> tuple[np.ndarray, np.ndarray]:
-    """Return the MNI brain at 3 mm and the inverse of its affine."""
+    """Return the MNI brain at 3 mm and its affine."""
     from nilearn.datasets import load_mni152_template
 
     image = load_mni152_template(resolution=3)
-    return image.get_fdata(dtype=np.float32), np.linalg.inv(image.affine)
+    return image.get_fdata(dtype=np.float32), image.affine
+
+
+def resample(
+    volume: np.ndarray,
+    affine: np.ndarray,
+    target: np.ndarray,
+    shape: tuple[int, ...],
+    **options: Any,
+) -> np.ndarray:
+    """Return a volume on another grid; linear unless options of SciPy say otherwise."""
+    from scipy.ndimage import affine_transform
+
+    to_voxel = np.linalg.inv(affine) @ target
+    options = {"order": 1, "output_shape": shape, **options}
+    return affine_transform(volume, to_voxel[:3, :3], to_voxel[:3, 3], **options)
 
 
 # Regions
-
-
-def category_of(name: str) -> str:
-    """Return the category of a region."""
-    return "retinotopy" if name == "EVC" else ROIS[name].category
-
-
-def label_of(name: str) -> str:
-    """Return the name of a region as the bucket writes it."""
-    return "EVC" if name == "EVC" else ROIS[name].label
-
-
-def regions_of_grid(
-    subject: str, affine: np.ndarray, mask: np.ndarray
-) -> dict[str, np.ndarray]:
-    """Return the regions of a subject on a grid, by clean name."""
-    rois = {}
-    points = points_of_grid(affine, mask)
-    for name, inside in regions_of_points(subject, points, BOTH_SIDES).items():
-        rois[name] = np.zeros_like(mask)
-        rois[name][mask] = inside
-    return rois
 
 
 def points_of_grid(affine: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -231,53 +226,43 @@ def points_of_grid(affine: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return np.argwhere(mask) @ affine[:3, :3] + affine[:3, 3]
 
 
-def regions_of_points(
-    subject: str, points: np.ndarray, sides: tuple[int, ...]
+def regions_of_grid(
+    subject: str, affine: np.ndarray, mask: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Return which points lie in each region of a subject, on some sides (-1 left)."""
-    inside = {
-        name: np.any([_distance(points, roi, side) <= 1 for side in sides], axis=0)
-        for name, roi in ROIS.items()
-    }
-    inside["EVC"] = np.any([inside[name] for name in EVC], axis=0)
-    return {name: inside[name] for name in inside if name not in LACKING[subject]}
+    """Return the regions of a subject on a grid, by clean name."""
+    rois = {}
+    for name, inside in responses(subject, points_of_grid(affine, mask)).rois.items():
+        rois[name] = np.zeros_like(mask)
+        rois[name][mask] = inside
+    return rois
 
 
-def _distance(points: np.ndarray, roi: Roi, side: int) -> np.ndarray:
-    """Return distances from the centre of a region; those up to 1 lie in it.
-
-    In units of its radius, or of the distance of the nearest point if that is farther:
-    a region has a point or more on every grid.
-    """
-    distance = np.linalg.norm(points - np.multiply(roi.centre, (side, 1, 1)), axis=1)
-    return distance / max(roi.radius, distance.min())
-
-
-def preferences(subject: str, points: np.ndarray, sides: tuple[int, ...]) -> np.ndarray:
-    """Return what points respond to beyond anything seen: (points, contents).
+def responses(
+    subject: str, points: np.ndarray, sides: Sequence[int] = (-1, 1)
+) -> Responses:
+    """Return regions and responses of points (n, 3), in mm, on some sides (-1 left).
 
     Regions overlap; what a point prefers is decided by the one whose centre is nearest.
     """
-    rois = [
-        roi
-        for name, roi in ROIS.items()
-        if roi.category in PREFERENCES and name not in LACKING[subject]
-    ]
-    distances = np.array(
-        [
-            np.min([_distance(points, roi, side) for side in sides], axis=0)
-            for roi in rois
-        ]
-    )
-    of_roi = np.zeros((len(rois), len(CONTENT)))
-    for row, roi in zip(of_roi, rois, strict=True):
-        for content, weight in PREFERENCES[roi.category].items():
-            row[CONTENT.index(content)] = SELECTIVITY * weight
-    is_inside = distances.min(axis=0) <= 1
-    return of_roi[distances.argmin(axis=0)] * is_inside[:, None]
+    distances = {}
+    for name, roi in ROIS.items():
+        if name == "EVC":
+            continue
+        centres = np.multiply(roi.centre, [(side, 1, 1) for side in sides])
+        of_sides = np.linalg.norm(points - centres[:, None], axis=2)
+        # A region has a point or more on each side of every grid.
+        radii = np.maximum(roi.radius, of_sides.min(axis=1))
+        distances[name] = (of_sides / radii[:, None]).min(axis=0)
+    rois = {name: distance <= 1 for name, distance in distances.items()}
+    early = [inside for name, inside in rois.items() if re.match("V[123][dv]", name)]
+    rois["EVC"] = np.any(early, axis=0)
+    rois = {name: rois[name] for name in rois if name not in LACKING[subject]}
 
-
-def visual_drive(inside: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Return how much points respond to anything seen: (points,), 0 to 1."""
-    maps = [is_inside for name, is_inside in inside.items() if name != "EVC"]
-    return np.minimum(0.1 + 0.3 * np.sum(maps, axis=0), 1)
+    selective = [name for name in rois if ROIS[name].category in PREFERENCES]
+    nearest = np.array([distances[name] for name in selective])
+    preferences = [PREFERENCES[ROIS[name].category] for name in selective]
+    of_roi = np.array([[each.get(c, 0) for c in CONTENT] for each in preferences])
+    tuning = SELECTIVITY * of_roi[nearest.argmin(axis=0)]
+    tuning *= (nearest.min(axis=0) <= 1)[:, None]
+    maps = np.sum([rois[name] for name in rois if name != "EVC"], axis=0)
+    return Responses(rois, tuning, np.minimum(0.1 + 0.3 * maps, 1))

@@ -15,7 +15,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 
 from laion_fmri_fetchers.query.arguments import user_path
@@ -23,7 +24,7 @@ from laion_fmri_fetchers.query.arguments import user_path
 from .anatomy import anatomical_files, freesurfer_files, roi_files
 from .brain import functional_brain
 from .facts import HELD_OUT, PARTICIPANTS
-from .formats import json_bytes, tsv_bytes
+from .formats import Files, json_bytes, table_bytes
 from .glm import session_files, subject_files
 from .labels import content_category, trial_tables
 from .localizers import localizer_files
@@ -122,57 +123,46 @@ def build_bucket(
     if any(folder.iterdir()):
         raise FileExistsError(f"{folder} is not empty.")
 
-    _write(folder, _root_files())
+    def write(files: Files) -> None:
+        for key, data in files:
+            path = folder / key
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+
+    write(_root_files())
     shown: set[str] = set()
     for subject in subjects:
         n_main = n_sessions if isinstance(n_sessions, int) else n_sessions[subject]
         tables = trial_tables(subject, n_main, held_out, n_trials, seed)
         brain = functional_brain(subject, resolution, seed)
-        _write(folder, roi_files(subject, brain, resolution))
-        _write(folder, anatomical_files(subject, brain, resolution))
-        _write(folder, freesurfer_files(subject, brain))
-        _write(folder, localizer_files(subject, brain, resolution, seed))
-        _write(folder, subject_files(subject, brain, list(tables), seed))
+        write(roi_files(subject, brain, resolution))
+        write(anatomical_files(subject, brain, resolution))
+        write(freesurfer_files(subject, brain))
+        write(localizer_files(subject, brain, resolution, seed))
+        write(subject_files(subject, brain, list(tables), seed))
         for session, labels in tables.items():
-            files = session_files(subject, session, labels, brain, seed, model or {})
-            _write(folder, files)
+            write(session_files(subject, session, labels, brain, seed, model or {}))
             shown.update(labels)
-        if subject == subjects[0]:
-            for session in [s for s in ("ses-01", *held_out[:1]) if s in tables]:
-                labels = tables[session]
-                for files in (
-                    tedana_files(subject, session, brain, seed),
-                    raw_files(subject, session, labels, resolution, seed),
-                ):
-                    _write(folder, files if session == "ses-01" else _first(files))
-    _write(folder, stimuli_files(sorted(shown), content_category, seed=seed))
+            if subject == subjects[0] and session in ("ses-01", *held_out[:1]):
+                # Of a held-out session one file is enough: nobody can read it.
+                n_files = None if session == "ses-01" else 1
+                runs = tedana_files(subject, session, brain, seed)
+                write(islice(runs, n_files))
+                runs = raw_files(subject, session, labels, resolution, seed)
+                write(islice(runs, n_files))
+    write(stimuli_files(sorted(shown), content_category, seed=seed))
     return folder
 
 
-def _write(folder: Path, files: Iterable[tuple[str, bytes]]) -> None:
-    for key, data in files:
-        path = folder / key
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-
-
-def _first(files: Iterator[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
-    return [next(files)]
-
-
-def _root_files() -> Iterator[tuple[str, bytes]]:
-    yield (
-        "dataset_description.json",
-        json_bytes(
-            {
-                "Name": "LAION-fMRI (synthetic)",
-                "BIDSVersion": "1.10.0",
-                "DatasetType": "raw",
-                "License": "CC0",
-                "Authors": ["laion_fmri_fetchers.demo"],
-            }
-        ),
-    )
+def _root_files() -> Files:
+    about = {
+        "Name": "LAION-fMRI (synthetic)",
+        "BIDSVersion": "1.10.0",
+        "DatasetType": "raw",
+        "License": "CC0",
+        "Authors": ["laion_fmri_fetchers.demo"],
+    }
+    yield "dataset_description.json", json_bytes(about)
     yield "DEMO", b"Synthetic data: not to be mixed with those of LAION-fMRI.\n"
     yield "README", b"A synthetic stand-in for LAION-fMRI; nothing was measured.\n"
     rows = [
@@ -183,14 +173,10 @@ def _root_files() -> Iterator[tuple[str, bytes]]:
         ("sub-06", "27.5", "M", "left"),
         ("sub-07", "22", "F", "right"),
     ]
-    yield "participants.tsv", tsv_bytes(rows)
-    yield (
-        "participants.json",
-        json_bytes(
-            {
-                "age": {"Description": "Age at the first session", "Units": "year"},
-                "sex": {"Levels": {"F": "female", "M": "male"}},
-                "handedness": {"Levels": {"left": "left", "right": "right"}},
-            }
-        ),
-    )
+    yield "participants.tsv", table_bytes(rows)
+    columns = {
+        "age": {"Description": "Age at the first session", "Units": "year"},
+        "sex": {"Levels": {"F": "female", "M": "male"}},
+        "handedness": {"Levels": {"left": "left", "right": "right"}},
+    }
+    yield "participants.json", json_bytes(columns)

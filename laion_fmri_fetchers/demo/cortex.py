@@ -1,9 +1,8 @@
 """Cortical surfaces of the synthetic subjects, as FreeSurfer reconstructs them.
 
 The cortex is that of fsaverage5, which nilearn ships, on meshes of the subjects' own:
-
-    cortex ─┬─ _sphere    points spread over a sphere, turned by subject: sphere.reg
-            └─ _at        white, pial and inflated, where fsaverage has these points
+points spread over a sphere, turned by subject, are ``sphere.reg``; the other shapes are
+where fsaverage has these points.
 """
 
 from __future__ import annotations
@@ -21,8 +20,6 @@ SIDES = {"lh": -1, "rh": 1}
 N_VERTICES = 1200
 """About as many a hemisphere; real ones have 150,000 or so."""
 
-_RADIUS = 100
-
 # From the space of fsaverage, MNI305, to that of the demo's brains, MNI152: the matrix
 # on the page CoordinateSystems of FreeSurfer's wiki.
 _TO_MNI152 = np.array(
@@ -35,12 +32,13 @@ _TO_MNI152 = np.array(
 
 
 class Cortex(NamedTuple):
-    """A hemisphere; arrays are of shape (vertices, 3)."""
+    """A hemisphere; surfaces are arrays of shape (vertices, 3)."""
 
     white: np.ndarray  # mm, scanner coordinates
     pial: np.ndarray  # mm, scanner coordinates
     inflated: np.ndarray
     sphere_reg: np.ndarray
+    sulc: np.ndarray  # (vertices,): sulcal depth
     faces: np.ndarray  # (faces, 3)
 
     @property
@@ -62,7 +60,23 @@ def centre_of_volume(subject: str) -> np.ndarray:
 def cortex(subject: str, side: int) -> Cortex:
     """Return a hemisphere of a subject: side -1 is the left one."""
     from nilearn.datasets import fetch_surf_fsaverage
-    from nilearn.surface import load_surf_mesh
+    from nilearn.surface import load_surf_data, load_surf_mesh
+    from scipy.spatial import ConvexHull, KDTree
+
+    # Points spread evenly over a sphere, and the triangles between them, facing out.
+    i = PARTICIPANTS.index(subject)
+    n = N_VERTICES + 10 * i + 3 * side
+    height = 1 - (2 * np.arange(n) + 1) / n
+    around = np.pi * (3 - np.sqrt(5)) * np.arange(n)
+    radius = np.sqrt(1 - height**2)
+    points = np.stack([radius * np.cos(around), radius * np.sin(around), height], 1)
+    cos, sin = np.cos(0.91 + i), np.sin(0.91 + i)
+    points = points @ np.array([[cos, 0, -sin], [0, 1, 0], [sin, 0, cos]])
+    faces = ConvexHull(points).simplices.copy()
+    a, b, c = (points[faces[:, corner]] for corner in range(3))
+    inwards = (np.cross(b - a, c - a) * (a + b + c)).sum(axis=1) < 0
+    faces[inwards] = faces[inwards][:, ::-1]
+    points *= 100
 
     files = fetch_surf_fsaverage("fsaverage5")
     hemisphere = "left" if side < 0 else "right"
@@ -70,48 +84,15 @@ def cortex(subject: str, side: int) -> Cortex:
         np.asarray(load_surf_mesh(files[f"{kind}_{hemisphere}"]).coordinates, float)
         for kind in ("white", "pial", "infl", "sphere")
     )
-    i = PARTICIPANTS.index(subject)
-    points, faces = _sphere(N_VERTICES + 10 * i + 3 * side, angle=0.91 + i)
-    points *= _RADIUS
-    white, pial = (
-        shape @ _TO_MNI152[:, :3].T + _TO_MNI152[:, 3] for shape in (white, pial)
-    )
-    white, pial, inflated = (
-        _at(points, sphere, shape) for shape in (white, pial, inflated)
-    )
-    return Cortex(white, pial, inflated, points, faces)
-
-
-def _sphere(n_points: int, angle: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return points spread evenly over the unit sphere, and triangles between them."""
-    from scipy.spatial import ConvexHull
-
-    height = 1 - (2 * np.arange(n_points) + 1) / n_points
-    around = np.pi * (3 - np.sqrt(5)) * np.arange(n_points)
-    radius = np.sqrt(1 - height**2)
-    points = np.stack([radius * np.cos(around), radius * np.sin(around), height], 1)
-    turn = np.array(
-        [
-            [np.cos(angle), 0, np.sin(angle)],
-            [0, 1, 0],
-            [-np.sin(angle), 0, np.cos(angle)],
-        ]
-    )
-    points = points @ turn.T
-    hull = ConvexHull(points)
-    faces = hull.simplices.copy()
-    corners = points[faces]
-    normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
-    inwards = (normals * corners.mean(axis=1)).sum(axis=1) < 0
-    faces[inwards] = faces[inwards][:, ::-1]
-    return points, faces
-
-
-def _at(points: np.ndarray, sphere: np.ndarray, shape: np.ndarray) -> np.ndarray:
-    """Return where points of a sphere lie on a shape that it stands for."""
-    from scipy.spatial import KDTree
-
+    sulc = load_surf_data(files[f"sulc_{hemisphere}"])[:, None]
     distances, nearest = KDTree(sphere).query(points, k=3)
     weights = 1 / np.maximum(distances, 1e-6)
     weights /= weights.sum(axis=1, keepdims=True)
-    return (shape[nearest] * weights[..., None]).sum(axis=1)
+    white, pial, inflated, sulc = (
+        (shape[nearest] * weights[..., None]).sum(axis=1)
+        for shape in (white, pial, inflated, sulc)
+    )
+    white, pial = (
+        shape @ _TO_MNI152[:, :3].T + _TO_MNI152[:, 3] for shape in (white, pial)
+    )
+    return Cortex(white, pial, inflated, points, sulc[:, 0], faces)

@@ -10,8 +10,7 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +18,11 @@ from laion_fmri_fetchers.cache.listings import read_catalog
 
 from .build import build_bucket
 from .facts import STIMULUS_TABLE
-from .server import Server, serve_bucket
-from .service import AccessServer, serve_access
-from .splits import SplitServer, serve_splits
+from .server import serve_bucket
+from .service import serve_access
+from .splits import serve_splits
 
 
-@dataclass
 class Demo:
     """A synthetic LAION-fMRI that calls of the package go to; see `serve_demo`.
 
@@ -42,12 +40,35 @@ class Demo:
         Environment variables under which calls go to it; they are set.
     """
 
-    data_dir: str
-    bucket: Server
-    access: AccessServer
-    splits: SplitServer
-    variables: Mapping[str, str]
-    _stack: contextlib.ExitStack = field(repr=False)
+    def __init__(self, data_dir: str | Path | None = None, **options: Any) -> None:
+        with contextlib.ExitStack() as stack:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            files = build_bucket(folder / "bucket", **options)
+            self.data_dir = str(data_dir or folder / "laion_fmri")
+            self.bucket = stack.enter_context(serve_bucket(files))
+            self.access = stack.enter_context(serve_access(self.bucket))
+            with open(files / STIMULUS_TABLE, encoding="utf-8", newline="") as stream:
+                labels = [row["image_name"] for row in csv.DictReader(stream)]
+            self.splits = stack.enter_context(serve_splits(labels))
+            # The terms of the real data are not touched: what is fetched is made up.
+            self.variables = {
+                "LAION_FMRI_BUCKET_URL": self.bucket.url,
+                "LAION_FMRI_DATA_DIR": self.data_dir,
+                "LAION_FMRI_LICENSE": "I AGREE",
+                "LAION_FMRI_REQUEST_ID": "",
+                "LAION_FMRI_ACCESS_URL": self.access.url,
+                "LAION_FMRI_SPLITS": "",
+                "LAION_FMRI_SPLITS_URL": self.splits.url,
+            }
+            for name in self.variables:
+                stack.callback(_restore, name, os.environ.get(name))
+            os.environ.update(self.variables)
+            read_catalog((), self.data_dir)  # marks the directory as that of a demo
+            self.bucket.requests.clear()
+            self._stack = stack.pop_all()
+
+    def __repr__(self) -> str:
+        return f"<Demo {self.bucket.url}, data in {self.data_dir}>"
 
     def __enter__(self) -> Demo:
         return self
@@ -101,8 +122,6 @@ def serve_demo(
 
     Raises
     ------
-    ImportError
-        When the extra ``demo`` is not installed.
     ValueError
         When a subject or a held-out session is not of the dataset, a session has no
         trials, or an option of the model is unknown.
@@ -114,37 +133,22 @@ def serve_demo(
     ...     get_subjects()
     ['sub-01', 'sub-03']
     """
-    with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        files = build_bucket(
-            folder / "bucket",
-            subjects=subjects,
-            n_sessions=n_sessions,
-            held_out=held_out,
-            n_trials=n_trials,
-            resolution=resolution,
-            seed=seed,
-            model=model,
-        )
-        bucket = stack.enter_context(serve_bucket(files))
-        access = stack.enter_context(serve_access(bucket))
-        splits = stack.enter_context(serve_splits(_labels(files)))
-        data_dir = str(folder / "laion_fmri")
-        settings = demo_variables(bucket.url, data_dir)
-        settings["LAION_FMRI_ACCESS_URL"] = access.url
-        settings["LAION_FMRI_SPLITS"] = ""
-        settings["LAION_FMRI_SPLITS_URL"] = splits.url
-        stack.enter_context(variables(settings))
-        read_catalog((), data_dir)  # marks the directory as that of a demo
-        bucket.requests.clear()
-        running = stack.pop_all()
-    return Demo(data_dir, bucket, access, splits, settings, running)
+    return Demo(
+        subjects=subjects,
+        n_sessions=n_sessions,
+        held_out=held_out,
+        n_trials=n_trials,
+        resolution=resolution,
+        seed=seed,
+        model=model,
+    )
 
 
-def _labels(bucket: Path) -> list[str]:
-    """Return the labels of all images of a bucket's files."""
-    with open(bucket / STIMULUS_TABLE, encoding="utf-8", newline="") as stream:
-        return [row["image_name"] for row in csv.DictReader(stream)]
+def _restore(name: str, value: str | None) -> None:
+    if value is None:
+        os.environ.pop(name, None)
+    else:
+        os.environ[name] = value
 
 
 def serve_until_stopped(**options: Any) -> None:
@@ -158,58 +162,25 @@ def serve_until_stopped(**options: Any) -> None:
     **options
         Arguments of `serve_demo`.
     """
-    with _ended_by_sigterm(), contextlib.suppress(KeyboardInterrupt):
-        _say("Building a synthetic LAION-fMRI ...")
-        with serve_demo(**options) as demo:
-            _say("\nIn another terminal, let calls of the package go to it by:\n")
-            for name in sorted(demo.variables):
-                print(f"export {name}={shlex.quote(demo.variables[name])}")
-            sys.stdout.flush()
-            _say("\nCtrl-C ends it and removes its data.")
-            threading.Event().wait()
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-@contextlib.contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM, by which job schedulers end a process, do as ``Ctrl-C`` does."""
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
+    def say(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    # Job schedulers end a process by SIGTERM.
     before = signal.signal(signal.SIGTERM, interrupt)
     try:
-        yield
+        say("Building a synthetic LAION-fMRI ...")
+        with serve_demo(**options) as demo:
+            say("\nIn another terminal, let calls of the package go to it by:\n")
+            for name, value in sorted(demo.variables.items()):
+                print(f"export {name}={shlex.quote(value)}")
+            sys.stdout.flush()
+            say("\nCtrl-C ends it and removes its data.")
+            threading.Event().wait()
+    except KeyboardInterrupt:
+        pass
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def demo_variables(bucket_url: str, data_dir: str | Path) -> dict[str, str]:
-    """Return environment variables that name a demo bucket and a data directory.
-
-    The terms of the real data are not touched: what is fetched is made up.
-    """
-    return {
-        "LAION_FMRI_BUCKET_URL": bucket_url,
-        "LAION_FMRI_DATA_DIR": str(data_dir),
-        "LAION_FMRI_LICENSE": "I AGREE",
-        "LAION_FMRI_REQUEST_ID": "",
-    }
-
-
-@contextlib.contextmanager
-def variables(settings: Mapping[str, str]) -> Iterator[None]:
-    """Set environment variables, and restore them at the end."""
-    before = {name: os.environ.get(name) for name in settings}
-    os.environ.update(settings)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value

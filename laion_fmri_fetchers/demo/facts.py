@@ -42,45 +42,41 @@ INVERSE_REPEATS = {
 }
 """Mean of 1/n over the images of a noise ceiling map, n the repeats as planned."""
 
-CATEGORY_CONTRASTS = (
-    *(f"{name}VsOthers" for name in ("face", "body", "place", "object", "character")),
-    *(f"{name}VsBaseline" for name in ("face", "body", "place", "object", "character")),
-    *("faceVsObject", "bodyVsObject", "placeVsObject", "characterVsFace"),
-)
-
 
 class Localizer(NamedTuple):
     """A localizer as published."""
 
     session: str
     tasks: tuple[str, ...]
-    run_tasks: tuple[str, ...]  # those that have maps of single runs
     n_runs: int
     conditions: tuple[str, ...]
     contrasts: tuple[str, ...]
 
 
+_CATEGORIES = ("face", "body", "place", "object", "character")
+
 LOCALIZERS = (
     Localizer(
         session="ses-4BarScreenfLoc",
         tasks=("floc",),
-        run_tasks=("floc",),
         n_runs=8,
-        conditions=("face", "body", "place", "object", "character"),
-        contrasts=CATEGORY_CONTRASTS,
+        conditions=_CATEGORIES,
+        contrasts=(
+            *(f"{name}VsOthers" for name in _CATEGORIES),
+            *(f"{name}VsBaseline" for name in _CATEGORIES),
+            *("faceVsObject", "bodyVsObject", "placeVsObject", "characterVsFace"),
+        ),
     ),
     Localizer(
         session="ses-31",
         tasks=("oloc",),
-        run_tasks=("oloc",),
         n_runs=4,
         conditions=("object", "scrambled"),
         contrasts=("objectVsScrambled", "objectVsBaseline", "scrambledVsBaseline"),
     ),
     Localizer(
         session="ses-MotionLocBarsSML",
-        tasks=("MotionLoc", "MotionLeft", "MotionRight"),
-        run_tasks=("MotionLeft", "MotionRight"),
+        tasks=("MotionLoc", "MotionLeft", "MotionRight"),  # MotionLoc pools the others
         n_runs=4,
         conditions=("moving", "static"),
         contrasts=("movingVsStatic", "movingVsBaseline", "staticVsBaseline"),

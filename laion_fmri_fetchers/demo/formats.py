@@ -6,16 +6,19 @@ import csv
 import gzip
 import io
 import json
-from collections.abc import Iterable, Iterator, Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+Files = Iterator[tuple[str, bytes]]
+"""Keys of the bucket, each with the content of its file."""
 
-def with_sidecar(
-    stem: str, data: bytes, sidecar: dict[str, Any]
-) -> Iterator[tuple[str, bytes]]:
-    """Yield an image and its sidecar, each ``(key, bytes)``."""
+
+def with_sidecar(stem: str, data: bytes, sidecar: dict[str, Any]) -> Files:
+    """Yield an image and its sidecar."""
     yield f"{stem}.nii.gz", data
     yield f"{stem}.json", json_bytes(sidecar)
 
@@ -25,15 +28,10 @@ def json_bytes(value: Any) -> bytes:
     return (json.dumps(value, indent=2) + "\n").encode()
 
 
-def tsv_bytes(rows: Iterable[Sequence[object]]) -> bytes:
-    """Return a tab-separated table."""
-    return "".join("\t".join(map(str, row)) + "\n" for row in rows).encode()
-
-
-def csv_bytes(rows: Iterable[Sequence[object]]) -> bytes:
-    """Return a comma-separated table."""
+def table_bytes(rows: Iterable[Sequence[object]], delimiter: str = "\t") -> bytes:
+    """Return a table, separated by tabs unless told otherwise."""
     text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerows(rows)
+    csv.writer(text, delimiter=delimiter, lineterminator="\n").writerows(rows)
     return text.getvalue().encode()
 
 
@@ -45,14 +43,15 @@ def nifti_bytes(data: np.ndarray, affine: np.ndarray, tr: float | None = None) -
     image.header.set_xyzt_units("mm", "sec")
     if tr is not None:
         image.header["pixdim"][4] = tr
-    return _gzip(image.to_bytes())
+    return gzip.compress(image.to_bytes(), compresslevel=1, mtime=0)
 
 
 def mgz_bytes(data: np.ndarray, affine: np.ndarray) -> bytes:
     """Return a volume in FreeSurfer's format."""
     import nibabel
 
-    return _gzip(nibabel.MGHImage(data, affine).to_bytes())
+    image = nibabel.MGHImage(data, affine)
+    return gzip.compress(image.to_bytes(), compresslevel=1, mtime=0)
 
 
 def gifti_bytes(values: np.ndarray) -> bytes:
@@ -63,6 +62,17 @@ def gifti_bytes(values: np.ndarray) -> bytes:
         values.astype(np.float32), intent="NIFTI_INTENT_SHAPE"
     )
     return nibabel.GiftiImage(darrays=[array]).to_bytes()
+
+
+def hdf5_bytes(arrays: Mapping[str, Any], **options: Any) -> bytes:
+    """Return an HDF5 file of arrays; options are those of ``create_dataset``."""
+    import h5py
+
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w") as file:
+        for name, array in arrays.items():
+            file.create_dataset(name, data=array, **options)
+    return buffer.getvalue()
 
 
 def freesurfer_label(subject: str, vertices: np.ndarray, inside: np.ndarray) -> bytes:
@@ -78,34 +88,34 @@ def freesurfer_label(subject: str, vertices: np.ndarray, inside: np.ndarray) -> 
 def freesurfer_surface(
     vertices: np.ndarray, faces: np.ndarray, volume: np.ndarray, affine: np.ndarray
 ) -> bytes:
-    """Return a FreeSurfer triangle file: its magic number, stamp, sizes, arrays.
+    """Return a FreeSurfer triangle file, with the geometry of its volume."""
+    from nibabel.freesurfer import write_geometry
 
-    Behind them it tells of the volume that the surface was made from: its shape, size
-    of voxels, directions of its axes, and the position of its centre (mm).
-    """
-    head = b"\xff\xff\xfecreated by laion_fmri_fetchers.demo\n\n"
-    sizes = np.array([len(vertices), len(faces)], ">i4").tobytes()
-    arrays = vertices.astype(">f4").tobytes() + faces.astype(">i4").tobytes()
-    tags = np.array([2, 0, 20], ">i4").tobytes()
     zooms = np.linalg.norm(affine[:3, :3], axis=0)
-    centre = affine[:3, :3] @ np.divide(volume.shape, 2) + affine[:3, 3]
-    rows = [
-        "valid = 1  # volume info valid",
-        "filename = ../mri/orig.mgz",
-        f"volume = {' '.join(map(str, volume.shape))}",
-        f"voxelsize = {_numbers(zooms)}",
-        *(
-            f"{axis}ras   = {_numbers(affine[:3, i] / zooms[i])}"
-            for i, axis in enumerate("xyz")
-        ),
-        f"cras   = {_numbers(centre)}",
-    ]
-    text = "\n".join(rows) + "\n"
-    return head + sizes + arrays + tags + text.encode()
+    axes = (affine[:3, :3] / zooms).T
+    about = {
+        "head": [2, 0, 20],
+        "valid": "1  # volume info valid",
+        "filename": "../mri/orig.mgz",
+        "volume": volume.shape,
+        "voxelsize": zooms,
+        **dict(zip(("xras", "yras", "zras"), axes, strict=True)),
+        "cras": affine[:3, :3] @ np.divide(volume.shape, 2) + affine[:3, 3],
+    }
+    stamp = "created by laion_fmri_fetchers.demo"
+    with tempfile.TemporaryDirectory() as folder:  # nibabel writes to files only
+        file = Path(folder, "surface")
+        write_geometry(file, vertices, faces, stamp, about)
+        return file.read_bytes()
 
 
-def _numbers(values: np.ndarray) -> str:
-    return " ".join(f"{value:.15e}" for value in values)
+def freesurfer_map(values: np.ndarray) -> bytes:
+    """Return a FreeSurfer file of a value per vertex, such as ``lh.sulc``."""
+    from nibabel.freesurfer import write_morph_data
+
+    buffer = io.BytesIO()
+    write_morph_data(buffer, values)
+    return buffer.getvalue()
 
 
 def png_bytes(values: np.ndarray) -> bytes:
@@ -113,12 +123,7 @@ def png_bytes(values: np.ndarray) -> bytes:
     from PIL import Image
 
     grey = np.clip(values * 2.5, 0, 255).astype(np.uint8)
+    image = Image.fromarray(grey).resize((4 * grey.shape[1], 4 * grey.shape[0]))
     buffer = io.BytesIO()
-    Image.fromarray(grey).resize((4 * grey.shape[1], 4 * grey.shape[0])).save(
-        buffer, "PNG"
-    )
+    image.save(buffer, "PNG")
     return buffer.getvalue()
-
-
-def _gzip(data: bytes) -> bytes:
-    return gzip.compress(data, compresslevel=1, mtime=0)

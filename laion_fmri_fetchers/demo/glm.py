@@ -8,13 +8,20 @@ ones: they follow from the same ratio of signal to noise that the betas are draw
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from .brain import Brain
 from .facts import INVERSE_REPEATS, noise_ceiling
-from .formats import json_bytes, nifti_bytes, png_bytes, tsv_bytes, with_sidecar
+from .formats import (
+    Files,
+    json_bytes,
+    nifti_bytes,
+    png_bytes,
+    table_bytes,
+    with_sidecar,
+)
 from .labels import CONTENT, content_category, rng_of
 from .model import model_file
 
@@ -24,29 +31,20 @@ PATTERN = 0.6  # standard deviation of images' own patterns, in units of the noi
 
 def subject_files(
     subject: str, brain: Brain, sessions: Sequence[str], seed: int
-) -> Iterator[tuple[str, bytes]]:
+) -> Files:
     """Yield noise ceilings, the mean R2 and the summary of a subject."""
     stem = f"derivatives/glmsingle-tedana/{subject}/{subject}_task-images"
-    ncsnr = _signal_to_noise(brain)
-    for repeats, inverse in INVERSE_REPEATS.items():
-        ceiling = noise_ceiling(ncsnr, inverse).astype(np.float32)
-        yield from with_sidecar(
-            f"{stem}_space-T1w_desc-Noiseceiling{repeats}_statmap",
-            nifti_bytes(_in_brain(brain, ceiling), brain.affine),
-            {"Description": f"Noise ceiling, images of {repeats}", "Units": "percent"},
-        )
     rsquare = [_rsquare(subject, session, brain, seed) for session in sessions]
-    yield from with_sidecar(
-        f"{stem}_space-T1w_stat-rsquare_desc-R2mean_statmap",
-        nifti_bytes(_in_brain(brain, np.mean(rsquare, axis=0)), brain.affine),
-        {"Description": "R2, mean over sessions", "Units": "percent"},
-    )
-    yield (
-        f"{stem}_desc-GLMsingle_summary.json",
-        json_bytes(
-            {"subject": subject, "n_sessions": len(sessions), "sessions": [*sessions]}
-        ),
-    )
+    maps = {"stat-rsquare_desc-R2mean": np.mean(rsquare, axis=0)}
+    for repeats, inverse in INVERSE_REPEATS.items():
+        ceiling = noise_ceiling(_signal_to_noise(brain), inverse).astype(np.float32)
+        maps[f"desc-Noiseceiling{repeats}"] = ceiling
+    for name, values in maps.items():
+        image = nifti_bytes(_in_brain(brain, values), brain.affine)
+        about = {"Description": name, "Units": "percent"}
+        yield from with_sidecar(f"{stem}_space-T1w_{name}_statmap", image, about)
+    summary = {"subject": subject, "n_sessions": len(sessions), "sessions": [*sessions]}
+    yield f"{stem}_desc-GLMsingle_summary.json", json_bytes(summary)
 
 
 def session_files(
@@ -56,17 +54,16 @@ def session_files(
     brain: Brain,
     seed: int,
     model: Mapping[str, str],
-) -> Iterator[tuple[str, bytes]]:
+) -> Files:
     """Yield trial table, betas, model, maps, summary and figures of a session."""
     folder = f"derivatives/glmsingle-tedana/{subject}/{session}/func"
     stem = f"{folder}/{subject}_{session}_task-images"
     n_trials = len(labels)
-    table = f"{stem}_desc-SingletrialBetas_trials"
-    yield f"{table}.tsv", tsv_bytes(_trial_rows(session, labels))
-    yield (
-        f"{table}.json",
-        json_bytes({"beta_index": {"Description": "Volume of the beta image, from 0"}}),
-    )
+    rows = [(session, 1 + 4 * i // n_trials, i, x) for i, x in enumerate(labels)]
+    table = table_bytes([("session", "run", "beta_index", "label"), *rows])
+    columns = {"beta_index": {"Description": "Volume of the beta image, from 0"}}
+    yield f"{stem}_desc-SingletrialBetas_trials.tsv", table
+    yield f"{stem}_desc-SingletrialBetas_trials.json", json_bytes(columns)
 
     betas = _in_brain(brain, _betas(subject, session, labels, brain, seed))
     yield from with_sidecar(
@@ -81,39 +78,32 @@ def session_files(
         ("desc-HRFindex_dseg", "HRFindex", "Index of the chosen HRF"),
         ("desc-Fracridge_statmap", "FRACvalue", "Fraction of ridge regression"),
     ):
-        yield from with_sidecar(
-            f"{stem}_space-T1w_{name}",
-            nifti_bytes(maps[result], brain.affine),
-            {"Description": description},
-        )
-    yield f"{stem}_space-T1w_desc-GLMsingle_model.h5", _model(betas, maps, brain, model)
-    yield (
-        f"{stem}_space-T1w_desc-GLMsingle_model.json",
-        json_bytes({"Description": "Full GLMsingle output"}),
-    )
-    yield (
-        f"{stem}_desc-GLMsingle_summary.json",
-        json_bytes(
-            {
-                "subject": subject,
-                "session": session,
-                "n_runs": 4,
-                "n_trials": n_trials,
-                "n_images": len(set(labels)),
-                "median_rsquare": float(np.median(maps["R2"][brain.fitted])),
-            }
-        ),
-    )
+        image = nifti_bytes(maps[result], brain.affine)
+        about = {"Description": description}
+        yield from with_sidecar(f"{stem}_space-T1w_{name}", image, about)
+    options = dict(model)
+    voxels = options.pop("voxels", "fitted")
+    masks = {"fitted": brain.fitted, "brain": brain.mask}
+    if voxels not in masks:
+        raise ValueError(f"voxels={voxels!r} is not one of {tuple(masks)}.")
+    results = {name: maps[name] for name in maps if name != "noiseceiling"}
+    content = model_file(betas, masks[voxels], results, **options)
+    yield f"{stem}_space-T1w_desc-GLMsingle_model.h5", content
+    about = {"Description": "Full GLMsingle output"}
+    yield f"{stem}_space-T1w_desc-GLMsingle_model.json", json_bytes(about)
+    summary = {
+        "subject": subject,
+        "session": session,
+        "n_runs": 4,
+        "n_trials": n_trials,
+        "n_images": len(set(labels)),
+        "median_rsquare": float(np.median(maps["R2"][brain.fitted])),
+    }
+    yield f"{stem}_desc-GLMsingle_summary.json", json_bytes(summary)
     figure = f"{folder}/figures/{subject}_{session}_task-images_desc-R2"
-    middle = np.array(brain.mask.shape) // 2
-    yield f"{figure}_axial.png", png_bytes(maps["R2"][:, :, middle[2]].T[::-1])
-    yield f"{figure}_sagittal.png", png_bytes(maps["R2"][middle[0]].T[::-1])
-
-
-def _trial_rows(session: str, labels: Sequence[str]) -> Iterator[tuple[object, ...]]:
-    yield "session", "run", "beta_index", "label"
-    for i, label in enumerate(labels):
-        yield session, 1 + 4 * i // len(labels), i, label
+    x, _, z = np.array(brain.mask.shape) // 2
+    yield f"{figure}_axial.png", png_bytes(maps["R2"][:, :, z].T[::-1])
+    yield f"{figure}_sagittal.png", png_bytes(maps["R2"][x].T[::-1])
 
 
 def _betas(
@@ -126,15 +116,12 @@ def _betas(
     """
     rng = rng_of(seed, subject, session, "betas")
     n_voxels = len(brain.tuning)
-    images = {label: i for i, label in enumerate(dict.fromkeys(labels))}
-    patterns = np.empty((n_voxels, len(images)), np.float32)
-    for label, i in images.items():
-        patterns[:, i] = rng_of(seed, subject, label).standard_normal(
-            n_voxels, dtype=np.float32
-        )
-        patterns[:, i] *= PATTERN * brain.visual
-        patterns[:, i] += brain.tuning[:, CONTENT.index(content_category(label))]
-    betas = patterns[:, [images[label] for label in labels]]
+    patterns = {}
+    for label in set(labels):
+        own = rng_of(seed, subject, label).standard_normal(n_voxels, dtype=np.float32)
+        preferred = brain.tuning[:, CONTENT.index(content_category(label))]
+        patterns[label] = PATTERN * brain.visual * own + preferred
+    betas = np.stack([patterns[label] for label in labels], axis=1, dtype=np.float32)
     betas += rng.standard_normal(betas.shape, dtype=np.float32)
     betas += brain.visual[:, None].astype(np.float32)
     gain = rng.uniform(0.5, 1.5, (n_voxels, 1)).astype(np.float32)
@@ -170,22 +157,6 @@ def _maps(
         "noisepool": rsquare < 5,
     }
     return {name: _in_brain(brain, values) for name, values in results.items()}
-
-
-def _model(
-    betas: np.ndarray,
-    maps: Mapping[str, np.ndarray],
-    brain: Brain,
-    options: Mapping[str, str],
-) -> bytes:
-    """Return the model file; its voxels are those with a fit unless told otherwise."""
-    options = dict(options)
-    voxels = options.pop("voxels", "fitted")
-    masks = {"fitted": brain.fitted, "brain": brain.mask}
-    if voxels not in masks:
-        raise ValueError(f"voxels={voxels!r} is not one of {tuple(masks)}.")
-    results = {name: maps[name] for name in maps if name != "noiseceiling"}
-    return model_file(betas, masks[voxels], results, **options)
 
 
 def _rsquare(subject: str, session: str, brain: Brain, seed: int) -> np.ndarray:

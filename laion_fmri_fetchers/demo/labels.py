@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import re
 import zlib
 from collections.abc import Sequence
@@ -23,6 +22,12 @@ CONCEPTS = {
     "motion": ("waterfall", "ceiling_fan", "surfboard", "bicycle", "kite", "train"),
 }
 """THINGS-like concept names, by what the images show."""
+
+_CONTENT_OF = {name: content for content in CONTENT for name in CONCEPTS[content]}
+_CONCEPT = re.compile(
+    rf"(?:^|[_+ -])({'|'.join(sorted(_CONTENT_OF, key=len, reverse=True))})"
+    r"\d*(?=[_+. -]|$)"
+)
 
 SHARED_12REP = (
     "shared_12rep_LAION_cluster_1003_i0.jpg",
@@ -87,16 +92,9 @@ def content_category(label: str) -> str:
     >>> content_category("shared_4rep_OOD_selfmade_kitchen.jpg")
     'place'
     """
-    concept = _concept_pattern().search(label)
-    if concept:
-        return next(c for c in CONTENT if concept[1] in CONCEPTS[c])
+    if concept := _CONCEPT.search(label):
+        return _CONTENT_OF[concept[1]]
     return CONTENT[zlib.crc32(label.encode()) % len(CONTENT)]
-
-
-@functools.cache
-def _concept_pattern() -> re.Pattern[str]:
-    names = sorted((n for c in CONTENT for n in CONCEPTS[c]), key=len, reverse=True)
-    return re.compile(rf"(?:^|[_+ -])({'|'.join(names)})\d*(?=[_+. -]|$)")
 
 
 def trial_tables(

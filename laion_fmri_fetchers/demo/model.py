@@ -7,17 +7,17 @@ unless told otherwise.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
-_CHOICES = {
-    "shape": ("2d", "glmsingle", "volume"),
-    "layout": ("contiguous", "chunked", "gzip"),
-    "dtype": ("float32", "float64"),
-    "order": ("C", "F"),
-    "rows": ("mask", "shuffled"),
+from .formats import hdf5_bytes
+
+_LAYOUTS: dict[str, dict[str, Any]] = {
+    "contiguous": {},
+    "chunked": {"chunks": True},
+    "gzip": {"chunks": True, "compression": "gzip"},
 }
 
 
@@ -75,57 +75,34 @@ def model_file(
     ...     file["betasmd"].shape, file["betasmd"].chunks, file["R2"].shape
     ((7, 3), None, (7,))
     """
-    for value, (name, choices) in zip(
-        (shape, layout, dtype, order, rows), _CHOICES.items(), strict=True
+    for name, value, choices in (
+        ("shape", shape, ("2d", "glmsingle", "volume")),
+        ("layout", layout, tuple(_LAYOUTS)),
+        ("dtype", dtype, ("float32", "float64")),
+        ("order", order, ("C", "F")),
+        ("rows", rows, ("mask", "shuffled")),
     ):
         if value not in choices:
             raise ValueError(f"{name}={value!r} is not one of {choices}.")
     if shape == "volume" and (order, rows) != ("C", "mask"):
         raise ValueError("A volume has no rows: order and rows cannot be chosen.")
-    arrays = {"betasmd": betas, **(maps or {})}
-    for name, array in arrays.items():
-        n_axes = 4 if name == "betasmd" else 3
-        if array.ndim != n_axes or array.shape[:3] != mask.shape:
-            raise ValueError(f"{name} is {array.shape}, but the mask {mask.shape}.")
 
-    voxels = _voxels(mask, order, rows)
-    arrays["betasmd"] = betas.astype(dtype, copy=False)
-    return _hdf5(
-        {name: _shaped(array, voxels, shape) for name, array in arrays.items()}, layout
-    )
-
-
-def _voxels(mask: np.ndarray, order: str, rows: str) -> tuple[np.ndarray, ...]:
-    """Return the indices, by axis, of the voxels in the order of rows."""
-    voxels = np.argwhere(mask) if order == "C" else np.argwhere(mask.T)[:, ::-1]
+    indices = np.argwhere(mask) if order == "C" else np.argwhere(mask.T)[:, ::-1]
     if rows == "shuffled":
-        voxels = np.random.default_rng(0).permutation(voxels)
-    return tuple(voxels.T)
-
-
-def _shaped(
-    array: np.ndarray, voxels: tuple[np.ndarray, ...], shape: str
-) -> np.ndarray:
-    values = array[voxels]
-    if shape == "2d":
-        return values
-    if shape == "glmsingle":
-        return values.reshape(len(values), 1, 1, *values.shape[1:])
-    outside = np.nan if array.dtype.kind == "f" else 0
-    volume = np.full(array.shape, outside, array.dtype)
-    volume[voxels] = values
-    return volume
-
-
-def _hdf5(arrays: Mapping[str, np.ndarray], layout: str) -> bytes:
-    import h5py
-
-    chunks = None if layout == "contiguous" else True
-    compression = "gzip" if layout == "gzip" else None
-    buffer = io.BytesIO()
-    with h5py.File(buffer, "w") as file:
-        for name, array in arrays.items():
-            file.create_dataset(
-                name, data=array, chunks=chunks, compression=compression
-            )
-    return buffer.getvalue()
+        indices = np.random.default_rng(0).permutation(indices)
+    voxels = tuple(indices.T)
+    arrays = {"betasmd": betas.astype(dtype, copy=False), **(maps or {})}
+    for name, array in arrays.items():
+        if array.shape[:3] != mask.shape:
+            raise ValueError(f"{name} is {array.shape}, but the mask {mask.shape}.")
+        values = array[voxels]
+        if shape == "2d":
+            arrays[name] = values
+        elif shape == "glmsingle":
+            arrays[name] = values.reshape(len(values), 1, 1, *values.shape[1:])
+        else:
+            outside = np.nan if array.dtype.kind == "f" else 0
+            arrays[name] = np.where(
+                mask.reshape(mask.shape + (1,) * (array.ndim - 3)), array, outside
+            ).astype(array.dtype)
+    return hdf5_bytes(arrays, **_LAYOUTS[layout])

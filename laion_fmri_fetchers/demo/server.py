@@ -1,55 +1,46 @@
 """A local S3 server that offers a folder as the LAION-fMRI bucket.
 
-    serve_bucket ─▶ Server ─▶ werkzeug (threads, HTTP/1.1 keep-alive)
-                                 └▶ Server.__call__: record, faults, denials
-                                       └▶ moto's S3 application
-
-Moto answers as S3 does but for a few details, which `Server` puts right on the
-way: see `_object`, `_mend_listing` and `_cap_max_keys`. Moto runs as a server only:
-nothing in the calling process is patched, no AWS settings are read or changed.
+It answers as S3 does what anonymous readers ask: listings (version 2), GET and HEAD of
+objects, ranges and conditions. The tests compare its answers with those of moto.
 """
 
 from __future__ import annotations
 
-import contextlib
 import datetime as dt
-import functools
 import hashlib
-import html
-import itertools
 import re
-import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
+from email.utils import format_datetime, parsedate_to_datetime
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import parse_qsl, quote, quote_plus, unquote, unquote_plus, urlencode
+from urllib.parse import parse_qsl, quote, quote_plus, unquote_plus
+from xml.sax.saxutils import escape
 
 from laion_fmri_fetchers.query.arguments import user_path
 
 from .facts import DENIED
+from .web import Answer, LocalServer
 
 PART_SIZE = 8 * 2**20
 """Files of this size (bytes) or larger are stored in parts, as S3 clients do."""
 
-UPLOADED = dt.datetime(2025, 6, 1, 12, 0, 0)
-"""Last-Modified (UTC) of the files that a server starts with."""
+UPLOADED = dt.datetime(2025, 6, 1, 12, tzinfo=dt.timezone.utc)
+"""Last-Modified of the files that a server starts with."""
 
-_LENGTH, _RANGE = "content-length", "content-range"
-
-HttpAnswer = tuple[int, dict[str, str], "bytes | Iterable[bytes]"]
-
-_numbers = itertools.count()
+PAGE = 1000
+"""Most keys on a page of a listing."""
 
 
-@contextlib.contextmanager
-def serve_bucket(
-    folder: str | Path | None = None,
-    *,
-    name: str = "laion-fmri",
-    port: int = 0,
-    denied: re.Pattern[str] | str | None = DENIED,
-) -> Iterator[Server]:
-    """Offer a folder as an S3 bucket on this machine.
+class StoredObject(NamedTuple):
+    """An object of a bucket."""
+
+    value: bytes
+    etag: str  # without quotation marks
+    last_modified: dt.datetime
+
+
+class Server(LocalServer):
+    """Offer a folder as an S3 bucket on this machine, until the end of a ``with``.
 
     Parameters
     ----------
@@ -65,42 +56,12 @@ def serve_bucket(
         GET and HEAD of keys in which it is found answer 403; listings still show
         them.
 
-    Yields
-    ------
-    Server
-        The running server; its ``url`` is the base of listings and objects.
-
-    Raises
-    ------
-    ImportError
-        When moto is not installed.
-    OSError
-        When the port is taken.
-
-    Examples
-    --------
-    >>> import urllib.request
-    >>> with serve_bucket() as server:
-    ...     server.put("README", b"hello")
-    ...     print(urllib.request.urlopen(f"{server.url}/README").read())
-    b'hello'
-    """
-    server = Server(name=name, port=port, denied=denied)
-    try:
-        if folder is not None:
-            server.put_folder(folder)
-        yield server
-    finally:
-        server.stop()
-
-
-class Server:
-    """A running S3 server; use `serve_bucket` to get one.
-
     Attributes
     ----------
     url : str
         Base such that ``{url}/{key}`` is an object and ``{url}/?list-type=2`` lists.
+    objects : dict
+        Key -> `StoredObject`.
     requests : list of tuple
         ``(method, key, query string)`` of every request so far, the key decoded
         and empty for the bucket itself. Use ``requests.clear()`` or `reset`.
@@ -114,34 +75,46 @@ class Server:
         shorter than its Content-Length ends early.
     denied : re.Pattern or None
         GET and HEAD of keys in which it is found answer 403.
+
+    Raises
+    ------
+    NotADirectoryError
+        When there is no such folder.
+    OSError
+        When the port is taken.
+
+    Examples
+    --------
+    >>> import urllib.request
+    >>> with serve_bucket() as server:
+    ...     server.put("README", b"hello")
+    ...     print(urllib.request.urlopen(f"{server.url}/README").read())
+    b'hello'
     """
 
     def __init__(
         self,
+        folder: str | Path | None = None,
         *,
         name: str = "laion-fmri",
         port: int = 0,
         denied: re.Pattern[str] | str | None = DENIED,
     ) -> None:
-        moto = _import_moto()
         self.name = name
+        self.objects: dict[str, StoredObject] = {}
         self.requests: list[tuple[str, str, str]] = []
-        self.faults: dict[str, HttpAnswer | Callable[[dict], HttpAnswer | None]] = {}
+        self.faults: dict[str, Answer | Callable[[dict], Answer | None]] = {}
         self.deny_listing = False
         self.denied = re.compile(denied) if denied is not None else None
-
-        # Moto keeps all buckets of a process in one place, under unique names.
-        self._bucket = f"{name}-{next(_numbers)}"
-        self._lock = threading.Lock()
-        self._backend = moto.backend
-        self._backend.create_bucket(self._bucket, "us-west-2")
-        self._public = moto.public
-        self._app = moto.app
-        self._http = moto.http_server(self, port)
-        self.url = f"http://127.0.0.1:{self._http.port}/{quote(name)}"
-
-    def __repr__(self) -> str:
-        return f"<Server {self.url}>"
+        if folder is not None:
+            folder = Path(user_path(folder, "folder"))
+            if not folder.is_dir():
+                raise NotADirectoryError(f"No such folder to serve: {folder}")
+            for path in sorted(folder.rglob("*")):
+                if path.is_file():
+                    key = path.relative_to(folder).as_posix()
+                    self.put(key, path.read_bytes(), last_modified=UPLOADED)
+        super().__init__(port, f"/{quote(name)}")
 
     def put(
         self,
@@ -164,28 +137,18 @@ class Server:
         last_modified : datetime, optional
             Its Last-Modified (UTC); by default now.
         """
-        etag = _multipart_etag(data, part_size) if len(data) >= part_size else None
-        with self._lock:
-            stored = self._backend.put_object(self._bucket, key, data, etag=etag)
-            stored.acl = self._public
-            stored.disposed = True  # else moto warns when it is replaced
-            if last_modified is not None:
-                stored.last_modified = last_modified.replace(tzinfo=None)
-
-    def put_folder(self, folder: str | Path) -> None:
-        """Store every file below a folder under its path as key."""
-        folder = Path(user_path(folder, "folder"))
-        if not folder.is_dir():
-            raise NotADirectoryError(f"No such folder to serve: {folder}")
-        for path in sorted(folder.rglob("*")):
-            if path.is_file():
-                key = path.relative_to(folder).as_posix()
-                self.put(key, path.read_bytes(), last_modified=UPLOADED)
+        etag = hashlib.md5(data).hexdigest()
+        if len(data) >= part_size:
+            starts = range(0, len(data), part_size)
+            parts = [hashlib.md5(data[i : i + part_size]).digest() for i in starts]
+            etag = f"{hashlib.md5(b''.join(parts)).hexdigest()}-{len(parts)}"
+        modified = last_modified or dt.datetime.now(dt.timezone.utc)
+        modified = modified.replace(microsecond=0, tzinfo=dt.timezone.utc)
+        self.objects[key] = StoredObject(bytes(data), etag, modified)
 
     def delete(self, key: str) -> None:
         """Remove an object, if it exists."""
-        with self._lock:
-            self._backend.delete_object(self._bucket, key)
+        self.objects.pop(key, None)
 
     def reset(self) -> None:
         """Forget recorded requests and faults, and allow listing."""
@@ -193,185 +156,149 @@ class Server:
         self.faults.clear()
         self.deny_listing = False
 
-    def stop(self) -> None:
-        """Close the port and every connection, and drop the objects."""
-        if not self._http.running:
-            return
-        self._http.stop()
-        with self._lock:
-            bucket = self._backend.get_bucket(self._bucket)
-            for stored in list(bucket.keys.values()):
-                stored.dispose()
-            bucket.keys.clear()
-            self._backend.delete_bucket(self._bucket)
-
-    def __call__(self, environ: dict, start_response: Callable) -> Iterable[bytes]:
-        """Answer one request: the WSGI application."""
+    def respond(self, environ: dict[str, Any]) -> Answer:
+        """Return the answer to a request."""
         method, query = environ["REQUEST_METHOD"], environ["QUERY_STRING"]
         # As in S3, a plus sign in a path that is not percent-encoded is a space.
         path = unquote_plus(environ["RAW_URI"].partition("?")[0])
         bucket, _, key = path.removeprefix("/").partition("/")
-        ours = bucket == self.name
-        self.requests.append((method, key if ours else path, query))
-        fault = self.faults.get(key) if ours else None
+        if bucket != self.name:
+            self.requests.append((method, path, query))
+            return s3_error(404, "NoSuchBucket", "The specified bucket does not exist")
+        self.requests.append((method, key, query))
+        fault = self.faults.get(key)
         answer = fault(environ) if callable(fault) else fault
         if answer is not None:
-            return _send(answer, start_response, closing=True)
-        if not ours:
-            answer = _error(404, "NoSuchBucket", "The specified bucket does not exist")
-        elif self._is_denied(method, key):
-            answer = _error(403, "AccessDenied", "Access Denied")
-        elif not key:
-            answer = self._listing(environ, query)
-        elif method == "GET" and not query:
-            answer = self._object(environ, key)
-        return _send(
-            answer or self._ask_moto(environ, method, key, query), start_response
-        )
+            status, headers, body = answer
+            return status, {**headers, "Connection": "close"}, body
+        is_denied = bool(self.denied and self.denied.search(key))
+        if method not in ("GET", "HEAD") or (is_denied if key else self.deny_listing):
+            return s3_error(403, "AccessDenied", "Access Denied")
+        return self.get_object(key, environ) if key else self._list_objects(query)
 
-    def _is_denied(self, method: str, key: str) -> bool:
-        if method not in ("GET", "HEAD"):
-            return True
-        if not key:
-            return self.deny_listing
-        return self.denied is not None and self.denied.search(key) is not None
-
-    def _object(self, environ: dict, key: str) -> HttpAnswer | None:
-        """Return an object or a range of it, None when the answer is another.
-
-        Moto copies whole objects to send a range, so it is asked for the headers
-        only.
-        """
-        with self._lock:
-            stored = self._backend.get_bucket(self._bucket).keys.get(key)
-            status, headers, _ = self._ask_moto(environ, "HEAD", key, "")
-        if status not in (200, 206):
-            return None
-        length = next(int(v) for k, v in headers.items() if k.lower() == _LENGTH)
-        span = next((v for k, v in headers.items() if k.lower() == _RANGE), "bytes 0-")
-        start = int(span.removeprefix("bytes ").partition("-")[0])
-        return status, headers, _read(stored, start, start + length)
-
-    def _listing(self, environ: dict, query: str) -> HttpAnswer:
-        options = dict(parse_qsl(query, keep_blank_values=True))
-        query = _cap_max_keys(query, options)
-        method = environ["REQUEST_METHOD"]
-        with self._lock:
-            status, headers, body = self._ask_moto(environ, method, "", query)
-        return status, headers, _mend_listing(body, options)
-
-    def _ask_moto(
-        self, environ: dict, method: str, key: str, query: str
-    ) -> tuple[int, dict[str, str], bytes]:
-        path = f"/{self._bucket}/{key}"
-        address = f"{quote(path)}?{query}" if query else quote(path)
-        environ = environ | {
-            "REQUEST_METHOD": method,
-            "PATH_INFO": path.encode().decode("latin-1"),
-            "QUERY_STRING": query,
-            "REQUEST_URI": address,
-            "RAW_URI": address,
+    def get_object(self, key: str, environ: dict[str, Any]) -> Answer:
+        """Return an object or a range of it, or why not; nothing is denied here."""
+        stored = self.objects.get(key)
+        if stored is None:
+            # Whether a key exists is told only to those who may list.
+            if self.deny_listing:
+                return s3_error(403, "AccessDenied", "Access Denied")
+            message = "The specified key does not exist."
+            return s3_error(404, "NoSuchKey", message, Key=key)
+        headers = {
+            "ETag": f'"{stored.etag}"',
+            "Last-Modified": format_datetime(stored.last_modified, usegmt=True),
+            "Accept-Ranges": "bytes",
         }
-        sent: list[Any] = []
-        body = b"".join(self._app(environ, lambda *args: sent.extend(args[:2])))
-        status, headers = int(sent[0].split()[0]), dict(sent[1])
-        if method != "HEAD" and (not key or status >= 400):
-            body = body.replace(self._bucket.encode(), self.name.encode())
-            headers.pop("Content-Length", None)
-        return status, headers, body
+        # Of both kinds of conditions the ETag goes before the time.
+        match = environ.get("HTTP_IF_MATCH", stored.etag).strip('"')
+        if match not in ("*", stored.etag):
+            message = "At least one of the pre-conditions you specified did not hold"
+            return s3_error(412, "PreconditionFailed", message, Condition="If-Match")
+        known, since = (
+            environ.get(f"HTTP_IF_{name}") for name in ("NONE_MATCH", "MODIFIED_SINCE")
+        )
+        if known and known.strip('"') in ("*", stored.etag):
+            return 304, headers, b""
+        is_newer = since and stored.last_modified > parsedate_to_datetime(since)
+        if since and not (known or is_newer):
+            return 304, headers, b""
+        headers["Content-Type"] = "binary/octet-stream"
+        data, size = stored.value, len(stored.value)
+        asked = environ.get("HTTP_RANGE", "")
+        span = re.fullmatch(r"bytes=(\d*)-(\d*)", asked)
+        first, last = span.groups() if span else ("", "")
+        # What is no range, two ranges, or one that ends before it starts is ignored.
+        if not (first or last) or (first and last and int(first) > int(last)):
+            return 200, headers, data
+        start = int(first) if first else max(size - int(last), 0)
+        stop = min(int(last) + 1, size) if first and last else size
+        if start >= stop:
+            message = "The requested range is not satisfiable"
+            about = {"ActualObjectSize": str(size), "RangeRequested": asked}
+            return s3_error(416, "InvalidRange", message, **about)
+        headers["Content-Range"] = f"bytes {start}-{stop - 1}/{size}"
+        return 206, headers, data[start:stop]
+
+    def _list_objects(self, query: str) -> Answer:
+        """Return a page of a listing (ListObjectsV2)."""
+        options = dict(parse_qsl(query, keep_blank_values=True))
+        try:
+            max_keys = min(int(options.get("max-keys", PAGE)), PAGE)
+            shown, following = self._page(options, max_keys)
+        except ValueError:
+            message = "max-keys or continuation-token is not valid"
+            return s3_error(400, "InvalidArgument", message)
+        is_encoded = options.get("encoding-type") == "url"
+
+        def encode(text: str) -> str:
+            return quote_plus(text, safe="/") if is_encoded else text
+
+        fields = {
+            "Name": self.name,
+            "Prefix": encode(options.get("prefix", "")),
+            "MaxKeys": str(max_keys),
+            "KeyCount": str(len(shown)),
+            "IsTruncated": str(bool(following)).lower(),
+            "Delimiter": encode(options.get("delimiter", "")),
+            "StartAfter": encode(options.get("start-after", "")),
+            "EncodingType": "url" if is_encoded else "",
+            "ContinuationToken": options.get("continuation-token", ""),
+            "NextContinuationToken": following,
+        }
+        fields = {name: x for name, x in fields.items() if x or name == "Prefix"}
+        parts = []
+        for entry, stored in shown.items():
+            if stored is None:
+                parts.append(_xml("CommonPrefixes", {"Prefix": encode(entry)}))
+                continue
+            about = {
+                "Key": encode(entry),
+                "LastModified": f"{stored.last_modified:%Y-%m-%dT%H:%M:%S.000Z}",
+                "ETag": f'"{stored.etag}"',
+                "Size": str(len(stored.value)),
+                "StorageClass": "STANDARD",
+            }
+            parts.append(_xml("Contents", about))
+        space = ' xmlns="http://s3.amazonaws.com/doc/2006-03-01/"'
+        return _document(200, _xml("ListBucketResult", fields, "".join(parts), space))
+
+    def _page(
+        self, options: dict[str, str], max_keys: int
+    ) -> tuple[dict[str, StoredObject | None], str]:
+        """Return keys, common prefixes (None) and the token of the next page."""
+        prefix, delimiter = options.get("prefix", ""), options.get("delimiter", "")
+        last = bytes.fromhex(options.get("continuation-token", "")).decode()
+        page: dict[str, StoredObject | None] = {}
+        for key, stored in sorted(self.objects.items()):
+            if not key.startswith(prefix) or key <= options.get("start-after", ""):
+                continue
+            head, cut, _ = key[len(prefix) :].partition(delimiter or "\0")
+            entry = prefix + head + cut
+            if entry <= last or entry in page:
+                continue
+            if len(page) == max_keys:
+                return page, list(page)[-1].encode().hex() if page else ""
+            page[entry] = None if cut else stored
+        return page, ""
 
 
-def _multipart_etag(data: bytes, part_size: int) -> str:
-    """Return the ETag that S3 gives an object put in parts of a size."""
-    starts = range(0, len(data), part_size)
-    parts = [hashlib.md5(data[i : i + part_size]).digest() for i in starts]
-    return f"{hashlib.md5(b''.join(parts)).hexdigest()}-{len(parts)}"
+serve_bucket = Server
 
 
-def _read(stored: Any, start: int, stop: int) -> Iterator[bytes]:
-    """Yield a range of a stored object; less when the server is stopped."""
-    file = stored._value_buffer
-    while start < stop and not file.closed:
-        with stored.lock:
-            file.seek(start)
-            chunk = file.read(min(stop - start, 2**20))
-        yield chunk
-        start += len(chunk)
+def _xml(tag: str, fields: dict[str, str], more: str = "", attributes: str = "") -> str:
+    inside = "".join(f"<{name}>{escape(x)}</{name}>" for name, x in fields.items())
+    return f"<{tag}{attributes}>{inside}{more}</{tag}>"
 
 
-def _cap_max_keys(query: str, options: dict[str, str]) -> str:
-    """Limit a page to 1,000 keys as S3 does; moto gives as many as asked."""
-    if options.get("max-keys", "").isdecimal() and int(options["max-keys"]) > 1000:
-        return urlencode(options | {"max-keys": "1000"})
-    return query
+def _document(status: int, xml: str) -> Answer:
+    body = f'<?xml version="1.0" encoding="UTF-8"?>\n{xml}'.encode()
+    return status, {"Content-Type": "application/xml"}, body
 
 
-def _mend_listing(body: bytes, options: dict[str, str]) -> bytes:
-    """Percent-encode a listing as S3 does.
-
-    Moto encodes keys and prefixes, but writes a space as ``%20`` where S3 writes
-    ``+``, and it leaves ``StartAfter`` as it is.
-    """
-    if options.get("encoding-type") != "url":
-        return body
-
-    def encoded(match: re.Match[bytes]) -> bytes:
-        tag, text = match[1], match[2].decode()
-        text = html.unescape(text) if tag == b"StartAfter" else unquote(text)
-        return b"<%s>%s</%s>" % (tag, quote_plus(text, safe="/").encode(), tag)
-
-    return re.sub(rb"<(Key|Prefix|StartAfter)>([^<]*)</\1>", encoded, body)
-
-
-def _error(status: int, code: str, message: str) -> HttpAnswer:
-    body = (
-        '<?xml version="1.0" encoding="UTF-8"?>\n'
-        f"<Error><Code>{code}</Code><Message>{message}</Message>"
-        "<RequestId>DEMO0000DEMO0000</RequestId><HostId>demo</HostId></Error>"
-    ).encode()
-    headers = {"Content-Type": "application/xml", "Content-Length": str(len(body))}
-    return status, headers, body
-
-
-def _send(
-    answer: HttpAnswer, start_response: Callable, *, closing: bool = False
-) -> Iterable[bytes]:
-    status, headers, body = answer
-    headers = dict(headers)
-    if isinstance(body, bytes):
-        if not any(name.lower() == "content-length" for name in headers):
-            headers["Content-Length"] = str(len(body))
-        body = [body]
-    if closing:
-        headers["Connection"] = "close"
-    start_response(str(status), list(headers.items()))
-    return body
-
-
-class _Moto(NamedTuple):
-    """Modules imported when the first server starts."""
-
-    app: Callable[..., Iterable[bytes]]
-    backend: Any
-    public: Any
-    http_server: type
-
-
-@functools.cache
-def _import_moto() -> _Moto:
-    try:
-        from moto.core import DEFAULT_ACCOUNT_ID
-        from moto.s3.models import get_canned_acl, s3_backends
-        from moto.server import create_backend_app
-
-        from .handler import HttpServer
-    except ImportError as error:
-        raise ImportError(
-            'The demo server needs moto: pip install "laion_fmri_fetchers[demo]"'
-        ) from error
-    return _Moto(
-        app=create_backend_app("s3"),
-        backend=s3_backends[DEFAULT_ACCOUNT_ID]["aws"],
-        public=get_canned_acl("public-read"),
-        http_server=HttpServer,
+def s3_error(status: int, code: str, message: str, **fields: str) -> Answer:
+    """Return an error as S3 words it."""
+    about = {"Code": code, "Message": message, **fields}
+    return _document(
+        status, _xml("Error", {**about, "RequestId": "DEMO", "HostId": "demo"})
     )

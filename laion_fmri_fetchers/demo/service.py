@@ -1,10 +1,7 @@
 """A local stimulus access service, with presigned URLs on a demo bucket.
 
-    serve_access ─▶ AccessServer.__call__   /api/v1/manifest, access/request, refresh
-                      └ _files              presigned URLs: path, expiry, signature
-    bucket's gated archive ─▶ _gate         the signature is checked: 200, 206 or 403
-
-The service keeps only hashes of the ids it gave, as the real one does.
+The bucket hands out the archive of stimuli to who has a URL of the service that has
+not expired. As the real one, the service keeps only hashes of the ids that it gave.
 """
 
 from __future__ import annotations
@@ -13,15 +10,15 @@ import contextlib
 import hashlib
 import hmac
 import json
-import re
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import parse_qs, quote, urlencode
 
 from .facts import ARCHIVE, STIMULUS_TABLE
-from .server import HttpAnswer, Server
+from .server import Server, s3_error
+from .web import Answer, LocalServer
 
 LIFETIME = 3600
 """Seconds for which a presigned URL is valid."""
@@ -33,10 +30,12 @@ REQUEST, REFRESH, MANIFEST = (
 )
 """Paths of the service."""
 
+PAGES = ("/terms", "/privacy", "/takedown", "/request")
+
 _FILES = (ARCHIVE, STIMULUS_TABLE)
 """Keys of the files of the service; the bucket gives away the table to anybody."""
 
-_FIELDS = {
+_SHORTEST = {
     "name": 1,
     "email": 3,
     "institution": 1,
@@ -44,17 +43,13 @@ _FIELDS = {
     "terms_version": 1,
     "source": 1,
 }
+"""Fields of the form that are text, and how many characters they take at least."""
+
+_JsonAnswer = tuple[int, dict[str, str], Any]
 
 
-@contextlib.contextmanager
-def serve_access(
-    bucket: Server,
-    *,
-    terms_version: str = "1.0",
-    approves: bool = True,
-    port: int = 0,
-) -> Iterator[AccessServer]:
-    """Offer the stimulus access service on this machine.
+class AccessServer(LocalServer):
+    """Offer the stimulus access service on this machine, until the end of a ``with``.
 
     Parameters
     ----------
@@ -63,32 +58,9 @@ def serve_access(
     terms_version : str, default="1.0"
         The version of the terms in force.
     approves : bool, default=True
-        Whether requests are approved at once; else they wait for
-        `AccessServer.approve`.
+        Whether requests are approved at once; else they wait for `approve`.
     port : int, default=0
         Port on 127.0.0.1; 0 takes a free one.
-
-    Yields
-    ------
-    AccessServer
-        The server, which is stopped at the end.
-
-    Examples
-    --------
-    >>> with serve_bucket() as bucket, serve_access(bucket) as access:  # doctest: +SKIP
-    ...     os.environ["LAION_FMRI_ACCESS_URL"] = access.url
-    """
-    server = AccessServer(
-        bucket, terms_version=terms_version, approves=approves, port=port
-    )
-    try:
-        yield server
-    finally:
-        server.stop()
-
-
-class AccessServer:
-    """A stimulus access service; see `serve_access` for how to start one.
 
     Attributes
     ----------
@@ -111,6 +83,11 @@ class AccessServer:
     objects : callable or None
         Function of the WSGI environ of a request for a gated object whose URL is
         valid; returns what is sent instead of the object, or None.
+
+    Examples
+    --------
+    >>> with serve_bucket() as bucket, serve_access(bucket) as access:  # doctest: +SKIP
+    ...     os.environ["LAION_FMRI_ACCESS_URL"] = access.url
     """
 
     def __init__(
@@ -121,8 +98,6 @@ class AccessServer:
         approves: bool = True,
         port: int = 0,
     ) -> None:
-        from .handler import HttpServer
-
         self.bucket = bucket
         self.requests: list[tuple[str, str, dict | None]] = []
         self.answers: dict[str, Any] = {}
@@ -130,16 +105,12 @@ class AccessServer:
         self.approves = approves
         self.pending_form = "202"
         self.lifetime: float = LIFETIME
-        self.objects: Callable[[dict], HttpAnswer | None] | None = None
+        self.objects: Callable[[dict], Answer | None] | None = None
         self._key = secrets.token_bytes(16)
         self._granted: dict[str, dict[str, Any]] = {}
-        self._http = HttpServer(self, port)
-        self.url = f"http://127.0.0.1:{self._http.port}"
+        super().__init__(port)
 
-    def __repr__(self) -> str:
-        return f"<AccessServer {self.url}>"
-
-    # What the publishers do
+    # What the dataset's authors and the owner of an id do
 
     def approve(self) -> None:
         """Approve all requests that wait."""
@@ -171,15 +142,10 @@ class AccessServer:
         }
         return request_id
 
-    def stop(self) -> None:
-        """Close the port and every connection."""
-        if self._http.running:
-            self._http.stop()
+    # What the service answers
 
-    # HTTP
-
-    def __call__(self, environ: dict, start_response: Callable) -> Iterable[bytes]:
-        """Answer one request: the WSGI application."""
+    def respond(self, environ: dict[str, Any]) -> Answer:
+        """Return the answer to a request."""
         method, path = environ["REQUEST_METHOD"], environ["PATH_INFO"]
         body = None
         with contextlib.suppress(ValueError):
@@ -188,56 +154,55 @@ class AccessServer:
         answer = self.answers.get(path)
         answer = answer(body) if callable(answer) else answer
         status, headers, content = answer or self._answer(method, path, body)
-        kind = "text/plain" if isinstance(content, bytes) else "application/json"
-        if not isinstance(content, bytes):
-            content = json.dumps(content).encode()
-        headers = {"Content-Type": kind, "Content-Length": str(len(content)), **headers}
-        start_response(str(status), list(headers.items()))
-        return [content]
+        if isinstance(content, bytes):
+            return status, {"Content-Type": "text/plain", **headers}, content
+        headers = {"Content-Type": "application/json", **headers}
+        return status, headers, json.dumps(content).encode()
 
-    def _answer(
-        self, method: str, path: str, body: Any
-    ) -> tuple[int, dict[str, str], Any]:
+    def _answer(self, method: str, path: str, body: Any) -> _JsonAnswer:
+        form = body if isinstance(body, dict) else {}
         if (method, path) == ("GET", MANIFEST):
             return 200, {}, self._manifest()
         if (method, path) == ("POST", REQUEST):
-            return self._request(body if isinstance(body, dict) else {})
+            return self._request(form)
         if (method, path) == ("POST", REFRESH):
-            return self._refresh(body if isinstance(body, dict) else {})
-        if method == "GET" and path in ("/terms", "/privacy", "/takedown", "/request"):
+            return self._refresh(form)
+        if method == "GET" and path in PAGES:
             return 200, {}, f"Demo page {path}, terms {self.terms_version}".encode()
         return 404, {}, {"detail": "Not Found"}
 
-    def _request(self, form: dict[str, Any]) -> tuple[int, dict[str, str], Any]:
-        wrong = [
-            _wrong(name, f"String should have at least {least} characters")
-            for name, least in _FIELDS.items()
-            if not isinstance(form.get(name), str) or len(form[name]) < least
-        ]
-        for name in ("accepted_terms", "acknowledged_privacy"):
+    def _manifest(self) -> dict[str, Any]:
+        files = [self._describe(key) for key in _FILES]
+        return {"current_terms_version": self.terms_version, "files": files}
+
+    def _request(self, form: dict[str, Any]) -> _JsonAnswer:
+        wrong = {
+            name: f"String should have at least {n} characters"
+            for name, n in _SHORTEST.items()
+            if not isinstance(form.get(name), str) or len(form[name]) < n
+        }
+        for name in ("accepted_terms", "acknowledged_privacy", "pi_or_supervisor"):
             if name not in form:
-                wrong.append(_wrong(name, "Field required"))
-            elif form[name] is not True:
-                wrong.append(_wrong(name, "Input should be True"))
-        if "pi_or_supervisor" not in form:
-            wrong.append(_wrong("pi_or_supervisor", "Field required"))
+                wrong[name] = "Field required"
+            elif name != "pi_or_supervisor" and form[name] is not True:
+                wrong[name] = "Input should be True"
         if "@" not in str(form.get("email")):
-            wrong.append(_wrong("email", "value is not a valid email address"))
+            wrong["email"] = "value is not a valid email address"
         if form.get("terms_version") != self.terms_version:
-            wrong.append(_wrong("terms_version", "not the version in force"))
+            wrong["terms_version"] = "not the version in force"
         if wrong:
-            return 422, {}, {"detail": wrong}
+            return 422, {}, {"detail": _invalid(**wrong)}
         request_id = self.grant()
         self._granted[_hash(request_id)]["approved"] = self.approves
-        status, headers, content = self._grant(self.approves)
+        status, headers, content = self._hand_out(self.approves)
         return status, headers, {"request_id": request_id, **content}
 
-    def _refresh(self, body: dict[str, Any]) -> tuple[int, dict[str, str], Any]:
+    def _refresh(self, body: dict[str, Any]) -> _JsonAnswer:
         granted = self._granted.get(_hash(str(body.get("request_id"))))
         if granted is None:
             return 404, {}, {"detail": "request_id not found"}
         if body.get("dataset_version") != "v1":
-            return 422, {}, {"detail": [_wrong("dataset_version", "unknown")]}
+            return 422, {}, {"detail": _invalid(dataset_version="unknown")}
         if granted.get("revoked"):
             return 403, {}, {"detail": "This request_id has been revoked"}
         if granted["terms_version"] != self.terms_version:
@@ -247,106 +212,73 @@ class AccessServer:
                 "current_terms_version": self.terms_version,
             }
             return 403, {}, {"detail": detail}
-        return self._grant(granted["approved"])
+        return self._hand_out(granted["approved"])
 
-    def _grant(self, approved: bool) -> tuple[int, dict[str, str], dict[str, Any]]:
+    def _hand_out(self, approved: bool) -> _JsonAnswer:
+        """Return the files with their URLs, or that access is not granted yet."""
         expires = time.time() + self.lifetime
         expiry = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(expires))
         if approved:
-            return 200, {}, {"expires_at": expiry, "files": self._files()}
+            files = []
+            for key in _FILES:
+                self.bucket.faults[key] = self._gate(key)
+                files.append({**self._describe(key), "url": self._presign(key)})
+            return 200, {}, {"expires_at": expiry, "files": files}
         if self.pending_form == "202":
             return 202, {}, {"detail": "waiting for approval"}
         if self.pending_form == "status":
             return 200, {}, {"status": "pending", "expires_at": None, "files": []}
         return 200, {}, {"expires_at": expiry}
 
-    # Files
+    def _describe(self, key: str) -> dict[str, Any]:
+        data = self.bucket.objects[key].value
+        digest = hashlib.sha256(data).hexdigest()
+        return {"name": key.rpartition("/")[2], "size": len(data), "sha256": digest}
 
-    def _manifest(self) -> dict[str, Any]:
-        return {
-            "current_terms_version": self.terms_version,
-            "files": [self._about(key) for key in _FILES],
-        }
+    # Presigned URLs
 
-    def _about(self, key: str) -> dict[str, Any]:
-        data = self._data(key)
-        return {
-            "name": key.rpartition("/")[2],
-            "size": len(data),
-            "sha256": hashlib.sha256(data).hexdigest(),
-        }
-
-    def _files(self) -> list[dict[str, Any]]:
-        for key in _FILES:
-            self.bucket.faults[key] = self._gate(key)
-        return [{**self._about(key), "url": self._presigned(key)} for key in _FILES]
-
-    def _data(self, key: str) -> bytes:
-        stored = self.bucket._backend.get_bucket(self.bucket._bucket).keys[key]
-        return stored.value
-
-    def _presigned(self, key: str) -> str:
+    def _presign(self, key: str) -> str:
+        expires = str(time.time() + self.lifetime)
         query = {
             "X-Amz-Algorithm": "AWS4-HMAC-SHA256",
             "X-Amz-Credential": "DEMO/20250601/us-west-2/s3/aws4_request",
-            "X-Amz-Expires": str(time.time() + self.lifetime),
+            "X-Amz-Expires": expires,
             "X-Amz-SignedHeaders": "host",
+            "X-Amz-Signature": self._signature(key, expires),
         }
-        query["X-Amz-Signature"] = self._signature(key, query["X-Amz-Expires"])
         return f"{self.bucket.url}/{quote(key)}?{urlencode(query)}"
 
     def _signature(self, key: str, expires: str) -> str:
         signed = f"{key}\n{expires}".encode()
         return hmac.new(self._key, signed, hashlib.sha256).hexdigest()
 
-    def _gate(self, key: str) -> Callable[[dict], HttpAnswer | None]:
+    def _gate(self, key: str) -> Callable[[dict], Answer | None]:
         """Return the function by which the bucket answers for a gated object."""
 
-        def answer(environ: dict) -> HttpAnswer | None:
+        def answer(environ: dict) -> Answer | None:
             query = parse_qs(environ["QUERY_STRING"])
-            signature = query.get("X-Amz-Signature", [""])[0]
-            if not signature:
+            if "X-Amz-Signature" not in query:
                 return None
             expires = query.get("X-Amz-Expires", ["0"])[0]
-            is_ours = hmac.compare_digest(signature, self._signature(key, expires))
+            is_ours = query["X-Amz-Signature"] == [self._signature(key, expires)]
             if not is_ours or float(expires) < time.time():
-                return _expired()
+                return s3_error(403, "AccessDenied", "Request has expired")
             given = self.objects(environ) if self.objects else None
-            return given or self._ranged(key, environ)
+            return given or self.bucket.get_object(key, environ)
 
         return answer
 
-    def _ranged(self, key: str, environ: dict) -> HttpAnswer:
-        """Return an object or a range of it."""
-        data = self._data(key)
-        digest = hashlib.md5(data, usedforsecurity=False).hexdigest()
-        headers = {"ETag": f'"{digest}"', "Accept-Ranges": "bytes"}
-        wanted = environ.get("HTTP_IF_MATCH", "").strip('"')
-        if wanted not in ("", digest):
-            return 412, {}, b"<Error><Code>PreconditionFailed</Code></Error>"
-        span = re.fullmatch(r"bytes=(\d+)-(\d*)", environ.get("HTTP_RANGE", ""))
-        if not span:
-            return 200, headers, data
-        start = int(span[1])
-        part = data[start : int(span[2]) + 1 if span[2] else None]
-        if not part:
-            return 416, {}, b"<Error><Code>InvalidRange</Code></Error>"
-        stop = start + len(part)
-        headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(data)}"
-        return 206, headers, part
+
+serve_access = AccessServer
 
 
 def _hash(request_id: str) -> str:
     return hashlib.sha256(request_id.encode()).hexdigest()
 
 
-def _wrong(name: str, message: str) -> dict[str, Any]:
-    return {"loc": ["body", name], "msg": message, "type": "value_error"}
-
-
-def _expired() -> HttpAnswer:
-    body = (
-        b'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>AccessDenied</Code>'
-        b"<Message>Request has expired</Message></Error>"
-    )
-    return 403, {"Content-Type": "application/xml"}, body
+def _invalid(**messages: str) -> list[dict[str, Any]]:
+    """Return what is wrong with fields of a form, by name, as the service says it."""
+    return [
+        {"loc": ["body", name], "msg": message, "type": "value_error"}
+        for name, message in messages.items()
+    ]

@@ -11,13 +11,12 @@ betas.fetch_laion_betas ─┬─ as fmri, but for the images
                          └─ load_betas
 pack.pack_betas ── lacking.jobs_on_disk, extract_all
 fmri.fetch_laion_fmri_ids ── as fmri, for files that are named
-stimuli.fetch_laion_stimuli ─┬─ stimulus_table.fetch_table
-                             └─ stimulus_archive.fetch_archive
-stimulus_features.fetch_laion_captions, …  ── public_files.fetch_public
+stimuli.fetch_laion_stimuli ─┬─ cache.obtain.fetch_public
+                             └─ download_archive, extract_images of stimuli
+stimuli.fetch_laion_captions, …  ── cache.obtain.fetch_public
 surfaces.fetch_laion_surfaces ─┬─ choose.choose_rois
-                               └─ obtain, arrays.geometry
+                               └─ obtain, surfaces.files
 discovery.get_subjects, describe, …
 verify.verify_cache
 status.status
-checkup.doctor.doctor
 """

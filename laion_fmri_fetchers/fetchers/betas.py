@@ -1,14 +1,12 @@
-"""fetch_laion_betas: from the bucket to an array of trials x voxels.
+"""fetch_laion_betas and pack_betas: voxels of sessions, from the bucket or the disk.
 
-The way through::
+::
 
-    arguments ─▶ Selection, Settings           select, make_settings
-              ─▶ Inventory ─▶ images, trials   as `fmri` has it
-              ─▶ masks, maps, tables           obtain: small files only
-              ─▶ voxels                        find_voxels
-              ─▶ what the voxel store lacks    jobs_of, choose_ways
-              ─▶ the store                     fill_store: by ranges of model files
-              ─▶ Bunch                         load_voxels, which reads from the store
+    arguments ─▶ Selection, Settings ─▶ Inventory ─▶ images, trials
+              ─▶ masks, maps, tables      obtain: small files only
+              ─▶ voxels                   find_voxels
+              ─▶ what the store lacks     missing_voxels, plan_sources, fill_store
+              ─▶ Bunch                    load_voxels, which reads from the store
 """
 
 from __future__ import annotations
@@ -18,20 +16,36 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from sklearn.utils import Bunch
 
 from laion_fmri_fetchers.access.licence import accept_license
-from laion_fmri_fetchers.arrays.voxel_store import session_folder
-from laion_fmri_fetchers.betas.load import Workers, check_options, load_voxels
-from laion_fmri_fetchers.betas.rows import warn_of_order
+from laion_fmri_fetchers.betas.fill import (
+    FillOptions,
+    fill_from_images,
+    fill_store,
+    remove_fetched,
+)
+from laion_fmri_fetchers.betas.load import (
+    Workers,
+    check_options,
+    grid_of,
+    load_voxels,
+    subjects_in,
+)
+from laion_fmri_fetchers.betas.rows import trial_tables, trials_of, warn_of_order
+from laion_fmri_fetchers.betas.sources import (
+    MissingVoxels,
+    learn_versions,
+    missing_voxels,
+    plan_sources,
+)
+from laion_fmri_fetchers.betas.store import DamagedPartError, session_folder
 from laion_fmri_fetchers.betas.voxels import VoxelChoice, find_voxels
 from laion_fmri_fetchers.cache.bunch import Result
-from laion_fmri_fetchers.cache.inventory import (
-    Inventory,
-    find_subjects,
-    take_inventory_of_subjects,
-)
+from laion_fmri_fetchers.cache.data_dir import is_writable
+from laion_fmri_fetchers.cache.inventory import Inventory, take_inventory_of_subjects
 from laion_fmri_fetchers.cache.obtain import obtain
 from laion_fmri_fetchers.cache.settings import make_settings
 from laion_fmri_fetchers.exceptions import (
@@ -40,46 +54,36 @@ from laion_fmri_fetchers.exceptions import (
     NotCachedError,
     did_you_mean,
 )
-from laion_fmri_fetchers.layout.keys import Record
+from laion_fmri_fetchers.layout.grids import is_resampled
 from laion_fmri_fetchers.messages import counted, listed, readable_size, tell, warn
 from laion_fmri_fetchers.query.arguments import only_its_arguments
-from laion_fmri_fetchers.query.selection import is_one_name, select
+from laion_fmri_fetchers.query.selection import Selection, is_one_name, select
 from laion_fmri_fetchers.query.shared_docs import documented
-from laion_fmri_fetchers.volumes import Header, read_header
+from laion_fmri_fetchers.volumes import read_header
 
+from .bunch import Chosen, make_bunch, plan_files
 from .choose import (
     choose_companions,
     choose_images,
     choose_rois,
     describe_subjects,
+    roi_names,
 )
-from .chosen import (
-    Chosen,
-    make_bunch,
-    plan_files,
-)
-from .lacking import (
-    HowToFill,
-    Job,
-    choose_ways,
-    fill_store,
-    jobs_of,
-    remove_fetched,
-    sizes_by_way,
-)
-from .public_files import needed
 from .subjects import check_names, check_subjects
 from .trials import choose_by_trials
 
 _SOURCES = ("auto", "model", "images")
 
+# Seconds after which nobody needs an image that was fetched for its voxels.
 _FORGOTTEN = 3600.0
-"""Seconds after which nobody needs an image that was fetched for its voxels."""
+
+# Fillings of a store in which parts turn out to be damaged when they are read.
+_TRIES = 3
 
 
 @documented
 @only_its_arguments
-def fetch_laion_betas(
+def fetch_laion_betas(  # noqa: C901 - its steps, in order
     subjects: str | int | Iterable[str | int] = "sub-01",
     rois: str | Sequence[str] = "all",
     sessions: str | int | Iterable[str | int] = "all",
@@ -164,9 +168,8 @@ def fetch_laion_betas(
     %(n_connections)s
     %(timeout)s
     n_jobs : int, default=1
-        Workers of joblib that fill the store and read from it. 1 is a process that
-        reads several sessions at once, which is fastest on a single machine; workers of
-        dask on other machines must see the data directory.
+        Threads that read images and the store, counted as joblib does; -1: as many as
+        there are processors. Model files are read by ``n_connections`` at once.
     %(verbose)s
 
     Returns
@@ -234,7 +237,6 @@ def fetch_laion_betas(
         plan = fetch_laion_betas("sub-01", rois="V1", dry_run=True)
         print(plan.sizes)
     """
-    given = dict(locals())
     if source not in _SOURCES:
         hint = did_you_mean(source, list(_SOURCES))
         raise InvalidQueryError(f"source is {source!r}; {hint}")
@@ -254,70 +256,59 @@ def fetch_laion_betas(
     settings = make_settings(
         mode,
         data_dir,
-        allow_missing=False,
         n_connections=n_connections,
         timeout=timeout,
         verbose=verbose,
         dry_run=dry_run,
     )
-    if not is_one_name(subjects):
-        each = selection.subjects or find_subjects(settings)[0]
-        betas = {
-            name: fetch_laion_betas(**{**given, "subjects": name}) for name in each
-        }
-        if not dry_run:
-            warn_of_order(betas)
-        return Result(**betas)
-    choice = VoxelChoice(rois, mask_img, nc_threshold, noise_ceiling)
     names, inventory = take_inventory_of_subjects(selection, settings)
     check_subjects(names, inventory, named=True)
-    records = [rec for rec in inventory.records if rec["subject"] in names]
-    check_names(records, names, inventory, selection)
-    images = choose_images(records, selection)
-    with needed():
-        images, trials, tables = choose_by_trials(images, inventory, selection, labels)
-    small = Chosen(
-        [],
-        choose_rois(records, selection),
-        choose_companions(records, names, inventory.absent),
-        trials,
-        describe_subjects(names, records, {}),
-    ).without_absent(inventory, selection.is_named, leave_out="")
-    chosen = small._replace(images=images)
-    # Masks and maps are fetched by a dry run, too: without them, nobody knows how many
-    # voxels there are.
-    planned = plan_files(small, inventory, selection.is_newer, tables, None)
-    with needed():
-        fetched = obtain(planned, inventory, accept=accept_license, quiet=True)
-    on_disk = inventory._replace(settings=settings._replace(dry_run=False))
-    query = {k: v for k, v in selection.as_query().items() if k in given}
-    data = make_bunch(chosen, on_disk, query, tables + fetched, None)
-    grid = _grid(data, names[0], inventory)
-    voxels = find_voxels(data, names[0], choice, grid)
-    jobs = jobs_of(data, voxels.mask, inventory)
-    if inventory.is_cut_off:
-        lost = _refuse_or_warn(
-            jobs, images, inventory, are_named=selection.sessions is not None
-        )
-        if lost:
-            kept = [rec for rec in chosen.images if rec["session"] not in lost]
-            data = make_bunch(
-                chosen._replace(images=kept), inventory, query, tables, None
+    check_names(inventory.records, names, inventory, selection)
+    choice = VoxelChoice(rois, mask_img, nc_threshold, noise_ceiling)
+    how = FillOptions(source, bool(keep_images), n_jobs)
+    workers = Workers(n_jobs, settings.verbose, bool(as_dask))
+    results = {}
+    for name in selection.subjects or names:
+        own_choice = _rois_of_subject(choice, name, inventory, selection)
+        if own_choice is None:
+            continue
+        data, tables = _fetch_small_files(name, inventory, selection, labels)
+        grid = read_header(data.brain_masks[name])
+        voxels = find_voxels(data, name, own_choice, grid)
+        learn_versions(data.images_meta, settings.data_dir, inventory)
+        for n_left in reversed(range(_TRIES)):
+            missing = missing_voxels(
+                data.images_meta, tables, voxels.mask, settings.data_dir, inventory
             )
-        jobs = [job for job in jobs if job.is_on_disk]
+            if inventory.is_cut_off:
+                data, missing = _without_lost(data, missing, inventory, selection)
+            plan = plan_sources(missing, source, grid, inventory)
+            if dry_run:
+                results[name] = _planned(plan.files, plan.sizes, settings.verbose)
+                break
+            fill_store(plan, how, inventory)
+            try:
+                results[name] = load_voxels(
+                    data, name, voxels, labels, options, workers
+                )
+                break
+            except DamagedPartError:
+                # It is removed, and its voxels are missing now.
+                if inventory.is_cut_off or not n_left:
+                    raise
+        if not (dry_run or inventory.is_cut_off):
+            folders = (
+                session_folder(settings.data_dir, name, meta["session"])
+                for meta in data.images_meta
+            )
+            remove_fetched(folders, min_age=_FORGOTTEN)
     if inventory.error:
         warn(f"{inventory.error} Everything selected is on disk; continuing offline.")
-    ways = choose_ways(jobs, source, inventory)
-    if dry_run:
-        return _planned(ways.plan(), sizes_by_way(jobs), settings.verbose)
-    with needed():
-        fill_store(ways, HowToFill(source, bool(keep_images), n_jobs), inventory)
-    if not inventory.is_cut_off:
-        where = settings.data_dir, names[0]
-        folders = (session_folder(*where, m["session"]) for m in data.images_meta)
-        remove_fetched(folders, min_age=_FORGOTTEN)
-    workers = Workers(n_jobs, settings.verbose, bool(as_dask))
-    return load_voxels(data, names[0], voxels, labels, options, workers)
+    if is_one_name(subjects):
+        return next(iter(results.values()))
+    if not dry_run:
+        warn_of_order(results)
+    return Result(**results)
 
 
 def _fetched_rois(rois: Any) -> Any:
@@ -332,46 +323,109 @@ def _fetched_rois(rois: Any) -> Any:
     return [name for name in rois if name != "brain"] or "all"
 
 
-def _grid(data: Bunch, subject: str, inventory: Inventory) -> Header:
-    """Return the header of the subject's brain mask."""
-    if subject in data.brain_masks:
-        return read_header(data.brain_masks[subject])
-    problem = f"brain mask of {subject} on the grid of the betas"
-    if inventory.is_cut_off:
-        how = inventory.settings.how_to_fetch
-        raise NotCachedError(f"There is no {problem} on disk. {how}")
-    raise InvalidQueryError(
-        f"The bucket has no {problem}, so it cannot be told which voxels there are. "
-        "Fetch images with fetch_laion_fmri, and give load_betas a mask_img."
+def _rois_of_subject(
+    choice: VoxelChoice, subject: str, inventory: Inventory, selection: Selection
+) -> VoxelChoice | None:
+    """Return a choice without ROIs that a subject lacks; None if no ROI is left.
+
+    It was warned of them; where no subject has one, that was an error.
+    """
+    rois = selection.rois or ()
+    existing = roi_names(inventory.records).get(subject, set())
+    own = [name for name in rois if name in existing]
+    if len(own) == len(rois):
+        return choice
+    is_brain = not isinstance(choice.rois, str) and "brain" in choice.rois
+    own += ["brain"] * is_brain
+    return choice._replace(rois=own) if own else None
+
+
+def _fetch_small_files(
+    subject: str, inventory: Inventory, selection: Selection, labels: Any
+) -> tuple[Bunch, dict[str, Any]]:
+    """Fetch a subject's masks, noise ceilings and trial tables.
+
+    Without masks and maps, nobody knows how many voxels there are, so that a dry run
+    fetches them too.
+
+    Returns
+    -------
+    data : Bunch
+        As of `fetch_laion_fmri`, with images that need not be on disk.
+    tables : dict
+        Session -> its trial table.
+    """
+    settings = inventory.settings
+    records = [rec for rec in inventory.records if rec["subject"] == subject]
+    images, trials, outcome = choose_by_trials(
+        choose_images(records, selection), inventory, selection, labels
     )
+    chosen = Chosen(
+        [],
+        choose_rois(records, selection),
+        choose_companions(records, [subject], inventory.absent),
+        trials,
+        describe_subjects([subject], records, {}),
+    ).without_absent(inventory, selection.is_named, leave_out="")
+    planned = plan_files(chosen, inventory, selection.is_newer, outcome, None)
+    outcome += obtain(planned, inventory, accept=accept_license, quiet=True)
+    on_disk = inventory._replace(settings=settings._replace(dry_run=False))
+    arguments = inspect.signature(fetch_laion_betas).parameters
+    query = {k: v for k, v in selection.as_query().items() if k in arguments}
+    data = make_bunch(chosen._replace(images=images), on_disk, query, outcome, None)
+    if subject not in data.brain_masks:
+        problem = f"brain mask of {subject} on the grid of the betas"
+        if inventory.is_cut_off:
+            raise NotCachedError(
+                f"There is no {problem} on disk. {settings.how_to_fetch}"
+            )
+        raise InvalidQueryError(
+            f"The bucket has no {problem}, so it cannot be told which voxels there "
+            "are. Fetch images with fetch_laion_fmri, and give load_betas a mask_img."
+        )
+    return data, trial_tables(settings.data_dir, images)
 
 
-def _refuse_or_warn(
-    jobs: list[Job], images: list[Record], inventory: Inventory, *, are_named: bool
-) -> set[str]:
-    """Return the sessions whose voxels cannot be had, where nothing can be downloaded.
+def _without_lost(
+    data: Bunch,
+    missing: list[MissingVoxels],
+    inventory: Inventory,
+    selection: Selection,
+) -> tuple[Bunch, list[MissingVoxels]]:
+    """Return data and missing voxels without sessions that are unavailable offline.
 
     Raises
     ------
+    BucketError
+        If the bucket did not answer.
     NotCachedError
         If sessions were named, or none is left.
     """
-    lost = [job.task.session for job in jobs if not job.is_on_disk]
+    lost = [each.record["session"] for each in missing if not each.is_on_disk]
     if not lost:
-        return set()
+        return data, missing
     settings = inventory.settings
     problem = (
-        f"Voxels of {counted(len(lost), 'session')} of {jobs[0].task.subject} are not "
-        f"in the voxel store, and the images are not in {settings.data_dir}: "
-        f"{listed(lost)}."
+        f"Voxels of {counted(len(lost), 'session')} of "
+        f"{missing[0].record['subject']} are not in the voxel store, and the images "
+        f"are not in {settings.data_dir}: {listed(lost)}."
     )
-    is_all = {rec["session"] for rec in images} <= {*lost}
     if inventory.error:
         raise BucketError(f"{inventory.error} {problem}")
-    if are_named or is_all:
+    is_left = np.array([meta["session"] not in lost for meta in data.images_meta])
+    if selection.sessions is not None or not is_left.any():
         raise NotCachedError(f"{problem} {settings.how_to_fetch}")
     warn(f"{problem} They are left out. {settings.how_to_fetch}")
-    return {*lost}
+    index = data.trials["image_index"].to_numpy(np.intp)
+    trials = data.trials[is_left[index]]
+    new_index = (np.cumsum(is_left) - 1)[trials["image_index"].to_numpy(np.intp)]
+    left = {
+        key: [each for each, kept in zip(data[key], is_left, strict=True) if kept]
+        for key in ("images", "images_meta", "sample_masks")
+    }
+    trials = trials.assign(image_index=new_index).reset_index(drop=True)
+    on_disk = [each for each in missing if each.is_on_disk]
+    return Result(**{**data, **left, "trials": trials}), on_disk
 
 
 def _planned(
@@ -387,3 +441,126 @@ def _planned(
         verbose,
     )
     return Result(plan=plan, plan_size=size, sizes=sizes)
+
+
+@only_its_arguments
+def pack_betas(
+    data: Bunch,
+    subjects: str | int | Sequence[str | int] | None = None,
+    rois: str | Sequence[str] = "brain",
+    *,
+    mask_img: Any = None,
+    nc_threshold: float | None = None,
+    noise_ceiling: str = "Allrep",
+    n_jobs: int | None = 1,
+    verbose: int = 1,
+) -> None:
+    """Fill the voxel store from beta images on disk.
+
+    The store has each voxel's trials side by side, so `load_betas` and
+    `fetch_laion_betas` take a region from it in a fraction of a second, where an image
+    is decompressed from its first byte to its last. The whole brain of a session takes
+    about 1.15 GB, as much as its image.
+
+    Parameters
+    ----------
+    data : :class:`sklearn.utils.Bunch`
+        From `fetch_laion_fmri`.
+    subjects : str, int, or several, optional
+        ``"sub-01"``, ``"01"`` or 1, several of them; None or ``"all"``: each of whom
+        ``data`` holds betas.
+    rois : str or sequence of str, default="brain"
+        The voxels, as for `load_betas`: ROI names, categories, ``"fetched"``, or
+        ``"brain"`` for all.
+    mask_img : Niimg-like, optional
+        Only voxels in this mask.
+    nc_threshold : float, optional
+        Only voxels whose noise ceiling is at least this, in percent (0 to 100).
+    noise_ceiling : {"Allrep", "12rep", "4rep"}, default="Allrep"
+        Which of the noise ceilings the threshold is for.
+    n_jobs : int, default=1
+        Images read at once, by threads, counted as joblib does.
+    verbose : int, default=1
+        0: silent, 1: a progress bar.
+
+    Raises
+    ------
+    InvalidQueryError
+        If an argument is not valid, or the data directory cannot be written.
+    NotCachedError
+        If an image is not on disk.
+    CorruptImageError
+        If an image is damaged.
+    DiskSpaceError
+        If the disk is full; sessions that were stored stay.
+
+    Examples
+    --------
+    All voxels of some sessions, once; regions are then read from the store::
+
+        data = fetch_laion_fmri("sub-01", sessions=range(1, 5))
+        pack_betas(data)
+        betas = load_betas(data, rois="FFA1")
+    """
+    trials_of(data)
+    if any(map(is_resampled, data.images_meta)):
+        raise InvalidQueryError(
+            "data holds resampled images, and the voxel store is of the dataset's own "
+            "grid: fetch without resolution."
+        )
+    if not is_writable(data.data_dir):
+        raise InvalidQueryError(
+            f"The data directory {data.data_dir} cannot be written, so nothing can be "
+            "stored in it."
+        )
+    choice = VoxelChoice(rois, mask_img, nc_threshold, noise_ceiling)
+    for name in subjects_in(data, subjects):
+        n_voxels, missing = _not_packed(data, name, choice)
+        tell(
+            f"Storing {n_voxels} voxels of {name} from "
+            f"{counted(len(missing), 'image')}",
+            verbose,
+        )
+        fill_from_images(missing, n_jobs, verbose)
+
+
+def _not_packed(
+    data: Bunch, subject: str, choice: VoxelChoice
+) -> tuple[int, list[MissingVoxels]]:
+    """Return the number of voxels chosen, and what the store lacks of them."""
+    metas = [
+        {**meta, "absolute_path": file}
+        for file, meta in zip(data.images, data.images_meta, strict=True)
+        if meta["image_type"] == "betas" and meta["subject"] == subject
+    ]
+    grid = grid_of(data, subject)
+    mask = find_voxels(data, subject, choice, grid).mask
+    tables = trial_tables(data.data_dir, metas)
+    missing = missing_voxels(metas, tables, mask, data.data_dir)
+    return int(np.count_nonzero(mask)), missing
+
+
+def remove_packed_images(data: Bunch, subject: str) -> list[str]:
+    """Delete the beta images of a subject of which all voxels of the brain are stored.
+
+    Returns
+    -------
+    list of str
+        Ids of the images.
+    """
+    choice = VoxelChoice("brain", None, None, "Allrep")
+    missing = _not_packed(data, subject, choice)[1]
+    not_packed = {each.record["session"] for each in missing}
+    removed = []
+    for meta in data.images_meta:
+        is_image = meta["image_type"] == "betas" and meta["subject"] == subject
+        file = meta["absolute_path"]
+        if is_image and meta["session"] not in not_packed and os.path.exists(file):
+            # A machine that fails now would lose both the image and its voxels.
+            folder = session_folder(data.data_dir, subject, meta["session"])
+            for part in folder.glob("*/*.np[yz]"):
+                with open(part, "rb") as stream:
+                    os.fsync(stream.fileno())
+            os.unlink(file)
+            removed.append(meta["id"])
+    return removed

@@ -7,7 +7,7 @@ from typing import Any
 
 from laion_fmri_fetchers.access.account import access_status
 from laion_fmri_fetchers.access.licence import is_accepted_ahead
-from laion_fmri_fetchers.arrays.voxel_store import describe_store
+from laion_fmri_fetchers.betas.store import describe_store
 from laion_fmri_fetchers.cache.data_dir import get_data_dir, is_writable
 from laion_fmri_fetchers.cache.files import files_on_disk, local_path
 from laion_fmri_fetchers.cache.inventory import size_on_disk

@@ -1,46 +1,63 @@
-"""The stimulus images: their public table, one gated archive, and single images of it.
+"""The fetchers of stimuli: images, of which the archive is gated, and public files.
 
-The way through, as for the fMRI data::
-
-    arguments -> gate         cached request_id, or an error; not for the table alone
-              -> table        public: fetched, read, cut by names and filter
-              -> archive      one file: fetched only if an image is selected
-              -> images       extracted on demand, only those selected
-              -> Bunch -> load_stimuli
-
-Presigned URLs are asked for only when the archive must be fetched.
+All go one way: files of the folder ``stimuli/``, then rows of them, by labels of images
+and a filter, in the order of ``labels``.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from importlib import resources
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from sklearn.utils import Bunch
 
-from laion_fmri_fetchers.access.gate import open_gate
-from laion_fmri_fetchers.arrays.pictures import check_archive
+from laion_fmri_fetchers.access.gate import open_gate, published_archive
 from laion_fmri_fetchers.cache.bunch import Result
-from laion_fmri_fetchers.cache.files import local_path
+from laion_fmri_fetchers.cache.inventory import Inventory, take_inventory_of_stimuli
+from laion_fmri_fetchers.cache.obtain import fetch_public
 from laion_fmri_fetchers.cache.settings import make_settings
-from laion_fmri_fetchers.layout.trees import ARCHIVE
-from laion_fmri_fetchers.messages import counted, readable_size, tell
-from laion_fmri_fetchers.query.arguments import as_limit
-from laion_fmri_fetchers.query.shared_docs import documented
-
-from .public_files import take_inventory_of_stimuli
-from .stimulus_archive import (
-    archive_size,
-    check_order,
-    describe_archive,
-    extract_images,
-    fetch_archive,
-    reason_to_fetch,
+from laion_fmri_fetchers.layout.keys import Record
+from laion_fmri_fetchers.layout.labels import stimulus_fields
+from laion_fmri_fetchers.layout.trees import (
+    ARCHIVE,
+    CAPTIONS,
+    SEGMENTATIONS,
+    SEGMENTATIONS_TABLE,
+    STIMULUS_TABLE,
+    embeddings_id,
 )
-from .stimulus_query import description, images_labelled, with_terms
-from .stimulus_table import StimulusQuery, fetch_table
+from laion_fmri_fetchers.messages import counted, listed, readable_size, tell, warn
+from laion_fmri_fetchers.query.arguments import as_limit, only_its_arguments
+from laion_fmri_fetchers.query.filters import ResultFilter, is_empty
+from laion_fmri_fetchers.query.shared_docs import documented
+from laion_fmri_fetchers.stimuli.align import warn_of_invalid
+from laion_fmri_fetchers.stimuli.archive import (
+    archive_record,
+    check_archive,
+    describe_archive,
+    download_archive,
+    extract_images,
+)
+from laion_fmri_fetchers.stimuli.features import (
+    count_nouns,
+    embedded_images,
+    model_names,
+    read_captions,
+    read_embeddings,
+    read_segmentations,
+    select_by_image,
+)
+from laion_fmri_fetchers.stimuli.table import (
+    combine,
+    find_images,
+    image_labels,
+    read_stimuli,
+    select_rows,
+)
 
 
 @documented
@@ -147,10 +164,8 @@ def fetch_laion_stimuli(
         shown = stimuli.metadata.loc[data.trials["label"]]
     """
     limit = as_limit(max_images)
-    query = StimulusQuery(
-        images_labelled(labels),
-        with_terms(stimulus_filter, "stimulus_filter", stimulus_terms),
-    )
+    wanted = image_labels(labels)
+    filt = combine(stimulus_filter, "stimulus_filter", stimulus_terms)
     settings = make_settings(
         mode,
         data_dir,
@@ -163,45 +178,53 @@ def fetch_laion_stimuli(
     if not dry_run:
         gate = open_gate(settings.data_dir, settings.mode, settings.timeout)
     inventory = take_inventory_of_stimuli(settings)
-    table = fetch_table(query, inventory)
-    metadata = table.selected.iloc[:limit]
-    reason = reason_to_fetch(inventory) if len(metadata) else ""
-    failed = []
+    table_record, table, metadata = _fetch_table(wanted, filt, inventory)
+    metadata = metadata.iloc[:limit]
+
+    # The archive is downloaded whole, but only if an image is selected.
+    record, reason = archive_record(inventory), ""
+    if len(metadata) and ARCHIVE not in inventory.on_disk:
+        settings.refuse_offline(f"{ARCHIVE} is not on disk in {settings.data_dir}.")
+        reason = "missing"
+    elif len(metadata) and settings.overwrites:
+        reason = "overwrite"
+    failed, is_fresh = [], False
     if reason and gate:
-        failed = fetch_archive(gate, inventory, reason, table.whole)
-    archive = local_path(settings.data_dir, ARCHIVE)
+        failed = download_archive(gate, inventory, reason, table)
+        is_fresh = not failed
+    archive = record["absolute_path"]
     is_on_disk = os.path.exists(archive) and not failed
+
     images = []
-    if is_on_disk and gate:
-        if len(metadata):
-            check_order(table.whole, table.record["absolute_path"], settings.data_dir)
-        if reason or extract:
-            check_archive(archive, len(table.whole))
-        if extract or (reason and settings.overwrites):
-            chosen = list(metadata.index) if extract else []
-            images = extract_images(archive, table.whole, chosen, settings)
+    if is_on_disk and gate and len(metadata):
+        check_archive(archive, table, settings.data_dir)
+        if extract or settings.overwrites:  # of a new archive, all that was extracted
+            names = list(metadata.index) if extract else []
+            renew = settings.overwrites
+            images = extract_images(archive, table, names, settings.data_dir, renew)
+
     bunch = Result(
         metadata=metadata,
         images=images,
         archive=archive if is_on_disk else None,
-        metadata_file=table.record["absolute_path"],
-        files_meta=[table.record],
+        metadata_file=table_record["absolute_path"],
+        files_meta=[table_record],
         failed=failed,
         data_dir=settings.data_dir,
-        query={**query.as_dict(), "max_images": limit},
-        description=description(),
+        query={**_query(wanted, stimulus_filter=filt), "max_images": limit},
+        description=_description(),
     )
     if is_on_disk:
-        # Only a file that this call did not just fetch may be of an earlier version.
-        is_fresh = bool(reason and gate)
         bunch.files_meta.append(describe_archive(inventory, is_fresh))
-    if dry_run:
-        rows = [(ARCHIVE, archive_size(inventory), reason)] * bool(reason)
-        bunch.plan = pd.DataFrame(rows, columns=["id", "size", "reason"])
-        bunch.plan_size = sum(size for _, size, _ in rows)
     line = f"{counted(len(metadata), 'stimulus image')} in {settings.data_dir}"
     if dry_run:
-        line += f"; {readable_size(bunch.plan_size)} would be downloaded"
+        size = 0
+        if reason:
+            size = record["size"] or published_archive(settings.timeout).size
+        rows = [(ARCHIVE, size, reason)] if reason else []
+        bunch.plan = pd.DataFrame(rows, columns=["id", "size", "reason"])
+        bunch.plan_size = size
+        line += f"; {readable_size(size)} would be downloaded"
     tell(line, settings.verbose)
     return bunch
 
@@ -281,10 +304,8 @@ def fetch_laion_stimulus_metadata(
 
         shared = fetch_laion_stimulus_metadata(n_reps=12).metadata
     """
-    query = StimulusQuery(
-        images_labelled(labels),
-        with_terms(stimulus_filter, "stimulus_filter", stimulus_terms),
-    )
+    wanted = image_labels(labels)
+    filt = combine(stimulus_filter, "stimulus_filter", stimulus_terms)
     settings = make_settings(
         mode,
         data_dir,
@@ -293,18 +314,399 @@ def fetch_laion_stimulus_metadata(
         timeout=timeout,
         verbose=verbose,
     )
-    table = fetch_table(query, take_inventory_of_stimuli(settings))
+    inventory = take_inventory_of_stimuli(settings)
+    record, _, metadata = _fetch_table(wanted, filt, inventory)
     tell(
-        f"Metadata of {counted(len(table.selected), 'stimulus image')} in "
+        f"Metadata of {counted(len(metadata), 'stimulus image')} in "
         f"{settings.data_dir}",
         settings.verbose,
     )
     return Result(
-        metadata=table.selected,
-        metadata_file=table.record["absolute_path"],
-        files_meta=[table.record],
+        metadata=metadata,
+        metadata_file=record["absolute_path"],
+        files_meta=[record],
         failed=[],
         data_dir=settings.data_dir,
-        query=query.as_dict(),
-        description=description(),
+        query=_query(wanted, stimulus_filter=filt),
+        description=_description(),
     )
+
+
+@documented
+def fetch_laion_captions(
+    labels: str | Iterable[str] | pd.DataFrame | None = None,
+    *,
+    caption_filter: Any = None,
+    mode: str | None = None,
+    data_dir: str | os.PathLike | None = None,
+    allow_missing: bool = False,
+    n_connections: int = 64,
+    timeout: float = 30.0,
+    verbose: int = 1,
+    **caption_terms: Any,
+) -> Bunch:
+    """Fetch captions of the stimulus images, written by people and by models.
+
+    Parameters
+    ----------
+    %(labels)s
+    caption_filter : dict, `ResultFilter` or callable, optional
+        Which rows of ``captions`` to keep.
+    %(mode)s
+    %(data_dir)s
+    allow_missing : bool, default=False
+        Warn about names without captions, instead of raising.
+    %(n_connections)s
+    %(timeout)s
+    %(verbose)s
+    **caption_terms
+        Terms on columns of ``captions``, as in ``source="human"``.
+
+    Returns
+    -------
+    :class:`sklearn.utils.Bunch`
+        - ``captions``: :class:`pandas.DataFrame`, one row per caption, in the order of
+          ``image_names`` and of ``caption_idx``: ``image_name``, ``caption_idx`` (0
+          for the model's), ``source`` ("human" or "ai"), ``caption``,
+          ``origin_collection``, ``participant_id``, ``ai_model``.
+        - ``image_names``: list of str, the images.
+        - ``captions_file``: str, the table as published.
+        %(files_meta)s
+        - ``failed``: list; ``data_dir``: str; ``query``: dict, the arguments of the
+          call; ``description``: str.
+
+    Raises
+    ------
+    InvalidQueryError
+        If an argument, a name or a term is not valid.
+    NotCachedError
+        Offline, if the table is not on disk.
+    BucketError
+        If the bucket cannot be read and the table is not on disk.
+    DownloadError
+        If it could not be fetched.
+    CorruptImageError
+        If it cannot be read.
+
+    Warns
+    -----
+    UserWarning
+        If the bucket has a newer version of a file than on disk, or if no
+        caption passes the filter.
+
+    Examples
+    --------
+    What people wrote about the images of some trials::
+
+        written = fetch_laion_captions(data.trials, source="human")
+        written.captions.groupby("image_name")["caption"].first()
+    """
+    wanted = image_labels(labels)
+    filt = combine(caption_filter, "caption_filter", caption_terms)
+    settings = make_settings(
+        mode,
+        data_dir,
+        allow_missing=allow_missing,
+        n_connections=n_connections,
+        timeout=timeout,
+        verbose=verbose,
+    )
+    inventory = take_inventory_of_stimuli(settings)
+    (record,), failed = fetch_public([CAPTIONS], inventory, required=True)
+    table = read_captions(record["absolute_path"], filt)
+    if wanted is not None:
+        known = table["image_name"].unique()
+        source = "the table of captions"
+        wanted = list(known[find_images(wanted, known, source, allow_missing)])
+    captions, names = select_by_image(
+        table, wanted, filt, "caption_filter", "caption_idx"
+    )
+    tell(f"{counted(len(captions), 'caption')} of {_stimuli(names)}", settings.verbose)
+    return Result(
+        captions=captions,
+        image_names=names,
+        captions_file=record["absolute_path"],
+        files_meta=[record],
+        failed=failed,
+        data_dir=settings.data_dir,
+        query=_query(wanted, caption_filter=filt),
+        description=_description(),
+    )
+
+
+@only_its_arguments
+@documented
+def fetch_laion_embeddings(
+    models: str | Sequence[str] = "all",
+    labels: str | Iterable[str] | pd.DataFrame | None = None,
+    *,
+    mode: str | None = None,
+    data_dir: str | os.PathLike | None = None,
+    allow_missing: bool = False,
+    n_connections: int = 64,
+    timeout: float = 30.0,
+    verbose: int = 1,
+) -> Bunch:
+    """Fetch embeddings of the stimulus images by vision models.
+
+    Parameters
+    ----------
+    models : str or sequence of str, default="all"
+        ``"CLIP"``, ``"DINOv2"``, ``"PEcore"``, ``"SigLIP2"``, several, or ``"all"``;
+        in any case. A file is about 51 MB.
+    %(labels)s
+    %(mode)s
+    %(data_dir)s
+    allow_missing : bool, default=False
+        Warn about images and models that are missing, instead of raising. Images that
+        one of the models lacks are left out of all.
+    %(n_connections)s
+    %(timeout)s
+    %(verbose)s
+
+    Returns
+    -------
+    :class:`sklearn.utils.Bunch`
+        - ``embeddings``: dict, model -> array of float16, shape (n_images, D), rows in
+          the order of ``image_names``. D is 1024, for SigLIP2 1152.
+        - ``valid``: dict, model -> array of bool, shape (n_images,), whether the model
+          gave an embedding of the image.
+        - ``image_names``: list of str, in the order of ``labels`` (each once) or of the
+          files.
+        - ``files``: dict, model -> path.
+        %(files_meta)s
+        - ``failed``: list of dict, ``id`` and ``reason``; ``data_dir``: str;
+          ``query``: dict, the arguments of the call; ``description``: str.
+
+    Raises
+    ------
+    InvalidQueryError
+        If an argument, a model or a name is not valid.
+    NotCachedError
+        Offline, if a file is not on disk.
+    BucketError
+        If the bucket cannot be read and a file is not on disk.
+    DownloadError
+        If a file could not be fetched.
+    CorruptImageError
+        If a file cannot be read, or names an image twice.
+
+    Warns
+    -----
+    UserWarning
+        If the bucket has a newer version of a file than on disk, or if a model gave no
+        embedding of some of the images.
+
+    Examples
+    --------
+    One row per trial::
+
+        clip = fetch_laion_embeddings("CLIP", data.trials)
+        row = pd.Index(clip.image_names).get_indexer(data.trials["label"])
+        X = clip.embeddings["CLIP"][row]
+    """
+    chosen = model_names(models)
+    wanted = image_labels(labels)
+    settings = make_settings(
+        mode,
+        data_dir,
+        allow_missing=allow_missing,
+        n_connections=n_connections,
+        timeout=timeout,
+        verbose=verbose,
+    )
+    inventory = take_inventory_of_stimuli(settings)
+    models_by_id = {embeddings_id(model): model for model in chosen}
+    records, failed = fetch_public(models_by_id, inventory)
+    files = {models_by_id[rec["id"]]: rec["absolute_path"] for rec in records}
+    # Only images that all of the models have, as rows of the models correspond.
+    names_of = {model: embedded_images(file) for model, file in files.items()}
+    names = wanted
+    if names is None:
+        names = list(dict.fromkeys(name for each in names_of.values() for name in each))
+    for model, known in names_of.items():
+        source = f"the embeddings of {model}"
+        names = list(known[find_images(names, known, source, allow_missing)])
+    embeddings, valid = {}, {}
+    for model, file in files.items():
+        rows = names_of[model].get_indexer(pd.Index(names, dtype=object))
+        embeddings[model], valid[model] = read_embeddings(file, rows)
+    tell(f"{listed(list(files))} of {_stimuli(names)}", settings.verbose)
+    bunch = Result(
+        embeddings=embeddings,
+        valid=valid,
+        image_names=names,
+        files=files,
+        files_meta=records,
+        failed=failed,
+        data_dir=settings.data_dir,
+        query={**_query(wanted), "models": chosen},
+        description=_description(),
+    )
+    for model in embeddings:
+        warn_of_invalid(bunch, model, np.arange(len(names)))
+    return bunch
+
+
+@documented
+def fetch_laion_segmentations(
+    labels: str | Iterable[str] | pd.DataFrame | None = None,
+    *,
+    segmentation_filter: Any = None,
+    vectorize_nouns: bool = False,
+    masks: bool = True,
+    mode: str | None = None,
+    data_dir: str | os.PathLike | None = None,
+    allow_missing: bool = False,
+    n_connections: int = 64,
+    timeout: float = 30.0,
+    verbose: int = 1,
+    **segmentation_terms: Any,
+) -> Bunch:
+    """Fetch masks of the objects in the shared stimulus images, with their nouns.
+
+    Parameters
+    ----------
+    %(labels)s
+        Only shared images have masks.
+    segmentation_filter : dict, `ResultFilter` or callable, optional
+        Which rows of ``segmentations`` to keep.
+    vectorize_nouns : bool, default=False
+        Count the masks of each noun in each image.
+    masks : bool, default=True
+        Fetch the masks too, not only the table.
+    %(mode)s
+    %(data_dir)s
+    allow_missing : bool, default=False
+        Warn if the masks could not be fetched, instead of raising.
+    %(n_connections)s
+    %(timeout)s
+    %(verbose)s
+    **segmentation_terms
+        Terms on columns of ``segmentations``, as in ``noun="dog"`` or ``localized=1``.
+
+    Returns
+    -------
+    :class:`sklearn.utils.Bunch`
+        - ``segmentations``: :class:`pandas.DataFrame`, one row per mask, in the order
+          of ``image_names`` and of ``mask_row``: ``mask_row``, ``image_name``,
+          ``noun``, ``instance_id``, score, bounding box, ``localized`` (0 where the
+          noun was found but could not be bounded).
+        - ``image_names``: list of str, in the order of ``labels`` (each once, also
+          those without masks) or of the table.
+        - ``masks_file``: str, HDF5 file whose dataset ``masks`` has one mask per row,
+          (1000, 1000) uint8, at ``mask_row``; None without ``masks``.
+        - ``segmentations_file``: str, the table as published.
+        - ``noun_counts``: array of int32, shape (n_images, n_nouns), and
+          ``vocabulary``: array of str, shape (n_nouns,), the nouns of its columns;
+          with ``vectorize_nouns`` only.
+        %(files_meta)s
+        - ``failed``: list of dict, ``id`` and ``reason``; ``data_dir``: str;
+          ``query``: dict, the arguments of the call; ``description``: str.
+
+    Raises
+    ------
+    InvalidQueryError
+        If an argument or a term is not valid.
+    NotCachedError
+        Offline, if a file is not on disk.
+    BucketError
+        If the bucket cannot be read and a file is not on disk.
+    DownloadError
+        If a file could not be fetched.
+    CorruptImageError
+        If the table cannot be read.
+
+    Warns
+    -----
+    UserWarning
+        If the bucket has a newer version of a file than on disk, or if no mask
+        passes the filter.
+
+    Examples
+    --------
+    ::
+
+        import h5py
+
+        dogs = fetch_laion_segmentations(noun="dog", localized=1)
+        with h5py.File(dogs.masks_file, locking=False) as file:
+            mask = file["masks"][dogs.segmentations["mask_row"].iloc[0]]
+    """
+    wanted = image_labels(labels)
+    filt = combine(segmentation_filter, "segmentation_filter", segmentation_terms)
+    settings = make_settings(
+        mode,
+        data_dir,
+        allow_missing=allow_missing,
+        n_connections=n_connections,
+        timeout=timeout,
+        verbose=verbose,
+    )
+    inventory = take_inventory_of_stimuli(settings)
+    records, failed = fetch_public([SEGMENTATIONS_TABLE], inventory, required=True)
+    file = records[0]["absolute_path"]
+    table = read_segmentations(file, filt)
+    without = [
+        repr(name)
+        for name in dict.fromkeys(wanted or ()).keys() - {*table["image_name"]}
+        if stimulus_fields(name)["unique_or_shared"] != "unique"
+    ]
+    if without:
+        warn(f"The table of segmentations has no masks of {listed(sorted(without))}.")
+    segmentations, names = select_by_image(
+        table, wanted, filt, "segmentation_filter", "mask_row"
+    )
+    masks_file = None
+    if masks and len(segmentations):
+        of_masks, failed = fetch_public([SEGMENTATIONS], inventory)
+        records += of_masks
+        masks_file = of_masks[0]["absolute_path"] if of_masks else None
+    bunch = Result(
+        segmentations=segmentations,
+        image_names=names,
+        masks_file=masks_file,
+        segmentations_file=file,
+        files_meta=records,
+        failed=failed,
+        data_dir=settings.data_dir,
+        query=_query(wanted, segmentation_filter=filt),
+        description=_description(),
+    )
+    if vectorize_nouns:
+        bunch.noun_counts, bunch.vocabulary = count_nouns(segmentations, names)
+    tell(
+        f"{counted(len(segmentations), 'mask')} of {_stimuli(names)}", settings.verbose
+    )
+    return bunch
+
+
+def _fetch_table(
+    wanted: list[str] | None, filt: ResultFilter, inventory: Inventory
+) -> tuple[Record, pd.DataFrame, pd.DataFrame]:
+    """Fetch the table of images; return its record, the table, and rows selected."""
+    (record,), _ = fetch_public([STIMULUS_TABLE], inventory, required=True)
+    table = read_stimuli(record["absolute_path"], filt)
+    named = table
+    if wanted is not None:
+        known, source = table["image_name"], "the table of stimuli"
+        rows = find_images(wanted, known, source, inventory.settings.allow_missing)
+        named = table.iloc[rows]
+    selected = select_rows(named, filt, "stimulus_filter")
+    return record, table, selected.set_index("image_name")
+
+
+def _query(wanted: list[str] | None, **filters: ResultFilter) -> dict[str, Any]:
+    """Return what was asked for as plain, readable values."""
+    shown = {n: None if is_empty(f) else f.to_dict() for n, f in filters.items()}
+    return {"labels": wanted, **shown}
+
+
+def _stimuli(names: list[str]) -> str:
+    return counted(len(names), "stimulus image")
+
+
+def _description() -> str:
+    """Return the text on the stimuli."""
+    file = resources.files(__package__).joinpath("laion_stimuli.rst")
+    return file.read_text("utf-8")

@@ -1,17 +1,9 @@
-"""fetch_laion_surfaces: a subject's cortical surfaces and the ROI masks on them.
-
-fetch_laion_surfaces ─┬─ _geometry, _masks ─▶ records
-                      ├─ _download ─▶ obtain
-                      ├─ _read ─▶ read_surface
-                      ├─ _volume ─▶ _download       mri/orig.mgz, where needed
-                      ├─ _make_meshes ─▶ read_orientation, moved
-                      └─ _roi_masks ─▶ read_mask
-"""
+"""fetch_laion_surfaces: a subject's cortical surfaces and the ROI masks on them."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from importlib import resources
 from typing import Any
 
@@ -19,14 +11,6 @@ import numpy as np
 from sklearn.utils import Bunch
 
 from laion_fmri_fetchers.access.licence import accept_license
-from laion_fmri_fetchers.arrays.geometry import (
-    Surface,
-    check_same_vertices,
-    moved,
-    read_mask,
-    read_orientation,
-    read_surface,
-)
 from laion_fmri_fetchers.cache.bunch import Result
 from laion_fmri_fetchers.cache.inventory import (
     Inventory,
@@ -55,15 +39,20 @@ from laion_fmri_fetchers.messages import counted, listed, tell, warn
 from laion_fmri_fetchers.query.arguments import only_its_arguments
 from laion_fmri_fetchers.query.selection import is_one_name, select
 from laion_fmri_fetchers.query.shared_docs import documented
+from laion_fmri_fetchers.surfaces.files import (
+    IN_SCANNER,
+    Surface,
+    make_meshes,
+    read_orientation,
+    read_surface,
+    read_values,
+)
 
+from .bunch import with_root_files
 from .choose import choose_rois, leave_out_absent
-from .chosen import with_root_files
 from .subjects import check_names, check_subjects
 
 _ON_SURFACE = {"space": "fsnative", "extension": GIFTI_EXTENSION}
-
-_IN_SCANNER = ("white", "pial")
-"""Surfaces whose vertices lie in the head; inflated ones and spheres lie nowhere."""
 
 
 @documented
@@ -81,7 +70,7 @@ def fetch_laion_surfaces(
 ) -> Bunch:
     """Fetch the cortical surfaces of a subject, and ROI masks on them.
 
-    Of FreeSurfer's reconstruction, eight files are downloaded, some 50 MB; the volume
+    Of FreeSurfer's reconstruction, ten files are downloaded, some 50 MB; the volume
     ``mri/orig.mgz`` only if the surfaces do not say where they lie in the scanner.
 
     Parameters
@@ -111,6 +100,9 @@ def fetch_laion_surfaces(
           Vertices of a hemisphere correspond. White and pial are in scanner
           coordinates, in mm, as the images of the subject in T1w space are:
           FreeSurfer's c_ras is added. The others are as FreeSurfer has them.
+        - ``sulc``: :class:`nilearn.surface.SurfaceImage` of float32, on the pial mesh:
+          the depth of sulci as FreeSurfer has it, as ``bg_map`` of nilearn's plots;
+          None where the bucket lacks it.
         - ``roi_masks``: dict, ROI -> :class:`nilearn.surface.SurfaceImage` of bool, on
           the pial mesh; all False in a hemisphere for which the bucket has no mask.
         - ``subject``: str.
@@ -178,7 +170,24 @@ def fetch_laion_surfaces(
     wanted = [("", "/"), *listings_of(name, (FREESURFER, ROIS))]
     inventory = take_inventory(wanted, settings)
     check_subjects([name], inventory, named=True)
-    geometry = _geometry(name, inventory)
+    by_id = inventory.by_id
+
+    # The surfaces, which are all needed, and the depth of sulci, if there is any.
+    ids = [surface_id(name, h, surface) for surface in SURFACES for h in HEMISPHERES]
+    sulc_ids = {h: surface_id(name, h, "sulc") for h in HEMISPHERES}
+    has_sulc = all(path in by_id for path in sulc_ids.values())
+    if has_sulc:
+        ids += sulc_ids.values()
+    missing = [path for path in ids if path not in by_id or path in inventory.absent]
+    if missing:
+        inventory.refuse(
+            f"The bucket lacks surfaces of {name}: {listed(missing, len(ids))}.",
+            f"Surfaces of {name} are not on disk in {settings.data_dir}: "
+            f"{listed(missing, len(ids))}.",
+        )
+    geometry = [by_id[path] for path in ids]
+
+    # The masks of ROIs.
     on_surface = [
         rec
         for rec in inventory.records
@@ -186,26 +195,61 @@ def fetch_laion_surfaces(
     ]
     check_names(on_surface, [name], inventory, selection)
     chosen = choose_rois(on_surface, selection)
-    masks = _masks(chosen, inventory, selection.is_named)
+    masks = leave_out_absent(
+        "ROI masks",
+        chosen,
+        inventory.absent,
+        is_named=lambda rec: selection.is_named(rec) and not settings.allow_missing,
+        advice=settings.how_to_fetch,
+    )
     outcome = _download([*geometry, *masks], geometry, inventory)
-    masks = _without_failed(masks, outcome)
-    surfaces = _read(name, inventory)
-    volume = _volume(name, surfaces, inventory)
-    of_volume = _download(volume, volume, inventory)
+    failed = {rec["roi"] for rec in outcome.failed}
+    if failed:
+        warn(
+            f"Left out, as masks could not be downloaded: {listed(sorted(failed))}. "
+            "The reasons are in the Bunch under 'failed'."
+        )
+    # Of an ROI, all masks or none: a hemisphere whose mask is missing would look empty.
+    failed |= {rec["roi"] for rec in chosen if rec["id"] in inventory.absent}
+    masks = [rec for rec in masks if rec["roi"] not in failed]
+
+    # Where they lie, by the surfaces themselves or by a volume.
+    surfaces = {
+        surface: {
+            h: read_surface(by_id[surface_id(name, h, surface)]["absolute_path"])
+            for h in HEMISPHERES
+        }
+        for surface in SURFACES
+    }
+    volume = _find_volume(name, surfaces, inventory)
+    outcome += _download(volume, volume, inventory)
     if inventory.error:
         warn(f"{inventory.error} Everything selected is on disk; continuing offline.")
-    meshes = _make_meshes(surfaces, volume)
-    roi_masks = _roi_masks(masks, meshes["pial"])
     files = [*geometry, *volume, *masks]
-    report_versions(files, inventory, outcome.fetched | of_volume.fetched)
-    n_vertices = [len(part.coordinates) for part in meshes["pial"].parts.values()]
+    report_versions(files, inventory, outcome.fetched)
+    orientation = read_orientation(volume[0]["absolute_path"]) if volume else None
+    meshes = make_meshes(surfaces, orientation)
+    pial = meshes["pial"]
+    sulc = None
+    if has_sulc:
+        depth = {h: by_id[path]["absolute_path"] for h, path in sulc_ids.items()}
+        sulc = _read_image(depth, pial)
+    files_of: dict[str, dict[str, str]] = {}
+    for rec in masks:
+        of_roi = files_of.setdefault(rec["roi"], {})
+        of_roi[HEMISPHERE_OF[rec["hemi"]]] = rec["absolute_path"]
+    roi_masks = {
+        roi: _read_image(of_roi, pial, is_mask=True) for roi, of_roi in files_of.items()
+    }
+    n_vertices = " + ".join(f"{len(p.coordinates):,}" for p in pial.parts.values())
     tell(
-        f"Surfaces of {name}, {' + '.join(f'{n:,}' for n in n_vertices)} vertices, and "
+        f"Surfaces of {name}, {n_vertices} vertices, and "
         f"{counted(len(roi_masks), 'ROI')} in {settings.data_dir}",
         settings.verbose,
     )
     return Result(
         **{surface.replace(".", "_"): mesh for surface, mesh in meshes.items()},
+        sulc=sulc,
         roi_masks=roi_masks,
         subject=name,
         files=[rec["absolute_path"] for rec in files],
@@ -219,62 +263,12 @@ def fetch_laion_surfaces(
     )
 
 
-# --- Files -----------------------------------------------------------------------
-
-
-def _geometry(subject: str, inventory: Inventory) -> list[Record]:
-    """Return the records of a subject's surfaces; raise where one cannot be had."""
-    by_id = inventory.by_id
-    ids = [surface_id(subject, h, surface) for surface in SURFACES for h in HEMISPHERES]
-    lacking = [path for path in ids if path not in by_id or path in inventory.absent]
-    if lacking:
-        inventory.refuse(
-            f"The bucket lacks surfaces of {subject}: {listed(lacking, len(ids))}.",
-            f"Surfaces of {subject} are not on disk in {inventory.settings.data_dir}: "
-            f"{listed(lacking, len(ids))}.",
-        )
-    return [by_id[path] for path in ids]
-
-
-def _masks(
-    masks: list[Record], inventory: Inventory, is_named: Callable[[Record], bool]
-) -> list[Record]:
-    """Return the records of masks of whole ROIs, in both hemispheres."""
-    settings = inventory.settings
-    present = leave_out_absent(
-        "ROI masks",
-        masks,
-        inventory.absent,
-        is_named=lambda rec: is_named(rec) and not settings.allow_missing,
-        advice=settings.how_to_fetch,
-    )
-    cut = {rec["roi"] for rec in masks if rec["id"] in inventory.absent}
-    return _of_whole_rois(present, cut)
-
-
-def _without_failed(masks: list[Record], outcome: Outcome) -> list[Record]:
-    """Return the masks of the ROIs of which nothing failed to download."""
-    failed = {rec["roi"]: rec["reason"] for rec in outcome.failed if rec["roi"]}
-    if failed:
-        warn(
-            f"Left out, as masks could not be downloaded: {listed(sorted(failed))}. "
-            "The reasons are in the Bunch under 'failed'."
-        )
-    return _of_whole_rois(masks, failed)
-
-
-def _of_whole_rois(masks: list[Record], cut: Container[str]) -> list[Record]:
-    """Leave out ROIs of which a hemisphere is not on disk: it would look empty."""
-    return [rec for rec in masks if rec["roi"] not in cut]
-
-
 def _download(
     files: list[Record], needed: list[Record], inventory: Inventory
 ) -> Outcome:
     """Download files that are not on disk; raise where one that is needed failed."""
-    planned = plan(files, inventory, again=lambda _: True)
     outcome = obtain(
-        with_root_files(planned, inventory),
+        with_root_files(plan(files, inventory, again=lambda _: True), inventory),
         inventory,
         accept=accept_license,
         optional=ROOT_FILES,
@@ -288,25 +282,7 @@ def _download(
     return outcome._replace(failed=failed)
 
 
-# --- Meshes and masks ------------------------------------------------------------
-
-
-def _read(subject: str, inventory: Inventory) -> dict[str, dict[str, Surface]]:
-    """Return the surfaces of both hemispheres, by name."""
-    by_id = inventory.by_id
-    surfaces = {
-        surface: {
-            h: read_surface(by_id[surface_id(subject, h, surface)]["absolute_path"])
-            for h in HEMISPHERES
-        }
-        for surface in SURFACES
-    }
-    for h in HEMISPHERES:
-        check_same_vertices([surfaces[surface][h] for surface in SURFACES])
-    return surfaces
-
-
-def _volume(
+def _find_volume(
     subject: str, surfaces: dict[str, dict[str, Surface]], inventory: Inventory
 ) -> list[Record]:
     """Return the volume that says where surfaces lie, if one of them does not.
@@ -314,67 +290,41 @@ def _volume(
     Raises
     ------
     NotCachedError, CorruptImageError
-        If it is needed, and cannot be had.
+        If it is needed and unavailable.
     """
-    silent = [
+    without = [
         surface.file
-        for name in _IN_SCANNER
+        for name in IN_SCANNER
         for surface in surfaces[name].values()
         if surface.to_scanner is None
     ]
-    if not silent:
+    if not without:
         return []
     path = f"{FREESURFER}{subject}/mri/orig.mgz"
     volume = inventory.by_id.get(path)
     if volume and path not in inventory.absent:
         return [volume]
-    lacks = (
-        f"{listed(silent, len(silent))} lack c_ras, by which they lie in the scanner"
-    )
-    settings = inventory.settings
+    settings, names = inventory.settings, listed(without, len(without))
+    problem = f"{names} lack c_ras, by which they lie in the scanner"
     if volume or inventory.is_cut_off:
         raise NotCachedError(
-            f"{lacks}; it is read from {path} then, which is not on disk in "
+            f"{problem}; it is read from {path} then, which is not on disk in "
             f"{settings.data_dir}. {settings.how_to_fetch}"
         )
     raise CorruptImageError(
-        f"{lacks}, and the bucket has no {path} to read it from. If the files are "
+        f"{problem}, and the bucket has no {path} to read it from. If the files are "
         "damaged, mode='overwrite' downloads them again; else ask the publishers."
     )
 
 
-def _make_meshes(
-    surfaces: dict[str, dict[str, Surface]], volume: list[Record]
-) -> dict[str, Any]:
-    """Return a PolyMesh of each surface; those of the head in scanner coordinates."""
-    from nilearn.surface import InMemoryMesh, PolyMesh
-
-    of_volume = [read_orientation(rec["absolute_path"]) for rec in volume]
-
-    def mesh(name: str, surface: Surface) -> Any:
-        if name not in _IN_SCANNER:
-            return InMemoryMesh(surface.coordinates, surface.faces)
-        to_scanner = surface.to_scanner
-        if to_scanner is None:
-            (to_scanner,) = of_volume
-        return InMemoryMesh(moved(surface.coordinates, to_scanner), surface.faces)
-
-    return {
-        name: PolyMesh(**{h: mesh(name, surface) for h, surface in parts.items()})
-        for name, parts in surfaces.items()
-    }
-
-
-def _roi_masks(masks: list[Record], mesh: Any) -> dict[str, Any]:
-    """Return the ROIs as images on a mesh, empty where a hemisphere has no mask."""
+def _read_image(files: dict[str, str], mesh: Any, is_mask: bool = False) -> Any:
+    """Return an image on a mesh of files by hemisphere; zeros where there is none."""
     from nilearn.surface import SurfaceImage
 
-    n_vertices = {h: len(part.coordinates) for h, part in mesh.parts.items()}
-    parts: dict[str, dict[str, np.ndarray]] = {
-        rec["roi"]: {h: np.zeros(n, dtype=bool) for h, n in n_vertices.items()}
-        for rec in masks
-    }
-    for rec in masks:
-        h = HEMISPHERE_OF[rec["hemi"]]
-        parts[rec["roi"]][h] = read_mask(rec["absolute_path"], n_vertices[h])
-    return {roi: SurfaceImage(mesh, of_roi) for roi, of_roi in parts.items()}
+    parts = {}
+    for hemisphere, part in mesh.parts.items():
+        values = np.zeros(len(part.coordinates), np.float32)
+        if hemisphere in files:
+            values = read_values(files[hemisphere], len(values))
+        parts[hemisphere] = values > 0 if is_mask else values
+    return SurfaceImage(mesh, parts)

@@ -15,7 +15,7 @@ from laion_fmri_fetchers.access.gate import (
     saved_archive,
 )
 from laion_fmri_fetchers.access.licence import accept_license
-from laion_fmri_fetchers.arrays.voxel_store import (
+from laion_fmri_fetchers.betas.store import (
     check_session,
     remove_part,
     stored_sessions,

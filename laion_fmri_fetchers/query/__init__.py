@@ -5,7 +5,6 @@ Modules, each importing only from those below it::
     selection    select ──▶ Selection ─┬─ .is_named(record), .is_newer(record)
                                        └─ .as_query() ──▶ plain values, for JSON
     term_checks  check_fields, check_terms ─▶ errors and warnings on filters
-    terms        parse_terms: "n_reps>=12" ─▶ ResultFilter
     filters      as_filter ──▶ ResultFilter ─┬─ (record) ──▶ bool
                                              ├─ .mask(df) ─▶ bool per row
                                              ├─ .AND, .OR, .XOR, .NOT ─▶ Combination

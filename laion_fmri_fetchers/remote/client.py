@@ -28,7 +28,6 @@ import urllib3
 from laion_fmri_fetchers.messages import tell
 
 from . import retry
-from .spans import RemoteObject
 
 AGENT = "laion-fmri-fetchers"
 # Beginning of the names of threads.
@@ -91,6 +90,18 @@ class Fault(Exception):  # noqa: N818 - not an error until all tries have failed
     remedy: str = ""
     has_progressed: bool = False
     is_silent: bool = False
+
+
+class RemoteObject(NamedTuple):
+    """An object of the bucket, in the version that is meant."""
+
+    id: str
+    url: str
+    size: int | None
+    etag: str | None
+    # Given an address that was denied, returns the current one. Addresses of an object
+    # that has such a function are secret: they are for their server alone.
+    renew: Callable[[str], str] | None = None
 
 
 class Answer(NamedTuple):

@@ -36,7 +36,7 @@ from filelock import FileLock
 from laion_fmri_fetchers.exceptions import DiskSpaceError
 from laion_fmri_fetchers.messages import readable_size, warn
 
-from .client import Client, Fault, Threads
+from .client import Client, Fault, RemoteObject, Threads
 from .disks import (
     FULL,
     existing_parent,
@@ -47,7 +47,6 @@ from .disks import (
 )
 from .partial import BLOCK, Partial, lock_name, part_name, remove_left
 from .progress import Progress
-from .spans import RemoteObject
 
 # Bytes below which a file is fetched without a lock: to take one takes as long.
 SMALL = 2**20

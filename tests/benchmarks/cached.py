@@ -2,7 +2,7 @@
 
     python tests/benchmarks/cached.py
 
-Some 2,000 files lie on disk and in a bucket served by moto. Medians of several calls
+Some 2,000 files lie on disk and in a demo bucket. Medians of several calls
 in one process; requests are counted.
 """
 
