@@ -690,7 +690,9 @@ def _fetch_table(
     named = table
     if wanted is not None:
         known, source = table["image_name"], "the table of stimuli"
-        rows = find_images(wanted, known, source, inventory.settings.allow_missing)
+        rows = find_images(
+            wanted, known, source, inventory.bool(settings.allow_missing)
+        )
         named = table.iloc[rows]
     selected = select_rows(named, filt, "stimulus_filter")
     return record, table, selected.set_index("image_name")
