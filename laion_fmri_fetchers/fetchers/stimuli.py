@@ -690,7 +690,8 @@ def _fetch_table(
     named = table
     if wanted is not None:
         known, source = table["image_name"], "the table of stimuli"
-        rows = find_images(
+        may_miss = bool(inventory.settings.allow_missing)
+        rows = find_images(wanted, known, source, may_miss)
             wanted, known, source, inventory.bool(settings.allow_missing)
         )
         named = table.iloc[rows]
