@@ -692,8 +692,6 @@ def _fetch_table(
         known, source = table["image_name"], "the table of stimuli"
         may_miss = bool(inventory.settings.allow_missing)
         rows = find_images(wanted, known, source, may_miss)
-            wanted, known, source, inventory.bool(settings.allow_missing)
-        )
         named = table.iloc[rows]
     selected = select_rows(named, filt, "stimulus_filter")
     return record, table, selected.set_index("image_name")
