@@ -34,12 +34,11 @@ from sklearn.utils import Bunch
 
 from .cache.bunch import Result
 from .cache.files import read_file, write_atomically
-from .cache.inventory import take_inventory
-from .cache.obtain import obtain, plan
+from .cache.inventory import take_inventory_of_stimuli
+from .cache.obtain import fetch_public
 from .cache.settings import Settings, make_settings
 from .cache.state import state_path
 from .exceptions import (
-    BucketError,
     CorruptImageError,
     DownloadError,
     InvalidQueryError,
@@ -47,7 +46,7 @@ from .exceptions import (
 )
 from .layout.labels import OOD_TYPES, label_values
 from .layout.names import SUBJECTS, clean_subject
-from .layout.trees import STIMULI, STIMULUS_TABLE
+from .layout.trees import STIMULUS_TABLE
 from .messages import counted, functions_to_user, line_of_user, listed, tell, warn
 from .query.arguments import only_its_arguments, user_path
 from .query.shared_docs import documented
@@ -352,15 +351,8 @@ def _fetch_labels(settings: Settings) -> list[str]:
     """Return the labels of all images, from the public table of stimuli."""
     import pandas as pd
 
-    inventory = take_inventory([(STIMULI, "/")], settings, needs_listing=False)
-    record = inventory.by_id.get(STIMULUS_TABLE)
-    if record is None or STIMULUS_TABLE in inventory.absent:
-        problem = f"{STIMULUS_TABLE} is not in {settings.data_dir}."
-        settings.refuse_offline(problem)
-        raise BucketError(f"{problem} {inventory.error or 'The bucket lacks it.'}")
-    obtain(plan([record], inventory, again=lambda _: True), inventory)
-    if inventory.error:
-        warn(f"{inventory.error} Everything asked for is on disk; continuing offline.")
+    inventory = take_inventory_of_stimuli(settings)
+    (record,), _ = fetch_public([STIMULUS_TABLE], inventory, required=True)
     file = record["absolute_path"]
     try:
         table = pd.read_csv(file, usecols=["image_name"], dtype=str, na_filter=False)

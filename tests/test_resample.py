@@ -13,9 +13,9 @@ import pytest
 from nilearn.image import index_img, resample_img
 
 from laion_fmri_fetchers import fetch_laion_fmri
-from laion_fmri_fetchers.arrays import resample
 from laion_fmri_fetchers.betas.load import load_betas
 from laion_fmri_fetchers.exceptions import CorruptImageError, InvalidQueryError
+from laion_fmri_fetchers.fetchers.resample import Grid, resample_files
 from laion_fmri_fetchers.layout.grids import (
     can_be_resampled,
     interpolation_for,
@@ -29,30 +29,20 @@ AFFINE = np.array([[-1.8, 0.1, 0, 9], [0, 1.8, 0.1, -8], [0, 0, 1.8, -7], [0, 0,
 NAME = "sub-01_ses-01_space-T1w_stat-effect_statmap.nii.gz"
 
 
+def resample_file(file, resolution, interpolation="continuous"):
+    path = f"derivatives/glmsingle-tedana/{os.path.basename(file)}"
+    rec = {**record_of(path), "absolute_path": os.fspath(file)}
+    grid = Grid(resolution, interpolation, True, os.path.dirname(file))
+    resample_files([rec], grid)
+    return grid.target(path)
+
+
 def save(file, n=3, dtype="float32", seed=0):
     values = np.random.default_rng(seed).normal(5, 20, (*SHAPE, n)).astype(dtype)
     image = nib.Nifti1Image(values[..., 0] if n == 1 else values, AFFINE, dtype=dtype)
     image.header.set_xyzt_units("mm", "sec")
     nib.save(image, file)
     return str(file)
-
-
-def target_of(file, resolution):
-    folder, name = os.path.split(os.fspath(file))
-    path = resampled_path(f"derivatives/glmsingle-tedana/{name}", resolution)
-    return f"{folder}/{path}"
-
-
-def resample_file(file, resolution, interpolation="continuous", **how):
-    target = target_of(file, resolution)
-    resample.resample_file(os.fspath(file), target, resolution, interpolation, **how)
-    return target
-
-
-def find_resampled(file, resolution, interpolation="continuous"):
-    target = target_of(file, resolution)
-    found = resample.find_resampled(os.fspath(file), target, resolution, interpolation)
-    return target if found else None
 
 
 @pytest.mark.parametrize("interpolation", ["continuous", "linear", "nearest"])
@@ -93,41 +83,26 @@ def test_holes_stay_holes_without_a_warning(tmp_path):
     assert np.isnan(nib.load(file).get_fdata()).any((0, 1, 2)).tolist() == [0, 1, 0]
 
 
-def test_a_file_that_holds_is_used_again(tmp_path):
+def test_a_resampled_image_is_used_again_while_it_fits(tmp_path):
     file = save(tmp_path / NAME)
-    assert find_resampled(file, 3) is None
-    made = resample_file(file, 3, "linear")
+    made = resample_file(file, 3.0, "linear")
     inode = os.stat(made).st_ino
-    assert find_resampled(file, 3, "linear") == made
-    assert resample_file(file, 3, "linear") == made
+    assert resample_file(file, 3.0, "linear") == made
     assert os.stat(made).st_ino == inode
-    # made otherwise, or of another original
-    assert find_resampled(file, 3, "continuous") is None
-    assert find_resampled(file, 3.5, "linear") is None
-    assert resample_file(file, 3, "continuous") == made
-    assert find_resampled(file, 3, "linear") is None
+    os.unlink(file)
+    assert resample_file(file, 3.0, "linear") == made
+    with (
+        pytest.raises(FileNotFoundError),
+        pytest.warns(UserWarning, match="made with another interpolation"),
+    ):
+        resample_file(file, 3.0)
     save(file, n=5)
-    assert find_resampled(file, 3) is None
-    resample_file(file, 3)
+    resample_file(file, 3.0, "linear")
     assert nib.load(made).shape[3] == 5
-    inode = os.stat(made).st_ino
-    resample_file(file, 3, overwrite=True)
-    assert os.stat(made).st_ino != inode
     with open(made, "wb") as stream:
         stream.write(b"cut")
-    assert find_resampled(file, 3) is None
-
-
-def test_doing_without_the_original(tmp_path):
-    file = save(tmp_path / NAME)
-    made = resample_file(file, 3)
-    os.unlink(file)
-    assert find_resampled(file, 3) == made
-    assert find_resampled(file, 3, "linear") is None
-    assert resample_file(file, 3) == made
-    with pytest.raises(FileNotFoundError):
-        resample_file(file, 3, "linear")
-    assert find_resampled(file, 3) == made
+    resample_file(file, 3.0, "linear")
+    assert nib.load(made).shape[3] == 5
 
 
 def test_an_original_that_changed_and_kept_its_size_is_resampled_again(tmp_path):
@@ -139,9 +114,15 @@ def test_an_original_that_changed_and_kept_its_size_is_resampled_again(tmp_path)
         stored = gzip.compress(content, compresslevel=0, mtime=0)
         (tmp_path / NAME).write_bytes(stored)
         sizes.add(len(stored))
-        masks.append(nib.load(resample_file(tmp_path / NAME, 2, "nearest")).get_fdata())
+        masks.append(nib.load(resample_file(tmp_path / NAME, 2.0)).get_fdata())
     assert len(sizes) == 1
     assert not np.array_equal(*masks)
+
+
+@pytest.mark.parametrize("resolution", [0, -1, "3", True, np.inf, np.nan, 1.8])
+def test_resolutions_that_are_not_valid(resolution, no_network):
+    with pytest.raises(InvalidQueryError, match="resolution"):
+        fetch_laion_fmri(resolution=resolution, mode="offline")
 
 
 def test_nothing_is_left_of_a_failure(tmp_path):
@@ -152,14 +133,6 @@ def test_nothing_is_left_of_a_failure(tmp_path):
         resample_file(file, 3)
     assert [path.name for path in tmp_path.rglob("*.nii.gz")] == [NAME]
     assert [path.name for path in tmp_path.rglob(".*")] == []
-
-
-def test_several_volumes_at_once(tmp_path):
-    file = save(tmp_path / NAME, n=7)
-    with open(resample_file(file, 3), "rb") as stream:
-        alone = stream.read()
-    with open(resample_file(file, 3, overwrite=True, n_jobs=2), "rb") as stream:
-        assert stream.read() == alone
 
 
 def test_memory_is_constant_in_the_number_of_volumes(tmp_path):
@@ -173,12 +146,6 @@ def test_memory_is_constant_in_the_number_of_volumes(tmp_path):
         tracemalloc.stop()
     volume = np.prod(SHAPE) * 4
     assert peaks[1] - peaks[0] < 10 * volume
-
-
-@pytest.mark.parametrize("resolution", [0, -1, "3", None, True, np.inf, np.nan, 1.8])
-def test_resolutions_that_are_not_valid(resolution, tmp_path):
-    with pytest.raises(InvalidQueryError, match="resolution"):
-        resample_file(save(tmp_path / NAME), resolution)
 
 
 def test_names():
@@ -209,15 +176,9 @@ def test_names():
 
 def test_resampled_betas_and_masks_load_together(cached, no_network):
     data = fetch_laion_fmri(
-        "sub-01", rois="face", sessions=1, mode="offline", verbose=0
+        "sub-01", "face", 1, resolution=5, mode="offline", verbose=0
     )
-    data.images = [resample_file(file, 5, "linear") for file in data.images]
-    data.rois = [resample_file(file, 5, "nearest") for file in data.rois]
-    brain = data.brain_masks["sub-01"]
-    data.brain_masks["sub-01"] = resample_file(brain, 5, "nearest")
-    maps = data.noise_ceilings["sub-01"]
-    data.noise_ceilings["sub-01"] = {k: resample_file(f, 5) for k, f in maps.items()}
-    betas = load_betas(data, nc_threshold=0)
+    betas = load_betas(data, nc_threshold=0, verbose=0)
     assert np.allclose(betas.mask_img.affine[:3, :3], np.eye(3) * 5)
     assert len(betas.data) == len(data.trials)
     assert betas.data.std() > 0

@@ -22,8 +22,10 @@ from laion_fmri_fetchers import (
     load_betas,
     pack_betas,
 )
-from laion_fmri_fetchers.exceptions import InvalidQueryError
+from laion_fmri_fetchers.exceptions import DownloadError, InvalidQueryError
+from laion_fmri_fetchers.layout.trees import STIMULUS_TABLE
 from laion_fmri_fetchers.query import basic_image_terms
+from laion_fmri_fetchers.query.selection import Selection
 
 MAPS = "subject_noise_ceiling"
 
@@ -189,3 +191,24 @@ def test_null_is_in_no_range(fetch):
     data = fetch(1, rois=None, image_filter=terms)
     assert data.images
     assert all(meta["session"] is not None for meta in data.images_meta)
+
+
+def test_advice_names_only_arguments_that_a_call_has(server, data_dir):
+    server.faults[STIMULUS_TABLE] = (404, {}, b"")
+    with pytest.raises(DownloadError, match="same call resumes") as error:
+        fetch_laion_splits(verbose=0)
+    assert "allow_missing" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("terms", "is_updated"),
+    [
+        ({}, True),
+        ({"outdated": True}, False),
+        ({"last_modified": GreaterThan("2026")}, False),
+        ({"last_modified": GreaterThan("2024"), "outdated": False}, True),
+    ],
+)
+def test_terms_on_versions_hold_for_files_that_go_with_images(terms, is_updated):
+    record = {"outdated": False, "last_modified": "2025-06-02T00:00:00.000Z"}
+    assert Selection(image_filter=ResultFilter(terms)).is_updated(record) == is_updated

@@ -21,6 +21,7 @@ from laion_fmri_fetchers import (
     login,
     verify_cache,
 )
+from laion_fmri_fetchers.cache import listings
 from laion_fmri_fetchers.cache.state import license_marker
 from laion_fmri_fetchers.cli.main import main
 from laion_fmri_fetchers.demo import serve_bucket
@@ -69,6 +70,18 @@ def test_a_good_cache(cached, no_network):
     files = [p for p in cached.rglob("*") if p.is_file() and ".laion" not in str(p)]
     assert len(report) == len(files)
     assert report["size"].sum() == sum(path.stat().st_size for path in files)
+
+
+def test_each_kept_listing_is_read_once(cached, monkeypatch):
+    read = []
+
+    def read_file(file):
+        read.append(file)
+        return Path(file).read_bytes()
+
+    monkeypatch.setattr(listings, "read_file", read_file)
+    verify_cache(verbose=0)
+    assert sorted(read) == sorted((cached / ".laion_fmri/listings").iterdir())
 
 
 def test_damage_is_found_and_repaired(cached, server, bucket_folder, capsys):

@@ -6,8 +6,6 @@
                               └─ pictures.read_image, pictures.decode_image
     align       align ─┬─ query.rows.labels_of, query.rows.positions_of
                        └─ pictures.load_stimuli
-    resample    resample_file ──▶ _resample ─┬─ volumes.iter_volumes
-                find_resampled               └─ volumes.write_volumes
     heaps       check_values
 
     surfaces    project_to_surface ─┬─ templates.load_template

@@ -7,7 +7,7 @@ inventory.take_inventory ─▶ Inventory    records of files, in the bucket and
 obtain.plan ─▶ obtain.obtain ─▶ Outcome  the one way to get what is missing
 inventory.report_versions                outdated files, and others that differ
 tables.read_trials, read_participants
-derived.origin                           which version a file was derived from
+obtain.fetch_public                      public files, each by its name
 files.whole_file                         the one way to write a file
 state.state_path                         where all else is kept
 bunch.Result                             what fetchers return

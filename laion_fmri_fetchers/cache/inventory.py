@@ -15,7 +15,8 @@ filled is understood alike.
 from __future__ import annotations
 
 import os
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple, NoReturn
 
 from laion_fmri_fetchers.exceptions import BucketError, InvalidQueryError
@@ -28,8 +29,8 @@ from laion_fmri_fetchers.layout.trees import (
     FREESURFER,
     GLM,
     IMAGE_TYPES,
-    MADE_HERE,
     ROIS,
+    STIMULI,
     TREES,
     archived_key,
     listing_of,
@@ -39,10 +40,10 @@ from laion_fmri_fetchers.layout.trees import (
 from laion_fmri_fetchers.messages import counted, listed, warn
 from laion_fmri_fetchers.query.filters import ResultFilter, admits
 from laion_fmri_fetchers.query.selection import Selection
+from laion_fmri_fetchers.query.shared_docs import documented
 from laion_fmri_fetchers.remote.bucket import iso_date, timestamp
 
-from .derived import resampled_originals
-from .files import files_on_disk, hidden_on_disk, local_path
+from .files import hidden_on_disk, local_path
 from .listings import Catalog, Wanted, in_order, read_catalog
 from .settings import Settings
 
@@ -84,30 +85,27 @@ class Inventory(NamedTuple):
         raise InvalidQueryError(query_problem)
 
 
+@documented
 def take_inventory(
     wanted: Iterable[Wanted],
     settings: Settings,
     *,
     top: Catalog | None = None,
-    resolution: float | None = None,
-    interpolation: str = "continuous",
+    derived: Mapping[str, str] = MappingProxyType({}),
     needs_listing: bool = True,
 ) -> Inventory:
     """List the bucket, or read kept listings, scan the disk, and compare the two.
 
     Parameters
     ----------
-    wanted : iterable of (prefix, delimiter)
-        What to list, as `listing_of` gives it.
+    %(wanted)s
     settings : Settings
         How to work.
     top : Catalog, optional
         What was found at the top of the bucket, and whether it answered.
-    resolution : float, optional
-        In mm; originals of which an image of this resolution is on disk count as on
-        disk.
-    interpolation : str, default="continuous"
-        With which these images must have been made.
+    derived : mapping of str to str, optional
+        By the id of an original, the file on disk that stands for it where it was
+        deleted: it counts as on disk.
     needs_listing : bool, default=True
         Whether the selection depends on what the bucket lists; named files may all be
         on disk.
@@ -136,17 +134,8 @@ def take_inventory(
     }
     files = {path: local_path(folder, file) for path, file in catalog.on_disk.items()}
     files |= {p: local_path(folder, p) for p in hidden_on_disk(folder, objects)}
-    resampled: dict[str, str] = {}
-    if resolution is not None:
-        made, _ = files_on_disk(folder, [(MADE_HERE, "")])
-        resampled = resampled_originals(
-            folder,
-            {*made},
-            resolution,
-            interpolation,
-            lambda path: listing_of(path) in asked,
-        )
-    on_disk = {**resampled, **files}
+    stand_ins = {p: f for p, f in derived.items() if listing_of(p) in asked}
+    on_disk = {**stand_ins, **files}
     ids = objects.keys() | (set() if settings.overwrites else on_disk.keys())
     records, not_whole = [], set()
     for path in ids:
@@ -187,12 +176,19 @@ def take_inventory(
     )
 
 
+def take_inventory_of_stimuli(settings: Settings) -> Inventory:
+    """Return the content of the folder ``stimuli/``, in the bucket and on disk."""
+    return take_inventory([(STIMULI, "/")], settings, needs_listing=False)
+
+
 def take_inventory_of_subjects(
-    selection: Selection, settings: Settings, **resampled: Any
+    selection: Selection,
+    settings: Settings,
+    derived: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[list[str], Inventory]:
     """Return the subjects asked for, and an inventory of their files.
 
-    ``resampled`` are resolution and interpolation, see `take_inventory`.
+    ``derived`` is as in `take_inventory`.
     """
     subjects, top = selection.subjects, None
     if subjects is None:
@@ -201,7 +197,7 @@ def take_inventory_of_subjects(
     trees = trees_of(selection.image_filter, settings)
     for subject in subjects:
         wanted += listings_of(subject, trees)
-    return sorted(subjects), take_inventory(wanted, settings, top=top, **resampled)
+    return sorted(subjects), take_inventory(wanted, settings, top=top, derived=derived)
 
 
 def find_subjects(settings: Settings) -> tuple[tuple[str, ...], Catalog]:

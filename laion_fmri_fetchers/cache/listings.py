@@ -21,6 +21,7 @@ from laion_fmri_fetchers.layout.keys import Record, clean_key, record_of
 from laion_fmri_fetchers.layout.trees import DEMO, DERIVATIVES, STIMULI, listing_of
 from laion_fmri_fetchers.messages import warn
 from laion_fmri_fetchers.query.arguments import check_mode
+from laion_fmri_fetchers.query.shared_docs import documented
 from laion_fmri_fetchers.remote import bucket
 from laion_fmri_fetchers.remote.bucket import Object, UnreachableError, timestamp
 
@@ -64,6 +65,7 @@ def in_order(rec: Record) -> tuple[str, str, str]:
     return rec["subject"] or "", rec["session"] or "", rec["id"]
 
 
+@documented
 def read_catalog(
     wanted: Iterable[Wanted],
     data_dir: str,
@@ -77,16 +79,12 @@ def read_catalog(
 
     Parameters
     ----------
-    wanted : iterable of (prefix, delimiter)
-        What to list, as `listing_of` gives it.
-    data_dir : str
-        The data directory.
+    %(wanted)s
+    %(data_dir)s
     mode : str, default="download_new"
         ``"offline"``: read kept listings, and open no socket.
-    n_connections : int, default=64
-        Requests at once.
-    timeout : float, default=30.0
-        Seconds without an answer.
+    %(n_connections)s
+    %(timeout)s
     verbose : int, default=1
         Whether a line is printed where the bucket takes long; 0: none.
 
@@ -124,18 +122,9 @@ def read_catalog(
             kept = kept_listing(data_dir, each)
             if kept and not (is_bound and kept["bucket"] != here):
                 listings[each] = kept
-    objects: dict[str, Object] = {}
+    objects = _by_id(each for kept in listings.values() for each in kept["objects"])
     folders = set() if is_live else local_folders
-    for listing in listings.values():
-        folders |= set(listing["prefixes"])
-        for each in listing["objects"]:
-            path = clean_key(each.key)
-            if path in objects and objects[path].key != each.key:
-                raise BucketError(
-                    f"The bucket holds two keys for one file, {objects[path].key!r} "
-                    f"and {each.key!r}. Ask its owner to remove one of them."
-                )
-            objects[path] = each
+    folders |= {folder for kept in listings.values() for folder in kept["prefixes"]}
     return Catalog(
         objects,
         frozenset(folders),
@@ -152,16 +141,26 @@ def read_catalog(
     )
 
 
-def read_whole_catalog(data_dir: str) -> Catalog:
-    """Return all that kept listings and the disk hold; no socket is opened."""
-    wanted = []
-    with contextlib.suppress(OSError):
-        for name in sorted(os.listdir(state_path(data_dir, "listings"))):
-            file = state_path(data_dir, "listings", name)
-            if name.endswith(".json") and (kept := _read_listing(file)):
-                wanted.append((kept["prefix"], kept["delimiter"]))
-    catalog = read_catalog(wanted, data_dir, mode="offline")
-    return catalog._replace(on_disk=files_on_disk(data_dir, [("", "")])[0])
+def kept_objects(data_dir: str) -> dict[str, Object]:
+    """Return all objects of kept listings, by id; no socket is opened."""
+    folder = state_path(data_dir, "listings")
+    files = [folder / name for name in sorted(_names(folder)) if name.endswith(".json")]
+    listings = filter(None, map(_read_listing, files))
+    return _by_id(each for listing in listings for each in listing["objects"])
+
+
+def _by_id(objects: Iterable[Object]) -> dict[str, Object]:
+    """Return objects by the id of their files; two of one file are an error."""
+    found: dict[str, Object] = {}
+    for each in objects:
+        path = clean_key(each.key)
+        if path in found and found[path].key != each.key:
+            raise BucketError(
+                f"The bucket holds two keys for one file, {found[path].key!r} and "
+                f"{each.key!r}. Ask its owner to remove one of them."
+            )
+        found[path] = each
+    return found
 
 
 def keep_demo_apart(data_dir: str, timeout: float = 30.0) -> None:

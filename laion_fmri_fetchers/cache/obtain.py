@@ -14,9 +14,10 @@ from laion_fmri_fetchers.exceptions import (
     BucketError,
     DownloadError,
     HeldOutSessionError,
+    NotCachedError,
 )
 from laion_fmri_fetchers.layout.keys import Record, is_held_out
-from laion_fmri_fetchers.messages import counted, listed, readable_size, tell
+from laion_fmri_fetchers.messages import counted, listed, readable_size, tell, warn
 from laion_fmri_fetchers.remote.bucket import (
     bucket_url,
     iso_date,
@@ -24,7 +25,7 @@ from laion_fmri_fetchers.remote.bucket import (
     timestamp,
 )
 
-from .inventory import Inventory
+from .inventory import Inventory, report_versions
 from .listings import correct_listings
 from .settings import Settings
 from .state import partial_dir
@@ -171,7 +172,8 @@ def obtain(
     failures = download(files.values(), settings, sources, verbose)
     failed = tuple({**files[path], **failures[path]} for path in failures)
     if not settings.allow_missing:
-        _raise_if_any([rec for rec in failed if rec["id"] not in optional], len(files))
+        lost = [rec for rec in failed if rec["id"] not in optional]
+        _raise_if_any(lost, len(files), settings)
     return Outcome(frozenset(set(files) - set(failures)), failed)
 
 
@@ -234,12 +236,74 @@ def download(
     return failed
 
 
+def fetch_public(
+    ids: Iterable[str], inventory: Inventory, *, required: bool = False
+) -> tuple[list[Record], list[dict[str, Any]]]:
+    """Download public files that are not on disk, each by its name.
+
+    Parameters
+    ----------
+    ids : iterable of str
+        The files.
+    inventory : Inventory
+        What is on disk, and what the bucket has.
+    required : bool, default=False
+        Raise for files that fail, even if others may be missing.
+
+    Returns
+    -------
+    records : list of dict
+        One per file on disk, in the order of ``ids``.
+    failed : list of dict
+        ``id`` and ``reason`` of the others.
+
+    Raises
+    ------
+    NotCachedError, BucketError, DownloadError
+        If a file is not on disk and could not be downloaded.
+
+    Warns
+    -----
+    UserWarning
+        If the bucket has a newer version of a file on disk, or cannot be reached.
+    """
+    settings, by_id = inventory.settings, inventory.by_id
+    if required:
+        settings = settings._replace(allow_missing=None)
+        inventory = inventory._replace(settings=settings)
+    absent = [path for path in ids if path not in by_id or path in inventory.absent]
+    if absent and inventory.error:
+        raise BucketError(
+            f"{inventory.error} Missing in {settings.data_dir}: {listed(absent)}. "
+            "mode='offline' returns what is on disk."
+        )
+    where = "on disk" if inventory.is_cut_off else "in the bucket"
+    failed = [{"id": path, "reason": f"it is not {where}"} for path in absent]
+    text = "; ".join(f"{each['id']}: {each['reason']}" for each in failed)
+    if failed and not settings.allow_missing and inventory.is_cut_off:
+        raise NotCachedError(f"{text}, in {settings.data_dir}. {settings.how_to_fetch}")
+    if failed and not settings.allow_missing:
+        raise DownloadError(f"Could not be downloaded: {text}.", failed=failed)
+    records = [by_id[path] for path in ids if path not in absent]
+    outcome = obtain(plan(records, inventory, again=lambda _: True), inventory)
+    if inventory.error:
+        warn(f"{inventory.error} Everything asked for is on disk; continuing offline.")
+    failed += [{"id": rec["id"], "reason": rec["reason"]} for rec in outcome.failed]
+    if failed:
+        texts = [f"{each['id']}: {each['reason']}" for each in failed]
+        warn(f"Left out: {'; '.join(texts)}")
+    lost = {each["id"] for each in failed}
+    records = [rec for rec in records if rec["id"] not in lost]
+    report_versions(records, inventory, outcome.fetched)
+    return records, failed
+
+
 def planned_size(planned: Iterable[Planned]) -> int:
     """Return the bytes of planned files."""
     return sum(item.record["size"] or 0 for item in planned)
 
 
-def _raise_if_any(failed: list[Record], n_files: int) -> None:
+def _raise_if_any(failed: list[Record], n_files: int, settings: Settings) -> None:
     if not failed:
         return
     held_out = dict.fromkeys(
@@ -253,9 +317,11 @@ def _raise_if_any(failed: list[Record], n_files: int) -> None:
             "bucket denies (status 403). Leave these out of sessions."
         )
     reasons = [f"  {rec['id']}: {rec['reason']}" for rec in failed]
+    can_be_left_out = settings.allow_missing is not None
+    advice = "; allow_missing=True leaves the others out" if can_be_left_out else ""
     raise DownloadError(
         f"{len(failed)} of {counted(n_files, 'file')} could not be downloaded. Files "
-        "that arrived stay, and the same call resumes from there; allow_missing=True "
-        "leaves the others out.\n" + "\n".join(reasons),
+        f"that arrived stay, and the same call resumes from there{advice}.\n"
+        + "\n".join(reasons),
         failed=failed,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from laion_fmri_fetchers.exceptions import NotCachedError
 from laion_fmri_fetchers.messages import warn
@@ -26,10 +26,11 @@ class Settings(NamedTuple):
 
     mode: str
     data_dir: str
-    allow_missing: bool
     n_connections: int
     timeout: float
     verbose: int
+    # None: the call has no such argument, or it is no help, so no message names it.
+    allow_missing: bool | None = None
     dry_run: bool = False
     is_read_only: bool = False
 
@@ -61,13 +62,17 @@ def make_settings(
     mode: str | None,
     data_dir: str | os.PathLike | None,
     *,
-    allow_missing: bool,
-    n_connections: int,
-    timeout: float,
-    verbose: int,
+    n_connections: int = 64,
+    timeout: float = 30.0,
+    verbose: int = 1,
+    allow_missing: bool | None = None,
     dry_run: bool = False,
+    **_: Any,
 ) -> Settings:
     """Check how to work, and whether the data directory takes files.
+
+    Arguments of a call that say what to fetch are passed over, so that all of its
+    arguments can be given, ``**locals()``.
 
     Raises
     ------
@@ -81,36 +86,32 @@ def make_settings(
     UserWarning
         If the directory cannot be written, so that the call works offline.
     """
-    mode = check_mode(mode)
-    n_connections = check_positive(n_connections, "n_connections", whole=True)
-    timeout = check_timeout(timeout)
-    folder = get_data_dir(data_dir)
-    locked = "" if mode == "offline" else _locked(folder)
-    if locked:
-        warn(
-            f"The {locked} cannot be written: working offline with what "
-            "is on disk. Name another data_dir to download; mode='offline' does "
-            "without this warning."
-        )
-        mode = "offline"
-    return Settings(
-        mode,
-        folder,
-        bool(allow_missing),
-        n_connections,
-        timeout,
-        check_verbose(verbose),
-        bool(dry_run),
-        is_read_only=bool(locked),
+    settings = Settings(
+        check_mode(mode),
+        data_dir="",
+        n_connections=check_positive(n_connections, "n_connections", whole=True),
+        timeout=check_timeout(timeout),
+        verbose=check_verbose(verbose),
+        allow_missing=None if allow_missing is None else bool(allow_missing),
+        dry_run=bool(dry_run),
     )
-
-
-def _locked(folder: str) -> str:
-    """Return which folder of a data directory cannot be written; ``""``: none."""
+    folder = get_data_dir(data_dir)
+    settings = settings._replace(data_dir=folder)
+    if settings.mode == "offline":
+        return settings
     make_data_dir(folder)
-    if not is_writable(folder):
-        return f"data directory {folder}"
-    state = existing_parent(str(partial_dir(folder)))
-    if not os.path.isdir(state):
-        raise folder_error(OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)), state)
-    return "" if is_writable(state) else f"folder {state}"
+    if is_writable(folder):
+        state = existing_parent(str(partial_dir(folder)))
+        if not os.path.isdir(state):
+            error = OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+            raise folder_error(error, state)
+        if is_writable(state):
+            return settings
+        locked = f"folder {state}"
+    else:
+        locked = f"data directory {folder}"
+    warn(
+        f"The {locked} cannot be written: working offline with what is on disk. Name "
+        "another data_dir to download; mode='offline' does without this warning."
+    )
+    return settings._replace(mode="offline", is_read_only=True)

@@ -4,16 +4,16 @@ fmri.fetch_laion_fmri ─┬─ subjects.check_subjects, participants
                        ├─ choose.choose_images      records in, records out
                        ├─ trials.choose_by_trials
                        ├─ choose.choose_rois, choose_companions
-                       └─ chosen.fetch_chosen ─▶ make_bunch
-                            └─ grids.resample_files
+                       └─ bunch.fetch_chosen ─▶ make_bunch
+                            └─ resample.resample_files
 betas.fetch_laion_betas ─┬─ as fmri, but for the images
                          ├─ lacking.jobs_of, choose_ways, fill_store
                          └─ load_betas
 pack.pack_betas ── lacking.jobs_on_disk, extract_all
-fmri.fetch_laion_fmri_ids ── named.choose_named
-stimuli.fetch_laion_stimuli ─┬─ public_files.fetch_public
+fmri.fetch_laion_fmri_ids ── as fmri, for files that are named
+stimuli.fetch_laion_stimuli ─┬─ cache.obtain.fetch_public
                              └─ download_archive, extract_images of stimuli
-stimuli.fetch_laion_captions, …  ── public_files.fetch_public
+stimuli.fetch_laion_captions, …  ── cache.obtain.fetch_public
 surfaces.fetch_laion_surfaces ─┬─ choose.choose_rois
                                └─ obtain, surfaces.files
 discovery.get_subjects, describe, …

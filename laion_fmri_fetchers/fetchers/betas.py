@@ -61,6 +61,7 @@ from laion_fmri_fetchers.query.selection import Selection, is_one_name, select
 from laion_fmri_fetchers.query.shared_docs import documented
 from laion_fmri_fetchers.volumes import read_header
 
+from .bunch import Chosen, make_bunch, plan_files
 from .choose import (
     choose_companions,
     choose_images,
@@ -68,8 +69,6 @@ from .choose import (
     describe_subjects,
     roi_names,
 )
-from .chosen import Chosen, make_bunch, plan_files
-from .public_files import needed
 from .subjects import check_names, check_subjects
 from .trials import choose_by_trials
 
@@ -257,7 +256,6 @@ def fetch_laion_betas(  # noqa: C901 - its steps, in order
     settings = make_settings(
         mode,
         data_dir,
-        allow_missing=False,
         n_connections=n_connections,
         timeout=timeout,
         verbose=verbose,
@@ -288,8 +286,7 @@ def fetch_laion_betas(  # noqa: C901 - its steps, in order
             if dry_run:
                 results[name] = _planned(plan.files, plan.sizes, settings.verbose)
                 break
-            with needed():
-                fill_store(plan, how, inventory)
+            fill_store(plan, how, inventory)
             try:
                 results[name] = load_voxels(
                     data, name, voxels, labels, options, workers
@@ -360,10 +357,9 @@ def _fetch_small_files(
     """
     settings = inventory.settings
     records = [rec for rec in inventory.records if rec["subject"] == subject]
-    with needed():
-        images, trials, outcome = choose_by_trials(
-            choose_images(records, selection), inventory, selection, labels
-        )
+    images, trials, outcome = choose_by_trials(
+        choose_images(records, selection), inventory, selection, labels
+    )
     chosen = Chosen(
         [],
         choose_rois(records, selection),
@@ -372,8 +368,7 @@ def _fetch_small_files(
         describe_subjects([subject], records, {}),
     ).without_absent(inventory, selection.is_named, leave_out="")
     planned = plan_files(chosen, inventory, selection.is_newer, outcome, None)
-    with needed():
-        outcome += obtain(planned, inventory, accept=accept_license, quiet=True)
+    outcome += obtain(planned, inventory, accept=accept_license, quiet=True)
     on_disk = inventory._replace(settings=settings._replace(dry_run=False))
     arguments = inspect.signature(fetch_laion_betas).parameters
     query = {k: v for k, v in selection.as_query().items() if k in arguments}

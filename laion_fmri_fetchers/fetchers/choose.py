@@ -6,62 +6,49 @@ known; which of them are available is decided last, by `leave_out_absent`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Container, Iterable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Container, Iterable
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from laion_fmri_fetchers.exceptions import (
-    NotCachedError,
-    did_you_mean,
-)
+from laion_fmri_fetchers.exceptions import NotCachedError
 from laion_fmri_fetchers.layout.keys import (
     Record,
     is_functional_brain_mask,
-    is_held_out,
     is_of_session,
     is_of_trials,
 )
-from laion_fmri_fetchers.layout.names import (
-    clean_session,
-    is_published_roi,
-    with_unions,
-)
-from laion_fmri_fetchers.layout.trees import GLM, HELD_OUT, IMAGE_TYPES, trials_id
+from laion_fmri_fetchers.layout.trees import GLM, HELD_OUT, IMAGE_TYPES
 from laion_fmri_fetchers.messages import counted, listed, warn
 from laion_fmri_fetchers.query.filters import ResultFilter, admits, fields
 from laion_fmri_fetchers.query.selection import Selection
-from laion_fmri_fetchers.query.term_checks import (
-    check_fields,
-    check_terms,
-)
+from laion_fmri_fetchers.query.term_checks import check_fields, check_terms
 
+# A subject and one of its sessions.
 Session = tuple[str, str]
-"""A subject and one of its sessions."""
-
-_NAMES_SHOWN = 40
-
-
-class Trials(NamedTuple):
-    """Trial tables: ``image_index`` of a trial is the position of its session."""
-
-    frame: pd.DataFrame
-    sessions: list[Session]
-
-
-class Companions(NamedTuple):
-    """Files that go with images: a brain mask for each subject, its noise ceilings."""
-
-    brain_masks: list[Record]
-    noise_ceilings: list[Record]
-
-    def files(self) -> list[Record]:
-        """Return the records of all files."""
-        return self.brain_masks + self.noise_ceilings
 
 
 # --- Subjects --------------------------------------------------------------------
+
+
+def session_names(records: Iterable[Record]) -> dict[str, set[str]]:
+    """Return the sessions of each subject, whichever their files."""
+    names: dict[str, set[str]] = {}
+    for rec in records:
+        if is_of_session(rec):
+            names.setdefault(rec["subject"], set()).add(rec["session"])
+    return names
+
+
+def roi_names(records: Iterable[Record]) -> dict[str, set[str]]:
+    """Return the ROIs and ROI categories of each subject."""
+    names: dict[str, set[str]] = {}
+    for rec in records:
+        if rec["roi"]:
+            of_subject = names.setdefault(rec["subject"], set())
+            of_subject |= {rec["roi"], rec["roi_category"]}
+    return names
 
 
 def describe_subjects(
@@ -78,9 +65,7 @@ def describe_subjects(
             continue
         if rec["roi"]:
             rois[subject].add(rec["roi"])
-        elif rec["session"] in sessions[subject] or not rec["id"].startswith(GLM):
-            continue
-        elif is_of_trials(rec):
+        elif rec["id"].startswith(GLM) and is_of_trials(rec):
             sessions[subject].add(rec["session"])
     return [
         {
@@ -110,61 +95,15 @@ def choose_subjects(
 
 def choose_images(records: Iterable[Record], selection: Selection) -> list[Record]:
     """Return the images of the selected sessions that pass the image filter."""
-    named = None if selection.sessions is None else {*selection.sessions}
-    types = {t for t in IMAGE_TYPES if _admits_type(selection.image_filter, t)}
-    in_sessions = [
-        rec
-        for rec in records
-        if rec["subject"] is not None and _is_in_sessions(rec, named)
-    ]
-    chosen = [
-        rec
-        for rec in in_sessions
-        if rec["image_type"] in types and selection.image_filter(rec)
-    ]
-    name = "the terms on images"
-    check_terms(name, selection.image_filter, in_sessions, len(chosen))
-    return chosen
-
-
-def _admits_type(given: ResultFilter, image_type: str) -> bool:
-    return admits(given, "image_type", image_type)
-
-
-def _is_in_sessions(rec: Record, named: set[str] | None) -> bool:
-    """Tell whether a file is of a selected session, or of the subject as a whole."""
-    if not is_of_session(rec):
-        return True
-    return not is_held_out(rec) if named is None else rec["session"] in named
-
-
-def is_updated(rec: Record, selection: Selection) -> bool:
-    """Return whether mode "overwrite" fetches a file again that goes with images.
-
-    It does where the file, too, passes the terms on its version.
-    """
-    passes = admits(selection.image_filter, "outdated", rec["outdated"])
-    return passes and selection.is_newer(rec)
-
-
-def updated_tables(records: Iterable[Record], selection: Selection) -> list[Record]:
-    """Return the trial tables that terms on the version of files are to update.
-
-    Where nothing but its table changed, no image of a session passes such a term.
-    """
     given = selection.image_filter
-    asks_for_versions = fields(given) & {"outdated", "last_modified"}
-    if not asks_for_versions or not _admits_type(given, "betas"):
-        return []
-    named = None if selection.sessions is None else {*selection.sessions}
-    return [
-        rec
-        for rec in records
-        if rec["image_type"] == "trials"
-        and _is_in_sessions(rec, named)
-        and admits(given, "session", rec["session"])
-        and is_updated(rec, selection)
+    types = {t for t in IMAGE_TYPES if admits(given, "image_type", t)}
+    candidates = [
+        rec for rec in records if rec["subject"] and selection.is_in_sessions(rec)
     ]
+    # By type first, as most files are of other types and filters take time.
+    chosen = [rec for rec in candidates if rec["image_type"] in types and given(rec)]
+    check_terms("the terms on images", given, candidates, len(chosen))
+    return chosen
 
 
 def limit_images(
@@ -184,43 +123,26 @@ def limit_images(
     return images[:limit]
 
 
-# --- Trials ----------------------------------------------------------------------
+def tables_to_update(records: Iterable[Record], selection: Selection) -> list[Record]:
+    """Return the trial tables that terms on the version of files are to update.
 
-
-def tables_of(images: Iterable[Record]) -> dict[str, Session]:
-    """Return the trial tables of the sessions of images: id -> session."""
-    return {trials_id(rec): session_of(rec) for rec in images}
-
-
-def earlier_tables(sessions: Iterable[Session]) -> list[str]:
-    """Return the trial tables of all sessions before some, by number.
-
-    Which showing of an image a trial was can be counted with these alone.
+    Where nothing but its table changed, no image of a session passes such a term.
     """
-    last: dict[str, int] = {}
-    for subject, session in sessions:
-        number = int(session.removeprefix("ses-"))
-        last[subject] = max(last.get(subject, 0), number)
+    given = selection.image_filter
+    asks_for_versions = fields(given) & {"outdated", "last_modified"}
+    if not asks_for_versions or not admits(given, "image_type", "betas"):
+        return []
     return [
-        trials_id({"subject": subject, "session": clean_session(number)})
-        for subject, n_sessions in last.items()
-        for number in range(1, n_sessions)
+        rec
+        for rec in records
+        if rec["image_type"] == "trials"
+        and selection.is_in_sessions(rec)
+        and admits(given, "session", rec["session"])
+        and selection.is_updated(rec)
     ]
 
 
-def choose_trials(trials: Trials, trial_filter: ResultFilter) -> Trials:
-    """Return the trials that pass the filter."""
-    passed = trial_filter.mask(trials.frame)
-    check_terms("trial_filter", trial_filter, trials.frame, passed.sum())
-    return trials._replace(frame=trials.frame[passed])
-
-
-def images_with_trials(images: list[Record], trials: Trials) -> list[Record]:
-    """Return the images of sessions with trials, and those of no such session."""
-    with_trials = {trials.sessions[i] for i in trials.frame["image_index"].unique()}
-    return [
-        rec for rec in images if not is_of_trials(rec) or session_of(rec) in with_trials
-    ]
+# --- Trials ----------------------------------------------------------------------
 
 
 def session_of(rec: Record) -> Session:
@@ -228,29 +150,32 @@ def session_of(rec: Record) -> Session:
     return rec["subject"], rec["session"]
 
 
-def align(
-    trials: Trials, images: list[Record]
+def rows_of_sessions(trials: pd.DataFrame) -> dict[Session, slice]:
+    """Return the rows of each session of a trial table."""
+    _, starts = np.unique(trials["image_index"], return_index=True)
+    first = trials.iloc[starts]
+    sessions = zip(first["subject"], first["session"], strict=True)
+    rows = map(slice, starts, [*starts[1:], len(trials)])
+    return dict(zip(sessions, rows, strict=True))
+
+
+def align_trials(
+    trials: pd.DataFrame, images: list[Record]
 ) -> tuple[pd.DataFrame, list[np.ndarray | None]]:
     """Return the trials in the order of images, and the volumes of each image."""
-    frame = trials.frame
-    table = frame["image_index"].to_numpy()
-    starts = np.searchsorted(table, np.arange(len(trials.sessions) + 1))
-    position = {session: i for i, session in enumerate(trials.sessions)}
-    volumes = frame["beta_index"].to_numpy()
+    rows = rows_of_sessions(trials)
+    volumes = trials["beta_index"].to_numpy()
     sample_masks: list[np.ndarray | None] = []
-    tables = []
+    order = [np.empty(0, dtype=np.intp)]
     for rec in images:
-        at = position.get(session_of(rec)) if rec["image_type"] == "betas" else None
-        if at is None:
+        of_image = rows.get(session_of(rec)) if rec["image_type"] == "betas" else None
+        if of_image is None:
             sample_masks.append(None)
         else:
-            sample_masks.append(volumes[starts[at] : starts[at + 1]].copy())
-            tables.append(at)
+            sample_masks.append(volumes[of_image].copy())
+            order.append(np.arange(of_image.start, of_image.stop))
+    frame = trials.iloc[np.concatenate(order)].reset_index(drop=True)
     sizes = [0 if mask is None else len(mask) for mask in sample_masks]
-    if tables != [*range(len(trials.sessions))]:
-        rows = [np.arange(starts[at], starts[at + 1]) for at in tables]
-        frame = frame.iloc[np.concatenate([np.empty(0, dtype=np.intp), *rows])]
-    frame = frame.reset_index(drop=True)
     frame["image_index"] = np.repeat(np.arange(len(images)), sizes)
     return frame, sample_masks
 
@@ -271,8 +196,8 @@ def choose_rois(records: Iterable[Record], selection: Selection) -> list[Record]
         last = len(place)
 
         def order(rec: Record) -> int:
-            of_roi = place.get(rec["roi"], last)
-            return min(of_roi, place.get(rec["roi_category"], last))
+            names = rec["roi"], rec["roi_category"]
+            return min(place.get(name, last) for name in names)
 
         masks = [rec for rec in masks if order(rec) < last]
         masks.sort(key=lambda rec: (rec["subject"], order(rec)))
@@ -282,11 +207,9 @@ def choose_rois(records: Iterable[Record], selection: Selection) -> list[Record]
 
 
 def choose_companions(
-    records: Iterable[Record],
-    subjects: Container[str],
-    absent: Container[str],
-) -> Companions:
-    """Return the brain mask and the noise ceilings of each subject.
+    records: Iterable[Record], subjects: Container[str], absent: Container[str]
+) -> list[Record]:
+    """Return the files that go with images: a brain mask per subject, noise ceilings.
 
     Where a subject has no mask, it is the map of mean R2, to derive one from.
 
@@ -297,7 +220,7 @@ def choose_companions(
     subjects : container of str
         Whose.
     absent : container of str
-        Ids of files that cannot be had.
+        Ids of files that are unavailable.
     """
     masks: dict[str, Record] = {}
     means: dict[str, Record] = {}
@@ -314,56 +237,7 @@ def choose_companions(
             masks.setdefault(subject, rec)
         elif rec["image_type"] == "mean_rsquare":
             means.setdefault(subject, rec)
-    return Companions([*{**means, **masks}.values()], ceilings)
-
-
-# --- Names -----------------------------------------------------------------------
-
-
-def missing_names(
-    kind: str, names: Iterable[str] | None, by_subject: dict[str, set[str]]
-) -> list[tuple[list[str], str, str]]:
-    """Return the names that subjects do not have: subjects, name, and a hint.
-
-    Parameters
-    ----------
-    kind : {"ROI", "session"}
-        What is named.
-    names : iterable of str or None
-        What was asked for; None: all.
-    by_subject : dict
-        The names of each subject.
-    """
-    existing = set().union(*by_subject.values()) - HELD_OUT
-    missing = []
-    for name in names or ():
-        lacking = [s for s, of_subject in by_subject.items() if name not in of_subject]
-        if lacking:
-            hint = did_you_mean(name, with_unions(existing))
-            if existing and (kind == "session" or is_published_roi(name)):
-                hint = f"there are {listed(sorted(existing), most=_NAMES_SHOWN)}."
-            missing.append((lacking, name, hint))
-    return missing
-
-
-def session_names(records: Iterable[Record]) -> dict[str, set[str]]:
-    """Return the sessions of each subject, whichever their files."""
-    names: dict[str, set[str]] = {}
-    for rec in records:
-        if is_of_session(rec):
-            names.setdefault(rec["subject"], set()).add(rec["session"])
-    return names
-
-
-def roi_names(records: Iterable[Record]) -> dict[str, set[str]]:
-    """Return the ROIs and ROI categories of each subject."""
-    names: dict[str, set[str]] = {}
-    for rec in records:
-        if rec["roi"]:
-            names.setdefault(rec["subject"], set()).update(
-                (rec["roi"], rec["roi_category"])
-            )
-    return names
+    return [*{**means, **masks}.values(), *ceilings]
 
 
 # --- Files that are unavailable --------------------------------------------------
@@ -372,7 +246,7 @@ def roi_names(records: Iterable[Record]) -> dict[str, set[str]]:
 def leave_out_absent(
     kind: str,
     chosen: list[Record],
-    absent: Collection[str],
+    absent: Container[str],
     *,
     is_named: Callable[[Record], bool],
     advice: str,
@@ -386,7 +260,7 @@ def leave_out_absent(
         What the files are, in the plural.
     chosen : list of dict
         Records of selected files.
-    absent : collection of str
+    absent : container of str
         Ids of files that are unavailable.
     is_named : callable
         Whether a record's file, its session or ROI was named: then it is an error.
@@ -400,30 +274,23 @@ def leave_out_absent(
     NotCachedError
         If a file that was named is unavailable.
     """
-    lacking = [rec for rec in chosen if rec["id"] in absent]
-    if not lacking:
+    missing = [rec for rec in chosen if rec["id"] in absent]
+    if not missing:
         return chosen
-    named = [rec["id"] for rec in lacking if is_named(rec)]
+    named = [rec["id"] for rec in missing if is_named(rec)]
     if named:
         raise NotCachedError(
             f"{counted(len(named), 'file')} of the selection "
             f"{'is' if len(named) == 1 else 'are'} not on disk: {listed(named)}. "
             f"{advice} {leave_out}"
         )
-    present = [rec for rec in chosen if rec["id"] not in absent]
+    names = [
+        f"{rec['roi'] or rec['session'] or rec['id'].rpartition('/')[2]} of "
+        f"{rec['subject']}"
+        for rec in missing
+    ]
     warn(
-        f"{len(lacking)} of {len(chosen)} {kind} are in the saved listing but not on "
-        f"disk, and are left out: {listed(_short_names(lacking))}. {advice}"
+        f"{len(missing)} of {len(chosen)} {kind} are in the saved listing but not on "
+        f"disk, and are left out: {listed([*dict.fromkeys(names)])}. {advice}"
     )
-    return present
-
-
-def _short_names(lacking: list[Record]) -> list[str]:
-    """Return what to call files in a warning: ROI or session, and the subject."""
-    return list(
-        dict.fromkeys(
-            f"{rec['roi'] or rec['session'] or rec['id'].rpartition('/')[2]} of "
-            f"{rec['subject']}"
-            for rec in lacking
-        )
-    )
+    return [rec for rec in chosen if rec["id"] not in absent]

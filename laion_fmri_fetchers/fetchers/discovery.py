@@ -10,7 +10,7 @@ from laion_fmri_fetchers.cache.data_dir import get_data_dir
 from laion_fmri_fetchers.cache.files import local_path
 from laion_fmri_fetchers.cache.listings import Catalog, Wanted, read_catalog
 from laion_fmri_fetchers.exceptions import BucketError, InvalidQueryError, did_you_mean
-from laion_fmri_fetchers.layout.keys import is_of_trials, record_of
+from laion_fmri_fetchers.layout.keys import Record, is_of_trials, record_of
 from laion_fmri_fetchers.layout.names import subjects_among
 from laion_fmri_fetchers.layout.trees import (
     ANATOMICAL,
@@ -30,12 +30,14 @@ from laion_fmri_fetchers.query.arguments import (
     only_its_arguments,
 )
 from laion_fmri_fetchers.query.selection import subject_names
+from laion_fmri_fetchers.query.shared_docs import documented
 from laion_fmri_fetchers.remote.bucket import Object, bucket_url, key_of
 
 _DESCRIBED = (GLM, ROIS, ANATOMICAL)
 
 
 @only_its_arguments
+@documented
 def get_subjects(
     *, data_dir: str | os.PathLike | None = None, timeout: float = 30.0
 ) -> list[str]:
@@ -43,10 +45,8 @@ def get_subjects(
 
     Parameters
     ----------
-    data_dir : str or path, optional
-        The data directory, where listings are kept; see `get_data_dir`.
-    timeout : float, default=30.0
-        Seconds without an answer.
+    %(data_dir)s
+    %(timeout)s
 
     Returns
     -------
@@ -69,6 +69,7 @@ def get_subjects(
 
 
 @only_its_arguments
+@documented
 def get_rois(
     subjects: str | int | Sequence[str | int] | None = None,
     category: str | None = None,
@@ -85,10 +86,8 @@ def get_rois(
         ``"all"``: those of any subject.
     category : str, optional
         Such as ``"face"``; None: those of any category.
-    data_dir : str or path, optional
-        The data directory, where listings are kept; see `get_data_dir`.
-    timeout : float, default=30.0
-        Seconds without an answer.
+    %(data_dir)s
+    %(timeout)s
 
     Returns
     -------
@@ -126,9 +125,7 @@ def get_rois(
             f"Unknown subject {without[0]!r}, or one without ROIs; available: "
             f"{listed(existing)}."
         )
-    rois: dict[str, set[str]] = {}
-    for rec in recs:
-        rois.setdefault(rec["roi_category"], set()).add(rec["roi"])
+    rois = _rois_by_category(recs)
     if category is not None and category not in rois:
         hint = did_you_mean(category, rois)
         raise InvalidQueryError(f"There is no ROI category {category!r}; {hint}")
@@ -136,6 +133,7 @@ def get_rois(
 
 
 @only_its_arguments
+@documented
 def describe(
     *, data_dir: str | os.PathLike | None = None, timeout: float = 30.0
 ) -> None:
@@ -143,10 +141,8 @@ def describe(
 
     Parameters
     ----------
-    data_dir : str or path, optional
-        The data directory, where listings are kept; see `get_data_dir`.
-    timeout : float, default=30.0
-        Seconds without an answer.
+    %(data_dir)s
+    %(timeout)s
 
     Raises
     ------
@@ -183,17 +179,14 @@ def describe(
             f"{subject:<8} {len(sessions - held_out):>8} {len(held_out):>9}  "
             f"{readable_size(size):>9} {n_rois:>8}  {n_disk} of {len(own)} files"
         )
-    by_category: dict[str, set[str]] = {}
-    for rec in recs:
-        if rec["roi"]:
-            by_category.setdefault(rec["roi_category"], set()).add(rec["roi"])
     show("\nROIs by category")
-    for category, names in sorted(by_category.items()):
+    for category, names in sorted(_rois_by_category(recs).items()):
         line = f"  {category:<12} {' '.join(sorted(names))}"
         show(textwrap.fill(line, 79, subsequent_indent=" " * 15))
 
 
 @only_its_arguments
+@documented
 def inspect_bucket(
     prefix: str = "",
     *,
@@ -206,10 +199,8 @@ def inspect_bucket(
     ----------
     prefix : str, default=""
         A folder, such as ``"derivatives/rois/sub-01/"``, or its address.
-    data_dir : str or path, optional
-        The data directory, where listings are kept; see `get_data_dir`.
-    timeout : float, default=30.0
-        Seconds without an answer.
+    %(data_dir)s
+    %(timeout)s
 
     Raises
     ------
@@ -248,6 +239,14 @@ def inspect_bucket(
         show(f"  {readable_size(each.size):>10}  {each.key[len(prefix) :]}")
 
 
+def _rois_by_category(records: Iterable[Record]) -> dict[str, set[str]]:
+    rois: dict[str, set[str]] = {}
+    for rec in records:
+        if rec["roi"]:
+            rois.setdefault(rec["roi_category"], set()).add(rec["roi"])
+    return rois
+
+
 def _subjects(
     data_dir: str, timeout: float, before: Catalog | None = None
 ) -> tuple[list[str], Catalog]:
@@ -271,32 +270,25 @@ def _look(
 
     A bucket that did not answer ``before`` is not asked, and waited for, again.
     """
-    error = before.error if before else None
-    mode = "offline" if error else check_mode(None)
+    is_down = before is not None and before.error is not None
+    mode = "offline" if is_down else check_mode(None)
     found = read_catalog(wanted, data_dir, mode=mode, timeout=check_timeout(timeout))
-    if error:
-        found = found._replace(error=error)
-        return _by_disk(found, data_dir) if found.unlisted else found
-    if not found.error:
-        return _by_disk(found, data_dir) if found.unlisted else found
-    if not found.unlisted:
-        warn(f"{found.error} Showing a listing saved earlier.")
-        return found
-    prefixes = tuple(prefix for prefix, _ in wanted)
-    below = [f for f in found.folders if f.startswith(prefixes) and f not in prefixes]
-    if not (found.on_disk or below):
-        raise BucketError(
-            f"{found.error} Nothing of it is in {data_dir}, and no listing was saved "
-            "earlier."
-        )
-    warn(f"{found.error} Showing what is on disk.")
-    return _by_disk(found, data_dir)
-
-
-def _by_disk(found: Catalog, data_dir: str) -> Catalog:
-    """Return the catalog with files on disk in place of missing listings."""
-    on_disk = {
-        path: Object(file, os.path.getsize(local_path(data_dir, file)))
-        for path, file in found.on_disk.items()
-    }
-    return found._replace(objects={**on_disk, **found.objects})
+    if found.error:
+        prefixes = tuple(prefix for prefix, _ in wanted)
+        below = {f for f in found.folders if f.startswith(prefixes)} - {*prefixes}
+        if found.unlisted and not (found.on_disk or below):
+            raise BucketError(
+                f"{found.error} Nothing of it is in {data_dir}, and no listing was "
+                "saved earlier."
+            )
+        shown = "what is on disk" if found.unlisted else "a listing saved earlier"
+        warn(f"{found.error} Showing {shown}.")
+    if before is not None and before.error:
+        found = found._replace(error=before.error)
+    if found.unlisted:
+        on_disk = {
+            path: Object(file, os.path.getsize(local_path(data_dir, file)))
+            for path, file in found.on_disk.items()
+        }
+        found = found._replace(objects=on_disk | found.objects)
+    return found

@@ -1,9 +1,9 @@
-"""fetch_laion_fmri: from arguments to a Bunch of files and metadata.
+"""fetch_laion_fmri and fetch_laion_fmri_ids: from arguments to a Bunch of files.
 
 The way through, with no step back::
 
     arguments -> Selection, Settings, Grid   select, make_settings, make_grid
-              -> Inventory                   bucket or saved listings, and the disk
+              -> Inventory                   bucket or kept listings, and the disk
               -> subjects                    choose_subjects, by subject_filter
               -> images                      choose_images, by sessions and image_filter
               -> trials                      choose_by_trials, by trial_filter
@@ -20,29 +20,37 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Iterable, Sequence
-from functools import partial
 from typing import Any
 
 from sklearn.utils import Bunch
 
-from laion_fmri_fetchers.cache.inventory import take_inventory_of_subjects
-from laion_fmri_fetchers.cache.settings import make_settings
+from laion_fmri_fetchers.cache.inventory import (
+    SUBJECT_TREES,
+    Inventory,
+    take_inventory,
+    take_inventory_of_subjects,
+)
+from laion_fmri_fetchers.cache.settings import Settings, make_settings
+from laion_fmri_fetchers.exceptions import InvalidQueryError, did_you_mean
+from laion_fmri_fetchers.layout.keys import Record, clean_key, is_held_out, place_of
+from laion_fmri_fetchers.layout.trees import GATED, listing_of, listings_of
+from laion_fmri_fetchers.messages import counted, tell
 from laion_fmri_fetchers.query.arguments import only_its_arguments
 from laion_fmri_fetchers.query.selection import Selection, select
 from laion_fmri_fetchers.query.shared_docs import documented
+from laion_fmri_fetchers.query.values import in_order
+from laion_fmri_fetchers.remote.bucket import key_of
 
+from .bunch import Chosen, fetch_chosen
 from .choose import (
     choose_companions,
     choose_images,
     choose_rois,
     choose_subjects,
     describe_subjects,
-    is_updated,
-    updated_tables,
+    tables_to_update,
 )
-from .chosen import Chosen, fetch_chosen, report_bulk
-from .grids import make_grid
-from .named import choose_named, parse_ids, take_inventory_of_named
+from .resample import find_resampled, make_grid
 from .subjects import check_names, check_subjects, is_on_disk, participants
 from .trials import choose_by_trials
 
@@ -213,6 +221,7 @@ callable, optional
         newest = max(m["last_modified"] for m in data.images_meta)
         fetch_laion_fmri(mode="overwrite", last_modified=GreaterThan(newest))
     """
+    given = dict(locals())
     selection = select(
         subjects,
         rois,
@@ -225,23 +234,14 @@ callable, optional
         image_terms,
         inspect.signature(fetch_laion_fmri).parameters,
     )
-    grid = make_grid(resolution, interpolation, keep_original)
-    settings = make_settings(
-        mode,
-        data_dir,
-        allow_missing=allow_missing,
-        n_connections=n_connections,
-        timeout=timeout,
-        verbose=verbose,
-        dry_run=dry_run,
-    )
-    names, inventory = take_inventory_of_subjects(
-        selection, settings, **(grid.as_query() if grid else {})
-    )
+    settings = make_settings(**given)
+    grid = make_grid(resolution, interpolation, keep_original, settings.data_dir)
+    resampled = find_resampled(grid) if grid else {}
+    names, inventory = take_inventory_of_subjects(selection, settings, resampled)
     is_named = selection.subjects is not None
     check_subjects(names, inventory, named=is_named, may_be_left_out=True)
-    again = partial(is_updated, selection=selection)
-    table = participants(inventory, selection.subject_filter, again)
+
+    table = participants(inventory, selection.subject_filter, selection.is_updated)
     subjects_meta = choose_subjects(
         describe_subjects(names, inventory.records, table), selection.subject_filter
     )
@@ -249,7 +249,6 @@ callable, optional
     records = [rec for rec in inventory.records if rec["subject"] in selected]
     check_names(records, selected, inventory, selection)
     images = choose_images(records, selection)
-    report_bulk(images, settings.verbose)
     images, trials, tables = choose_by_trials(images, inventory, selection)
     chosen = Chosen(
         images,
@@ -257,11 +256,11 @@ callable, optional
         choose_companions(records, selected, inventory.absent),
         trials,
         [meta for meta in subjects_meta if is_on_disk(meta["subject"], inventory)],
-        updated_tables(records, selection) if settings.overwrites else (),
-    )
+        tables_to_update(records, selection) if settings.overwrites else (),
+    ).without_absent(inventory, selection.is_named)
+
     query = selection.as_query() | (grid.as_query() if grid else {})
-    chosen = chosen.without_absent(inventory, selection.is_named)
-    return fetch_chosen(chosen, inventory, query, again, tables, grid)
+    return fetch_chosen(chosen, inventory, query, selection.is_updated, tables, grid)
 
 
 @only_its_arguments
@@ -327,31 +326,119 @@ def fetch_laion_fmri_ids(
 
         maps = fetch_laion_fmri_ids("derivatives/retinotopy/sub-01/")
     """
-    ids, prefixes = parse_ids(image_ids)
-    settings = make_settings(
-        mode,
-        data_dir,
-        allow_missing=allow_missing,
-        n_connections=n_connections,
-        timeout=timeout,
-        verbose=verbose,
-        dry_run=dry_run,
-    )
-    names, inventory = take_inventory_of_named(ids, prefixes, settings)
-    images = choose_named(ids, prefixes, inventory)
-    report_bulk(images, settings.verbose)
+    settings = make_settings(**locals())
+    ids, prefixes = _parse_ids(image_ids)
+    names, inventory = _take_inventory_of_named(ids, prefixes, settings)
+    images = _choose_named(ids, prefixes, inventory)
     everything = Selection(rois=())
     table = participants(inventory, everything.subject_filter, everything.is_newer)
     images, trials, tables = choose_by_trials(images, inventory, everything)
-    shown = sorted(names & {rec["subject"] for rec in images})
     with_betas = {rec["subject"] for rec in images if rec["image_type"] == "betas"}
+    shown = sorted(names & {rec["subject"] for rec in images})
     chosen = Chosen(
         images,
         [],
         choose_companions(inventory.records, with_betas, inventory.absent),
         trials,
         describe_subjects(shown, inventory.records, table),
-    )
+    ).without_absent(inventory, is_named=lambda _: True)
     query = {"image_ids": [*ids, *prefixes]}
-    chosen = chosen.without_absent(inventory, is_named=lambda _: True)
     return fetch_chosen(chosen, inventory, query, everything.is_newer, tables)
+
+
+def _parse_ids(image_ids: object) -> tuple[list[str], list[str]]:
+    """Return ids and prefixes that were named, each once, in their order.
+
+    Raises
+    ------
+    InvalidQueryError
+        If one is not text, or gated.
+    UnsafeKeyError
+        If one would leave the data directory.
+    """
+    given = [image_ids] if isinstance(image_ids, str) else image_ids
+    if isinstance(given, bytes) or not isinstance(given, Iterable):
+        raise InvalidQueryError(f"image_ids is {image_ids!r}; give ids or keys, as str")
+    ids: dict[str, None] = {}
+    prefixes: dict[str, None] = {}
+    for name in in_order(given):
+        if not isinstance(name, str):
+            raise InvalidQueryError(
+                f"image_ids holds {name!r}; give ids or keys, as str"
+            )
+        if os.path.isabs(name) and name.strip("/"):
+            raise InvalidQueryError(
+                f"image_ids holds {name!r}, a path on disk; give the 'id' of its "
+                "record, which begins below the data directory: "
+                "[meta['id'] for meta in data.images_meta]"
+            )
+        name = key_of(name)
+        if name.strip("/") == "" or not name.endswith("/"):
+            ids[clean_key(name)] = None
+        else:
+            prefixes[f"{clean_key(name.rstrip('/'))}/"] = None
+    for gated in GATED & set(ids):
+        raise InvalidQueryError(
+            f"{gated!r} is gated by a Data Use Agreement; use fetch_laion_stimuli."
+        )
+    return [*ids], [*prefixes]
+
+
+def _take_inventory_of_named(
+    ids: list[str], prefixes: list[str], settings: Settings
+) -> tuple[set[str], Inventory]:
+    """Return the subjects of named files, and an inventory of all their files."""
+    below = tuple(prefixes)
+    wanted = {("", "/"), *map(listing_of, ids), *map(listing_of, prefixes)}
+    subjects = {subject for _, subject in map(place_of, (*ids, *prefixes)) if subject}
+    while True:
+        for subject in subjects:
+            wanted |= {*listings_of(subject, SUBJECT_TREES)}
+        inventory = take_inventory(wanted, settings)
+        named = [rec for rec in inventory.records if rec["id"].startswith(below)]
+        found = subjects | {rec["subject"] for rec in named if rec["subject"]}
+        # A prefix may lie above what is listed whole, such as that of a tree.
+        inside = [f for f in inventory.folders if f.startswith(below)]
+        more = set(map(listing_of, inside))
+        if found == subjects and more <= wanted:
+            return subjects, inventory
+        subjects, wanted = found, wanted | more
+
+
+def _choose_named(
+    ids: list[str], prefixes: list[str], inventory: Inventory
+) -> list[Record]:
+    """Return the records of named files, in the order of their names.
+
+    Files below prefixes come last. A name without a file is an error.
+    """
+    settings, by_id = inventory.settings, inventory.by_id
+    for path in ids:
+        if path not in by_id:
+            hint = did_you_mean(path, by_id)
+            inventory.refuse(
+                f"There is no file {path!r} in the bucket; {hint}",
+                f"{path} is not on disk in {settings.data_dir}; {hint}",
+            )
+    chosen = dict.fromkeys(ids)
+    for prefix in prefixes:
+        below = [rec for rec in inventory.records if rec["id"].startswith(prefix)]
+        if not below:
+            inventory.refuse(
+                f"There is nothing below {prefix!r} in the bucket; inspect_bucket() "
+                "shows its folders.",
+                f"Nothing below {prefix} is on disk in {settings.data_dir}.",
+            )
+        public = [
+            rec["id"]
+            for rec in below
+            if not is_held_out(rec) and rec["id"] not in GATED
+        ]
+        if len(public) < len(below):
+            tell(
+                f"Below {prefix}, {counted(len(below) - len(public), 'file')} held out "
+                "for evaluation or gated by the Data Use Agreement are left out",
+                settings.verbose,
+            )
+        chosen |= dict.fromkeys(public)
+    return [by_id[path] for path in chosen]

@@ -17,7 +17,8 @@ from sklearn.utils import Bunch
 
 from laion_fmri_fetchers.access.gate import open_gate, published_archive
 from laion_fmri_fetchers.cache.bunch import Result
-from laion_fmri_fetchers.cache.inventory import Inventory
+from laion_fmri_fetchers.cache.inventory import Inventory, take_inventory_of_stimuli
+from laion_fmri_fetchers.cache.obtain import fetch_public
 from laion_fmri_fetchers.cache.settings import make_settings
 from laion_fmri_fetchers.layout.keys import Record
 from laion_fmri_fetchers.layout.labels import stimulus_fields
@@ -57,8 +58,6 @@ from laion_fmri_fetchers.stimuli.table import (
     read_stimuli,
     select_rows,
 )
-
-from .public_files import fetch_public, take_inventory_of_stimuli
 
 
 @documented
@@ -691,7 +690,8 @@ def _fetch_table(
     named = table
     if wanted is not None:
         known, source = table["image_name"], "the table of stimuli"
-        rows = find_images(wanted, known, source, inventory.settings.allow_missing)
+        may_miss = bool(inventory.settings.allow_missing)
+        rows = find_images(wanted, known, source, may_miss)
         named = table.iloc[rows]
     selected = select_rows(named, filt, "stimulus_filter")
     return record, table, selected.set_index("image_name")

@@ -1,4 +1,4 @@
-"""Subjects that a fetcher selects: whether they exist, and their descriptions."""
+"""Subjects, sessions and ROIs that were named: whether there are any such."""
 
 from __future__ import annotations
 
@@ -13,16 +13,25 @@ from laion_fmri_fetchers.cache.inventory import (
 )
 from laion_fmri_fetchers.cache.obtain import obtain, plan
 from laion_fmri_fetchers.cache.tables import read_participants, report_flaws
+from laion_fmri_fetchers.exceptions import did_you_mean
 from laion_fmri_fetchers.layout.keys import Record
-from laion_fmri_fetchers.layout.trees import PARTICIPANTS
+from laion_fmri_fetchers.layout.names import is_published_roi, with_unions
+from laion_fmri_fetchers.layout.trees import HELD_OUT, PARTICIPANTS
 from laion_fmri_fetchers.messages import listed, warn
-from laion_fmri_fetchers.query.filters import (
-    ResultFilter,
-    is_empty,
-)
+from laion_fmri_fetchers.query.filters import ResultFilter, is_empty
 from laion_fmri_fetchers.query.selection import Selection
 
-from .choose import missing_names, roi_names, session_names
+from .choose import roi_names, session_names
+
+_NAMES_SHOWN = 40
+
+
+def is_on_disk(subject: str, inventory: Inventory) -> bool:
+    """Return whether any file of a subject is available; online, all are."""
+    if not inventory.absent:
+        return True
+    of_subject = [rec for rec in inventory.records if rec["subject"] == subject]
+    return not of_subject or any(r["id"] not in inventory.absent for r in of_subject)
 
 
 def check_subjects(
@@ -43,39 +52,62 @@ def check_subjects(
     NotCachedError
         Offline, if none of its files is on disk.
     """
-    absent = [name for name in names if not is_on_disk(name, inventory)]
     without = {*names} - {rec["subject"] for rec in inventory.records}
-    absent += sorted(without - {*absent})
+    absent = without | {name for name in names if not is_on_disk(name, inventory)}
     if not absent or not named:
         return
     settings = inventory.settings
     published, _ = find_subjects(settings)
-    text = listed(list(published)) or "none"
-    for name in absent:
-        is_published = name in published
+    known = listed(list(published)) or "none"
+    for name in sorted(absent):
         problem = (
             f"Nothing of {name} is on disk in {settings.data_dir}; known subjects: "
-            f"{text}."
+            f"{known}."
         )
-        if is_published and name in without:
+        can_leave_out = name in published and may_be_left_out
+        if name in published and name in without:
             warn(f"The bucket has no files of {name} where the selection looks.")
-        elif is_published and may_be_left_out and settings.allow_missing:
+        elif can_leave_out and settings.allow_missing:
             warn(f"{problem} It is left out.")
         else:
-            can_be = is_published and may_be_left_out
-            hint = " allow_missing=True leaves it out." if can_be else ""
+            advice = " allow_missing=True leaves it out." * can_leave_out
             inventory.refuse(
-                f"There is no subject {name!r}; there are {text}.", problem + hint
+                f"There is no subject {name!r}; there are {known}.", problem + advice
             )
 
 
-def is_on_disk(subject: str, inventory: Inventory) -> bool:
-    """Tell whether not all files of a subject are absent; online, none is."""
-    absent = inventory.absent
-    if not absent:
-        return True
-    of_subject = [rec for rec in inventory.records if rec["subject"] == subject]
-    return not of_subject or any(rec["id"] not in absent for rec in of_subject)
+def check_names(
+    records: list[Record],
+    subjects: Iterable[str],
+    inventory: Inventory,
+    selection: Selection,
+) -> None:
+    """Raise for sessions and ROIs that no subject has; warn where some lack them."""
+    subjects = sorted(subjects)
+    for kind, names, names_in in (
+        ("session", selection.sessions, session_names),
+        ("ROI", selection.rois, roi_names),
+    ):
+        if not names:
+            continue
+        by_subject = names_in(records)
+        existing = set().union(*(by_subject.get(s, ()) for s in subjects)) - HELD_OUT
+        for name in names:
+            without = [s for s in subjects if name not in by_subject.get(s, ())]
+            has = "has" if len(without) == 1 else "have"
+            if not without:
+                continue
+            if len(without) < len(subjects):
+                warn(f"{listed(without)} {has} no {kind} {name}; it is left out there.")
+                continue
+            hint = did_you_mean(name, with_unions(existing))
+            if existing and (kind == "session" or is_published_roi(name)):
+                hint = f"there are {listed(sorted(existing), most=_NAMES_SHOWN)}."
+            inventory.refuse(
+                f"{listed(without)} {has} no {kind} {name}; {hint}",
+                f"No {kind} {name} of {listed(without)} is on disk in "
+                f"{inventory.settings.data_dir}; {hint}",
+            )
 
 
 def participants(
@@ -90,7 +122,7 @@ def participants(
     inventory : Inventory
         Where the table may be.
     subject_filter : ResultFilter
-        With a filter, the table must be had; without, a dry run does without it.
+        With a filter, the table is required; without, a dry run does without it.
     again : callable
         Whether, in mode ``"overwrite"``, the table is downloaded again.
     """
@@ -116,28 +148,3 @@ def participants(
     advice = "Delete it, and the same call online fetches it again."
     report_flaws(file, flaws, subject_filter, advice)
     return rows
-
-
-def check_names(
-    records: list[Record],
-    subjects: Iterable[str],
-    inventory: Inventory,
-    selection: Selection,
-) -> None:
-    """Raise for sessions and ROIs that no subject has; warn where some lack them."""
-    for kind, names, names_in in (
-        ("session", selection.sessions, session_names),
-        ("ROI", selection.rois, roi_names),
-    ):
-        by_subject = names_in(records) if names else {}
-        of_subjects = {name: by_subject.get(name, set()) for name in sorted(subjects)}
-        for lacking, name, hint in missing_names(kind, names, of_subjects):
-            has = "has" if len(lacking) == 1 else "have"
-            if len(lacking) < len(of_subjects):
-                warn(f"{listed(lacking)} {has} no {kind} {name}; it is left out there.")
-                continue
-            inventory.refuse(
-                f"{listed(lacking)} {has} no {kind} {name}; {hint}",
-                f"No {kind} {name} of {listed(lacking)} is on disk in "
-                f"{inventory.settings.data_dir}; {hint}",
-            )

@@ -48,8 +48,8 @@ from laion_fmri_fetchers.surfaces.files import (
     read_values,
 )
 
+from .bunch import with_root_files
 from .choose import choose_rois, leave_out_absent
-from .chosen import with_root_files
 from .subjects import check_names, check_subjects
 
 _ON_SURFACE = {"space": "fsnative", "extension": GIFTI_EXTENSION}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable
 from typing import Any
 
 import pandas as pd
@@ -26,8 +25,8 @@ from laion_fmri_fetchers.cache.files import files_on_disk, hidden_on_disk, local
 from laion_fmri_fetchers.cache.inventory import SAME_TIME
 from laion_fmri_fetchers.cache.listings import (
     keep_demo_apart,
+    kept_objects,
     read_catalog,
-    read_whole_catalog,
 )
 from laion_fmri_fetchers.cache.obtain import download
 from laion_fmri_fetchers.cache.settings import make_settings
@@ -58,17 +57,15 @@ from laion_fmri_fetchers.messages import (
     warn,
 )
 from laion_fmri_fetchers.query.shared_docs import documented
-from laion_fmri_fetchers.remote.bucket import timestamp
+from laion_fmri_fetchers.remote.bucket import Object, timestamp
 from laion_fmri_fetchers.remote.checksums import check_file
 from laion_fmri_fetchers.volumes import iter_volumes, read_header
 
+# Where files are that this package made: resampled, and extracted from the archive.
 _MADE = (MADE_HERE, STIMULUS_IMAGES)
-"""Where files are that this package made: resampled, and extracted from the archive."""
 
-_COLUMNS = ["id", "status", "size", "reason"]
-_Row = tuple[str, str, int | None, str | None]
-_NOT_BAD = ("ok", "unknown", "outdated")
-"""States of files that nothing is wrong with."""
+# States of files that need no repair.
+_NOT_BAD = ("ok", "unknown", "outdated", "repaired")
 
 
 @documented
@@ -129,99 +126,151 @@ def verify_cache(
     >>> verify_cache(data_dir=tempfile.mkdtemp(), verbose=0).empty
     True
     """
+    given = dict(locals())
     folder = get_data_dir(data_dir)
     if not os.path.isdir(folder):
         raise NotCachedError(
             f"The data directory {folder} does not exist. Check its name, and whether "
             "its disk is mounted."
         )
+
+    # What there is, and what it is compared with.
     files, _ = files_on_disk(folder, [("", "")])
-    objects = _listed(folder, files, online, n_connections, timeout, verbose)
+    if online:
+        wanted = {listing_of(path) for path in files if not path.startswith(_MADE)}
+        found = read_catalog(
+            wanted,
+            folder,
+            n_connections=n_connections,
+            timeout=timeout,
+            verbose=verbose,
+        )
+        if found.error:
+            raise found.error
+        objects = found.objects
+    else:
+        objects = kept_objects(folder)
     files |= {path: path for path in hidden_on_disk(folder, objects)}
-    archive = _archive_version(folder, online and ARCHIVE in files, timeout)
+    archive = saved_archive(folder)
+    if online and ARCHIVE in files:
+        try:
+            archive = published_archive(timeout)
+        except AccessServiceError as error:
+            warn(f"{error} It is compared with the version noted at its download.")
     images = [rec for rec in map(record_of, files) if rec["image_type"] == "betas"]
     needed = {path for path in map(trials_id, images) if path in objects}
     if archive:
         needed.add(ARCHIVE)
-    names = sorted(files.keys() | needed)
-    paths = {path: local_path(folder, files.get(path, path)) for path in names}
-    sizes = {path: _size(paths[path]) for path in names}
+    paths = {
+        path: local_path(folder, files.get(path, path))
+        for path in sorted(files.keys() | needed)
+    }
+
+    rows = _check_files(folder, paths, objects, archive, n_jobs, verbose)
+    rows += _check_store(folder, repair)
+    report = pd.DataFrame(rows, columns=["id", "status", "size", "reason"])
+    report["size"] = report["size"].astype("Int64")
+    counts = report["status"].value_counts()
+    lines = [", ".join(f"{n} {status}" for status, n in counts.items()) or "no files"]
+    bad = report[~report["status"].isin(["ok", "unknown"])]
+    lines += [f"  {row.status:<10} {row.id}: {row.reason}" for row in bad.itertuples()]
+    if not objects and "unknown" in counts:
+        lines.append(
+            "No listing of the bucket is saved here, so files that something else "
+            "downloaded cannot be judged: 'laion-fmri-fetchers verify --online', or "
+            "verify_cache(online=True), asks for one"
+        )
+    tell("\n".join(lines), verbose)
+    if repair:
+        _repair(report, paths, objects, given | {"data_dir": folder})
+    return report
+
+
+def _check_files(
+    data_dir: str,
+    paths: dict[str, str],
+    objects: dict[str, Object],
+    archive: ArchiveVersion | None,
+    n_jobs: int,
+    verbose: int,
+) -> list[tuple[Any, ...]]:
+    """Return id, status, size and reason of each file, and show the progress."""
+    sizes = {path: _size(file) for path, file in paths.items()}
     total = sum(size or 0 for size in sizes.values())
-    stored = len(stored_sessions(folder))
+    stored = len(stored_sessions(data_dir))
     more = f" and {counted(stored, 'session')} of the voxel store" if stored else ""
     size = readable_size(total)
-    tell(f"Checking {len(names)} files, {size},{more} in {folder}", verbose)
-    is_drawn = verbose and can_draw()
+    tell(f"Checking {len(paths)} files, {size},{more} in {data_dir}", verbose)
+    rows = []
+    is_drawn = bool(verbose) and can_draw()
     with progress_bar(
         total=total, unit="B", unit_scale=True, disable=not is_drawn
     ) as bar:
         checks = Parallel(n_jobs, "threading", return_as="generator")(
-            delayed(_check)(
-                paths[path],
-                path,
-                sizes[path],
-                objects.get(path),
-                archive if path == ARCHIVE else None,
-            )
-            for path in names
+            delayed(_check)(path, file, sizes[path], objects.get(path), archive)
+            for path, file in paths.items()
         )
-        rows: list[_Row] = []
-        for path, (state, reason) in zip(names, checks, strict=True):
-            rows.append((path, state, sizes[path], reason))
+        for path, (status, reason) in zip(paths, checks, strict=True):
+            rows.append((path, status, sizes[path], reason))
             bar.update(sizes[path] or 0)
             if is_drawn and verbose >= 2:
-                bar.write(f"{state:<10} {path}", sys.stderr)
+                bar.write(f"{status:<10} {path}", sys.stderr)
             else:
-                tell(f"{state:<10} {path}", verbose, 2)
-    rows += _check_store(folder, repair)
-    report = pd.DataFrame(rows, columns=_COLUMNS)
-    report["size"] = report["size"].astype("Int64")
-    tell(_summary(report), verbose)
-    if not objects and (report["status"] == "unknown").any():
-        tell(
-            "No listing of the bucket is saved here, so files that something else "
-            "downloaded cannot be judged: 'laion-fmri-fetchers verify --online', or "
-            "verify_cache(online=True), asks for one",
-            verbose,
-        )
-    if repair:
-        _repair(folder, report, paths, objects, n_connections, timeout, verbose)
-    return report
+                tell(f"{status:<10} {path}", verbose, 2)
+    return rows
 
 
-def _listed(
-    data_dir: str,
-    files: Iterable[str],
-    online: bool,
-    n_connections: int,
-    timeout: float,
-    verbose: int,
-) -> dict[str, Any]:
-    """Return what the bucket lists, by id: of all saved listings, or of new ones."""
-    if not online:
-        return read_whole_catalog(data_dir).objects
-    found = read_catalog(
-        {listing_of(path) for path in files if not path.startswith(_MADE)},
-        data_dir,
-        n_connections=n_connections,
-        timeout=timeout,
-        verbose=verbose,
-    )
-    if found.error:
-        raise found.error
-    return found.objects
+def _check(
+    path: str,
+    file: str,
+    size: int | None,
+    in_bucket: Object | None,
+    archive: ArchiveVersion | None,
+) -> tuple[str, str | None]:
+    """Return the status of a file and the reason."""
+    if size is None:
+        return "missing", "something on disk needs it, but it is not there"
+    try:
+        if path.startswith(_MADE):
+            for _ in iter_volumes(read_header(file)) if is_nifti_name(file) else ():
+                pass
+            return "ok", None
+        if path == ARCHIVE and archive:
+            right = archive.size
+            wrong = check_file(file, size=right, sha256=archive.sha256)
+        elif in_bucket is None:
+            return "unknown", "no listing has a file of this name"
+        else:
+            date = timestamp(in_bucket.last_modified) or 0.0
+            if date - os.stat(file).st_mtime > SAME_TIME:
+                hint = "the bucket has another version; mode='overwrite' downloads it"
+                return "outdated", hint
+            right = in_bucket.size
+            wrong = check_file(file, size=right, etag=in_bucket.etag)
+    except CorruptImageError:
+        hint = "it cannot be read; delete it, and the same call makes it again"
+        return "altered", hint
+    except OSError as error:
+        return "unreadable", str(error)
+    if wrong is not None:
+        return ("truncated" if size < right else "altered"), wrong
+    return "ok", None
 
 
-def _archive_version(
-    data_dir: str, online: bool, timeout: float
-) -> ArchiveVersion | None:
-    """Return the version of the archive as it was downloaded, or as published now."""
-    if online:
-        try:
-            return published_archive(timeout)
-        except AccessServiceError as error:
-            warn(f"{error} It is compared with the version noted at its download.")
-    return saved_archive(data_dir)
+def _check_store(data_dir: str, repair: bool) -> list[tuple[Any, ...]]:
+    """Return a row for each part of the voxel store; a repair removes damaged ones."""
+    rows: list[tuple[Any, ...]] = []
+    for session in stored_sessions(data_dir):
+        for file, wrong in check_session(session):
+            path = file.relative_to(data_dir).as_posix()
+            if repair and wrong:
+                remove_part(file)
+            if repair and wrong and not file.exists():
+                removed = "it was damaged and is removed; a call stores it again"
+                rows.append((path, "repaired", None, removed))
+            else:
+                rows.append((path, "altered" if wrong else "ok", _size(file), wrong))
+    return rows
 
 
 def _size(file: str | os.PathLike) -> int | None:
@@ -231,142 +280,57 @@ def _size(file: str | os.PathLike) -> int | None:
         return None
 
 
-def _check(
-    file: str, path: str, size: int | None, listed: Any, gated: ArchiveVersion | None
-) -> tuple[str, str | None]:
-    """Return the status of a file and the reason."""
-    if size is None:
-        return "missing", "something on disk needs it, but it is not there"
-    try:
-        if path.startswith(_MADE):
-            return _check_made(file)
-        if gated is not None:
-            right = gated.size
-            wrong = check_file(file, size=right, sha256=gated.sha256)
-        elif listed is None:
-            return "unknown", "no listing has a file of this name"
-        else:
-            date = timestamp(listed.last_modified)
-            if date is not None and date - os.stat(file).st_mtime > SAME_TIME:
-                return (
-                    "outdated",
-                    "the bucket has another version; mode='overwrite' downloads it",
-                )
-            right, wrong = (
-                listed.size,
-                check_file(file, size=listed.size, etag=listed.etag),
-            )
-    except OSError as error:
-        return "unreadable", str(error)
-    if wrong is not None:
-        return ("truncated" if size < right else "altered"), wrong
-    return "ok", None
-
-
-def _check_store(data_dir: str, repair: bool) -> list[_Row]:
-    """Return a row for each part of the voxel store; a repair removes damaged ones."""
-    rows: list[_Row] = []
-    for session in stored_sessions(data_dir):
-        for file, wrong in check_session(session):
-            path = file.relative_to(data_dir).as_posix()
-            if not wrong:
-                rows.append((path, "ok", _size(file), None))
-                continue
-            if repair:
-                remove_part(file)
-            if repair and not file.exists():
-                removed = "it was damaged and is removed; a call stores it again"
-                rows.append((path, "repaired", None, removed))
-            else:
-                rows.append((path, "altered", _size(file), wrong))
-    return rows
-
-
-def _check_made(file: str) -> tuple[str, str | None]:
-    """Return the status of a file that this package made."""
-    try:
-        if is_nifti_name(file):
-            for _ in iter_volumes(read_header(file)):
-                pass
-    except CorruptImageError:
-        return (
-            "altered",
-            "it cannot be read; delete it, and the same call makes it again",
-        )
-    return "ok", None
-
-
-def _summary(report: pd.DataFrame) -> str:
-    counts = report["status"].value_counts()
-    lines = [", ".join(f"{n} {status}" for status, n in counts.items()) or "no files"]
-    bad = report[~report["status"].isin(["ok", "unknown"])]
-    lines += [f"  {row.status:<10} {row.id}: {row.reason}" for row in bad.itertuples()]
-    return "\n".join(lines)
-
-
 def _repair(
-    data_dir: str,
     report: pd.DataFrame,
     paths: dict[str, str],
-    versions: dict[str, Any],
-    n_connections: int,
-    timeout: float,
-    verbose: int,
+    objects: dict[str, Object],
+    given: dict[str, Any],
 ) -> None:
-    """Download damaged files again, and note it in the report."""
+    """Download damaged files again, and note it in the report.
+
+    ``given`` are the arguments of the call.
+    """
+    data_dir = given["data_dir"]
     made = report["id"].str.startswith(_MADE)
-    is_bad = ~report["status"].isin((*_NOT_BAD, "repaired"))
-    bad = report.index[is_bad & ~made]
-    ids = report.loc[bad, "id"].tolist()
-    gated = sorted(GATED & set(ids))
-    if gated:
+    bad = report[~report["status"].isin(_NOT_BAD) & ~made]
+    for path in GATED & {*bad["id"]}:
         raise LaionFmriError(
-            f"{gated[0]} is damaged, and gated: fetch it again with "
+            f"{path} is damaged, and gated: fetch it again with "
             "fetch_laion_stimuli(mode='overwrite')."
         )
-    hopeless = sorted({*ids} - {*versions})
-    ids = [path for path in ids if path in versions]
-    if hopeless:
+    unlisted = sorted({*bad["id"]} - objects.keys())
+    if unlisted:
         warn(
-            f"{listed(hopeless)} cannot be repaired, as the bucket has no such file. "
+            f"{listed(unlisted)} cannot be repaired, as the bucket has no such file. "
             "Delete it, or let the user do so whose it is."
         )
-    if not ids:
+    bad = bad[bad["id"].isin(objects.keys())]
+    if bad.empty:
         return
-    keep_demo_apart(data_dir, timeout)
+    keep_demo_apart(data_dir, given["timeout"])
     accept_license(data_dir)
-    settings = make_settings(
-        "overwrite",
-        data_dir,
-        allow_missing=False,
-        n_connections=n_connections,
-        timeout=timeout,
-        verbose=verbose,
-    )
+    settings = make_settings(**given, mode="overwrite")
     if settings.is_read_only:
         raise InvalidQueryError(
             f"The data directory {data_dir} cannot be written, so nothing was repaired."
         )
-    failed = download(
-        [
-            {
-                **record_of(*versions[path]),
-                "relative_path": os.path.relpath(paths[path], data_dir),
-                "absolute_path": paths[path],
-            }
-            for path in ids
-        ],
-        settings,
-    )
-    arrived = {*ids} - {*failed}
-    repaired = [i for i in bad if report.at[i, "id"] in arrived]
-    report.loc[repaired, ["status", "reason"]] = ["repaired", None]
-    for i in repaired:
-        report.at[i, "size"] = _size(paths[str(report.at[i, "id"])])
+    records = [
+        {
+            **record_of(*objects[path]),
+            "relative_path": os.path.relpath(paths[path], data_dir),
+            "absolute_path": paths[path],
+        }
+        for path in bad["id"]
+    ]
+    failed = download(records, settings)
+    for row, path in bad["id"].items():
+        if path not in failed:
+            report.loc[row, ["status", "reason"]] = ["repaired", None]
+            report.at[row, "size"] = _size(paths[path])
     if failed:
-        reasons = [f"  {one}: {failure['reason']}" for one, failure in failed.items()]
+        reasons = [f"  {path}: {failed[path]['reason']}" for path in failed]
         raise DownloadError(
-            f"{len(failed)} of {len(ids)} files could not be repaired; they are as "
+            f"{len(failed)} of {len(bad)} files could not be repaired; they are as "
             "they were.\n" + "\n".join(reasons),
             failed=failed.values(),
         )

@@ -10,6 +10,7 @@ from laion_fmri_fetchers.layout.keys import (
     NIFTI_EXTENSIONS,
     RECORD_FIELDS,
     Record,
+    is_held_out,
     is_of_session,
 )
 from laion_fmri_fetchers.layout.labels import TRIAL_FIELDS
@@ -87,9 +88,25 @@ class Selection(NamedTuple):
             return False
         return bool(self.sessions if is_of_session(record) else self.subjects)
 
-    def is_newer(self, record: dict[str, Any]) -> bool:
+    def is_in_sessions(self, record: Record) -> bool:
+        """Return whether a file is of a selected session, or of the subject."""
+        if not is_of_session(record):
+            return True
+        if self.sessions is None:
+            return not is_held_out(record)
+        return record["session"] in self.sessions
+
+    def is_newer(self, record: Record) -> bool:
         """Return whether a file passes the terms on its date."""
         return admits(self.image_filter, "last_modified", record["last_modified"])
+
+    def is_updated(self, record: Record) -> bool:
+        """Return whether mode "overwrite" fetches a file again that goes with images.
+
+        It does where the file, too, passes the terms on its version.
+        """
+        is_changed = admits(self.image_filter, "outdated", record["outdated"])
+        return is_changed and self.is_newer(record)
 
     def as_query(self) -> dict[str, Any]:
         """Return the arguments as plain values, to be kept as JSON and asked again.
