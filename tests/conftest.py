@@ -10,21 +10,12 @@ import os
 import shutil
 import signal
 import threading
-import types
 
 import pytest
 
-from laion_fmri_fetchers.demo import Server, build_bucket, serve_bucket
+from laion_fmri_fetchers.demo import build_bucket, serve_bucket
 
 SUBJECTS = ("sub-01", "sub-03")
-
-# Tests that look at `Server.objects` in the way of the server before: to be replaced.
-Server._bucket = None
-Server._backend = property(
-    lambda server: types.SimpleNamespace(
-        get_bucket=lambda _: types.SimpleNamespace(keys=server.objects)
-    )
-)
 
 # What a script runs in the background ignores Ctrl-C, and so would all its children.
 signal.signal(signal.SIGINT, signal.default_int_handler)

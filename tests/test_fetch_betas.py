@@ -566,7 +566,7 @@ def test_images_are_kept_where_asked_for(server, data_dir):
 def stalling(server, key):
     """Let an object stop after some bytes; return events: begun, and go on."""
     begun, go_on = threading.Event(), threading.Event()
-    content = server._backend.get_bucket(server._bucket).keys[key].value
+    content = server.objects[key].value
 
     def fault(environ):
         if go_on.is_set():
@@ -643,7 +643,7 @@ def test_a_damaged_image_that_a_killed_process_left(
 
 def record_of_image(server):
     """Return ETag and size of the first session's image in the bucket."""
-    stored = server._backend.get_bucket(server._bucket).keys[image_key("ses-01")]
+    stored = server.objects[image_key("ses-01")]
     return {"etag": stored.etag.strip('"'), "size": len(stored.value)}
 
 
@@ -863,7 +863,7 @@ def answers(server, key, *faulty, always=False):
             if not waiting:
                 return None
             make = waiting[0] if always else waiting.pop(0)
-        stored = server._backend.get_bucket(server._bucket).keys[key]
+        stored = server.objects[key]
         asked = environ.get("HTTP_RANGE", "bytes=0-").removeprefix("bytes=")
         start, _, last = asked.partition("-")
         stop = int(last) + 1 if last else len(stored.value)

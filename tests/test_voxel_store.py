@@ -180,7 +180,7 @@ def test_the_same_image_under_another_etag_is_recognized(
 ):
     """As where a mirror has put its objects together of other parts."""
     fetch()
-    key = server._backend.get_bucket(server._bucket).keys[image_key("ses-01")]
+    key = server.objects[image_key("ses-01")]
     key._etag = f"{32 * 'a'}-3"
     log.clear()
     with warnings.catch_warnings():
