@@ -320,7 +320,7 @@ def test_betas_of_which_a_part_was_cut(data, tmp_path):
         InvalidQueryError, match=r"noise_ceilings\['.*'\] is of 3 voxels"
     ):
         columns.save(tmp_path / "betas.npz")
-    assert not list(tmp_path.glob("*.npz"))
+    assert not list(tmp_path.glob("betas.npz"))
 
 
 @pytest.mark.parametrize("key", ["embeddings", "valid", "image_names"])
