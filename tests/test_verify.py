@@ -308,11 +308,11 @@ def test_a_listing_of_a_file_outside_is_refused(cached, server, tmp_path):
 def test_a_repair_beside_voxels_that_cannot_be_removed(cached, server):
     fetch_laion_betas(1, "FFA1", sessions=1, verbose=0)
     store = cached / ".laion_fmri/voxels/sub-01/ses-01"
-    (part,) = store.glob("*.npy")
+    (part,) = store.rglob("*.npy")
     part.write_bytes(part.read_bytes()[:-4])
     damaged = sorted(damage(cached))
     with (
-        unwritable(store),
+        unwritable(part.parent),
         pytest.warns(UserWarning, match=f"{part.name} cannot be rep"),
     ):
         report = verify_cache(repair=True, verbose=0)
