@@ -9,7 +9,6 @@ import multiprocessing
 import os
 import shutil
 import signal
-import threading
 
 import pytest
 
@@ -63,9 +62,6 @@ def environment(monkeypatch, tmp_path_factory):
 def server(shared_server, monkeypatch):
     """The demo bucket, as it was built; what was asked of it so far is forgotten."""
     monkeypatch.setenv("LAION_FMRI_BUCKET_URL", shared_server.url)
-    for thread in threading.enumerate():  # of a call that was broken off
-        if thread.name.startswith("laion-fmri"):
-            thread.join(10)
     shared_server.reset()
     shared_server.faults.clear()
     shared_server.deny_listing = False

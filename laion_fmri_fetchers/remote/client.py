@@ -128,8 +128,7 @@ class Threads(contextlib.AbstractContextManager["Threads"]):
 
     def __exit__(self, *_: object) -> None:
         self._is_stopped = True
-        for _thread in self._threads:
-            self._calls.put(None)
+        self._calls.put(None)
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Future:
         """Call a function in a thread; after the end, the call is cancelled."""
@@ -155,6 +154,7 @@ class Threads(contextlib.AbstractContextManager["Threads"]):
                     future.set_result(function(*arguments))
                 except BaseException as error:
                     future.set_exception(error)
+        self._calls.put(None)  # for the next thread, also one that starts late
 
 
 class Client(contextlib.AbstractContextManager["Client"]):
