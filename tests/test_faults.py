@@ -291,21 +291,6 @@ def test_terms_for_which_the_disk_is_full(small_disk, tmp_path, monkeypatch):
         accept_license(folder)
 
 
-@pytest.mark.parametrize("options", ["size=64k", "nr_inodes=3", "ro,size=1m"])
-def test_results_that_cannot_be_kept(cached, small_disk, tmp_path, options):
-    data = fetch(rois="FFA1", sessions=[1, 2], mode="offline")
-    whole = {"rois": "brain", "verbose": 0}
-    betas = load_betas(data, **whole)
-    folder = small_disk(tmp_path / "results", options)
-    if options == "size=64k":  # joblib goes on, without what it could not keep
-        again = load_betas(data, memory=folder, **whole)
-        np.testing.assert_array_equal(again.data, betas.data)
-        return
-    error = DiskSpaceError if options == "nr_inodes=3" else DataDirectoryError
-    with pytest.raises(error, match=str(folder)):
-        load_betas(data, memory=folder, **whole)
-
-
 # --- What killed processes leave -------------------------------------------------
 
 

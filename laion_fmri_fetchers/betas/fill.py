@@ -26,7 +26,7 @@ from concurrent.futures import (
     wait,
 )
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import joblib
 import numpy as np
@@ -45,9 +45,8 @@ from laion_fmri_fetchers.layout.keys import is_held_out
 from laion_fmri_fetchers.messages import counted, listed, readable_size, tell, warn
 from laion_fmri_fetchers.remote import retry
 from laion_fmri_fetchers.remote.checksums import check_file
-from laion_fmri_fetchers.remote.client import Fault
+from laion_fmri_fetchers.remote.objects import Fault
 from laion_fmri_fetchers.remote.progress import Progress
-from laion_fmri_fetchers.remote.ranges import SMALLEST_PIECE, RangeReader, Sink, split
 from laion_fmri_fetchers.volumes import iter_volumes, read_header, scaled
 
 from .model import (
@@ -68,6 +67,9 @@ from .store import (
     note_version,
     remove_other_versions,
 )
+
+if TYPE_CHECKING:
+    from laion_fmri_fetchers.remote.ranges import RangeReader, Sink
 
 # Sessions at work at once: each waits for some requests before its rows are known.
 _AT_ONCE = 8
@@ -178,6 +180,8 @@ def _fill_from_models(
     The first session is proved by a full sample of rows. Others wait for that, and are
     proved by a small one if they have the same mask and order.
     """
+    from laion_fmri_fetchers.remote.ranges import RangeReader
+
     settings, sessions = inventory.settings, plan.from_model
     n_bytes = sum(size for _, size, _, source in plan.files if source == "model")
     tell(
@@ -289,6 +293,8 @@ def _copy_rows(
     Voxels without a row are 0, as they are in the image; if it has values at any voxel
     without a row, they cannot be told.
     """
+    from laion_fmri_fetchers.remote.ranges import SMALLEST_PIECE, split
+
     model, image, voxels = session.model, session.image, session.voxels
     assert model
     assert image

@@ -20,7 +20,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
@@ -28,10 +28,12 @@ from isal import igzip, isal_zlib
 
 from laion_fmri_fetchers.cache.files import whole_file
 from laion_fmri_fetchers.messages import readable_size
-from laion_fmri_fetchers.remote.client import RemoteObject
-from laion_fmri_fetchers.remote.ranges import RangeReader
+from laion_fmri_fetchers.remote.objects import RemoteObject
 
 from .store import DAMAGED
+
+if TYPE_CHECKING:
+    from laion_fmri_fetchers.remote.ranges import RangeReader
 
 BETAS = "betasmd"
 

@@ -10,7 +10,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -20,8 +20,7 @@ from laion_fmri_fetchers.exceptions import InvalidQueryError
 from laion_fmri_fetchers.layout.keys import Record, record_of
 from laion_fmri_fetchers.messages import counted, listed, tell, warn
 from laion_fmri_fetchers.remote.bucket import object_url
-from laion_fmri_fetchers.remote.client import Fault, RemoteObject
-from laion_fmri_fetchers.remote.ranges import RangeReader
+from laion_fmri_fetchers.remote.objects import Fault, RemoteObject
 from laion_fmri_fetchers.volumes import Header, iter_volumes
 
 from .model import (
@@ -40,6 +39,9 @@ from .store import (
     note_version,
     session_folder,
 )
+
+if TYPE_CHECKING:
+    from laion_fmri_fetchers.remote.ranges import RangeReader
 
 # Bytes of a model, as a multiple of the image's, up to which the model is read.
 _MOST_COST = 1.5
@@ -112,6 +114,8 @@ def learn_versions(metas: list[Record], data_dir: str, inventory: Inventory) -> 
             unknown.append((folder, meta))
     if not unknown or inventory.is_cut_off:
         return
+    from laion_fmri_fetchers.remote.ranges import RangeReader
+
     settings = inventory.settings
     with (
         RangeReader(settings.n_connections, settings.timeout) as reader,

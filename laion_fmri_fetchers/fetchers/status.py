@@ -44,7 +44,7 @@ def status(*, data_dir: str | os.PathLike | None = None) -> None:
         state = ", which does not exist yet"
     elif not is_writable(folder):
         state = ", which cannot be written"
-    terms = "accepted" if license_marker(folder).exists() else "not accepted yet"
+    terms = "accepted" if os.path.exists(license_marker(folder)) else "not accepted yet"
     if terms != "accepted" and is_accepted_ahead():
         terms = "accepted by LAION_FMRI_LICENSE"
     access = access_status(folder)

@@ -7,7 +7,6 @@ presigned, and nobody's login is ever sent: ``~/.netrc`` is not read.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import logging
 import os
@@ -28,6 +27,7 @@ import urllib3
 from laion_fmri_fetchers.messages import tell
 
 from . import retry
+from .objects import Fault, RemoteObject
 
 AGENT = "laion-fmri-fetchers"
 # Beginning of the names of threads.
@@ -58,50 +58,6 @@ _BROKEN_OFF = {
     "IncompleteRead": "the body ended early",
     "DecodeError": "the body cannot be unpacked",
 }
-
-
-@dataclasses.dataclass(eq=False)
-class Fault(Exception):  # noqa: N818 - not an error until all tries have failed
-    """Why a request brought nothing, or not all.
-
-    Attributes
-    ----------
-    reason : str
-        In words for the user, without an address.
-    status : int or None
-        HTTP status.
-    tries : int
-        How often to try in all.
-    wait : float
-        Seconds that the server asks to wait.
-    remedy : str
-        What helps where trying again does not: ``"renew"`` the address, start over as
-        the object ``"changed"``, or fetch it ``"whole"`` as the server ignores Range.
-    has_progressed : bool
-        Whether so much arrived that tries are counted from the beginning.
-    is_silent : bool
-        Whether a server that has never answered was waited for in vain.
-    """
-
-    reason: str
-    status: int | None = None
-    tries: int = 1
-    wait: float = 0.0
-    remedy: str = ""
-    has_progressed: bool = False
-    is_silent: bool = False
-
-
-class RemoteObject(NamedTuple):
-    """An object of the bucket, in the version that is meant."""
-
-    id: str
-    url: str
-    size: int | None
-    etag: str | None
-    # Given an address that was denied, returns the current one. Addresses of an object
-    # that has such a function are secret: they are for their server alone.
-    renew: Callable[[str], str] | None = None
 
 
 class Answer(NamedTuple):

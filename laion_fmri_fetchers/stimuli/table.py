@@ -81,7 +81,7 @@ def find_images(
         names = listed([repr(name) for name in unknown])
         text = f"There is no image {names} in {source}; {hint}"
         if not allow_missing:
-            raise InvalidQueryError(text)
+            raise InvalidQueryError(f"{text} allow_missing=True leaves such names out.")
         warn(f"{text} Left out.")
     return rows[rows >= 0]
 
