@@ -101,9 +101,12 @@ def _total(files: list[dict[str, Any]]) -> str:
 def _unfinished(data_dir: str) -> str:
     """Return number, size and place of unfinished downloads."""
     folder, n_files, size = partial_dir(data_dir), 0, 0
-    for file in folder.glob("*.part"):
+    names = os.listdir(folder) if os.access(folder, os.R_OK | os.X_OK) else []
+    for name in names:
+        if not name.endswith(".part"):
+            continue
         try:
-            stat = file.stat()
+            stat = os.stat(folder / name)
         except OSError:  # it was finished meanwhile
             continue
         # Blocks are written at their places, so the file may be sparse.
