@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import joblib
@@ -259,8 +259,12 @@ def load_voxels(
     labels: Any,
     options: RowOptions,
     workers: Workers,
+    tables: Mapping[str, TrialTable] | None = None,
 ) -> Bunch:
-    """Load the betas of a subject at voxels that were found; see `load_betas`."""
+    """Load the betas of a subject at voxels that were found; see `load_betas`.
+
+    ``tables`` are the trial tables by session, where they were read already.
+    """
     trials = data.trials[data.trials["subject"] == subject]
     if not len(trials):
         raise InvalidQueryError(
@@ -269,7 +273,7 @@ def load_voxels(
         )
     if labels is not None:
         trials = trials.iloc[rows_with(labels, trials, subject)]
-    sessions = _find_sessions(data, subject, trials, voxels)
+    sessions = _find_sessions(data, subject, trials, voxels, tables)
     trials = trials.reset_index(drop=True)
     rows = np.arange(len(trials))
     if options.average:
@@ -363,7 +367,11 @@ def grid_of(data: Bunch, subject: str) -> Header:
 
 
 def _find_sessions(
-    data: Bunch, subject: str, trials: pd.DataFrame, voxels: Voxels
+    data: Bunch,
+    subject: str,
+    trials: pd.DataFrame,
+    voxels: Voxels,
+    tables: Mapping[str, TrialTable] | None,
 ) -> list[_Session]:
     """Return where the trials of a subject are, checked against the trial tables."""
     image_of_trial = trials["image_index"].to_numpy(np.intp)
@@ -379,7 +387,8 @@ def _find_sessions(
     volume_of_trial = indices.astype(np.int64)
     label_of_trial = trials["label"].to_numpy(object)
     needed = [(i, data.images_meta[i]) for i in np.unique(image_of_trial).tolist()]
-    tables = trial_tables(data.data_dir, [meta for _, meta in needed])
+    if tables is None:
+        tables = trial_tables(data.data_dir, [meta for _, meta in needed])
     flat = np.flatnonzero(voxels.mask)
     sessions = []
     n_others = 0

@@ -289,7 +289,7 @@ def fetch_laion_betas(  # noqa: C901 - its steps, in order
             fill_store(plan, how, inventory)
             try:
                 results[name] = load_voxels(
-                    data, name, voxels, labels, options, workers
+                    data, name, voxels, labels, options, workers, tables
                 )
                 break
             except DamagedPartError:
