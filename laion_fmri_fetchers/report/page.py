@@ -285,7 +285,8 @@ def _rois(data: Bunch, contents: Contents, rois: pd.DataFrame) -> Section:
         draw = partial(plot_rois, data, str(subject))
         pictures.append(_picture(draw, (6, 4.5), caption, facecolor="black"))
     caption = "Sizes of ROIs, and quartiles of their noise ceilings in percent"
-    table = rois.astype({"n": object}).fillna({"n": "not on disk"})
+    counts = rois["n"].astype(object).where(rois["n"].notna(), "not on disk")
+    table = rois.assign(n=counts)
     return Section("ROIs", pictures, {caption: table})
 
 
