@@ -484,8 +484,10 @@ def _download(session: MissingVoxels, is_kept: bool, inventory: Inventory) -> st
     if is_kept or not os.path.exists(record["absolute_path"]):
         obtain([Planned(record, "voxels")], inventory, is_announced=True)
     session.record.update(size=record["size"], etag=record["etag"])
-    version = image_version(record["absolute_path"], session.trials)
-    note_version(session.folder, version, record["etag"])
+    # Another process may be done with the image, and remove it; it is downloaded again.
+    with contextlib.suppress(FileNotFoundError):
+        version = image_version(record["absolute_path"], session.trials)
+        note_version(session.folder, version, record["etag"])
     return str(record["absolute_path"])
 
 
