@@ -6,7 +6,7 @@
         └─▶ fetch_file                  a thread per file: lock ─▶ Partial ─▶ blocks
                 └─▶ fetch_block         threads: request ─▶ chunks ─▶ disk, and digest
                 another version, no ranges, lost ─▶ start over
-                all blocks ─▶ Partial.publish       digests ─▶ date ─▶ rename
+                all blocks ─▶ Partial.publish       digests ─▶ rename ─▶ date
 
 Blocks of all files go through one queue, so that a thousand small files and one large
 one both fill the line. Any number of processes may share the folders; see `partial`.

@@ -126,7 +126,7 @@ class Partial:
         self._unnoted, self._noted_at = b"", time.monotonic()
 
     def publish(self) -> None:
-        """Verify the file, give it the object's date, and its name.
+        """Verify the file, give it its name, and the object's date.
 
         Raises
         ------
@@ -144,9 +144,6 @@ class Partial:
             got = etag_of(digests, is_multipart=is_multipart) if is_known else None
             if got != (sha256 or etag) and (wrong := check(self.path)):
                 raise Fault(wrong, remedy="mismatch")
-            if date is not None:
-                with contextlib.suppress(OSError):  # some mounts keep no times
-                    os.utime(self.path, (date, date))
             # The list goes first: a newcomer would pair it with a new, empty file.
             self._unnoted = b""
             if len(self._blocks) > 1:
@@ -170,6 +167,10 @@ class Partial:
                 lines = [self._line(*block) for block in self._blocks]
                 Path(self._list).write_bytes(b"\n".join(lines))
             raise
+        # Only now: with the object's date, an unfinished file would look forgotten.
+        if date is not None:
+            with contextlib.suppress(OSError):  # some mounts keep no times
+                os.utime(target, (date, date))
 
     def _check_that_it_is_ours(self) -> None:
         if os.stat(self.path).st_ino != self._inode:
