@@ -391,7 +391,7 @@ def trials(context: Context) -> Iterator[Point]:
     n_volumes = read_header(context.save(betas, _HEAD)).n_volumes
     text = f"{len(found.beta_index)} trials, {n_volumes} volumes"
     is_met = found.beta_index == [*range(n_volumes)]
-    advice = "Report this to the publishers of the dataset: betas cannot be told apart."
+    advice = "Report this to the dataset's authors: betas cannot be told apart."
     yield need("trials and betas", is_met, text, "a trial for each volume", advice)
 
 

@@ -1,7 +1,7 @@
-"""Train/test splits of the images, as the publishers define them.
+"""Train/test splits of the images, as the dataset's authors define them.
 
 Which images a pool has, and which of all are OOD, follows from labels. The other splits
-are read from JSON files of the publishers, checked, and kept in the data directory::
+are read from JSON files of theirs, checked, and kept in the data directory::
 
     fetch_laion_splits ─┬─ _fetch_labels ─▶ _images_of
                         └─ _obtain_family ─┬─ sources ─▶ _read_files
@@ -123,12 +123,12 @@ def fetch_laion_splits(
     timeout: float = 30.0,
     verbose: int = 1,
 ) -> Bunch:
-    """Fetch train/test splits of the images, as the publishers define them.
+    """Fetch train/test splits of the images, as the dataset's authors define them.
 
     They come with the dataset's own package. They are read from the first of: the data
     directory, where they are kept once read; an installed ``laion_fmri``, of which
     nothing is imported; a folder or zip archive named by ``LAION_FMRI_SPLITS``; and the
-    publishers' repository, or the address in ``LAION_FMRI_SPLITS_URL``.
+    authors' repository, or the address in ``LAION_FMRI_SPLITS_URL``.
 
     Parameters
     ----------
@@ -756,7 +756,7 @@ class StimulusSplit(_Splitter):
 
     See Also
     --------
-    laion_fmri_fetchers.fetch_laion_splits : The splits that the publishers define.
+    laion_fmri_fetchers.fetch_laion_splits : The splits of the dataset's authors.
 
     Examples
     --------

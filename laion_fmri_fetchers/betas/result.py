@@ -167,8 +167,8 @@ class Betas(FetchedData):
 
         Notes
         -----
-        As the publishers define it: 100 s²/(s² + m), with s the ratio of the standard
-        deviations of signal and noise, and m the mean of 1/n over images shown n times:
+        As the dataset's authors define it: 100 s²/(s² + m), with s the ratio of the
+        standard deviations of signal and noise, and m the mean of 1/n over images shown n times:
         1/4 and 1/12 of the maps of 4 and 12 repeats, and of ``"Allrep"`` the mean over
         a subject's 6,204 images as planned, 0.226.
         """

@@ -187,10 +187,10 @@ callable, optional
 
     Notes
     -----
-    Betas are single-trial estimates of GLMsingle [1]_. The publishers advise to z-score
-    each voxel within a session before sessions are pooled, as ridge shrinkage differs
-    between voxels. Noise ceilings are percentages of variance, as first defined for the
-    Natural Scenes Dataset [2]_.
+    Betas are single-trial estimates of GLMsingle [1]_. The dataset's authors
+    advise to z-score each voxel within a session before sessions are pooled, as ridge
+    shrinkage differs between voxels. Noise ceilings are percentages of variance, as
+    first defined for the Natural Scenes Dataset [2]_.
 
     In mode ``"overwrite"``, masks, maps and tables that only go with the images are
     downloaded again where they, too, fulfil terms on ``last_modified`` and

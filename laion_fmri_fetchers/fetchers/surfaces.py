@@ -313,7 +313,8 @@ def _find_volume(
         )
     raise CorruptImageError(
         f"{problem}, and the bucket has no {path} to read it from. If the files are "
-        "damaged, mode='overwrite' downloads them again; else ask the publishers."
+        "damaged, mode='overwrite' downloads them again; else ask the dataset's "
+        "authors."
     )
 
 

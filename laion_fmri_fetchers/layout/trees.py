@@ -55,8 +55,6 @@ HELD_OUT = frozenset(f"ses-{n}" for n in range(31, 35))
 
 # `res-` of images on the grid of the betas, 1.778 mm.
 FUNCTIONAL_GRID = "1pt8"
-# `res-` of images on the 1.5 mm grid of the volumetric localizer fits.
-LOCALIZER_GRID = "1pt5"
 
 # A hemisphere, as nilearn calls it, and as FreeSurfer does.
 HEMISPHERES = {"left": "lh", "right": "rh"}
@@ -230,7 +228,7 @@ def embeddings_id(model: str) -> str:
 
 
 def archived_key(path: str) -> str | None:
-    """Return the key of a file's first version, None where the publishers keep none.
+    """Return the key of a file's first version, None where none is kept.
 
     Examples
     --------
