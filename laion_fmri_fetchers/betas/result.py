@@ -168,9 +168,9 @@ class Betas(FetchedData):
         Notes
         -----
         As the dataset's authors define it: 100 s²/(s² + m), with s the ratio of the
-        standard deviations of signal and noise, and m the mean of 1/n over images shown n times:
-        1/4 and 1/12 of the maps of 4 and 12 repeats, and of ``"Allrep"`` the mean over
-        a subject's 6,204 images as planned, 0.226.
+        standard deviations of signal and noise, and m the mean of 1/n over images shown
+        n times: 1/4 and 1/12 of the maps of 4 and 12 repeats, and of ``"Allrep"`` the
+        mean over a subject's 6,204 images as planned, 0.226.
         """
         published = self["noise_ceilings"]
         if noise_ceiling not in published or noise_ceiling not in MEAN_INVERSE_REPEATS:
