@@ -253,14 +253,7 @@ def fetch_laion_betas(  # noqa: C901 - its steps, in order
         {},
         inspect.signature(fetch_laion_betas).parameters,
     )
-    settings = make_settings(
-        mode,
-        data_dir,
-        n_connections=n_connections,
-        timeout=timeout,
-        verbose=verbose,
-        dry_run=dry_run,
-    )
+    settings = make_settings(**locals())
     names, inventory = take_inventory_of_subjects(selection, settings)
     check_subjects(names, inventory, named=True)
     check_names(inventory.records, names, inventory, selection)

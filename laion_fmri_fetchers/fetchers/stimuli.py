@@ -306,14 +306,7 @@ def fetch_laion_stimulus_metadata(
     """
     wanted = image_labels(labels)
     filt = combine(stimulus_filter, "stimulus_filter", stimulus_terms)
-    settings = make_settings(
-        mode,
-        data_dir,
-        allow_missing=allow_missing,
-        n_connections=n_connections,
-        timeout=timeout,
-        verbose=verbose,
-    )
+    settings = make_settings(**locals())
     inventory = take_inventory_of_stimuli(settings)
     record, _, metadata = _fetch_table(wanted, filt, inventory)
     tell(
@@ -403,14 +396,7 @@ def fetch_laion_captions(
     """
     wanted = image_labels(labels)
     filt = combine(caption_filter, "caption_filter", caption_terms)
-    settings = make_settings(
-        mode,
-        data_dir,
-        allow_missing=allow_missing,
-        n_connections=n_connections,
-        timeout=timeout,
-        verbose=verbose,
-    )
+    settings = make_settings(**locals())
     inventory = take_inventory_of_stimuli(settings)
     (record,), failed = fetch_public([CAPTIONS], inventory, required=True)
     table = read_captions(record["absolute_path"], filt)
@@ -507,14 +493,7 @@ def fetch_laion_embeddings(
     """
     chosen = model_names(models)
     wanted = image_labels(labels)
-    settings = make_settings(
-        mode,
-        data_dir,
-        allow_missing=allow_missing,
-        n_connections=n_connections,
-        timeout=timeout,
-        verbose=verbose,
-    )
+    settings = make_settings(**locals())
     inventory = take_inventory_of_stimuli(settings)
     models_by_id = {embeddings_id(model): model for model in chosen}
     records, failed = fetch_public(models_by_id, inventory)
@@ -635,14 +614,7 @@ def fetch_laion_segmentations(
     """
     wanted = image_labels(labels)
     filt = combine(segmentation_filter, "segmentation_filter", segmentation_terms)
-    settings = make_settings(
-        mode,
-        data_dir,
-        allow_missing=allow_missing,
-        n_connections=n_connections,
-        timeout=timeout,
-        verbose=verbose,
-    )
+    settings = make_settings(**locals())
     inventory = take_inventory_of_stimuli(settings)
     records, failed = fetch_public([SEGMENTATIONS_TABLE], inventory, required=True)
     file = records[0]["absolute_path"]

@@ -153,14 +153,7 @@ def fetch_laion_surfaces(
     selection = select(
         subjects, rois, "all", None, None, _ON_SURFACE, None, None, {}, ()
     )
-    settings = make_settings(
-        mode,
-        data_dir,
-        allow_missing=allow_missing,
-        n_connections=n_connections,
-        timeout=timeout,
-        verbose=verbose,
-    )
+    settings = make_settings(**locals())
     if not is_one_name(subjects):
         each = selection.subjects or find_subjects(settings)[0]
         return Result(
