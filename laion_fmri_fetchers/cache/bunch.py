@@ -9,8 +9,6 @@ from sklearn.utils import Bunch
 
 from laion_fmri_fetchers.messages import listed
 
-from .provenance import describe_methods
-
 _WIDE = 70
 Self = TypeVar("Self", bound="Result")
 
@@ -32,24 +30,6 @@ class Result(Bunch):
     def __repr__(self) -> str:
         width = max(map(len, self), default=0)
         return "\n".join(f"{k:<{width}}  {_shortly(v)}" for k, v in self.items())
-
-
-class FetchedData(Result):
-    """The Bunch of `fetch_laion_fmri`, or of what was loaded from it."""
-
-    def __dir__(self) -> list[str]:
-        return sorted({*super().__dir__(), "copy", "methods"})
-
-    def methods(self) -> str:
-        """Return a paragraph for a paper on what these data are, and what to cite.
-
-        Returns
-        -------
-        str
-            Subjects, sessions, regions, trials, filters, and the versions of data and
-            software.
-        """
-        return describe_methods(self)
 
 
 def _shortly(value: Any) -> str:

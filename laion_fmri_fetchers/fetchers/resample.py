@@ -13,6 +13,7 @@ import gzip
 import itertools
 import json
 import os
+import re
 import warnings
 import zlib
 from collections.abc import Iterable, Iterator
@@ -72,10 +73,6 @@ class Grid(NamedTuple):
     keep_original: bool
     data_dir: str
 
-    def as_query(self) -> dict[str, Any]:
-        """Return the arguments that matter for what is returned."""
-        return {"resolution": self.resolution, "interpolation": self.interpolation}
-
     def target(self, path: str) -> str:
         """Return the path of the resampled image of a file, by its id."""
         return local_path(self.data_dir, resampled_path(path, self.resolution))
@@ -92,11 +89,9 @@ class Grid(NamedTuple):
         """
         if not can_be_resampled(rec):
             return False
-        description = description_of(self.target(rec["id"]))
-        if not description.startswith(self.method(rec)):
-            return False
-        file = rec["absolute_path"]
-        return not os.path.isfile(file) or description.endswith(origin(file))
+        text, file = description_of(self.target(rec["id"])), rec["absolute_path"]
+        is_of_version = not os.path.isfile(file) or text.endswith(origin(file))
+        return text.startswith(self.method(rec)) and is_of_version
 
 
 def make_grid(
@@ -105,14 +100,12 @@ def make_grid(
     """Check the grid that images are to be resampled to; None for none."""
     interpolation_for({"suffix": None}, interpolation)
     if resolution is None:
-        given = {"interpolation": interpolation, "keep_original": keep_original}
-        defaults = {"interpolation": "continuous", "keep_original": True}
-        for name, value in given.items():
-            if value != defaults[name]:
-                raise InvalidQueryError(
-                    f"{name} is {value!r}, but nothing is resampled: give resolution "
-                    f"too, or leave {name} out"
-                )
+        if interpolation != "continuous" or keep_original is not True:
+            raise InvalidQueryError(
+                f"interpolation is {interpolation!r} and keep_original is "
+                f"{keep_original!r}, but nothing is resampled: give resolution too, or "
+                "leave them out"
+            )
         return None
     resolution_label(resolution)
     if resolution < _FINEST:
@@ -124,9 +117,13 @@ def make_grid(
 
 
 def check_targets(files: Iterable[Record], grid: Grid) -> None:
-    """Raise where two files would be resampled to one."""
+    """Raise where two files would be resampled to one; warn of those that cannot be."""
     originals: dict[str, str] = {}
-    for rec in filter(can_be_resampled, files):
+    others = []
+    for rec in files:
+        if not can_be_resampled(rec):
+            others.append(rec["id"])
+            continue
         path = resampled_path(rec["id"], grid.resolution)
         other = originals.setdefault(path, rec["id"])
         if other != rec["id"]:
@@ -134,6 +131,11 @@ def check_targets(files: Iterable[Record], grid: Grid) -> None:
                 f"{other} and {rec['id']} are one image on two grids, and would be one "
                 "file when resampled. Choose one grid by a term, such as res='1pt8'."
             )
+    if others:
+        warn(
+            "resolution is for volumes in NIfTI files; returned as published: "
+            f"{listed(others)}."
+        )
 
 
 # --- What a derived image is of --------------------------------------------------
@@ -202,15 +204,15 @@ def resample_files(files: Iterable[Record], grid: Grid) -> None:
     UserWarning
         If images that were made with another interpolation are replaced.
     """
-    folder_description = {
-        "Name": "LAION-fMRI, resampled",
-        "BIDSVersion": "1.10.0",
-        "DatasetType": "derivative",  # BIDS requires this file of derivatives
-        "GeneratedBy": [{"Name": "laion_fmri_fetchers", "Version": __version__}],
-    }
     file = local_path(grid.data_dir, f"{MADE_HERE}dataset_description.json")
     if not os.path.exists(file):
-        _write_json(file, folder_description)
+        description = {
+            "Name": "LAION-fMRI, resampled",
+            "BIDSVersion": "1.10.0",
+            "DatasetType": "derivative",  # BIDS requires this file of derivatives
+            "GeneratedBy": [{"Name": "laion_fmri_fetchers", "Version": __version__}],
+        }
+        _write_json(file, description)
     wanted = {rec["id"]: rec for rec in files if can_be_resampled(rec)}
     missing = [rec for rec in wanted.values() if not grid.has(rec)]
     replaced = []
@@ -261,14 +263,13 @@ def resample_file(rec: Record, grid: Grid) -> None:
         date = os.stat(file)
         os.utime(target, ns=(date.st_atime_ns, date.st_mtime_ns))
     # Behind the image: where the disk fills, no sidecar of an image is left without it.
-    folder, name = os.path.split(target)
     method = grid.method(rec).removeprefix(_MARK).removesuffix(", ")
     sidecar = {
         "Description": f"Resampled to {method}",
         "Resolution": f"{grid.resolution:g} mm isotropic",
         "Sources": [f"bids::{rec['id']}"],
     }
-    _write_json(os.path.join(folder, f"{name.partition('.')[0]}.json"), sidecar)
+    _write_json(re.sub(r"\.nii(\.gz)?$", ".json", target), sidecar)
 
 
 def _resampled_volumes(
