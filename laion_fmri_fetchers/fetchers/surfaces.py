@@ -37,6 +37,7 @@ from laion_fmri_fetchers.surfaces.files import (
     make_meshes,
     read_orientation,
     read_surface,
+    read_talairach,
     read_values,
 )
 
@@ -68,7 +69,7 @@ def fetch_laion_surfaces(
 ) -> Bunch:
     """Fetch the cortical surfaces of a subject, and ROI masks on them.
 
-    Of FreeSurfer's reconstruction, ten files are downloaded, some 50 MB; the volume
+    Of FreeSurfer's reconstruction, eleven files are downloaded, some 50 MB; the volume
     ``mri/orig.mgz`` only if the surfaces do not say where they lie in the scanner.
 
     Parameters
@@ -101,6 +102,9 @@ def fetch_laion_surfaces(
         - ``sulc``: :class:`nilearn.surface.SurfaceImage` of float32, on the pial mesh:
           the depth of sulci as FreeSurfer has it, as ``bg_map`` of nilearn's plots;
           None where the bucket lacks it.
+        - ``to_mni305``: float64 (4, 4), the affine transform from scanner to MNI305
+          coordinates, of ``mri/transforms/talairach.xfm``, for `project_to_mni`; None
+          where the bucket lacks it.
         - ``roi_masks``: dict, ROI -> :class:`nilearn.surface.SurfaceImage` of bool, on
           the pial mesh; all False in a hemisphere for which the bucket has no mask.
         - ``subject``: str.
@@ -163,7 +167,8 @@ def fetch_laion_surfaces(
     check_subjects(selection, inventory)
     by_id = inventory.by_id
 
-    # The surfaces, which are all needed, and the depth of sulci, if there is any.
+    # The surfaces, which are all needed; where the bucket has them, the depth of sulci
+    # and the transform to MNI305.
     ids = {
         surface: {h: surface_id(name, h, surface) for h in HEMISPHERES}
         for surface in (*SURFACES, "sulc")
@@ -171,6 +176,9 @@ def fetch_laion_surfaces(
     if not by_id.keys() >= {*ids["sulc"].values()}:
         del ids["sulc"]
     needed = [path for of_surface in ids.values() for path in of_surface.values()]
+    talairach = by_id.get(f"{FREESURFER}{name}/mri/transforms/talairach.xfm")
+    if talairach:
+        needed.append(talairach["id"])
     if missing := [p for p in needed if p not in by_id or p in inventory.absent]:
         names = listed(missing, len(missing))
         inventory.refuse(
@@ -237,6 +245,7 @@ def fetch_laion_surfaces(
     return Result(
         **{surface.replace(".", "_"): mesh for surface, mesh in meshes.items()},
         sulc=_read_image(files["sulc"], pial) if "sulc" in files else None,
+        to_mni305=read_talairach(talairach["absolute_path"]) if talairach else None,
         roi_masks={n: _read_image(f, pial, is_mask=True) for n, f in files_of.items()},
         subject=name,
         files=[rec["absolute_path"] for rec in records],
