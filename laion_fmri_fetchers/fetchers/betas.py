@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from sklearn.utils import Bunch
 
+from laion_fmri_fetchers.betas import sources
 from laion_fmri_fetchers.betas.fill import (
     FillOptions,
     fill_from_images,
@@ -37,13 +38,6 @@ from laion_fmri_fetchers.betas.rows import (
     trial_tables,
     trials_of,
     warn_of_order,
-)
-from laion_fmri_fetchers.betas.sources import (
-    MissingVoxels,
-    SourcePlan,
-    learn_versions,
-    missing_voxels,
-    plan_sources,
 )
 from laion_fmri_fetchers.betas.store import DamagedPartError, session_folder
 from laion_fmri_fetchers.betas.voxels import VoxelChoice, find_voxels
@@ -249,18 +243,8 @@ def fetch_laion_betas(  # noqa: C901 - its steps, in order
     is_one = isinstance(rois, str) or not isinstance(rois, Iterable)
     named = [rois] if is_one else [*rois]
     arguments = inspect.signature(fetch_laion_betas).parameters
-    selection = select(
-        subjects,
-        [name for name in named if name != "brain"] or "all",
-        sessions,
-        None,
-        None,
-        roi_filter,
-        trial_filter,
-        None,
-        {},
-        arguments,
-    )
+    of_masks = [name for name in named if name != "brain"] or "all"
+    selection = select(**{**locals(), "rois": of_masks})
     names, inventory = take_inventory_of_subjects(selection, settings)
     records = [rec for rec in inventory.records if rec["subject"] in names]
     check_subjects(selection, inventory)
@@ -299,9 +283,9 @@ def fetch_laion_betas(  # noqa: C901 - its steps, in order
         voxels = find_voxels(data, name, choice, grid)
         metas = [meta for meta in data.images_meta if meta["subject"] == name]
         tables = trial_tables(settings.data_dir, metas)
-        learn_versions(metas, settings.data_dir, inventory)
+        sources.learn_versions(metas, settings.data_dir, inventory)
         for n_left in reversed(range(_TRIES)):
-            missing = missing_voxels(
+            missing = sources.missing_voxels(
                 metas, tables, voxels.mask, settings.data_dir, inventory
             )
             if inventory.is_cut_off:
@@ -310,7 +294,7 @@ def fetch_laion_betas(  # noqa: C901 - its steps, in order
                 trials = data.trials
                 is_lost = trials["session"].isin(lost) & (trials["subject"] == name)
                 data = select_trials(data, trials[~is_lost]) if lost else data
-            plan = plan_sources(missing, source, grid, inventory)
+            plan = sources.plan_sources(missing, source, grid, inventory)
             if dry_run:
                 results[name] = _describe_plan(plan, settings.verbose)
                 break
@@ -342,7 +326,7 @@ def fetch_laion_betas(  # noqa: C901 - its steps, in order
 
 
 def _lost_sessions(
-    missing: list[MissingVoxels],
+    missing: list[sources.MissingVoxels],
     metas: list[Record],
     inventory: Inventory,
     selection: Selection,
@@ -373,7 +357,7 @@ def _lost_sessions(
     return lost
 
 
-def _describe_plan(plan: SourcePlan, verbose: int) -> Bunch:
+def _describe_plan(plan: sources.SourcePlan, verbose: int) -> Bunch:
     """Return what a dry run returns."""
     bunch = Result(**as_plan(plan.files, "id size reason source"), sizes=plan.sizes)
     by_model, by_images = (readable_size(plan.sizes[w]) for w in ("model", "images"))
@@ -468,7 +452,7 @@ def pack_betas(
 
 def _not_packed(
     data: Bunch, subject: str, choice: VoxelChoice
-) -> tuple[int, list[MissingVoxels]]:
+) -> tuple[int, list[sources.MissingVoxels]]:
     """Return the number of voxels chosen, and what the store lacks of them."""
     metas = [
         {**meta, "absolute_path": file}
@@ -478,7 +462,7 @@ def _not_packed(
     grid = grid_of(data, subject)
     mask = find_voxels(data, subject, choice, grid).mask
     tables = trial_tables(data.data_dir, metas)
-    missing = missing_voxels(metas, tables, mask, data.data_dir)
+    missing = sources.missing_voxels(metas, tables, mask, data.data_dir)
     return int(np.count_nonzero(mask)), missing
 
 

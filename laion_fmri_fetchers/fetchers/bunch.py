@@ -19,30 +19,15 @@ from laion_fmri_fetchers.access.licence import accept_license
 from laion_fmri_fetchers.betas.methods import FetchedData
 from laion_fmri_fetchers.cache.files import write_atomically
 from laion_fmri_fetchers.cache.inventory import Inventory, report_versions
-from laion_fmri_fetchers.cache.obtain import (
-    Outcome,
-    Planned,
-    obtain,
-    plan,
-)
+from laion_fmri_fetchers.cache.obtain import Outcome, Planned, obtain, plan
 from laion_fmri_fetchers.cache.state import brain_mask_file
 from laion_fmri_fetchers.layout.keys import Record, place_of
 from laion_fmri_fetchers.layout.trees import BULK, ROOT_FILES
 from laion_fmri_fetchers.messages import counted, listed, readable_size, tell, warn
 from laion_fmri_fetchers.query.selection import Selection
 
+from . import resample
 from .choose import align_trials, choose_brain_masks, choose_rois, tables_to_update
-from .resample import (
-    Grid,
-    check_targets,
-    description_of,
-    mask_record,
-    on_grid,
-    origin,
-    remove_originals,
-    resample_files,
-    warn_of_empty_rois,
-)
 from .subjects import leave_out_absent
 from .trials import choose_by_trials
 
@@ -55,7 +40,7 @@ def fetch_chosen(  # noqa: C901 - its steps, in order
     selection: Selection,
     query: dict[str, Any],
     *,
-    grid: Grid | None = None,
+    grid: resample.Grid | None = None,
     labels: Any = None,
     with_images: bool = True,
 ) -> FetchedData:
@@ -101,7 +86,7 @@ def fetch_chosen(  # noqa: C901 - its steps, in order
         tell(f"Raw or preprocessed data selected: {size} in {number}", settings.verbose)
     files = [*(images if with_images else ()), *rois, *masks, *ceilings, *updates]
     if grid:
-        check_targets([*images, *rois, *masks, *ceilings], grid)
+        resample.check_targets([*images, *rois, *masks, *ceilings], grid)
         files = [r for r in files if settings.overwrites or not grid.has(r)]
     chosen = {rec["id"] for rec in images}
     planned = plan_files(
@@ -131,14 +116,14 @@ def fetch_chosen(  # noqa: C901 - its steps, in order
     masks = [found for rec in masks if (found := _brain_mask(rec, inventory))]
     if grid:
         if not settings.dry_run:
-            resample_files([*images, *rois, *masks, *ceilings], grid)
+            resample.resample_files([*images, *rois, *masks, *ceilings], grid)
             if not grid.keep_original:
-                remove_originals(images)
+                resample.remove_originals(images)
         images, rois, masks, ceilings = (
-            on_grid(recs, grid) for recs in (images, rois, masks, ceilings)
+            resample.on_grid(recs, grid) for recs in (images, rois, masks, ceilings)
         )
         if not settings.dry_run:
-            warn_of_empty_rois([*rois, *images], grid)
+            resample.warn_of_empty_rois([*rois, *images], grid)
 
     trials, sample_masks = align_trials(trials, images)
     noise_ceilings: dict[str, dict[str, str]] = {}
@@ -275,11 +260,11 @@ def _brain_mask(rec: Record, inventory: Inventory) -> Record | None:
         return rec
     mean_rsquare = rec["absolute_path"]
     file = brain_mask_file(inventory.settings.data_dir, rec["subject"])
-    derived = mask_record(rec["subject"], str(file))
+    derived = resample.mask_record(rec["subject"], str(file))
     if inventory.settings.dry_run:
         return derived
-    text = f"R2mean > 0, {origin(mean_rsquare)}"
-    if description_of(str(file)) == text:
+    text = f"R2mean > 0, {resample.origin(mean_rsquare)}"
+    if resample.description_of(str(file)) == text:
         return derived
     image: Any = nib.load(mean_rsquare)
     values = np.asanyarray(image.dataobj) > 0

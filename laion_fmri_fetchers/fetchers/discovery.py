@@ -10,19 +10,9 @@ from laion_fmri_fetchers.cache.data_dir import get_data_dir
 from laion_fmri_fetchers.cache.files import local_path
 from laion_fmri_fetchers.cache.listings import Catalog, Wanted, read_catalog
 from laion_fmri_fetchers.exceptions import BucketError, InvalidQueryError, did_you_mean
+from laion_fmri_fetchers.layout import trees
 from laion_fmri_fetchers.layout.keys import Record, is_of_trials, record_of
 from laion_fmri_fetchers.layout.names import subjects_among
-from laion_fmri_fetchers.layout.trees import (
-    ANATOMICAL,
-    DERIVATIVES,
-    GLM,
-    HELD_OUT,
-    ROIS,
-    TREES,
-    listing_of,
-    listings_of,
-    unknown_trees,
-)
 from laion_fmri_fetchers.messages import listed, readable_size, show, warn
 from laion_fmri_fetchers.query.arguments import (
     check_mode,
@@ -33,7 +23,7 @@ from laion_fmri_fetchers.query.selection import subject_names
 from laion_fmri_fetchers.query.shared_docs import documented
 from laion_fmri_fetchers.remote.bucket import Object, bucket_url, key_of
 
-_DESCRIBED = (GLM, ROIS, ANATOMICAL)
+_DESCRIBED = (trees.GLM, trees.ROIS, trees.ANATOMICAL)
 
 
 @only_its_arguments
@@ -112,7 +102,9 @@ def get_rois(
     folder = get_data_dir(data_dir)
     named = None if subjects is None else subject_names(subjects)
     existing, mode = _subjects(folder, timeout)
-    wanted = [w for name in named or existing for w in listings_of(name, [ROIS])]
+    wanted = [
+        w for name in named or existing for w in trees.listings_of(name, [trees.ROIS])
+    ]
     masks = _records(_look(wanted, folder, timeout, mode))
     without = sorted({*(named or ())} - {rec["subject"] for rec in masks if rec["roi"]})
     if without:
@@ -157,21 +149,21 @@ def describe(
     exists = os.path.isdir(folder)
     show(f"Data directory: {folder}{'' if exists else ', which does not exist yet'}\n")
     subjects, mode = _subjects(folder, timeout)
-    wanted = [w for subject in subjects for w in listings_of(subject, _DESCRIBED)]
+    wanted = [w for subject in subjects for w in trees.listings_of(subject, _DESCRIBED)]
     found = _look(wanted, folder, timeout, mode)
     recs = _records(found)
     show("subject  sessions  held out    betas      ROIs  on disk")
     for subject in subjects:
         own = [rec for rec in recs if rec["subject"] == subject]
         sessions = {rec["session"] for rec in own if is_of_trials(rec)}
+        held_out = sessions & trees.HELD_OUT
         betas = [rec for rec in own if rec["image_type"] == "betas"]
-        size = sum(rec["size"] for rec in betas if rec["session"] not in HELD_OUT)
+        size = sum(rec["size"] for rec in betas if rec["session"] not in trees.HELD_OUT)
         n_rois = len({rec["roi"] for rec in own} - {None})
         n_disk = sum(rec["id"] in found.on_disk for rec in own)
         show(
-            f"{subject:<8} {len(sessions - HELD_OUT):>8} "
-            f"{len(sessions & HELD_OUT):>9}  {readable_size(size):>9} {n_rois:>8}  "
-            f"{n_disk} of {len(own)} files"
+            f"{subject:<8} {len(sessions - held_out):>8} {len(held_out):>9}  "
+            f"{readable_size(size):>9} {n_rois:>8}  {n_disk} of {len(own)} files"
         )
     show("\nROIs by category")
     for category, names in sorted(_rois_by_category(recs).items()):
@@ -211,7 +203,7 @@ def inspect_bucket(
     """
     prefix = key_of(prefix)
     prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
-    found = _look([listing_of(prefix)], get_data_dir(data_dir), timeout)
+    found = _look([trees.listing_of(prefix)], get_data_dir(data_dir), timeout)
     shown: dict[str, str] = {}  # the size of files, in the order of their names
     sizes = {each.key: readable_size(each.size) for each in found.objects.values()}
     for key in sorted({*found.folders, *sizes}):
@@ -245,10 +237,10 @@ def _subjects(data_dir: str, timeout: float) -> tuple[list[str], str | None]:
 
     A bucket that did not answer is not asked, and waited for, again.
     """
-    levels = [(tree, "/") for tree in (*TREES, DERIVATIVES)]
+    levels = [(tree, "/") for tree in (*trees.TREES, trees.DERIVATIVES)]
     found = _look(levels, data_dir, timeout)
     mode = "offline" if found.error else None
-    others = [(tree, "/") for tree in unknown_trees(found.folders)]
+    others = [(tree, "/") for tree in trees.unknown_trees(found.folders)]
     more = _look(others, data_dir, timeout, mode)
     return [*subjects_among(found.folders | more.folders)], mode
 

@@ -218,18 +218,8 @@ callable, optional
         fetch_laion_fmri(mode="overwrite", last_modified=GreaterThan(newest))
     """
     settings = make_settings(**locals())
-    selection = select(
-        subjects,
-        rois,
-        sessions,
-        subject_filter,
-        image_filter,
-        roi_filter,
-        trial_filter,
-        max_images,
-        image_terms,
-        inspect.signature(fetch_laion_fmri).parameters,
-    )
+    arguments = inspect.signature(fetch_laion_fmri).parameters
+    selection = select(**locals())
     grid = make_grid(resolution, interpolation, keep_original, settings.data_dir)
     resampled = find_resampled(grid) if grid else {}
     names, inventory = take_inventory_of_subjects(selection, settings, resampled)

@@ -19,20 +19,14 @@ from laion_fmri_fetchers.cache.bunch import Result
 from laion_fmri_fetchers.cache.inventory import Inventory, take_inventory_of_stimuli
 from laion_fmri_fetchers.cache.obtain import fetch_public
 from laion_fmri_fetchers.cache.settings import Settings, make_settings
+from laion_fmri_fetchers.layout import trees
 from laion_fmri_fetchers.layout.keys import Record
 from laion_fmri_fetchers.layout.labels import stimulus_fields
-from laion_fmri_fetchers.layout.trees import (
-    ARCHIVE,
-    CAPTIONS,
-    SEGMENTATIONS,
-    SEGMENTATIONS_TABLE,
-    STIMULUS_TABLE,
-    embeddings_id,
-)
 from laion_fmri_fetchers.messages import counted, listed, readable_size, tell, warn
 from laion_fmri_fetchers.query.arguments import as_limit, only_its_arguments
 from laion_fmri_fetchers.query.filters import ResultFilter
 from laion_fmri_fetchers.query.shared_docs import documented
+from laion_fmri_fetchers.stimuli import features
 from laion_fmri_fetchers.stimuli.align import warn_of_invalid
 from laion_fmri_fetchers.stimuli.archive import (
     archive_record,
@@ -40,15 +34,6 @@ from laion_fmri_fetchers.stimuli.archive import (
     describe_archive,
     download_archive,
     extract_images,
-)
-from laion_fmri_fetchers.stimuli.features import (
-    count_nouns,
-    embedded_images,
-    model_names,
-    read_captions,
-    read_embeddings,
-    read_segmentations,
-    select_by_image,
 )
 from laion_fmri_fetchers.stimuli.table import (
     combine,
@@ -176,8 +161,8 @@ def fetch_laion_stimuli(
 
     # The archive is downloaded whole, but only if an image is selected.
     reason, failed = "", []
-    if len(metadata) and ARCHIVE not in inventory.on_disk:
-        settings.refuse_offline(f"{ARCHIVE} is not on disk in {folder}.")
+    if len(metadata) and trees.ARCHIVE not in inventory.on_disk:
+        settings.refuse_offline(f"{trees.ARCHIVE} is not on disk in {folder}.")
         reason = "missing"
     elif len(metadata) and settings.overwrites:
         reason = "overwrite"
@@ -214,7 +199,7 @@ def fetch_laion_stimuli(
         size = record["size"] if reason else 0
         if size is None:
             size = published_archive(settings.timeout).size
-        bunch.update(as_plan([(ARCHIVE, size, reason)] if reason else []))
+        bunch.update(as_plan([(trees.ARCHIVE, size, reason)] if reason else []))
         line += f"; {readable_size(size)} would be downloaded"
     tell(line, settings.verbose)
     return bunch
@@ -385,13 +370,13 @@ def fetch_laion_captions(
     filt = combine(caption_filter, "caption_filter", caption_terms)
     settings = make_settings(**locals())
     inventory = take_inventory_of_stimuli(settings)
-    (record,), _ = fetch_public([CAPTIONS], inventory, required=True)
-    table = read_captions(record["absolute_path"], filt)
+    (record,), _ = fetch_public([trees.CAPTIONS], inventory, required=True)
+    table = features.read_captions(record["absolute_path"], filt)
     if wanted is not None:
         known = table["image_name"].unique()
         rows = find_images(wanted, known, "the table of captions", allow_missing)
         wanted = list(known[rows])
-    captions, names = select_by_image(
+    captions, names = features.select_by_image(
         table, wanted, filt, "caption_filter", "caption_idx"
     )
     images = counted(len(names), "stimulus image")
@@ -478,15 +463,15 @@ def fetch_laion_embeddings(
         row = pd.Index(clip.image_names).get_indexer(data.trials["label"])
         X = clip.embeddings["CLIP"][row]
     """
-    chosen = model_names(models)
+    chosen = features.model_names(models)
     wanted = image_labels(labels)
     settings = make_settings(**locals())
     inventory = take_inventory_of_stimuli(settings)
-    models_by_id = {embeddings_id(model): model for model in chosen}
+    models_by_id = {trees.embeddings_id(model): model for model in chosen}
     records, failed = fetch_public(models_by_id, inventory)
     files = {models_by_id[rec["id"]]: rec["absolute_path"] for rec in records}
     # Only images that all of the models have, as rows of the models correspond.
-    names_of = {model: embedded_images(file) for model, file in files.items()}
+    names_of = {model: features.embedded_images(file) for model, file in files.items()}
     names = wanted
     if names is None:
         names = list(dict.fromkeys(name for each in names_of.values() for name in each))
@@ -496,7 +481,7 @@ def fetch_laion_embeddings(
     embeddings, valid = {}, {}
     for model, file in files.items():
         rows = names_of[model].get_indexer(pd.Index(names, dtype=object))
-        embeddings[model], valid[model] = read_embeddings(file, rows)
+        embeddings[model], valid[model] = features.read_embeddings(file, rows)
     images = counted(len(names), "stimulus image")
     tell(f"{listed(list(files))} of {images}", settings.verbose)
     bunch = _make_bunch(
@@ -605,9 +590,11 @@ def fetch_laion_segmentations(
     filt = combine(segmentation_filter, "segmentation_filter", segmentation_terms)
     settings = make_settings(**locals())
     inventory = take_inventory_of_stimuli(settings)
-    records, failed = fetch_public([SEGMENTATIONS_TABLE], inventory, required=True)
+    records, failed = fetch_public(
+        [trees.SEGMENTATIONS_TABLE], inventory, required=True
+    )
     file = records[0]["absolute_path"]
-    table = read_segmentations(file, filt)
+    table = features.read_segmentations(file, filt)
     without = [
         repr(name)
         for name in {*(wanted or ())} - {*table["image_name"]}
@@ -615,12 +602,12 @@ def fetch_laion_segmentations(
     ]
     if without:
         warn(f"The table of segmentations has no masks of {listed(sorted(without))}.")
-    segmentations, names = select_by_image(
+    segmentations, names = features.select_by_image(
         table, wanted, filt, "segmentation_filter", "mask_row"
     )
     of_masks: list[Record] = []
     if masks and len(segmentations):
-        of_masks, failed = fetch_public([SEGMENTATIONS], inventory)
+        of_masks, failed = fetch_public([trees.SEGMENTATIONS], inventory)
     bunch = _make_bunch(
         settings,
         wanted,
@@ -633,7 +620,7 @@ def fetch_laion_segmentations(
         segmentations_file=file,
     )
     if vectorize_nouns:
-        bunch.noun_counts, bunch.vocabulary = count_nouns(segmentations, names)
+        bunch.noun_counts, bunch.vocabulary = features.count_nouns(segmentations, names)
     images = counted(len(names), "stimulus image")
     tell(f"{counted(len(segmentations), 'mask')} of {images}", settings.verbose)
     return bunch
@@ -643,7 +630,7 @@ def _fetch_table(
     wanted: list[str] | None, filt: ResultFilter, inventory: Inventory
 ) -> tuple[Record, pd.DataFrame, pd.DataFrame]:
     """Fetch the table of images; return its record, the table, and rows selected."""
-    (record,), _ = fetch_public([STIMULUS_TABLE], inventory, required=True)
+    (record,), _ = fetch_public([trees.STIMULUS_TABLE], inventory, required=True)
     table = read_stimuli(record["absolute_path"], filt)
     named = table
     if wanted is not None:

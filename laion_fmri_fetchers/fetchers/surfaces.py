@@ -19,15 +19,8 @@ from laion_fmri_fetchers.cache.inventory import (
 from laion_fmri_fetchers.cache.obtain import Outcome
 from laion_fmri_fetchers.cache.settings import make_settings
 from laion_fmri_fetchers.exceptions import CorruptImageError, NotCachedError
+from laion_fmri_fetchers.layout import trees
 from laion_fmri_fetchers.layout.keys import GIFTI_EXTENSION, HEMISPHERE_OF, Record
-from laion_fmri_fetchers.layout.trees import (
-    FREESURFER,
-    HEMISPHERES,
-    ROIS,
-    SURFACES,
-    listings_of,
-    surface_id,
-)
 from laion_fmri_fetchers.messages import counted, listed, tell, warn
 from laion_fmri_fetchers.query.arguments import only_its_arguments
 from laion_fmri_fetchers.query.selection import is_one_name, select
@@ -41,13 +34,7 @@ from laion_fmri_fetchers.surfaces.files import (
     read_values,
 )
 
-from .bunch import (
-    description,
-    obtain_files,
-    plan_files,
-    warn_if_down,
-    without_status,
-)
+from .bunch import description, obtain_files, plan_files, warn_if_down, without_status
 from .choose import choose_rois
 from .subjects import check_names, check_subjects, leave_out_absent
 
@@ -153,16 +140,14 @@ def fetch_laion_surfaces(
     """
     given = dict(locals())
     settings = make_settings(**given)
-    selection = select(
-        subjects, rois, "all", None, None, _ON_SURFACE, None, None, {}, ()
-    )
+    selection = select(subjects, rois, roi_filter=_ON_SURFACE)
     if not is_one_name(subjects):
         each = selection.subjects or find_subjects(settings)[0]
         return Result(
             **{n: fetch_laion_surfaces(**{**given, "subjects": n}) for n in each}
         )
     (name,) = selection.subjects or ()
-    wanted = [("", "/"), *listings_of(name, (FREESURFER, ROIS))]
+    wanted = [("", "/"), *trees.listings_of(name, (trees.FREESURFER, trees.ROIS))]
     inventory = take_inventory(wanted, settings)
     check_subjects(selection, inventory)
     by_id = inventory.by_id
@@ -170,13 +155,13 @@ def fetch_laion_surfaces(
     # The surfaces, which are all needed; where the bucket has them, the depth of sulci
     # and the transform to MNI305.
     ids = {
-        surface: {h: surface_id(name, h, surface) for h in HEMISPHERES}
-        for surface in (*SURFACES, "sulc")
+        surface: {h: trees.surface_id(name, h, surface) for h in trees.HEMISPHERES}
+        for surface in (*trees.SURFACES, "sulc")
     }
     if not by_id.keys() >= {*ids["sulc"].values()}:
         del ids["sulc"]
     needed = [path for of_surface in ids.values() for path in of_surface.values()]
-    talairach = by_id.get(f"{FREESURFER}{name}/mri/transforms/talairach.xfm")
+    talairach = by_id.get(f"{trees.FREESURFER}{name}/mri/transforms/talairach.xfm")
     if talairach:
         needed.append(talairach["id"])
     if missing := [p for p in needed if p not in by_id or p in inventory.absent]:
@@ -215,7 +200,7 @@ def fetch_laion_surfaces(
     }
     surfaces = {
         surface: {h: read_surface(file) for h, file in files[surface].items()}
-        for surface in SURFACES
+        for surface in trees.SURFACES
     }
     without = [
         surface.file
@@ -275,7 +260,7 @@ def _find_volume(subject: str, without: list[str], inventory: Inventory) -> Reco
     NotCachedError, CorruptImageError
         If it is unavailable.
     """
-    path = f"{FREESURFER}{subject}/mri/orig.mgz"
+    path = f"{trees.FREESURFER}{subject}/mri/orig.mgz"
     volume = inventory.by_id.get(path)
     if volume and path not in inventory.absent:
         return volume

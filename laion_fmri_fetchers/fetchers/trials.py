@@ -22,10 +22,7 @@ from .choose import limit_images
 
 
 def choose_by_trials(
-    images: list[Record],
-    inventory: Inventory,
-    selection: Selection,
-    labels: Any = None,
+    images: list[Record], inventory: Inventory, selection: Selection, labels: Any = None
 ) -> tuple[list[Record], pd.DataFrame, Outcome]:
     """Cut images by trial filter, labels and ``max_images``, and read their trials.
 

@@ -14,11 +14,7 @@ from laion_fmri_fetchers.access.gate import (
     saved_archive,
 )
 from laion_fmri_fetchers.access.licence import accept_license
-from laion_fmri_fetchers.betas.store import (
-    check_session,
-    remove_part,
-    stored_sessions,
-)
+from laion_fmri_fetchers.betas.store import check_session, remove_part, stored_sessions
 from laion_fmri_fetchers.cache.data_dir import get_data_dir
 from laion_fmri_fetchers.cache.files import files_on_disk, hidden_on_disk, local_path
 from laion_fmri_fetchers.cache.inventory import SAME_TIME, size_on_disk
@@ -37,15 +33,8 @@ from laion_fmri_fetchers.exceptions import (
     LaionFmriError,
     NotCachedError,
 )
+from laion_fmri_fetchers.layout import trees
 from laion_fmri_fetchers.layout.keys import is_nifti_name, record_of
-from laion_fmri_fetchers.layout.trees import (
-    ARCHIVE,
-    GATED,
-    MADE_HERE,
-    STIMULUS_IMAGES,
-    listing_of,
-    trials_id,
-)
 from laion_fmri_fetchers.messages import (
     can_draw,
     counted,
@@ -61,7 +50,7 @@ from laion_fmri_fetchers.remote.checksums import check_file
 from laion_fmri_fetchers.volumes import iter_volumes, read_header
 
 # Where files are that this package made: resampled, and extracted from the archive.
-_MADE = (MADE_HERE, STIMULUS_IMAGES)
+_MADE = (trees.MADE_HERE, trees.STIMULUS_IMAGES)
 
 # States of files that are repaired.
 _BAD = ("missing", "truncated", "altered", "unreadable")
@@ -141,22 +130,24 @@ def verify_cache(  # noqa: C901 - its steps, in order
         "verbose": verbose,
     }
     if online:
-        wanted = {listing_of(path) for path in files if not path.startswith(_MADE)}
+        wanted = {
+            trees.listing_of(path) for path in files if not path.startswith(_MADE)
+        }
         found = read_catalog(wanted, folder, **how)
         if found.error:
             raise found.error
         objects = found.objects
     else:
         objects = kept_objects(folder)
-    if online and ARCHIVE in files:
+    if online and trees.ARCHIVE in files:
         try:
             archive = published_archive(timeout)
         except AccessServiceError as error:
             warn(f"{error} It is compared with the version noted at its download.")
     files |= {path: path for path in hidden_on_disk(folder, objects)}
     images = [rec for rec in map(record_of, files) if rec["image_type"] == "betas"]
-    needed = {path for path in map(trials_id, images) if path in objects}
-    needed |= {ARCHIVE} if archive else set()
+    needed = {path for path in map(trees.trials_id, images) if path in objects}
+    needed |= {trees.ARCHIVE} if archive else set()
     paths = {
         path: local_path(folder, files.get(path, path))
         for path in sorted(files.keys() | needed)
@@ -227,7 +218,7 @@ def _check(
             for _ in iter_volumes(read_header(file)) if is_nifti_name(file) else ():
                 pass
             return "ok", None
-        if path == ARCHIVE and archive:
+        if path == trees.ARCHIVE and archive:
             right = archive.size
             wrong = check_file(file, size=right, sha256=archive.sha256)
         elif in_bucket is None:
@@ -266,7 +257,7 @@ def _repair(
     data_dir = how["data_dir"]
     made = report["id"].str.startswith(_MADE)
     bad = report[report["status"].isin(_BAD) & ~made]
-    for path in GATED & {*bad["id"]}:
+    for path in trees.GATED & {*bad["id"]}:
         raise LaionFmriError(
             f"{path} is damaged, and gated: fetch it again with "
             "fetch_laion_stimuli(mode='overwrite')."

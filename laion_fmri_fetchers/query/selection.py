@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from laion_fmri_fetchers.exceptions import InvalidQueryError, did_you_mean
@@ -127,17 +128,21 @@ class Selection(NamedTuple):
 
 def select(
     subjects: object,
-    rois: object,
-    sessions: object,
-    subject_filter: object,
-    image_filter: object,
-    roi_filter: object,
-    trial_filter: object,
-    max_images: object,
-    image_terms: dict[str, Any],
-    arguments: Iterable[str],
+    rois: object = "all",
+    sessions: object = "all",
+    subject_filter: object = None,
+    image_filter: object = None,
+    roi_filter: object = None,
+    trial_filter: object = None,
+    max_images: object = None,
+    image_terms: Mapping[str, Any] = MappingProxyType({}),
+    arguments: Iterable[str] = (),
+    **_: object,
 ) -> Selection:
     """Check the arguments of a fetcher and bring them to one form.
+
+    Others that say how to fetch are passed over, so that all of a call's can be given,
+    ``**locals()``; ``arguments`` are their names.
 
     Raises
     ------
@@ -213,7 +218,7 @@ def is_one_name(given: object) -> bool:
     return not is_all and (isinstance(given, str) or not isinstance(given, Iterable))
 
 
-def _image_terms(given: dict[str, Any], arguments: Iterable[str]) -> dict[str, Any]:
+def _image_terms(given: Mapping[str, Any], arguments: Iterable[str]) -> dict[str, Any]:
     """Return the terms on images, given as keywords or, as in nilearn, in one dict."""
     terms = dict(given)
     nested = terms.pop("image_terms", None)
