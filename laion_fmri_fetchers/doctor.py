@@ -30,6 +30,7 @@ from .access.account import access_status
 from .access.gate import ID_VARIABLE, current_terms_version, published_archive
 from .access.service import hide_secrets, server_url
 from .betas.model import ModelError, describe_model
+from .betas.sources import remote_object
 from .cache.data_dir import get_data_dir
 from .cache.files import local_path, write_atomically
 from .cache.settings import Settings
@@ -42,9 +43,9 @@ from .layout.labels import OOD_TYPES, stimulus_fields
 from .layout.names import ROI_CATEGORIES, SUBJECTS, subjects_among
 from .messages import counted, listed, readable_size
 from .query.arguments import check_mode, check_timeout
-from .remote.bucket import bucket_url, list_prefixes, object_url
+from .remote.bucket import bucket_url, list_prefixes
 from .remote.checksums import check_file, n_parts_of, part_sizes
-from .remote.client import CA_VARIABLES, Client, Fault, RemoteObject, Threads
+from .remote.client import CA_VARIABLES, Client, Fault, Threads
 from .remote.disks import existing_parent, try_lock, unlock
 from .remote.ranges import RangeReader
 from .splits import as_split, read_files, sources
@@ -164,7 +165,7 @@ class Context:
     def read(self, record: Record, n_bytes: int = _MOST) -> bytes:
         """Return the beginning of a file."""
         stop = min(n_bytes, record["size"])
-        return bytes(self.reader.read_bytes(remote(record), 0, stop))
+        return bytes(self.reader.read_bytes(remote_object(record), 0, stop))
 
     def save(self, record: Record, n_bytes: int = _MOST) -> str:
         """Write the beginning of a file to the temporary folder; return its path."""
@@ -181,12 +182,6 @@ class Context:
                 raise
             return fault.status
         return 206
-
-
-def remote(record: Record) -> RemoteObject:
-    """Return the object of a record."""
-    url = object_url(record["key"])
-    return RemoteObject(record["id"], url, record["size"], record["etag"])
 
 
 # --- The machine ----------------------------------------------------------------------
@@ -488,10 +483,10 @@ def model_file(context: Context) -> Iterator[Point]:
     try:
         found, rows = describe_model(
             context.reader,
-            remote(model),
-            remote(betas),
-            brain_mask=remote(mask) if mask else None,
-            rsquare=remote(rsquare) if rsquare else None,
+            remote_object(model),
+            remote_object(betas),
+            brain_mask=remote_object(mask) if mask else None,
+            rsquare=remote_object(rsquare) if rsquare else None,
         )
         yield Point("model file", OK, f"{found}; {rows}", expected)
     except ModelError as error:

@@ -249,17 +249,16 @@ def fetch_laion_betas(  # noqa: C901 - its steps, in order
     records = [rec for rec in inventory.records if rec["subject"] in names]
     check_subjects(selection, inventory)
     check_names(records, names, inventory, selection)
-    query = {k: v for k, v in selection.as_query().items() if k in arguments}
     data = fetch_chosen(
         choose_images(records, selection),
         records,
         describe_subjects(names, records, {}),
         inventory,
         selection,
-        query,
         labels=labels,
         with_images=False,
     )
+    data.query = {name: data.query[name] for name in data.query if name in arguments}
 
     how = FillOptions(source, bool(keep_images), n_jobs)
     existing, results = names_of(records), {}

@@ -1,4 +1,4 @@
-"""From chosen images to the Bunch: what goes with them, downloads, resampling.
+"""From chosen images to the Bunch: trials, what goes with them, downloads.
 
 choose_by_trials ─▶ choose_rois, choose_brain_masks ─▶ plan_files ─▶ obtain ─▶ Bunch
 """
@@ -17,19 +17,28 @@ import pandas as pd
 
 from laion_fmri_fetchers.access.licence import accept_license
 from laion_fmri_fetchers.betas.methods import FetchedData
-from laion_fmri_fetchers.cache.files import write_atomically
+from laion_fmri_fetchers.cache.files import readable, write_atomically
 from laion_fmri_fetchers.cache.inventory import Inventory, report_versions
 from laion_fmri_fetchers.cache.obtain import Outcome, Planned, obtain, plan
 from laion_fmri_fetchers.cache.state import brain_mask_file
-from laion_fmri_fetchers.layout.keys import Record, place_of
-from laion_fmri_fetchers.layout.trees import BULK, ROOT_FILES
+from laion_fmri_fetchers.cache.tables import read_trials
+from laion_fmri_fetchers.layout.keys import Record, is_of_trials, place_of
+from laion_fmri_fetchers.layout.trees import BULK, ROOT_FILES, trials_id
 from laion_fmri_fetchers.messages import counted, listed, readable_size, tell, warn
+from laion_fmri_fetchers.query.filters import is_empty
+from laion_fmri_fetchers.query.rows import rows_with
 from laion_fmri_fetchers.query.selection import Selection
+from laion_fmri_fetchers.query.term_checks import check_terms
 
 from . import resample
-from .choose import align_trials, choose_brain_masks, choose_rois, tables_to_update
+from .choose import (
+    align_trials,
+    choose_brain_masks,
+    choose_rois,
+    limit_images,
+    tables_to_update,
+)
 from .subjects import leave_out_absent
-from .trials import choose_by_trials
 
 
 def fetch_chosen(  # noqa: C901 - its steps, in order
@@ -38,7 +47,6 @@ def fetch_chosen(  # noqa: C901 - its steps, in order
     subjects_meta: list[dict[str, Any]],
     inventory: Inventory,
     selection: Selection,
-    query: dict[str, Any],
     *,
     grid: resample.Grid | None = None,
     labels: Any = None,
@@ -58,8 +66,6 @@ def fetch_chosen(  # noqa: C901 - its steps, in order
         What is on disk, and how to work.
     selection : Selection
         What was asked.
-    query : dict
-        The same in plain values.
     grid : Grid, optional
         The grid to resample to.
     labels : str or sequence of str, optional
@@ -144,7 +150,7 @@ def fetch_chosen(  # noqa: C901 - its steps, in order
         subjects_meta=subjects_meta,
         failed=failed,
         data_dir=settings.data_dir,
-        query=query,
+        query=selection.as_query(),
         description=description(),
     )
     if with_images:
@@ -164,6 +170,121 @@ def fetch_chosen(  # noqa: C901 - its steps, in order
             )
         tell(summary, settings.verbose)
     return bunch
+
+
+def choose_by_trials(
+    images: list[Record], inventory: Inventory, selection: Selection, labels: Any = None
+) -> tuple[list[Record], pd.DataFrame, Outcome]:
+    """Cut images by trial filter, labels and ``max_images``, and read their trials.
+
+    Returns
+    -------
+    images : list of dict
+        The images that are left.
+    trials : pandas.DataFrame
+        Their trials that passed, session by session.
+    tables : Outcome
+        Outcome of downloading the trial tables, and with it the images that are lost
+        as theirs failed.
+    """
+    settings, absent = inventory.settings, inventory.absent
+    is_filtered = labels is not None or not is_empty(selection.trial_filter)
+    if not is_filtered:
+        images = limit_images(images, absent, selection)
+    with_tables = [
+        rec
+        for rec in images
+        if is_of_trials(rec) and (is_filtered or rec["image_type"] == "betas")
+    ]
+    trials, tables = _read_tables(with_tables, inventory, selection)
+
+    # Images without a trial table: it failed, or there is none.
+    read, failed = _sessions(trials), {_session(rec) for rec in tables.failed}
+    reason = "the trial table of its session could not be downloaded"
+    lost = [{**r, "reason": reason} for r in with_tables if _session(r) in failed]
+    tables = tables._replace(failed=(*tables.failed, *lost))
+    lost_ids = {rec["id"] for rec in lost}
+    images = [rec for rec in images if rec["id"] not in lost_ids]
+    unread = [rec for rec in with_tables if _session(rec) not in {*read, *failed}]
+    if is_filtered and selection.sessions and unread and not settings.allow_missing:
+        settings.refuse_offline(
+            f"The trial table {trials_id(unread[0])} is not on disk in "
+            f"{settings.data_dir}, so trial_filter cannot be applied to a session that "
+            "was named."
+        )
+    ids = [rec["id"] for rec in unread if is_filtered or rec["id"] not in absent]
+    if ids:
+        what = "left out." if is_filtered else "returned without trials."
+        warn(f"There is no trial table for {listed(ids)}; {what}")
+    if not is_filtered:
+        return images, trials, tables
+
+    passed = selection.trial_filter.mask(trials)
+    check_terms("trial_filter", selection.trial_filter, trials, passed.sum())
+    trials = trials[passed]
+    if labels is not None:
+        of_subjects = trials.groupby("subject", sort=False)
+        rows = [own.index[rows_with(labels, own, str(n))] for n, own in of_subjects]
+        trials = trials.loc[sorted(row for each in rows for row in each)]
+    left = _sessions(trials)
+    without = [f"{ses} of {sub}" for sub, ses in read if (sub, ses) not in left]
+    if left and without and selection.sessions:
+        has = "has" if len(without) == 1 else "have"
+        tell(f"{listed(without)} {has} no trial that passes", settings.verbose)
+    images = [rec for rec in images if not is_of_trials(rec) or _session(rec) in left]
+    return limit_images(images, absent, selection), trials, tables
+
+
+def _session(rec: Record) -> tuple[str, str]:
+    return rec["subject"], rec["session"]
+
+
+def _sessions(trials: pd.DataFrame) -> dict[tuple[str, str], None]:
+    """Return the sessions of trials, in their order."""
+    return dict.fromkeys(zip(trials["subject"], trials["session"], strict=True))
+
+
+def _read_tables(
+    images: list[Record], inventory: Inventory, selection: Selection
+) -> tuple[pd.DataFrame, Outcome]:
+    """Download and read the trial tables of images.
+
+    Those of all earlier sessions are downloaded too: with these, it is counted which
+    showing of an image a trial was.
+    """
+    needed = dict.fromkeys(map(trials_id, images))
+    last: dict[str, str] = {}
+    for rec in images:
+        last[rec["subject"]] = max(rec["session"], last.get(rec["subject"], ""))
+    files = [
+        rec
+        for rec in inventory.records
+        if rec["image_type"] == "trials"
+        and rec["session"] <= last.get(rec["subject"], "")
+    ]
+    earlier = {rec["id"] for rec in files} - needed.keys()
+    outcome = obtain(
+        plan(
+            files, inventory, again=lambda r: selection.is_updated(r) or r["outdated"]
+        ),
+        inventory,
+        optional=earlier,
+        quiet=True,
+    )
+    failed = {rec["id"] for rec in outcome.failed}
+    on_disk = (inventory.on_disk | outcome.fetched) - failed
+    present = [rec for rec in files if rec["id"] in on_disk]
+    report_versions(present, inventory, outcome.fetched)
+    if unknown := sorted(failed & earlier):
+        warn(
+            f"{listed(unknown)} could not be downloaded, so 'repetition' is unknown "
+            "for later sessions."
+        )
+    with readable():
+        data_dir = inventory.settings.data_dir
+        trials = read_trials(data_dir, [path for path in needed if path in on_disk])
+    of_images = tuple(rec for rec in outcome.failed if rec["id"] in needed)
+    return trials, outcome._replace(failed=of_images)
 
 
 def plan_files(
@@ -226,9 +347,9 @@ def as_plan(rows: list[tuple], columns: str = "id size reason") -> dict[str, Any
     return {"plan": plan, "plan_size": int(plan["size"].sum())}
 
 
-def description(name: str = "laion_fmri") -> str:
-    """Return a text on the dataset: content, access, licence, how to cite."""
-    return (resources.files(__package__) / f"{name}.rst").read_text("utf-8")
+def description() -> str:
+    """Return the text on the dataset: content, access, licence, how to cite."""
+    return (resources.files(__package__) / "laion_fmri.rst").read_text("utf-8")
 
 
 def _name_rois(subject: str, rois: list[Record]) -> dict[str, str]:

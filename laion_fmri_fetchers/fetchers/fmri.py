@@ -238,14 +238,15 @@ callable, optional
     check_names(records, selected, inventory, selection)
     images = choose_images(records, selection)
 
-    query = selection.as_query()
-    if grid:
-        query |= {"resolution": grid.resolution, "interpolation": grid.interpolation}
     on_disk = subjects_on_disk(selected, inventory)
     subjects_meta = [meta for meta in subjects_meta if meta["subject"] in on_disk]
-    return fetch_chosen(
-        images, records, subjects_meta, inventory, selection, query, grid=grid
+    bunch = fetch_chosen(
+        images, records, subjects_meta, inventory, selection, grid=grid
     )
+    if grid:
+        bunch.query["resolution"] = grid.resolution
+        bunch.query["interpolation"] = grid.interpolation
+    return bunch
 
 
 @only_its_arguments
@@ -322,8 +323,9 @@ def fetch_laion_fmri_ids(
     records = [rec for rec in inventory.records if rec["subject"] in with_betas]
     shown = sorted(subjects & {rec["subject"] for rec in images})
     subjects_meta = describe_subjects(shown, inventory.records, table)
-    query = {"image_ids": names}
-    return fetch_chosen(images, records, subjects_meta, inventory, everything, query)
+    bunch = fetch_chosen(images, records, subjects_meta, inventory, everything)
+    bunch.query = {"image_ids": names}
+    return bunch
 
 
 def _parse_ids(image_ids: Any) -> list[str]:

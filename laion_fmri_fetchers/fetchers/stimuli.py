@@ -659,5 +659,5 @@ def _make_bunch(
             "labels": wanted,
             **{n: f.to_dict() or None for n, f in filters.items()},
         },
-        description=description("laion_stimuli"),
+        description=description(),
     )
