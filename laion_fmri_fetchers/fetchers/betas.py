@@ -33,12 +33,7 @@ from laion_fmri_fetchers.betas.load import (
     load_voxels,
     subjects_in,
 )
-from laion_fmri_fetchers.betas.rows import (
-    select_trials,
-    trial_tables,
-    trials_of,
-    warn_of_order,
-)
+from laion_fmri_fetchers.betas.rows import trial_tables, trials_of, warn_of_order
 from laion_fmri_fetchers.betas.store import DamagedPartError, session_folder
 from laion_fmri_fetchers.betas.voxels import VoxelChoice, find_voxels
 from laion_fmri_fetchers.cache.bunch import Result
@@ -266,7 +261,7 @@ def fetch_laion_betas(  # noqa: C901 - its steps, in order
         # It was warned of ROIs that only others have.
         own_rois = rois
         if selection.rois:
-            own_rois = [roi for roi in selection.rois if roi in existing[name]]
+            own_rois = [roi for roi in selection.rois if roi in existing.get(name, ())]
             own_rois += [roi for roi in named if roi == "brain"]
             if not own_rois:
                 continue
@@ -290,9 +285,9 @@ def fetch_laion_betas(  # noqa: C901 - its steps, in order
             if inventory.is_cut_off:
                 lost = _lost_sessions(missing, metas, inventory, selection)
                 missing = [m for m in missing if m.record["session"] not in lost]
-                trials = data.trials
-                is_lost = trials["session"].isin(lost) & (trials["subject"] == name)
-                data = select_trials(data, trials[~is_lost]) if lost else data
+                is_lost = data.trials["session"].isin(lost)
+                is_lost &= data.trials["subject"] == name
+                data.trials = data.trials[~is_lost]
             plan = sources.plan_sources(missing, source, grid, inventory)
             if dry_run:
                 results[name] = _describe_plan(plan, settings.verbose)
