@@ -179,16 +179,14 @@ def fetch_laion_stimuli(
             names = list(metadata.index) if extract else []
             images = extract_images(archive, table, names, folder, settings.overwrites)
 
-    bunch = _make_bunch(
-        settings,
-        wanted,
-        {"stimulus_filter": filt},
-        [table_record],
-        failed,
+    bunch = Result(
         metadata=metadata,
         images=images,
         archive=archive,
         metadata_file=table_record["absolute_path"],
+        files_meta=[table_record],
+        failed=failed,
+        **_in_common(settings, wanted, stimulus_filter=filt),
     )
     bunch.query["max_images"] = limit
     if archive:
@@ -287,13 +285,12 @@ def fetch_laion_stimulus_metadata(
     record, _, metadata = _fetch_table(wanted, filt, inventory)
     images = counted(len(metadata), "stimulus image")
     tell(f"Metadata of {images} in {settings.data_dir}", settings.verbose)
-    return _make_bunch(
-        settings,
-        wanted,
-        {"stimulus_filter": filt},
-        [record],
+    return Result(
         metadata=metadata,
         metadata_file=record["absolute_path"],
+        files_meta=[record],
+        failed=[],
+        **_in_common(settings, wanted, stimulus_filter=filt),
     )
 
 
@@ -381,14 +378,13 @@ def fetch_laion_captions(
     )
     images = counted(len(names), "stimulus image")
     tell(f"{counted(len(captions), 'caption')} of {images}", settings.verbose)
-    return _make_bunch(
-        settings,
-        wanted,
-        {"caption_filter": filt},
-        [record],
+    return Result(
         captions=captions,
         image_names=names,
         captions_file=record["absolute_path"],
+        files_meta=[record],
+        failed=[],
+        **_in_common(settings, wanted, caption_filter=filt),
     )
 
 
@@ -484,16 +480,14 @@ def fetch_laion_embeddings(
         embeddings[model], valid[model] = features.read_embeddings(file, rows)
     images = counted(len(names), "stimulus image")
     tell(f"{listed(list(files))} of {images}", settings.verbose)
-    bunch = _make_bunch(
-        settings,
-        wanted,
-        {},
-        records,
-        failed,
+    bunch = Result(
         embeddings=embeddings,
         valid=valid,
         image_names=names,
         files=files,
+        files_meta=records,
+        failed=failed,
+        **_in_common(settings, wanted),
     )
     bunch.query["models"] = chosen
     for model in embeddings:
@@ -608,16 +602,14 @@ def fetch_laion_segmentations(
     of_masks: list[Record] = []
     if masks and len(segmentations):
         of_masks, failed = fetch_public([trees.SEGMENTATIONS], inventory)
-    bunch = _make_bunch(
-        settings,
-        wanted,
-        {"segmentation_filter": filt},
-        records + of_masks,
-        failed,
+    bunch = Result(
         segmentations=segmentations,
         image_names=names,
         masks_file=of_masks[0]["absolute_path"] if of_masks else None,
         segmentations_file=file,
+        files_meta=records + of_masks,
+        failed=failed,
+        **_in_common(settings, wanted, segmentation_filter=filt),
     )
     if vectorize_nouns:
         bunch.noun_counts, bunch.vocabulary = features.count_nouns(segmentations, names)
@@ -641,23 +633,10 @@ def _fetch_table(
     return record, table, selected.set_index("image_name")
 
 
-def _make_bunch(
-    settings: Settings,
-    wanted: list[str] | None,
-    filters: dict[str, ResultFilter],
-    files_meta: list[Record],
-    failed: Sequence[dict[str, Any]] = (),
-    **content: Any,
-) -> Result:
-    """Return a Bunch: its content, and what Bunches of stimuli have in common."""
-    return Result(
-        **content,
-        files_meta=files_meta,
-        failed=[*failed],
-        data_dir=settings.data_dir,
-        query={
-            "labels": wanted,
-            **{n: f.to_dict() or None for n, f in filters.items()},
-        },
-        description=description(),
-    )
+def _in_common(
+    settings: Settings, labels: list[str] | None, **filters: ResultFilter
+) -> dict[str, Any]:
+    """Return what Bunches of stimuli have in common."""
+    query = {"labels": labels, **{n: f.to_dict() or None for n, f in filters.items()}}
+    text = description()
+    return {"data_dir": settings.data_dir, "query": query, "description": text}

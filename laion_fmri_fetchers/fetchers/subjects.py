@@ -47,24 +47,28 @@ def check_subjects(
     NotCachedError
         Offline, if none of its files is on disk.
     """
-    named, settings = sorted(selection.subjects or ()), inventory.settings
-    there = {rec["subject"] for rec in inventory.records}
-    present = there.intersection(subjects_on_disk(named, inventory))
-    for name in (name for name in named if name not in present):
+    settings = inventory.settings
+    for name in sorted(selection.subjects or ()):
+        own = [rec["id"] for rec in inventory.records if rec["subject"] == name]
+        if not inventory.absent.issuperset(own):
+            continue
         published, _ = find_subjects(settings)
         known = listed(list(published)) or "none"
-        problem = f"Nothing of {name} is on disk in {settings.data_dir}"
-        if name in published and name not in there:
+        if name in published and not own:
             warn(f"The bucket has no files of {name} where the selection looks.")
-        elif name in published and may_be_left_out and settings.allow_missing:
-            warn(f"{problem}; known subjects: {known}. It is left out.")
-        else:
-            can_leave_out = name in published and may_be_left_out
-            advice = " allow_missing=True leaves it out." * can_leave_out
-            inventory.refuse(
-                f"There is no subject {name!r}; there are {known}.",
-                f"{problem}; known subjects: {known}.{advice}",
-            )
+            continue
+        problem = (
+            f"Nothing of {name} is on disk in {settings.data_dir}; known subjects: "
+            f"{known}."
+        )
+        can_leave_out = name in published and may_be_left_out
+        if can_leave_out and settings.allow_missing:
+            warn(f"{problem} It is left out.")
+            continue
+        advice = " allow_missing=True leaves it out." * can_leave_out
+        inventory.refuse(
+            f"There is no subject {name!r}; there are {known}.", problem + advice
+        )
 
 
 def check_names(

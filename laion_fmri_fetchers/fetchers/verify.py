@@ -37,7 +37,6 @@ from laion_fmri_fetchers.layout import trees
 from laion_fmri_fetchers.layout.keys import is_nifti_name, record_of
 from laion_fmri_fetchers.messages import (
     can_draw,
-    counted,
     listed,
     progress_bar,
     readable_size,
@@ -153,19 +152,13 @@ def verify_cache(  # noqa: C901 - its steps, in order
         for path in sorted(files.keys() | needed)
     }
     sizes = {path: _size(file) for path, file in paths.items()}
-    total = sum(size or 0 for size in sizes.values())
-    stored = stored_sessions(folder)
-    more = (
-        f" and {counted(len(stored), 'session')} of the voxel store" if stored else ""
-    )
-    n_files = f"{len(paths)} files, {readable_size(total)},"
-    tell(f"Checking {n_files}{more} in {folder}", verbose)
+    total, stored = sum(filter(None, sizes.values())), stored_sessions(folder)
+    tell(f"Checking {len(paths)} files, {readable_size(total)}, in {folder}", verbose)
 
     # Files, then parts of the voxel store.
     rows: list[tuple[Any, ...]] = []
-    is_drawn = verbose == 1 and can_draw()
-    bar = progress_bar(total=total, unit="B", unit_scale=True, disable=not is_drawn)
-    with bar:
+    is_hidden = verbose != 1 or not can_draw()
+    with progress_bar(total=total, unit="B", unit_scale=True, disable=is_hidden) as bar:
         checks = Parallel(n_jobs, "threading", return_as="generator")(
             delayed(_check)(path, file, sizes[path], objects.get(path), archive)
             for path, file in paths.items()
@@ -279,11 +272,7 @@ def _repair(
             f"The data directory {data_dir} cannot be written, so nothing was repaired."
         )
     records = [
-        {
-            **record_of(*objects[path]),
-            "relative_path": os.path.relpath(paths[path], data_dir),
-            "absolute_path": paths[path],
-        }
+        {**record_of(*objects[path]), "absolute_path": paths[path]}
         for path in bad["id"]
     ]
     failed = download(records, settings)
