@@ -8,7 +8,6 @@ from __future__ import annotations
 import gzip
 from collections.abc import Callable, Container, Iterable
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
 import nibabel as nib
@@ -119,7 +118,7 @@ def fetch_chosen(  # noqa: C901 - its steps, in order
     )
     files = [*images, *rois, *masks, *ceilings, *updates]
     report_versions(files, inventory, outcome.fetched)
-    masks = [found for rec in masks if (found := _brain_mask(rec, inventory))]
+    masks = [_brain_mask(rec, inventory) for rec in masks]
     if grid:
         if not settings.dry_run:
             resample.resample_files([*images, *rois, *masks, *ceilings], grid)
@@ -372,10 +371,10 @@ def _name_rois(subject: str, rois: list[Record]) -> dict[str, str]:
     return files
 
 
-def _brain_mask(rec: Record, inventory: Inventory) -> Record | None:
+def _brain_mask(rec: Record, inventory: Inventory) -> Record:
     """Return a brain mask; of a map of mean R2, the voxels where it is above 0.
 
-    That is written anew where the map changed, and None where it cannot be written.
+    That is written anew where the map changed.
     """
     if rec["image_type"] == "brain_mask":
         return rec
@@ -391,11 +390,7 @@ def _brain_mask(rec: Record, inventory: Inventory) -> Record | None:
     values = np.asanyarray(image.dataobj) > 0
     mask = nib.Nifti1Image(values.astype(np.uint8), image.affine)
     mask.header["descrip"] = text.encode()
-    try:
-        write_atomically(Path(file), gzip.compress(mask.to_bytes(), mtime=0))
-    except OSError as error:
-        warn(f"No brain mask could be derived from {mean_rsquare}: {error}")
-        return derived if file.exists() else None
+    write_atomically(file, gzip.compress(mask.to_bytes(), mtime=0))
     warn(
         f"The bucket has no brain mask for this subject; one was derived from "
         f"{mean_rsquare}, where R2 is above 0: {file}"
