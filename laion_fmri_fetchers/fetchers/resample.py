@@ -86,8 +86,9 @@ def make_grid(
     if resolution is None:
         if interpolation != "continuous" or keep_original is not True:
             raise InvalidQueryError(
-                "interpolation and keep_original are for images that are resampled: "
-                "give resolution too, or leave them out"
+                f"interpolation is {interpolation!r} and keep_original is "
+                f"{keep_original!r}, but nothing is resampled: give resolution too, or "
+                "leave them out"
             )
         return None
     grids.resolution_label(resolution)
