@@ -73,6 +73,8 @@ def fetch_chosen(  # noqa: C901 - its steps, in order
         False: images need not be on disk, and nothing is said of the download.
     """
     settings, is_named = inventory.settings, selection.is_named
+
+    # Images that trials leave, and what goes with them.
     images, trials, tables = choose_by_trials(images, inventory, selection, labels)
     if with_images:
         images = leave_out_absent("images", images, inventory, is_named)
@@ -105,6 +107,8 @@ def fetch_chosen(  # noqa: C901 - its steps, in order
         outcome += obtain_files(planned, inventory, quiet=not with_images)
     if with_images:
         warn_if_down(inventory)
+
+    # What arrived, on the grid asked for.
     failed = without_status(outcome.failed)
     lost = {rec["id"] for rec in failed}
     if lost:
@@ -130,6 +134,7 @@ def fetch_chosen(  # noqa: C901 - its steps, in order
         if not settings.dry_run:
             resample.warn_of_empty_rois([*rois, *images], grid)
 
+    # The Bunch, and what is said of it.
     trials, sample_masks = align_trials(trials, images)
     noise_ceilings: dict[str, dict[str, str]] = {}
     for rec in ceilings:
