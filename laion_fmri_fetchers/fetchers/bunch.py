@@ -292,7 +292,7 @@ def _read_tables(
 
 
 def plan_files(
-    files: Iterable[Record],
+    files: list[Record],
     inventory: Inventory,
     again: Callable[[Record], bool],
     done: Container[str] = (),
@@ -300,8 +300,7 @@ def plan_files(
     """Return the files to download, and with any the dataset's root files."""
     planned = plan(files, inventory, again=again, done=done)
     if planned:
-        chosen = {rec["id"] for rec in files}
-        root = ROOT_FILES - chosen
+        root = ROOT_FILES - {rec["id"] for rec in files}
         others = [rec for rec in inventory.records if rec["id"] in root]
         planned += plan(others, inventory, done=done)
     return planned

@@ -42,13 +42,7 @@ from laion_fmri_fetchers.remote.bucket import key_of
 from .bunch import fetch_chosen
 from .choose import choose_images, describe_subjects
 from .resample import find_resampled, make_grid
-from .subjects import (
-    check_names,
-    check_subjects,
-    leave_out_absent,
-    participants,
-    subjects_on_disk,
-)
+from .subjects import check_names, check_subjects, leave_out_absent, participants
 
 
 @documented
@@ -238,8 +232,10 @@ callable, optional
     check_names(records, selected, inventory, selection)
     images = choose_images(records, selection)
 
-    on_disk = subjects_on_disk(selected, inventory)
-    subjects_meta = [meta for meta in subjects_meta if meta["subject"] in on_disk]
+    # Offline, subjects of whom nothing is on disk are not shown.
+    on_disk = {r["subject"] for r in records if r["id"] not in inventory.absent}
+    gone = {rec["subject"] for rec in records} - on_disk
+    subjects_meta = [meta for meta in subjects_meta if meta["subject"] not in gone]
     bunch = fetch_chosen(
         images, records, subjects_meta, inventory, selection, grid=grid
     )

@@ -26,13 +26,6 @@ from .choose import names_of
 _NAMES_SHOWN = 40
 
 
-def subjects_on_disk(subjects: Iterable[str], inventory: Inventory) -> list[str]:
-    """Return subjects of whom any file is available; online, all are."""
-    absent = {r["subject"] for r in inventory.records if r["id"] in inventory.absent}
-    there = {r["subject"] for r in inventory.records if r["id"] not in inventory.absent}
-    return [name for name in subjects if name not in absent - there]
-
-
 def check_subjects(
     selection: Selection, inventory: Inventory, may_be_left_out: bool = False
 ) -> None:
