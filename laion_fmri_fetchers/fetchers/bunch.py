@@ -37,7 +37,7 @@ from .choose import (
     limit_images,
     tables_to_update,
 )
-from .subjects import leave_out_absent
+from .subjects import leave_out_absent, obtain_tables
 
 
 def fetch_chosen(  # noqa: C901 - its steps, in order
@@ -267,18 +267,9 @@ def _read_tables(
         and rec["session"] <= last.get(rec["subject"], "")
     ]
     earlier = {rec["id"] for rec in files} - needed.keys()
-    outcome = obtain(
-        plan(
-            files, inventory, again=lambda r: selection.is_updated(r) or r["outdated"]
-        ),
-        inventory,
-        optional=earlier,
-        quiet=True,
-    )
+    outcome = obtain_tables(files, inventory, selection, optional=earlier)
     failed = {rec["id"] for rec in outcome.failed}
     on_disk = (inventory.on_disk | outcome.fetched) - failed
-    present = [rec for rec in files if rec["id"] in on_disk]
-    report_versions(present, inventory, outcome.fetched)
     if unknown := sorted(failed & earlier):
         warn(
             f"{listed(unknown)} could not be downloaded, so 'repetition' is unknown "

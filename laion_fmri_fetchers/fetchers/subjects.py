@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from typing import Any
 
 from laion_fmri_fetchers.cache.files import local_path, readable
@@ -11,7 +11,7 @@ from laion_fmri_fetchers.cache.inventory import (
     find_subjects,
     report_versions,
 )
-from laion_fmri_fetchers.cache.obtain import obtain, plan
+from laion_fmri_fetchers.cache.obtain import Outcome, obtain, plan
 from laion_fmri_fetchers.cache.tables import read_participants, report_flaws
 from laion_fmri_fetchers.exceptions import NotCachedError, did_you_mean
 from laion_fmri_fetchers.layout.keys import Record
@@ -125,14 +125,12 @@ def leave_out_absent(
     missing = [rec for rec in chosen if rec["id"] in absent]
     named = [rec["id"] for rec in missing if is_named(rec)]
     if named and not settings.allow_missing:
+        can_leave_out = settings.allow_missing is not None
+        advice = " allow_missing=True leaves such files out." * can_leave_out
         raise NotCachedError(
             f"{counted(len(named), 'file')} of the selection "
             f"{'is' if len(named) == 1 else 'are'} not on disk: {listed(named)}. "
-            f"{settings.how_to_fetch}"
-            + (
-                " allow_missing=True leaves such files out."
-                * (settings.allow_missing is not None)
-            )
+            f"{settings.how_to_fetch}{advice}"
         )
     if missing:
         names = dict.fromkeys(
@@ -154,25 +152,16 @@ def participants(
 
     With a filter on subjects, the table is required; without, a dry run does without.
     """
-    settings = inventory.settings
+    settings, on_disk = inventory.settings, inventory.on_disk
     is_needed = not is_empty(selection.subject_filter)
-    table = [rec for rec in inventory.records if rec["id"] == PARTICIPANTS]
-    fetched: frozenset[str] = frozenset()
     if is_needed or not settings.dry_run:
-        fetched, failed = obtain(
-            plan(
-                table,
-                inventory,
-                again=lambda r: selection.is_updated(r) or r["outdated"],
-            ),
-            inventory,
-            optional=() if is_needed else {PARTICIPANTS},
-            quiet=True,
-        )
-        for rec in failed:
+        table = [rec for rec in inventory.records if rec["id"] == PARTICIPANTS]
+        optional = () if is_needed else {PARTICIPANTS}
+        outcome = obtain_tables(table, inventory, selection, optional)
+        on_disk |= outcome.fetched
+        for rec in outcome.failed:
             warn(f"{rec['id']} could not be downloaded ({rec['reason']}).")
-        report_versions(table, inventory, fetched)
-    if PARTICIPANTS not in inventory.on_disk | fetched:
+    if PARTICIPANTS not in on_disk:
         return {}
     file = local_path(settings.data_dir, PARTICIPANTS)
     with readable():
@@ -180,3 +169,22 @@ def participants(
     advice = "Delete it, and the same call online fetches it again."
     report_flaws(file, flaws, selection.subject_filter, advice)
     return rows
+
+
+def obtain_tables(
+    files: list[Record],
+    inventory: Inventory,
+    selection: Selection,
+    optional: Container[str],
+) -> Outcome:
+    """Download tables that filters read; with "overwrite", also those outdated."""
+
+    def again(rec: Record) -> bool:
+        return selection.is_updated(rec) or rec["outdated"]
+
+    planned = plan(files, inventory, again=again)
+    outcome = obtain(planned, inventory, optional=optional, quiet=True)
+    on_disk = inventory.on_disk | outcome.fetched
+    present = [rec for rec in files if rec["id"] in on_disk]
+    report_versions(present, inventory, outcome.fetched)
+    return outcome
