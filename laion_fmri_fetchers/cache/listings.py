@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from laion_fmri_fetchers.exceptions import BucketError, InvalidQueryError
-from laion_fmri_fetchers.layout.keys import Record, clean_key, record_of
+from laion_fmri_fetchers.layout.keys import Record, clean_key, record_of_path
 from laion_fmri_fetchers.layout.trees import DEMO, DERIVATIVES, STIMULI, listing_of
 from laion_fmri_fetchers.messages import warn
 from laion_fmri_fetchers.query.arguments import check_mode
@@ -53,16 +53,14 @@ class Catalog(NamedTuple):
         found = []
         for path in ids:
             file = self.on_disk.get(path, path)
-            rec = record_of(*self.objects.get(path, (file,)))
+            rec = record_of_path(path, *self.objects.get(path, (file,)))
             rec["relative_path"] = file
             rec["absolute_path"] = local_path(data_dir, file)
             found.append(rec)
-        return sorted(found, key=in_order)
-
-
-def in_order(rec: Record) -> tuple[str, str, str]:
-    """Return what records are sorted by: subject, session, id."""
-    return rec["subject"] or "", rec["session"] or "", rec["id"]
+        return sorted(
+            found,
+            key=lambda rec: (rec["subject"] or "", rec["session"] or "", rec["id"]),
+        )
 
 
 @documented

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import keyword
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from functools import reduce
@@ -150,35 +150,11 @@ class ResultFilter:
         >>> ResultFilter(n_reps=GreaterOrEqual(4)).mask(trials)
         array([ True,  True, False])
         """
-        if not df.columns.is_unique:  # of columns with one name the last, as in a dict
-            df = df.loc[:, ~df.columns.duplicated(keep="last")]
-        for field, term in terms_of(self):
-            if isinstance(term, OrderComparison):
-                check_comparison(term, field, values_of(field, df))
-        return self.unchecked_mask(df)
-
-    def unchecked_mask(self, df: pd.DataFrame) -> np.ndarray:
-        """Return which rows pass; a test is asked for rows that passed all before."""
         import numpy as np
 
-        rows = np.ones(len(df), dtype=bool)
-        for field, term in self.query_terms_.items():
-            rows &= _matches(term, field, df)
-        for test in self.callable_filters_:
-            left = df if rows.all() else df[rows]
-            if isinstance(test, (ResultFilter, Combination)):
-                rows[rows] = test.unchecked_mask(left)
-            else:
-                # By column: to box and check each cell takes five times as long.
-                columns = [
-                    left[name].astype(object).where(left[name].notna(), None).tolist()
-                    for name in left
-                ]
-                records = zip(*columns, strict=True) if columns else [()] * len(left)
-                rows[rows] = [
-                    bool(test(dict(zip(left, cells, strict=True)))) for cells in records
-                ]
-        return rows
+        if not df.columns.is_unique:  # of columns with one name the last, as in a dict
+            df = df.loc[:, ~df.columns.duplicated(keep="last")]
+        return _mask(self, df, np.ones(len(df), dtype=bool))
 
     def AND(self, other_filter: Any) -> ResultFilter:  # noqa: N802
         """Return a filter of what both pass; the other may be a dict or a function."""
@@ -196,16 +172,10 @@ class ResultFilter:
         """Return a filter of what this one does not pass."""
         return _combined("NOT", self)
 
-    __and__, __or__, __xor__, __invert__ = AND, OR, XOR, NOT
-
-    def __rand__(self, other: Any) -> ResultFilter:
-        return _combined("AND", other, self)
-
-    def __ror__(self, other: Any) -> ResultFilter:
-        return _combined("OR", other, self)
-
-    def __rxor__(self, other: Any) -> ResultFilter:
-        return _combined("XOR", other, self)
+    __and__ = __rand__ = AND
+    __or__ = __ror__ = OR
+    __xor__ = __rxor__ = XOR
+    __invert__ = NOT
 
     def __getitem__(self, item: str) -> Any:
         return self.query_terms_[item]
@@ -294,16 +264,6 @@ class Combination:
             return any(answers)
         return sum(answers) == (1 if self.word == "XOR" else 0)
 
-    def unchecked_mask(self, df: pd.DataFrame) -> np.ndarray:
-        """Return which rows pass; OR asks the last filter for those that are left."""
-        hits, last = self.operands[0].unchecked_mask(df), self.operands[-1]
-        if self.word == "NOT":
-            return ~hits
-        if self.word == "OR":
-            hits[~hits] = last.unchecked_mask(df[~hits])
-            return hits
-        return hits ^ last.unchecked_mask(df)
-
 
 def _combined(word: str, *operands: Any) -> ResultFilter:
     """Return a filter that combines copies of its operands."""
@@ -316,6 +276,35 @@ def _combined(word: str, *operands: Any) -> ResultFilter:
     return new
 
 
+def _mask(test: Test, df: pd.DataFrame, rows: np.ndarray) -> np.ndarray:
+    """Return which of some rows pass; a function is asked for no others."""
+    if isinstance(test, ResultFilter):
+        for field, term in test.query_terms_.items():
+            rows = rows & _matches(term, field, df)
+        for each in test.callable_filters_:
+            rows = _mask(each, df, rows)
+        return rows
+    if isinstance(test, Combination):
+        first, last = test.operands[0], test.operands[-1]
+        hits = _mask(first, df, rows)
+        if test.word == "NOT":
+            return rows & ~hits
+        if test.word == "OR":
+            return hits | _mask(last, df, rows & ~hits)
+        return hits ^ _mask(last, df, rows)
+    # By column: to box and check each cell takes five times as long.
+    left, passed = df[rows], rows.copy()
+    columns = [
+        left[name].astype(object).where(left[name].notna(), None).tolist()
+        for name in left
+    ]
+    records = zip(*columns, strict=True) if columns else [()] * len(left)
+    passed[rows] = [
+        bool(test(dict(zip(left, cells, strict=True)))) for cells in records
+    ]
+    return passed
+
+
 def _matches(term: Any, field: str, df: pd.DataFrame) -> Any:
     """Return which rows of a DataFrame fulfil a term, asked once per distinct value."""
     import numpy as np
@@ -323,6 +312,7 @@ def _matches(term: Any, field: str, df: pd.DataFrame) -> Any:
     if field not in df:
         return equals(term, None)
     keys, values = _distinct(df, field)
+    check_comparison(term, field, values.values())
     answers = {key: equals(term, value) for key, value in values.items()}
     return np.fromiter(map(answers.__getitem__, keys), bool, len(df))
 
@@ -342,25 +332,26 @@ def _distinct(df: pd.DataFrame, field: str) -> tuple[Sequence, dict[Any, Any]]:
     return range(len(df)), {row: null_as_none(value) for row, value in values}
 
 
-def check_comparison(term: Any, field: str, values: list) -> None:
+def check_comparison(term: Any, field: str, values: Iterable) -> None:
     """Raise InvalidQueryError for a bound that no value of its field compares with."""
-    values = [value for value in values if value is not None]
     # A user's own comparison may compare in another way.
     is_own = type(term) in SPECIAL_VALUES.values()
-    if not (values and is_own and isinstance(term, OrderComparison)):
+    if not (is_own and isinstance(term, OrderComparison)):
         return
-    bound, first = term.arguments[0], values[0]
+    values = [value for value in values if value is not None]
+    (bound,) = term.arguments
     # The beginning of an ISO date, such as a year, compares as text does.
     is_odd_text = isinstance(bound, str) and not re.match(r"\d{4}(-|$)", bound)
-    if is_odd_text and all(as_utc(value) for value in values):
+    if values and is_odd_text and all(map(as_utc, values)):
         raise InvalidQueryError(
-            f"{field} is a date, such as {first!r}, and is compared with {bound!r}; "
-            "write the date as in '2026-09-28'"
+            f"{field} is a date, such as {values[0]!r}, and is compared with "
+            f"{bound!r}; write the date as in '2026-09-28'"
         )
-    if all(term.accepts(value) is None for value in values):
+    if values and all(term.accepts(value) is None for value in values):
         raise InvalidQueryError(
-            f"{field} cannot be compared with {term!r}: it is {type(first).__name__}, "
-            f"such as {first!r}, and the bound is {type(bound).__name__}"
+            f"{field} cannot be compared with {term!r}: it is "
+            f"{type(values[0]).__name__}, such as {values[0]!r}, and the bound is "
+            f"{type(bound).__name__}"
         )
 
 
@@ -409,21 +400,6 @@ def _source(tree: dict[str, Any], is_nested: bool = False) -> str:
     return f"({text})" if is_nested else text
 
 
-def _from_plain(given: Mapping[str, Any], name: str) -> ResultFilter:
-    """Return a filter of terms, or of what `ResultFilter.to_dict` returned."""
-    word, content = next(iter(given.items()), ("", None))
-    if len(given) == 1 and word == _FUNCTION:
-        raise InvalidQueryError(
-            f"{name} was saved with the name of the function {content} alone; pass "
-            "the function itself."
-        )
-    if len(given) == 1 and word in _SYMBOLS and isinstance(content, list) and content:
-        first, *others = [as_filter(part, name) for part in content]
-        combine = getattr(ResultFilter, word)
-        return combine(first) if word == "NOT" else reduce(combine, others, first)
-    return ResultFilter({field: from_plain(term) for field, term in given.items()})
-
-
 def as_filter(value: Any, name: str = "filter") -> ResultFilter:
     """Return an argument as a filter.
 
@@ -459,7 +435,18 @@ def as_filter(value: Any, name: str = "filter") -> ResultFilter:
                 new.add_filter(test)
         return new
     if value is None or isinstance(value, Mapping):
-        return _from_plain(value or {}, name)
+        terms = dict(value or {})
+        word, content = next(iter(terms.items())) if len(terms) == 1 else ("", None)
+        if word == _FUNCTION:
+            raise InvalidQueryError(
+                f"{name} was saved with the name of the function {content} alone; pass "
+                "the function itself."
+            )
+        if word in _SYMBOLS and isinstance(content, list) and content:
+            first, *others = [as_filter(part, name) for part in content]
+            combine = getattr(ResultFilter, word)
+            return ~first if word == "NOT" else reduce(combine, others, first)
+        return ResultFilter({f: from_plain(term) for f, term in terms.items()})
     if callable(value):
         return ResultFilter(callable_filter=value)
     raise InvalidQueryError(
