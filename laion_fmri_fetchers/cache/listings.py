@@ -86,9 +86,7 @@ def read_catalog(
     data_dir: str,
     *,
     mode: str = "download_new",
-    n_connections: int = 64,
-    timeout: float = 30.0,
-    verbose: int = 1,
+    **options: Any,
 ) -> Catalog:
     """List the bucket, or read listings kept earlier, and scan the disk.
 
@@ -98,10 +96,8 @@ def read_catalog(
     %(data_dir)s
     mode : str, default="download_new"
         ``"offline"``: read kept listings, and open no socket.
-    %(n_connections)s
-    %(timeout)s
-    verbose : int, default=1
-        Whether a line is printed where the bucket takes long; 0: none.
+    **options
+        Of `list_prefixes`: ``n_connections``, ``timeout`` and ``verbose``.
 
     Raises
     ------
@@ -121,12 +117,14 @@ def read_catalog(
     listings: dict[Wanted, dict[str, Any]] = {}
     if mode != "offline":
         try:
-            listings = _list(wanted, data_dir, n_connections, timeout, verbose)
+            listings = _list(wanted, data_dir, options)
         except UnreachableError as unreachable:
             error = unreachable
     is_live = mode != "offline" and error is None
-    on_disk, local_folders = files_on_disk(data_dir, wanted)
-    if not is_live:
+    on_disk, folders = files_on_disk(data_dir, wanted)
+    if is_live:
+        folders = set()
+    else:
         here, root = bucket.bucket_url(), kept_root(data_dir)
         if root and is_demo(root) and root["bucket"] != here:
             _warn_of_demo(data_dir)
@@ -138,19 +136,14 @@ def read_catalog(
             if kept and not (is_bound and kept["bucket"] != here):
                 listings[each] = kept
     objects = _by_id(each for kept in listings.values() for each in kept["objects"])
-    folders = set() if is_live else local_folders
-    folders |= {folder for kept in listings.values() for folder in kept["prefixes"]}
+    strange = on_disk.keys() - objects.keys()
     return Catalog(
         objects,
-        frozenset(folders),
+        frozenset(folders.union(*(kept["prefixes"] for kept in listings.values()))),
         on_disk,
-        frozenset(
-            path
-            for path in on_disk.keys() - objects.keys()
-            if listing_of(path) in listings
-        ),
+        frozenset(path for path in strange if listing_of(path) in listings),
         [each[0] for each in wanted if each not in listings],
-        max((listing["listed_at"] for listing in listings.values()), default=None),
+        max((kept["listed_at"] for kept in listings.values()), default=None),
         error,
         is_live,
     )
@@ -194,21 +187,6 @@ def keep_demo_apart(data_dir: str, timeout: float = 30.0) -> None:
         read_catalog((), data_dir, mode=check_mode(None), timeout=timeout, verbose=0)
 
 
-def correct_listings(data_dir: str, records: Iterable[Record]) -> None:
-    """Let kept listings have the versions of files that changed after these were made.
-
-    Else these files would look damaged until the bucket is listed again.
-    """
-    for rec in records:
-        wanted = listing_of(rec["id"])
-        kept = kept_listing(data_dir, wanted)
-        if kept:
-            fields = "key", "size", "etag", "last_modified"
-            new = Object(*(rec[field] for field in fields))
-            objects = [new if o.key == new.key else o for o in kept["objects"]]
-            _write(data_dir, {**kept, "objects": objects})
-
-
 def is_demo(root: dict[str, Any] | None) -> bool:
     """Return whether a listing of the top is that of a demo, with synthetic data."""
     return root is not None and any(each.key == DEMO for each in root["objects"])
@@ -229,53 +207,40 @@ def kept_listing(data_dir: str, wanted: Wanted) -> dict[str, Any] | None:
 
 
 def _list(
-    wanted: list[Wanted],
-    data_dir: str,
-    n_connections: int,
-    timeout: float,
-    verbose: int,
+    wanted: list[Wanted], data_dir: str, options: dict[str, Any]
 ) -> dict[Wanted, dict[str, Any]]:
-    """List the bucket, and keep the listings."""
+    """List the bucket, and keep the listings where that is possible."""
     here, kept = bucket.bucket_url(), kept_root(data_dir)
     asked = list(wanted)
     if here == bucket.DEFAULT_BUCKET_URL:  # no demo, as is known without asking
         _refuse_mixing(data_dir, None)
     elif _ROOT not in asked and not (kept and kept["bucket"] == here):
         asked.append(_ROOT)
-    found = bucket.list_prefixes(
-        asked, n_connections=n_connections, timeout=timeout, verbose=verbose
-    )
+    found = bucket.list_prefixes(asked, **options)
     listings = {(each["prefix"], each["delimiter"]): each for each in found}
     # The top first: it says whose data are all that is kept after it.
     for each in sorted(listings, key=lambda each: each != _ROOT):
         if each == _ROOT:
             _refuse_mixing(data_dir, listings[each])
-        _keep(data_dir, listings[each])
+        _date_as_before(listings[each]["objects"], kept_listing(data_dir, each))
+        with contextlib.suppress(OSError):
+            content = json.dumps(listings[each]).encode()
+            write_atomically(_listing_file(data_dir, *each), content)
     return {each: listings[each] for each in wanted}
 
 
-def _keep(data_dir: str, listing: dict[str, Any]) -> None:
-    """Keep a listing; where that is not possible, do without.
+def _date_as_before(objects: list[Object], kept: dict[str, Any] | None) -> None:
+    """Let objects with the ETag and size of the listing before keep its earlier date.
 
-    An object with the ETag and size of the listing before keeps its earlier date, so
-    that a mirror, which dates its copies later, makes no file look outdated.
+    So a mirror, which dates its copies later, makes no file look outdated.
     """
-    wanted = listing["prefix"], listing["delimiter"]
-    before = kept_listing(data_dir, wanted)
-    earlier = {each.key: each for each in before["objects"]} if before else {}
-    for number, each in enumerate(listing["objects"]):
+    earlier = {each.key: each for each in kept["objects"]} if kept else {}
+    for number, each in enumerate(objects):
         other = earlier.get(each.key)
-        if other and each.etag and (other.size, other.etag) == (each.size, each.etag):
+        if other and other != each and each.etag and other[:3] == each[:3]:
             then, now = timestamp(other.last_modified), timestamp(each.last_modified)
             if then is not None and now is not None and then < now:
-                listing["objects"][number] = other
-    _write(data_dir, listing)
-
-
-def _write(data_dir: str, listing: dict[str, Any]) -> None:
-    file = _listing_file(data_dir, listing["prefix"], listing["delimiter"])
-    with contextlib.suppress(OSError):
-        write_atomically(file, json.dumps(listing).encode())
+                objects[number] = other
 
 
 def _read_listing(file: Path) -> dict[str, Any] | None:

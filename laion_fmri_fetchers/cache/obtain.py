@@ -25,7 +25,6 @@ from laion_fmri_fetchers.remote.bucket import (
 )
 
 from .inventory import Inventory, report_versions
-from .listings import correct_listings
 from .settings import Settings
 from .state import partial_dir
 
@@ -220,7 +219,6 @@ def download(
     for path, new in changed.items():
         by_id[path] |= {"size": new.size, "etag": new.etag}
         by_id[path]["last_modified"] = iso_date(new.last_modified)
-    correct_listings(settings.data_dir, [by_id[path] for path in changed])
     return {failure.id: failure._asdict() for failure in failures}
 
 

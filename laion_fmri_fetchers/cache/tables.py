@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Set
+from collections.abc import Set
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -122,28 +122,31 @@ def read_trials(data_dir: str, ids: list[str]) -> pd.DataFrame:
         If a table cannot be read.
     """
     asked = {path: number for number, path in enumerate(ids)}
-    counted = {*_tables_to_count(data_dir, ids)}
+    # Repetitions are counted over all earlier sessions, whose tables are read, too.
+    needed = {path: _tables_until(path) for path in ids}
+    on_disk = {
+        path
+        for path in set().union(*needed.values())
+        if os.path.isfile(local_path(data_dir, path))
+    }
     own = ("subject", "session", "run", "beta_index", "label", "image_index", "counted")
     columns: dict[str, list[Any]] = {name: [] for name in own}
-    # Tables of earlier sessions are read, too, as repetitions are counted over them.
-    for path in sorted(counted | asked.keys()):
+    for path in sorted(on_disk | asked.keys()):
         rec, indices, runs, labels = read_trial_table(data_dir, path)
-        for name, value in (
-            ("subject", rec["subject"]),
-            ("session", rec["session"]),
-            ("image_index", asked.get(path, -1)),
-            ("counted", path in counted),
-        ):
-            columns[name] += [value] * len(labels)
-        columns["beta_index"] += indices
+        n_trials, is_counted = len(labels), on_disk.issuperset(needed.get(path, ()))
+        columns["subject"] += [rec["subject"]] * n_trials
+        columns["session"] += [rec["session"]] * n_trials
         columns["run"] += runs
+        columns["beta_index"] += indices
         columns["label"] += labels
+        columns["image_index"] += [asked.get(path, -1)] * n_trials
+        columns["counted"] += [is_counted] * n_trials
     # Of type object, as pandas else has texts of another type by its version.
     frame = pd.DataFrame({k: pd.Series(v, dtype=object) for k, v in columns.items()})
-    whole = ["beta_index", "image_index"]
+    kinds = {"beta_index": np.int64, "image_index": np.int64, "counted": bool}
     if {*map(type, columns["run"])} <= {int}:
-        whole.append("run")
-    frame = frame.astype(dict.fromkeys(whole, np.int64))
+        kinds["run"] = np.int64
+    frame = frame.astype(kinds)
     codes, labels = pd.factorize(frame["label"].to_numpy())
     of_labels = pd.DataFrame(
         map(label_values, labels), columns=LABEL_FIELDS, dtype=object
@@ -151,24 +154,16 @@ def read_trials(data_dir: str, ids: list[str]) -> pd.DataFrame:
     of_labels = of_labels.astype({"n_reps": "Int64"}).take(codes)
     frame[[*LABEL_FIELDS]] = of_labels.set_axis(frame.index)
     shown = frame.groupby([frame["subject"], codes], sort=False).cumcount() + 1
-    frame["repetition"] = shown.astype("Int64").where(frame["counted"].astype(bool))
+    frame["repetition"] = shown.astype("Int64").where(frame["counted"])
     frame = frame.loc[frame["image_index"] >= 0, [*TRIAL_FIELDS]]
     return frame.sort_values("image_index", kind="stable", ignore_index=True)
 
 
-def _tables_to_count(data_dir: str, ids: Iterable[str]) -> Iterable[str]:
-    """Yield the tables of each subject from the first session on, as far as on disk."""
-    last: dict[str, int] = {}
-    for rec in map(record_of, ids):
-        number = int(rec["session"].removeprefix("ses-"))
-        last[rec["subject"]] = max(number, last.get(rec["subject"], 0))
-    for subject, n_sessions in last.items():
-        for number in range(1, n_sessions + 1):
-            session = clean_session(number)
-            path = trials_id({"subject": subject, "session": session})
-            if not os.path.isfile(local_path(data_dir, path)):
-                break
-            yield path
+def _tables_until(path: str) -> list[str]:
+    """Return the trial tables of a subject up to the one with an id."""
+    rec = record_of(path)
+    numbers = range(1, int(rec["session"].removeprefix("ses-")) + 1)
+    return [trials_id(rec | {"session": clean_session(n)}) for n in numbers]
 
 
 def read_trial_table(data_dir: str, path: str) -> SessionTrials:
