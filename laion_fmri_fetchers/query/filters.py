@@ -150,11 +150,12 @@ class ResultFilter:
         >>> ResultFilter(n_reps=GreaterOrEqual(4)).mask(trials)
         array([ True,  True, False])
         """
-        import numpy as np
-
         if not df.columns.is_unique:  # of columns with one name the last, as in a dict
             df = df.loc[:, ~df.columns.duplicated(keep="last")]
-        return _mask(self, df, np.ones(len(df), dtype=bool))
+        for field, term in terms_of(self):
+            if isinstance(term, OrderComparison):
+                check_comparison(term, field, values_of(field, df))
+        return _mask(self, df)
 
     def AND(self, other_filter: Any) -> ResultFilter:  # noqa: N802
         """Return a filter of what both pass; the other may be a dict or a function."""
@@ -276,33 +277,34 @@ def _combined(word: str, *operands: Any) -> ResultFilter:
     return new
 
 
-def _mask(test: Test, df: pd.DataFrame, rows: np.ndarray) -> np.ndarray:
-    """Return which of some rows pass; a function is asked for no others."""
+def _mask(test: Test, df: pd.DataFrame) -> np.ndarray:
+    """Return which rows pass a test, each asked for what those before it left open."""
+    import numpy as np
+
+    rows = np.ones(len(df), dtype=bool)
     if isinstance(test, ResultFilter):
         for field, term in test.query_terms_.items():
-            rows = rows & _matches(term, field, df)
+            rows &= _matches(term, field, df)
         for each in test.callable_filters_:
-            rows = _mask(each, df, rows)
-        return rows
-    if isinstance(test, Combination):
-        first, last = test.operands[0], test.operands[-1]
-        hits = _mask(first, df, rows)
+            rows[rows] = _mask(each, df if rows.all() else df[rows])
+    elif isinstance(test, Combination):
+        last = test.operands[-1]
+        rows = _mask(test.operands[0], df)
         if test.word == "NOT":
-            return rows & ~hits
-        if test.word == "OR":
-            return hits | _mask(last, df, rows & ~hits)
-        return hits ^ _mask(last, df, rows)
-    # By column: to box and check each cell takes five times as long.
-    left, passed = df[rows], rows.copy()
-    columns = [
-        left[name].astype(object).where(left[name].notna(), None).tolist()
-        for name in left
-    ]
-    records = zip(*columns, strict=True) if columns else [()] * len(left)
-    passed[rows] = [
-        bool(test(dict(zip(left, cells, strict=True)))) for cells in records
-    ]
-    return passed
+            rows = ~rows
+        elif test.word == "OR":
+            rows[~rows] = _mask(last, df[~rows])
+        else:
+            rows ^= _mask(last, df)
+    else:
+        # By column: to box and check each cell takes five times as long.
+        columns = [
+            df[name].astype(object).where(df[name].notna(), None).tolist()
+            for name in df
+        ]
+        records = zip(*columns, strict=True) if columns else [()] * len(df)
+        rows[:] = [bool(test(dict(zip(df, cells, strict=True)))) for cells in records]
+    return rows
 
 
 def _matches(term: Any, field: str, df: pd.DataFrame) -> Any:
@@ -312,7 +314,6 @@ def _matches(term: Any, field: str, df: pd.DataFrame) -> Any:
     if field not in df:
         return equals(term, None)
     keys, values = _distinct(df, field)
-    check_comparison(term, field, values.values())
     answers = {key: equals(term, value) for key, value in values.items()}
     return np.fromiter(map(answers.__getitem__, keys), bool, len(df))
 
