@@ -122,8 +122,8 @@ def _leads_back(link: str, folders: Iterable[str]) -> bool:
 def _choose_spelling(data_dir: str, path: str, found: str, other: str) -> str:
     """Return which of two spellings of one file is used: the clean one, if any."""
     used, unused = (found, other) if found == path else (other, found)
-    both = (local_path(data_dir, file) for file in (used, unused))
-    if not filecmp.cmp(*both, shallow=False):
+    first, second = local_path(data_dir, used), local_path(data_dir, unused)
+    if not filecmp.cmp(first, second, shallow=False):
         warn(
             f"{unused} and {used} are one file in two spellings, but differ. "
             "The second is used; remove the one that is wrong."

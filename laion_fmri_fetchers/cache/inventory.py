@@ -313,7 +313,8 @@ def _warn_of_outdated(files: list[Record], objects: dict[str, Any]) -> None:
         of_date = f" of {date[:10]}" if date else ""
         return f"{'unknown size' if size is None else f'{size:,} bytes'}{of_date}"
 
-    changes, hints = [], {}
+    changes: list[str] = []
+    hints: dict[str, str] = {}
     for rec in files:
         path, (_, size, _, date) = rec["id"], objects[rec["id"]]
         old = version(rec["size"], rec["last_modified"])

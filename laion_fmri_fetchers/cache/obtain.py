@@ -202,10 +202,8 @@ def download(
             url, size, sha256 = source
             downloads.append(Download(path, url, target, size, sha256=sha256))
         else:
-            url, date = object_url(rec["key"]), timestamp(rec["last_modified"])
-            downloads.append(
-                Download(path, url, target, rec["size"], rec["etag"], None, date)
-            )
+            listed_as = rec["size"], rec["etag"], None, timestamp(rec["last_modified"])
+            downloads.append(Download(path, object_url(rec["key"]), target, *listed_as))
     changed: dict[str, Download] = {}
     failures = download_files(
         downloads,

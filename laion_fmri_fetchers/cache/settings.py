@@ -107,8 +107,7 @@ def make_settings(
         ) from None
     state = existing_parent(str(partial_dir(folder)))
     if not os.path.isdir(state):
-        error = OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-        raise folder_error(error, state)
+        raise folder_error(OSError(errno.ENOTDIR, ""), state)
     if is_writable(folder) and is_writable(state):
         return settings
     locked = f"folder {state}" if is_writable(folder) else f"data directory {folder}"

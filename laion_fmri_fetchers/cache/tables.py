@@ -147,9 +147,9 @@ def read_trials(data_dir: str, ids: list[str]) -> pd.DataFrame:
     if {*map(type, columns["run"])} <= {int}:
         kinds["run"] = np.int64
     frame = frame.astype(kinds)
-    codes, labels = pd.factorize(frame["label"].to_numpy())
+    codes, distinct = pd.factorize(frame["label"].to_numpy())
     of_labels = pd.DataFrame(
-        map(label_values, labels), columns=LABEL_FIELDS, dtype=object
+        map(label_values, distinct), columns=LABEL_FIELDS, dtype=object
     )
     of_labels = of_labels.astype({"n_reps": "Int64"}).take(codes)
     frame[[*LABEL_FIELDS]] = of_labels.set_axis(frame.index)

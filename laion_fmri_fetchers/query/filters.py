@@ -238,7 +238,7 @@ class ResultFilter:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, ResultFilter):
             return NotImplemented
-        mine, theirs = requirements(self), requirements(other)
+        mine, theirs = ([*parts_of(f, is_deep=False)] for f in (self, other))
         return _are_among(mine, theirs) and _are_among(theirs, mine)
 
     def __bool__(self) -> bool:
@@ -356,16 +356,25 @@ def check_comparison(term: Any, field: str, values: Iterable) -> None:
         )
 
 
-def requirements(test: Test) -> list[Any]:
-    """Return terms, as pairs, and tests, through all that must be fulfilled."""
-    if not isinstance(test, ResultFilter):
-        return [test]
-    tests = [each for t in test.callable_filters_ for each in requirements(t)]
-    return [*test.query_terms_.items(), *tests]
+def parts_of(test: Test, *, is_deep: bool = True) -> Iterator[Any]:
+    """Yield the terms of a filter, as pairs, and its functions.
+
+    Those of its combinations, too, or if not ``is_deep`` these as they are: then all
+    that is yielded must be fulfilled.
+    """
+    if isinstance(test, ResultFilter):
+        yield from test.query_terms_.items()
+        for each in test.callable_filters_:
+            yield from parts_of(each, is_deep=is_deep)
+    elif is_deep and isinstance(test, Combination):
+        for operand in test.operands:
+            yield from parts_of(operand)
+    else:
+        yield test
 
 
-def _are_among(requirements: list, others: list) -> bool:
-    return all(any(are_same(each, other) for other in others) for each in requirements)
+def _are_among(parts: list, others: list) -> bool:
+    return all(any(are_same(part, other) for other in others) for part in parts)
 
 
 def _tree(test: Test, leaf: Callable[[Any], Any]) -> dict[str, Any]:
@@ -456,16 +465,6 @@ def as_filter(value: Any, name: str = "filter") -> ResultFilter:
     )
 
 
-def _leaves(test: Test) -> Iterator[Any]:
-    """Yield terms, as pairs, and functions of a filter, of its combinations too."""
-    for each in requirements(test):
-        if isinstance(each, Combination):
-            for operand in each.operands:
-                yield from _leaves(operand)
-        else:
-            yield each
-
-
 def terms_of(filt: ResultFilter) -> list[tuple[str, Any]]:
     """Return all terms of a filter, of its combinations too: fields and values.
 
@@ -474,7 +473,7 @@ def terms_of(filt: ResultFilter) -> list[tuple[str, Any]]:
     >>> terms_of(ResultFilter(roi="FFA1") | ~ResultFilter(hemi="L"))
     [('roi', 'FFA1'), ('hemi', 'L')]
     """
-    return [leaf for leaf in _leaves(filt) if isinstance(leaf, tuple)]
+    return [part for part in parts_of(filt) if isinstance(part, tuple)]
 
 
 def fields(filt: ResultFilter) -> set[str]:
@@ -490,7 +489,7 @@ def has_functions(filt: ResultFilter) -> bool:
     >>> has_functions(ResultFilter(run=1)), has_functions(~as_filter(bool))
     (False, True)
     """
-    return not all(isinstance(leaf, tuple) for leaf in _leaves(filt))
+    return not all(isinstance(part, tuple) for part in parts_of(filt))
 
 
 def is_empty(filt: ResultFilter) -> bool:
