@@ -16,7 +16,7 @@ from typing import BinaryIO
 from laion_fmri_fetchers.exceptions import DataDirectoryError
 from laion_fmri_fetchers.layout.keys import clean_name, is_local_folder
 from laion_fmri_fetchers.messages import warn
-from laion_fmri_fetchers.remote.disks import folder_error
+from laion_fmri_fetchers.remote.disks import FULL, folder_error
 
 # A file on its way to its name; and one that was downloaded to another disk.
 _TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.(tmp|part)")
@@ -190,8 +190,10 @@ def whole_file(file: str | os.PathLike, mode: int = 0o666) -> Iterator[BinaryIO]
     except BaseException as error:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
-        # Errors of other files, which the block reads, name these.
-        if isinstance(error, OSError) and error.filename in (None, temporary):
+        # Other errors are of what the block reads, which names itself.
+        if isinstance(error, OSError) and (
+            error.filename == temporary or (error.errno in FULL and not error.filename)
+        ):
             error = folder_error(error, folder)
         raise error
 

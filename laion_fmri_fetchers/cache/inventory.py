@@ -40,7 +40,6 @@ from laion_fmri_fetchers.layout.trees import (
 from laion_fmri_fetchers.messages import counted, listed, warn
 from laion_fmri_fetchers.query.filters import ResultFilter, admits
 from laion_fmri_fetchers.query.selection import Selection
-from laion_fmri_fetchers.query.shared_docs import documented
 from laion_fmri_fetchers.remote.bucket import iso_date, timestamp
 
 from .files import hidden_on_disk, local_path
@@ -85,7 +84,6 @@ class Inventory(NamedTuple):
         raise InvalidQueryError(query_problem)
 
 
-@documented
 def take_inventory(
     wanted: Iterable[Wanted],
     settings: Settings,
@@ -98,7 +96,8 @@ def take_inventory(
 
     Parameters
     ----------
-    %(wanted)s
+    wanted : iterable of (prefix, delimiter)
+        What to list, as `listing_of` gives it.
     settings : Settings
         How to work.
     top : Catalog, optional

@@ -22,7 +22,6 @@ from laion_fmri_fetchers.layout.keys import Record, clean_key, record_of_path
 from laion_fmri_fetchers.layout.trees import DEMO, DERIVATIVES, STIMULI, listing_of
 from laion_fmri_fetchers.messages import warn
 from laion_fmri_fetchers.query.arguments import check_mode
-from laion_fmri_fetchers.query.shared_docs import documented
 from laion_fmri_fetchers.remote import bucket
 from laion_fmri_fetchers.remote.bucket import Object, UnreachableError, timestamp
 
@@ -79,7 +78,6 @@ def _gc_paused() -> Iterator[None]:
             gc.enable()
 
 
-@documented
 @_gc_paused()
 def read_catalog(
     wanted: Iterable[Wanted],
@@ -92,8 +90,10 @@ def read_catalog(
 
     Parameters
     ----------
-    %(wanted)s
-    %(data_dir)s
+    wanted : iterable of (prefix, delimiter)
+        What to list, as `listing_of` gives it.
+    data_dir : str
+        The data directory.
     mode : str, default="download_new"
         ``"offline"``: read kept listings, and open no socket.
     **options
