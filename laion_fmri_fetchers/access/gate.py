@@ -31,7 +31,6 @@ from laion_fmri_fetchers.exceptions import (
 )
 from laion_fmri_fetchers.layout.trees import ARCHIVE, STIMULI
 from laion_fmri_fetchers.messages import warn
-from laion_fmri_fetchers.query.arguments import refuse_offline
 
 from . import service
 
@@ -302,7 +301,8 @@ def open_gate(data_dir: str, mode: str, timeout: float) -> Gate:
         )
     gate = Gate(auth, timeout)
     if auth.status == "pending":
-        refuse_offline(mode, pending_error(auth))
+        if mode == "offline":
+            raise pending_error(auth)
         gate.renew()
     return gate
 

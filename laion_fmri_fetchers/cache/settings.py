@@ -13,7 +13,6 @@ from laion_fmri_fetchers.query.arguments import (
     check_positive,
     check_timeout,
     check_verbose,
-    refuse_offline,
 )
 from laion_fmri_fetchers.remote.disks import existing_parent, folder_error
 
@@ -55,7 +54,8 @@ class Settings(NamedTuple):
 
     def refuse_offline(self, problem: str) -> None:
         """Raise offline, as what is missing cannot be downloaded."""
-        refuse_offline(self.mode, NotCachedError(f"{problem} {self.how_to_fetch}"))
+        if self.mode == "offline":
+            raise NotCachedError(f"{problem} {self.how_to_fetch}")
 
 
 def make_settings(
