@@ -187,6 +187,19 @@ def keep_demo_apart(data_dir: str, timeout: float = 30.0) -> None:
         read_catalog((), data_dir, mode=check_mode(None), timeout=timeout, verbose=0)
 
 
+def correct_listings(data_dir: str, records: Iterable[Record]) -> None:
+    """Let kept listings have the versions of files that changed after these were made.
+
+    Else these files would look damaged until the bucket is listed again.
+    """
+    for rec in records:
+        if kept := kept_listing(data_dir, listing_of(rec["id"])):
+            fields = "key", "size", "etag", "last_modified"
+            new = Object(*(rec[field] for field in fields))
+            objects = [new if o.key == new.key else o for o in kept["objects"]]
+            _keep(data_dir, kept | {"objects": objects})
+
+
 def is_demo(root: dict[str, Any] | None) -> bool:
     """Return whether a listing of the top is that of a demo, with synthetic data."""
     return root is not None and any(each.key == DEMO for each in root["objects"])
@@ -209,7 +222,7 @@ def kept_listing(data_dir: str, wanted: Wanted) -> dict[str, Any] | None:
 def _list(
     wanted: list[Wanted], data_dir: str, options: dict[str, Any]
 ) -> dict[Wanted, dict[str, Any]]:
-    """List the bucket, and keep the listings where that is possible."""
+    """List the bucket, and keep the listings."""
     here, kept = bucket.bucket_url(), kept_root(data_dir)
     asked = list(wanted)
     if here == bucket.DEFAULT_BUCKET_URL:  # no demo, as is known without asking
@@ -223,9 +236,7 @@ def _list(
         if each == _ROOT:
             _refuse_mixing(data_dir, listings[each])
         _date_as_before(listings[each]["objects"], kept_listing(data_dir, each))
-        with contextlib.suppress(OSError):
-            content = json.dumps(listings[each]).encode()
-            write_atomically(_listing_file(data_dir, *each), content)
+        _keep(data_dir, listings[each])
     return {each: listings[each] for each in wanted}
 
 
@@ -241,6 +252,13 @@ def _date_as_before(objects: list[Object], kept: dict[str, Any] | None) -> None:
             then, now = timestamp(other.last_modified), timestamp(each.last_modified)
             if then is not None and now is not None and then < now:
                 objects[number] = other
+
+
+def _keep(data_dir: str, listing: dict[str, Any]) -> None:
+    """Keep a listing; where that is not possible, do without."""
+    file = _listing_file(data_dir, listing["prefix"], listing["delimiter"])
+    with contextlib.suppress(OSError):
+        write_atomically(file, json.dumps(listing).encode())
 
 
 def _read_listing(file: Path) -> dict[str, Any] | None:

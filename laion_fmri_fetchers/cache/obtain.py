@@ -25,6 +25,7 @@ from laion_fmri_fetchers.remote.bucket import (
 )
 
 from .inventory import Inventory, report_versions
+from .listings import correct_listings
 from .settings import Settings
 from .state import partial_dir
 
@@ -217,6 +218,7 @@ def download(
     for path, new in changed.items():
         by_id[path] |= {"size": new.size, "etag": new.etag}
         by_id[path]["last_modified"] = iso_date(new.last_modified)
+    correct_listings(settings.data_dir, [by_id[path] for path in changed])
     return {failure.id: failure._asdict() for failure in failures}
 
 
