@@ -215,13 +215,13 @@ def is_one_name(given: object) -> bool:
 def _image_terms(given: dict[str, Any], arguments: Iterable[str]) -> dict[str, Any]:
     """Return the terms on images, given as keywords or, as in nilearn, in one dict."""
     terms = dict(given)
-    nested = terms.pop("image_terms", None) or {}
-    if not isinstance(nested, dict):
+    nested = terms.pop("image_terms", None)
+    if not isinstance(nested, (dict, type(None))):
         raise InvalidQueryError(
             f"image_terms is {nested!r}; it must be a dict of terms (field -> value). "
             "Filters and functions are given as image_filter=."
         )
-    terms = {**nested, **terms}
+    terms = {**(nested or {}), **terms}
     for name, value in terms.items():
         if name in ("subject", "session", "roi") or name not in RECORD_FIELDS:
             hint = right_place(name, value, [*arguments, *RECORD_FIELDS])
