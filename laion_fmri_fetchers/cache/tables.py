@@ -124,26 +124,26 @@ def read_trials(data_dir: str, ids: list[str]) -> pd.DataFrame:
     asked = {path: number for number, path in enumerate(ids)}
     # Repetitions are counted over all earlier sessions, whose tables are read, too.
     needed = {path: _tables_until(path) for path in ids}
-    on_disk = {
+    missing = {
         path
         for path in set().union(*needed.values())
-        if os.path.isfile(local_path(data_dir, path))
+        if not os.path.isfile(local_path(data_dir, path))
     }
-    own = ("subject", "session", "run", "beta_index", "label", "image_index", "counted")
-    columns: dict[str, list[Any]] = {name: [] for name in own}
-    for path in sorted(on_disk | asked.keys()):
+    complete = {path: n for path, n in needed.items() if missing.isdisjoint(n)}
+    names = "subject", "session", "run", "beta_index", "label", "image_index", "known"
+    columns: dict[str, list[Any]] = {name: [] for name in names}
+    for path in sorted(asked.keys() | set().union(*complete.values())):
         rec, indices, runs, labels = read_trial_table(data_dir, path)
-        n_trials, is_counted = len(labels), on_disk.issuperset(needed.get(path, ()))
-        columns["subject"] += [rec["subject"]] * n_trials
-        columns["session"] += [rec["session"]] * n_trials
+        columns["subject"] += [rec["subject"]] * len(labels)
+        columns["session"] += [rec["session"]] * len(labels)
         columns["run"] += runs
         columns["beta_index"] += indices
         columns["label"] += labels
-        columns["image_index"] += [asked.get(path, -1)] * n_trials
-        columns["counted"] += [is_counted] * n_trials
+        columns["image_index"] += [asked.get(path, -1)] * len(labels)
+        columns["known"] += [path in complete] * len(labels)
     # Of type object, as pandas else has texts of another type by its version.
     frame = pd.DataFrame({k: pd.Series(v, dtype=object) for k, v in columns.items()})
-    kinds = {"beta_index": np.int64, "image_index": np.int64, "counted": bool}
+    kinds = {"beta_index": np.int64, "image_index": np.int64, "known": bool}
     if {*map(type, columns["run"])} <= {int}:
         kinds["run"] = np.int64
     frame = frame.astype(kinds)
@@ -154,7 +154,7 @@ def read_trials(data_dir: str, ids: list[str]) -> pd.DataFrame:
     of_labels = of_labels.astype({"n_reps": "Int64"}).take(codes)
     frame[[*LABEL_FIELDS]] = of_labels.set_axis(frame.index)
     shown = frame.groupby([frame["subject"], codes], sort=False).cumcount() + 1
-    frame["repetition"] = shown.astype("Int64").where(frame["counted"])
+    frame["repetition"] = shown.astype("Int64").where(frame["known"])
     frame = frame.loc[frame["image_index"] >= 0, [*TRIAL_FIELDS]]
     return frame.sort_values("image_index", kind="stable", ignore_index=True)
 
@@ -177,12 +177,15 @@ def read_trial_table(data_dir: str, path: str) -> SessionTrials:
     indices, runs, labels = (columns.get(name, []) for name in needed)
     if not labels:
         flaws.append(Flaw(1, None, "it has a header, but no trials"))
-    lines: dict[str, int] = {}
-    for line, (index, label) in enumerate(zip(indices, labels, strict=False), 2):
+    lines: dict[int, int] = {}
+    are_numbers = all(map(str.isdecimal, indices))
+    is_right = are_numbers and len({*map(int, indices)}) == len(indices) and all(labels)
+    rows = [] if is_right else zip(indices, labels, strict=False)
+    for line, (index, label) in enumerate(rows, 2):
         if not index.isdecimal():
             found = "beta_index", f"{index!r} is not a whole number"
-        elif lines.setdefault(index, line) != line:
-            found = "beta_index", f"{index} is in line {lines[index]}, too"
+        elif lines.setdefault(int(index), line) != line:
+            found = "beta_index", f"{index} is in line {lines[int(index)]}, too"
         elif not label:
             found = "label", "it is missing"
         else:
@@ -196,12 +199,12 @@ def read_trial_table(data_dir: str, path: str) -> SessionTrials:
             "again with mode='overwrite', or delete it."
         )
     values = {run: _value(run) for run in {*runs}}
-    rows = sorted(zip(map(int, indices), runs, labels, strict=True))
+    trials = sorted(zip(map(int, indices), runs, labels, strict=True))
     return SessionTrials(
         record_of(path),
-        [index for index, _, _ in rows],
-        [values[run] for _, run, _ in rows],
-        [label for _, _, label in rows],
+        [index for index, _, _ in trials],
+        [values[run] for _, run, _ in trials],
+        [label for _, _, label in trials],
     )
 
 
