@@ -192,7 +192,7 @@ def read_trial_table(data_dir: str, path: str) -> SessionTrials:
             continue
         flaws.append(Flaw(line, frozenset({found[0]}), found[1]))
     if flaws:
-        line, named, text = flaws[0]
+        line, named, text = min(flaws, key=lambda flaw: flaw.line)
         column = f", column {min(named.intersection(needed))}" if named else ""
         raise CorruptImageError(
             f"The trial table {file} is broken (line {line}{column}: {text}). Fetch it "
@@ -234,6 +234,8 @@ def read_participants(file: str) -> tuple[dict[str, dict[str, Any]], list[Flaw]]
     for line, (name, *cells) in enumerate(
         zip(names, *columns.values(), strict=True), 2
     ):
+        if not any((name, *cells)):
+            continue
         wrong = [flaw.columns or columns.keys() for flaw in flaws if flaw.line == line]
         null = set().union(*wrong)
         described = {
