@@ -16,7 +16,6 @@ import hashlib
 import io
 import json
 import math
-from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -271,7 +270,7 @@ def _decode(content: bytearray) -> tuple[np.ndarray, int]:
 # --- The proof ----------------------------------------------------------------------
 
 
-def prove(
+def prove(  # noqa: C901 - each reason why a model is not used
     reader: RangeReader,
     model: RemoteObject,
     image: RemoteObject,
@@ -318,29 +317,38 @@ def prove(
             f"it has {n_columns} columns, but the image {n_volumes} volumes"
         )
     values, n_rows = first.ravel(), math.prod(row_shape)
+    support = first != 0
     is_grid = tuple(row_shape) == first.shape
     # Most voxels of the grid are outside of the brain, and tell nothing.
-    telling_rows = np.flatnonzero(values) if is_grid else np.arange(n_rows)
-    rows = _spread(telling_rows)
+    rows = _spread(np.flatnonzero(support) if is_grid else np.arange(n_rows))
     sample = np.empty((len(rows), n_columns), "<f4")
     read_rows(reader, model, offset, rows, sample, np.arange(len(rows)))
     column = sample[:, 0]
 
-    proposed = 0
-    fit: dict[str, np.ndarray] = {}
-    for name, mask in _masks(
-        reader, n_rows, is_grid, first, brain_mask, rsquare, decoders
-    ):
-        voxels = np.flatnonzero(mask)
-        if len(voxels) != n_rows:
+    masks: dict[str, Any] = {
+        "the image's voxels that are not 0": support,
+        "the brain mask": brain_mask,
+        "the R2 map": None if n_rows == np.count_nonzero(support) else rsquare,
+    }
+    if is_grid:
+        masks = {"the grid": np.ones_like(support)}
+    n_proposed, fit = 0, dict[str, np.ndarray]()
+    for name, mask in masks.items():
+        if isinstance(mask, RemoteObject):
+            mask, _ = read_volume(reader, mask, name, 1, decoders)
+            mask = (mask != 0) & np.isfinite(mask)
+        if mask is not None and mask.shape != first.shape:
+            raise ModelError(f"the image is {first.shape}, {name} {mask.shape}")
+        if mask is None or np.count_nonzero(mask) != n_rows:
             continue
-        proposed += 1
+        n_proposed += 1
+        voxels = np.flatnonzero(mask)
         by_offset = voxels[np.argsort(offsets_of(voxels, first.shape))]
         for order, candidate in (("C", voxels), ("F", by_offset)):
             is_new = all((candidate != other).any() for other in fit.values())
             if is_new and _are_equal(column, values[candidate[rows]]).all():
                 fit[f"{name}, in order {order}"] = candidate
-    if not proposed:
+    if not n_proposed:
         raise ModelError(
             "it has another number of rows than each known mask has voxels"
         )
@@ -372,40 +380,6 @@ def _spread(rows: np.ndarray) -> np.ndarray:
     length = SAMPLE // SAMPLE_BLOCKS
     starts = np.linspace(0, len(rows) - length, SAMPLE_BLOCKS).astype(int)
     return rows[np.unique(np.add.outer(starts, np.arange(length)))]
-
-
-def _masks(
-    reader: RangeReader,
-    n_rows: int,
-    is_grid: bool,
-    first: np.ndarray,
-    brain_mask: np.ndarray | RemoteObject | None,
-    rsquare: RemoteObject | None,
-    decoders: Executor,
-) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield masks whose voxels the rows may be, those at hand first."""
-
-    def read(target: RemoteObject, name: str) -> np.ndarray:
-        volume, _ = read_volume(reader, target, name, 1, decoders)
-        if volume.shape != first.shape:
-            raise ModelError(f"{name} is {volume.shape}, the image {first.shape}")
-        return (volume != 0) & np.isfinite(volume)
-
-    if is_grid:
-        yield "the grid", np.ones(first.shape, dtype=bool)
-        return
-    support = first != 0
-    yield "the image's voxels that are not 0", support
-    if isinstance(brain_mask, RemoteObject):
-        brain_mask = read(brain_mask, "the brain mask")
-    if brain_mask is not None:
-        if brain_mask.shape != first.shape:
-            raise ModelError(
-                f"the image is {first.shape}, the masks {brain_mask.shape}"
-            )
-        yield "the brain mask", brain_mask
-    if rsquare is not None and n_rows != np.count_nonzero(support):
-        yield "the R2 map's voxels that are not 0", read(rsquare, "the R2 map")
 
 
 def describe_model(
