@@ -30,7 +30,6 @@ from laion_fmri_fetchers.remote.objects import RemoteObject
 
 from .ranges import read_rows
 from .store import DAMAGED
-from .voxels import offsets_of
 
 if TYPE_CHECKING:
     from laion_fmri_fetchers.remote.ranges import RangeReader
@@ -316,7 +315,7 @@ def prove(  # noqa: C901 - each reason why a model is not used
         raise ModelError(
             f"it has {n_columns} columns, but the image {n_volumes} volumes"
         )
-    values, n_rows = first.ravel(), math.prod(row_shape)
+    n_rows = math.prod(row_shape)
     support = first != 0
     is_grid = tuple(row_shape) == first.shape
     # Most voxels of the grid are outside of the brain, and tell nothing.
@@ -342,12 +341,14 @@ def prove(  # noqa: C901 - each reason why a model is not used
         if mask is None or np.count_nonzero(mask) != n_rows:
             continue
         n_proposed += 1
-        voxels = np.flatnonzero(mask)
-        by_offset = voxels[np.argsort(offsets_of(voxels, first.shape))]
-        for order, candidate in (("C", voxels), ("F", by_offset)):
-            is_new = all((candidate != other).any() for other in fit.values())
-            if is_new and _are_equal(column, values[candidate[rows]]).all():
-                fit[f"{name}, in order {order}"] = candidate
+        for order in "CF":
+            places = np.flatnonzero(mask.ravel(order=order))
+            axes = np.unravel_index(places[rows], first.shape, order=order)
+            if _are_equal(column, first[axes]).all():
+                axes = np.unravel_index(places, first.shape, order=order)
+                voxels = np.ravel_multi_index(axes, first.shape).astype(np.int32)
+                if all((voxels != other).any() for other in fit.values()):
+                    fit[f"{name}, in order {order}"] = voxels
     if not n_proposed:
         raise ModelError(
             "it has another number of rows than each known mask has voxels"
@@ -360,10 +361,10 @@ def prove(  # noqa: C901 - each reason why a model is not used
     if len(telling) < _LEAST_TELLING * len(rows) or len(np.unique(telling)) < 2:
         raise ModelError("the values of its first trial tell nothing")
     ((name, voxels),) = fit.items()
-    known = values[voxels]
-    is_complete = np.count_nonzero(known) == np.count_nonzero(values)
+    known = first.ravel()[voxels]
+    is_complete = np.count_nonzero(known) == np.count_nonzero(support)
     return VoxelMapping(
-        offset, n_columns, name, first.shape, voxels.astype("i4"), known, is_complete
+        offset, n_columns, name, first.shape, voxels, known, is_complete
     )
 
 
