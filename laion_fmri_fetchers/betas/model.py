@@ -269,7 +269,7 @@ def _decode(content: bytearray) -> tuple[np.ndarray, int]:
 # --- The proof ----------------------------------------------------------------------
 
 
-def prove(  # noqa: C901 - each reason why a model is not used
+def prove(
     reader: RangeReader,
     model: RemoteObject,
     image: RemoteObject,
@@ -322,25 +322,53 @@ def prove(  # noqa: C901 - each reason why a model is not used
     rows = _spread(np.flatnonzero(support) if is_grid else np.arange(n_rows))
     sample = np.empty((len(rows), n_columns), "<f4")
     read_rows(reader, model, offset, rows, sample, np.arange(len(rows)))
-    column = sample[:, 0]
 
     masks: dict[str, Any] = {
-        "the image's voxels that are not 0": support,
         "the brain mask": brain_mask,
+        "the image's voxels that are not 0": support,
         "the R2 map": None if n_rows == np.count_nonzero(support) else rsquare,
     }
     if is_grid:
         masks = {"the grid": np.ones_like(support)}
-    n_proposed, fit = 0, dict[str, np.ndarray]()
     for name, mask in masks.items():
         if isinstance(mask, RemoteObject):
-            mask, _ = read_volume(reader, mask, name, 1, decoders)
-            mask = (mask != 0) & np.isfinite(mask)
+            volume, _ = read_volume(reader, mask, name, 1, decoders)
+            masks[name] = mask = (volume != 0) & np.isfinite(volume)
         if mask is not None and mask.shape != first.shape:
             raise ModelError(f"the image is {first.shape}, {name} {mask.shape}")
-        if mask is None or np.count_nonzero(mask) != n_rows:
+    proposed = {
+        name: mask
+        for name, mask in masks.items()
+        if mask is not None and np.count_nonzero(mask) == n_rows
+    }
+    fitting = decoders.submit(_fit, proposed, rows, sample[:, 0], first)
+    name, voxels = fitting.result()
+    known = first.ravel()[voxels]
+    is_complete = np.count_nonzero(known) == np.count_nonzero(support)
+    return VoxelMapping(
+        offset, n_columns, name, first.shape, voxels, known, is_complete
+    )
+
+
+def _fit(
+    masks: dict[str, np.ndarray],
+    rows: np.ndarray,
+    column: np.ndarray,
+    first: np.ndarray,
+) -> tuple[str, np.ndarray]:
+    """Return the one mask and order under which rows have the values of their voxels.
+
+    Raises
+    ------
+    ModelError
+        If none fits, several that differ do, or the values do not tell.
+    """
+    tried: list[np.ndarray] = []
+    fit: dict[str, np.ndarray] = {}
+    for name, mask in masks.items():
+        if any(np.array_equal(mask, other) for other in tried):
             continue
-        n_proposed += 1
+        tried.append(mask)
         for order in "CF":
             places = np.flatnonzero(mask.ravel(order=order))
             axes = np.unravel_index(places[rows], first.shape, order=order)
@@ -349,7 +377,7 @@ def prove(  # noqa: C901 - each reason why a model is not used
                 voxels = np.ravel_multi_index(axes, first.shape).astype(np.int32)
                 if all((voxels != other).any() for other in fit.values()):
                     fit[f"{name}, in order {order}"] = voxels
-    if not n_proposed:
+    if not masks:
         raise ModelError(
             "it has another number of rows than each known mask has voxels"
         )
@@ -360,12 +388,7 @@ def prove(  # noqa: C901 - each reason why a model is not used
     telling = column[np.isfinite(column) & (column != 0)]
     if len(telling) < _LEAST_TELLING * len(rows) or len(np.unique(telling)) < 2:
         raise ModelError("the values of its first trial tell nothing")
-    ((name, voxels),) = fit.items()
-    known = first.ravel()[voxels]
-    is_complete = np.count_nonzero(known) == np.count_nonzero(support)
-    return VoxelMapping(
-        offset, n_columns, name, first.shape, voxels, known, is_complete
-    )
+    return next(iter(fit.items()))
 
 
 def _spread(rows: np.ndarray) -> np.ndarray:
