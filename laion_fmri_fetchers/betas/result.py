@@ -28,7 +28,7 @@ from laion_fmri_fetchers.query.rows import check_rows
 from .ceilings import ceiling_of_average, mean_inverse
 from .methods import FetchedData
 from .store import DAMAGED
-from .voxels import Voxels, columns_in, rois_of
+from .voxels import columns_in, rois_of
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -323,35 +323,6 @@ class RoiMasks(dict):
 
 
 def make_betas(
-    data: Any, trials: pd.DataFrame, voxels: Voxels, **provenance: Any
-) -> Betas:
-    """Return the Bunch of `load_betas`.
-
-    Parameters
-    ----------
-    data : array of shape (n_rows, n_voxels)
-        The values.
-    trials : pandas.DataFrame
-        One row per row of ``data``; with ``n_averaged`` where rows are averages.
-    voxels : Voxels
-        What the columns are.
-    **provenance
-        ``query``, ``data_dir``, ``description`` and ``versions``.
-    """
-    return _assemble(
-        data,
-        trials,
-        voxels.mask,
-        voxels.grid.affine,
-        roi_masks=voxels.roi_masks,
-        roi_files=voxels.roi_files,
-        roi_categories=voxels.roi_categories,
-        noise_ceilings=voxels.noise_ceilings,
-        **provenance,
-    )
-
-
-def _assemble(
     data: Any,
     trials: pd.DataFrame,
     mask: np.ndarray,
@@ -363,7 +334,23 @@ def _assemble(
     noise_ceilings: dict[str, np.ndarray],
     **provenance: Any,
 ) -> Betas:
-    """Return betas, with what follows from their trials and voxels."""
+    """Return the Bunch of `load_betas`, with what follows from trials and voxels.
+
+    Parameters
+    ----------
+    data : array of shape (n_rows, n_voxels)
+        The values.
+    trials : pandas.DataFrame
+        One row per row of ``data``; with ``n_averaged`` where rows are averages.
+    mask : numpy.ndarray of bool
+        The voxels that are the columns, on the grid.
+    affine : numpy.ndarray of shape (4, 4)
+        Of the grid.
+    roi_masks, roi_files, roi_categories, noise_ceilings
+        As of `Voxels`.
+    **provenance
+        ``query``, ``data_dir``, ``description`` and ``versions``.
+    """
     # np.argwhere would look at each axis of the whole grid.
     axes = np.unravel_index(np.flatnonzero(mask), mask.shape)
     mask_img = nib.Nifti1Image(mask.astype(np.uint8), affine)
@@ -408,7 +395,7 @@ def read_betas(path: str | os.PathLike) -> Betas:
             if about["version"] <= _FORMAT_VERSION:
                 mask = np.zeros(about["shape"], dtype=bool)
                 mask[tuple(arrays["voxels"].T)] = True
-                return _assemble(
+                return make_betas(
                     arrays["data"],
                     _table_from_plain(about["trials"]),
                     mask,
