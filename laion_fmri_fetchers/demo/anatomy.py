@@ -60,10 +60,12 @@ def cortex(subject: str, side: int) -> Cortex:
     from nilearn.surface import load_surf_data, load_surf_mesh
     from scipy.spatial import ConvexHull, KDTree
 
-    # Points spread evenly over a sphere, and the triangles between them, facing out.
-    n = N_VERTICES + 10 * PARTICIPANTS.index(subject) + 3 * side
+    # Points spread evenly over a sphere, and the triangles between them, facing out;
+    # number and places differ by subject.
+    i = PARTICIPANTS.index(subject)
+    n = N_VERTICES + 10 * i + 3 * side
     height = 1 - (2 * np.arange(n) + 1) / n
-    around = np.pi * (3 - np.sqrt(5)) * np.arange(n)
+    around = np.pi * (3 - np.sqrt(5)) * np.arange(n) + i
     radius = np.sqrt(1 - height**2)
     points = np.stack([radius * np.cos(around), radius * np.sin(around), height], 1)
     faces = ConvexHull(points).simplices.copy()

@@ -22,9 +22,9 @@ N_RAW, N_TEDANA = 6, 11
 
 ECHO_TIMES = (0.0126, 0.0295, 0.0464)
 
-_DRIVE_OF = {"scrambled": 0.6, "static": 0.8}  # they drive as much, but nothing prefers
+_DRIVE_OF = {"scrambled": 0.9, "static": 0.9}  # nothing prefers them
 _NOISE = 0.4  # percent signal change, standard deviation of an effect of a run
-_Z_OF_EFFECT = 6  # z over percent signal change
+_Z_OF_EFFECT = 12  # z over percent signal change
 
 
 def localizer_files(subject: str, brain: Brain, resolution: float, seed: int) -> Files:
