@@ -39,7 +39,7 @@ _FORM: dict[str, Callable[[Any], bool]] = {
     "email": lambda value: "@" in str(value),
     "institution": bool,
     "pi_or_supervisor": lambda _: True,
-    "research_purpose": lambda value: len(value) >= 20,
+    "research_purpose": lambda value: len(str(value)) >= 20,
     "accepted_terms": lambda value: value is True,
     "acknowledged_privacy": lambda value: value is True,
     "source": bool,
