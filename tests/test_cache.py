@@ -8,9 +8,12 @@ import stat
 from multiprocessing import get_context
 
 import pytest
+from policies import set_policy
 
+from laion_fmri_fetchers import fetch_laion_fmri, get_subjects
 from laion_fmri_fetchers.cache.files import files_on_disk, write_atomically
 from laion_fmri_fetchers.cache.listings import read_catalog
+from laion_fmri_fetchers.exceptions import BucketError
 
 
 def test_scan_leaves_out_what_is_none_of_ours(tmp_path):
@@ -129,3 +132,14 @@ def test_a_broken_listing_is_told_and_not_used(tmp_path, content):
     with pytest.warns(UserWarning, match=r"saved listing .*a%2F\.json cannot be used"):
         found = read_catalog([("a/", "")], str(tmp_path), mode="offline")
     assert (found.objects, found.unlisted) == ({}, ["a/"])
+
+
+def test_subjects_that_were_never_listed_are_not_left_out_without_the_bucket(
+    server, data_dir, monkeypatch
+):
+    fetch_laion_fmri("sub-01", rois=None, sessions=1, verbose=0)
+    assert get_subjects() == ["sub-01", "sub-03"]
+    set_policy(monkeypatch, first_wait=0.001)
+    server.faults[""] = (503, {}, b"")
+    with pytest.raises(BucketError, match="No listing of .*sub-03.* was saved earlier"):
+        fetch_laion_fmri("all", rois=None, verbose=0)
