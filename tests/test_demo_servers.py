@@ -183,6 +183,10 @@ def test_what_is_refused(server):
     assert ask("PUT", f"{server.url}/key", data=b"x").status_code == 403
     assert listed(server.url) == [[]]
     assert get(f"{server.url}er/key").status_code == 404
+    server.delete("never there")
+    server.deny_listing = True  # then S3 does not tell whether a key exists
+    for path in ("?list-type=2", "none"):
+        assert get(f"{server.url}/{path}").status_code == 403
     with pytest.raises(NotADirectoryError, match="No such folder"):
         serve_bucket("no/such/folder")
     with pytest.raises(OSError, match="in use"):
