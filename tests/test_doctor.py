@@ -167,10 +167,12 @@ def test_a_way_to_the_bucket_that_alters_bytes_fails(bucket, service, capsys):
     bucket.faults[BETAS] = (200, {}, bucket.objects[BETAS].value)
     altered = bucket.objects[TRIALS].value.replace(b"12rep", b"21rep")
     bucket.faults[TRIALS] = (200, {}, altered)
+    bucket.faults["stimuli/task-images_stimuli.h5"] = (404, {}, b"")
     assert main(["doctor"]) == 1
     out = capsys.readouterr().out
     assert re.search("FAILED  ranges +status 200", out)
     assert "FAILED  ETag" in out
+    assert re.search("note    gated archive +.* answers 404", out)
 
 
 def test_what_is_new_is_a_note(bucket, service, bucket_folder, tmp_path, monkeypatch):
