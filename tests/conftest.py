@@ -63,11 +63,8 @@ def server(shared_server, monkeypatch):
     """The demo bucket, as it was built; what was asked of it so far is forgotten."""
     monkeypatch.setenv("LAION_FMRI_BUCKET_URL", shared_server.url)
     shared_server.reset()
-    shared_server.faults.clear()
-    shared_server.deny_listing = False
     yield shared_server
-    shared_server.faults.clear()
-    shared_server.deny_listing = False
+    shared_server.reset()
 
 
 @pytest.fixture

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import gzip
-import hashlib
-import http.server
 import io
 import json
 import re
@@ -14,35 +11,28 @@ import socket
 import ssl
 import subprocess
 import sys
-import threading
 
 import conftest
 import h5py
 import nibabel as nib
-import numpy as np
 import pytest
+import requests
 from fault_server import FaultServer
-from model_buckets import model_of
+from model_buckets import (
+    BRAIN_MASK,
+    image_key,
+    model_key,
+    model_of,
+    roi_key,
+    table_key,
+)
 
 from laion_fmri_fetchers import doctor
 from laion_fmri_fetchers.cli.main import main
 from laion_fmri_fetchers.demo import serve_access, serve_bucket
 from laion_fmri_fetchers.remote.client import CA_VARIABLES
 
-DENIED = re.compile(
-    r"^(?!derivatives/localizers/)(.*/)?ses-3[1-4]/|^stimuli/task-images_stimuli\.h5$"
-)
-GLM = "derivatives/glmsingle-tedana/sub-01"
-SESSION = f"{GLM}/ses-01/func/sub-01_ses-01_task-images"
-TRIALS = f"{SESSION}_desc-SingletrialBetas_trials.tsv"
-BETAS = f"{SESSION}_space-T1w_stat-effect_desc-SingletrialBetas_statmap.nii.gz"
-MODEL = f"{SESSION}_space-T1w_desc-GLMsingle_model.h5"
-ROI = "derivatives/rois/sub-01/face/sub-01_space-T1w_res-{}_label-FFA-1_mask.nii.gz"
-BRAIN = (
-    "derivatives/anatomical/sub-01/ses-PrismaAnat/anat/"
-    "sub-01_ses-PrismaAnat_space-T1w_res-1pt8_desc-brain_mask.nii.gz"
-)
-ARCHIVE = "stimuli/task-images_stimuli.h5"
+TRIALS, BETAS, MODEL = (f("ses-01") for f in (table_key, image_key, model_key))
 TABLE = "stimuli/task-images_metadata.csv"
 STIMULI = b"""image_name,dataset,participant,unique_or_shared,n_reps
 shared_12rep_THINGS+_kmeans_211_bracelet2.jpg,THINGSplus,shared,shared,12rep
@@ -51,37 +41,24 @@ unique_THINGS_air_pump_p03.jpg,THINGS,sub-05,unique,4rep
 """
 
 
-@pytest.fixture(scope="module")
-def whole_bucket(bucket_folder):
-    """A bucket in which what the doctor looks at is as published."""
-    with serve_bucket(bucket_folder, denied=DENIED) as server:
-        server.put(ROI.format("1pt8"), (bucket_folder / BRAIN).read_bytes())
+@pytest.fixture
+def bucket(bucket_folder, monkeypatch, data_dir):
+    """A bucket in force in which what the doctor looks at is as published."""
+    with serve_bucket(bucket_folder) as server:
         server.put(TABLE, STIMULI)
+        monkeypatch.setenv("LAION_FMRI_BUCKET_URL", server.url)
+        data_dir.mkdir()
         yield server
 
 
 @pytest.fixture
-def bucket(whole_bucket, monkeypatch, data_dir):
-    """The bucket in force; it is as it was when a test ends."""
-    monkeypatch.setenv("LAION_FMRI_BUCKET_URL", whole_bucket.url)
-    whole_bucket.reset()
-    data_dir.mkdir()
-    yield whole_bucket
-    whole_bucket.reset()
-    whole_bucket.denied = DENIED
-
-
-@pytest.fixture
-def service(bucket, bucket_folder, monkeypatch):
-    """The access service in force, with a manifest as published."""
-    archive = (bucket_folder / ARCHIVE).read_bytes()
-    with serve_access(bucket) as server:
-        entry = {"name": "task-images_stimuli.h5", "size": len(archive)}
-        entry["sha256"] = hashlib.sha256(archive).hexdigest()
-        server.manifest = {"current_terms_version": "2026-05-12", "files": [entry]}
+def service(bucket, monkeypatch):
+    """The access service in force, with a manifest that a test may change."""
+    with serve_access(bucket, terms_version="2026-05-12") as server:
+        server.manifest = requests.get(f"{server.url}/api/v1/manifest").json()
         server.answers["/api/v1/manifest"] = lambda _: (200, {}, server.manifest)
+        server.requests.clear()
         monkeypatch.setenv("LAION_FMRI_ACCESS_URL", server.url)
-        bucket.faults.clear()
         yield server
 
 
@@ -90,40 +67,8 @@ def by_name(points, state=None):
     return {p["point"]: p for p in points if state in (None, p["state"])}
 
 
-def failures(**how):
-    return set(by_name(doctor(**how), "failed"))
-
-
-@contextlib.contextmanager
-def changed(bucket, bucket_folder, key, change):
-    """Let the bucket hold another content for a while."""
-    before = (bucket_folder / key).read_bytes() if key != TABLE else STIMULI
-    after = change(before)
-    assert after != before
-    bucket.put(key, after)
-    try:
-        yield
-    finally:
-        bucket.put(key, before)
-
-
-def swap(old, new):
-    """Return a change of bytes."""
-    return lambda content: content.replace(old, new)
-
-
-def reshape(change):
-    """Return a change of a compressed image."""
-
-    def changed_bytes(data):
-        image = nib.Nifti1Image.from_bytes(gzip.decompress(data))
-        return gzip.compress(change(image).to_bytes(), 1)
-
-    return changed_bytes
-
-
-def other_grid(image):
-    return nib.Nifti1Image(image.get_fdata(), np.diag([2, 2, 2, 1]))
+def failed(**how):
+    return by_name(doctor(**how), "failed")
 
 
 def doubled(content):
@@ -136,156 +81,143 @@ def doubled(content):
     return bytes(content)
 
 
-# --- As it should be ------------------------------------------------------------------
+def cropped(content):
+    """Return an image without its first volume, or its first slice."""
+    image = nib.Nifti1Image.from_bytes(gzip.decompress(content))
+    return gzip.compress(image.slicer[..., 1:].to_bytes(), 1)
 
 
-def test_notes_and_a_count_are_printed_where_all_is_well(service, data_dir, capsys):
+# State, changes of files, and what is found at which points; all at once.
+BROKEN = [
+    (
+        *("failed", {TRIALS: (b"beta_index", b"n"), TABLE: (b"image_name", b"name")}),
+        "trials: no column beta_index; columns: image_name",
+    ),
+    (
+        *("failed", {TRIALS: (b"_p01.jpg", b"_p02.jpg"), BETAS: cropped}),
+        "unique labels: sub-06; trials and betas: 64 trials, 63 volumes",
+    ),
+    (
+        *("failed", {TRIALS: (b"\t0\t", b"\t1\t"), BRAIN_MASK: cropped}),
+        "trials: beta_index; grid: brain_mask",
+    ),
+    (
+        *("note", {TRIALS: (b"shared_4rep_", b"new_"), TABLE: (b"4rep", b"9")}),
+        "labels: new_; kinds of images: no known label",
+    ),
+    (
+        *("note", {TABLE: (b"4rep_NSD", b"4rep_LAION"), MODEL: doubled}),
+        "kinds of images: shared 4 LAION; model file: not the voxels",
+    ),
+    ("note", {MODEL: lambda _: b"not HDF5"}, "model file: HDF5"),
+]
+
+
+@pytest.mark.parametrize(("state", "changes", "found"), BROKEN)
+def test_files_that_are_not_as_published(bucket, service, state, changes, found):
+    for key, change in changes.items():
+        before = bucket.objects[key].value
+        after = change(before) if callable(change) else before.replace(*change)
+        assert after != before
+        bucket.put(key, after)
+    points = doctor()
+    assert state == "failed" or not by_name(points, "failed")
+    for each in found.split("; "):
+        point, words = each.split(": ")
+        wrong = by_name(points, state)[point]
+        assert words in wrong["found"]
+        assert wrong["advice"]
+
+
+def test_where_all_is_well_notes_and_a_count_are_printed(service, data_dir, capsys):
     assert main(["doctor"]) == 0
     out, err = capsys.readouterr()
+    *lines, last = out.splitlines()
     assert err == ""
-    assert max(map(len, out.splitlines())) <= 80
-    assert re.fullmatch(r"\d\d points as expected", out.splitlines()[-1])
-    assert {line[:8].strip() for line in out.splitlines()[:-1]} <= {"note", ""}
+    assert max(map(len, lines)) <= 80
+    assert re.fullmatch(r"\d\d points as expected", last)
+    assert {line[:8].strip() for line in lines} <= {"note", ""}
     assert main(["doctor", "-v"]) == 0
     out = capsys.readouterr().out
-    assert re.search(r"^ok      held-out session +sub-01.*$", out, re.MULTILINE)
+    assert re.search(r"(?m)^ok      held-out session +sub-01.*$", out)
     assert list(data_dir.iterdir()) == []
 
 
-def test_json_is_the_list_of_points(service, capsys):
+def test_json_is_the_list_of_points_with_the_facts_that_were_read(service, capsys):
     assert main(["doctor", "--json"]) == 0
     points = json.loads(capsys.readouterr().out)
-    for point in points:
-        assert list(point) == ["point", "state", "found", "expected", "advice"]
-        assert point["state"] in ("ok", "note")
     assert len(points) > 25
-    amount, unit = by_name(points)["traffic"]["found"].split()[:2]
+    assert {point["state"] for point in points} == {"ok", "note"}
+    assert {" ".join(p) for p in points} == {"point state found expected advice"}
+    points = by_name(points)
+    for point, found in (
+        ("trials and betas", "64 trials, 64 volumes"),
+        ("held-out session", "answers 403"),
+        ("If-Match", "status 412"),
+        ("model file", "in order C"),
+    ):
+        assert points[point]["found"].endswith(found)
+    assert points["ROI masks"]["state"] == points["grid"]["state"] == "ok"
+    assert points["subjects"]["state"] == "note", "this bucket has two of them"
+    amount, unit = points["traffic"]["found"].split()[:2]
     assert float(amount) * {"kB": 1e3, "MB": 1e6}[unit] < 20e6
 
 
-def test_facts_are_read(service):
-    points = by_name(doctor())
-    assert points["trials and betas"]["found"] == "64 trials, 64 volumes"
-    assert points["held-out session"]["found"].endswith("answers 403")
-    assert points["ROI masks"]["state"] == points["grid"]["state"] == "ok"
-    assert points["If-Match"]["found"] == "status 412"
-    assert points["model file"]["found"].endswith("in order C")
-    # The bucket of these tests has two subjects.
-    assert points["subjects"]["state"] == "note"
-
-
-# --- One point broken -----------------------------------------------------------------
-
-
-def test_a_server_without_ranges_fails(bucket, service, bucket_folder, capsys):
-    bucket.faults[BETAS] = (200, {}, (bucket_folder / BETAS).read_bytes())
+def test_a_way_to_the_bucket_that_alters_bytes_fails(bucket, service, capsys):
+    bucket.faults[BETAS] = (200, {}, bucket.objects[BETAS].value)
+    altered = bucket.objects[TRIALS].value.replace(b"12rep", b"21rep")
+    bucket.faults[TRIALS] = (200, {}, altered)
+    bucket.faults["stimuli/task-images_stimuli.h5"] = (404, {}, b"")
     assert main(["doctor"]) == 1
-    assert re.search("FAILED  ranges +status 200", capsys.readouterr().out)
+    out = capsys.readouterr().out
+    assert re.search("FAILED  ranges +status 200", out)
+    assert "FAILED  ETag" in out
+    assert re.search("note    gated archive +.* answers 404", out)
 
 
-@pytest.mark.parametrize(
-    ("key", "change", "point", "found"),
-    [
-        (TRIALS, swap(b"beta_index", b"number"), "trials", "no column beta_index"),
-        (TRIALS, swap(b"\t0\t", b"\t1\t"), "trials", "beta_index"),
-        (TRIALS, swap(b"_p01.jpg", b"_p02.jpg"), "unique labels", "sub-06"),
-        (TABLE, swap(b"image_name", b"name"), "columns", "image_name"),
-        (BETAS, reshape(lambda im: im.slicer[..., 1:]), "trials and betas", "63 vol"),
-        (BRAIN, reshape(other_grid), "grid", "not of brain_mask"),
-    ],
-)
-def test_files_that_calls_cannot_use_fail(
-    bucket, service, bucket_folder, key, change, point, found
-):
-    with changed(bucket, bucket_folder, key, change):
-        failed = by_name(doctor(), "failed")
-    assert found in failed[point]["found"]
-    assert failed[point]["advice"]
-
-
-@pytest.mark.parametrize(
-    ("key", "change", "point", "found"),
-    [
-        (TRIALS, swap(b"shared_4rep_", b"new_"), "labels", "new_"),
-        (TABLE, swap(b"shared_4rep", b"shared_9"), "kinds of images", "no known label"),
-        (TABLE, swap(b"4rep_NSD", b"4rep_LAION"), "kinds of images", "shared 4 LAION"),
-        (MODEL, lambda _: b"not HDF5", "model file", "HDF5"),
-        (MODEL, doubled, "model file", "not the voxels"),
-    ],
-)
-def test_what_is_not_known_is_a_note(
-    bucket, service, bucket_folder, key, change, point, found
-):
-    with changed(bucket, bucket_folder, key, change):
-        points = doctor()
-    assert by_name(points, "failed") == {}
-    assert found in by_name(points, "note")[point]["found"]
-
-
-def test_trees_rois_and_files_that_are_not_known_are_notes(bucket, service):
-    odd = ROI.format("1pt8").replace("label-FFA-1", "label-aTL-faces")
-    keys = (odd, f"{GLM}/notes of a run.bin", "derivatives/fmriprep/sub-01/a.txt")
-    for key in keys:
+def test_what_is_new_is_a_note(bucket, service, bucket_folder, tmp_path, monkeypatch):
+    for pool, name in (("shared", "tau"), ("sub-01", "random_0")):
+        (tmp_path / pool).mkdir()
+        split = {"variants": [{"train_ids": ["a.jpg"], "test_ids": ["b.jpg"]}]}
+        (tmp_path / pool / f"{name}.json").write_text(json.dumps(split))
+    monkeypatch.setenv("LAION_FMRI_SPLITS", str(tmp_path))
+    odd = roi_key("face", "FFA-1").replace("FFA-1", "aTL-faces")
+    glm = "derivatives/glmsingle-tedana/sub-01"
+    for key in (odd, f"{glm}/notes of a run.bin", "derivatives/fmriprep/sub-01/a.txt"):
         bucket.put(key, b"x")
-    try:
-        points = doctor()
-    finally:
-        for key in keys:
-            bucket.delete(key)
-    assert by_name(points, "failed") == {}
-    notes = by_name(points, "note")
-    assert notes["ROI names"]["found"] == "face/aTLfaces"
-    assert "notes of a run.bin" in notes["unknown files"]["found"]
-    assert notes["new trees"]["found"] == "derivatives/fmriprep/"
-
-
-def test_a_model_file_with_rows_of_the_brain_mask(bucket, service, bucket_folder):
-    content = model_of(bucket_folder, "ses-01", voxels="brain")
-    with changed(bucket, bucket_folder, MODEL, lambda _: content):
-        points = by_name(doctor())
-    assert points["model file"]["found"].endswith("the brain mask, in order C")
-
-
-def test_altered_bytes_fail(bucket, service, bucket_folder):
-    data = (bucket_folder / TRIALS).read_bytes()
-    bucket.faults[TRIALS] = (200, {}, data.replace(b"12rep", b"21rep"))
-    assert "ETag" in failures()
-
-
-def test_parts_of_an_unusual_size_are_a_note(bucket, service):
-    key = f"{GLM}/sub-01_large_summary.json"
-    bucket.put(key, bytes(3000), part_size=1000)
-    try:
-        assert by_name(doctor(), "note")["part sizes"]["found"] == key
-    finally:
-        bucket.delete(key)
-
-
-@pytest.mark.parametrize(
-    "content",
-    [{"files": [{"name": "task-images_stimuli.h5"}]}, {"current_terms_version": None}],
-)
-def test_a_manifest_without_its_fields_fails(service, content):
-    service.manifest |= content
-    assert failures() == {"access service"}
-
-
-def test_a_manifest_of_another_archive_fails(service, monkeypatch):
-    service.manifest["files"][0]["size"] += 1
-    assert failures() == {"size of the archive"}
-    monkeypatch.setenv("LAION_FMRI_ACCESS_URL", "http://127.0.0.1:9")
-    assert failures() == {"access service"}
-
-
-def test_what_became_public_is_a_note(bucket, service):
+    bucket.put(f"{glm}/sub-01_large_summary.json", bytes(3000), part_size=1000)
+    bucket.put(MODEL, model_of(bucket_folder, "ses-01", voxels="brain"))
     bucket.denied = None
     points = doctor()
     assert by_name(points, "failed") == {}
     notes = by_name(points, "note")
-    assert "gated archive" in notes
+    for point, found in (
+        *(("ROI names", "face/aTLfaces"), ("unknown files", "notes of a run.bin")),
+        *(("new trees", "derivatives/fmriprep/"), ("part sizes", "large_summary.json")),
+        *(("gated archive", "206"), ("held-out session", "206")),
+        ("random splits", f"revision None from {tmp_path}"),
+    ):
+        assert found in notes[point]["found"]
     advice = notes["held-out session"]["advice"]
     assert "released: time for a new version of this package" in advice
     assert "sessions=31" in advice
+    points = by_name(points)
+    assert f"1 train, 1 test> from {tmp_path}" in points["splits"]["found"]
+    assert points["model file"]["found"].endswith("the brain mask, in order C")
+
+
+@pytest.mark.parametrize(
+    ("content", "size", "point"),
+    [
+        ({"files": [{"name": "task-images_stimuli.h5"}]}, 0, "access service"),
+        ({"current_terms_version": None}, 0, "access service"),
+        ({}, 1, "size of the archive"),
+    ],
+)
+def test_a_manifest_that_is_not_as_published_fails(service, content, size, point):
+    service.manifest["files"][0]["size"] += size
+    service.manifest |= content
+    assert set(failed()) == {point}
 
 
 def test_another_bucket_fails(service, monkeypatch):
@@ -293,47 +225,49 @@ def test_another_bucket_fails(service, monkeypatch):
         for key in ("README", "data.csv", "sub-01/ses-01/x.txt"):
             other.put(key, b"hello")
         monkeypatch.setenv("LAION_FMRI_BUCKET_URL", other.url)
+        monkeypatch.setenv("LAION_FMRI_ACCESS_URL", "http://127.0.0.1:9")
         points = doctor()
     assert set(by_name(points, "failed")) == {
         *("trees", "subjects", "sessions", "image types", "ROI masks"),
-        "stimulus files",
+        *("stimulus files", "access service"),
     }
     assert "data.csv" in by_name(points)["unknown files"]["found"]
-
-
-def test_splits_are_read_from_their_source(service, tmp_path, monkeypatch):
-    for pool, name in (("shared", "tau"), ("sub-01", "random_0")):
-        file = tmp_path / pool / f"{name}.json"
-        file.parent.mkdir()
-        variant = {"train_ids": ["a.jpg"], "test_ids": ["b.jpg"]}
-        file.write_text(json.dumps({"name": name, "variants": [variant]}))
-    monkeypatch.setenv("LAION_FMRI_SPLITS", str(tmp_path))
-    points = by_name(doctor())
-    assert f"1 train, 1 test> from {tmp_path}" in points["splits"]["found"]
-    assert points["random splits"]["state"] == "note"
-    assert points["random splits"]["found"] == f"revision None from {tmp_path}"
-    (tmp_path / "shared" / "tau.json").write_text("<html>")
-    assert "Expecting value" in by_name(doctor(), "note")["splits"]["found"]
-    monkeypatch.delenv("LAION_FMRI_SPLITS")
-    assert "cannot connect" in by_name(doctor(), "note")["splits"]["found"]
 
 
 # --- The way to the bucket ------------------------------------------------------------
 
 
-def test_a_listing_that_is_denied_fails_alone(bucket, service):
-    bucket.deny_listing = True
-    failed = by_name(doctor(), "failed")
-    assert set(failed) == {"listing"}
-    assert "status 403" in failed["listing"]["found"]
+@pytest.mark.parametrize(
+    ("url", "point", "found"),
+    [
+        ("http://127.0.0.1:9", "connection", "cannot connect"),
+        ("http://no-such-host.invalid", "name", "cannot be resolved"),
+        (None, "listing", "status 403"),
+    ],
+)
+def test_a_bucket_that_does_not_list_fails_alone(
+    url, point, found, bucket, service, monkeypatch
+):
+    if url is None:
+        bucket.deny_listing = True
+    else:
+        monkeypatch.setenv("LAION_FMRI_BUCKET_URL", url)
+    points = doctor()
+    (wrong,) = by_name(points, "failed").values()
+    assert wrong["point"] == point
+    assert found in wrong["found"]
+    assert url is None or "LAION_FMRI_BUCKET_URL" in wrong["advice"]
+    splits = by_name(points, "note")["splits"]
+    assert "cannot connect" in splits["found"]
+    assert "LAION_FMRI_SPLITS" in splits["advice"]
 
 
 def test_a_certificate_that_is_not_trusted_fails(service, tmp_path, monkeypatch):
     certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
     command = (
-        f"openssl req -x509 -newkey rsa:2048 -nodes -keyout {key} -out {certificate}"
+        f"openssl req -x509 -newkey rsa:2048 -nodes -keyout {key} -out {certificate} "
+        "-subj /CN=127.0.0.1 -addext subjectAltName=IP:127.0.0.1"
     )
-    command += " -subj /CN=127.0.0.1 -addext subjectAltName=IP:127.0.0.1"
     subprocess.run(command.split(), check=True, capture_output=True)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
@@ -341,44 +275,24 @@ def test_a_certificate_that_is_not_trusted_fails(service, tmp_path, monkeypatch)
         monkeypatch.delenv(name, raising=False)
     with FaultServer(context) as server:
         monkeypatch.setenv("LAION_FMRI_BUCKET_URL", server.url)
-        point = by_name(doctor(), "failed")["TLS"]
+        point = failed()["TLS"]
         assert "TLS fails" in point["found"]
         assert "REQUESTS_CA_BUNDLE (none is set)" in point["advice"]
         monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate))
         assert "certificate is trusted" in by_name(doctor())["connection"]["found"]
         monkeypatch.setenv("REQUESTS_CA_BUNDLE", "none.pem")
-        point = by_name(doctor(), "failed")["TLS"]
-    assert "none.pem, which cannot be used" in point["found"]
+        assert "none.pem, which cannot be used" in failed()["TLS"]["found"]
 
 
-class Refusing(http.server.BaseHTTPRequestHandler):
-    """A proxy that answers everything with the same status."""
-
-    def do_GET(self):
-        self.send_response(self.server.status)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    do_CONNECT = do_GET  # noqa: N815
-
-
-@pytest.mark.parametrize(("scheme", "status"), [("http", 403), ("https", 407)])
-def test_a_proxy_that_refuses_fails(data_dir, monkeypatch, capsys, scheme, status):
+@pytest.mark.parametrize(("scheme", "status"), [("http", 404), ("https", 501)])
+def test_a_proxy_that_refuses_fails(service, monkeypatch, capsys, scheme, status):
+    address = service.url.removeprefix("http://")  # a server that is no proxy
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, f"http://ada:pa55-word@{address}")
     monkeypatch.setenv("LAION_FMRI_BUCKET_URL", f"{scheme}://bucket.example.org")
-    monkeypatch.setenv("LAION_FMRI_ACCESS_URL", "https://access.example.org")
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as proxy:
-        proxy.status, address = status, f"127.0.0.1:{proxy.server_port}"
-        thread = threading.Thread(target=proxy.serve_forever, args=(0.02,))
-        thread.start()
-        for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
-            monkeypatch.setenv(name, f"http://ada:pa55-word@{address}")
-        try:
-            assert main(["doctor", "-v"]) == 1
-        finally:
-            proxy.shutdown()
-            thread.join()
+    assert main(["doctor", "-v"]) == 1
     out = capsys.readouterr().out
     assert "pa55-word" not in out
     assert "ada" not in re.findall(r"\w+", out)
@@ -386,75 +300,53 @@ def test_a_proxy_that_refuses_fails(data_dir, monkeypatch, capsys, scheme, statu
     assert re.search(rf"FAILED  proxy .*(\n +.*)?{status}", out)
 
 
-@pytest.mark.parametrize(
-    ("url", "point"),
-    [("http://127.0.0.1:9", "connection"), ("http://no-such-host.invalid", "name")],
-)
-def test_a_bucket_that_is_not_reached_fails(url, point, service, monkeypatch):
-    monkeypatch.setenv("LAION_FMRI_BUCKET_URL", url)
-    failed = by_name(doctor(), "failed")
-    assert set(failed) == {point}
-    assert "LAION_FMRI_BUCKET_URL" in failed[point]["advice"]
+def test_a_silent_server_is_given_up_or_ctrl_c_ends_it(data_dir, monkeypatch):
+    command = [sys.executable, "-m", "laion_fmri_fetchers", "doctor"]
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as server:
+        server.settimeout(60)
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        monkeypatch.setenv("LAION_FMRI_BUCKET_URL", url)
+        with (
+            subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process,
+            server.accept()[0],
+        ):
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=240)
+        assert process.returncode == 130
+        assert "Traceback" not in err
+        assert failed(timeout=0.3)["connection"]["found"] == "no byte for 0.3 s"
+
+
+# --- The machine; nobody is asked anything --------------------------------------------
 
 
 @pytest.fixture
-def silent(monkeypatch):
-    """A server that accepts connections and says nothing."""
-    with socket.create_server(("127.0.0.1", 0), backlog=64) as server:
-        url = f"http://127.0.0.1:{server.getsockname()[1]}"
-        monkeypatch.setenv("LAION_FMRI_BUCKET_URL", url)
-        monkeypatch.setenv("LAION_FMRI_ACCESS_URL", url)
-        yield server
-
-
-def test_a_silent_server_is_given_up(silent, data_dir):
-    point = by_name(doctor(timeout=1), "failed")["connection"]
-    assert point["found"] == "no byte for 1 s"
-
-
-def test_ctrl_c_ends_it(silent, data_dir):
-    command = [sys.executable, "-m", "laion_fmri_fetchers", "doctor"]
-    silent.settimeout(60)
-    with (
-        subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        ) as process,
-        silent.accept()[0],
-    ):
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=240)
-    assert process.returncode == 130
-    assert "Traceback" not in err
-
-
-def test_offline_opens_no_socket(data_dir, monkeypatch, no_network):
+def offline(monkeypatch, no_network):
     monkeypatch.setenv("LAION_FMRI_OFFLINE", "1")
+
+
+def test_offline_opens_no_socket(data_dir, offline):
     points = doctor()
     assert by_name(points, "failed") == {}
     found = by_name(points, "note")["bucket"]["found"]
     assert found == "not checked, because LAION_FMRI_OFFLINE is set"
 
 
-# --- The machine ----------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("folder", ["", ".laion_fmri"])
-def test_a_directory_that_cannot_be_written_fails(service, tmp_path, folder):
-    (tmp_path / folder).mkdir(exist_ok=True)
-    with conftest.unwritable(tmp_path / folder):
-        failed = by_name(doctor(data_dir=tmp_path), "failed")
-    assert set(failed) == {"data directory"}
-    assert "permission denied" in failed["data directory"]["found"].lower()
-
-
-def test_a_data_directory_need_not_exist(service, tmp_path):
+def test_a_data_directory_need_not_exist_but_must_be_writable(offline, tmp_path):
     points = by_name(doctor(data_dir=tmp_path / "new" / "folder"))
     assert points["data directory"]["state"] == points["file locks"]["state"] == "ok"
-    assert not (tmp_path / "new").exists()
-    file = tmp_path / "file"
-    file.touch()
-    failed = by_name(doctor(data_dir=file), "failed")
-    assert f"{file} is a file" in failed["data directory"]["found"]
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    (tmp_path / "new" / ".laion_fmri").mkdir(parents=True)
+    for place, folder, words in (
+        ("file", "file", f"{tmp_path / 'file'} is a file"),
+        ("new", "new/.laion_fmri", "ermission denied"),
+        ("new", "new", "ermission denied"),
+    ):
+        with conftest.unwritable(tmp_path / folder):
+            wrong = failed(data_dir=tmp_path / place)
+        assert place == "file" or set(wrong) == {"data directory"}
+        assert words in wrong["data directory"]["found"]
 
 
 def test_an_id_that_others_can_read_fails_and_is_not_shown(service, data_dir, capsys):

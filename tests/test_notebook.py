@@ -4,69 +4,39 @@ from __future__ import annotations
 
 import nbclient
 import nbformat
-import pytest
-
-SET_UP = """
-import os
-from laion_fmri_fetchers import *
-from laion_fmri_fetchers.exceptions import LicenseNotAcceptedError
-os.environ.update({settings!r})
-"""
 
 
-@pytest.fixture
-def run(server, data_dir, monkeypatch):
-    """Run cells; return the outputs of each."""
+def test_a_session_of_work(server, data_dir, monkeypatch):
     monkeypatch.delenv("MPLBACKEND", raising=False)
-    settings = {
-        "LAION_FMRI_BUCKET_URL": server.url,
-        "LAION_FMRI_DATA_DIR": str(data_dir),
-        "LAION_FMRI_LICENSE": "I AGREE",
-    }
-
-    def run(*cells):
-        sources = [SET_UP.format(settings=settings), *cells]
-        notebook = nbformat.v4.new_notebook(
-            cells=[nbformat.v4.new_code_cell(source) for source in sources]
-        )
-        nbclient.execute(notebook, timeout=240, kernel_name="python3")
-        return [cell.outputs for cell in notebook.cells[1:]]
-
-    return run
-
-
-def kinds(outputs):
-    return {kind for output in outputs for kind in output.get("data", ())}
-
-
-def text(outputs, name):
-    return "".join(o.text for o in outputs if o.get("name") == name)
-
-
-def test_a_session_of_work(run):
-    fetching, shown, report, figure = run(
-        "data = fetch_laion_fmri('sub-01', rois='face', sessions=1)",
-        "data",
-        "make_report(data)",
-        "axes = plot_trials(data)",
-    )
-    said = text(fetching, "stdout")
-    assert said.startswith("Downloading ")
-    assert "1 beta image, 4 ROI masks and 64 trials of sub-01" in said
-    assert "Warning" not in said
-    assert "Warning" not in text(fetching, "stderr"), "a bar of text needs no widgets"
-    (result,) = shown
-    assert result.data["text/plain"].count("\n") < 20
-    assert "text/html" in kinds(report)
-    assert "image/png" in kinds(figure), "figures are shown after a report, too"
-
-
-def test_a_kernel_that_takes_no_input_is_told_what_to_do(run):
-    (refused,) = run(
-        "os.environ['LAION_FMRI_LICENSE'] = ''\n"
+    monkeypatch.setenv("LAION_FMRI_LICENSE", "")
+    cells = (
+        "from laion_fmri_fetchers import *\n"
+        "from laion_fmri_fetchers.exceptions import LicenseNotAcceptedError",
         "try:\n"
         "    fetch_laion_fmri('sub-01', rois='FFA1', sessions=1, verbose=0)\n"
         "except LicenseNotAcceptedError as error:\n"
         "    print(error)",
+        "import os; os.environ['LAION_FMRI_LICENSE'] = 'I AGREE'\n"
+        "data = fetch_laion_fmri('sub-01', rois='face', sessions=1)",
+        *("data", "make_report(data)", "axes = plot_trials(data)"),
     )
-    assert "LAION_FMRI_LICENSE='I AGREE'" in text(refused, "stdout")
+    cells = [nbformat.v4.new_code_cell(cell) for cell in cells]
+    notebook = nbformat.v4.new_notebook(cells=cells)
+    nbclient.execute(notebook, timeout=240, kernel_name="python3")
+
+    def shown(i, kind):
+        found = [each.get("data", {}).get(kind) for each in notebook.cells[i].outputs]
+        return "".join(filter(None, found))
+
+    def said(i, stream):
+        outputs = notebook.cells[i].outputs
+        return "".join(each.text for each in outputs if each.get("name") == stream)
+
+    assert "LAION_FMRI_LICENSE='I AGREE'" in said(1, "stdout")
+    text = said(2, "stdout")
+    assert text.startswith("Downloading ")
+    assert "1 beta image, 4 ROI masks and 64 trials of sub-01" in text
+    assert "Warning" not in text + said(2, "stderr"), "a bar of text needs no widgets"
+    assert 0 < shown(3, "text/plain").count("\n") < 20
+    assert shown(4, "text/html")
+    assert shown(5, "image/png"), "figures are shown after a report, too"
