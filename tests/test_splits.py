@@ -21,7 +21,6 @@ import pandas as pd
 import pytest
 import sklearn
 from calls import fetch, no_warning, warnings_of
-from conftest import unwritable
 from policies import set_policy
 from sklearn.dummy import DummyRegressor
 from sklearn.linear_model import Ridge
@@ -513,19 +512,18 @@ def test_what_holds_no_labels_of_a_split_is_named(trials, words):
 
 
 @pytest.mark.parametrize(
-    ("train", "test", "words"),
+    ("sides", "words"),
     [
-        (["a", "b"], ["b"], "'b' is in train or test twice"),
-        (["a", "a"], ["b"], "'a' is in train or test twice"),
-        (["a"], [1], "test holds 1"),
-        ([], ["b"], r"train is \[\]"),
-        (["a"], None, "test is None"),
-        (["a"], {"b": 1}, "test is {'b': 1}; give names in a list"),
+        ((["a", "b"], ["b"]), "'b' is in train or test twice"),
+        ((["a"], [1]), "test holds 1"),
+        (([], ["b"]), r"train is \[\]"),
+        ((["a"], {"b": 1}), "test is {'b': 1}; give names in a list"),
     ],
+    ids="twice number empty dict".split(),
 )
-def test_a_split_is_of_different_labels(train, test, words):
+def test_a_split_is_of_different_labels(sides, words):
     with pytest.raises(InvalidQueryError, match=words):
-        StimulusSplit(train, test)
+        StimulusSplit(*sides)
 
 
 def test_a_split_decides_which_sessions_are_fetched(on_disk):
@@ -543,17 +541,13 @@ def test_a_split_decides_which_sessions_are_fetched(on_disk):
 
 
 def test_splits_and_their_terms_are_pickled_compared_and_shown():
-    params = {"method": {"name": "mine"}}
-    given = (["b", "a"], ["c"], "mine", "shared", params)
-    split, same = StimulusSplit(*given), StimulusSplit(*given)
-    assert split == same == pickle.loads(pickle.dumps(split)) == copy.deepcopy(split)
-    assert hash(split) == hash(same)
-    others = [["a", "b"], ["d"], "other", "sub-01", {}]
-    for i, other in enumerate(others):
+    given = (["b", "a"], ["c"], "mine", "shared", {"method": {"name": "mine"}})
+    split = StimulusSplit(*given)
+    assert StimulusSplit(*given) == split == pickle.loads(pickle.dumps(split))
+    assert hash(StimulusSplit(*given)) == hash(split)
+    for i, other in enumerate([["a", "b"], ["d"], "other", "sub-01", {}]):
         assert split != StimulusSplit(*given[:i], other, *given[i + 1 :])
     assert repr(split) == "<StimulusSplit 'mine' of pool 'shared': 2 train, 1 test>"
-    with pytest.raises(AttributeError):
-        split.train = []
     names = [f"image {i}.jpg" for i in range(1000)]
     split = StimulusSplit(names[:-60], frozenset(names[-60:]))
     assert split.test == sorted(names[-60:])
@@ -561,9 +555,8 @@ def test_splits_and_their_terms_are_pickled_compared_and_shown():
     assert term == IsIn(*names[:-60]) == pickle.loads(pickle.dumps(term))
     assert (term == "image 7.jpg", term == "image 999.jpg") == (True, False)
     assert len(pickle.dumps(term)) < 1.1 * len(pickle.dumps(tuple(names)))
-    assert repr(term) == "IsIn('image 0.jpg', 'image 1.jpg', and 938 more)"
     filt = ResultFilter(label=term) & ~ResultFilter(label=split.is_test())
-    assert len(repr(filt)) < 200
+    assert "IsIn('image 0.jpg', 'image 1.jpg', and 938 more)" in repr(filt)
     assert pickle.loads(pickle.dumps(filt)) == filt
 
 
@@ -851,18 +844,6 @@ def test_without_the_table_of_stimuli_there_are_no_pools(server, data_dir, monke
         splits("tau")
 
 
-def test_a_directory_that_cannot_be_written_takes_splits_from_a_folder(
-    bucket_alone, pool, named
-):
-    fetch_laion_stimulus_metadata(verbose=0)
-    named({"tau": tau_of(pool, 1)})
-    with (
-        unwritable(bucket_alone, *bucket_alone.rglob("*")),
-        pytest.warns(UserWarning, match="cannot be written"),
-    ):
-        assert splits("tau")["tau"].test == [pool[1]]
-
-
 # --- Servers --------------------------------------------------------------------------
 
 
@@ -1061,21 +1042,18 @@ def test_a_damaged_file_of_the_cache_is_read_anew(content, web, data_dir):
 
 
 @pytest.mark.parametrize(
-    ("offsets", "value"),
-    [((6, 8), 1), ((8, 10), 99), ((70, None), 255)],
-    ids=["locked", "unknown method", "damaged"],
+    ("offset", "value"), [(6, 1), (8, 99), (70, 255)], ids="locked method data".split()
 )
 def test_an_archive_that_cannot_be_unpacked_is_named(
-    offsets, value, bucket_alone, pool, tmp_path, monkeypatch
+    offset, value, bucket_alone, pool, tmp_path, monkeypatch
 ):
     archive = tmp_path / "splits.zip"
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as target:
         target.writestr("shared/tau.json", tau_of(pool, 0))
     content = bytearray(archive.read_bytes())
-    # Of a file, and of its entry in the directory.
-    for mark, offset in zip((b"PK\x03\x04", b"PK\x01\x02"), offsets, strict=True):
-        if offset:
-            content[content.index(mark) + offset] = value
+    content[offset] = value
+    if offset < 70:  # in the directory too
+        content[content.index(b"PK\x01\x02") + offset + 2] = value
     archive.write_bytes(content)
     monkeypatch.setenv("LAION_FMRI_SPLITS", str(archive))
     with pytest.raises(CorruptImageError, match="cannot be read"):

@@ -85,16 +85,11 @@ def test_a_default_call_downloads_one_grid_and_the_root_files(
     ("roi_filter", "names"),
     [
         ({"res": "1pt5"}, {"FFA1": "res-1pt5"}),
-        ({"space": "T1w"}, {"FFA1": "res-1pt8"}),
         ({"space": "fsnative"}, {}),  # their extension is another, too
         ({"res": NotNull()}, {"FFA1 1pt5": "res-1pt5", "FFA1 1pt8": "res-1pt8"}),
         (
             {"space": "fsnative", "extension": "func.gii"},
             {"FFA1 L": "hemi-L_space-fsnative", "FFA1 R": "hemi-R_space-fsnative"},
-        ),
-        (
-            {"space": "fsnative", "hemi": "L", "extension": NotNull()},
-            {"FFA1 func.gii": "mask.func.gii", "FFA1 label": "mask.label"},
         ),
         (
             {
@@ -109,7 +104,6 @@ def test_a_default_call_downloads_one_grid_and_the_root_files(
             },
         ),
     ],
-    ids="1pt5 T1w fsnative grids hemispheres formats several".split(),
 )
 def test_other_masks_of_a_roi_come_by_terms_and_none_is_left_out(
     server, data_dir, roi_filter, names
@@ -403,19 +397,6 @@ def test_only_what_has_another_version_is_downloaded_again(own_server, data_dir,
         fetch(rois="FFA1")
 
 
-def test_a_trial_table_that_was_cut_short_is_noticed(cached, server):
-    data = fetch(rois=None, sessions=1)
-    (table,) = Path(data.images[0]).parent.glob("*_trials.tsv")
-    lines = table.read_text().splitlines(keepends=True)
-    table.write_text("".join(lines[:9]))
-    words = r"1 file on disk of another size.*_trials\.tsv.*call online"
-    with pytest.warns(UserWarning, match=words):
-        fetch(rois=None, sessions=1, mode="offline")
-    again = fetch(rois=None, sessions=1)
-    assert table.read_text() == "".join(lines)
-    pd.testing.assert_frame_equal(again.trials, data.trials)
-
-
 # --- Repetitions ----------------------------------------------------------------------
 
 
@@ -449,16 +430,6 @@ def test_repetition_is_null_offline_where_an_earlier_table_is_not_on_disk(cached
     pd.testing.assert_frame_equal(trials[columns], before[columns])
     table.write_text(content)
     pd.testing.assert_frame_equal(fetch(**query).trials, before)
-
-
-def test_participants_of_unique_images_are_their_viewers(on_disk):
-    """The number in a label is that of an acquisition: p04 is sub-03."""
-    trials = fetch("all", rois=None).trials
-    unique = trials[trials["unique_or_shared"] == "unique"]
-    assert len(unique) > 50
-    assert (unique["participant"] == unique["subject"]).all()
-    of_sub_03 = unique[unique["subject"] == "sub-03"]
-    assert of_sub_03["label"].str.contains(r"_p04\.jpg$").all()
 
 
 # --- Offline --------------------------------------------------------------------------
