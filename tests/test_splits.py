@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import csv
 import inspect
-import io
 import json
 import os
 import pickle
@@ -111,12 +109,6 @@ def named(tmp_path, monkeypatch):
     return write
 
 
-def csv_of(labels):
-    text = io.StringIO()
-    csv.writer(text).writerows([["image_name"], *([label] for label in labels)])
-    return text.getvalue().encode()
-
-
 def kept(data_dir):
     folder = Path(data_dir, ".laion_fmri", "splits")
     return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*.json"))
@@ -156,7 +148,8 @@ def published_labels(published):
 
 def fetch_table(folder, labels):
     with serve_bucket() as server, pytest.MonkeyPatch.context() as patch:
-        server.put(TABLE, csv_of(labels))
+        table = pd.DataFrame({"image_name": labels}).to_csv(index=False)
+        server.put(TABLE, table.encode())
         patch.setenv("LAION_FMRI_BUCKET_URL", server.url)
         fetch_laion_stimulus_metadata(data_dir=folder, verbose=0)
     return folder
@@ -205,35 +198,30 @@ def test_published_splits_are_what_plain_json_reads(
 
 @needs_published
 @pytest.mark.parametrize(
-    ("pool", "family", "sizes", "expected"),
+    ("pool", "family", "sizes"),
     [
-        ("shared", "random", [225, 224, 224, 224, 224], None),
-        ("shared", "random", [224, 225, 224, 224, 224], r"\(225, 224, 224, 224, 224\)"),
-        ("sub-05", "random", [1167, 1167, 1167, 1166, 1166], None),
-        ("sub-05", "random", [1166, 1167, 1167, 1167, 1166], r"\(1167, 1167, 1167, 11"),
-        ("shared", "cluster_k5", [274, 248, 246, 225, 128], None),
-        ("shared", "cluster_k5", [248, 274, 246, 225, 128], r"\(274, 248, 246, 225, 1"),
-        ("shared", "tau", [224], None),
-        ("shared", "tau", [225], r"\(224,\)"),
-        ("pooled", "tau", [4936], None),
-        ("pooled", "tau", [4935], r"\(4936,\)"),
+        ("shared", "random", [225, 224, 224, 224, 224]),
+        ("sub-05", "random", [1167, 1167, 1167, 1166, 1166]),
+        ("shared", "cluster_k5", [274, 248, 246, 225, 128]),
+        ("shared", "tau", [224]),
+        ("pooled", "tau", [4936]),
     ],
 )
 def test_splits_have_the_published_sizes(
-    pool, family, sizes, expected, published, published_labels, real, named
+    pool, family, sizes, published, published_labels, real, named
 ):
     images = [label for label in sorted(published_labels) if "_OOD_" not in label]
     assert len(images) == 24_681
     if pool != "pooled":
         images = images_of(published[pool]["tau"])
     params = {} if pool == "shared" else {"revision": 2}
+    others = [*sizes[1:], sizes[0]] if len(sizes) > 1 else [sizes[0] + 1]
+    named(family_of(family, images, others, **params), pool)
+    words = rf"{family} tests on .* images; published are {re.escape(str((*sizes,)))}"
+    with pytest.raises(CorruptImageError, match=words):
+        splits(family, pool)
+    assert kept(real) == []
     named(family_of(family, images, sizes, **params), pool)
-    if expected:
-        words = rf"{family} tests on .* images; published are {expected}"
-        with pytest.raises(CorruptImageError, match=words):
-            splits(family, pool)
-        assert kept(real) == []
-        return
     with no_warning():
         data = splits(family, pool)
     assert [len(data[name].test) for name in FAMILIES[family]] == sizes
@@ -407,19 +395,13 @@ def test_names_may_be_families_and_only_these_are_read(web, data_dir):
     [
         ({"names": "tao"}, "did you mean 'tau'"),
         ({"names": []}, r"names is \[\]"),
-        ({"names": 3}, "names is 3"),
         ({"names": ["tau", 3]}, "names holds 3"),
-        ({"names": {"tau": 1}}, "names is {'tau': 1}"),
-        ({"names": "random", "pool": "pooled"}, "no split 'random' of pool 'pooled'"),
         ({"names": "ood", "pool": "pooled"}, "no split 'ood' of pool 'pooled'"),
         ({"pool": "share"}, "did you mean 'shared'"),
         ({"pool": "sub-02"}, "There is no pool 'sub-02'"),
-        ({"pool": None}, "There is no pool None"),
         ({"pool": "sub-07"}, "no images of pool 'sub-07'"),
         ({"ood_types": "shapes"}, "did you mean 'shape'"),
-        ({"ood_types": []}, r"ood_types is \[\]"),
         ({"names": "tau", "ood_types": "shape"}, "names lacks 'ood'"),
-        ({"mode": "sometimes"}, "mode is 'sometimes'"),
     ],
 )
 def test_wrong_arguments_are_named(arguments, words, bucket_alone):
