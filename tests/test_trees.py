@@ -386,6 +386,8 @@ def test_only_what_has_another_version_is_downloaded_again(own_server, data_dir,
     query = {"rois": "FFA1", "mode": "overwrite", **terms}
     plan = fetch(**query, dry_run=True).plan
     assert sorted(plan["id"]) == [image, table]
+    plan = fetch(**query, image_filter={"session": "ses-02"}, dry_run=True).plan
+    assert list(plan["id"]) == [image]
     updated = fetch(**query)
     assert sorted(gets(own_server)) == [image, table]
     assert updated.images == [data.images[1]]
