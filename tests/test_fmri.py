@@ -208,7 +208,6 @@ def test_subject_files(on_disk):
         ("rois", "V1", ["V1d", "V1v"]),
         *(("rois", value, []) for value in (None, "none", (), [])),
     ],
-    ids=str,
 )
 def test_names_in_any_form_are_told_once(on_disk, argument, value, names):
     data = fetch(**{"rois": None, "max_images": None, argument: value})
