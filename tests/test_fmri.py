@@ -630,15 +630,16 @@ def test_held_out_session(server, data_dir):
 
 
 def test_listings_that_are_denied_or_hostile(own_server, data_dir, tmp_path):
+    own_server.deny_listing = True
+    with pytest.raises(BucketError, match="denies"):
+        fetch()
+    own_server.deny_listing = False
     own_server.put("derivatives/rois/sub-01/../../../evil", b"x")
     with pytest.raises(UnsafeKeyError, match="evil") as error:
         fetch()
     assert isinstance(error.value, BucketError)
     assert {*tmp_path.iterdir()} <= {data_dir}
     assert not [key for key in gets(own_server) if "evil" in key]
-    own_server.deny_listing = True
-    with pytest.raises(BucketError, match="denies"):
-        fetch()
 
 
 def test_two_keys_for_one_file(own_server, data_dir):

@@ -306,7 +306,8 @@ def test_originals_that_were_removed_are_not_missing(server, data_dir):
 
 def test_originals_that_are_asked_for_twice_are_resampled_once(server, data_dir):
     """Noise ceilings are images here, and go with images, too."""
-    data = fetch(image_type="subject_noise_ceiling", resolution=12, **REMOVED)
+    query = {"image_type": "subject_noise_ceiling", "rois": None, "resolution": 12}
+    data = fetch(**query, **REMOVED)
     assert len(data.images) == 3
     assert all("_res-12_" in path and Path(path).exists() for path in data.images)
     assert not any((data_dir / meta["id"]).exists() for meta in data.images_meta)

@@ -205,9 +205,8 @@ def test_reshaped_tables_give_the_same_rows(data, embeddings, reshape):
     of_labels = align(plain["label"], embeddings)
     assert np.array_equal(align(table, embeddings), of_labels)
     assert shared_labels(table) == sorted(plain["label"].unique())
-    if "session" in plain:  # as sessions tell its rows apart
-        chosen = select_trials(data, table.iloc[::5])
-        assert sorted(chosen.trials["label"]) == sorted(plain["label"][::5])
+    chosen = select_trials(data, table.iloc[::5])
+    assert sorted(chosen.trials["label"]) == sorted(plain["label"][::5])
     betas.trials = betas.trials.set_index(["label", "subject"])
     item = LaionDataset(betas, embeddings=embeddings)[0]
     assert (item["label"], item["subject"]) == (plain["label"].iloc[0], "sub-01")
