@@ -268,10 +268,6 @@ def no_index(part, index):
     index.unlink()
 
 
-def no_version(part, index):
-    (part.parent / "version.json").write_text("{}")
-
-
 def foreign_values(part, index):
     size = part.stat().st_size
     part.write_bytes(bytes(size))
@@ -299,7 +295,7 @@ DAMAGES = [
         index_of_array,
         altered_header,
     ),
-    *(no_index, no_version, foreign_values, other_shape),
+    *(no_index, foreign_values, other_shape),
 ]
 
 

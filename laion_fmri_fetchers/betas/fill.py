@@ -9,22 +9,15 @@
 
 from __future__ import annotations
 
-import bisect
 import contextlib
 import errno
-import functools
 import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
-from concurrent.futures import (
-    FIRST_COMPLETED,
-    Executor,
-    Future,
-    ThreadPoolExecutor,
-    wait,
-)
+from collections.abc import Iterable
+from concurrent import futures
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -32,7 +25,7 @@ import joblib
 import numpy as np
 
 from laion_fmri_fetchers.access.licence import accept_license
-from laion_fmri_fetchers.cache.inventory import Inventory
+from laion_fmri_fetchers.cache.inventory import Inventory, size_on_disk
 from laion_fmri_fetchers.cache.obtain import Planned, obtain
 from laion_fmri_fetchers.exceptions import (
     BucketError,
@@ -44,46 +37,34 @@ from laion_fmri_fetchers.exceptions import (
 from laion_fmri_fetchers.layout.keys import is_held_out
 from laion_fmri_fetchers.messages import counted, listed, readable_size, tell, warn
 from laion_fmri_fetchers.remote import retry
-from laion_fmri_fetchers.remote.checksums import check_file
 from laion_fmri_fetchers.remote.objects import Fault
 from laion_fmri_fetchers.remote.progress import Progress
 from laion_fmri_fetchers.volumes import iter_volumes, read_header, scaled
 
+from . import store
 from .model import (
     ModelError,
-    VoxelMapping,
     mapping_file,
     prove,
     read_mapping,
     save_mapping,
 )
-from .sources import MissingVoxels, SourcePlan, ranges_of_rows, read_version
-from .store import (
-    find_rows,
-    find_version,
-    image_version,
-    known_versions,
-    new_part,
-    note_version,
-    remove_other_versions,
-)
+from .ranges import read_rows
+from .sources import MissingVoxels, SourcePlan, read_version
+from .voxels import offsets_of
 
 if TYPE_CHECKING:
-    from laion_fmri_fetchers.remote.ranges import RangeReader, Sink
+    from laion_fmri_fetchers.remote.objects import RemoteObject
+    from laion_fmri_fetchers.remote.ranges import RangeReader
 
 # Sessions at work at once: each waits for some requests before its rows are known.
 _AT_ONCE = 8
 _SHOW_EVERY = 0.05
 _N_DECODERS = 2
-_OF_A_SESSION = (DownloadError, HeldOutSessionError)
 
 # Versions of a session's files that are tried where they change meanwhile, and
 # downloads of an image that other processes remove, which are done with it.
 _TRIES = 5
-
-# Requests of a session at most where rows lie together: more connections at once are
-# not faster on a fast line, but get in each other's way.
-_MOST_PIECES = 16
 
 # Images that wait to be extracted, at most, beside the one being downloaded.
 _IN_FLIGHT = 2
@@ -121,21 +102,28 @@ def fill_store(plan: SourcePlan, options: FillOptions, inventory: Inventory) -> 
     from_disk = [*plan.from_disk]
     if plan.from_model or plan.from_bucket:
         accept_license(settings.data_dir)
-    if plan.from_model:
-        not_used = _fill_from_models(plan, inventory)
-        if not_used and options.source == "model":
-            raise _model_refused(*not_used[0])
-        if not_used:
-            reasons = [f"{s.record['session']}: {reason}" for s, reason in not_used]
-            absent = [s.record for s, _ in not_used if not s.is_on_disk]
-            size = sum(record["size"] or 0 for record in absent)
-            warn(
-                f"{counted(len(not_used), 'model file')} of "
-                f"{not_used[0][0].record['subject']} cannot be used, so images are "
-                f"read instead ({readable_size(size)}): {listed(reasons, most=3)}."
+    not_used = _fill_from_models(plan, inventory) if plan.from_model else []
+    if not_used and options.source == "model":
+        session, error = not_used[0]
+        advice = "source='auto' takes the image."
+        if isinstance(error.__cause__, Fault):
+            raise BucketError(
+                f"Ranges of the model file of {session.name} could not be read: "
+                f"{error}. {advice}"
             )
-            for session, _ in not_used:
-                (from_disk if session.is_on_disk else from_bucket).append(session)
+        raise CorruptImageError(
+            f"The model file of {session.name} is not used: {error}. {advice}"
+        )
+    if not_used:
+        reasons = [f"{s.record['session']}: {reason}" for s, reason in not_used]
+        absent = [s.record["size"] or 0 for s, _ in not_used if not s.is_on_disk]
+        warn(
+            f"{counted(len(not_used), 'model file')} of "
+            f"{not_used[0][0].record['subject']} cannot be used, so images are "
+            f"read instead ({readable_size(sum(absent))}): {listed(reasons, most=3)}."
+        )
+        for session, _ in not_used:
+            (from_disk if session.is_on_disk else from_bucket).append(session)
     fill_from_images(from_disk, options.n_jobs, settings.verbose)
     if from_bucket:
         size = sum(session.record["size"] or 0 for session in from_bucket)
@@ -145,28 +133,14 @@ def fill_store(plan: SourcePlan, options: FillOptions, inventory: Inventory) -> 
             f"{readable_size(size)}, for their voxels{removed}",
             settings.verbose,
         )
-        fill_from_images(
-            from_bucket,
-            options.n_jobs,
-            settings.verbose,
-            inventory=inventory,
-            keep_images=options.keep_images,
-        )
+        how = options.n_jobs, settings.verbose, inventory, options.keep_images
+        fill_from_images(from_bucket, *how)
     for session in (*plan.from_model, *from_bucket) if settings.overwrites else ():
-        version = find_version(session.folder, session.record, session.trials)
-        if version:
-            remove_other_versions(session.folder, version)
-
-
-def _model_refused(session: MissingVoxels, error: ModelError) -> Exception:
-    """Return the error of a model file that is asked for, and not used."""
-    name = f"{session.record['session']} of {session.record['subject']}"
-    advice = "source='auto' takes the image."
-    if isinstance(error.__cause__, Fault):
-        return BucketError(
-            f"Ranges of the model file of {name} could not be read: {error}. {advice}"
+        version = store.find_version(
+            session.folder, session.record, session.table.version
         )
-    return CorruptImageError(f"The model file of {name} is not used: {error}. {advice}")
+        if version:
+            store.remove_other_versions(session.folder, version)
 
 
 # --- From model files ----------------------------------------------------------------
@@ -177,8 +151,7 @@ def _fill_from_models(
 ) -> list[tuple[MissingVoxels, ModelError]]:
     """Store voxels of several sessions at once; return those whose model is not used.
 
-    The first session is proved by a full sample of rows. Others wait for that, and are
-    proved by a small one if they have the same mask and order.
+    A session that fails does not keep others from being stored.
     """
     from laion_fmri_fetchers.remote.ranges import RangeReader
 
@@ -190,11 +163,6 @@ def _fill_from_models(
         settings.verbose,
     )
     arrived: deque[int] = deque()
-    futures: list[Future[VoxelMapping]] = []
-
-    def likely() -> VoxelMapping | None:
-        return None if futures[0].exception() else futures[0].result()
-
     # Left in the other order: whoever waits for the reader ends first.
     with (
         Progress(len(sessions), n_bytes, settings.verbose, "sessions") as progress,
@@ -203,42 +171,28 @@ def _fill_from_models(
         RangeReader(settings.n_connections, settings.timeout, arrived.append) as reader,
     ):
         try:
-            for session in sessions:
-                find_likely = likely if futures else lambda: None
-                copy_rows = functools.partial(
-                    _copy_rows,
-                    reader=reader,
-                    brain=plan.brain,
-                    find_likely=find_likely,
-                    decoders=decoders,
-                    n_connections=settings.n_connections,
-                )
-                task = session, reader, copy_rows
-                futures.append(pool.submit(_fill_from_model, *task))
-            left = set(futures)
+            shared = plan.brain, reader, decoders
+            fillings = [
+                pool.submit(_fill_from_model, session, *shared) for session in sessions
+            ]
+            left = set(fillings)
             while left:
-                done, left = wait(left, _SHOW_EVERY, FIRST_COMPLETED)
-                for future in done:
-                    # A session that fails does not keep others from being stored.
-                    if not isinstance(future.exception(), (ModelError, *_OF_A_SESSION)):
-                        future.result()
-                progress.show(len(futures) - len(left), sum([*arrived]))
+                _, left = futures.wait(left, _SHOW_EVERY, futures.FIRST_COMPLETED)
+                progress.show(len(sessions) - len(left), sum([*arrived]))
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
     not_used = []
-    for session, future in zip(sessions, futures, strict=True):
+    for session, filling in zip(sessions, fillings, strict=True):
         try:
-            future.result()
+            filling.result()
         except ModelError as error:  # noqa: PERF203
             not_used.append((session, error))
     return not_used
 
 
 def _fill_from_model(
-    session: MissingVoxels,
-    reader: RangeReader,
-    copy_rows: Callable[[MissingVoxels], VoxelMapping],
-) -> VoxelMapping:
+    session: MissingVoxels, brain: np.ndarray, reader: RangeReader, decoders: Executor
+) -> None:
     """Store voxels of a session; where a file changes meanwhile, start over.
 
     Raises
@@ -248,8 +202,6 @@ def _fill_from_model(
     DownloadError, HeldOutSessionError
         If files cannot be read.
     """
-    record = session.record
-    name = f"{record['session']} of {record['subject']}"
     image, model, has_changed = session.image, session.model, False
     assert image
     assert model
@@ -257,137 +209,84 @@ def _fill_from_model(
         try:
             if has_changed:
                 image, model = reader.look_up(image), reader.look_up(model)
-            now = session._replace(image=image, model=model)
-            mapping = copy_rows(now)
+            _copy_rows(session, image, model, brain, reader, decoders)
         except Fault as fault:
             has_changed = fault.remedy == "changed"
             if has_changed:
                 continue
-            if fault.status == 403 and is_held_out(record):
+            if fault.status == 403 and is_held_out(session.record):
                 raise HeldOutSessionError(
-                    f"{name}: files held out for evaluation, which the bucket denies "
-                    "(status 403). Leave such sessions out of sessions."
+                    f"{session.name}: files held out for evaluation, which the bucket "
+                    "denies (status 403). Leave such sessions out of sessions."
                 ) from None
             may_pass = fault.status is None or fault.status in retry.RETRIED
             if may_pass and not fault.remedy:
                 raise DownloadError(
-                    f"Voxels of {name} could not be read: {fault.reason}. Sessions "
-                    "that arrived stay, and the same call goes on from there."
+                    f"Voxels of {session.name} could not be read: {fault.reason}. "
+                    "Sessions that arrived stay, and the same call goes on from there."
                 ) from None
             raise ModelError(fault.reason) from fault
-        record.update(size=image.size, etag=image.etag)
-        return mapping
+        session.record.update(size=image.size, etag=image.etag)
+        return
     raise ModelError("its files change again and again")
 
 
 def _copy_rows(
     session: MissingVoxels,
-    reader: RangeReader,
+    image: RemoteObject,
+    model: RemoteObject,
     brain: np.ndarray,
-    find_likely: Callable[[], VoxelMapping | None],
+    reader: RangeReader,
     decoders: Executor,
-    n_connections: int,
-) -> VoxelMapping:
+) -> None:
     """Read the rows of voxels into a part, and see that they are the image's.
 
     Voxels without a row are 0, as they are in the image; if it has values at any voxel
     without a row, they cannot be told.
     """
-    from laion_fmri_fetchers.remote.ranges import SMALLEST_PIECE, split
-
-    model, image, voxels = session.model, session.image, session.voxels
-    assert model
-    assert image
-    file = mapping_file(session.folder, model, image)
+    folder, table, voxels = session.folder, session.table, session.voxels
+    file = mapping_file(folder, model, image)
     mapping = read_mapping(file)
-    try:
-        if mapping is None:
-            mapping = prove(
-                reader,
-                model,
-                image,
-                brain_mask=brain,
-                rsquare=session.rsquare,
-                n_trials=session.n_trials,
-                n_used=len(voxels),
-                find_likely=find_likely,
-                decoders=decoders,
-            )
-            if mapping.shape != session.shape:
-                raise ModelError(
-                    f"the image is {mapping.shape}, the masks {session.shape}"
-                )
-            if model.etag and image.etag:
-                for outdated in session.folder.glob("mapping-*.npz"):
-                    with contextlib.suppress(OSError):
-                        outdated.unlink()
-                save_mapping(file, mapping)
-        rows = find_rows(mapping.voxels, voxels)
-        n_without = int(np.count_nonzero(rows < 0))
-        if n_without and not mapping.is_complete:
-            raise ModelError(
-                f"it lacks {counted(n_without, 'voxel')} of those asked for, and the "
-                "image has values at voxels that it lacks"
-            )
-        # In the order of the file; the part has them in that of voxels.
-        targets = np.argsort(rows, kind="stable")[n_without:]
-        rows = rows[targets]
-        layout = mapping.layout
-        versions = known_versions(session.folder).items()
-        stored = [v for v, etags in versions if image.etag and image.etag in etags]
-        if stored:
-            version = stored[0]._replace(trials=session.trials or "")
-        else:
-            version = read_version(reader, image, session.trials)
-        note_version(session.folder, version, image.etag)
-        folder, n_trials = session.folder / version.name, layout.shape[-1]
-        with new_part(folder, voxels, n_trials) as values:
-            size = layout.row_size
-            runs = [
-                (layout.offset + start * size, layout.offset + stop * size)
-                for start, stop in ranges_of_rows(rows, size, n_connections)
-            ]
-            total = sum(stop - start for start, stop in runs)
-            step = max(total // _MOST_PIECES, SMALLEST_PIECE)
-            pieces = [piece for run in runs for piece in split(*run, step)]
-            reader.read(model, pieces, _scatter(rows, targets, layout.offset, values))
-            column = np.array(values[targets, 0])
-            mapping.check(rows, column)
-            # GLMsingle gives NaN to voxels without a fit, of which the image has 0.
-            for i in np.flatnonzero(np.isnan(column) & (mapping.first[rows] == 0)):
-                if np.isnan(values[targets[i]]).all():
-                    values[targets[i]] = 0
-    except ModelError:
-        with contextlib.suppress(OSError):
-            file.unlink()
-        raise
-    return mapping
+    if mapping is None:
+        mapping = prove(
+            reader,
+            model,
+            image,
+            decoders,
+            table.n_trials or 1000,
+            brain_mask=brain,
+            rsquare=session.rsquare,
+        )
+        if model.etag and image.etag:
+            save_mapping(file, mapping)
+    if mapping.shape != session.shape:
+        raise ModelError(f"the image is {mapping.shape}, the masks {session.shape}")
+    if table.n_trials not in (None, mapping.n_trials):
+        raise ModelError(
+            f"it has {mapping.n_trials} columns, but the trial table "
+            f"{table.n_trials} trials"
+        )
+    rows = store.find_rows(mapping.voxels, voxels)
+    n_without = int(np.count_nonzero(rows < 0))
+    if n_without and not mapping.is_complete:
+        raise ModelError(
+            f"it lacks {counted(n_without, 'voxel')} of those asked for, and the "
+            "image has values at voxels that it lacks"
+        )
+    # In the order of the file; the part has them in that of voxels.
+    places = np.argsort(rows, kind="stable")[n_without:]
+    rows = rows[places]
 
-
-def _scatter(
-    rows: np.ndarray, targets: np.ndarray, offset: int, values: np.ndarray
-) -> Sink:
-    """Return a sink that puts the bytes of rows of a file to rows of an array."""
-    size = values.strides[0]
-    # Rows side by side in both are copied at once.
-    is_new = (np.diff(rows) != 1) | (np.diff(targets) != 1)
-    firsts = np.append(0, np.flatnonzero(is_new) + 1)[: len(rows)]
-    lengths = np.diff(np.append(firsts, len(rows))) * size
-    starts = (offset + rows[firsts] * size).tolist()
-    stops = (offset + rows[firsts] * size + lengths).tolist()
-    places = (targets[firsts] * size).tolist()
-    content = values.data.cast("B")
-
-    def sink(position: int, chunk: memoryview) -> None:
-        end = position + len(chunk)
-        i = bisect.bisect_right(stops, position)
-        while i < len(starts) and starts[i] < end:
-            a, b = max(position, starts[i]), min(end, stops[i])
-            place = places[i] + a - starts[i]
-            content[place : place + b - a] = chunk[a - position : b - position]
-            i += 1
-
-    return sink
+    version = read_version(reader, folder, image, table.version)
+    store.note_etag(folder, version, image.etag)
+    with store.new_part(folder / str(version), voxels, mapping.n_trials) as values:
+        read_rows(reader, model, mapping.offset, rows, values, places)
+        column = np.array(values[places, 0])
+        mapping.check(rows, column)
+        # GLMsingle gives NaN to voxels without a fit, of which the image has 0.
+        for i in places[np.isnan(column) & (mapping.first[rows] == 0)]:
+            if np.isnan(values[i]).all():
+                values[i] = 0
 
 
 # --- From images ---------------------------------------------------------------------
@@ -397,7 +296,6 @@ def fill_from_images(
     sessions: list[MissingVoxels],
     n_jobs: int | None,
     verbose: int,
-    *,
     inventory: Inventory | None = None,
     keep_images: bool = False,
 ) -> None:
@@ -424,11 +322,9 @@ def fill_from_images(
     NotCachedError
         If an image is not on disk.
     """
-    if not sessions:
-        return
     n_threads = max(1, joblib.effective_n_jobs(n_jobs))
     stop = threading.Event()
-    waiting: deque[tuple[MissingVoxels, bool, Future[None]]] = deque()
+    waiting: deque[tuple[MissingVoxels, futures.Future[None]]] = deque()
     sizes = [session.record["size"] or 0 for session in sessions]
     # Downloads have a bar of their own.
     shown = verbose if inventory is None else 0
@@ -437,38 +333,32 @@ def fill_from_images(
         ThreadPoolExecutor(n_threads) as pool,
     ):
 
-        def conclude() -> None:
-            session, is_kept, future = waiting.popleft()
-            for n_left in reversed(range(_TRIES)):
-                try:
-                    future.result()
-                    break
-                except NotCachedError:
-                    # Another process was done with the image, and removed it.
-                    if is_kept or inventory is None or not n_left:
-                        raise
+        def start(session: MissingVoxels) -> futures.Future[None]:
+            is_kept = inventory is None or keep_images or session.is_on_disk
+            file = session.record["absolute_path"]
+            if inventory is not None:
                 file = _download(session, is_kept, inventory)
-                future = pool.submit(_extract, session, file, is_kept, stop)
-            sizes_done.append(session.record["size"] or 0)
-            progress.show(len(sizes_done), sum(sizes_done))
+            return pool.submit(_extract, session, file, is_kept, stop)
 
-        sizes_done: list[int] = []
         try:
-            for session in sessions:
-                is_kept = inventory is None or keep_images or session.is_on_disk
-                file = session.record["absolute_path"]
-                if inventory is not None:
-                    file = _download(session, is_kept, inventory)
-                future = pool.submit(_extract, session, file, is_kept, stop)
-                waiting.append((session, is_kept, future))
-                while len(waiting) > max(_IN_FLIGHT, n_threads):
-                    conclude()
-            while waiting:
-                conclude()
+            for n_begun, session in enumerate(sessions, 1):
+                waiting.append((session, start(session)))
+                is_last = n_begun == len(sessions)
+                while len(waiting) > (0 if is_last else max(_IN_FLIGHT, n_threads)):
+                    first, future = waiting.popleft()
+                    for _ in range(_TRIES - 1):
+                        error = future.exception()
+                        if inventory is None or not isinstance(error, NotCachedError):
+                            break
+                        # Another process was done with the image, and removed it.
+                        future = start(first)
+                    future.result()
+                    n_done = n_begun - len(waiting)
+                    progress.show(n_done, sum(sizes[:n_done]))
         finally:
             stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
-            remove_fetched(session.folder for session, *_ in waiting)
+            remove_fetched(session.folder for session, _ in waiting)
 
 
 def _download(session: MissingVoxels, is_kept: bool, inventory: Inventory) -> str:
@@ -476,18 +366,11 @@ def _download(session: MissingVoxels, is_kept: bool, inventory: Inventory) -> st
     record = dict(session.record)
     if not is_kept:
         name = f"{_FETCHED}{record['etag'] or record['size']}.{record['extension']}"
-        file = record["absolute_path"] = str(session.folder / name)
-        # What a killed process left may be damaged, and nothing else looks at it.
-        with contextlib.suppress(OSError):
-            if check_file(file, size=record["size"], etag=record["etag"]):
-                os.unlink(file)
-    if is_kept or not os.path.exists(record["absolute_path"]):
+        record["absolute_path"] = str(session.folder / name)
+    # Another process may have it, or a killed one have left it.
+    if is_kept or size_on_disk(record) != record["size"]:
         obtain([Planned(record, "voxels")], inventory, is_announced=True)
     session.record.update(size=record["size"], etag=record["etag"])
-    # Another process may be done with the image, and remove it; it is downloaded again.
-    with contextlib.suppress(FileNotFoundError):
-        version = image_version(record["absolute_path"], session.trials)
-        note_version(session.folder, version, record["etag"])
     return str(record["absolute_path"])
 
 
@@ -495,30 +378,26 @@ def _extract(
     session: MissingVoxels, file: str, is_kept: bool, stop: threading.Event
 ) -> None:
     """Store voxels of an image; remove it if it was fetched for them."""
+    record, folder, table, voxels, shape, *_ = session
     try:
-        version = image_version(file, session.trials)
+        version = store.image_version(file, table.version)
         header = read_header(file)
-        if header.shape != session.shape:
+        n_volumes = header.n_volumes
+        if header.shape != shape:
             raise CorruptImageError(
                 f"The image {file} is {header.shape}, but the masks of "
-                f"{session.record['subject']} are {session.shape}."
+                f"{record['subject']} are {shape}."
             )
-        n_volumes = header.n_volumes
-        if session.n_trials not in (None, n_volumes):
-            raise CorruptImageError(
-                f"The image {file} has {n_volumes} volumes, but its trial table has "
-                f"{session.n_trials} trials. `laion-fmri-fetchers verify --repair` "
-                "fetches damaged files again."
-            )
+        table.check(n_volumes - 1, header)
         # A file has the first axis varying fastest, a part the last.
-        axes = np.unravel_index(session.voxels, session.shape)
-        offsets = np.ravel_multi_index(axes, session.shape, order="F")
+        offsets = offsets_of(voxels, shape)
         n_gathered = max(1, min(n_volumes, _GATHERED // (4 * len(offsets))))
         gathered = np.empty((n_gathered, len(offsets)), np.float32)
         picked = np.empty(len(offsets), dtype=header.dtype)
-        note_version(session.folder, version)
-        folder = session.folder / version.name
-        with new_part(folder, session.voxels, n_volumes) as values:
+        store.note_etag(
+            folder, version, record["etag"] if version.size == record["size"] else None
+        )
+        with store.new_part(folder / str(version), voxels, n_volumes) as values:
             for i, volume in enumerate(iter_volumes(header)):
                 if stop.is_set():
                     raise InterruptedError("the work was given up")
@@ -534,9 +413,10 @@ def _extract(
         if not is_lost or os.path.exists(file):
             raise
         raise NotCachedError(f"{file} is not on disk.") from error
-    if not is_kept:
-        with contextlib.suppress(OSError):
-            os.unlink(file)
+    finally:
+        if not is_kept:
+            with contextlib.suppress(OSError):
+                os.unlink(file)
 
 
 def remove_fetched(folders: Iterable[Path], *, min_age: float = 0.0) -> None:

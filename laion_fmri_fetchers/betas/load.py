@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import joblib
@@ -14,7 +15,6 @@ from sklearn.utils import Bunch
 
 from laion_fmri_fetchers.cache.bunch import Result
 from laion_fmri_fetchers.cache.files import local_path
-from laion_fmri_fetchers.cache.provenance import version_on_disk
 from laion_fmri_fetchers.exceptions import CorruptImageError, InvalidQueryError
 from laion_fmri_fetchers.layout.grids import is_resampled
 from laion_fmri_fetchers.layout.trees import trials_id
@@ -25,15 +25,11 @@ from laion_fmri_fetchers.query.selection import choose_subjects, is_one_name
 from laion_fmri_fetchers.remote.progress import Progress
 from laion_fmri_fetchers.volumes import Header
 
-from .lazy import lazy_rows
+from .methods import version_on_disk
 from .result import make_betas, read_betas
 from .rows import TrialTable, average_trials, trial_tables, trials_of, warn_of_order
-from .session import Holes, RowOptions, count_finite, read_session
-from .store import (
-    StoredSession,
-    find_stored,
-    session_folder,
-)
+from .session import Holes, RowOptions, count_finite, lazy_rows, read_session
+from .store import find_stored
 from .voxels import VoxelChoice, Voxels, cached_header, find_voxels, on_grid
 
 
@@ -50,8 +46,8 @@ class _Session(NamedTuple):
     """Betas of a session, and the trials chosen of it."""
 
     image: str
-    source: str | StoredSession
-    """The image, or its voxels in the store."""
+    source: str | Path
+    """The image, or the folder of its version in the voxel store."""
     positions: np.ndarray
     """Positions of its trials among those of the subject."""
     volumes: np.ndarray
@@ -161,6 +157,8 @@ def load_betas(
         - ``noise_ceiling(n_repeats, noise_ceiling="Allrep")``: percent per voxel, for
           averages of any number of trials, or (``"averaged"``) for those in ``data``;
           derived from the published map.
+        - ``to_xarray()``: an :class:`xarray.DataArray` of trials x voxels, with the
+          columns of ``trials``, coordinates, ROI masks and noise ceilings.
         - ``methods()``: a paragraph for a paper, on what this is and what to cite.
         - ``save(path)``: all of these keys in one file, for ``load_betas(path)``.
         - ``copy()``.
@@ -303,7 +301,12 @@ def load_voxels(
     return make_betas(
         values.astype(options.dtype, copy=False),
         trials,
-        voxels,
+        voxels.mask,
+        voxels.grid.affine,
+        roi_masks=voxels.roi_masks,
+        roi_files=voxels.roi_files,
+        roi_categories=voxels.roi_categories,
+        noise_ceilings=voxels.noise_ceilings,
         query=_query(data, subject, voxels, labels, options),
         data_dir=data.data_dir,
         description=data.get("description", ""),
@@ -358,12 +361,13 @@ def grid_of(data: Bunch, subject: str) -> Header:
 
     Where the voxel store stands for the images, it is that of a mask.
     """
-    for file, meta in zip(data.images, data.images_meta, strict=True):
-        if meta["image_type"] == "betas" and meta["subject"] == subject:
-            store = session_folder(data.data_dir, subject, meta["session"])
-            if os.path.exists(file) or is_resampled(meta) or not store.exists():
-                return cached_header(file)
-    return cached_header(data.brain_masks[subject])
+    images = [
+        file
+        for file, meta in zip(data.images, data.images_meta, strict=True)
+        if meta["image_type"] == "betas" and meta["subject"] == subject
+    ]
+    on_disk = [file for file in images if os.path.exists(file)]
+    return cached_header((on_disk or [data.brain_masks.get(subject, images[0])])[0])
 
 
 def _find_sessions(
@@ -374,39 +378,39 @@ def _find_sessions(
     tables: Mapping[str, TrialTable] | None,
 ) -> list[_Session]:
     """Return where the trials of a subject are, checked against the trial tables."""
-    image_of_trial = trials["image_index"].to_numpy(np.intp)
-    try:
-        indices = np.asarray(trials["beta_index"], np.float64)
-    except (TypeError, ValueError):
-        indices = np.full(len(trials), np.nan)
     # A merge of tables may have made them floats, and nulls.
-    if not (np.isfinite(indices) & (indices == indices // 1) & (indices >= 0)).all():
+    numbers = pd.to_numeric(trials["beta_index"], errors="coerce")
+    indices = numbers.to_numpy(np.float64, na_value=np.nan)
+    if not ((indices % 1 == 0) & (indices >= 0)).all():
         raise InvalidQueryError(
             "data.trials has a beta_index that is not a whole number from 0 on"
         )
-    volume_of_trial = indices.astype(np.int64)
+    image_of_trial = trials["image_index"].to_numpy(np.intp)
     label_of_trial = trials["label"].to_numpy(object)
     needed = [(i, data.images_meta[i]) for i in np.unique(image_of_trial).tolist()]
     if tables is None:
         tables = trial_tables(data.data_dir, [meta for _, meta in needed])
     flat = np.flatnonzero(voxels.mask)
-    sessions = []
-    n_others = 0
+    sessions, n_others = [], 0
     for i, meta in needed:
+        image, table = data.images[i], tables.get(meta["session"], TrialTable())
         positions = np.flatnonzero(image_of_trial == i)
-        volumes, image = volume_of_trial[positions], data.images[i]
-        table = tables.get(meta["session"], TrialTable(None, None))
-        source: StoredSession | None = None
-        if not is_resampled(meta):  # the store has the dataset's own grid
+        volumes = indices[positions].astype(np.int64)
+        last, source = int(volumes.max()), None
+        # What is stored is on the dataset's own grid, and of a trial table.
+        if table.version and not is_resampled(meta):
             record = {**meta, "absolute_path": image}
-            stored = find_stored(data.data_dir, record, flat, table.version)
-            if stored is not None and (
-                table.n_trials in (None, stored.n_trials)
-                and volumes.max() < stored.n_trials
-            ):
-                source = stored
-        if source is None:
-            _check_image(image, voxels.grid, table.n_trials, int(volumes.max()))
+            source = find_stored(data.data_dir, record, flat, table.version)
+        if source:
+            table.check(last)
+        else:
+            header = cached_header(image)
+            table.check(last, header)
+            if not on_grid(header.shape, header.affine, voxels.grid):
+                raise CorruptImageError(
+                    f"The image {image} is not on the grid of {voxels.grid.file}, of "
+                    "the same subject."
+                )
         if table.labels is not None:
             published = table.labels[volumes]
             differs = published != label_of_trial[positions]
@@ -420,28 +424,6 @@ def _find_sessions(
     return sessions
 
 
-def _check_image(file: str, grid: Header, n_trials: int | None, last: int) -> None:
-    """Raise where an image disagrees with its trial table, or with other files."""
-    header = cached_header(file)
-    n = header.n_volumes if n_trials is None else n_trials
-    if n_trials == header.n_volumes <= last:
-        raise InvalidQueryError(
-            f"data.trials has a beta_index of {last}, but the trial table has "
-            f"{counted(n_trials, 'trial')}, as has the image {header.file}"
-        )
-    if n != header.n_volumes or last >= header.n_volumes:
-        raise CorruptImageError(
-            f"The image {header.file} has {header.n_volumes} volumes, but its "
-            f"trial table has {max(n, last + 1)} trials. "
-            "`laion-fmri-fetchers verify --repair` fetches damaged files again."
-        )
-    if not on_grid(header.shape, header.affine, grid):
-        raise CorruptImageError(
-            f"The image {header.file} is not on the grid of {grid.file}, of the "
-            "same subject."
-        )
-
-
 def _read(
     sessions: list[_Session],
     voxels: np.ndarray,
@@ -451,20 +433,22 @@ def _read(
 ) -> np.ndarray:
     """Read sessions, several at once, into one array; trial i goes to rows[i]."""
     is_copied = not (options.standardize or options.average) and all(
-        isinstance(session.source, StoredSession) for session in sessions
+        isinstance(session.source, Path) for session in sessions
     )
     # As the store has them, the trials of a voxel side by side: no copy is transposed.
     order: Any = "F" if is_copied else "C"
     out = np.zeros((rows.max() + 1, len(voxels)), options.dtype, order)
+    # Threads must not add to the same row.
+    is_summed = options.average and len(sessions) > 1
 
     def read(session: _Session) -> tuple[np.ndarray, np.ndarray, Holes]:
         own, local = np.unique(rows[session.positions], return_inverse=True)
-        if not options.average:  # each row is that of one trial, of one session
-            local, sums = rows[session.positions], out
-        else:
-            sums = np.zeros((len(own), len(voxels)), options.dtype)
+        sums = np.zeros((len(own), len(voxels)), options.dtype) if is_summed else out
+        places = local if is_summed else rows[session.positions]
         source, volumes = session.source, session.volumes
-        holes = read_session(source, voxels, volumes, local, options, sums)
+        holes = read_session(source, voxels, volumes, places, options, sums)
+        if is_summed:
+            holes = {own[row]: found for row, found in holes.items()}
         return own, sums, holes
 
     parallel = joblib.Parallel(
@@ -475,14 +459,10 @@ def _read(
         results = parallel(joblib.delayed(read)(session) for session in sessions)
         # In order, whichever is read first, so that sums are the same each time.
         for n_done, (own, sums, found) in enumerate(results, 1):
-            if options.average:
-                if len(sessions) == 1:
-                    out = sums  # else the result would be in memory twice
-                else:
-                    for row, values in zip(own, sums, strict=True):
-                        out[row] += values
-                for row, voxels_of_trials in found.items():
-                    holes.setdefault(own[row], []).extend(voxels_of_trials)
+            for row, values in zip(own, sums, strict=True) if is_summed else ():
+                out[row] += values
+            for row, voxels_of_trials in found.items() if options.average else ():
+                holes.setdefault(row, []).extend(voxels_of_trials)
             progress.show(n_done, out.nbytes * n_done // len(sessions))
     if options.average:
         for row, n_trials in enumerate(np.bincount(rows)):

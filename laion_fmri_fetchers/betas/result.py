@@ -7,13 +7,12 @@ import errno
 import json
 import os
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import nibabel as nib
 import numpy as np
 import pandas as pd
 
-from laion_fmri_fetchers.cache.bunch import FetchedData
 from laion_fmri_fetchers.cache.files import whole_file
 from laion_fmri_fetchers.exceptions import (
     CorruptImageError,
@@ -27,8 +26,12 @@ from laion_fmri_fetchers.query.arguments import user_path
 from laion_fmri_fetchers.query.rows import check_rows
 
 from .ceilings import ceiling_of_average, mean_inverse
+from .methods import FetchedData
 from .store import DAMAGED
-from .voxels import Voxels, columns_in, rois_of
+from .voxels import columns_in, rois_of
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 _FORMAT = "laion_fmri_fetchers betas"
 _FORMAT_VERSION = 1
@@ -48,7 +51,10 @@ class Betas(FetchedData):
 
     def __dir__(self) -> list[str]:
         return sorted(
-            {*super().__dir__(), "noise_ceiling", "roi_mask", "save", "to_img"}
+            {
+                *super().__dir__(),
+                *("noise_ceiling", "roi_mask", "save", "to_img", "to_xarray"),
+            }
         )
 
     def to_img(self, values: Any, fill: float = 0) -> nib.Nifti1Image:
@@ -187,6 +193,64 @@ class Betas(FetchedData):
             mean_inverse(n_repeats),
         )
 
+    def to_xarray(self) -> xr.DataArray:
+        """Return the betas as a labelled array of xarray.
+
+        Returns
+        -------
+        xarray.DataArray
+            ``data``, not copied, with the dimensions ``trial`` and ``voxel``. Its
+            coordinates along ``trial`` are the columns of ``trials``; along ``voxel``,
+            ``x``, ``y`` and ``z`` in mm, ``roi_FFA1`` and so on (bool) of ``roi_masks``
+            and ``noise_ceiling_Allrep`` and so on (percent) of ``noise_ceilings``. Its
+            attribute ``subject`` is the subject's name.
+
+        Raises
+        ------
+        InvalidQueryError
+            If ``trials`` are not those of the rows of ``data``.
+        ImportError
+            Without xarray: ``pip install "laion_fmri_fetchers[xarray]"``.
+
+        Examples
+        --------
+        The mean over repeats of each image, in a region::
+
+            betas = fetch_laion_betas("sub-01", "face")
+            array = betas.to_xarray()
+            array[:, array.roi_FFA1].groupby("label").mean("trial")
+        """
+        try:
+            import xarray as xr
+        except ImportError as error:
+            raise ImportError(
+                "to_xarray needs the package xarray: "
+                'pip install "laion_fmri_fetchers[xarray]"'
+            ) from error
+        check_rows(self)
+        columns = {str(name): column for name, column in self["trials"].items()}
+        voxels = dict(zip("xyz", np.transpose(self["coordinates"]), strict=True))
+        voxels |= {f"roi_{name}": mask for name, mask in self["roi_masks"].items()}
+        voxels |= {
+            f"noise_ceiling_{name}": percent
+            for name, percent in self["noise_ceilings"].items()
+        }
+        if taken := columns.keys() & {*voxels, "trial", "voxel"}:
+            raise InvalidQueryError(
+                f"betas.trials has columns {listed(sorted(taken))}, names that voxels "
+                "have; rename them"
+            )
+        return xr.DataArray(
+            self["data"],
+            dims=("trial", "voxel"),
+            coords={
+                **{k: ("trial", _without_nulls(v)) for k, v in columns.items()},
+                **{k: ("voxel", v) for k, v in voxels.items()},
+            },
+            name="betas",
+            attrs={"subject": subject_of(self["trials"]) or ""},
+        )
+
     def save(self, path: str | os.PathLike) -> None:
         """Write the betas to one file, for ``load_betas(path)``.
 
@@ -259,35 +323,6 @@ class RoiMasks(dict):
 
 
 def make_betas(
-    data: Any, trials: pd.DataFrame, voxels: Voxels, **provenance: Any
-) -> Betas:
-    """Return the Bunch of `load_betas`.
-
-    Parameters
-    ----------
-    data : array of shape (n_rows, n_voxels)
-        The values.
-    trials : pandas.DataFrame
-        One row per row of ``data``; with ``n_averaged`` where rows are averages.
-    voxels : Voxels
-        What the columns are.
-    **provenance
-        ``query``, ``data_dir``, ``description`` and ``versions``.
-    """
-    return _assemble(
-        data,
-        trials,
-        voxels.mask,
-        voxels.grid.affine,
-        roi_masks=voxels.roi_masks,
-        roi_files=voxels.roi_files,
-        roi_categories=voxels.roi_categories,
-        noise_ceilings=voxels.noise_ceilings,
-        **provenance,
-    )
-
-
-def _assemble(
     data: Any,
     trials: pd.DataFrame,
     mask: np.ndarray,
@@ -299,7 +334,23 @@ def _assemble(
     noise_ceilings: dict[str, np.ndarray],
     **provenance: Any,
 ) -> Betas:
-    """Return betas, with what follows from their trials and voxels."""
+    """Return the Bunch of `load_betas`, with what follows from trials and voxels.
+
+    Parameters
+    ----------
+    data : array of shape (n_rows, n_voxels)
+        The values.
+    trials : pandas.DataFrame
+        One row per row of ``data``; with ``n_averaged`` where rows are averages.
+    mask : numpy.ndarray of bool
+        The voxels that are the columns, on the grid.
+    affine : numpy.ndarray of shape (4, 4)
+        Of the grid.
+    roi_masks, roi_files, roi_categories, noise_ceilings
+        As of `Voxels`.
+    **provenance
+        ``query``, ``data_dir``, ``description`` and ``versions``.
+    """
     # np.argwhere would look at each axis of the whole grid.
     axes = np.unravel_index(np.flatnonzero(mask), mask.shape)
     mask_img = nib.Nifti1Image(mask.astype(np.uint8), affine)
@@ -344,7 +395,7 @@ def read_betas(path: str | os.PathLike) -> Betas:
             if about["version"] <= _FORMAT_VERSION:
                 mask = np.zeros(about["shape"], dtype=bool)
                 mask[tuple(arrays["voxels"].T)] = True
-                return _assemble(
+                return make_betas(
                     arrays["data"],
                     _table_from_plain(about["trials"]),
                     mask,
@@ -433,6 +484,15 @@ def subject_of(trials: pd.DataFrame) -> str | None:
     """Return the subject of betas; None where their trials have none, or several."""
     names = list(trials["subject"].unique()) if "subject" in trials else []
     return names[0] if len(names) == 1 else None
+
+
+def _without_nulls(column: pd.Series) -> np.ndarray:
+    """Return a column as numpy has it: nullable integers with nulls become floats."""
+    if column.dtype.kind in "iub" and not column.isna().any():
+        return column.to_numpy(column.dtype.kind)
+    if column.dtype.kind in "iub":
+        return column.to_numpy(float, na_value=np.nan)
+    return column.to_numpy()
 
 
 def _type_in_image(values: np.ndarray) -> np.dtype:

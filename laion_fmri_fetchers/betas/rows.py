@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import os
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -14,12 +13,13 @@ from sklearn.utils import Bunch
 
 from laion_fmri_fetchers.cache.files import local_path
 from laion_fmri_fetchers.cache.tables import read_trial_table
-from laion_fmri_fetchers.exceptions import InvalidQueryError
+from laion_fmri_fetchers.exceptions import CorruptImageError, InvalidQueryError
 from laion_fmri_fetchers.layout.keys import is_of_trials
 from laion_fmri_fetchers.layout.trees import trials_id
 from laion_fmri_fetchers.messages import counted, listed, warn
 from laion_fmri_fetchers.query.arguments import check_fetched, check_positive
 from laion_fmri_fetchers.query.rows import table_of
+from laion_fmri_fetchers.volumes import Header
 
 from .store import digest_trials
 
@@ -44,27 +44,19 @@ def trials_of(data: Bunch) -> pd.DataFrame:
                 f"data.{files} has {counted(n_files, 'file')}, but data.{files}_meta "
                 f"{counted(n_records, 'record')}; {advice}"
             )
-    for i, (file, meta) in enumerate(zip(data.rois, data.rois_meta, strict=True)):
-        name = os.path.basename(file)
-        named = re.findall(r"(?:^sub|(?<=_)label)-([^_.]+)", name)
-        of_meta = [meta["subject"].removeprefix("sub-"), meta["roi"]]
-        if len(named) == 2 and [part.replace("-", "") for part in named] != of_meta:
-            raise InvalidQueryError(
-                f"data.rois[{i}] is {file}, but data.rois_meta[{i}] is of "
-                f"{meta['roi']} of {meta['subject']}; {advice}"
-            )
-    session_of = {}
-    for i, (file, meta) in enumerate(zip(data.images, data.images_meta, strict=True)):
-        if meta["image_type"] != "betas":
-            continue
-        session_of[i] = meta["subject"], meta["session"]
-        named = re.findall(r"(?:sub|ses)-[^_.]+", os.path.basename(file))
-        if named and tuple(named) != session_of[i]:
-            raise InvalidQueryError(
-                f"data.images[{i}] is {file}, but data.images_meta[{i}] is of "
-                f"{' '.join(session_of[i])}; {advice}"
-            )
+        for file, meta in zip(data[files], data[f"{files}_meta"], strict=True):
+            name = os.path.basename(meta.get("absolute_path", file))
+            if os.path.basename(file) != name:
+                raise InvalidQueryError(
+                    f"data.{files} has {file} where data.{files}_meta has the record "
+                    f"of {name}; {advice}"
+                )
     trials = table_of(data.trials, [*_TRIAL, "label", "image_index"], "data.trials")
+    session_of = {
+        i: (meta["subject"], meta["session"])
+        for i, meta in enumerate(data.images_meta)
+        if meta["image_type"] == "betas"
+    }
     image, *own = (
         trials[name].astype(object).where(trials[name].notna(), None).tolist()
         for name in ("image_index", "subject", "session")
@@ -265,13 +257,44 @@ def _counts_by_subject(source: Any) -> Iterator[tuple[str, pd.Series]]:
 
 
 class TrialTable(NamedTuple):
-    """The trial table of a session, as it is on disk; None where it is not."""
+    """The trial table of a session, if it is on disk."""
 
-    n_trials: int | None
-    version: str | None
+    n_trials: int | None = None
+    version: str = ""
     """Digest of its columns ``beta_index`` and ``label``."""
     labels: np.ndarray | None = None
     """The label of each ``beta_index``; None where the table has no such row."""
+
+    def check(self, last: int, header: Header | None = None) -> None:
+        """Raise where there is no such trial, or an image disagrees with the table.
+
+        Parameters
+        ----------
+        last : int
+            A ``beta_index``.
+        header : Header, optional
+            Of the image.
+
+        Raises
+        ------
+        CorruptImageError
+            If the image has another number of volumes.
+        InvalidQueryError
+            If there are fewer trials.
+        """
+        n_trials = last + 1 if self.n_trials is None else self.n_trials
+        n_volumes = header.n_volumes if header else n_trials
+        if last >= n_volumes or self.n_trials not in (None, n_volumes):
+            if header and self.n_trials != n_volumes:
+                raise CorruptImageError(
+                    f"The image {header.file} has {n_volumes} volumes, but its trial "
+                    f"table has {n_trials} trials. `laion-fmri-fetchers verify "
+                    "--repair` fetches damaged files again."
+                )
+            raise InvalidQueryError(
+                f"data.trials has a beta_index of {last}, but the trial table of their "
+                f"session has {counted(n_trials, 'trial')}"
+            )
 
 
 def trial_tables(data_dir: str, metas: list[dict]) -> dict[str, TrialTable]:

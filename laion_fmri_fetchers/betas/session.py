@@ -7,14 +7,16 @@ are 0, and count in no statistic.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from laion_fmri_fetchers.exceptions import InvalidQueryError
 from laion_fmri_fetchers.volumes import iter_volumes, read_header, scaled
 
-from .store import StoredSession, blocks_of
+from .store import read_blocks
 from .voxels import offsets_of
 
 # Bytes copied at once from the store: few enough to be in a core's cache still, after
@@ -36,7 +38,7 @@ class RowOptions(NamedTuple):
 
 
 def read_session(
-    source: str | StoredSession,
+    source: str | Path,
     voxels: np.ndarray,
     volumes: np.ndarray,
     rows: np.ndarray,
@@ -47,8 +49,8 @@ def read_session(
 
     Parameters
     ----------
-    source : str or StoredSession
-        The image, or its voxels in the store.
+    source : str or Path
+        The image, or the folder of its version in the voxel store.
     voxels : numpy.ndarray of int, shape (n_voxels,)
         Positions in a flat volume, the last axis varying fastest.
     volumes : numpy.ndarray of int, shape (n_trials,)
@@ -65,13 +67,12 @@ def read_session(
     dict
         The holes of each row.
     """
-    if isinstance(source, StoredSession):
-        places = source.values(voxels)
+    if isinstance(source, Path):
         if not (options.standardize or options.average):
-            _copy_stored(blocks_of(places, _COPIED), volumes, rows, out)
+            _copy_stored(read_blocks(source, voxels, _COPIED), volumes, rows, out)
             return {}
         holes: Holes = {}
-        for columns, values in blocks_of(places):
+        for columns, values in read_blocks(source, voxels):
             by_trial = np.array(values.T, dtype=options.dtype, order="C")
             block = out[:, columns]
             found = _add_volumes(enumerate(by_trial), volumes, rows, options, block)
@@ -175,3 +176,64 @@ def count_finite(
     if not holes:
         return n_trials
     return n_trials - np.bincount(np.concatenate(holes), minlength=n_voxels)
+
+
+# --- With dask ----------------------------------------------------------------------
+
+
+def lazy_rows(sessions: Sequence[Any], voxels: np.ndarray, options: RowOptions) -> Any:
+    """Return trials x voxels as a dask array.
+
+    Parameters
+    ----------
+    sessions : sequence
+        Each with its ``source``, ``volumes``, and ``positions`` of trials in the
+        result.
+    voxels : numpy.ndarray of int
+        Positions in a flat volume, the last axis varying fastest.
+    options : RowOptions
+        How values become rows; not averages.
+
+    Raises
+    ------
+    InvalidQueryError
+        If averages are asked for, or dask is not installed.
+    """
+    if options.average:
+        raise InvalidQueryError(
+            "as_dask=True gives single trials, as repeats are of several sessions; "
+            "leave average_repeats out, and average what you compute"
+        )
+    try:
+        import dask
+        import dask.array
+    except ImportError:
+        raise InvalidQueryError(
+            "as_dask=True needs dask: pip install 'dask[array]'"
+        ) from None
+    # Part of the graph once, not in each task. And none of the tasks is named by its
+    # arguments: a cluster would take what it has of a file that changed since.
+    shared = dask.delayed(voxels, pure=False, traverse=False)
+    read = dask.delayed(_read_chunk, pure=False)
+    stacked = dask.array.concatenate(
+        [
+            dask.array.from_delayed(
+                read(session.source, shared, session.volumes, options),
+                shape=(len(session.volumes), len(voxels)),
+                dtype=options.dtype,
+            )
+            for session in sessions
+        ]
+    )
+    order = np.concatenate([session.positions for session in sessions])
+    if np.array_equal(order, np.arange(len(order))):
+        return stacked
+    return stacked[np.argsort(order)]
+
+
+def _read_chunk(
+    source: Any, voxels: np.ndarray, volumes: np.ndarray, options: RowOptions
+) -> np.ndarray:
+    out = np.zeros((len(volumes), len(voxels)), options.dtype)
+    read_session(source, voxels, volumes, np.arange(len(volumes)), options, out)
+    return out

@@ -23,37 +23,16 @@ from laion_fmri_fetchers.remote.bucket import object_url
 from laion_fmri_fetchers.remote.objects import Fault, RemoteObject
 from laion_fmri_fetchers.volumes import Header, iter_volumes
 
-from .model import (
-    FULL_SAMPLE,
-    SMALL_SAMPLE,
-    STRUCTURE,
-    first_bytes,
-    mapping_file,
-    sample_rows,
-)
-from .store import (
-    Version,
-    find_version,
-    known_versions,
-    missing_in,
-    note_version,
-    session_folder,
-)
+from . import store
+from .model import SAMPLE, STRUCTURE, first_bytes, mapping_file
+from .ranges import ranges_of_rows
+from .rows import TrialTable
 
 if TYPE_CHECKING:
     from laion_fmri_fetchers.remote.ranges import RangeReader
 
 # Bytes of a model, as a multiple of the image's, up to which the model is read.
 _MOST_COST = 1.5
-
-# Bytes between two rows that are read with them rather than to ask twice: as many as a
-# line of 4 MB/s and connection moves in 60 ms. A number that is measured would make
-# what was announced wrong.
-_WORTH = 2**18
-# Bytes between rows, as a share of the rows', that are read anyway; more only where
-# there are many requests to save: so many for each connection.
-_MOST_UNUSED = 0.1
-_MANY = 4
 _ASKED_AT_ONCE = 8
 
 
@@ -64,10 +43,7 @@ class MissingVoxels(NamedTuple):
     """Of the beta image; brought up to date where the bucket has a new version."""
     folder: Path
     """Of the session in the store."""
-    n_trials: int | None
-    """Rows of the trial table; None where there is no table."""
-    trials: str | None
-    """Digest of the trial table."""
+    table: TrialTable
     voxels: np.ndarray
     """Positions in a flat volume, the last axis varying fastest; increasing."""
     shape: tuple[int, ...]
@@ -78,6 +54,11 @@ class MissingVoxels(NamedTuple):
     model: RemoteObject | None = None
     rsquare: RemoteObject | None = None
     """The files in the bucket, where it has them."""
+
+    @property
+    def name(self) -> str:
+        """Such as ``"ses-01 of sub-01"``, for messages."""
+        return f"{self.record['session']} of {self.record['subject']}"
 
 
 class SourcePlan(NamedTuple):
@@ -93,7 +74,7 @@ class SourcePlan(NamedTuple):
     sizes: dict[str, int]
     """Bytes to download by ``"model"`` files alone, and by ``"images"`` alone."""
     brain: np.ndarray
-    """The brain mask, flat, the last axis fastest; empty if nothing is missing."""
+    """The brain mask; empty if nothing is missing."""
 
 
 # --- What is missing ----------------------------------------------------------------
@@ -107,11 +88,11 @@ def learn_versions(metas: list[Record], data_dir: str, inventory: Inventory) -> 
     """
     unknown = []
     for meta in metas:
-        folder = session_folder(data_dir, meta["subject"], meta["session"])
-        etags = known_versions(folder).values()
-        is_known = any(meta["etag"] in known for known in etags)
-        if etags and not is_known and not os.path.exists(meta["absolute_path"]):
-            unknown.append((folder, meta))
+        folder = store.session_folder(data_dir, meta["subject"], meta["session"])
+        versions = store.known_versions(folder)
+        is_known = any(meta["etag"] in etags for etags in versions.values())
+        if versions and not is_known and not os.path.exists(meta["absolute_path"]):
+            unknown.append((folder, remote_object(meta)))
     if not unknown or inventory.is_cut_off:
         return
     from laion_fmri_fetchers.remote.ranges import RangeReader
@@ -122,25 +103,29 @@ def learn_versions(metas: list[Record], data_dir: str, inventory: Inventory) -> 
         ThreadPoolExecutor(_ASKED_AT_ONCE) as pool,
     ):
 
-        def learn(folder: Path, meta: Record) -> None:
-            # A bucket that does not say has, as it seems, another version.
+        def learn(folder: Path, image: RemoteObject) -> None:
+            # A bucket that does not say has, as it seems, another version; and a
+            # directory that cannot be written is asked for again.
             with contextlib.suppress(Fault, OSError):
-                found = read_version(reader, remote_object(meta), "")
-                for version in known_versions(folder):
+                found = read_version(reader, folder, image, "")
+                for version in store.known_versions(folder):
                     if version[:2] == found[:2]:
-                        note_version(folder, version, meta["etag"])
+                        store.note_etag(folder, version, image.etag)
 
         for future in [pool.submit(learn, *each) for each in unknown]:
             future.result()
 
 
 def read_version(
-    reader: RangeReader, image: RemoteObject, trials: str | None
-) -> Version:
-    """Return the version of an image in the bucket."""
+    reader: RangeReader, folder: Path, image: RemoteObject, trials: str
+) -> store.Version:
+    """Return the version of an image in the bucket: as it was noted, or by its end."""
+    for version, etags in store.known_versions(folder).items():
+        if image.etag and image.etag in etags:
+            return version._replace(trials=trials)
     size = image.size or 0
     tail = reader.read_bytes(image, max(0, size - 8), size)
-    return Version(size, bytes(tail).hex(), trials or "")
+    return store.Version(size, bytes(tail).hex(), trials)
 
 
 def remote_object(rec: Record) -> RemoteObject:
@@ -150,7 +135,7 @@ def remote_object(rec: Record) -> RemoteObject:
 
 def missing_voxels(
     metas: list[Record],
-    tables: dict[str, Any],
+    tables: dict[str, TrialTable],
     mask: np.ndarray,
     data_dir: str,
     inventory: Inventory | None = None,
@@ -163,7 +148,7 @@ def missing_voxels(
         Records of beta images of a subject. Where voxels are stored of another version
         of an image than the bucket has now, the record gets the version that is stored.
     tables : dict
-        Session -> its trial table: ``n_trials``, and its digest as ``version``.
+        Session -> its trial table.
     mask : numpy.ndarray of bool
         The voxels asked for, of the grid's shape.
     data_dir : str
@@ -178,45 +163,44 @@ def missing_voxels(
     """
     overwrites = inventory is not None and inventory.settings.overwrites
     objects = inventory.objects if inventory else {}
-    siblings = {
+    siblings: dict[Any, RemoteObject] = {
         (rec["subject"], rec["session"], rec["image_type"]): remote_object(rec)
         for rec in (inventory.records if inventory else ())
         if rec["image_type"] in ("model", "rsquare")
     }
     missing, outdated = [], []
+    flat = np.flatnonzero(mask)
     for meta in metas:
         subject, session = meta["subject"], meta["session"]
-        folder = session_folder(data_dir, subject, session)
-        table = tables.get(session)
-        n_trials, trials = (table.n_trials, table.version) if table else (None, None)
+        folder = store.session_folder(data_dir, subject, session)
+        table = tables.get(session, TrialTable())
         is_on_disk = os.path.exists(meta["absolute_path"])
-        voxels = np.flatnonzero(mask)
+        voxels = flat
         if not overwrites:
-            version = find_version(folder, meta, trials)
-            left = missing_in(folder, version, voxels) if version else voxels
-            if not len(left):
+            version = store.find_version(folder, meta, table.version)
+            if version:
+                _, voxels = store.locate(folder / str(version), flat)
+            elif not is_on_disk:
+                others = [
+                    (other, etags)
+                    for other, etags in store.known_versions(folder).items()
+                    if other.trials == table.version
+                    and not len(store.locate(folder / str(other), flat)[1])
+                ]
+                if len(others) == 1:
+                    ((other, etags),) = others
+                    meta |= {"etag": min(etags, default=None), "size": other.size}
+                    meta["outdated"] = True
+                    outdated.append(meta)
+                    continue
+            if not len(voxels):
                 continue
-            others = {} if version or is_on_disk else known_versions(folder)
-            whole = [
-                (other, etags)
-                for other, etags in others.items()
-                if trials in (None, other.trials)
-                and not len(missing_in(folder, other, voxels))
-            ]
-            if len(whole) == 1:
-                ((other, etags),) = whole
-                meta |= {"etag": min(etags, default=None), "size": other.size}
-                meta["outdated"] = True
-                outdated.append(meta)
-                continue
-            voxels = left
         key = objects.get(meta["id"])
         missing.append(
             MissingVoxels(
                 meta,
                 folder,
-                n_trials,
-                trials,
+                table,
                 voxels,
                 mask.shape,
                 is_on_disk,
@@ -237,7 +221,7 @@ def missing_voxels(
 # --- From which files ----------------------------------------------------------------
 
 
-def plan_sources(  # noqa: C901 - a case of each source
+def plan_sources(
     missing: Sequence[MissingVoxels],
     source: str,
     grid: Header,
@@ -264,24 +248,23 @@ def plan_sources(  # noqa: C901 - a case of each source
     brain = np.zeros(0, dtype=bool)
     if missing:
         (volume,) = iter_volumes(grid, [0])
-        brain = (volume > 0).reshape(grid.shape, order="F").ravel()
+        brain = volume.reshape(grid.shape, order="F") > 0
     plan = SourcePlan([], [], [], [], {"model": 0, "images": 0}, brain)
-    settings, n_sample = inventory.settings, FULL_SAMPLE
+    settings = inventory.settings
     asked = "images" if inventory.is_cut_off else source
     row_of_voxel = np.cumsum(brain, dtype=np.int32) - 1
+    reasons: dict[str, list[str]] = {}
     for session in missing:
-        record, n_bytes = session.record, 0
-        if session.model:
-            n_bytes = _estimate_bytes(
-                session, row_of_voxel, n_sample, settings.n_connections
-            )
-            n_sample = SMALL_SAMPLE
-        image_size = record["size"] or 0
+        record = session.record
+        n_bytes, image_size = (
+            _estimate_bytes(session, row_of_voxel),
+            record["size"] or 0,
+        )
         plan.sizes["model"] += n_bytes
         plan.sizes["images"] += 0 if session.is_on_disk else image_size
         is_cheap = 0 < n_bytes <= _MOST_COST * image_size
         if asked == "model":
-            _refuse_other_version(session)
+            _check_model(session)
         if asked == "model" or (
             asked == "auto" and is_cheap and not session.is_on_disk
         ):
@@ -291,100 +274,48 @@ def plan_sources(  # noqa: C901 - a case of each source
         elif settings.overwrites or not session.is_on_disk:
             plan.from_bucket.append(session)
             plan.files.append((record["id"], image_size, "voxels", "images"))
+            if asked == "auto" and not session.is_on_disk:
+                reason = "the bucket has no model files for them"
+                if session.model:
+                    reason = "they are smaller than these voxels in the model files"
+                reasons.setdefault(reason, []).append(record["session"])
         elif is_writable(session.folder):  # else the image itself is read
             plan.from_disk.append(session)
-    if asked == "auto":
-        large = "they are smaller than these voxels in the model files"
-        without = "the bucket has no model files for them"
-        reasons: dict[str, list[str]] = {}
-        for session in (each for each in plan.from_bucket if not each.is_on_disk):
-            reason = large if session.model else without
-            reasons.setdefault(reason, []).append(session.record["session"])
-        for reason, names in reasons.items():
-            tell(f"Reading the images of {listed(names)}: {reason}", settings.verbose)
+    for reason, names in reasons.items():
+        tell(f"Reading the images of {listed(names)}: {reason}", settings.verbose)
     return plan
 
 
-def _refuse_other_version(session: MissingVoxels) -> None:
-    """Raise where the model, which is asked for, cannot be taken."""
-    record = session.record
-    name = f"{record['session']} of {record['subject']}"
+def _check_model(session: MissingVoxels) -> None:
+    """Raise InvalidQueryError where the model, which is asked for, cannot be taken."""
     if session.model is None or session.image is None:
         raise InvalidQueryError(
-            f"The bucket has no model file of {name}; source='auto' takes the image."
+            f"The bucket has no model file of {session.name}; source='auto' takes the "
+            "image."
         )
-    is_same_size = size_on_disk(record) in (None, session.image.size)
-    if session.is_on_disk and (record["outdated"] or not is_same_size):
+    is_same_size = size_on_disk(session.record) in (None, session.image.size)
+    if session.is_on_disk and (session.record["outdated"] or not is_same_size):
         raise InvalidQueryError(
-            f"The image of {name} on disk is another version than the bucket has, and "
-            "what is on disk counts. Use source='images' with mode='overwrite', or "
-            "remove it."
+            f"The image of {session.name} on disk is another version than the bucket "
+            "has, and what is on disk counts. Use source='images' with "
+            "mode='overwrite', or remove it."
         )
 
 
-def _estimate_bytes(
-    session: MissingVoxels,
-    row_of_voxel: np.ndarray,
-    n_sample: int,
-    n_connections: int,
-) -> int:
-    """Return the bytes to be read for a session's voxels from its model file.
+def _estimate_bytes(session: MissingVoxels, row_of_voxel: np.ndarray) -> int:
+    """Return the bytes to be read for a session's voxels from its model file; 0: none.
 
     Its rows are taken to be the voxels of the brain mask, ``row_of_voxel``.
     Where nothing was proved yet, the structure of the file, the first volume of the
     image and a sample of rows count too.
     """
-    model, image, n_trials = session.model, session.image, session.n_trials or 1
+    model, image, n_trials = session.model, session.image, session.table.n_trials or 1
     if model is None or image is None:
         return 0
     row_size = 4 * n_trials
     rows = np.unique(row_of_voxel[session.voxels])
-    n_rows = sum(b - a for a, b in ranges_of_rows(rows, row_size, n_connections))
-    n_bytes = int(n_rows * row_size)
-    if mapping_file(session.folder, model, image).exists():
-        return n_bytes
-    n_sample = max(SMALL_SAMPLE, n_sample - len(rows) * (n_sample == FULL_SAMPLE))
-    sample = sample_rows(int(row_of_voxel[-1]) + 1, n_sample)
-    n_blocks = 1 + np.count_nonzero(np.diff(sample) != 1)
-    n_bytes += len(sample) * row_size - int(n_blocks) * (row_size - 4)
-    n_bytes += min(STRUCTURE, model.size or 0) + 8
-    return n_bytes + first_bytes(image.size or 0, n_trials)
-
-
-def ranges_of_rows(
-    rows: np.ndarray, row_size: int, n_connections: int
-) -> list[tuple[int, int]]:
-    """Return the ranges of rows to read, so that rows are had soonest.
-
-    The bytes between two rows are read with them where that takes no longer than a
-    request of their own, the smallest gaps first.
-
-    Parameters
-    ----------
-    rows : numpy.ndarray of int
-        Increasing.
-    row_size : int
-        Bytes.
-    n_connections : int
-        Requests at once.
-
-    Examples
-    --------
-    >>> ranges_of_rows(np.array([0, 1, 3, *range(90, 99)]), 100, 1)
-    [(0, 4), (90, 99)]
-    >>> ranges_of_rows(np.empty(0, int), 100, 1)
-    []
-    """
-    if not len(rows):
-        return []
-    gaps = np.diff(rows) - 1
-    by_size = np.argsort(gaps, kind="stable")
-    is_little = np.cumsum(gaps[by_size]) <= _MOST_UNUSED * len(rows)
-    n_left = np.arange(len(gaps), 0, -1)
-    is_read = is_little | (n_left > _MANY * n_connections)
-    is_read &= gaps[by_size] * row_size <= _WORTH
-    is_joined = gaps == 0
-    is_joined[by_size[is_read]] = True
-    edges = np.flatnonzero(~is_joined)
-    starts, stops = rows[np.append(0, edges + 1)], rows[np.append(edges, -1)] + 1
-    return list(zip(starts.tolist(), stops.tolist(), strict=True))
+    n_bytes = row_size * sum(b - a for a, b in ranges_of_rows(rows, row_size))
+    if not mapping_file(session.folder, model, image).exists():
+        n_bytes += SAMPLE * row_size + min(STRUCTURE, model.size or 0)
+        n_bytes += first_bytes(image.size or 0, n_trials)
+    return n_bytes

@@ -3,9 +3,9 @@
 In the state folder, each version of a session's betas has a folder of *parts*::
 
     voxels/sub-XX/ses-YY/<version>/
-    ├── version.json   what the values were taken from
     ├── <hash>.npy     float32 (n_voxels, n_trials), mapped into memory when it is read
-    └── <hash>.npz     the voxels, and the CRC32 of each row
+    ├── <hash>.npz     the voxels, and the CRC32 of each row
+    └── <ETag>.etag    empty: the bucket had the image under this ETag
 
 A part is written once, whole, and never changed or joined; ``<hash>`` is of its voxels,
 so that two processes that extract the same voxels write the same file.
@@ -17,6 +17,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import struct
 import tokenize
 import zipfile
@@ -24,15 +25,14 @@ import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote, unquote
 
 import numpy as np
 
-from laion_fmri_fetchers.cache.files import whole_file, write_atomically
+from laion_fmri_fetchers.cache.files import make_folder, whole_file
 from laion_fmri_fetchers.cache.state import state_path
 from laion_fmri_fetchers.exceptions import NotCachedError
 from laion_fmri_fetchers.remote.disks import FULL
-
-_VERSION_FILE = "version.json"
 
 # Bytes of values read, and checked, at once.
 _BLOCK = 2**25
@@ -48,8 +48,11 @@ class DamagedPartError(NotCachedError):
     """A part of the store that was altered on disk, and was removed."""
 
 
+# --- Which versions there are ------------------------------------------------------
+
+
 class Version(NamedTuple):
-    """What stored values were taken from.
+    """What stored values were taken from: the name of their folder.
 
     An image is told by its content: neither its times, which change when a directory
     is copied, nor an ETag, which a directory without listings lacks.
@@ -62,10 +65,8 @@ class Version(NamedTuple):
     trials: str
     """Digest of the trial table, by `digest_trials`; ``""`` without a table."""
 
-    @property
-    def name(self) -> str:
-        """The name of its folder."""
-        return hashlib.sha256(json.dumps(self).encode()).hexdigest()[:16]
+    def __str__(self) -> str:
+        return "-".join(map(str, self))
 
 
 def digest_trials(volumes: Iterable[int], labels: Iterable[str]) -> str:
@@ -77,7 +78,7 @@ def digest_trials(volumes: Iterable[int], labels: Iterable[str]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def image_version(file: str | os.PathLike, trials: str | None) -> Version:
+def image_version(file: str | os.PathLike, trials: str) -> Version:
     """Return the version of a beta image on disk.
 
     Raises
@@ -88,10 +89,7 @@ def image_version(file: str | os.PathLike, trials: str | None) -> Version:
     with open(file, "rb") as stream:
         size = stream.seek(0, os.SEEK_END)
         stream.seek(max(0, size - 8))
-        return Version(size, stream.read(8).hex(), trials or "")
-
-
-# --- Which versions there are ------------------------------------------------------
+        return Version(size, stream.read(8).hex(), trials)
 
 
 def session_folder(data_dir: str, subject: str, session: str) -> Path:
@@ -109,58 +107,42 @@ def stored_sessions(data_dir: str) -> list[Path]:
 def known_versions(folder: Path) -> dict[Version, set[str]]:
     """Return the versions of a session, each with the ETags that its image had."""
     versions = {}
-    for file in sorted(folder.glob(f"*/{_VERSION_FILE}")):
-        try:
-            about = json.loads(file.read_bytes())
-            version = Version(about["size"], about["tail"], about["trials"])
-            etags = set(about["etags"])
-        except DAMAGED:
-            continue
-        if version.name == file.parent.name:
-            versions[version] = etags
+    for path in sorted(folder.glob("*-*-*/")):
+        if match := re.fullmatch(r"(\d+)-([0-9a-f]*)-([0-9a-f]*)", path.name):
+            etags = {unquote(file.stem) for file in path.glob("*.etag")}
+            versions[Version(int(match[1]), match[2], match[3])] = etags
     return versions
 
 
-def note_version(folder: Path, version: Version, etag: str | None = None) -> None:
-    """Note what a folder of parts was taken from, and an ETag of the image.
-
-    Of two processes that note different ETags, one is lost; it is found out again.
-    """
-    etags = known_versions(folder).get(version)
-    if etags is None or (etag and etag not in etags):
-        every = sorted({*(etags or ()), *([etag] if etag else [])})
-        about = json.dumps({**version._asdict(), "etags": every})
-        write_atomically(folder / version.name / _VERSION_FILE, about.encode())
+def note_etag(folder: Path, version: Version, etag: str | None) -> None:
+    """Note an ETag of the image of a version of a session."""
+    make_folder(str(folder / str(version)))
+    if etag:
+        (folder / str(version) / f"{quote(etag, safe='')}.etag").touch()
 
 
-def find_version(
-    folder: Path, meta: dict[str, Any], trials: str | None
-) -> Version | None:
+def find_version(folder: Path, record: dict[str, Any], trials: str) -> Version | None:
     """Return the version of a session that a record means, as far as can be told.
 
     That is the image on disk, if there is one; else what is stored of the record's
-    ETag, or of the same size if no ETag of it is known.
+    ETag.
 
     Parameters
     ----------
     folder : Path
         Of the session.
-    meta : dict
-        Record of the beta image.
-    trials : str or None
-        Digest of the trial table; None: any.
+    record : dict
+        Of the beta image.
+    trials : str
+        Digest of the trial table.
     """
     with contextlib.suppress(OSError):
-        return image_version(meta["absolute_path"], trials)
-    versions = {
-        version: etags
+        return image_version(record["absolute_path"], trials)
+    found = [
+        version
         for version, etags in known_versions(folder).items()
-        if trials in (None, version.trials)
-    }
-    etag, size = meta.get("etag"), meta.get("size")
-    found = [version for version, etags in versions.items() if etag in etags]
-    if not found:
-        found = [v for v, etags in versions.items() if v.size == size and not etags]
+        if version.trials == trials and record["etag"] in etags
+    ]
     # Of several that may be meant, none is: a wrong one would go unnoticed.
     return found[0] if len(found) == 1 else None
 
@@ -168,7 +150,7 @@ def find_version(
 def remove_other_versions(folder: Path, version: Version) -> None:
     """Remove what is stored of other versions of a session."""
     for other in known_versions(folder).keys() - {version}:
-        for file in [*(folder / other.name).glob("*"), folder / other.name]:
+        for file in [*(folder / str(other)).glob("*"), folder / str(other)]:
             # The folder may be that of another user, or another process write into it.
             with contextlib.suppress(OSError):
                 file.rmdir() if file.is_dir() else file.unlink()
@@ -211,13 +193,7 @@ def _row_checksums(values: np.ndarray) -> np.ndarray:
     """Return the CRC32 of each row of a contiguous array."""
     from isal import isal_zlib
 
-    if not values.size:
-        return np.zeros(len(values), np.uint32)
-    content, size = values.data.cast("B"), values.strides[0]
-    sums = (
-        isal_zlib.crc32(content[start : start + size])
-        for start in range(0, len(content), size)
-    )
+    sums = (isal_zlib.crc32(row) for row in values)
     return np.fromiter(sums, np.uint32, len(values))
 
 
@@ -284,132 +260,91 @@ def new_part(folder: Path, voxels: np.ndarray, n_trials: int) -> Iterator[np.nda
 
 def remove_part(file: Path) -> None:
     """Remove a part, of which either file is given, as far as this user may."""
-    for path in (file.with_suffix(".npy"), file.with_suffix(".npz"), file):
+    for path in (file.with_suffix(".npy"), file.with_suffix(".npz")):
         with contextlib.suppress(OSError):
             path.unlink()
 
 
-def find_rows(listed: np.ndarray, voxels: np.ndarray) -> np.ndarray:
-    """Return where voxels are in a list of voxels; -1 where they are not.
+# --- Reading -----------------------------------------------------------------------
+
+
+def find_rows(existing: np.ndarray, voxels: np.ndarray) -> np.ndarray:
+    """Return where voxels are among others; -1 where they are not.
 
     Examples
     --------
     >>> find_rows(np.array([5, 3, 8]), np.array([3, 4, 8])).tolist()
     [1, -1, 2]
     """
-    order = np.argsort(listed, kind="stable")
-    places = np.searchsorted(listed, voxels, sorter=order)
+    order = np.argsort(existing, kind="stable")
+    places = np.searchsorted(existing, voxels, sorter=order)
     rows = order[np.minimum(places, len(order) - 1)]
-    return np.where(listed[rows] == voxels, rows, -1)
+    return np.where(existing[rows] == voxels, rows, -1)
 
 
-# --- Reading -----------------------------------------------------------------------
+def locate(
+    folder: Path, voxels: np.ndarray
+) -> tuple[list[tuple[Part, np.ndarray]], np.ndarray]:
+    """Find voxels in the parts of a version.
 
+    Parameters
+    ----------
+    folder : Path
+        Of the version.
+    voxels : numpy.ndarray of int
+        Positions in a flat volume, the last axis varying fastest.
 
-class StoredRows(NamedTuple):
-    """Voxels that a part has."""
-
-    part: Part
-    rows: np.ndarray
-    """For each voxel asked for, its row in the part; -1 where it has none."""
-
-
-class StoredSession(NamedTuple):
-    """A session of the store; may be sent to another process."""
-
-    data_dir: str
-    subject: str
-    session: str
-    version: str
-    """Name of the folder of its version."""
-    n_trials: int
-
-    def values(self, voxels: np.ndarray) -> list[StoredRows]:
-        """Return where the values of voxels are, for `blocks_of`.
-
-        Parameters
-        ----------
-        voxels : numpy.ndarray of int
-            Positions in a flat volume, the last axis varying fastest.
-
-        Returns
-        -------
-        list of StoredRows
-            Each voxel is in one of them.
-
-        Raises
-        ------
-        NotCachedError
-            If the store lacks some of them.
-        """
-        folder = session_folder(self.data_dir, self.subject, self.session)
-        places, is_left = _locate(find_parts(folder / self.version), voxels)
-        if is_left.any():
-            raise NotCachedError(
-                f"Voxels of {self.session} of {self.subject} were removed from the "
-                "voxel store while it was read; call again."
-            )
-        return places
-
-
-def _locate(
-    parts: list[Part], voxels: np.ndarray
-) -> tuple[list[StoredRows], np.ndarray]:
-    """Return where voxels are in parts, and for each whether it is in none."""
+    Returns
+    -------
+    places : list of (Part, numpy.ndarray)
+        Each part that is needed, and for each voxel its row in it, or -1.
+    missing : numpy.ndarray of int
+        The voxels that no part has.
+    """
     places, is_left = [], np.ones(len(voxels), dtype=bool)
-    for part in parts:
+    for part in find_parts(folder):
         rows = np.where(is_left, find_rows(part.voxels, voxels), -1)
         if (rows >= 0).any():
-            places.append(StoredRows(part, rows))
+            places.append((part, rows))
             is_left &= rows < 0
-    return places, is_left
-
-
-def missing_in(folder: Path, version: Version, voxels: np.ndarray) -> np.ndarray:
-    """Return the voxels of which nothing is stored of a version."""
-    _, is_left = _locate(find_parts(folder / version.name), voxels)
-    return voxels[is_left]
+    return places, voxels[is_left]
 
 
 def find_stored(
-    data_dir: str,
-    meta: dict[str, Any],
-    voxels: np.ndarray,
-    trials: str | None,
-) -> StoredSession | None:
-    """Return a session of the store, if it has all of some voxels.
+    data_dir: str, record: dict[str, Any], voxels: np.ndarray, trials: str
+) -> Path | None:
+    """Return the folder of a session's version, if it has all of some voxels.
 
     Parameters
     ----------
     data_dir : str
         The data directory.
-    meta : dict
-        Record of the beta image; if the image is on disk, its version counts.
+    record : dict
+        Of the beta image; if the image is on disk, its version counts.
     voxels : numpy.ndarray of int
         Positions in a flat volume, the last axis varying fastest.
-    trials : str or None
+    trials : str
         Digest of the trial table on disk, by `digest_trials`.
     """
-    names = data_dir, meta["subject"], meta["session"]
-    folder = session_folder(*names)
+    folder = session_folder(data_dir, record["subject"], record["session"])
     # Most sessions are not stored, and nothing is read of their images.
-    version = find_version(folder, meta, trials) if folder.exists() else None
-    parts = find_parts(folder / version.name) if version else []
-    if version is None or _locate(parts, voxels)[1].any():
+    version = find_version(folder, record, trials) if folder.exists() else None
+    if version is None or len(locate(folder / str(version), voxels)[1]):
         return None
-    n_trials = parts[0].values.shape[1] if parts else 0
-    return StoredSession(*names, version.name, n_trials)
+    return folder / str(version)
 
 
-def blocks_of(
-    places: list[StoredRows], n_bytes: int = _BLOCK
+def read_blocks(
+    folder: Path, voxels: np.ndarray, n_bytes: int = _BLOCK
 ) -> Iterator[tuple[slice, np.ndarray]]:
-    """Yield values in blocks of voxels: which of them, and float32 (n, n_trials).
+    """Yield stored values in blocks of voxels: which of them, float32 (n, n_trials).
 
     Parameters
     ----------
-    places : list
-        From `StoredSession.values`.
+    folder : Path
+        Of the version.
+    voxels : numpy.ndarray of int
+        Positions in a flat volume, the last axis varying fastest.
     n_bytes : int
         Of a block, about.
 
@@ -417,12 +352,20 @@ def blocks_of(
     ------
     DamagedPartError
         If values were altered on disk.
+    NotCachedError
+        If the store lacks some of the voxels.
     """
-    n_voxels, n_trials = len(places[0].rows), places[0].part.values.shape[1]
+    places, missing = locate(folder, voxels)
+    if len(missing):
+        raise NotCachedError(
+            f"Voxels of {folder.parent.name} of {folder.parent.parent.name} were "
+            "removed from the voxel store while it was read; call again."
+        )
+    n_trials = places[0][0].values.shape[1]
     step = max(1, n_bytes // (n_trials * 4))
-    for start in range(0, n_voxels, step):
-        columns = slice(start, min(start + step, n_voxels))
-        part, rows = places[0].part, places[0].rows[columns]
+    for start in range(0, len(voxels), step):
+        columns = slice(start, min(start + step, len(voxels)))
+        part, rows = places[0][0], places[0][1][columns]
         if rows[0] >= 0 and (np.diff(rows) == 1).all():  # no copy is needed
             yield columns, part.read(slice(int(rows[0]), int(rows[-1]) + 1))
             continue
@@ -439,26 +382,20 @@ def blocks_of(
 
 def check_session(folder: Path) -> Iterator[tuple[Path, str]]:
     """Yield the files of a session's parts, and what is wrong with each, or ``""``."""
-    sound = {version.name for version in known_versions(folder)}
-    for version in sorted(path for path in folder.glob("[!.]*") if path.is_dir()):
-        about = version / _VERSION_FILE
-        if version.name not in sound and about.exists():
-            yield about, "it is damaged, so that nothing beside it is used"
+    for version in sorted(folder.glob("[!.]*/")):
         parts = {part.file: part for part in find_parts(version)}
         for file in sorted(version.glob("[!.]*.npy")):
             if file not in parts:
                 yield file, "it cannot be read, or its index is missing or damaged"
                 continue
-            part = parts[file]
-            step = max(1, _BLOCK // max(1, part.values.strides[0]))
-            is_wrong = any(
-                (_row_checksums(np.asarray(values)) != sums).any()
-                for values, sums in (
-                    (part.values[i : i + step], part.crc32[i : i + step])
-                    for i in range(0, len(part.voxels), step)
-                )
+            _, values, voxels, crc32 = parts[file]
+            step = max(1, _BLOCK // max(1, values.strides[0]))
+            blocks = (slice(i, i + step) for i in range(0, len(voxels), step))
+            is_sound = all(
+                np.array_equal(_row_checksums(values[block]), crc32[block])
+                for block in blocks
             )
-            yield file, "its checksum differs" if is_wrong else ""
+            yield file, "" if is_sound else "its checksum differs"
 
 
 def describe_store(data_dir: str) -> list[dict[str, Any]]:

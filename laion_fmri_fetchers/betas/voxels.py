@@ -6,6 +6,7 @@ are listed in nilearn's order, that of ``volume[mask]``: the last axis does.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Collection, Iterable, Sequence
 from numbers import Real
@@ -83,20 +84,19 @@ def find_voxels(data: Bunch, subject: str, choice: VoxelChoice, grid: Header) ->
     """
     rois, mask_img, nc_threshold, noise_ceiling = choice
     files, categories = _roi_masks_of(data, subject)
-    chosen, is_whole_brain = _chosen_rois(rois, files, categories, subject)
+    chosen, is_whole_brain = _chosen_rois(rois, categories, subject)
     maps = data.noise_ceilings.get(subject, {})
     _check_threshold(nc_threshold, noise_ceiling, maps, subject)
 
-    masks = []
+    inside = np.ones(math.prod(grid.shape), dtype=bool)
     if mask_img is not None:
-        masks.append(_given_mask(mask_img, subject, grid))
+        inside &= _given_mask(mask_img, subject, grid)
     if subject in data.brain_masks:
-        masks.append(_read_mask(data.brain_masks[subject], grid))
-    if not masks:
+        inside &= _read_mask(data.brain_masks[subject], grid)
+    elif mask_img is None:
         raise InvalidQueryError(
             f"data holds no brain mask of {subject}; pass one as mask_img"
         )
-    inside = np.logical_and.reduce(masks)
     if nc_threshold is not None:
         inside &= _read_map(maps[noise_ceiling], grid) >= float(nc_threshold)
     # As positions: the masks of all ROIs as volumes would take 3 MB each.
@@ -141,24 +141,20 @@ def _roi_masks_of(
     """Return the mask files and the category of each ROI of a subject."""
     files: dict[str, list[str]] = {}
     categories: dict[str, str] = {}
-    paths = [*data.rois, *data.images]
     metas = [*data.rois_meta, *data.images_meta]
-    masks = [
+    records = [
         {**meta, "absolute_path": file}
-        for file, meta in zip(paths, metas, strict=True)
+        for file, meta in zip([*data.rois, *data.images], metas, strict=True)
         if (meta["image_type"], meta["subject"]) == ("roi", subject) and is_nifti(meta)
     ]
-    for mask in on_one_grid(masks):
-        files.setdefault(mask["roi"], []).append(mask["absolute_path"])
-        categories[mask["roi"]] = mask["roi_category"]
+    for record in on_one_grid(records):
+        files.setdefault(record["roi"], []).append(record["absolute_path"])
+        categories[record["roi"]] = record["roi_category"]
     return files, categories
 
 
 def _chosen_rois(
-    rois: object,
-    available: Collection[str],
-    categories: dict[str, str],
-    subject: str,
+    rois: object, categories: dict[str, str], subject: str
 ) -> tuple[list[str], bool]:
     """Return the ROIs asked for, and whether the whole brain is."""
     if not isinstance(rois, Iterable):
@@ -170,7 +166,7 @@ def _chosen_rois(
     chosen: list[str] = []
     for name in names:
         if name in ("fetched", "all"):
-            chosen += available
+            chosen += categories
         elif name != "brain":
             others = ("brain", "fetched")
             chosen += rois_of(name, categories, f"data of {subject}", others)
@@ -281,7 +277,7 @@ def _given_mask(mask_img: Any, subject: str, grid: Header) -> np.ndarray:
             f"mask_img is a {type(mask_img).__name__}; it must be a path or an image. "
             "Of a fitted masker, pass its mask_img_."
         )
-    inside = _is_inside(values)
+    inside = (values != 0) & np.isfinite(values)
     chosen = values[inside]
     if len(chosen) and chosen.min() != chosen.max():
         # Every voxel of a map that is not exactly 0 would be taken.
@@ -374,10 +370,7 @@ def _read_map(file: str, grid: Any, dtype: Any = "float32") -> np.ndarray:
 
 
 def _read_mask(file: str, grid: Any) -> np.ndarray:
-    return _is_inside(_read_map(file, grid, dtype=None))
-
-
-def _is_inside(values: np.ndarray) -> np.ndarray:
+    values = _read_map(file, grid, dtype=None)
     return (values != 0) & np.isfinite(values)
 
 

@@ -27,7 +27,7 @@ from laion_fmri_fetchers.exceptions import (
     NotCachedError,
 )
 from laion_fmri_fetchers.layout.trees import HEMISPHERES, surface_name
-from laion_fmri_fetchers.query.arguments import refuse_offline, user_path
+from laion_fmri_fetchers.query.arguments import user_path
 
 # Surfaces whose vertices lie in the head; inflated ones and spheres lie nowhere.
 IN_SCANNER = ("white", "pial")
@@ -103,6 +103,25 @@ def read_orientation(file: str | os.PathLike) -> np.ndarray:
         transform = header.get_affine() @ np.linalg.inv(header.get_vox2ras_tkr())
         if not (has_position and _is_rigid(transform)):
             raise ValueError("its header does not say where it lies in the scanner")
+        return transform
+
+
+def read_talairach(file: str | os.PathLike) -> np.ndarray:
+    """Return the transform from scanner to MNI305 coordinates of ``talairach.xfm``.
+
+    Raises
+    ------
+    CorruptImageError
+        If the file is damaged.
+    """
+    with _naming(os.fspath(file), _REPAIR):
+        text = Path(file).read_text("ascii")
+        _, is_there, numbers = text.partition("Linear_Transform =")
+        transform = np.eye(4)
+        transform[:3] = np.reshape(numbers.split(";")[0].split(), (3, 4)).astype(float)
+        # Brains differ in size by less than this; and none is turned inside out.
+        if not (is_there and 0.2 < np.linalg.det(transform[:3, :3]) < 5):
+            raise ValueError("it holds no transform of a head")
         return transform
 
 
@@ -244,13 +263,14 @@ def _in_nilearn(name: str, mode: str) -> dict[str, Any]:
         files = {key: os.path.join(folder, name, f"{key}.gii.gz") for key in names}
         if all(map(os.path.isfile, files.values())):
             return files
-    missing = NotCachedError(
-        f"{name} is not on this machine, and mode='offline' downloads nothing. Let "
-        f"SUBJECTS_DIR name a folder of FreeSurfer's that holds {name}; or let nilearn "
-        f"download it, online: nilearn.datasets.fetch_surf_fsaverage({name!r}). "
-        f"target={SHIPPED!r} needs neither."
-    )
-    refuse_offline(mode, missing)
+    if mode == "offline":
+        raise NotCachedError(
+            f"{name} is not on this machine, and mode='offline' downloads nothing. Let "
+            f"SUBJECTS_DIR name a folder of FreeSurfer's that holds {name}; or let "
+            "nilearn download it, online: "
+            f"nilearn.datasets.fetch_surf_fsaverage({name!r}). target={SHIPPED!r} "
+            "needs neither."
+        )
     try:
         return fetch_surf_fsaverage(name)
     except (OSError, RuntimeError, ValueError) as error:
