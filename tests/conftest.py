@@ -68,6 +68,14 @@ def server(shared_server, monkeypatch):
 
 
 @pytest.fixture
+def own_server(bucket_folder, monkeypatch):
+    """The demo bucket on a server of its own, which a test may change or stop."""
+    with serve_bucket(bucket_folder) as running:
+        monkeypatch.setenv("LAION_FMRI_BUCKET_URL", running.url)
+        yield running
+
+
+@pytest.fixture
 def data_dir(tmp_path, monkeypatch):
     """An empty data directory for which the CC0 terms are accepted."""
     folder = tmp_path / "laion_fmri"
@@ -107,6 +115,13 @@ def cached(cached_folder, data_dir):
     """A copy of `cached_folder` as the data directory in force."""
     shutil.copytree(cached_folder, data_dir)
     return data_dir
+
+
+@pytest.fixture
+def on_disk(cached_folder, monkeypatch, no_network):
+    """`cached_folder` itself in force, for tests that only read, and no network."""
+    monkeypatch.setenv("LAION_FMRI_DATA_DIR", str(cached_folder))
+    monkeypatch.setenv("LAION_FMRI_OFFLINE", "1")
 
 
 @contextlib.contextmanager

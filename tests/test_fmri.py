@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import re
 import shutil
-import time
-import warnings
-from collections import Counter
-from datetime import date, datetime, timezone
+from datetime import date
+from functools import partial
 from pathlib import Path
-from urllib.parse import parse_qs
 
-import joblib
 import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+from calls import fetch, fetch_ids, gets, no_warning, warnings_of
 from conftest import unwritable
-from nilearn.maskers import NiftiMasker
-from policies import set_policy
 
+import laion_fmri_fetchers as package
 from laion_fmri_fetchers import (
     Contains,
     GreaterThan,
@@ -35,18 +30,13 @@ from laion_fmri_fetchers import (
     Pattern,
     ResultFilter,
     fetch_laion_fmri,
-    fetch_laion_fmri_ids,
-    get_rois,
-    get_subjects,
     inspect_bucket,
     load_betas,
     verify_cache,
 )
-from laion_fmri_fetchers.demo import serve_bucket
 from laion_fmri_fetchers.exceptions import (
     BucketError,
     CorruptImageError,
-    DiskSpaceError,
     DownloadError,
     HeldOutSessionError,
     InvalidQueryError,
@@ -54,415 +44,324 @@ from laion_fmri_fetchers.exceptions import (
     NotCachedError,
     UnsafeKeyError,
 )
-from laion_fmri_fetchers.layout.keys import clean_key, record_of
-from laion_fmri_fetchers.layout.labels import TRIAL_FIELDS, stimulus_fields
-from laion_fmri_fetchers.layout.trees import trials_id
-from laion_fmri_fetchers.messages import readable_size
-from laion_fmri_fetchers.remote import retry
+from laion_fmri_fetchers.query import basic_image_terms
 
-ROOT = {"README", "dataset_description.json", "participants.json", "participants.tsv"}
+COLUMNS = (
+    "subject session run beta_index label image_index unique_or_shared n_reps dataset "
+    "ood_type participant repetition"
+).split()
 KEYS = {
-    "images",
-    "images_meta",
-    "rois",
-    "rois_meta",
-    "roi_files",
-    "brain_masks",
-    "noise_ceilings",
-    "trials",
-    "sample_masks",
-    "subjects_meta",
-    "failed",
-    "data_dir",
-    "query",
-    "description",
+    *("images", "images_meta", "rois", "rois_meta", "roi_files", "brain_masks"),
+    *("noise_ceilings", "trials", "sample_masks", "subjects_meta", "failed"),
+    *("data_dir", "query", "description"),
 }
-LISTING = b"""<?xml version="1.0" encoding="UTF-8"?>
-<ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">
-<IsTruncated>false</IsTruncated>%s</ListBucketResult>"""
+ROOT = {"README", "dataset_description.json", "participants.json", "participants.tsv"}
+FFA1 = "derivatives/rois/sub-01/face/sub-01_space-T1w_res-1pt8_label-FFA-1_mask.nii.gz"
+OFTEN = {"trial_filter": {"n_reps": 12}}
+MAPS = "subject_noise_ceiling"
 
 
-def fetch(*args, **kwargs):
-    return fetch_laion_fmri(*args, **{"verbose": 0, **kwargs})
+def table_of(session, subject="sub-01"):
+    """Return the id of a trial table."""
+    folder = f"derivatives/glmsingle-tedana/{subject}/{session}/func/"
+    name = f"{subject}_{session}_task-images_desc-SingletrialBetas_trials.tsv"
+    return folder + name
 
 
-def assert_same(one, other):
+def sessions_of(data):
+    return [meta["session"] for meta in data.images_meta]
+
+
+def same(one, other):
+    """Assert that two Bunches hold the same."""
     assert set(one) == set(other)
-    for key in one:
-        if key == "trials":
-            pd.testing.assert_frame_equal(one[key], other[key])
-        elif key == "sample_masks":
-            assert len(one[key]) == len(other[key])
-            for a, b in zip(one[key], other[key], strict=True):
-                np.testing.assert_array_equal(a, b)
-        else:
-            assert one[key] == other[key], key
+    pd.testing.assert_frame_equal(one.trials, other.trials)
+    for key in one.keys() - {"trials", "sample_masks"}:
+        assert one[key] == other[key], key
+    for a, b in zip(one.sample_masks, other.sample_masks, strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
-def gets(server):
-    """The keys of objects that were asked for."""
-    return [key for method, key, _ in server.requests if method == "GET" and key]
-
-
-def listings(server):
-    return [query for _, key, query in server.requests if not key]
-
-
-def tables(folder, subject):
+def bucket_tables(folder, subject):
     """The trial tables of the main sessions, read by pandas alone."""
-    glm = folder / "derivatives/glmsingle-tedana" / subject
+    files = sorted((folder / "derivatives/glmsingle-tedana").rglob(f"{subject}*s.tsv"))
     return {
         file.parts[-3]: pd.read_csv(file, sep="\t")
-        for file in sorted(glm.glob("ses-*/func/*_trials.tsv"))
+        for file in files
         if file.parts[-3] < "ses-31"
     }
 
 
-def sessions_with_12rep(folder, subject):
-    return [
-        session
-        for session, table in tables(folder, subject).items()
-        if table["label"].str.startswith("shared_12rep").any()
-    ]
+@pytest.fixture(scope="module")
+def plans_folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("plans") / "laion_fmri"
 
 
-# ---------------------------------------------------------------- what comes
+@pytest.fixture
+def plan(server, plans_folder, monkeypatch):
+    """A dry run, in a directory that has listings and tables of other dry runs."""
+    monkeypatch.setenv("LAION_FMRI_DATA_DIR", str(plans_folder))
+    return partial(fetch, dry_run=True)
+
+
+@pytest.fixture(scope="module")
+def part_folder(shared_server, tmp_path_factory):
+    """A data directory with two sessions and an ROI of a subject."""
+    folder = tmp_path_factory.mktemp("part") / "laion_fmri"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LAION_FMRI_BUCKET_URL", shared_server.url)
+        patch.setenv("LAION_FMRI_LICENSE", "I AGREE")
+        fetch("sub-01", sessions=[1, 2], rois="FFA1", data_dir=folder)
+    return folder
+
+
+# --- What comes -----------------------------------------------------------------------
 
 
 def test_the_main_job(server, data_dir, bucket_folder):
-    data = fetch("all", rois=["face", "PPA"], trial_filter={"n_reps": 12})
-
-    expected = [
-        (subject, session)
+    data = fetch("all", rois=["face", "PPA"], **OFTEN)
+    tables = {
+        (subject, session): np.flatnonzero(table["label"].str.startswith("shared_12"))
         for subject in ("sub-01", "sub-03")
-        for session in sessions_with_12rep(bucket_folder, subject)
-    ]
-    n_sessions = sum(len(tables(bucket_folder, s)) for s in ("sub-01", "sub-03"))
-    assert 0 < len(expected) < n_sessions
+        for session, table in bucket_tables(bucket_folder, subject).items()
+    }
+    expected = {key: rows for key, rows in tables.items() if len(rows)}
+    assert 0 < len(expected) < len(tables) == 8
     assert set(data) == KEYS
-    assert [(m["subject"], m["session"]) for m in data.images_meta] == expected
+    assert [(m["subject"], m["session"]) for m in data.images_meta] == [*expected]
     assert {m["image_type"] for m in data.images_meta} == {"betas"}
-    for image, mask, (subject, session) in zip(
-        data.images, data.sample_masks, expected, strict=True
-    ):
-        labels = tables(bucket_folder, subject)[session]["label"]
-        wanted = np.flatnonzero(labels.str.startswith("shared_12rep"))
-        np.testing.assert_array_equal(mask, wanted)
-        assert nib.load(image).shape[3] == len(labels)
-    rois = {
-        path.relative_to(bucket_folder).as_posix().replace("-1_mask", "1_mask")
+    for volumes, rows in zip(data.sample_masks, expected.values(), strict=True):
+        np.testing.assert_array_equal(volumes, rows)
+    rois = [
+        path
         for path in (bucket_folder / "derivatives/rois").glob("*/*/*res-1pt8*.nii.gz")
         if path.parent.name == "face" or "label-PPA" in path.name
-    }
-    assert len(data.rois) == len(rois)
+    ]
+    assert sorted(m["key"].rpartition("/")[2] for m in data.rois_meta) == sorted(
+        path.name for path in rois
+    )
     assert {m["roi"] for m in data.rois_meta if m["roi_category"] != "face"} == {"PPA"}
     assert data.failed == []
     keys = gets(server)
     assert len(keys) == len(set(keys))
-    betas = {k for k in keys if k.endswith("desc-SingletrialBetas_statmap.nii.gz")}
-    assert betas == {m["key"] for m in data.images_meta}
+    betas = {key for key in keys if key.endswith("Betas_statmap.nii.gz")}
+    assert betas == {meta["key"] for meta in data.images_meta}
     for meta in [*data.images_meta, *data.rois_meta]:
         source = bucket_folder / meta["key"]
         assert Path(meta["absolute_path"]).read_bytes() == source.read_bytes()
 
 
-def test_trials_say_what_the_tables_say(cached, bucket_folder):
-    data = fetch("all", rois=None, mode="offline")
-
-    assert tuple(data.trials.columns) == TRIAL_FIELDS
-    at = 0
-    for i, meta in enumerate(data.images_meta):
-        table = tables(bucket_folder, meta["subject"])[meta["session"]]
-        rows = data.trials.iloc[at : at + len(table)]
-        at += len(table)
-        for column in ("run", "beta_index", "label"):
-            assert rows[column].tolist() == table[column].tolist()
-        assert (rows["image_index"] == i).all()
-        assert (rows["subject"] == meta["subject"]).all()
-        assert (rows["session"] == meta["session"]).all()
-    assert at == len(data.trials)
-    for row in data.trials.sample(50, random_state=0).to_dict("records"):
-        for name, value in stimulus_fields(row["label"]).items():
-            assert row[name] == value or (value is None and pd.isna(row[name]))
-    odd = data.trials[data.trials["unique_or_shared"].isna()]
+def test_trials_say_what_the_tables_say(on_disk, bucket_folder):
+    data = fetch("all", rois=None)
+    expected = pd.concat(
+        bucket_tables(bucket_folder, meta["subject"])[meta["session"]].assign(
+            image_index=i, subject=meta["subject"]
+        )
+        for i, meta in enumerate(data.images_meta)
+    ).reset_index(drop=True)
+    trials = data.trials
+    assert list(trials.columns) == COLUMNS
+    pd.testing.assert_frame_equal(trials[[*expected]], expected, check_dtype=False)
+    assert str(trials["n_reps"].dtype) == "Int64"
+    unique = trials[trials["unique_or_shared"] == "unique"]
+    assert (unique["participant"] == unique["subject"]).all()
+    of_sub_03 = unique["label"][unique["subject"] == "sub-03"]
+    assert of_sub_03.str.contains(r"_p04\.jpg$").all()  # of the acquisition
+    odd = trials[trials["unique_or_shared"].isna()]
     assert len(odd) == 1
     assert odd["n_reps"].isna().all()
-    assert str(data.trials["n_reps"].dtype) == "Int64"
 
 
-def test_goes_into_a_masker(cached):
-    data = fetch("sub-01", trial_filter={"n_reps": 12}, mode="offline")
-
-    for i, image in enumerate(data.images):
-        masker = NiftiMasker(mask_img=data.brain_masks["sub-01"]).fit()
-        betas = masker.transform(image, sample_mask=data.sample_masks[i])
-        assert betas.shape[0] == (data.trials["image_index"] == i).sum() > 0
-
-
-def test_subject_files(cached):
-    data = fetch("all", mode="offline")
-
+def test_subject_files(on_disk):
+    data = fetch("all")
     assert list(data.brain_masks) == ["sub-01", "sub-03"]
     for subject, ceilings in data.noise_ceilings.items():
         assert sorted(ceilings) == ["12rep", "4rep", "Allrep"]
         grid = nib.load(data.brain_masks[subject])
-        for path in ceilings.values():
-            assert nib.load(path).shape == grid.shape
+        assert {nib.load(path).shape for path in ceilings.values()} == {grid.shape}
     first, second = data.subjects_meta
     assert first["sessions"] == ["ses-01", "ses-02", "ses-03", "ses-04"]
-    assert "FFA1" in first["rois"]
+    of_first = {m["roi"] for m in data.rois_meta if m["subject"] == "sub-01"}
+    assert of_first == set(first["rois"]) > {"FFA1"}
     assert isinstance(first["age"], int)
     assert second["handedness"] is None
 
 
 @pytest.mark.parametrize(
-    "subjects", ["sub-03", "03", 3, np.int64(3), [3], ("sub-03", "3"), {"03"}]
-)
-def test_forms_of_subjects(cached, subjects):
-    assert list(fetch(subjects, mode="offline").brain_masks) == ["sub-03"]
-
-
-@pytest.mark.parametrize(
-    "sessions", [["ses-01", "ses-02"], range(1, 3), "1 2".split(), np.array([1, 2])]
-)
-def test_forms_of_sessions(cached, sessions):
-    data = fetch(sessions=sessions, mode="offline")
-    assert [m["session"] for m in data.images_meta] == ["ses-01", "ses-02"]
-
-
-@pytest.mark.parametrize(
-    ("rois", "expected"),
+    ("argument", "value", "names"),
     [
-        ("FFA1", {"FFA1"}),
-        ("FFA-1", {"FFA1"}),
-        (["pSTS-faces", "PPA"], {"pSTSfaces", "PPA"}),
-        ("place", {"MPA", "OPA", "PPA"}),
-        (["place", "PPA", "MT"], {"MPA", "OPA", "PPA", "MT"}),
-        (None, set()),
-        ([], set()),
+        *(
+            ("subjects", value, ["sub-03"])
+            for value in ("sub-03", "03", 3, np.int64(3), 3.0, ("sub-03", "3"), {"03"})
+        ),
+        *(
+            ("sessions", value, ["ses-01", "ses-02"])
+            for value in ([1, "ses-02", 1], range(1, 3), "1 2".split(), np.arange(1, 3))
+        ),
+        ("sessions", np.float32(2), ["ses-02"]),
+        ("sessions", "aLL", "all"),
+        ("rois", "FFA-1", ["FFA1"]),
+        ("rois", ["ffa1", "FFA1"], ["FFA1"]),
+        ("rois", (name for name in ("pSTS-faces", "PPA")), ["pSTSfaces", "PPA"]),
+        ("rois", "Place", ["place"]),
+        ("rois", ["place", "PPA", "MT"], ["place", "PPA", "MT"]),
+        ("rois", "V1", ["V1d", "V1v"]),
+        *(("rois", value, []) for value in (None, "none", (), [])),
     ],
 )
-def test_forms_of_rois(cached, rois, expected):
-    data = fetch(rois=rois, mode="offline")
-    assert {m["roi"] for m in data.rois_meta} == expected
-    assert len(data.rois) == len(expected)
+def test_names_in_any_form_are_told_once(on_disk, argument, value, names):
+    data = fetch(**{"rois": None, "max_images": None, argument: value})
+    assert data.query[argument] == names
+    members = {"place": {"MPA", "OPA", "PPA"}}
+    wanted = set().union(*(members.get(name, {name}) for name in names))
+    if argument == "rois":
+        assert {m["roi"] for m in data.rois_meta} == wanted
+        assert len(data.rois) == len(wanted)
+    elif names != "all":
+        assert {m[argument[:-1]] for m in data.images_meta} == wanted
 
 
-def test_names_are_told_once_and_all_in_any_case(cached):
-    data = fetch(["sub-01", "01", 1], ["FFA1", "FFA-1"], [1, "ses-01"], mode="offline")
-    assert data.query["subjects"] == ["sub-01"]
-    assert data.query["rois"] == ["FFA1"]
-    assert data.query["sessions"] == ["ses-01"]
-    everything = fetch("ALL", "All", "aLL", mode="offline")
-    assert_same(everything, fetch("all", "all", "all", mode="offline"))
+def test_rois_are_in_the_order_in_which_they_are_named(on_disk):
+    data = fetch("all", rois=["V1", "OFA", "face", "FFA1", "EBA"], max_images=0)
+    for subject, files in data.roi_files.items():
+        rois = [m["roi"] for m in data.rois_meta if m["subject"] == subject]
+        assert list(files) == rois
+        assert rois[:3] == ["V1d", "V1v", "OFA"]
+        assert rois[3:] == [*sorted(rois[3:-1]), "EBA"]
+        assert "FFA1" in rois[3:-1]
 
 
-def test_all_rois(cached):
-    data = fetch(mode="offline")
-    assert {m["roi"] for m in data.rois_meta} == set(data.subjects_meta[0]["rois"])
-    assert {m["space"] for m in data.rois_meta} == {"T1w"}
+def test_a_mask_of_another_subject_is_refused(on_disk):
+    data = fetch("all", rois="FFA1", sessions=1)
+    mask = data.roi_files["sub-01"]["FFA1"]
+    for mask_img in (mask, nib.load(mask)):
+        assert load_betas(data, "sub-01", mask_img=mask_img, verbose=0).data.size
+        with pytest.raises(InvalidQueryError, match="a mask of sub-01, and the betas"):
+            load_betas(data, "sub-03", mask_img=mask_img, verbose=0)
+
+
+def test_a_bunch_is_shown_as_a_line_a_key(on_disk):
+    data = fetch("all")
+    lines = repr(data).splitlines()
+    assert [line.split()[0] for line in lines] == list(data)
+    assert max(map(len, lines)) < 100
+    assert lines[0].split(maxsplit=1)[1] == f"list of {len(data.images)}"
+    assert type(pickle.loads(pickle.dumps(data))) is type(data)
+
+
+# --- Filters --------------------------------------------------------------------------
+
+LATE = IsIn("ses-03", "ses-04")
+IS_BETAS = ResultFilter(image_type="betas")
 
 
 @pytest.mark.parametrize(
-    ("roi_filter", "names"),
+    "image_filter",
     [
-        ({"space": "fsnative", "extension": "func.gii"}, ["FFA1 L", "FFA1 R"]),
-        ({"res": NotNull()}, ["FFA1 1pt5", "FFA1 1pt8"]),
-        (
-            {"space": "fsnative", "hemi": "L", "extension": NotNull()},
-            ["FFA1 func.gii", "FFA1 label"],
-        ),
-        (
-            {
-                "space": NotNull(),
-                "res": IsIn("1pt8", None),
-                "extension": IsIn("nii.gz", "func.gii"),
-            },
-            [
-                "FFA1 T1w 1pt8 nii.gz",
-                "FFA1 fsnative L func.gii",
-                "FFA1 fsnative R func.gii",
-            ],
-        ),
+        {"session": LATE, "image_type": ["betas", "trials"]},
+        IS_BETAS & (lambda record: record["session"] == "ses-01"),
+        IS_BETAS | {"image_type": "rsquare", "session": LATE},
+        ~ResultFilter(image_type=["betas", "roi", "freesurfer"])
+        & {"session": "ses-01"},
+        IS_BETAS ^ ResultFilter(session=LATE),
+        ResultFilter(image_type=Contains("square")) | {"image_type": None},
+        ResultFilter(image_type=NotEqual("betas")) & {"session": GreaterThan("ses-03")},
     ],
 )
-def test_of_several_files_of_a_roi_none_is_left_out(
-    server, data_dir, roi_filter, names
-):
-    data = fetch(1, "FFA1", 1, max_images=0, roi_filter=roi_filter)
-    assert sorted(data.roi_files["sub-01"]) == sorted(names)
-    assert sorted(data.roi_files["sub-01"].values()) == sorted(data.rois)
+def test_a_filter_chooses_what_it_passes_of_all_files(plan, image_filter):
+    every = plan(image_type=NotNull(), rois=None).images_meta
+    passes = ResultFilter() & image_filter
+    expected = [meta["id"] for meta in every if passes(meta)]
+    data = plan(image_filter=image_filter, rois=None)
+    assert [meta["id"] for meta in data.images_meta] == expected != []
 
 
-# ---------------------------------------------------------------- filters
+@pytest.mark.parametrize(
+    ("terms", "types"),
+    [
+        ({"image_type": MAPS}, {MAPS}),
+        ({"image_terms": {"image_type": MAPS}}, {MAPS}),
+        ({"image_terms": basic_image_terms(), "stat": "effect"}, {"betas"}),
+        ({"image_type": (name for name in (MAPS, "betas"))}, {MAPS, "betas"}),
+        ({"image_type": dict.fromkeys("a", MAPS).values()}, {MAPS}),
+        ({"image_filter": lambda meta: meta["session"]}, {"betas"}),
+        ({"image_filter": {"image_type": MAPS, "session": None}}, {MAPS}),
+    ],
+    ids="keyword dict basic iterator values function filter".split(),
+)
+def test_terms_on_images_replace_the_default_on_their_field(on_disk, terms, types):
+    assert {m["image_type"] for m in fetch(rois=None, **terms).images_meta} == types
 
 
-def test_image_terms_replace_the_default_on_their_field(server, data_dir):
-    data = fetch(rois=None, image_type="rsquare")
-    assert {m["image_type"] for m in data.images_meta} == {"rsquare"}
-    assert data.sample_masks == [None] * 4
-    assert data.trials.empty
-    assert tuple(data.trials.columns) == TRIAL_FIELDS
-    assert not [key for key in gets(server) if key.endswith("trials.tsv")]
-
-
-@pytest.mark.parametrize("image_type", ["anatomical", "brain_mask"])
-def test_files_of_no_image_viewing_session(server, data_dir, image_type):
-    data = fetch("all", image_type=image_type, sessions=1, rois=None)
-    assert {m["session"] for m in data.images_meta} == {"ses-PrismaAnat"}
-    assert {m["subject"] for m in data.images_meta} == {"sub-01", "sub-03"}
-    assert all(map(os.path.isfile, data.images))
-    assert all("ses-PrismaAnat" not in m["sessions"] for m in data.subjects_meta)
-
-
-def test_not_null_lifts_the_default(server, data_dir):
-    data = fetch(
-        rois=None, sessions=1, image_type=NotNull(), extension="json", dry_run=True
-    )
-    kinds = {m["image_type"] for m in data.images_meta}
-    assert {"sidecar", "summary", "subject_summary"} <= kinds
-    assert {m["session"] for m in data.images_meta} == {"ses-01", None}
-
-
-def test_image_filter_takes_dict_filter_and_function(cached):
-    by = {"session": IsIn("ses-01", "ses-03")}
-    ways = [by, ResultFilter(by), lambda r: r["session"] in ("ses-01", "ses-03")]
-    for way in ways:
-        data = fetch(image_filter=way, mode="offline")
-        assert [m["session"] for m in data.images_meta] == ["ses-01", "ses-03"]
-        assert {m["image_type"] for m in data.images_meta} == {"betas"}
-
-
-def test_roi_filter_replaces_defaults(server, data_dir):
-    data = fetch(
-        rois="FFA1",
-        roi_filter={"space": "fsnative", "extension": "func.gii"},
-        sessions=1,
-        dry_run=True,
-    )
-    assert [m["hemi"] for m in data.rois_meta] == ["L", "R"]
-
-
-def test_subject_filter(server, data_dir):
-    data = fetch("all", subject_filter={"age": GreaterThan(25)}, dry_run=True)
+def test_subject_filter(on_disk):
+    data = fetch("all", subject_filter={"age": GreaterThan(25)})
     assert [m["subject"] for m in data.subjects_meta] == ["sub-03"]
     assert {m["subject"] for m in data.images_meta} == {"sub-03"}
-    by_function = fetch(
-        "all", subject_filter=lambda s: "ses-03" in s["sessions"], dry_run=True
-    )
-    assert len(by_function.subjects_meta) == 2
+    has_third = fetch("all", subject_filter=lambda s: "ses-03" in s["sessions"])
+    assert len(has_third.subjects_meta) == 2
 
 
-def test_trial_filter_as_function_sees_plain_dicts(cached):
-    seen = []
-
-    def passes(trial):
-        seen.append(trial)
-        return trial["n_reps"] is None
-
-    data = fetch("sub-01", trial_filter=passes, mode="offline")
-    assert len(data.trials) == 1
-    assert type(seen[0]) is dict
-    assert set(TRIAL_FIELDS) - {"image_index"} <= set(seen[0])
-
-
-def test_trial_filter_chooses_among_other_files_of_a_session(cached, server):
-    data = fetch(rois=None, trial_filter={"n_reps": 12}, image_type="rsquare")
-    betas = fetch(rois=None, trial_filter={"n_reps": 12})
-    sessions = [m["session"] for m in betas.images_meta]
-    assert [m["session"] for m in data.images_meta] == sessions
+def test_trial_filter_chooses_among_other_files_of_a_session(plan):
+    data = plan(rois=None, image_type="rsquare", **OFTEN)
+    assert sessions_of(data) == sessions_of(plan(rois=None, **OFTEN))
     assert data.trials.empty
+
+
+def test_functions_see_the_default_type_alone_and_the_warning_says_so(on_disk):
+    query = {"rois": None, "image_filter": lambda meta: meta["image_type"] == MAPS}
+    with pytest.warns(UserWarning, match=r"'betas' alone.*image_type=NotNull\(\)"):
+        assert fetch(**query).images == []
+    assert len(fetch(**query, image_type=NotNull()).images) == 3
 
 
 def test_max_images_counts_over_cache_and_bucket(server, data_dir):
     fetch(rois=None, sessions=2)
     data = fetch("all", rois=None, max_images=3)
-    expected = ["ses-01", "ses-02", "ses-03"]
-    assert [m["session"] for m in data.images_meta] == expected
+    assert sessions_of(data) == ["ses-01", "ses-02", "ses-03"]
     assert len(list(data_dir.rglob("*Betas_statmap.nii.gz"))) == 3
-    assert fetch(rois=None, max_images=0).images == []
     assert len(fetch(rois=None, max_images=-1, dry_run=True).images) == 4
+    for limit in (0, 1):  # sessions that were named, and left out by the limit
+        query = {"sessions": [1, 4], "rois": None, "max_images": limit}
+        online = fetch(**query)
+        assert sessions_of(online) == ["ses-01"][:limit]
+        same(fetch(**query, mode="offline"), online)
 
 
-def test_a_subject_is_listed_by_one_request_per_tree(server, data_dir):
-    """The tables of earlier sessions are needed, too, to count repetitions."""
-    fetch(sessions=[1, 2], rois=None)
-    prefixes = [
-        parse_qs(query)["prefix"] for query in listings(server) if "prefix=d" in query
-    ]
-    assert sorted(prefixes) == [
-        ["derivatives/anatomical/sub-01/"],
-        ["derivatives/glmsingle-tedana/sub-01/"],
-        ["derivatives/rois/sub-01/"],
-    ]
+# --- Modes ----------------------------------------------------------------------------
 
 
-# ---------------------------------------------------------------- modes
-
-
-def test_offline_and_stopped_server_give_the_same(bucket_folder, data_dir, monkeypatch):
-    query = {"rois": ["face", "PPA"], "trial_filter": {"n_reps": 12}}
-    with serve_bucket(bucket_folder) as server:
-        monkeypatch.setenv("LAION_FMRI_BUCKET_URL", server.url)
-        first = fetch("all", **query)
-        again = fetch("all", **query)
-    assert_same(again, first)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert_same(fetch("all", mode="offline", **query), first)
+def test_offline_and_stopped_server_give_the_same(own_server, data_dir):
+    query = {"subjects": "all", "rois": ["face", "PPA"], **OFTEN}
+    first = fetch(**query)
+    same(fetch(**query), first)
+    planned = fetch(rois=None, dry_run=True).plan
+    own_server.stop()
+    with no_warning():
+        same(fetch(**query, mode="OFFLINE"), first)
     with pytest.warns(UserWarning, match="continuing offline") as caught:
-        assert_same(fetch("all", **query), first)
-    assert len(caught) == 1
-    assert caught[0].filename == __file__
+        same(fetch_laion_fmri(**query, verbose=0), first)
+    assert [one.filename for one in caught] == [__file__]
+    with pytest.warns(UserWarning, match="planned"):
+        again = fetch(rois=None, dry_run=True)
+    pd.testing.assert_frame_equal(again.plan, planned)
     with pytest.raises(BucketError, match=r"ses-02.*mode='offline'") as error:
         fetch("all", rois=None)
     assert isinstance(error.value, ConnectionError)
 
 
-def test_a_bucket_that_does_not_answer_is_asked_once(cached, server, monkeypatch):
-    set_policy(monkeypatch, first_wait=0.001)
-    server.faults[""] = (503, {}, b"")
-    with pytest.warns(UserWarning, match="status 503.*continuing offline"):
-        fetch("all", sessions=1)
-    asked = Counter(
-        parse_qs(query).get("prefix", [""])[0] for query in listings(server)
-    )
-    assert max(asked.values()) == retry.TRIES
-    assert not [prefix for prefix in asked if "sub-" in prefix]
-
-
-def test_without_the_bucket_and_its_listings(cached, data_dir, tmp_path):
+def test_without_the_bucket_and_its_listings(cached, tmp_path):
     """It cannot be told whether anything is missing, which is an error."""
+    before = fetch("all", mode="offline")
     shutil.rmtree(cached / ".laion_fmri" / "listings")
     with pytest.raises(BucketError, match=r"No listing of the top level.*mode='offl"):
         fetch(1)
-    assert fetch(1, mode="offline").images
     with pytest.raises(BucketError, match="Nothing of it is in .*new, and no listing"):
         fetch(1, data_dir=tmp_path / "new")
-
-
-def test_offline_opens_no_socket(cached, no_network):
-    assert len(fetch("all", mode="OFFLINE").images) == 8
-
-
-def test_offline_without_listings(cached):
-    online = fetch("all", mode="offline")
-    shutil.rmtree(cached / ".laion_fmri")
     data = fetch("all", mode="offline")
-    assert data.images == online.images
-    assert data.rois == online.rois
-    assert [m["size"] for m in data.images_meta] == [
-        m["size"] for m in online.images_meta
-    ]
+    assert (data.images, data.rois) == (before.images, before.rois)
+    sizes = [[m["size"] for m in each.images_meta] for each in (data, before)]
+    assert sizes[0] == sizes[1]
     assert {m["etag"] for m in data.images_meta} == {None}
-
-
-def test_offline_all_returns_what_is_there(server, data_dir):
-    fetch("sub-01", sessions=[1, 2], rois="FFA1")
-    data = fetch("all", mode="offline")
-    assert [m["session"] for m in data.images_meta] == ["ses-01", "ses-02"]
-    assert [m["roi"] for m in data.rois_meta] == ["FFA1"]
-    assert [m["subject"] for m in data.subjects_meta] == ["sub-01"]
 
 
 @pytest.mark.parametrize(
@@ -472,30 +371,32 @@ def test_offline_all_returns_what_is_there(server, data_dir):
         ({"subjects": ["sub-01", "sub-99"]}, "sub-99"),
         ({"sessions": 3}, "ses-03"),
         ({"sessions": 99}, "ses-99"),
-        ({"sessions": 3, "trial_filter": {"n_reps": 12}}, "ses-03"),
+        ({"sessions": 3, **OFTEN}, "ses-03"),
         ({"rois": "PPA"}, "PPA"),
         ({"rois": "FA1"}, "FFA1"),
     ],
 )
-def test_offline_what_was_named_and_is_not_there(server, data_dir, query, name):
-    fetch("sub-01", sessions=[1, 2], rois="FFA1")
+def test_offline_what_was_named_and_is_not_there(part_folder, query, name):
+    options = {"mode": "offline", "data_dir": part_folder}
     with pytest.raises(NotCachedError, match=name) as error:
-        fetch(mode="offline", **query)
+        fetch(**query, **options)
     assert isinstance(error.value, FileNotFoundError)
+    data = fetch("all", **options)
+    assert sessions_of(data) == ["ses-01", "ses-02"]
+    assert list(data.roi_files.items()) == [("sub-01", {"FFA1": data.rois[0]})]
 
 
-def test_offline_named_sessions_that_some_subjects_lack(server, data_dir):
-    fetch("sub-01", sessions=[1, 2], rois=None)
-    fetch("sub-03", sessions=[2], rois=None)
-    min(data_dir.rglob("sub-03_ses-02*Betas_statmap.nii.gz")).unlink()
+def test_offline_named_sessions_that_some_subjects_lack(cached):
+    query = {"sessions": 2, "rois": None, "mode": "offline"}
+    min(cached.rglob("sub-03_ses-02*Betas_statmap.nii.gz")).unlink()
     with pytest.raises(NotCachedError, match=r"1 file .*sub-03_ses-02.*Betas_statmap"):
-        fetch("all", sessions=2, mode="offline")
+        fetch("all", **query)
     with pytest.warns(UserWarning, match=r"1 of 2 images.*left out: ses-02 of sub-03"):
-        data = fetch("all", sessions=2, mode="offline", allow_missing=True)
+        data = fetch("all", **query, allow_missing=True)
     assert [m["subject"] for m in data.images_meta] == ["sub-01"]
-    min(data_dir.rglob("sub-01_ses-02*_trials.tsv")).unlink()
+    (cached / table_of("ses-02")).unlink()
     with pytest.raises(NotCachedError, match=r"sub-01_ses-02.*_trials\.tsv is not on"):
-        fetch(sessions=[1, 2], trial_filter={"n_reps": 4}, mode="offline")
+        fetch(**query, trial_filter={"n_reps": 4})
 
 
 def test_offline_in_an_empty_directory(tmp_path):
@@ -505,535 +406,303 @@ def test_offline_in_an_empty_directory(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_download_new_keeps_what_is_on_disk(cached, server):
-    image = Path(fetch(rois=None, sessions=1).images[0])
-    image.write_bytes(b"x" * image.stat().st_size)
+def test_only_overwrite_fetches_what_is_selected_again(cached, server, bucket_folder):
+    query = {"sessions": 1, "rois": "FFA1"}
+    image = Path(fetch(**query).images[0])
+    damaged = b"x" * image.stat().st_size
+    image.write_bytes(damaged)
     server.reset()
-    fetch(rois=None, sessions=1)
+    fetch(**query)
     assert gets(server) == []
-    assert image.read_bytes().startswith(b"xxx")
-
-
-def test_a_file_cut_short_is_warned_of(cached):
-    image = Path(fetch(rois=None, sessions=1, mode="offline").images[0])
-    image.write_bytes(image.read_bytes()[:100])
-    with pytest.warns(UserWarning, match=r"another size.*ses-01.*call online"):
-        fetch(rois=None, sessions=1, mode="offline")
-
-
-def test_dry_run_without_the_bucket(bucket_folder, data_dir, monkeypatch):
-    with serve_bucket(bucket_folder) as server:
-        monkeypatch.setenv("LAION_FMRI_BUCKET_URL", server.url)
-        plan = fetch(dry_run=True).plan
-    with pytest.warns(UserWarning, match="planned"):
-        pd.testing.assert_frame_equal(fetch(dry_run=True).plan, plan)
-
-
-def test_overwrite_fetches_what_is_selected_again(cached, server, bucket_folder):
-    image = Path(fetch(rois=None, sessions=1).images[0])
-    image.write_bytes(b"damaged")
-    data = fetch(rois="FFA1", sessions=1, mode="overwrite")
-    source = bucket_folder / data.images_meta[0]["key"]
-    assert image.read_bytes() == source.read_bytes()
-    assert {data.images_meta[0]["key"], data.rois_meta[0]["key"]} <= set(gets(server))
+    assert image.read_bytes() == damaged
+    planned = fetch(**query, mode="overwrite", dry_run=True)
+    assert set(planned.plan["reason"]) == {"overwrite"}
+    data = fetch(**query, mode="overwrite")
+    key = data.images_meta[0]["key"]
+    assert image.read_bytes() == (bucket_folder / key).read_bytes()
+    assert {key, data.rois_meta[0]["key"]} <= set(gets(server))
     assert not [key for key in gets(server) if "ses-02" in key]
-
-
-def test_overwrite_fetches_a_table_once_though_it_is_read_first(cached, server):
-    data = fetch(
-        sessions=1,
-        rois=None,
-        image_type="trials",
-        trial_filter={"n_reps": 4},
-        mode="overwrite",
-    )
-    (key,) = [m["key"] for m in data.images_meta]
-    assert gets(server).count(key) == 1
-
-
-def test_overwrite_with_a_date_updates_what_is_newer(
-    bucket_folder, data_dir, monkeypatch
-):
-    with serve_bucket(bucket_folder) as server:
-        monkeypatch.setenv("LAION_FMRI_BUCKET_URL", server.url)
-        data = fetch("sub-01")
-        newest = max(m["last_modified"] for m in [*data.images_meta, *data.rois_meta])
-        changed = data.images_meta[1]
-        content = (bucket_folder / data.images_meta[0]["key"]).read_bytes()
-        time.sleep(1.1)
-        server.put(changed["key"], content)
-        server.reset()
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            nothing = fetch(1, mode="overwrite", last_modified=GreaterThan("2999"))
-        assert (nothing.images, gets(server)) == ([], [])
-        updated = fetch("sub-01", mode="overwrite", last_modified=GreaterThan(newest))
-        assert gets(server) == [changed["key"]]
-    assert updated.images == [data.images[1]]
-    assert Path(updated.images[0]).read_bytes() == content
-    assert updated.images_meta[0]["last_modified"] > newest
-    assert len(updated.rois) == len(data.rois)
+    server.reset()
+    tables = {"image_type": "trials", "trial_filter": {"n_reps": 4}}
+    (meta,) = fetch(**query, **tables, mode="overwrite").images_meta
+    assert gets(server).count(meta["key"]) == 1  # though it is read first
 
 
 def test_moved_directory(cached, tmp_path):
     before = fetch("all", mode="offline")
-    moved = tmp_path / "elsewhere" / "data"
-    moved.parent.mkdir()
-    shutil.move(cached, moved)
+    moved = shutil.move(cached, tmp_path / "moved")
     after = fetch("all", mode="offline", data_dir=moved)
     assert all(Path(path).is_relative_to(moved) for path in after.images)
     pd.testing.assert_frame_equal(after.trials, before.trials)
     for one, other in zip(before.images_meta, after.images_meta, strict=True):
         assert {**one, "absolute_path": None} == {**other, "absolute_path": None}
-    for file in (moved / ".laion_fmri").rglob("*.json"):
-        assert str(cached) not in file.read_text()
 
 
-def test_read_only_directory(cached):
+def test_directories_that_cannot_be_written(cached, server, tmp_path):
     before = fetch("all", mode="offline")
     with unwritable(cached, *cached.rglob("*")):
         with pytest.warns(UserWarning, match="cannot be written"):
-            assert_same(fetch("all"), before)
-        assert_same(fetch("all", mode="offline"), before)
-
-
-def test_a_directory_that_cannot_be_made(tmp_path, server):
+            same(fetch("all"), before)
+        same(fetch("all", mode="offline"), before)
+    (tmp_path / "empty").mkdir()
+    words = r"made \(Permission denied\).*data_dir"
     with (
-        unwritable(tmp_path),
-        pytest.raises(InvalidQueryError, match=r"made \(Permission denied\).*data_dir"),
+        unwritable(tmp_path / "empty"),
+        pytest.raises(InvalidQueryError, match=words),
     ):
-        fetch(1, data_dir=tmp_path / "new")
-    with (
-        unwritable(tmp_path),
-        pytest.warns(UserWarning, match="cannot be written"),
-        pytest.raises(NotCachedError, match=f"{tmp_path} cannot be written; name"),
-    ):
-        fetch(1, data_dir=tmp_path)
+        fetch(1, data_dir=tmp_path / "empty" / "new")
 
 
-def test_a_bunch_is_shown_as_a_line_a_key(cached):
-    data = fetch("all", mode="offline")
-    lines = repr(data).splitlines()
-    assert [line.split()[0] for line in lines] == list(data)
-    assert max(map(len, lines)) < 100
-    assert lines[0].split(maxsplit=1)[1] == f"list of {len(data.images)}"
-    assert type(pickle.loads(pickle.dumps(data))) is type(data)
+# --- Dry runs and ids -----------------------------------------------------------------
 
 
-def test_data_of_the_datasets_own_package(cached, bucket_folder):
-    """It stores files under the same clean names, and an empty licence marker."""
-    shutil.rmtree(cached / ".laion_fmri")
-    (cached / ".laion_fmri").mkdir()
-    (cached / ".laion_fmri" / "license_accepted").touch()
-    aside = cached / "derivatives/rois/sub-01/face"
-    shutil.copy(
-        aside / "sub-01_space-T1w_res-1pt8_label-FFA1_mask.nii.gz",
-        aside / "sub-01_space-T1w_res-1pt8_label-FFA-1_mask.nii.gz",
-    )
-    data = fetch(rois="face", mode="offline")
-    assert [m["roi"] for m in data.rois_meta].count("FFA1") == 1
-
-
-# ---------------------------------------------------------------- dry run, ids
-
-
-def test_dry_run(server, data_dir, monkeypatch):
+def test_what_a_dry_run_plans_is_what_comes(server, data_dir, monkeypatch):
+    query = {"rois": "PPA", "sessions": [1, 2], **OFTEN}
     monkeypatch.delenv("LAION_FMRI_LICENSE")
-    data = fetch("all", rois="PPA", trial_filter={"n_reps": 12}, dry_run=True)
+    planned = fetch(**query, dry_run=True)
+    assert set(planned) == KEYS | {"plan", "plan_size"}
+    assert list(planned.plan.columns) == ["id", "size", "reason"]
+    assert set(planned.plan["reason"]) == {"missing"}
     assert all(key.endswith("_trials.tsv") for key in gets(server))
-    assert set(data) == KEYS | {"plan", "plan_size"}
-    assert list(data.plan.columns) == ["id", "size", "reason"]
-    assert {m["id"] for m in [*data.images_meta, *data.rois_meta]} <= {*data.plan["id"]}
-    assert data.plan_size == data.plan["size"].sum() > 0
-    assert set(data.plan["reason"]) == {"missing"}
     assert not list(data_dir.rglob("*.nii.gz"))
+    monkeypatch.setenv("LAION_FMRI_LICENSE", "I AGREE")
+    server.requests.clear()
+    data = fetch(**query)
+    assert len(gets(server)) == len(planned.plan)
+    assert {m["id"] for m in data.images_meta + data.rois_meta} <= {*planned.plan["id"]}
+    sizes = [(data_dir / path).stat().st_size for path in planned.plan["id"]]
+    assert sum(sizes) == planned.plan_size == planned.plan["size"].sum() > 0
+    assert fetch(**query, dry_run=True).plan.empty
 
 
-def test_dry_run_of_what_is_there(cached, server):
-    assert fetch("all", dry_run=True).plan.empty
-    data = fetch(sessions=1, rois=None, mode="overwrite", dry_run=True)
-    assert set(data.plan["reason"]) == {"overwrite"}
-    assert [key for key in gets(server) if not key.endswith("_trials.tsv")] == []
-
-
-def test_ids_reproduce_a_selection(server, data_dir, tmp_path):
+def test_ids_reproduce_a_selection_in_the_order_given(server, data_dir, tmp_path):
     data = fetch(rois="FFA1", sessions=[1, 3])
-    ids = [m["id"] for m in [*data.images_meta, *data.rois_meta]]
+    ids = [m["id"] for m in [*reversed(data.images_meta), *data.rois_meta]]
     elsewhere = tmp_path / "elsewhere"
-    again = fetch_laion_fmri_ids(ids, data_dir=elsewhere, verbose=0)
-    assert {m["id"] for m in again.images_meta} == set(ids)
-    assert again.rois == []
-    assert set(again) == set(data)
-    pd.testing.assert_frame_equal(
-        again.trials.drop(columns="image_index"),
-        data.trials.drop(columns="image_index"),
-    )
+    again = fetch_ids(ids, data_dir=elsewhere)
+    assert [m["id"] for m in again.images_meta] == ids
+    assert (again.rois, set(again)) == ([], set(data))
     assert list(again.brain_masks) == ["sub-01"]
-    assert_same(
-        fetch_laion_fmri_ids(ids, data_dir=elsewhere, verbose=0, mode="offline"), again
-    )
-
-
-def test_ids_are_in_the_order_given(server, data_dir):
-    data = fetch(rois=["PPA", "FFA1"], sessions=[1, 2])
-    records = [*reversed(data.images_meta), *data.rois_meta]
-    again = fetch_laion_fmri_ids([m["id"] for m in records], verbose=0)
-    assert again.images == [m["absolute_path"] for m in records]
-    for i, session in enumerate(["ses-02", "ses-01"]):
+    for i, session in enumerate(["ses-03", "ses-01"]):
         trials = again.trials[again.trials["image_index"] == i]
-        assert set(trials["session"]) == {session}
+        of_session = data.trials[data.trials["session"] == session]
+        columns = trials.columns.drop("image_index")
+        pd.testing.assert_frame_equal(
+            trials[columns].reset_index(drop=True),
+            of_session[columns].reset_index(drop=True),
+        )
         assert list(trials["beta_index"]) == list(again.sample_masks[i])
+    same(fetch_ids(ids, data_dir=elsewhere, mode="offline"), again)
+    in_order = fetch_ids({*ids}, mode="offline")
+    assert [m["id"] for m in in_order.images_meta] == sorted(ids)
 
 
-def test_rois_are_in_the_order_in_which_they_are_named(server, data_dir):
-    ppa, ffa1 = fetch(rois=["PPA", "FFA1"], max_images=0).rois
-    assert ("PPA" in ppa, "FFA1" in ffa1) == (True, True)
-    names = ["V1", "OFA", "face", "FFA1", "EBA"]
-    data = fetch("all", rois=names, max_images=0)
-    for meta in data.subjects_meta:
-        rois = [m["roi"] for m in data.rois_meta if m["subject"] == meta["subject"]]
-        others = rois[3:-1]
-        assert rois[:3] == ["V1d", "V1v", "OFA"]
-        assert rois[-1] == "EBA"
-        assert others == sorted(others)
-        assert "FFA1" in others
-        assert list(data.roi_files[meta["subject"]]) == rois
-
-
-def test_a_mask_of_another_subject_is_refused(server, data_dir):
-    data = fetch("all", rois="FFA1", sessions=1)
-    mask = data.roi_files["sub-01"]["FFA1"]
-    for mask_img in (mask, nib.load(mask)):
-        assert load_betas(data, "sub-01", mask_img=mask_img, verbose=0).data.size
-        with pytest.raises(InvalidQueryError, match="a mask of sub-01, and the betas"):
-            load_betas(data, "sub-03", mask_img=mask_img, verbose=0)
-
-
-def test_ids_fetch_exactly_the_named(server, data_dir, bucket_folder):
-    rois = bucket_folder / "derivatives/rois/sub-01/face"
-    key = min(rois.glob("*res-1pt8_label-FFA-1_mask.nii.gz"))
-    key = key.relative_to(bucket_folder).as_posix()
+def test_ids_fetch_exactly_the_named(server, data_dir):
     surface = "derivatives/freesurfer/sub-01/surf/lh.white"
-    data = fetch_laion_fmri_ids([key, surface, "README"], verbose=0)
-    assert {m["id"] for m in data.images_meta} == {
-        record_of(key)["id"],
-        surface,
-        "README",
-    }
-    assert set(gets(server)) - ROOT == {key, surface}
+    data = fetch_ids([FFA1, surface, "README"])
+    ids = [FFA1.replace("FFA-1", "FFA1"), surface, "README"]
+    assert [m["id"] for m in data.images_meta] == ids
+    assert set(gets(server)) - ROOT == {FFA1, surface}
     assert data.sample_masks == [None] * 3
+    assert fetch_ids([]).images == []
 
 
 @pytest.mark.parametrize(
-    "base",
-    ["s3://laion-fmri", "https://laion-fmri.s3.us-west-2.amazonaws.com", "the server"],
+    "base", ["s3://laion-fmri", "https://laion-fmri.s3.us-west-2.amazonaws.com", None]
 )
 def test_ids_may_be_addresses_of_the_bucket(server, data_dir, capsys, base):
-    base = base.replace("the server", server.url)
-    folder = "derivatives/rois/sub-01/face/"
-    name = "sub-01_space-T1w_res-1pt8_label-FFA-1_mask.nii.gz"
-    data = fetch_laion_fmri_ids(f"{base}/{folder}{name}", verbose=0)
+    folder, _, name = FFA1.rpartition("/")
+    folder = f"{base or server.url}/{folder}/"
+    data = fetch_ids(folder + name)
     assert [meta["roi"] for meta in data.images_meta] == ["FFA1"]
-    below = fetch_laion_fmri_ids(f"{base}/{folder}", verbose=0)
-    assert len(below.images) > 1
-    inspect_bucket(f"{base}/{folder}")
+    assert len(fetch_ids(folder, dry_run=True).images) > 1
+    inspect_bucket(folder)
     assert name in capsys.readouterr().out
 
 
-def test_an_address_of_another_bucket_is_refused(server, data_dir):
-    for address in ("s3://other/README", "https://x.org/README?X-Amz-Signature=1"):
-        with pytest.raises(InvalidQueryError, match="not an address in the") as caught:
-            fetch_laion_fmri_ids(address)
-        assert "Signature" not in f"{caught.value}"
-
-
-@pytest.mark.parametrize("number", [1.0, np.float32(1), np.int16(1), [1.0]])
-def test_whole_numbers_may_be_floats_as_matlab_and_r_send_them(cached, number):
-    data = fetch_laion_fmri(
-        number,
-        "FFA1",
-        number,
-        max_images=1.0,
-        n_connections=8.0,
-        verbose=0.0,
-        mode="offline",
-    )
-    assert [meta["session"] for meta in data.images_meta] == ["ses-01"]
-    assert get_rois(number) == get_rois("sub-01")
-    assert load_betas(data, 1.0, verbose=0.0).data.shape[0] > 0
-    with pytest.raises(InvalidQueryError, match=r"sessions holds 1\.5"):
-        fetch(sessions=1.5, mode="offline")
-
-
-def test_ids_that_are_none(server, data_dir):
-    roi = "derivatives/rois/sub-01/face/sub-01_space-T1w_res-1pt8_label-FA1_mask.nii.gz"
-    with pytest.raises(InvalidQueryError, match="label-FFA1_mask"):
-        fetch_laion_fmri_ids(roi, verbose=0)
-    with pytest.raises(InvalidQueryError, match="fetch_laion_stimuli"):
-        fetch_laion_fmri_ids("stimuli/task-images_stimuli.h5", verbose=0)
-    with pytest.raises(InvalidQueryError, match="image_ids"):
-        fetch_laion_fmri_ids([3], verbose=0)
-    with pytest.raises(UnsafeKeyError, match="lead out of the data directory"):
-        fetch_laion_fmri_ids("../etc/passwd", verbose=0)
-    with pytest.raises(UnsafeKeyError, match="empty folder name"):
-        fetch_laion_fmri_ids("derivatives//file", verbose=0)
-    with pytest.raises(InvalidQueryError, match="path on disk; give the 'id'"):
-        fetch_laion_fmri_ids([str(data_dir / "participants.tsv")], verbose=0)
-    with pytest.raises(NotCachedError):
-        fetch_laion_fmri_ids("README", mode="offline", verbose=0)
-    assert fetch_laion_fmri_ids([], verbose=0).images == []
-
-
-# ---------------------------------------------------------------- bad input
-
-
 @pytest.mark.parametrize(
-    "timeout", [float("inf"), 1e12, 10**400], ids=["inf", "1e12", "1e400"]
+    ("given", "error", "words"),
+    [
+        (FFA1.replace("FFA-1", "FA1"), InvalidQueryError, "label-FFA1_mask"),
+        ("stimuli/task-images_stimuli.h5", InvalidQueryError, "fetch_laion_stimuli"),
+        ([3], InvalidQueryError, "image_ids holds 3"),
+        ("s3://other/README", InvalidQueryError, "not an address in the"),
+        ("https://x.org/README?X-Amz-S=1", InvalidQueryError, "not an address in the"),
+        ("/data/participants.tsv", InvalidQueryError, "path on disk; give the 'id'"),
+        ("../etc/passwd", UnsafeKeyError, "lead out of the data directory"),
+        ("derivatives//file", UnsafeKeyError, "empty folder name"),
+    ],
 )
-def test_a_timeout_without_end(server, data_dir, timeout):
-    query = {"sessions": 1, "rois": None, "timeout": timeout, "verbose": 0}
-    assert len(fetch_laion_fmri(**query).images) == 1
-    assert get_subjects(timeout=timeout) == ["sub-01", "sub-03"]
+def test_ids_that_are_none(plan, given, error, words):
+    with pytest.raises(error, match=words) as caught:
+        fetch_ids(given)
+    assert "X-Amz" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("field", "value"), [("rois", "FFA9"), ("sessions", "ses-9")])
-def test_a_subject_filter_on_lists_that_nothing_passes(cached, field, value):
-    with pytest.warns(UserWarning, match="Nothing passes subject_filter"):
-        data = fetch(subject_filter={field: Contains(value)}, mode="offline")
-    assert data.images == []
+# --- Bad input ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("query", "words"),
     [
         ({"subjects": "sub-02"}, "sub-02.*sub-01, sub-03"),
-        ({"subjects": "bob"}, "subjects.*bob"),
-        ({"subjects": []}, "subjects"),
-        ({"subjects": 1.5}, "1.5"),
-        ({"subjects": True}, "True"),
+        ({"subjects": []}, "subjects is empty"),
+        ({"sessions": 1.5}, r"sessions holds 1\.5"),
         ({"rois": "FA1"}, "FA1.*did you mean 'FFA1'"),
-        ({"rois": "fases"}, "did you mean 'face'"),
-        ({"rois": "fffa1"}, "did you mean 'FFA1'"),
         ({"rois": 7}, "rois.*7"),
-        ({"sessions": 77}, "ses-77"),
         ({"sessions": ["all", 31]}, "sessions holds 'all' beside other names"),
-        ({"subjects": ["All", "sub-99"]}, "subjects holds 'all' beside other names"),
-        ({"data_dir": "~no-such-user/data"}, "no user 'no-such-user'"),
-        ({"data_dir": "a\0b"}, "control characters"),
-        ({"data_dir": ""}, "data_dir is empty"),
         ({"sessions": "one"}, "session ses-one; there are ses-01"),
         ({"sessions": "ses 1"}, "sessions holds 'ses 1'"),
+        ({"sessions": "4BarScreenFLoc", "image_type": "localizer"}, "4BarScreenfLoc"),
         ({"mode": "ofline"}, "did you mean 'offline'"),
-        ({"mode": 1}, "mode"),
-        ({"image_filter": 3}, "image_filter"),
-        ({"trial_filter": "n_reps=12"}, "trial_filter"),
+        ({"data_dir": 3}, "data_dir is 3"),
+        ({"max_images": "3"}, "max_images is '3'"),
+        ({"n_connections": 0}, "n_connections is 0"),
+        ({"timeout": -1}, "timeout is -1"),
+        ({"verbose": "loud"}, "verbose is 'loud'"),
+        ({"image_filter": 3}, "image_filter must be a dict"),
+        ({"trial_filter": "n_reps=12"}, "trial_filter must be a dict"),
         ({"trial_filter": {"nreps": 12}}, "did you mean 'n_reps'"),
-        ({"roi_filter": {"rio": 1}}, "did you mean 'roi'"),
-        ({"trial_filter": {"image_index": 0}}, "image_index"),
-        ({"n_reps": 12}, r"trial_filter=\{'n_reps': 12\}"),
         ({"subject_filter": {"agee": 1}}, "did you mean 'age'"),
         ({"image_filter": {"sesion": 1}}, "did you mean 'session'"),
-        ({"image_typ": "betas"}, "did you mean 'image_type'"),
-        ({"trial_filer": {"n_reps": 1}}, "did you mean 'trial_filter'"),
-        ({"image_type": "beta"}, "did you mean 'betas'"),
+        ({"image_filter": {"n_reps": 12}}, "'n_reps'.*use trial_filter"),
         ({"image_filter": {"image_type": ["beta"]}}, "did you mean 'betas'"),
-        ({"subject": "sub-01"}, "subjects="),
-        ({"session": "ses-01"}, "sessions="),
-        ({"roi": "FFA1"}, "rois="),
-        ({"max_images": "3"}, "max_images"),
-        ({"n_connections": 0}, "n_connections"),
-        ({"timeout": -1}, "timeout"),
-        ({"verbose": "loud"}, "verbose is 'loud'"),
-        ({"data_dir": 3}, "data_dir"),
+        ({"image_type": "beta"}, "did you mean 'betas'"),
+        ({"image_type": (name for name in ["beta"])}, "did you mean 'betas'"),
+        ({"contrasts": "face"}, "did you mean 'contrast'"),
+        ({"trial_filer": {"n_reps": 1}}, "did you mean 'trial_filter'"),
+        ({"n_reps": 12}, r"n_reps.* field of trials: trial_filter=\{'n_reps': 12\}$"),
+        ({"subject": "sub-01"}, "use subjects="),
+        ({"n_jobs": 4}, "argument of fetch_laion_betas, load_betas, pack_betas"),
+        ({"image_terms": {"image_typ": "betas"}}, "did you mean 'image_type'"),
+        ({"image_terms": ResultFilter()}, "dict of terms.*image_filter="),
+        ({"trial_filter": {"callable_filter": "bool"}}, "trial_filter.*bool alone"),
+        ({"trial_filter": {"label": GreaterThan(4)}}, "label cannot.*str.*is int"),
+        ({"last_modified": GreaterThan(2020)}, "last_modified cannot.*str.*is int"),
+        ({"subject_filter": {"rois": LessThan(4)}}, "rois cannot.*list.*is int"),
     ],
 )
-def test_bad_arguments(server, data_dir, query, words):
+def test_bad_arguments(plan, server, query, words):
     with pytest.raises(InvalidQueryError, match=words) as error:
         fetch(**query)
     assert isinstance(error.value, ValueError)
     assert not [key for key in gets(server) if not key.endswith(".tsv")]
 
 
-def test_names_that_some_subjects_lack(server, data_dir):
+@pytest.mark.parametrize(
+    ("call", "argument", "hint"),
+    [
+        ("fetch_laion_betas", {"image_filter": {}}, "argument of fetch_laion_fmri$"),
+        ("fetch_laion_betas", {"n_reps": 12}, r"trial_filter=\{'n_reps': 12\}$"),
+        ("fetch_laion_embeddings", {"model": "CLIP"}, "use models="),
+        ("fetch_laion_fmri_ids", {"rois": ["a"]}, "argument of .*fetch_laion_fmri"),
+        ("fetch_laion_splits", {"split": "tau"}, "has no argument 'split'"),
+        ("get_subjects", {"mode": "offline"}, "argument of .*fetch_laion_betas"),
+        ("load_betas", {"n_reps": 12}, r"\{'n_reps': 12\} of fetch_laion_fmri$"),
+    ],
+)
+def test_an_argument_of_another_call_is_named(call, argument, hint, no_network):
+    (name,) = argument
+    with pytest.raises(InvalidQueryError, match=hint) as error:
+        getattr(package, call)(**argument)
+    assert f"{call} has no argument {name!r}" in str(error.value)
+
+
+def test_names_that_some_subjects_lack(plan):
     with pytest.warns(UserWarning, match="sub-03"):
-        data = fetch("all", rois=["FFA1", LACKED_BY_SUB_03], dry_run=True)
+        data = plan("all", rois=["FFA1", "VWFA2"])
     assert [m["subject"] for m in data.rois_meta].count("sub-03") == 1
 
 
-LACKED_BY_SUB_03 = "VWFA2"
-
-
 def test_held_out_session(server, data_dir):
-    with pytest.raises(HeldOutSessionError, match="held out") as error:
+    with pytest.raises(HeldOutSessionError, match="ses-31.* held out") as error:
         fetch(sessions=31)
     assert isinstance(error.value, PermissionError)
-    assert "ses-31" in str(error.value)
-    assert not list((data_dir / "derivatives").rglob("*ses-31_*"))
     with pytest.warns(UserWarning, match="ses-31"):
         data = fetch(sessions=[1, 31], rois=None, allow_missing=True)
-    assert [m["session"] for m in data.images_meta] == ["ses-01"]
+    assert sessions_of(data) == ["ses-01"]
     assert {f["session"] for f in data.failed} == {"ses-31"}
     assert all("reason" in f and "id" in f for f in data.failed)
-
-
-def test_a_held_out_session_that_is_gone_was_not_denied(server, data_dir):
-    table = trials_id({"subject": "sub-01", "session": "ses-31"})
-    server.faults[table] = (404, {}, b"")
+    server.faults[table_of("ses-31")] = (404, {}, b"")  # gone, and not denied
     with pytest.raises(DownloadError, match="404") as error:
         fetch(sessions=31, rois=None)
     assert "held out" not in str(error.value)
 
 
-def test_bucket_that_denies_listing(server, data_dir):
-    server.deny_listing = True
+def test_listings_that_are_denied_or_hostile(own_server, data_dir, tmp_path):
+    own_server.deny_listing = True
     with pytest.raises(BucketError, match="denies"):
         fetch()
-
-
-def test_xml_that_is_no_listing(server, data_dir):
-    for body in (b"<html>login</html>", b"not xml", b""):
-        server.faults[""] = (200, {"Content-Type": "text/html"}, body)
-        with pytest.raises(BucketError, match="not a listing"):
-            fetch()
-
-
-@pytest.mark.parametrize(
-    "key", ["derivatives/../../evil", "/etc/evil", "derivatives/rois/sub-01/../../../x"]
-)
-def test_hostile_key(server, data_dir, tmp_path, key):
-    body = LISTING % (
-        b"<Contents><Key>%s</Key><Size>3</Size><ETag>x</ETag></Contents>" % key.encode()
-    )
-    server.faults[""] = (200, {"Content-Type": "application/xml"}, body)
-    before = {p for p in tmp_path.rglob("*") if data_dir not in (p, *p.parents)}
-    with pytest.raises(UnsafeKeyError, match="evil|x") as error:
+    own_server.deny_listing = False
+    own_server.put("derivatives/rois/sub-01/../../../evil", b"x")
+    with pytest.raises(UnsafeKeyError, match="evil") as error:
         fetch()
     assert isinstance(error.value, BucketError)
-    after = {p for p in tmp_path.rglob("*") if data_dir not in (p, *p.parents)}
-    assert after == before
-    assert gets(server) == []
+    assert {*tmp_path.iterdir()} <= {data_dir}
+    assert not [key for key in gets(own_server) if "evil" in key]
 
 
-def test_two_keys_for_one_file(bucket_folder, data_dir, monkeypatch):
-    with serve_bucket(bucket_folder) as server:
-        monkeypatch.setenv("LAION_FMRI_BUCKET_URL", server.url)
-        rois = "derivatives/rois/sub-01/face/sub-01_space-T1w_res-1pt8"
-        server.put(f"{rois}_label-FFA1_mask.nii.gz", b"x")
-        with pytest.raises(BucketError, match="FFA-1.*FFA1|FFA1.*FFA-1"):
-            fetch()
-
-
-def test_disk_too_small(server, data_dir, monkeypatch):
-    usage = shutil.disk_usage("/")
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
-    with pytest.raises(DiskSpaceError) as error:
-        fetch(rois=None, sessions=1)
-    assert isinstance(error.value, OSError)
-    assert not list(data_dir.rglob("*.nii.gz"))
-    assert not [key for key in gets(server) if key.endswith(".nii.gz")]
+def test_two_keys_for_one_file(own_server, data_dir):
+    own_server.put(FFA1.replace("FFA-1", "FFA1"), b"x")
+    with pytest.raises(BucketError, match="FFA-1.*FFA1|FFA1.*FFA-1"):
+        fetch()
 
 
 def test_file_that_is_gone(server, data_dir):
-    key = fetch(sessions=1, rois=None, dry_run=True).images_meta[0]["key"]
+    query = {"sessions": [1, 2], "rois": None}
+    key = fetch(**query, dry_run=True).images_meta[0]["key"]
     server.faults[key] = (404, {}, b"")
     with pytest.raises(DownloadError, match="ses-01") as error:
-        fetch(sessions=[1, 2], rois=None)
+        fetch(**query)
     assert [f["key"] for f in error.value.failed] == [key]
     assert len(list(data_dir.rglob("*Betas_statmap.nii.gz"))) == 1
     with pytest.warns(UserWarning, match="left out"):
-        data = fetch(sessions=[1, 2], rois=None, allow_missing=True)
-    assert [m["session"] for m in data.images_meta] == ["ses-02"]
+        data = fetch(**query, allow_missing=True)
+    assert sessions_of(data) == ["ses-02"]
+    assert set(data.trials["session"]) == {"ses-02"}
     assert (data.trials["image_index"] == 0).all()
-    assert (data.trials["session"] == "ses-02").all()
     server.faults.clear()
-    assert len(fetch(sessions=[1, 2], rois=None).images) == 2
+    assert len(fetch(**query).images) == 2
 
 
 @pytest.mark.parametrize("trial_filter", [None, {"n_reps": 4}])
 def test_betas_whose_trial_table_cannot_be_fetched(server, data_dir, trial_filter):
     """They are of no use without it, and are large: they are not fetched either."""
     query = {"sessions": [1, 2], "rois": None, "trial_filter": trial_filter}
-    betas = fetch(**query, dry_run=True).images_meta[0]
-    shutil.rmtree(data_dir)
-    server.requests.clear()
-    server.faults[trials_id(betas)] = (404, {}, b"")
+    server.faults[table_of("ses-01")] = (404, {}, b"")
     with pytest.warns(UserWarning, match="left out"):
         data = fetch(**query, allow_missing=True)
-    assert [m["session"] for m in data.images_meta] == ["ses-02"]
-    failed = {rec["id"]: rec["reason"] for rec in data.failed}
-    assert "trial table" in failed[betas["id"]]
-    assert betas["key"] not in gets(server)
+    assert sessions_of(data) == ["ses-02"]
+    (reason,) = [f["reason"] for f in data.failed if f["image_type"] == "betas"]
+    assert "trial table" in reason
+    betas = [key for key in gets(server) if key.endswith("Betas_statmap.nii.gz")]
+    assert betas == [data.images_meta[0]["key"]]
 
 
-def test_kept_repetitions_are_null_once_an_earlier_table_is_gone(cached):
-    before = fetch(mode="offline").trials
-    assert before["repetition"].notna().all()
-    table = min(cached.rglob("sub-01_ses-02*_trials.tsv"))
-    content = table.read_text()
-    table.unlink()
-    data = fetch(sessions=[4, 1, 3], mode="offline")
-    assert data.trials["repetition"].notna().equals(data.trials["session"] == "ses-01")
-    table.write_text(content)
-    pd.testing.assert_frame_equal(fetch(mode="offline").trials, before)
+def test_license_is_asked_for_data_only(server, data_dir, monkeypatch):
+    monkeypatch.delenv("LAION_FMRI_LICENSE")
+    with pytest.raises(LicenseNotAcceptedError, match="LAION_FMRI_LICENSE"):
+        fetch(sessions=1)
+    assert all(key.endswith(".tsv") for key in gets(server))
+    table = table_of("ses-01", "sub-03")
+    assert fetch_ids(table).images == [str(data_dir / table)]
+    (data_dir / ".laion_fmri").mkdir(exist_ok=True)
+    (data_dir / ".laion_fmri" / "license_accepted").touch()
+    assert len(fetch(sessions=1, rois=None).images) == 1
 
 
-def test_trial_tables_in_other_orders(cached):
-    """Rows and columns in any order, and more columns, tell the same."""
-    before = fetch(mode="offline").trials
-    files = [min(cached.rglob(f"sub-01_ses-0{n}*_trials.tsv")) for n in (1, 2, 3)]
-    tables = [pd.read_csv(file, sep="\t") for file in files]
-    tables[0] = tables[0].iloc[::-1]
-    tables[1] = tables[1][["label", "beta_index", "run", "session"]]
-    tables[2]["more"] = "x"
-    for file, table in zip(files, tables, strict=True):
-        table.to_csv(file, sep="\t", index=False)
-    pd.testing.assert_frame_equal(fetch(mode="offline").trials, before)
+def test_hidden_files_of_the_dataset_are_files(own_server, data_dir):
+    hidden = "derivatives/freesurfer/sub-01/surf/.xdebug_mris_calc"
+    query = {"image_type": "freesurfer", "rois": None}
+    own_server.put(hidden, b"written by FreeSurfer")
+    data = fetch(**query)
+    assert str(data_dir / hidden) in data.images
+    (data_dir / hidden).with_name(".DS_Store").touch()
+    same(fetch(**query, mode="offline"), data)
+    assert set(verify_cache(verbose=0)["status"]) == {"ok"}
 
 
-def test_labels_that_look_like_nulls_are_labels(cached):
-    table = min(cached.rglob("sub-01_ses-01*_trials.tsv"))
-    header, first, *rows = table.read_text().splitlines()
-    *cells, _label = first.split("\t")
-    table.write_text("\n".join([header, "\t".join([*cells, "NA"]), *rows]))
-    data = fetch(sessions=1, mode="offline")
-    assert data.trials["label"][0] == "NA"
-    assert data.trials["n_reps"].isna()[0]
-    assert (data.trials["n_reps"][1:] > 0).all()
-
-
-def test_a_run_that_is_not_a_number(cached):
-    """It is null, and runs of other sessions stay the numbers that they are."""
-    expected = fetch(mode="offline").trials
-    file = min(cached.rglob("sub-01_ses-02*_trials.tsv"))
-    table = pd.read_csv(file, sep="\t", dtype=str)
-    table.loc[1, "run"] = "n/a"
-    table.loc[2, "run"] = "1b"
-    table.to_csv(file, sep="\t", index=False, na_rep="n/a")
-    row = (expected["session"] == "ses-02").idxmax() + 1
-    of_run = {"trial_filter": {"run": 1}}
-    for sessions in ([2], [1], [1, 2], "all", [1, 2]):  # parsed alone, and kept
-        trials = fetch(sessions=sessions, mode="offline").trials
-        texts = trials["run"].map(lambda run: run if isinstance(run, str) else "")
-        assert set(texts) <= {"", "1b"}
-        numbers = trials["run"][texts == ""].dropna()
-        assert all(isinstance(run, int) for run in numbers)
-        n_first = (expected["run"][expected["session"] == "ses-01"] == 1).sum()
-        if sessions != [2]:
-            shown = fetch(sessions=sessions, mode="offline", **of_run).trials
-            assert (shown["session"] == "ses-01").sum() == n_first
-    trials = fetch(mode="offline").trials
-    assert pd.isna(trials["run"][row])
-    assert trials["run"][row + 1] == "1b"
-    others = trials.index.difference([row, row + 1])
-    assert list(trials["run"][others]) == list(expected["run"][others])
-
-
-def test_a_trial_table_without_trials(cached):
-    file = min(cached.rglob("sub-01_ses-02*_trials.tsv"))
-    file.write_text(file.read_text().splitlines()[0] + "\n")
-    with pytest.raises(CorruptImageError, match="has a header, but no trials"):
-        fetch(mode="offline")
-
+# --- Tables with flaws ----------------------------------------------------------------
 
 PARTICIPANTS = "participant_id\tage\tsex\nsub-01\t24\tF\nsub-03\t31\tM\n"
 
@@ -1051,46 +720,37 @@ PARTICIPANTS = "participant_id\tage\tsex\nsub-01\t24\tF\nsub-03\t31\tM\n"
         (PARTICIPANTS + "sub-01\t24\tF\n\n").encode(),
         PARTICIPANTS.replace("sub-0", "0").encode(),
     ],
+    ids="latin-1 quote quotes blanks mark crlf tabs twice numbers".split(),
 )
 def test_participants_in_another_spelling_are_read(cached, table):
     (cached / "participants.tsv").write_bytes(table)
-    (meta,) = fetch(
-        "all", None, mode="offline", subject_filter={"age": 24}
-    ).subjects_meta
+    data = fetch("all", None, mode="offline", subject_filter={"age": 24})
+    (meta,) = data.subjects_meta
     assert (meta["subject"], meta["age"], meta["sex"]) == ("sub-01", 24, "F")
 
 
 @pytest.mark.parametrize(
-    ("table", "words", "sex"),
+    ("table", "words"),
     [
-        (b"", r"line 1, column age: .*participant_id", None),
-        (b"name\tage\nsub-01\t30\n", r"line 1, column age: .*participant_id", None),
-        (PARTICIPANTS + "sub-01\t25\tF\n", r"line 4, column age: sub-01.*line 2", None),
-        (
-            PARTICIPANTS.replace("\t24\tF", ""),
-            "line 2, column age: it ends early",
-            None,
-        ),
-        (PARTICIPANTS.replace("24", "2\0"), "line 2, column age: .*NUL byte", "F"),
-        (
-            PARTICIPANTS.replace("24\tF", "24\tF\tx"),
-            "line 2, column age: .*4 cells",
-            None,
-        ),
-        (PARTICIPANTS.replace("sex", "age"), "line 1, column age: several", None),
+        ("", "line 1, column age: .*participant_id"),
+        ("name\tage\nsub-01\t30\n", "line 1, column age: .*participant_id"),
+        (PARTICIPANTS + "sub-01\t25\tF\n", "line 4, column age: sub-01.*line 2"),
+        (PARTICIPANTS.replace("\t24\tF", ""), "line 2, column age: it ends early"),
+        (PARTICIPANTS.replace("24", "2\0"), "line 2, column age: .*NUL byte"),
+        (PARTICIPANTS.replace("24", "24\tx"), "line 2, column age: .*4 cells"),
+        (PARTICIPANTS.replace("sex", "age"), "line 1, column age: several"),
     ],
+    ids="empty header twice short NUL long columns".split(),
 )
-def test_flaws_of_participants_stop_only_a_filter_that_needs_them(
-    cached, table, words, sex
-):
-    file = cached / "participants.tsv"
-    file.write_bytes(table if isinstance(table, bytes) else table.encode())
+def test_flaws_of_participants_stop_only_a_filter_that_needs_them(cached, table, words):
+    (cached / "participants.tsv").write_text(table)
     for query in ({}, {"subject_filter": {"subject": "sub-01"}}):
         with pytest.warns(UserWarning, match=r"participants\.tsv is flawed \(line"):
             data = fetch(mode="offline", **query)
         assert len(data.images) == 4
-        assert data.subjects_meta[0].get("age") is None
-        assert data.subjects_meta[0].get("sex") == sex
+        (meta,) = data.subjects_meta
+        assert meta.get("age") is None
+        assert meta.get("sex") == ("F" if "NUL" in words else None)
     for term in ({"age": 24}, ~ResultFilter(age=24)):
         with pytest.raises(CorruptImageError, match=f"participants\\.tsv.*{words}"):
             fetch(mode="offline", subject_filter=term)
@@ -1110,144 +770,112 @@ def test_columns_of_participants_named_as_fields_of_ours(cached):
     assert (meta["participants_sessions"], meta["participants_rois"]) == (30, "all")
 
 
-def change_trial_table(folder, change):
-    file = min(folder.rglob("sub-01_ses-02*_trials.tsv"))
-    file.write_bytes(change(file.read_text()).encode("latin-1"))
+@pytest.fixture
+def change_table(cached):
+    """Change the lines of the trial table of session 2, which is in Latin-1."""
+
+    def change(function):
+        file = cached / table_of("ses-02")
+        lines = function(file.read_text().splitlines())
+        file.write_bytes("\n".join([*lines, ""]).encode("latin-1"))
+
+    return change
+
+
+def on_each(function):
+    return lambda lines: [*map(function, lines)]
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        lambda t: t.replace("\n", "\r\n"),
-        lambda t: "\xef\xbb\xbf" + t,
-        lambda t: t.replace("label", " label "),
-        lambda t: t.replace("\tlabel", '\t"label"').replace("ses-02\t", '"ses-02\t', 1),
-        lambda t: t.replace("\n", "\t\n"),
-        lambda t: t.replace("session", "subject").replace("ses-02\t", "sub-09\t"),
+        on_each(lambda line: f"{line}\r"),
+        lambda lines: ["\xef\xbb\xbf" + lines[0], *lines[1:]],
+        on_each(lambda line: line.replace("label", " label ")),
+        on_each(lambda line: re.sub("^(.*)\t", r'"\1"\t', line)),
+        on_each(lambda line: f"{line}\t"),
+        on_each(lambda line: re.sub("session|ses-02", "sub-09", line)),
+        on_each(lambda line: line.replace("session", "subject")),
+        lambda lines: [lines[0], *lines[:0:-1]],
+        on_each(lambda line: "\t".join(line.split("\t")[::-1])),
+        on_each(lambda line: f"more\t{line}"),
     ],
+    ids="crlf mark blanks quotes tabs subject no-session rows columns more".split(),
 )
-def test_a_trial_table_in_another_spelling_is_read(cached, change):
+def test_a_trial_table_in_another_spelling_is_read(change_table, change):
     expected = fetch(mode="offline").trials
-    change_trial_table(cached, change)
+    change_table(change)
     pd.testing.assert_frame_equal(fetch(mode="offline").trials, expected)
 
 
-def test_a_trial_table_that_is_not_utf8_is_read(cached):
-    change_trial_table(cached, lambda t: t.replace("shared_4rep_OOD_", "sh\xe4red_"))
-    assert fetch(mode="offline").trials["label"].str.startswith("sh\xe4red_").any()
+def with_cells(column, *cells):
+    """Return a change of a column in the first rows; None removes the cell."""
+
+    def change(lines):
+        rows = [line.split("\t") for line in lines]
+        for row, cell in zip(rows[1:], cells, strict=False):
+            row[column : column + 1] = [] if cell is None else [cell]
+        return map("\t".join, rows)
+
+    return change
+
+
+def test_labels_may_be_in_latin_1_or_look_like_nulls(change_table):
+    change_table(with_cells(3, "sh\xe4red", "NA"))
+    trials = fetch(sessions=2, mode="offline").trials
+    assert trials["label"].tolist()[:2] == ["sh\xe4red", "NA"]
+    assert trials["n_reps"].isna()[:2].all()
+
+
+def test_a_run_that_is_not_a_number(change_table):
+    """It is null or text, and other runs stay the numbers that they are."""
+    expected = fetch(mode="offline").trials["run"].tolist()
+    rows = [i for i, run in enumerate(expected) if run == 1]
+    change_table(with_cells(1, "n/a", "1b"))
+    for sessions in ([2], [1, 2], "all"):  # parsed alone, and with others
+        runs = fetch(sessions=sessions, mode="offline").trials["run"]
+        assert [run for run in runs if isinstance(run, str)] == ["1b"]
+        assert runs.isna().sum() == 1
+    differ = [a != b for a, b in zip(runs, expected, strict=True)]
+    assert sum(differ) == 2
+    ones = fetch(trial_filter={"run": 1}, mode="offline").trials
+    assert len(ones) == len(rows) - 2
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda rows: rows[2].rpartition("\t")[0], "line 3, column label"),
-        (lambda rows: rows[2].replace("_", "\0"), "line 3, column label"),
-        (lambda rows: rows[2] + "\tx", "line 3: .*more cells"),
-        (
-            lambda rows: rows[2].replace("\t1\t1\t", "\t1\tone\t"),
-            "line 3, .*beta_index: 'one'",
-        ),
-        (lambda rows: rows[1], "line 3, column beta_index: 0 is in line 2"),
+        (with_cells(3, "a", None), "line 3, column label"),
+        (with_cells(3, "a", "b\0"), "line 3, column label"),
+        (with_cells(3, "a", "b\tx"), "line 3: .*more cells"),
+        (with_cells(2, "0", "one"), "line 3, .*beta_index: 'one'"),
+        (with_cells(2, "0", "0"), "line 3, column beta_index: 0 is in line 2"),
     ],
+    ids="short NUL long text twice".split(),
 )
-def test_a_damaged_trial_table_is_named_with_line_and_column(cached, change, words):
-    def damage(text):
-        rows = text.splitlines()
-        return "\n".join([*rows[:2], change(rows), *rows[3:]])
-
-    change_trial_table(cached, damage)
+def test_a_damaged_trial_table_is_named_with_line_and_column(
+    change_table, change, words
+):
+    change_table(change)
     with pytest.raises(CorruptImageError, match=f"sub-01_ses-02.*{words}"):
         fetch(mode="offline")
 
 
-def test_trial_table_that_is_missing(cached):
-    min(cached.rglob("sub-01_ses-02*_trials.tsv")).unlink()
+def test_trial_tables_that_are_missing_or_empty(cached, change_table):
+    change_table(lambda lines: lines[:1])
+    with pytest.raises(CorruptImageError, match="has a header, but no trials"):
+        fetch(mode="offline")
+    (cached / table_of("ses-02")).unlink()
     with pytest.warns(UserWarning, match=r"no trial table.*ses-02.*without trials"):
         data = fetch(mode="offline")
     assert data.sample_masks[1] is None
     assert 1 not in set(data.trials["image_index"])
     with pytest.warns(UserWarning, match=r"no trial table.*ses-02.*left out"):
         data = fetch(mode="offline", trial_filter={"n_reps": 4})
-    assert "ses-02" not in [m["session"] for m in data.images_meta]
+    assert "ses-02" not in sessions_of(data)
 
 
-def test_brain_mask_is_derived_where_the_bucket_has_none(
-    bucket_folder, data_dir, monkeypatch
-):
-    with serve_bucket(bucket_folder) as server:
-        monkeypatch.setenv("LAION_FMRI_BUCKET_URL", server.url)
-        anatomy = bucket_folder / "derivatives/anatomical/sub-01"
-        for mask in anatomy.rglob("*res-1pt8_desc-brain_mask.nii.gz"):
-            server.delete(mask.relative_to(bucket_folder).as_posix())
-        planned = fetch(rois=None, sessions=1, dry_run=True).brain_masks
-        assert not Path(planned["sub-01"]).exists()
-        with pytest.warns(UserWarning, match="derived"):
-            data = fetch(rois=None, sessions=1)
-    mask = nib.load(data.brain_masks["sub-01"])
-    (r2,) = data_dir.rglob("*desc-R2mean_statmap.nii.gz")
-    np.testing.assert_array_equal(mask.get_fdata() > 0, nib.load(r2).get_fdata() > 0)
-    assert ".laion_fmri" in data.brain_masks["sub-01"]
-    assert planned == data.brain_masks
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert_same(fetch(rois=None, sessions=1, mode="offline"), data)
-
-
-def test_one_brain_mask_of_several(bucket_folder, data_dir, monkeypatch):
-    with serve_bucket(bucket_folder) as server:
-        monkeypatch.setenv("LAION_FMRI_BUCKET_URL", server.url)
-        folder = "derivatives/anatomical/sub-01/ses-Other/anat/"
-        name = "sub-01_ses-Other_space-T1w_res-1pt8_desc-brain_mask.nii.gz"
-        server.put(folder + name, b"another")
-        data = fetch(rois=None, sessions=1)
-        masks = [key for key in gets(server) if key.endswith("brain_mask.nii.gz")]
-    assert len(masks) == 1
-    assert data.brain_masks == {"sub-01": str(data_dir / masks[0])}
-
-
-def test_license_is_asked_for_data_only(server, data_dir, monkeypatch):
-    monkeypatch.delenv("LAION_FMRI_LICENSE")
-    with pytest.raises(LicenseNotAcceptedError, match="LAION_FMRI_LICENSE"):
-        fetch(sessions=1)
-    assert all(key.endswith(".tsv") for key in gets(server))
-    table = trials_id({"subject": "sub-03", "session": "ses-01"})
-    assert fetch_laion_fmri_ids(table, verbose=0).images == [str(data_dir / table)]
-    (data_dir / ".laion_fmri").mkdir(exist_ok=True)
-    (data_dir / ".laion_fmri" / "license_accepted").touch()
-    assert len(fetch(sessions=1, rois=None).images) == 1
-
-
-@pytest.mark.parametrize("limit", [0, 1])
-def test_offline_a_limit_gives_what_it_gave_online(server, data_dir, limit):
-    """Sessions that were named and not fetched, as the limit left them out."""
-    query = {"sessions": [1, 2], "rois": None, "max_images": limit}
-    data = fetch(**query)
-    assert_same(fetch(**query, mode="offline"), data)
-    assert_same(fetch(**query), data)
-
-
-def test_hidden_files_of_the_dataset_are_files(bucket_folder, data_dir, monkeypatch):
-    hidden = "derivatives/freesurfer/sub-01/surf/.xdebug_mris_calc"
-    query = {"image_type": "freesurfer", "rois": None}
-    with serve_bucket(bucket_folder) as server:
-        monkeypatch.setenv("LAION_FMRI_BUCKET_URL", server.url)
-        server.put(hidden, b"written by FreeSurfer")
-        data = fetch(**query)
-        assert str(data_dir / hidden) in data.images
-        (data_dir / hidden).with_name(".DS_Store").touch()
-        assert fetch(**query, dry_run=True).plan_size == 0
-        assert_same(fetch(**query, mode="offline"), data)
-        server.reset()
-        fetch(**query)
-        assert gets(server) == []
-    with pytest.warns(UserWarning, match="continuing offline"):
-        assert_same(fetch(**query), data)
-    report = verify_cache(verbose=0).set_index("id")
-    assert report.loc[hidden, "status"] == "ok"
-    assert set(report["status"]) == {"ok"}
-
-
-# ---------------------------------------------------------------- what is said
+# --- What is said ---------------------------------------------------------------------
 
 
 def test_what_is_said(server, data_dir, capsys):
@@ -1256,444 +884,154 @@ def test_what_is_said(server, data_dir, capsys):
     assert said.out == ""
     assert "Downloading" in said.err
     assert str(data_dir) in said.err
-    assert "MB" in said.err or "kB" in said.err
+    assert re.search(r"\d [kM]B", said.err)
     fetch(sessions=1, rois="FFA1", verbose=0)
     assert capsys.readouterr() == ("", "")
 
 
-def test_named_sessions_without_a_trial_that_passes_are_told(cached, capsys):
-    query = {"rois": None, "mode": "offline", "verbose": 1}
-    label = fetch(sessions=1, mode="offline").trials["label"][0]
-    once = fetch(trial_filter={"label": label}, mode="offline").images_meta
-    left = {meta["session"] for meta in once}
-    without = [f"ses-0{n}" for n in range(1, 5) if f"ses-0{n}" not in left]
-    assert without
-    fetch(sessions=[1, 2, 3, 4], trial_filter={"label": label}, **query)
-    said = capsys.readouterr().err
-    names = ", ".join(f"{session} of sub-01" for session in without)
-    assert re.search(f"^{names} ha(s|ve) no trial that passes$", said, re.MULTILINE)
-    fetch(sessions="all", trial_filter={"label": label}, **query)
+def test_named_sessions_without_a_trial_that_passes_are_told(on_disk, capsys):
+    label = fetch(sessions=1).trials["label"][0]
+    query = {"rois": None, "trial_filter": {"label": label}, "verbose": 1}
+    left = sessions_of(fetch(**query))
     assert "no trial that passes" not in capsys.readouterr().err
-
-
-def test_what_a_dry_run_announces_is_what_comes(server, data_dir, capsys):
-    query = {"rois": "PPA", "sessions": [1, 2], "trial_filter": {"n_reps": 12}}
-    planned = fetch(**query, dry_run=True)
-    server.requests.clear()
-    fetch(**query)
-    assert {*map(clean_key, gets(server))} == {*planned.plan["id"]}
-    sizes = [(data_dir / path).stat().st_size for path in planned.plan["id"]]
-    assert sum(sizes) == planned.plan_size
-
-
-def test_bulk_data_are_announced_as_far_as_they_are_selected(server, data_dir, capsys):
-    query = {"image_type": "raw_bold", "rois": None, "dry_run": True, "verbose": 1}
-    assert len(fetch(**query).images) > 1
-    capsys.readouterr()
-    data = fetch(**query, max_images=1)
+    others = [f"ses-0{n} of sub-01" for n in range(1, 5) if f"ses-0{n}" not in left]
+    assert others
+    fetch(sessions=[1, 2, 3, 4], **query)
     said = capsys.readouterr().err
-    size = readable_size(data.images_meta[0]["size"])
-    assert f"Raw or preprocessed data selected: {size} in 1 file\n" in said
+    words = f"^{', '.join(others)} ha(s|ve) no trial that passes$"
+    assert re.search(words, said, re.MULTILINE)
 
 
-def test_query_is_readable_and_without_settings(cached):
-    data = fetch([1], sessions=range(1, 3), rois="FFA-1", mode="offline")
+def test_query_is_readable_and_without_settings(on_disk):
+    asked = ResultFilter(n_reps=GreaterThan(4))
+    data = fetch([1], sessions=range(1, 4), rois="FFA-1", trial_filter=asked)
+    asked["n_reps"] = 4  # which changes nothing that was asked
     assert data.query == {
         "subjects": ["sub-01"],
-        "sessions": ["ses-01", "ses-02"],
+        "sessions": ["ses-01", "ses-02", "ses-03"],
         "rois": ["FFA1"],
         "subject_filter": None,
         "image_filter": {"image_type": "betas"},
         "roi_filter": {"space": "T1w", "res": "1pt8", "extension": "nii.gz"},
-        "trial_filter": None,
+        "trial_filter": {"n_reps": {"GreaterThan": [4]}},
         "max_images": None,
     }
+    either = ResultFilter(n_reps=4) | {"run": 2}
+    for again in (
+        data,
+        fetch(rois=["face", "PPA"], max_images=2, **OFTEN),
+        fetch("all", None, image_type=MAPS, trial_filter=either),
+    ):
+        same(fetch(**json.loads(json.dumps(again.query))), again)
 
 
-@pytest.mark.parametrize(
-    "query",
-    [
-        {"rois": ["face", "PPA"], "trial_filter": {"n_reps": 12}, "max_images": 2},
-        {"subjects": "all", "sessions": [1, 2], "rois": None},
-        {
-            "image_type": "rsquare",
-            "trial_filter": ResultFilter(n_reps=4) | {"dataset": "LAION"},
-        },
-    ],
-)
-def test_a_query_can_be_asked_again(cached, query):
-    data = fetch(**query, mode="offline")
-    again = fetch(**json.loads(json.dumps(data.query)), mode="offline")
-    assert_same(data, again)
+def test_a_query_with_functions_tells_their_names_and_is_refused(on_disk):
+    data = pickle.loads(pickle.dumps(fetch(1, trial_filter=bool)))
+    assert data.query["trial_filter"] == {"callable_filter": "bool"}
+    with pytest.raises(InvalidQueryError, match=r"trial_filter.*function bool alone"):
+        fetch(**data.query)
 
 
-def test_a_query_with_functions_tells_their_names(cached):
-    data = fetch(1, trial_filter=lambda trial: trial["n_reps"] == 4, mode="offline")
-    assert data.query["trial_filter"] == {"callable_filter": "<lambda>"}
-    assert pickle.loads(pickle.dumps(data)).query == data.query
+FEW = ResultFilter(n_reps=4)
+MANY = ResultFilter(n_reps=12)
+LABEL = "shared_12rep_THINGS+_kmeans_211_bracelet2.jpg"
+RECENT = {"last_modified": GreaterThan("2000-01-01")}
 
 
 @pytest.mark.parametrize(
     ("query", "words"),
     [
-        (
-            {"trial_filter": {"n_reps": "12"}},
-            r"trial_filter.*n_reps is 12, 4 \(numbers, not text\)",
-        ),
-        ({"trial_filter": {"beta_index": "3"}}, r"beta_index.* \(numbers, not text\)"),
-        ({"subject_filter": {"rois": "FFA1"}}, r"rois.* \(lists, not text\)"),
+        ({"trial_filter": {"n_reps": "12"}}, r"n_reps is 12, 4 \(numbers, not text\)"),
         ({"trial_filter": {"label": Pattern("illusion")}}, "start.*or use Contains"),
         ({"trial_filter": {"label": "none such"}}, "none such'\\).$"),
-        ({"space": "MNI152"}, "images.*space is T1w"),
-        ({"roi_filter": {"space": "MNI"}}, "ROI masks.*space is T1w, fsnative"),
+        ({"trial_filter": MANY & {"n_reps": 4}}, rf"{re.escape(f'{MANY & FEW}')}\.$"),
+        ({"subject_filter": {"rois": "FFA1"}}, r"rois.* \(lists, not text\)"),
         ({"subject_filter": {"subject": "1"}}, "subject_filter.*subject is sub-01"),
+        ({"space": "MNI152"}, "the terms on images.*space is T1w"),
+        ({"roi_filter": {"space": "MNI"}}, "ROI masks.*space is T1w, fsnative"),
         ({"last_modified": "2999-12-31"}, r"images.*last_modified is \d{4}-\d\d-\d\dT"),
-        (
-            {"trial_filter": ResultFilter(n_reps=12) & {"n_reps": 4}},
-            r"trial_filter, ResultFilter\(n_reps=12\) & ResultFilter\(n_reps=4\)\.$",
-        ),
-        (
-            {"image_filter": {"desc": "x", "last_modified": GreaterThan("2000-01-01")}},
-            "the terms on images.*desc is ",
-        ),
-        (
-            {
-                "image_filter": ResultFilter(
-                    stat="rsquare", last_modified=LessThan("2999")
-                )
-            },
-            "the terms on images",
-        ),
-        (
-            {"image_filter": ResultFilter(outdated=True) & (lambda record: False)},
-            "the terms on images",
-        ),
+        ({"image_filter": {"desc": "x", **RECENT}}, "the terms on images.*desc is "),
+        ({"image_filter": bool, "outdated": True, "stat": "x"}, "the terms on images"),
     ],
 )
-def test_a_filter_that_nothing_passes_is_warned_of(server, data_dir, query, words):
+def test_a_filter_that_nothing_passes_is_warned_of(plan, query, words):
     with pytest.warns(UserWarning, match=f"Nothing passes .*{words}"):
-        fetch(**query, dry_run=True)
+        data = plan(**query)
+    assert (data.rois if "roi_filter" in query else data.images) == []
 
 
-def messages_of(call, *args, **query):
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        call(*args, **query)
-    return [str(one.message) for one in caught]
-
-
-LABEL = "shared_12rep_THINGS+_kmeans_211_bracelet2.jpg"
+NEAREST = f"Among the candidates, {LABEL!r} is nearest"
 
 
 @pytest.mark.parametrize(
     ("query", "words"),
     [
         (
-            {"trial_filter": ResultFilter(n_reps=12) | {"label": Pattern("illusion")}},
-            r"label=Pattern.* a part of trial_filter.*not at the start.*Contains",
+            {"trial_filter": MANY | {"label": Pattern("illusion")}},
+            "Nothing fulfils .*label=Pattern.* a part of trial_filter.*start.*Contains",
         ),
         (
-            {"trial_filter": ResultFilter(n_reps=12) & ~ResultFilter(dataset="LOAIN")},
-            r"dataset='LOAIN'\), a part of trial_filter.*dataset is LAION, NSD",
+            {"trial_filter": MANY & ~ResultFilter(dataset="LOAIN")},
+            r"Nothing fulfils .*dataset='LOAIN'\), a part of trial.* is LAION, NSD",
         ),
+        ({"trial_filter": MANY ^ {"run": "1"}}, r".*run='1'.*\(numbers, not text\)"),
         (
-            {"trial_filter": ResultFilter(n_reps=12) ^ {"run": "1"}},
-            r"run='1'.*\(numbers, not text\)",
+            {"trial_filter": MANY | (FEW & (ResultFilter(run=1) | {"run": 99}))},
+            r"Nothing fulfils ResultFilter\(run=99\), a part",
         ),
-        (
-            {
-                "trial_filter": ResultFilter(n_reps=12)
-                | (ResultFilter(n_reps=4) & (ResultFilter(run=1) | {"run": 99}))
-            },
-            r"run=99\), a part",
-        ),
-        ({"image_filter": ResultFilter(size=NotNull()) | {"desc": "x"}}, "desc='x'"),
-        (
-            {"roi_filter": ResultFilter(hemi="X") | {"roi": "FFA1"}},
-            "hemi='X'.*ROI masks",
-        ),
+        ({"roi_filter": ResultFilter(hemi="X") | {"roi": "PPA"}}, ".*'X'.*ROI mask"),
         (
             {"subject_filter": ResultFilter(subject="sub-01") | {"age": 200}},
-            "age=200.*a part of subject_filter.*age is 24",
+            "Nothing fulfils .*age=200.*a part of subject_filter.*age is 24",
+        ),
+        ({"trial_filter": {"n_reps": GreaterThan("1")}}, ".*compares numbers as text"),
+        ({"trial_filter": {"dataset": NotEqual("ood")}}, "1 of 1 value .*'ood'.*THING"),
+        ({"trial_filter": {"n_reps": NotEqual("12")}}, "1 .*'12'.*numbers, not text"),
+        ({"trial_filter": {"run": NotIn(1, "2")}}, "1 of 2 values .*nothing: '2'."),
+        ({"trial_filter": {"n_reps": [12, 13]}}, "1 of 2 values of n_reps .*: 13."),
+        ({"image_filter": {"session": NotEqual(1)}}, "1 .*: 1.*text, not numbers"),
+        ({"subject_filter": {"rois": NotContains("FFA-1")}}, "1 .*'FFA-1'.*FFA1"),
+        (
+            {"trial_filter": {"label": [LABEL, LABEL.replace("211", "212")]}},
+            f"1 of 2 values of label in trial_filter.*: 'sha.*{re.escape(NEAREST)}",
+        ),
+        (
+            {"trial_filter": {"label": [LABEL, *(f"a{i}" for i in range(999))]}},
+            "999 of 1,000 values of label in trial_filter match nothing: 'a0', 'a1'",
         ),
     ],
 )
-def test_each_term_that_nothing_fulfils_is_warned_of_once(
-    server, data_dir, query, words
-):
-    (text,) = messages_of(fetch, **query, dry_run=True)
-    assert re.match(f"Nothing fulfils ResultFilter\\(.*{words}", text)
+def test_each_part_of_a_filter_that_nothing_has_is_warned_of_once(plan, query, words):
+    (text,) = warnings_of(plan, **query)
+    assert re.match(words, text)
+
+
+NOT_SHOWN = [f"shared_4rep_NSD_special{i}.jpg" for i in range(50)]
 
 
 @pytest.mark.parametrize(
     "query",
     [
-        {},
-        {"trial_filter": ResultFilter(n_reps=12) | {"label": Contains("illusion")}},
-        {"trial_filter": lambda trial: trial["n_reps"] == 12},
-        {"trial_filter": {"label": LABEL}},
-        {"trial_filter": {"run": range(1, 13)}},
-        {"trial_filter": ResultFilter(ood_type=None)},
+        *(
+            {"trial_filter": trial_filter}
+            for trial_filter in (
+                *(None, MANY | {"label": Contains("illusion")}, {"label": LABEL}),
+                *({"label": [LABEL, *NOT_SHOWN]}, {"label": NotIn(NOT_SHOWN[7])}),
+                *({"run": range(1, 13)}, {"ood_type": None}, {"n_reps": NotIn(12)}),
+                *({"dataset": NotEqual("OOD")}, {"ood_type": NotEqual(None)}),
+                *({"label": NotContains("illusion")}, lambda trial: trial["run"] == 1),
+            )
+        ),
         {"last_modified": GreaterThan("2099-01-01")},
         {"image_filter": ResultFilter(size=NotNull()) | {"outdated": True}},
         {"rois": None, "roi_filter": {"hemi": "X"}},
     ],
 )
-def test_filters_without_a_fault_are_not_warned_of(server, data_dir, query):
-    assert messages_of(fetch, **query, dry_run=True) == []
+def test_filters_without_a_fault_are_not_warned_of(plan, query):
+    assert warnings_of(plan, **query) == []
 
 
-def test_values_of_a_list_that_nothing_has_are_named(server, data_dir):
-    def labelled(*labels):
-        return messages_of(fetch, trial_filter={"label": labels}, dry_run=True)
-
-    (text,) = labelled(LABEL, LABEL.replace("211", "212"))
-    assert text.startswith("1 of 2 values of label in trial_filter match nothing: 'sha")
-    assert text.endswith(f"Among the candidates, {LABEL!r} is nearest.")
-    others = [f"shared_4rep_NSD_special{i}.jpg" for i in range(1000)]
-    assert labelled(LABEL, *others) == []
-    (text,) = labelled(LABEL, *others, "shared_4rep_NSD_special7", "shared_4rep")
-    assert text.startswith("2 of 1,003 values of label in trial_filter match nothing: ")
-    assert "'shared_4rep_NSD_special7', 'shared_4rep'." in text
-    (text,) = messages_of(fetch, trial_filter={"n_reps": [12, 13]}, dry_run=True)
-    assert "1 of 2 values of n_reps in trial_filter match nothing: 13." in text
-
-
-@pytest.mark.parametrize(
-    ("query", "words"),
-    [
-        ({"trial_filter": {"dataset": NotEqual("ood")}}, "'ood'.*THINGS"),
-        ({"trial_filter": {"n_reps": NotEqual("12")}}, "'12'.*numbers, not text"),
-        ({"trial_filter": {"run": NotIn(1, "2")}}, "'2'."),
-        ({"trial_filter": {"label": NotContains("Illusion")}}, "'Illusion'"),
-        ({"image_filter": {"session": NotEqual(1)}}, "1.*ses-01.*text, not numbers"),
-        ({"subject_filter": {"rois": NotContains("FFA-1")}}, "'FFA-1'.*FFA1"),
-    ],
-)
-def test_values_to_leave_out_that_nothing_has_are_named(server, data_dir, query, words):
-    (text,) = messages_of(fetch, **query, dry_run=True)
-    assert re.match(f"1 of [12] values? of .* match nothing: {words}", text)
-
-
-@pytest.mark.parametrize(
-    "trial_filter",
-    [
-        {"dataset": NotEqual("OOD")},
-        {"n_reps": NotIn(12)},
-        {"label": NotContains("illusion")},
-        {"label": NotIn("shared_4rep_NSD_special7.jpg")},  # not in these sessions
-        {"ood_type": NotEqual(None)},
-    ],
-)
-def test_values_that_are_left_out_are_not_warned_of(server, data_dir, trial_filter):
-    assert messages_of(fetch, trial_filter=trial_filter, dry_run=True) == []
-
-
-def test_numbers_that_are_compared_as_text_are_warned_of(server, data_dir):
-    query = {"trial_filter": {"n_reps": GreaterThan("1")}}
-    (text,) = messages_of(fetch, **query, dry_run=True)
-    assert "compares numbers as text" in text
-
-
-@pytest.mark.parametrize(
-    "bound",
-    [
-        datetime(2020, 1, 1),
-        datetime(2020, 1, 1, tzinfo=timezone.utc),
-        date(2020, 1, 1),
-        pd.Timestamp("2020-01-01"),
-        pd.Timestamp("2020-01-01", tz="Europe/Berlin"),
-        "2020-01-01",
-        "2020-01-01 00:00",
-    ],
-)
-def test_files_are_chosen_by_date(server, data_dir, bound):
-    assert len(fetch(last_modified=GreaterThan(bound), dry_run=True).images) == 4
-    assert fetch(last_modified=LessThan(bound), dry_run=True).images == []
-
-
-@pytest.mark.parametrize(
-    ("query", "words"),
-    [
-        ({"last_modified": GreaterThan(2020)}, "last_modified cannot.*str.*is int"),
-        ({"size": GreaterThan(date(2020, 1, 1))}, "size cannot.*int.*is date"),
-        ({"trial_filter": {"label": GreaterThan(4)}}, "label cannot.*str.*is int"),
-        ({"roi_filter": {"roi": LessThan(4)}}, "roi cannot.*str.*is int"),
-        ({"subject_filter": {"rois": LessThan(4)}}, "rois cannot.*list.*is int"),
-    ],
-)
-def test_comparisons_that_cannot_be_made_are_refused(server, data_dir, query, words):
-    with pytest.raises(InvalidQueryError, match=words):
-        fetch(**query, dry_run=True)
-
-
-# ---------------------------------------------------------------- another grid
-
-
-def test_resolution(server, data_dir):
-    query = {"rois": "FFA1", "sessions": [1, 2], "resolution": 12}
-    data = fetch(**query)
-    original = fetch(rois="FFA1", sessions=[1, 2])
-    assert all("_res-12_" in path for path in [*data.images, *data.rois])
-    assert [m["res"] for m in data.images_meta] == ["12", "12"]
-    assert original.images_meta[0]["res"] is None
-    assert len(original.images) == 2
-    image, mask = nib.load(data.images[0]), nib.load(data.brain_masks["sub-01"])
-    np.testing.assert_allclose(image.header.get_zooms()[:3], 12)
-    assert image.shape[:3] == mask.shape == nib.load(data.rois[0]).shape
-    assert image.shape[3] == nib.load(original.images[0]).shape[3]
-    ceiling = nib.load(data.noise_ceilings["sub-01"]["Allrep"])
-    np.testing.assert_allclose(ceiling.affine, mask.affine)
-    pd.testing.assert_frame_equal(data.trials, original.trials)
-    before = Path(data.images[0]).stat().st_mtime_ns
-    server.reset()
-    assert_same(fetch(**query), data)
-    assert_same(fetch(mode="offline", **query), data)
-    assert gets(server) == []
-    assert Path(data.images[0]).stat().st_mtime_ns == before
-
-
-def test_rois_that_vanish_on_a_coarse_grid_are_named(cached, no_network):
-    query = {"sessions": 1, "resolution": 25}
-    for _ in range(2):  # resampled, and found on disk
-        with pytest.warns(UserWarning, match="No voxel of 25 mm is in ") as seen:
-            data = fetch(**query, rois="retinotopy", mode="offline")
-        empty = [
-            meta["roi"]
-            for file, meta in zip(data.rois, data.rois_meta, strict=True)
-            if not nib.load(file).get_fdata().any()
-        ]
-        assert 0 < len(empty) < len(data.rois)
-        assert f"is in {empty[0]} of sub-01" in str(seen[0].message)
-        assert len(seen) == 1
-
-
-def test_resolution_without_originals(server, data_dir):
-    query = {"rois": "FFA1", "sessions": 1, "resolution": 12, "keep_original": False}
-    data = fetch(**query)
-    assert [p.name for p in data_dir.rglob("*Betas_statmap.nii.gz")] == [
-        Path(data.images[0]).name
-    ]
-    server.reset()
-    assert_same(fetch(**query), data)
-    assert_same(fetch(mode="offline", **query), data)
-    assert gets(server) == []
-    with pytest.raises(NotCachedError, match="ses-01"):
-        fetch(sessions=1, mode="offline")
-    assert len(fetch(sessions=1, rois=None).images) == 1
-
-
-@pytest.mark.parametrize(
-    "setting", [{"keep_original": False}, {"interpolation": "nearest"}]
-)
-def test_settings_of_resampling_without_a_resolution(setting, no_network):
-    (name,) = setting
-    with pytest.raises(InvalidQueryError, match=f"{name} is .*give resolution"):
-        fetch(**setting)
-    with pytest.raises(InvalidQueryError, match="'linear'"):
-        fetch(interpolation="linearr")
-
-
-@pytest.mark.parametrize(
-    "query",
-    [
-        {"image_type": "subject_noise_ceiling"},
-        {"image_type": "roi", "roi": "FFA1", "res": "1pt8", "extension": "nii.gz"},
-    ],
-)
-def test_originals_that_are_asked_for_twice_are_resampled_once(server, data_dir, query):
-    """Noise ceilings and masks are images here, and go with images, too."""
-    roi = query.pop("roi", None)
-    if roi:
-        query["image_filter"] = {"roi": roi}
-    data = fetch(**query, resolution=12, keep_original=False)
-    assert data.images
-    assert all(Path(path).exists() for path in data.images)
-    assert all("_res-12_" in path for path in data.images)
-    assert not any((data_dir / meta["id"]).exists() for meta in data.images_meta)
-
-
-def test_images_that_another_interpolation_replaces_are_named(server, data_dir):
-    query = {"sessions": 1, "image_type": "rsquare", "rois": None, "resolution": 12}
-    first = fetch(**query)
-    with pytest.warns(UserWarning, match="another interpolation .* replaced, such as"):
-        second = fetch(**query, interpolation="nearest")
-    assert second.images == first.images
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        fetch(**query, interpolation="nearest")
-
-
-def test_ids_in_a_set_come_in_the_order_of_text(server, data_dir):
-    ids = [m["id"] for m in fetch(sessions=[1, 2], rois=None).images_meta]
-    again = fetch_laion_fmri_ids({*reversed(ids)}, verbose=0)
-    assert [m["id"] for m in again.images_meta] == sorted(ids)
-
-
-def test_removed_originals_are_fetched_for_another_interpolation(server, data_dir):
-    query = {"sessions": 1, "rois": None, "resolution": 12, "keep_original": False}
-    first = fetch(**query)
-    before = Path(first.images[0]).read_bytes()
-    plan = fetch(**query, interpolation="linear", dry_run=True).plan
-    assert first.images_meta[0]["id"] in set(plan["id"])
-    with pytest.warns(UserWarning, match="not on disk"):
-        assert (
-            fetch(
-                **query, interpolation="linear", mode="offline", allow_missing=True
-            ).images
-            == []
-        )
-    second = fetch(**query, interpolation="linear")
-    assert Path(second.images[0]).read_bytes() != before
-
-
-def test_a_new_version_of_a_removed_original_is_noticed(
-    bucket_folder, data_dir, monkeypatch
-):
-    query = {"sessions": 1, "rois": None, "resolution": 12, "keep_original": False}
-    with serve_bucket(bucket_folder) as bucket:
-        monkeypatch.setenv("LAION_FMRI_BUCKET_URL", bucket.url)
-        (old,) = fetch(**query).images_meta
-        assert set(verify_cache(verbose=0)["status"]) == {"ok"}
-        content = (bucket_folder / old["key"]).read_bytes()
-        bucket.put(old["key"], content + b"\0" * 8)
-        with pytest.warns(UserWarning, match="version of 1 file.*unknown size"):
-            (again,) = fetch(**query).images_meta
-        assert again["outdated"]
-        assert again["etag"] is None
-        (new,) = fetch(**query, mode="overwrite", outdated=True).images_meta
-        assert not new["outdated"]
-        assert new["etag"] != old["etag"]
-
-
-def test_a_removed_original_that_came_back_is_judged_by_the_bucket(
-    bucket_folder, data_dir, monkeypatch
-):
-    query = {"sessions": 1, "rois": None}
-    with serve_bucket(bucket_folder) as bucket:
-        monkeypatch.setenv("LAION_FMRI_BUCKET_URL", bucket.url)
-        (old,) = fetch(**query, resolution=12, keep_original=False).images_meta
-        content = (bucket_folder / old["key"]).read_bytes() + b"\0" * 8
-        bucket.put(old["key"], content)
-        (data_dir / old["id"]).write_bytes(content)
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            (meta,) = fetch(**query).images_meta
-        assert (meta["outdated"], meta["size"]) == (False, len(content))
-        assert set(verify_cache(verbose=0)["status"]) == {"ok"}
-
-
-@pytest.mark.parametrize("backend", ["threading", "multiprocessing"])
-def test_resampling_in_workers_of_any_kind(cached, backend):
-    with joblib.parallel_config(backend, n_jobs=2):
-        data = fetch(sessions=[1, 2], rois=None, resolution=12, mode="offline")
-    assert all(nib.load(path).shape[3] > 1 for path in data.images)
-
-
-def test_a_directory_copied_without_its_hidden_folder(cached, no_network):
-    shutil.rmtree(cached / ".laion_fmri")
-    (mask,) = (cached / "derivatives/rois/sub-01/face").glob("*1pt8_label-FFA2_*")
-    mask.unlink()
-    with pytest.warns(UserWarning, match="No listing of derivatives/.*laion_fmri too"):
-        data = fetch("sub-01", "face", 1, mode="offline")
-    assert "FFA2" not in data.roi_files["sub-01"]
+def test_files_are_chosen_by_date(on_disk):
+    for bound in (date(2020, 1, 1), pd.Timestamp(0, tz="Europe/Berlin"), "2020-01-01"):
+        assert len(fetch(last_modified=GreaterThan(bound)).images) == 4
+        assert fetch(last_modified=LessThan(bound)).images == []
