@@ -52,6 +52,7 @@ from .splits import fetch_laion_splits as fetch_laion_splits
 from .stimuli.align import align as align
 from .stimuli.archive import load_stimuli as load_stimuli
 from .stimuli.batches import LaionDataset as LaionDataset
+from .surfaces.mni import project_to_mni as project_to_mni
 from .surfaces.projection import project_to_surface as project_to_surface
 
 __version__: str

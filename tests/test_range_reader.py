@@ -179,23 +179,32 @@ def test_one_reading_fails_alone(server, target, reader):
     assert reader.read_bytes(other, 0, 100) == CONTENT[:100]
 
 
-def test_a_reader_that_is_stopped(server, target):
-    server.faults["model"] = [always(faults.stall(10))]
-    reader = RangeReader(2, timeout=600.0)
+def late(reply):
+    """Answer after a while, then stall."""
+    faults.wait(1.0)(reply)
+    faults.stall(10)(reply)
+
+
+@pytest.mark.parametrize(
+    "fault", [late, faults.stall(10)], ids=["before an answer", "amid a body"]
+)
+def test_a_reader_that_is_stopped(server, target, fault):
+    server.faults["model"] = [always(fault)]
     errors = []
+    with RangeReader(2, timeout=600.0) as reader:
 
-    def read():
-        try:
-            reader.read_bytes(target, 0, 200_000)
-        except BaseException as error:
-            errors.append(error)
+        def read():
+            try:
+                reader.read_bytes(target, 0, 200_000)
+            except BaseException as error:
+                errors.append(error)
 
-    thread = threading.Thread(target=read)
-    thread.start()
-    while not server.sent:
-        threading.Event().wait(0.01)
-    reader.__exit__()
-    thread.join(240)
+        thread = threading.Thread(target=read, daemon=True)
+        thread.start()
+        while not (server.sent or (fault is late and server.requests)):
+            threading.Event().wait(0.01)
+    thread.join(60)
     assert not thread.is_alive()
     (error,) = errors
     assert isinstance(error, (CancelledError, Fault))
+    assert server.count("model") == 1

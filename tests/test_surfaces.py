@@ -87,9 +87,10 @@ def linear_volume(n_volumes=None):
 
 @pytest.fixture(scope="session")
 def geometry(bucket_folder):
-    """The keys of the surfaces of sub-01, and of the depth of sulci."""
+    """The keys of what is fetched of FreeSurfer's reconstruction of sub-01."""
     names = ("white", "pial", "inflated", "sphere.reg", "sulc")
     keys = {f"{SURF}/{hemi}.{name}" for hemi in ("lh", "rh") for name in names}
+    keys.add("derivatives/freesurfer/sub-01/mri/transforms/talairach.xfm")
     return {key for key in keys if (bucket_folder / key).exists()}
 
 

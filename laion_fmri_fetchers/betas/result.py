@@ -7,7 +7,7 @@ import errno
 import json
 import os
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import nibabel as nib
 import numpy as np
@@ -30,6 +30,9 @@ from .ceilings import ceiling_of_average, mean_inverse
 from .store import DAMAGED
 from .voxels import Voxels, columns_in, rois_of
 
+if TYPE_CHECKING:
+    import xarray as xr
+
 _FORMAT = "laion_fmri_fetchers betas"
 _FORMAT_VERSION = 1
 _PROVENANCE = ("query", "data_dir", "description", "versions")
@@ -48,7 +51,10 @@ class Betas(FetchedData):
 
     def __dir__(self) -> list[str]:
         return sorted(
-            {*super().__dir__(), "noise_ceiling", "roi_mask", "save", "to_img"}
+            {
+                *super().__dir__(),
+                *("noise_ceiling", "roi_mask", "save", "to_img", "to_xarray"),
+            }
         )
 
     def to_img(self, values: Any, fill: float = 0) -> nib.Nifti1Image:
@@ -185,6 +191,64 @@ class Betas(FetchedData):
             published[noise_ceiling],
             MEAN_INVERSE_REPEATS[noise_ceiling],
             mean_inverse(n_repeats),
+        )
+
+    def to_xarray(self) -> xr.DataArray:
+        """Return the betas as a labelled array of xarray.
+
+        Returns
+        -------
+        xarray.DataArray
+            ``data``, not copied, with the dimensions ``trial`` and ``voxel``. Its
+            coordinates along ``trial`` are the columns of ``trials``; along ``voxel``,
+            ``x``, ``y`` and ``z`` in mm, ``roi_FFA1`` and so on (bool) of ``roi_masks``
+            and ``noise_ceiling_Allrep`` and so on (percent) of ``noise_ceilings``. Its
+            attribute ``subject`` is the subject's name.
+
+        Raises
+        ------
+        InvalidQueryError
+            If ``trials`` are not those of the rows of ``data``.
+        ImportError
+            Without xarray: ``pip install "laion_fmri_fetchers[xarray]"``.
+
+        Examples
+        --------
+        The mean over repeats of each image, in a region::
+
+            betas = fetch_laion_betas("sub-01", "face")
+            array = betas.to_xarray()
+            array[:, array.roi_FFA1].groupby("label").mean("trial")
+        """
+        try:
+            import xarray as xr
+        except ImportError as error:
+            raise ImportError(
+                "to_xarray needs the package xarray: "
+                'pip install "laion_fmri_fetchers[xarray]"'
+            ) from error
+        check_rows(self)
+        columns = {str(name): column for name, column in self["trials"].items()}
+        voxels = dict(zip("xyz", np.transpose(self["coordinates"]), strict=True))
+        voxels |= {f"roi_{name}": mask for name, mask in self["roi_masks"].items()}
+        voxels |= {
+            f"noise_ceiling_{name}": percent
+            for name, percent in self["noise_ceilings"].items()
+        }
+        if taken := columns.keys() & {*voxels, "trial", "voxel"}:
+            raise InvalidQueryError(
+                f"betas.trials has columns {listed(sorted(taken))}, names that voxels "
+                "have; rename them"
+            )
+        return xr.DataArray(
+            self["data"],
+            dims=("trial", "voxel"),
+            coords={
+                **{k: ("trial", _without_nulls(v)) for k, v in columns.items()},
+                **{k: ("voxel", v) for k, v in voxels.items()},
+            },
+            name="betas",
+            attrs={"subject": subject_of(self["trials"]) or ""},
         )
 
     def save(self, path: str | os.PathLike) -> None:
@@ -433,6 +497,15 @@ def subject_of(trials: pd.DataFrame) -> str | None:
     """Return the subject of betas; None where their trials have none, or several."""
     names = list(trials["subject"].unique()) if "subject" in trials else []
     return names[0] if len(names) == 1 else None
+
+
+def _without_nulls(column: pd.Series) -> np.ndarray:
+    """Return a column as numpy has it: nullable integers with nulls become floats."""
+    if column.dtype.kind in "iub" and not column.isna().any():
+        return column.to_numpy(column.dtype.kind)
+    if column.dtype.kind in "iub":
+        return column.to_numpy(float, na_value=np.nan)
+    return column.to_numpy()
 
 
 def _type_in_image(values: np.ndarray) -> np.dtype:

@@ -45,6 +45,7 @@ from laion_fmri_fetchers.surfaces.files import (
     make_meshes,
     read_orientation,
     read_surface,
+    read_talairach,
     read_values,
 )
 
@@ -70,7 +71,7 @@ def fetch_laion_surfaces(
 ) -> Bunch:
     """Fetch the cortical surfaces of a subject, and ROI masks on them.
 
-    Of FreeSurfer's reconstruction, ten files are downloaded, some 50 MB; the volume
+    Of FreeSurfer's reconstruction, eleven files are downloaded, some 50 MB; the volume
     ``mri/orig.mgz`` only if the surfaces do not say where they lie in the scanner.
 
     Parameters
@@ -103,6 +104,9 @@ def fetch_laion_surfaces(
         - ``sulc``: :class:`nilearn.surface.SurfaceImage` of float32, on the pial mesh:
           the depth of sulci as FreeSurfer has it, as ``bg_map`` of nilearn's plots;
           None where the bucket lacks it.
+        - ``to_mni305``: float64 (4, 4), the affine transform from scanner to MNI305
+          coordinates, of ``mri/transforms/talairach.xfm``, for `project_to_mni`; None
+          where the bucket lacks it.
         - ``roi_masks``: dict, ROI -> :class:`nilearn.surface.SurfaceImage` of bool, on
           the pial mesh; all False in a hemisphere for which the bucket has no mask.
         - ``subject``: str.
@@ -165,12 +169,16 @@ def fetch_laion_surfaces(
     check_subjects([name], inventory, named=True)
     by_id = inventory.by_id
 
-    # The surfaces, which are all needed, and the depth of sulci, if there is any.
+    # The surfaces, which are all needed; where the bucket has them, the depth of sulci
+    # and the transform to MNI305.
     ids = [surface_id(name, h, surface) for surface in SURFACES for h in HEMISPHERES]
     sulc_ids = {h: surface_id(name, h, "sulc") for h in HEMISPHERES}
     has_sulc = all(path in by_id for path in sulc_ids.values())
     if has_sulc:
         ids += sulc_ids.values()
+    talairach = f"{FREESURFER}{name}/mri/transforms/talairach.xfm"
+    if talairach in by_id:
+        ids.append(talairach)
     missing = [path for path in ids if path not in by_id or path in inventory.absent]
     if missing:
         inventory.refuse(
@@ -227,6 +235,9 @@ def fetch_laion_surfaces(
     if has_sulc:
         depth = {h: by_id[path]["absolute_path"] for h, path in sulc_ids.items()}
         sulc = _read_image(depth, pial)
+    to_mni305 = None
+    if talairach in by_id:
+        to_mni305 = read_talairach(by_id[talairach]["absolute_path"])
     files_of: dict[str, dict[str, str]] = {}
     for rec in masks:
         of_roi = files_of.setdefault(rec["roi"], {})
@@ -243,6 +254,7 @@ def fetch_laion_surfaces(
     return Result(
         **{surface.replace(".", "_"): mesh for surface, mesh in meshes.items()},
         sulc=sulc,
+        to_mni305=to_mni305,
         roi_masks=roi_masks,
         subject=name,
         files=[rec["absolute_path"] for rec in files],

@@ -16,7 +16,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import FIRST_EXCEPTION, Future, wait
+from concurrent.futures import FIRST_EXCEPTION, CancelledError, Future, wait
 from email.utils import mktime_tz, parsedate_tz
 from typing import Any, NamedTuple
 from urllib.parse import urljoin, urlsplit
@@ -303,10 +303,23 @@ class Client(contextlib.AbstractContextManager["Client"]):
 
         Of a body that was read to its end, urllib3 keeps the connection for the next
         request; any other answer closes it.
+
+        Raises
+        ------
+        Fault
+            If there is no answer.
+        CancelledError
+            If the client is closed, or was while the request was under way.
         """
+        if self.is_closed.is_set():
+            raise CancelledError
         response = self._as_fault(self._send, *arguments, **options)
         self._responses.add(response)
         try:
+            # Whoever closes the client shuts what is in the set by then. What comes
+            # later would be read by nobody, and waited for until its timeout.
+            if self.is_closed.is_set():
+                raise CancelledError
             yield response
         finally:
             self._responses.discard(response)

@@ -2,4 +2,5 @@
 
 files        FreeSurfer's surfaces, masks on them, and the template fsaverage
 projection   project_to_surface
+mni          project_to_mni
 """

@@ -106,6 +106,25 @@ def read_orientation(file: str | os.PathLike) -> np.ndarray:
         return transform
 
 
+def read_talairach(file: str | os.PathLike) -> np.ndarray:
+    """Return the transform from scanner to MNI305 coordinates of ``talairach.xfm``.
+
+    Raises
+    ------
+    CorruptImageError
+        If the file is damaged.
+    """
+    with _naming(os.fspath(file), _REPAIR):
+        text = Path(file).read_text("ascii")
+        _, is_there, numbers = text.partition("Linear_Transform =")
+        transform = np.eye(4)
+        transform[:3] = np.reshape(numbers.split(";")[0].split(), (3, 4)).astype(float)
+        # Brains differ in size by less than this; and none is turned inside out.
+        if not (is_there and 0.2 < np.linalg.det(transform[:3, :3]) < 5):
+            raise ValueError("it holds no transform of a head")
+        return transform
+
+
 def read_values(file: str | os.PathLike, n_vertices: int) -> np.ndarray:
     """Read a value per vertex of a hemisphere: of a GIFTI file, or of ``lh.sulc``.
 

@@ -38,7 +38,7 @@ _BLOCK = 4
 _N_DEPTHS = 10
 
 
-class _Image(NamedTuple):
+class OpenImage(NamedTuple):
     """An image of which a volume is read at a time."""
 
     shape: tuple[int, ...]
@@ -56,7 +56,7 @@ def project_to_surface(
     mode: str | None = None,
     verbose: int = 1,
 ) -> SurfaceImage:
-    """Project an image of a subject to its cortex, or from there to fsaverage.
+    """Project an image of a subject to its cortex, or values on it to fsaverage.
 
     At each vertex, the image is sampled at ten depths from the white to the pial
     surface, and averaged, by :func:`nilearn.surface.vol_to_surf`. For fsaverage, each
@@ -65,11 +65,13 @@ def project_to_surface(
 
     Parameters
     ----------
-    img : str, path or image
+    img : str, path, image or :class:`nilearn.surface.SurfaceImage`
         A 3-D or 4-D NIfTI image in the subject's T1w space, such as a noise ceiling or
         a map made from betas: ``betas.to_img(values)``, of which only the voxels of
         ``betas`` count. Zeros beside a region in any other image would be averaged with
-        its values: use NaN. A file is read a few volumes at a time.
+        its values: use NaN. A file is read a few volumes at a time. Or values on the
+        subject's surface, such as ``surfaces.sulc`` or ``surfaces.roi_masks["FFA1"]``,
+        for fsaverage; they keep their type.
     surfaces : :class:`sklearn.utils.Bunch`
         From `fetch_laion_surfaces`, of the same subject.
     target : {"fsnative", "fsaverage5", "fsaverage6", "fsaverage"}, default="fsnative"
@@ -139,21 +141,22 @@ def project_to_surface(
             surfaces = fetch_laion_surfaces(subject, rois=None)
             maps.append(project_to_surface(ceiling, surfaces, target="fsaverage5"))
     """
-    if not (hasattr(surfaces, "sphere_reg") and hasattr(surfaces, "subject")):
-        raise InvalidQueryError(
-            f"surfaces is a {type(surfaces).__name__}; it must be the Bunch that "
-            "fetch_laion_surfaces returned"
-        )
-    for name, value, valid in (
-        ("target", target, ("fsnative", *TEMPLATES)),
-        ("interpolation", interpolation, ("linear", "nearest_most_frequent")),
-    ):
-        if value not in valid:
-            raise InvalidQueryError(
-                f"{name} is {value!r}; {did_you_mean(value, valid).rstrip('.')}"
-            )
+    check_surfaces(surfaces)
+    check_choice("target", target, ("fsnative", *TEMPLATES))
+    check_choice("interpolation", interpolation, ("linear", "nearest_most_frequent"))
     mode, verbose = check_mode(mode), check_verbose(verbose)
-    image = _open_image(img, surfaces.subject)
+
+    from nilearn.surface import SurfaceImage
+
+    if isinstance(img, SurfaceImage):
+        _check_mesh(img, surfaces, target)
+        template, centres = load_template(target, mode)
+        values = {
+            h: part[_nearest(surfaces.sphere_reg.parts[h].coordinates, centres[h])]
+            for h, part in img.data.parts.items()
+        }
+        return SurfaceImage(template, values)
+    image = open_image(img, surfaces.subject)
     if interpolation == "linear" and image.has_labels:
         warn(
             "img holds labels, a mask or other whole numbers, which "
@@ -169,20 +172,54 @@ def project_to_surface(
     mesh, spheres = surfaces.pial, None
     if target != "fsnative":
         mesh, spheres = load_template(target, mode)
-
-    from nilearn.surface import SurfaceImage
-
     values = _project(image, surfaces, interpolation, mesh, spheres, verbose)
     return SurfaceImage(mesh, values)
 
 
-def _open_image(img: Any, subject: str) -> _Image:
+def check_surfaces(surfaces: Any) -> None:
+    """Raise unless surfaces are those of one subject."""
+    if not (hasattr(surfaces, "sphere_reg") and hasattr(surfaces, "subject")):
+        advice = ""
+        if isinstance(surfaces, Bunch) and surfaces:
+            advice = f"; of several subjects, surfaces[{next(iter(surfaces))!r}]"
+        raise InvalidQueryError(
+            f"surfaces is a {type(surfaces).__name__}; it must be the Bunch that "
+            f"fetch_laion_surfaces returned for a subject{advice}"
+        )
+
+
+def check_choice(name: str, value: str, valid: tuple[str, ...]) -> None:
+    """Raise unless an argument is one of its valid values."""
+    if value not in valid:
+        raise InvalidQueryError(
+            f"{name} is {value!r}; {did_you_mean(value, valid).rstrip('.')}"
+        )
+
+
+def _check_mesh(img: SurfaceImage, surfaces: Bunch, target: str) -> None:
+    """Raise unless values lie on the subject's surface and fsaverage is the target."""
+    if target == "fsnative":
+        raise InvalidQueryError(
+            "img lies on the subject's surface, which is target='fsnative', already; "
+            f"name one of {', '.join(TEMPLATES)}"
+        )
+    for h in HEMISPHERES:
+        # Of two reconstructions, not even the number of vertices is the same.
+        if not np.array_equal(img.mesh.parts[h].faces, surfaces.pial.parts[h].faces):
+            raise InvalidQueryError(
+                f"img does not lie on the surface of {surfaces.subject}: its {h} "
+                "hemisphere has other triangles. Values on fsaverage cannot be "
+                "projected again; of another subject, fetch its surfaces"
+            )
+
+
+def open_image(img: Any, subject: str) -> OpenImage:
     """Return the volumes of an image, in memory or on disk."""
     is_path = isinstance(img, (str, os.PathLike))
     if not is_path and not isinstance(img, nib.spatialimages.SpatialImage):
         raise InvalidQueryError(
             f"img is a {type(img).__name__}; give the path of a NIfTI file or an image "
-            "of nibabel, such as nilearn's functions return"
+            "of nibabel, such as betas.to_img(values) and nilearn's functions return"
         )
     file = user_path(img, "img") if is_path else img.get_filename() or ""
     extra = {} if is_path else img.extra  # what to_img of betas says of them
@@ -224,11 +261,11 @@ def _open_image(img: Any, subject: str) -> _Image:
     has_labels = dtype.kind in "biu"
     if suffix is not None:
         has_labels = interpolation_for({"suffix": suffix}, "linear") == "nearest"
-    return _Image(shape, affine, volumes, has_labels)
+    return OpenImage(shape, affine, volumes, has_labels)
 
 
 def _project(
-    image: _Image,
+    image: OpenImage,
     surfaces: Bunch,
     interpolation: str,
     mesh: Any,
