@@ -184,6 +184,7 @@ def test_arguments_that_are_not_valid_are_named(granted):
         ({"labels": 3}, "labels"),
         ({"labels": pd.DataFrame({"run": [1]})}, "column 'label'"),
         ({"labels": Bunch(metadata=[])}, r"labels is a Bunch .* data\.metadata"),
+        ({"labels": {3: 4}}, "labels is a dict with 3; give labels"),
         ({"standardize": "zscore"}, "argument of fetch_laion_betas, load_betas"),
         ({"datset": "OOD"}, "dataset"),
         ({"stimulus_filter": {"rep": 3}}, "n_reps"),

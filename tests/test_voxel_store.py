@@ -21,6 +21,7 @@ from model_buckets import SESSIONS, fetch, images, put_session, roi, true_betas
 
 from laion_fmri_fetchers import exceptions as errors
 from laion_fmri_fetchers import load_betas, pack_betas, status, verify_cache
+from laion_fmri_fetchers.cli.main import main
 from laion_fmri_fetchers.demo.formats import nifti_bytes
 from laion_fmri_fetchers.exceptions import InvalidQueryError, NotCachedError
 
@@ -181,6 +182,9 @@ def test_damaged_parts_are_named_and_fetched_again(server, store, expected, dama
     assert list(bad["id"].str.contains("/voxels/sub-01/ses-01/")) == [True], report
     if damage is DAMAGES["a value"]:
         assert list(bad["reason"]) == ["its checksum differs"]
+    assert np.array_equal(fetch().data, expected)
+    (part,) = files(store)
+    damage(part, part.with_suffix(".npz"))
     data = images(dry_run=True)
     for call in (lambda: load_betas(data, verbose=0), lambda: fetch(mode="offline")):
         fails(NotCachedError, r"ses-01", call)
@@ -352,6 +356,16 @@ def test_packed_images_are_not_read_again(server, data_dir, betas_folder, capsys
     shutil.rmtree(data_dir / ".laion_fmri" / "voxels")
     with pytest.raises(NotCachedError):
         pack_betas(data, verbose=0)
+
+
+def test_removing_packed_images(server, data_dir):
+    data = images(sessions=[1, 2])
+    expected = load_betas(data, rois="brain", verbose=0).data
+    for rois, is_kept in (("FFA1", True), ("brain", False)):
+        assert main(["pack-betas", "-q", "--rois", rois, "--remove-images"]) == 0
+        assert [os.path.exists(path) for path in data.images] == [is_kept] * 2
+    assert states() == {"ok"}
+    assert np.array_equal(load_betas(data, rois="brain", verbose=0).data, expected)
 
 
 # Many processes
