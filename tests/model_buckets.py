@@ -7,8 +7,10 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pytest
 
-from laion_fmri_fetchers.demo.formats import hdf5_bytes
+from laion_fmri_fetchers import fetch_laion_betas, fetch_laion_fmri
+from laion_fmri_fetchers.demo.formats import hdf5_bytes, nifti_bytes
 
 SUBJECT = "sub-01"
 SESSIONS = ("ses-01", "ses-02", "ses-03")
@@ -91,10 +93,53 @@ def model_of(folder, session, voxels="fitted", betas=None, **options):
     return model_file(betas, mask, maps, **options)
 
 
-def put_models(server, folder, sessions=SESSIONS, **options):
-    """Replace the model files of a running server."""
-    for session in sessions:
-        server.put(model_key(session), model_of(folder, session, **options))
+def put_session(server, folder, change, session="ses-01"):
+    """Replace image and model of a session by changed betas; return them, holes as 0.
+
+    ``change`` is a function of the values, or a number that they are multiplied by.
+    """
+    values = read(folder, image_key(session)).copy()
+    values = change(values) if callable(change) else values * np.float32(change)
+    affine = nib.load(folder / image_key(session)).affine
+    server.put(image_key(session), nifti_bytes(values, affine))
+    server.put(model_key(session), model_of(folder, session, betas=values))
+    return np.nan_to_num(values)
+
+
+def fetch(rois="FFA1", sessions=1, **options):
+    return fetch_laion_betas(1, rois, sessions, **{"verbose": 0, **options})
+
+
+def images(rois="FFA1", sessions=1, **options):
+    return fetch_laion_fmri(1, rois, sessions, **{"verbose": 0, **options})
+
+
+@pytest.fixture
+def server(betas_server, data_dir):
+    return betas_server
+
+
+@pytest.fixture
+def log(server):
+    return Log(server, [f(s) for f in (model_key, image_key) for s in SESSIONS])
+
+
+@pytest.fixture(scope="session")
+def face(betas_folder):
+    """The voxels of FFA-1."""
+    return roi(betas_folder, "face", "FFA-1")
+
+
+@pytest.fixture(scope="session")
+def expected(betas_folder, face):
+    """The betas of FFA-1 in the first session."""
+    return true_betas(betas_folder, face, ["ses-01"])
+
+
+@pytest.fixture
+def store(data_dir):
+    """The folder of the first session in the voxel store."""
+    return data_dir / ".laion_fmri" / "voxels" / "sub-01" / "ses-01"
 
 
 def model_file(
@@ -157,9 +202,9 @@ class Log:
     def clear(self):
         self.ranges.clear()
 
-    def n_bytes(self, key):
-        """Return the bytes asked for of an object, by ranges."""
-        return sum(stop - start for asked, start, stop in self.ranges if asked == key)
+    def n_bytes(self, key=None):
+        """Return the bytes asked for by ranges, of an object or in all."""
+        return sum(b - a for asked, a, b in self.ranges if key in (None, asked))
 
     @property
     def keys(self):

@@ -65,7 +65,7 @@ FUNC_space-T1w_stat-effect_desc-SingletrialBetasMAP
 FUNC_space-T1w_stat-rsquare_desc-R2MAP FUNC_space-T1w_desc-HRFindex_dsegIMG
 FUNC_space-T1w_desc-{Noiseceiling,Fracridge}MAP
 ANAT_space-T1w{,_res-1pt8}_{T1w,T2w,desc-brain_mask}.nii.gz
-derivatives/freesurfer/SUB/mri/{orig.mgz,transforms/talairach.lta}
+derivatives/freesurfer/SUB/mri/orig.mgz
 derivatives/freesurfer/SUB/mri/transforms/talairach.xfm
 derivatives/freesurfer/SUB/surf/{lh,rh}.{white,pial,inflated,sphere.reg,sulc}
 LOC/ses-31/func/SUB_ses-31_task-oloc_Z-{objectVsScrambled,scrambledVsBaseline}
