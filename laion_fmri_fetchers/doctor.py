@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import os
 import platform
 import secrets
@@ -31,8 +30,10 @@ from .access.account import access_status
 from .access.gate import ID_VARIABLE, current_terms_version, published_archive
 from .access.service import hide_secrets, server_url
 from .betas.model import ModelError, describe_model
+from .betas.sources import remote_object
 from .cache.data_dir import get_data_dir
 from .cache.files import local_path, write_atomically
+from .cache.settings import Settings
 from .cache.state import auth_file, official_auth_file, state_path
 from .cache.tables import read_trial_table
 from .exceptions import DownloadError, did_you_mean
@@ -42,12 +43,12 @@ from .layout.labels import OOD_TYPES, stimulus_fields
 from .layout.names import ROI_CATEGORIES, SUBJECTS, subjects_among
 from .messages import counted, listed, readable_size
 from .query.arguments import check_mode, check_timeout
-from .remote.bucket import bucket_url, list_prefixes, object_url, read_documents
+from .remote.bucket import bucket_url, list_prefixes
 from .remote.checksums import check_file, n_parts_of, part_sizes
-from .remote.client import CA_VARIABLES, Client, Fault, RemoteObject, Threads
+from .remote.client import CA_VARIABLES, Client, Fault, Threads
 from .remote.disks import existing_parent, try_lock, unlock
 from .remote.ranges import RangeReader
-from .splits import MOST_BYTES, as_split, read_local, sources
+from .splits import as_split, read_files, sources
 from .volumes import read_header
 
 OK, NOTE, FAILED = "ok", "note", "failed"
@@ -164,7 +165,7 @@ class Context:
     def read(self, record: Record, n_bytes: int = _MOST) -> bytes:
         """Return the beginning of a file."""
         stop = min(n_bytes, record["size"])
-        return bytes(self.reader.read_bytes(remote(record), 0, stop))
+        return bytes(self.reader.read_bytes(remote_object(record), 0, stop))
 
     def save(self, record: Record, n_bytes: int = _MOST) -> str:
         """Write the beginning of a file to the temporary folder; return its path."""
@@ -181,12 +182,6 @@ class Context:
                 raise
             return fault.status
         return 206
-
-
-def remote(record: Record) -> RemoteObject:
-    """Return the object of a record."""
-    url = object_url(record["key"])
-    return RemoteObject(record["id"], url, record["size"], record["etag"])
 
 
 # --- The machine ----------------------------------------------------------------------
@@ -488,10 +483,10 @@ def model_file(context: Context) -> Iterator[Point]:
     try:
         found, rows = describe_model(
             context.reader,
-            remote(model),
-            remote(betas),
-            brain_mask=remote(mask) if mask else None,
-            rsquare=remote(rsquare) if rsquare else None,
+            remote_object(model),
+            remote_object(betas),
+            brain_mask=remote_object(mask) if mask else None,
+            rsquare=remote_object(rsquare) if rsquare else None,
         )
         yield Point("model file", OK, f"{found}; {rows}", expected)
     except ModelError as error:
@@ -516,24 +511,18 @@ def access_service(context: Context) -> Iterator[Point]:
 
 def splits(context: Context) -> Iterator[Point]:
     """Read two splits from where a call would read them, unless they are kept."""
-    wanted = {"tau": "shared", "random_0": SUBJECTS[0]}
-    places = [*sources()]
+    places, how = [*sources()], Settings("download_new", "", 1, context.timeout, 0)
     try:
         for source in places:
             place = source.place
-            if source.kind == "web":
-                urls = [f"{place}/{pool}/{name}.json" for name, pool in wanted.items()]
-                texts = read_documents(
-                    urls, most_bytes=MOST_BYTES, timeout=context.timeout, verbose=0
-                )
-            else:
-                texts = [read_local(place, wanted[n], [n]).get(n) for n in wanted]
-            if texts[0]:
+            files = read_files(source, "shared", ["tau"], how)
+            files |= read_files(source, SUBJECTS[0], ["random_0"], how)
+            if "tau" in files:
                 break
-        tau = as_split(json.loads(texts[0] or "null"), "tau")
+        tau = as_split(files.get("tau"), "tau")
         yield Point("splits", OK, f"{tau} from {place}")
-        if texts[1]:  # of a demo, the subject may be missing
-            params = as_split(json.loads(texts[1]), "random_0").params
+        if "random_0" in files:  # of a demo, the subject may be missing
+            params = as_split(files["random_0"], "random_0").params
             revision = params.get("revision")
             is_met, found = revision == 2, f"revision {revision} from {place}"
             advice = f"With a former one, duplicates leak into test images. {UPDATE}"
@@ -590,28 +579,27 @@ def doctor(
     """
     timeout = check_timeout(timeout)
     n_bytes: list[int] = []
+    stages = (MACHINE_CHECKS, (bucket,), (listing,), BUCKET_CHECKS, SERVICE_CHECKS)
     is_offline = check_mode(None) == "offline"
+    points: list[Point] = []
     with (
         Threads(_N_AT_ONCE) as threads,
         RangeReader(_N_AT_ONCE, timeout, n_bytes.append) as reader,
         tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
     ):
         context = Context(data_dir, timeout, reader, folder, n_bytes)
-
-        def run(*checks: Callable[[Context], Iterator[Point]]) -> list[Point]:
+        for checks in stages[:1] if is_offline else stages:
+            needs_bucket = checks in ((listing,), BUCKET_CHECKS)
+            if needs_bucket and points[-1].state == FAILED:
+                continue
             futures = [threads.submit(_points_of, check, context) for check in checks]
-            return [point for future in futures for point in future.result()]
-
-        points = run(*MACHINE_CHECKS)
-        if is_offline:
-            text = "not checked, because LAION_FMRI_OFFLINE is set"
-            return [*map(_as_dict, points), _as_dict(Point("bucket", NOTE, text))]
-        for checks in (bucket,), (listing,), BUCKET_CHECKS:
-            points += run(*checks)
-            if points[-1].state == FAILED:
-                break  # the rest needs it
-        points += run(*SERVICE_CHECKS)
-    points.append(Point("traffic", OK, f"{readable_size(sum(n_bytes))} of the bucket"))
+            points += [point for future in futures for point in future.result()]
+    if is_offline:
+        text = "not checked, because LAION_FMRI_OFFLINE is set"
+        points.append(Point("bucket", NOTE, text))
+    else:
+        read = readable_size(sum(n_bytes))
+        points.append(Point("traffic", OK, f"{read} of the bucket"))
     return [*map(_as_dict, points)]
 
 

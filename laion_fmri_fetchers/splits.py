@@ -439,7 +439,7 @@ def _obtain_family(
             advice = f"Read them from {source.place}, or {_WAYS}."
             settings.refuse_offline(f"{which}. {advice}")
         try:
-            files = _read_files(source, pool, FAMILIES[family], settings)
+            files = read_files(source, pool, FAMILIES[family], settings)
             splits = _check_family(family, files, pool, images) if files else ()
         except DownloadError as error:
             problem, splits = str(error), ()
@@ -465,7 +465,7 @@ def _obtain_family(
     )
 
 
-def _read_files(
+def read_files(
     source: Source, pool: str, names: Sequence[str], settings: Settings
 ) -> dict[str, Any]:
     """Return what the files of splits that a source has hold, by name.

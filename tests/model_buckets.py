@@ -8,7 +8,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from laion_fmri_fetchers.demo.model import model_file
+from laion_fmri_fetchers.demo.formats import hdf5_bytes
 
 SUBJECT = "sub-01"
 SESSIONS = ("ses-01", "ses-02", "ses-03")
@@ -95,6 +95,44 @@ def put_models(server, folder, sessions=SESSIONS, **options):
     """Replace the model files of a running server."""
     for session in sessions:
         server.put(model_key(session), model_of(folder, session, **options))
+
+
+def model_file(
+    betas,
+    mask,
+    maps=None,
+    *,
+    shape="2d",
+    layout="contiguous",
+    dtype="float32",
+    order="C",
+    rows="mask",
+):
+    """Return a model file in one of the forms that it may have.
+
+    ``betasmd`` is (n_voxels, n_trials), "glmsingle" (n_voxels, 1, 1, n_trials) or
+    "volume" (X, Y, Z, n_trials), NaN outside the mask; "contiguous", "chunked" or
+    "gzip"; rows are of ``betas[mask]``, with the first axis fastest for order "F", or
+    "shuffled". Maps, such as R2, have its shape without the trials.
+    """
+    indices = np.argwhere(mask) if order == "C" else np.argwhere(mask.T)[:, ::-1]
+    if rows == "shuffled":
+        indices = np.random.default_rng(0).permutation(indices)
+    arrays = {}
+    for name, array in {"betasmd": betas.astype(dtype), **(maps or {})}.items():
+        if shape == "volume":
+            arrays[name] = array.copy()
+            arrays[name][~mask] = np.nan if array.dtype.kind == "f" else 0
+            continue
+        values = array[tuple(indices.T)]
+        middle = (1, 1) if shape == "glmsingle" else ()
+        arrays[name] = values.reshape(len(values), *middle, *values.shape[1:])
+    options = {
+        "contiguous": {},
+        "chunked": {"chunks": True},
+        "gzip": {"chunks": True, "compression": "gzip"},
+    }
+    return hdf5_bytes(arrays, **options[layout])
 
 
 class Log:

@@ -11,11 +11,17 @@ from pathlib import Path
 
 import pytest
 from conftest import unwritable
+from policies import set_policy
 
-from laion_fmri_fetchers import dataset_initialize, get_data_dir
+from laion_fmri_fetchers import (
+    dataset_initialize,
+    fetch_laion_fmri,
+    get_data_dir,
+    get_subjects,
+)
 from laion_fmri_fetchers.cache.files import files_on_disk, write_atomically
 from laion_fmri_fetchers.cache.listings import read_catalog
-from laion_fmri_fetchers.exceptions import InvalidQueryError
+from laion_fmri_fetchers.exceptions import BucketError, InvalidQueryError
 
 
 def test_precedence(tmp_path, monkeypatch, environment):
@@ -274,3 +280,14 @@ def test_a_listing_under_the_name_of_another_is_not_used(tmp_path):
     keep(tmp_path, json.dumps(listing(prefix="b/", objects=[])))
     found = read_catalog([("a/", "")], str(tmp_path), mode="offline")
     assert found.unlisted == ["a/"]
+
+
+def test_subjects_that_were_never_listed_are_not_left_out_without_the_bucket(
+    server, data_dir, monkeypatch
+):
+    fetch_laion_fmri("sub-01", rois=None, sessions=1, verbose=0)
+    assert get_subjects() == ["sub-01", "sub-03"]
+    set_policy(monkeypatch, first_wait=0.001)
+    server.faults[""] = (503, {}, b"")
+    with pytest.raises(BucketError, match="No listing of .*sub-03.* was saved earlier"):
+        fetch_laion_fmri("all", rois=None, verbose=0)

@@ -33,7 +33,6 @@ from laion_fmri_fetchers.demo import (
     CONTENT,
     build_bucket,
     content_category,
-    model_file,
     serve_demo,
 )
 from laion_fmri_fetchers.demo import facts as demo_facts
@@ -391,7 +390,6 @@ def test_what_cannot_be_built_is_refused(tmp_path):
         ({"subjects": ["sub-02"]}, "sub-02"),
         ({"held_out": ["ses-30"]}, "ses-30"),
         ({"n_trials": 0}, "n_trials=0"),
-        ({"n_sessions": 1, "n_trials": 4, "model": {"voxels": "all"}}, "voxels='all'"),
     ):
         with pytest.raises(ValueError, match=words):
             build_bucket(tmp_path / words, **options)
@@ -767,68 +765,7 @@ def test_the_model_has_the_betas_and_maps_of_the_images(bucket, subject):
             ):
                 path = _func(bucket, subject, session, f"space-T1w_{map_name}.nii.gz")
                 np.testing.assert_array_equal(file[field], _values(path)[fitted])
-            for field in ("rrbadness", "glmbadness", "meanvol", "noisepool"):
-                assert file[field].shape == (fitted.sum(),)
-
-
-@pytest.fixture
-def responses():
-    rng = np.random.default_rng(0)
-    mask = rng.random((4, 5, 6)) > 0.5
-    betas = rng.standard_normal((4, 5, 6, 7)).astype("f4")
-    return betas * mask[..., None], mask
-
-
-@pytest.mark.parametrize("layout", ["contiguous", "chunked", "gzip"])
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("shape", ["2d", "glmsingle", "volume"])
-def test_model_files_of_every_form(responses, shape, dtype, layout):
-    betas, mask = responses
-    maps = {"R2": mask * np.float32(5)}
-    data = model_file(betas, mask, maps, shape=shape, dtype=dtype, layout=layout)
-    n = mask.sum()
-    with h5py.File(io.BytesIO(data)) as file:
-        matrix = file["betasmd"]
-        assert matrix.dtype == dtype
-        assert (matrix.chunks is None) == (layout == "contiguous")
-        assert matrix.compression == ("gzip" if layout == "gzip" else None)
-        assert (matrix.shape, file["R2"].shape) == {
-            "2d": ((n, 7), (n,)),
-            "glmsingle": ((n, 1, 1, 7), (n, 1, 1)),
-            "volume": ((4, 5, 6, 7), (4, 5, 6)),
-        }[shape]
-        values = matrix[()]
-    if shape == "volume":
-        assert np.isnan(values[~mask]).all()
-        values = values[mask]
-    np.testing.assert_array_equal(values.reshape(n, 7), betas[mask])
-
-
-def test_a_model_file_refuses_other_options(responses):
-    betas, mask = responses
-    for options, words in [
-        ({"shape": "3d"}, "shape='3d' is not one of"),
-        ({"layout": "lzf"}, "layout='lzf' is not one of"),
-        ({"dtype": "float16"}, "dtype='float16' is not one of"),
-        ({"shape": "volume", "order": "F"}, "has no rows"),
-        ({"maps": {"R2": mask[0]}}, "R2 is"),
-    ]:
-        with pytest.raises(ValueError, match=words):
-            model_file(betas, mask, **options)
-
-
-def test_options_of_the_model_reach_the_bucket(tmp_path):
-    small = {"n_sessions": 1, "held_out": (), "n_trials": 4, "resolution": 16}
-    options = {"shape": "glmsingle", "layout": "gzip", "voxels": "brain"}
-    folder = build_bucket(
-        tmp_path / "some", subjects=["sub-07"], model=options, **small
-    )
-    brain = _brain_mask(folder, "sub-07").get_fdata() > 0
-    betas = _betas(folder, "sub-07", "ses-01")
-    path = _func(folder, "sub-07", "ses-01", "space-T1w_desc-GLMsingle_model.h5")
-    with h5py.File(path) as file:
-        assert file["betasmd"].compression == "gzip"
-        np.testing.assert_array_equal(file["betasmd"][:, 0, 0], betas[brain])
+            assert file["meanvol"].shape == (fitted.sum(),)
 
 
 # Stimuli

@@ -36,13 +36,13 @@ def logins(monkeypatch):
     """The logins that servers were sent, by path."""
     sent = {}
     for kind in (Server, AccessServer, SplitServer):
-        answer = kind.__call__
+        respond = kind.respond
 
-        def noting(self, environ, start_response, answer=answer):
+        def noting(self, environ, respond=respond):
             sent[environ["PATH_INFO"]] = environ.get("HTTP_AUTHORIZATION")
-            return answer(self, environ, start_response)
+            return respond(self, environ)
 
-        monkeypatch.setattr(kind, "__call__", noting)
+        monkeypatch.setattr(kind, "respond", noting)
     return sent
 
 

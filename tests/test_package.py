@@ -40,6 +40,14 @@ def test_import_is_lazy(code):
     assert not imported_by(code) & HEAVY
 
 
+def test_a_module_does_not_hide_the_function_of_its_name():
+    imported_by(
+        "import laion_fmri_fetchers.doctor\n"
+        "from laion_fmri_fetchers import doctor\n"
+        "assert doctor.__doc__.startswith('Compare')"
+    )
+
+
 def test_every_public_name_is_there():
     stub = Path(laion_fmri_fetchers.__file__).with_suffix(".pyi").read_text()
     names = [

@@ -34,6 +34,9 @@ _FIELDS = {
 _CONSENTS = ("accept_terms_version", "acknowledge_privacy")
 _MISSING = "is missing"
 
+# Answers to an id of which another may be asked for.
+_FORM_AGAIN = AccessNotFoundError, AccessRevokedError, TermsOutdatedError
+
 
 @documented
 def request_stimulus_access(
@@ -125,30 +128,18 @@ def request_stimulus_access(
             acknowledge_privacy=True,
         )
     """
+    given = {k: v.strip() if isinstance(v, str) else v for k, v in locals().items()}
+    form: dict[str, Any] = {field: given[field] for field in (*_FIELDS, *_CONSENTS)}
     folder = get_data_dir(data_dir)
     keep_demo_apart(folder, timeout)
     if auth := None if renew else gate.find_auth(folder):
         try:
             gate.request_link(auth, timeout)
-        except (
-            AccessNotFoundError,
-            AccessRevokedError,
-            TermsOutdatedError,
-        ) as error:
+        except _FORM_AGAIN as error:
             tell(f"{error} The form is sent again.", verbose)
         else:
             tell(f"Access is granted by {auth.source}; no form was sent", verbose)
             return
-    form: dict[str, Any] = {
-        "name": name,
-        "email": email,
-        "institution": institution,
-        "pi": pi,
-        "research_purpose": research_purpose,
-        "accept_terms_version": accept_terms_version,
-        "acknowledge_privacy": acknowledge_privacy,
-    }
-    form = {k: v.strip() if isinstance(v, str) else v for k, v in form.items()}
     _check_form(form)
     server, version = service.server_url(), gate.current_terms_version(timeout=timeout)
     if form["accept_terms_version"] not in (None, version):

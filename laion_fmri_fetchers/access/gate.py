@@ -31,7 +31,6 @@ from laion_fmri_fetchers.exceptions import (
 )
 from laion_fmri_fetchers.layout.trees import ARCHIVE, STIMULI
 from laion_fmri_fetchers.messages import warn
-from laion_fmri_fetchers.query.arguments import refuse_offline
 
 from . import service
 
@@ -227,9 +226,8 @@ def save_auth(auth: Auth, data_dir: str) -> str:
     ):
         files.append(shared)
     errors = {file: error for file in files if (error := write_auth(file, auth))}
-    kept = [str(file) for file in files if file not in errors]
-    if kept:
-        return " and ".join(kept)
+    if len(errors) < len(files):
+        return " and ".join(str(file) for file in files if file not in errors)
     text = (
         f"The request_id cannot be kept ({'; '.join(map(str, errors.values()))}). Mend "
         "this or name another data_dir, then call request_stimulus_access(renew=True)"
@@ -259,8 +257,7 @@ class Gate:
 
     def url(self, renew: bool) -> str:
         """Return the presigned URL, which lasts an hour; a new one if ``renew``."""
-        link = None if renew else self._link
-        return (link or self.renew()).url
+        return (self.renew() if renew or not self._link else self._link).url
 
     def renew(self) -> Link:
         """Ask the service for a URL now."""
@@ -304,7 +301,8 @@ def open_gate(data_dir: str, mode: str, timeout: float) -> Gate:
         )
     gate = Gate(auth, timeout)
     if auth.status == "pending":
-        refuse_offline(mode, pending_error(auth))
+        if mode == "offline":
+            raise pending_error(auth)
         gate.renew()
     return gate
 

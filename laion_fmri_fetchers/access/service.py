@@ -68,8 +68,7 @@ def is_same_server(url: str, other_url: str) -> bool:
 def refuse_plain(url: str, what: str) -> None:
     """Raise unless an address is https, or of this machine, and holds no login."""
     if not _SAFE.match(url):
-        shown = hide_secrets(url)
-        raise unexpected(f"{what}, {shown}, is not https or holds a login.")
+        raise unexpected(f"{what}, {hide_secrets(url)}, is not https or holds a login.")
 
 
 def unexpected(problem: str) -> AccessServiceError:

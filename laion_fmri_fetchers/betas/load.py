@@ -15,7 +15,6 @@ from sklearn.utils import Bunch
 
 from laion_fmri_fetchers.cache.bunch import Result
 from laion_fmri_fetchers.cache.files import local_path
-from laion_fmri_fetchers.cache.provenance import version_on_disk
 from laion_fmri_fetchers.exceptions import CorruptImageError, InvalidQueryError
 from laion_fmri_fetchers.layout.grids import is_resampled
 from laion_fmri_fetchers.layout.trees import trials_id
@@ -26,6 +25,7 @@ from laion_fmri_fetchers.query.selection import choose_subjects, is_one_name
 from laion_fmri_fetchers.remote.progress import Progress
 from laion_fmri_fetchers.volumes import Header
 
+from .methods import version_on_disk
 from .result import make_betas, read_betas
 from .rows import TrialTable, average_trials, trial_tables, trials_of, warn_of_order
 from .session import Holes, RowOptions, count_finite, lazy_rows, read_session

@@ -13,7 +13,6 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 
-from laion_fmri_fetchers.cache.bunch import FetchedData
 from laion_fmri_fetchers.cache.files import whole_file
 from laion_fmri_fetchers.exceptions import (
     CorruptImageError,
@@ -27,6 +26,7 @@ from laion_fmri_fetchers.query.arguments import user_path
 from laion_fmri_fetchers.query.rows import check_rows
 
 from .ceilings import ceiling_of_average, mean_inverse
+from .methods import FetchedData
 from .store import DAMAGED
 from .voxels import columns_in, rois_of
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import copy
+from html import escape
 from typing import Any, TypeVar
 
 from sklearn.utils import Bunch
 
 from laion_fmri_fetchers.messages import listed
-
-from .provenance import describe_methods
 
 _WIDE = 70
 Self = TypeVar("Self", bound="Result")
@@ -23,6 +22,8 @@ class Result(Bunch):
     >>> Result(images=["a.nii.gz", "b.nii.gz"], data_dir="/data")
     images    list of 2
     data_dir  '/data'
+    >>> Result(roi="<FFA>")._repr_html_()
+    '<table><tr><th>roi</th><td>&#x27;&lt;FFA&gt;&#x27;</td></tr></table>'
     """
 
     def copy(self: Self) -> Self:
@@ -33,23 +34,12 @@ class Result(Bunch):
         width = max(map(len, self), default=0)
         return "\n".join(f"{k:<{width}}  {_shortly(v)}" for k, v in self.items())
 
-
-class FetchedData(Result):
-    """The Bunch of `fetch_laion_fmri`, or of what was loaded from it."""
-
-    def __dir__(self) -> list[str]:
-        return sorted({*super().__dir__(), "copy", "methods"})
-
-    def methods(self) -> str:
-        """Return a paragraph for a paper on what these data are, and what to cite.
-
-        Returns
-        -------
-        str
-            Subjects, sessions, regions, trials, filters, and the versions of data and
-            software.
-        """
-        return describe_methods(self)
+    def _repr_html_(self) -> str:
+        rows = (
+            f"<tr><th>{escape(str(key))}</th><td>{escape(_shortly(value))}</td></tr>"
+            for key, value in self.items()
+        )
+        return f"<table>{''.join(rows)}</table>"
 
 
 def _shortly(value: Any) -> str:
@@ -58,10 +48,10 @@ def _shortly(value: Any) -> str:
         return f"{type(value).__name__} of {' x '.join(map(str, value.shape))}"
     if hasattr(value, "n_vertices"):
         return f"{type(value).__name__} of {value.n_vertices} vertices"
-    if isinstance(value, (list, dict)):
-        names = f": {listed(list(map(str, value)))}" if isinstance(value, dict) else ""
-        return f"{type(value).__name__} of {len(value)}{names if value else ''}"
     if isinstance(value, str) and "\n" in value:
         return f"text of {value.count(chr(10))} lines"
     text = repr(value)
+    if isinstance(value, (list, dict)):
+        names = f": {listed(list(map(str, value)))}" if isinstance(value, dict) else ""
+        text = f"{type(value).__name__} of {len(value)}{names if value else ''}"
     return text if len(text) <= _WIDE else f"{text[:_WIDE]}..."

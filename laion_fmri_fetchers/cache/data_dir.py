@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -57,21 +59,29 @@ def get_data_dir(data_dir: str | os.PathLike | None = None) -> str:
     '/data/laion_fmri'
     """
     if data_dir is not None:
-        path = os.path.abspath(user_path(data_dir, "data_dir"))
+        path = user_path(data_dir, "data_dir")
     elif named := os.environ.get(VARIABLE):
-        path = os.path.abspath(user_path(named, VARIABLE))
+        path = user_path(named, VARIABLE)
     elif saved := read_config().get("data_dir"):
-        given = user_path(saved, f"data_dir in {_config_file()}")
-        path = os.path.abspath(given)
-        if not os.path.isabs(given):
+        path = user_path(saved, f"data_dir in {_config_file()}")
+        if not os.path.isabs(path):
             warn(
                 f"The saved data directory is {saved!r}, which is relative: in this "
-                f"program it is {path}, and in one that starts in another folder it is "
-                f"another one. Its absolute path, saved once in {_config_file()} by "
-                "dataset_initialize, means the same everywhere."
+                f"program it is {os.path.abspath(path)}, and in one that starts in "
+                "another folder it is another one. Its absolute path, saved once in "
+                f"{_config_file()} by dataset_initialize, means the same everywhere."
             )
     else:
-        path = os.path.abspath(_nilearn_data_dir())
+        folders = [Path(folder, "laion_fmri") for folder in nilearn_data_dirs()]
+        if not folders:
+            raise InvalidQueryError(
+                f"There is no home directory for a data directory; set {VARIABLE}, or "
+                "name one by data_dir."
+            )
+        # The first that is there, else the first that can be made.
+        usable = chain(filter(os.path.isdir, folders), filter(is_writable, folders))
+        path = str(next(usable, folders[0]))
+    path = os.path.abspath(path)
     if os.path.exists(path) and not os.path.isdir(path):
         raise InvalidQueryError(f"The data directory {path} is a file; name a folder.")
     return path
@@ -123,9 +133,8 @@ def dataset_initialize(data_dir: str | os.PathLike) -> str:
         )
     make_folder(path)
     config = {**read_config(), "data_dir": path}
-    content = (json.dumps(config, indent=2) + "\n").encode()
     try:
-        write_atomically(file, content)
+        write_atomically(file, (json.dumps(config, indent=2) + "\n").encode())
     except DataDirectoryError as error:
         raise DataDirectoryError(
             f"The data directory {path} cannot be remembered; set {VARIABLE} instead "
@@ -133,37 +142,19 @@ def dataset_initialize(data_dir: str | os.PathLike) -> str:
             error.errno,
             str(file),
         ) from None
-    if (in_force := get_data_dir()) == path:
-        return path
-    if is_demo(kept_root(in_force)):
+    in_use = get_data_dir()
+    if in_use != path and is_demo(kept_root(in_use)):
         tell(
             f"{path} is saved for later: until the demo stops, calls use its own data "
-            f"directory, {in_force}",
+            f"directory, {in_use}",
             verbose=1,
         )
-    else:
+    elif in_use != path:
         warn(
-            f"{VARIABLE} is set, so calls keep using {in_force}. Unset it to use "
+            f"{VARIABLE} is set, so calls keep using {in_use}. Unset it to use "
             f"{path}, which is saved."
         )
     return path
-
-
-def make_data_dir(folder: str) -> None:
-    """Make the data directory where it does not exist.
-
-    Raises
-    ------
-    InvalidQueryError
-        If it cannot be made.
-    """
-    try:
-        os.makedirs(folder, exist_ok=True)
-    except OSError as error:
-        raise InvalidQueryError(
-            f"The data directory {folder} cannot be made ({error.strerror}). Name "
-            "another data_dir."
-        ) from None
 
 
 def _config_file() -> Path | None:
@@ -176,20 +167,16 @@ def _config_file() -> Path | None:
 def read_config() -> dict[str, Any]:
     """Return the saved configuration; empty if nothing is saved."""
     file = _config_file()
-    if file is None:
+    if file is None or not os.path.lexists(file):
         return {}
-    try:
+    with contextlib.suppress(OSError, ValueError, AttributeError):
         config = json.loads(read_file(file))
-    except (OSError, ValueError) as error:
-        if not os.path.lexists(file):
-            return {}
-        config = error
-    if not isinstance(config, dict) or not isinstance(config.get("data_dir", ""), str):
-        raise InvalidQueryError(
-            f"The saved configuration {file} is broken, or cannot be read. Delete it, "
-            "then call dataset_initialize again."
-        )
-    return config
+        if isinstance(config.get("data_dir", ""), str):
+            return config
+    raise InvalidQueryError(
+        f"The saved configuration {file} is broken, or cannot be read. Delete it, "
+        "then call dataset_initialize again."
+    )
 
 
 def nilearn_data_dirs() -> list[str]:
@@ -201,22 +188,6 @@ def nilearn_data_dirs() -> list[str]:
     except RuntimeError:  # so pathlib ends where there is no home directory
         return []
     return [user_path(folder, "NILEARN_DATA") for folder in folders if folder]
-
-
-def _nilearn_data_dir() -> str:
-    candidates = [Path(d) / "laion_fmri" for d in nilearn_data_dirs()]
-    if not candidates:
-        raise InvalidQueryError(
-            f"There is no home directory for a data directory; set {VARIABLE}, or name "
-            "one by data_dir."
-        )
-    for candidate in candidates:
-        if candidate.is_dir():
-            return str(candidate)
-    for candidate in candidates:
-        if is_writable(candidate):
-            return str(candidate)
-    return str(candidates[0])
 
 
 def is_writable(data_dir: str | os.PathLike) -> bool:

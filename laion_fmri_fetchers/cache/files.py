@@ -63,40 +63,31 @@ def files_on_disk(
     """
     files: dict[str, str] = {}
     folders: set[str] = set()
+
+    def scan(folder: str, prefix: str, delimiter: str, above: tuple[str, ...]) -> None:
+        """Add what is in a folder; ``above`` are folders whose links led there."""
+        inside = []
+        for entry in _entries(folder) if is_local_folder(prefix[:-1]) else ():
+            with contextlib.suppress(OSError):  # a link to itself, or to what is closed
+                if entry.is_dir():
+                    inside.append(entry)
+                elif entry.is_file() and (name := clean_name(entry.name)):
+                    path, found = prefix + name, prefix + entry.name
+                    other = files.setdefault(path, found)
+                    if other != found:
+                        files[path] = _choose_spelling(data_dir, path, found, other)
+        for entry in inside:
+            linked = (os.path.realpath(folder),) if entry.is_symlink() else ()
+            links = (*above, *linked)
+            name = f"{prefix}{entry.name}/"
+            if delimiter:
+                folders.add(name)
+            elif not (linked and _leads_back(entry.path, links)):
+                scan(entry.path, name, "", links)
+
     for prefix, delimiter in wanted:
-        _scan_folder(
-            local_path(data_dir, prefix), prefix, files, folders if delimiter else None
-        )
+        scan(local_path(data_dir, prefix), prefix, delimiter, ())
     return files, folders
-
-
-def _scan_folder(
-    folder: str,
-    prefix: str,
-    files: dict[str, str],
-    folders: set[str] | None,
-    linked_from: tuple[str, ...] = (),
-) -> None:
-    """Add what is in a folder; ``linked_from`` are folders whose links led there."""
-    inside = []
-    for entry in _entries(folder) if is_local_folder(prefix[:-1]) else ():
-        with contextlib.suppress(OSError):  # a link to itself, or to what is closed
-            if entry.is_dir():
-                inside.append(entry)
-            elif entry.is_file() and (name := clean_name(entry.name)):
-                _add_file(files, prefix, name, entry)
-    for entry in inside:
-        name, links = f"{prefix}{entry.name}/", linked_from
-        if folders is not None:
-            folders.add(name)
-            continue
-        if entry.is_symlink():
-            # A link to a folder above one on the way to it would lead round for ever.
-            links = (*linked_from, os.path.realpath(folder))
-            target = os.path.join(os.path.realpath(entry.path), "")
-            if any(os.path.join(above, "").startswith(target) for above in links):
-                continue
-        _scan_folder(entry.path, name, files, None, links)
 
 
 def _entries(folder: str) -> list[os.DirEntry]:
@@ -113,30 +104,31 @@ def _entries(folder: str) -> list[os.DirEntry]:
         return []
     visible = []
     for entry in entries:
-        if entry.name.startswith("."):
-            _remove_if_left(entry.path)
-        else:
+        if not entry.name.startswith("."):
             visible.append(entry)
+        elif _TEMPORARY.fullmatch(entry.name):
+            with contextlib.suppress(OSError):
+                if time.time() - entry.stat().st_mtime > _OLD:
+                    os.unlink(entry.path)
     return visible
 
 
-def _add_file(
-    files: dict[str, str], prefix: str, name: str, entry: os.DirEntry
-) -> None:
-    """Add a file by its clean name; of two spellings of one, the clean one."""
-    path, found = prefix + name, prefix + entry.name
-    other = files.get(path, found)
-    if other == found or entry.name == name:
-        files[path] = found
-    if other == found:
-        return
-    other_file = os.path.join(os.path.dirname(entry.path), os.path.basename(other))
-    if not filecmp.cmp(entry.path, other_file, shallow=False):
-        unused = other if files[path] == found else found
+def _leads_back(link: str, folders: Iterable[str]) -> bool:
+    """Return whether a link leads to, or above, one of some folders, so in a circle."""
+    target = os.path.join(os.path.realpath(link), "")
+    return any(f"{folder}{os.sep}".startswith(target) for folder in folders)
+
+
+def _choose_spelling(data_dir: str, path: str, found: str, other: str) -> str:
+    """Return which of two spellings of one file is used: the clean one, if any."""
+    used, unused = (found, other) if found == path else (other, found)
+    first, second = local_path(data_dir, used), local_path(data_dir, unused)
+    if not filecmp.cmp(first, second, shallow=False):
         warn(
-            f"{unused} and {files[path]} are one file in two spellings, but differ. "
+            f"{unused} and {used} are one file in two spellings, but differ. "
             "The second is used; remove the one that is wrong."
         )
+    return used
 
 
 def hidden_on_disk(data_dir: str, ids: Iterable[str]) -> set[str]:
@@ -147,14 +139,6 @@ def hidden_on_disk(data_dir: str, ids: Iterable[str]) -> set[str]:
     """
     hidden = (path for path in ids if "/." in path or path.startswith("."))
     return {path for path in hidden if os.path.isfile(local_path(data_dir, path))}
-
-
-def _remove_if_left(path: str) -> None:
-    """Remove a temporary file that a killed process left."""
-    if _TEMPORARY.fullmatch(os.path.basename(path)):
-        with contextlib.suppress(OSError):
-            if time.time() - os.stat(path).st_mtime > _OLD:
-                os.unlink(path)
 
 
 def read_file(file: str | os.PathLike) -> bytes:
@@ -195,24 +179,23 @@ def whole_file(file: str | os.PathLike, mode: int = 0o666) -> Iterator[BinaryIO]
     ['table.csv']
     """
     target = os.fspath(file)
-    folder = os.path.dirname(target)
+    folder = os.path.dirname(target) or "."
     make_folder(folder)
     temporary = os.path.join(folder, f".{uuid.uuid4().hex}.tmp")
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-    with _errors_named(folder):
-        descriptor = os.open(temporary, flags, mode)
     try:
-        with os.fdopen(descriptor, "w+b") as stream:
+        with os.fdopen(os.open(temporary, flags, mode), "w+b") as stream:
             yield stream
-        with _errors_named(folder):
-            os.replace(temporary, target)
+        os.replace(temporary, target)
     except BaseException as error:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
-        # Other errors are of what is written, which names itself.
-        if isinstance(error, OSError) and error.errno in FULL and not error.filename:
-            raise folder_error(error, folder) from error
-        raise
+        # Other errors are of what the block reads, which names itself.
+        if isinstance(error, OSError) and (
+            error.filename == temporary or (error.errno in FULL and not error.filename)
+        ):
+            error = folder_error(error, folder)
+        raise error
 
 
 def make_folder(folder: str) -> None:
@@ -223,13 +206,14 @@ def make_folder(folder: str) -> None:
     DiskSpaceError, DataDirectoryError
         If it cannot be made.
     """
-    with _errors_named(folder):
-        os.makedirs(folder or ".", exist_ok=True)
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        error = folder_error(error, folder)
+        raise error
     if folder not in _swept:
         _swept.add(folder)
-        with contextlib.suppress(OSError):
-            for name in os.listdir(folder or "."):
-                _remove_if_left(os.path.join(folder, name))
+        _entries(folder)
 
 
 @contextlib.contextmanager
@@ -251,18 +235,6 @@ def unreadable(file: str) -> DataDirectoryError:
         errno.EACCES,
         file,
     )
-
-
-@contextlib.contextmanager
-def _errors_named(folder: str) -> Iterator[None]:
-    """Let errors of writing to a folder name it, and say what to do."""
-    try:
-        yield
-    except OSError as error:
-        named = folder_error(error, folder)
-        if named is error:
-            raise
-        raise named from error
 
 
 def write_atomically(file: Path, content: bytes | bytearray, mode: int = 0o666) -> None:

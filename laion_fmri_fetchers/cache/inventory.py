@@ -15,12 +15,12 @@ filled is understood alike.
 from __future__ import annotations
 
 import os
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from types import MappingProxyType
 from typing import Any, NamedTuple, NoReturn
 
 from laion_fmri_fetchers.exceptions import BucketError, InvalidQueryError
-from laion_fmri_fetchers.layout.keys import Record, record_of, record_of_path
+from laion_fmri_fetchers.layout.keys import Record
 from laion_fmri_fetchers.layout.names import subjects_among
 from laion_fmri_fetchers.layout.trees import (
     ANATOMICAL,
@@ -40,11 +40,10 @@ from laion_fmri_fetchers.layout.trees import (
 from laion_fmri_fetchers.messages import counted, listed, warn
 from laion_fmri_fetchers.query.filters import ResultFilter, admits
 from laion_fmri_fetchers.query.selection import Selection
-from laion_fmri_fetchers.query.shared_docs import documented
 from laion_fmri_fetchers.remote.bucket import iso_date, timestamp
 
 from .files import hidden_on_disk, local_path
-from .listings import Catalog, Wanted, in_order, read_catalog
+from .listings import Catalog, Wanted, read_catalog
 from .settings import Settings
 
 # Trees of which every Bunch reports something: sessions, ROIs, brain masks.
@@ -85,7 +84,6 @@ class Inventory(NamedTuple):
         raise InvalidQueryError(query_problem)
 
 
-@documented
 def take_inventory(
     wanted: Iterable[Wanted],
     settings: Settings,
@@ -98,7 +96,8 @@ def take_inventory(
 
     Parameters
     ----------
-    %(wanted)s
+    wanted : iterable of (prefix, delimiter)
+        What to list, as `listing_of` gives it.
     settings : Settings
         How to work.
     top : Catalog, optional
@@ -115,61 +114,39 @@ def take_inventory(
     BucketError
         If the bucket does not answer and no listing was kept.
     """
-    asked = dict.fromkeys(wanted)  # in order, as messages name them
-    catalog = _read([*asked], settings, before=top, needs_listing=needs_listing)
-    if top:
-        asked["", "/"] = None
-        catalog = catalog._replace(
-            objects={**top.objects, **catalog.objects},
-            on_disk=top.on_disk | catalog.on_disk,
-            not_in_bucket=top.not_in_bucket | catalog.not_in_bucket,
-            error=top.error or catalog.error,
-            is_live=top.is_live and catalog.is_live,
-        )
-    folder = settings.data_dir
-    objects = {
-        path: each
-        for path, each in catalog.objects.items()
-        if listing_of(path) in asked
-    }
-    files = {path: local_path(folder, file) for path, file in catalog.on_disk.items()}
-    files |= {p: local_path(folder, p) for p in hidden_on_disk(folder, objects)}
-    stand_ins = {p: f for p, f in derived.items() if listing_of(p) in asked}
-    on_disk = {**stand_ins, **files}
+    wanted = dict.fromkeys(wanted)  # in order, as messages name them
+    catalog = _read([*wanted], settings, before=top, needs_listing=needs_listing)
+    data_dir, objects = settings.data_dir, catalog.objects
+    originals = {**catalog.on_disk, **{p: p for p in hidden_on_disk(data_dir, objects)}}
+    on_disk = {path: local_path(data_dir, file) for path, file in originals.items()}
+    for path, file in derived.items():
+        if listing_of(path) in wanted:
+            on_disk.setdefault(path, file)
     ids = objects.keys() | (set() if settings.overwrites else on_disk.keys())
-    records, not_whole = [], set()
-    for path in ids:
-        file = catalog.on_disk.get(path, path)
-        if path in objects:
-            rec = record_of(*objects[path])
-        else:
-            rec = record_of_path(path, file)
-        rec["relative_path"] = file
-        rec["absolute_path"] = local_path(folder, file)
-        stat = None
-        if path in objects and path in on_disk:
-            try:
-                stat = os.stat(on_disk[path])
-            except FileNotFoundError:  # another process removes originals
-                del on_disk[path]
-        if stat:
-            date = timestamp(rec["last_modified"])
-            rec["outdated"] = date is not None and date - stat.st_mtime > SAME_TIME
-            if rec["outdated"] and not settings.overwrites:
-                size = stat.st_size if path in files else None
-                rec |= {"size": size, "etag": None}
-                rec["last_modified"] = iso_date(stat.st_mtime)
-            elif path in files and stat.st_size != rec["size"]:
-                not_whole.add(path)
-        records.append(rec)
+    records, not_whole = catalog.records(ids, data_dir), set()
+    for rec in records:
+        path, date = rec["id"], timestamp(rec["last_modified"])
+        if path not in objects or path not in on_disk:
+            continue
+        try:
+            stat = os.stat(on_disk[path])
+        except FileNotFoundError:  # another process removes originals
+            del on_disk[path]
+            continue
+        rec["outdated"] = date is not None and date - stat.st_mtime > SAME_TIME
+        if rec["outdated"] and not settings.overwrites:
+            rec["size"] = stat.st_size if path in originals else None
+            rec |= {"etag": None, "last_modified": iso_date(stat.st_mtime)}
+        elif path in originals and stat.st_size != rec["size"]:
+            not_whole.add(path)
     return Inventory(
         settings,
-        sorted(records, key=in_order),
+        records,
         frozenset(on_disk),
         frozenset(() if catalog.is_live or catalog.error else ids - on_disk.keys()),
         frozenset(not_whole),
         catalog.not_in_bucket,
-        catalog.objects,
+        objects,
         catalog.folders,
         catalog.error,
         not catalog.is_live,
@@ -202,13 +179,11 @@ def take_inventory_of_subjects(
 
 def find_subjects(settings: Settings) -> tuple[tuple[str, ...], Catalog]:
     """Return the subjects that any tree has, and the catalog of the top level."""
-    levels: list[Wanted] = [(tree, "/") for tree in TREES]
-    top = _read([*levels, (DERIVATIVES, "/")], settings)
-    folders = set(top.folders)
-    others: list[Wanted] = [(tree, "/") for tree in unknown_trees(folders)]
-    if others:
-        folders |= _read(others, settings, before=top).folders
-    return subjects_among(folders), top
+    levels: list[Wanted] = [(tree, "/") for tree in (*TREES, DERIVATIVES)]
+    top = _read(levels, settings)
+    if others := unknown_trees(top.folders):
+        top = _read([(tree, "/") for tree in others], settings, before=top)
+    return subjects_among(top.folders), top
 
 
 def trees_of(image_filter: ResultFilter, settings: Settings) -> list[str]:
@@ -245,51 +220,57 @@ def _read(
 ) -> Catalog:
     """Return a catalog; raise where neither the bucket nor a kept listing answers.
 
-    A bucket that did not answer ``before`` is not asked, and waited for, again.
+    It goes on from what was found ``before``: a bucket that did not answer then is not
+    asked, and waited for, again.
     """
-    is_down = before is not None and before.error is not None
     found = read_catalog(
         wanted,
         settings.data_dir,
-        mode="offline" if is_down else settings.mode,
+        mode="offline" if before and before.error else settings.mode,
         n_connections=settings.n_connections,
         timeout=settings.timeout,
         verbose=settings.verbose,
     )
-    if needs_listing and settings.mode == "offline":
-        _warn_of_unlisted(found, settings.data_dir)
-    if not (found.error and found.unlisted and needs_listing):
+    if before:
+        found = found._replace(
+            objects={**before.objects, **found.objects},
+            folders=before.folders | found.folders,
+            on_disk=before.on_disk | found.on_disk,
+            not_in_bucket=before.not_in_bucket | found.not_in_bucket,
+            error=before.error or found.error,
+            is_live=before.is_live and found.is_live,
+        )
+    if not (found.unlisted and needs_listing):
         return found
-    if not found.on_disk:
+    prefixes = [*dict.fromkeys(found.unlisted)]
+    if found.error and not found.on_disk:
         raise BucketError(
             f"{found.error} Nothing of it is in {settings.data_dir}, and no listing "
             "was saved earlier."
         )
-    lacking = [prefix or "the top level" for prefix in found.unlisted]
-    raise BucketError(
-        f"{found.error} No listing of {listed(lacking)} was saved earlier, so what "
-        "is missing cannot be determined. mode='offline' returns what is on disk."
-    )
-
-
-def _warn_of_unlisted(found: Catalog, data_dir: str) -> None:
-    """Warn, offline, of files of which it is not known whether they are all."""
-    unlisted = [
+    if found.error:
+        names = [prefix or "the top level" for prefix in prefixes]
+        raise BucketError(
+            f"{found.error} No listing of {listed(names)} was saved earlier, so what "
+            "is missing cannot be determined. mode='offline' returns what is on disk."
+        )
+    unknown = [
         prefix
-        for prefix in dict.fromkeys(filter(None, found.unlisted))
+        for prefix in filter(None, prefixes)
         if any(path.startswith(prefix) for path in found.on_disk)
     ]
-    if unlisted:
+    if unknown:
         warn(
-            f"No listing of {listed(unlisted)} is saved in {data_dir}, so files that "
-            "are missing there are left out unnoticed: 'all' and categories are what "
-            "is on disk. Copy the hidden folder .laion_fmri too, without auth.json, or "
-            "call once online."
+            f"No listing of {listed(unknown)} is saved in {settings.data_dir}, so "
+            "files that are missing there are left out unnoticed: 'all' and categories "
+            "are what is on disk. Copy the hidden folder .laion_fmri too, without "
+            "auth.json, or call once online."
         )
+    return found
 
 
 def report_versions(
-    files: list[Record], inventory: Inventory, fetched: Container[str]
+    files: list[Record], inventory: Inventory, fetched: Set[str]
 ) -> None:
     """Complete records from files on disk, and warn of versions that differ.
 
@@ -299,29 +280,25 @@ def report_versions(
         Records of files that were selected.
     inventory : Inventory
         The bucket's versions.
-    fetched : container of str
+    fetched : set of str
         Ids of files that were downloaded just now.
     """
-    outdated, not_whole, unknown = [], [], []
     for rec in files:
         if rec["id"] in fetched:
             rec["outdated"] = False
-        elif rec["id"] in inventory.not_whole:
-            not_whole.append(rec["id"])
         if rec["size"] is None:
             rec["size"] = size_on_disk(rec)
-        if rec["outdated"]:
-            outdated.append(rec)
-        if rec["id"] in inventory.not_in_bucket:
-            unknown.append(rec["id"])
-    if unknown:
+    ids = [rec["id"] for rec in files]
+    if unknown := [path for path in ids if path in inventory.not_in_bucket]:
         warn(
             f"{counted(len(unknown), 'selected file')} on disk, but not in the "
             f"bucket's listing: {listed(unknown)}. What is there is used; move it out "
             "of the data directory if it is not of the dataset."
         )
+    outdated = [rec for rec in files if rec["outdated"]]
     if outdated and inventory.settings.adds_new:
         _warn_of_outdated(outdated, inventory.objects)
+    not_whole = [path for path in ids if path in inventory.not_whole - fetched]
     if not_whole and inventory.is_cut_off:
         warn(
             f"{counted(len(not_whole), 'file')} on disk of another size than in the "
@@ -331,31 +308,27 @@ def report_versions(
 
 
 def _warn_of_outdated(files: list[Record], objects: dict[str, Any]) -> None:
-    changes = []
+    def version(size: int | None, date: str | None) -> str:
+        of_date = f" of {date[:10]}" if date else ""
+        return f"{'unknown size' if size is None else f'{size:,} bytes'}{of_date}"
+
+    changes: list[str] = []
+    hints: dict[str, str] = {}
     for rec in files:
-        now = record_of(*objects[rec["id"]])
-        changes.append(f"{rec['id']} ({_version(rec)}; now {_version(now)})")
-    archived = [key for rec in files if (key := archived_key(rec["id"]))]
-    hint = ""
-    if archived:
-        hint = f" The first version is archived: fetch_laion_fmri_ids({archived[0]!r})."
-    small = ("trials", "other")
-    if tables := [rec["id"] for rec in files if rec["image_type"] in small]:
-        hint += (
-            " Of this table alone: "
-            f"fetch_laion_fmri_ids({tables[0]!r}, mode='overwrite')."
-        )
+        path, (_, size, _, date) = rec["id"], objects[rec["id"]]
+        old = version(rec["size"], rec["last_modified"])
+        changes.append(f"{path} ({old}; now {version(size, date)})")
+        if key := archived_key(path):
+            text = f" The first version is archived: fetch_laion_fmri_ids({key!r})."
+            hints.setdefault("archive", text)
+        elif rec["image_type"] in ("trials", "other"):
+            call = f"fetch_laion_fmri_ids({path!r}, mode='overwrite')"
+            hints.setdefault("table", f" Of this table alone: {call}.")
     warn(
         f"The bucket has another version of {counted(len(files), 'file')} than is on "
         f"disk: {listed(changes)}. The version on disk is used; mode='overwrite' "
-        f"downloads the new one.{hint}"
+        f"downloads the new one.{''.join(hints.values())}"
     )
-
-
-def _version(rec: Record) -> str:
-    size = "unknown size" if rec["size"] is None else f"{rec['size']:,} bytes"
-    date = f" of {rec['last_modified'][:10]}" if rec["last_modified"] else ""
-    return f"{size}{date}"
 
 
 def size_on_disk(rec: Record) -> int | None:

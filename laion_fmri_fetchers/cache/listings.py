@@ -18,11 +18,10 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from laion_fmri_fetchers.exceptions import BucketError, InvalidQueryError
-from laion_fmri_fetchers.layout.keys import Record, clean_key, record_of
+from laion_fmri_fetchers.layout.keys import Record, clean_key, record_of_path
 from laion_fmri_fetchers.layout.trees import DEMO, DERIVATIVES, STIMULI, listing_of
 from laion_fmri_fetchers.messages import warn
 from laion_fmri_fetchers.query.arguments import check_mode
-from laion_fmri_fetchers.query.shared_docs import documented
 from laion_fmri_fetchers.remote import bucket
 from laion_fmri_fetchers.remote.bucket import Object, UnreachableError, timestamp
 
@@ -54,16 +53,14 @@ class Catalog(NamedTuple):
         found = []
         for path in ids:
             file = self.on_disk.get(path, path)
-            rec = record_of(*self.objects.get(path, (file,)))
+            rec = record_of_path(path, *self.objects.get(path, (file,)))
             rec["relative_path"] = file
             rec["absolute_path"] = local_path(data_dir, file)
             found.append(rec)
-        return sorted(found, key=in_order)
-
-
-def in_order(rec: Record) -> tuple[str, str, str]:
-    """Return what records are sorted by: subject, session, id."""
-    return rec["subject"] or "", rec["session"] or "", rec["id"]
+        return sorted(
+            found,
+            key=lambda rec: (rec["subject"] or "", rec["session"] or "", rec["id"]),
+        )
 
 
 @contextlib.contextmanager
@@ -81,29 +78,26 @@ def _gc_paused() -> Iterator[None]:
             gc.enable()
 
 
-@documented
 @_gc_paused()
 def read_catalog(
     wanted: Iterable[Wanted],
     data_dir: str,
     *,
     mode: str = "download_new",
-    n_connections: int = 64,
-    timeout: float = 30.0,
-    verbose: int = 1,
+    **options: Any,
 ) -> Catalog:
     """List the bucket, or read listings kept earlier, and scan the disk.
 
     Parameters
     ----------
-    %(wanted)s
-    %(data_dir)s
+    wanted : iterable of (prefix, delimiter)
+        What to list, as `listing_of` gives it.
+    data_dir : str
+        The data directory.
     mode : str, default="download_new"
         ``"offline"``: read kept listings, and open no socket.
-    %(n_connections)s
-    %(timeout)s
-    verbose : int, default=1
-        Whether a line is printed where the bucket takes long; 0: none.
+    **options
+        Of `list_prefixes`: ``n_connections``, ``timeout`` and ``verbose``.
 
     Raises
     ------
@@ -123,12 +117,14 @@ def read_catalog(
     listings: dict[Wanted, dict[str, Any]] = {}
     if mode != "offline":
         try:
-            listings = _list(wanted, data_dir, n_connections, timeout, verbose)
+            listings = _list(wanted, data_dir, options)
         except UnreachableError as unreachable:
             error = unreachable
     is_live = mode != "offline" and error is None
-    on_disk, local_folders = files_on_disk(data_dir, wanted)
-    if not is_live:
+    on_disk, folders = files_on_disk(data_dir, wanted)
+    if is_live:
+        folders = set()
+    else:
         here, root = bucket.bucket_url(), kept_root(data_dir)
         if root and is_demo(root) and root["bucket"] != here:
             _warn_of_demo(data_dir)
@@ -140,19 +136,14 @@ def read_catalog(
             if kept and not (is_bound and kept["bucket"] != here):
                 listings[each] = kept
     objects = _by_id(each for kept in listings.values() for each in kept["objects"])
-    folders = set() if is_live else local_folders
-    folders |= {folder for kept in listings.values() for folder in kept["prefixes"]}
+    strange = on_disk.keys() - objects.keys()
     return Catalog(
         objects,
-        frozenset(folders),
+        frozenset(folders.union(*(kept["prefixes"] for kept in listings.values()))),
         on_disk,
-        frozenset(
-            path
-            for path in on_disk.keys() - objects.keys()
-            if listing_of(path) in listings
-        ),
+        frozenset(path for path in strange if listing_of(path) in listings),
         [each[0] for each in wanted if each not in listings],
-        max((listing["listed_at"] for listing in listings.values()), default=None),
+        max((kept["listed_at"] for kept in listings.values()), default=None),
         error,
         is_live,
     )
@@ -202,13 +193,11 @@ def correct_listings(data_dir: str, records: Iterable[Record]) -> None:
     Else these files would look damaged until the bucket is listed again.
     """
     for rec in records:
-        wanted = listing_of(rec["id"])
-        kept = kept_listing(data_dir, wanted)
-        if kept:
+        if kept := kept_listing(data_dir, listing_of(rec["id"])):
             fields = "key", "size", "etag", "last_modified"
             new = Object(*(rec[field] for field in fields))
             objects = [new if o.key == new.key else o for o in kept["objects"]]
-            _write(data_dir, {**kept, "objects": objects})
+            _keep(data_dir, kept | {"objects": objects})
 
 
 def is_demo(root: dict[str, Any] | None) -> bool:
@@ -231,11 +220,7 @@ def kept_listing(data_dir: str, wanted: Wanted) -> dict[str, Any] | None:
 
 
 def _list(
-    wanted: list[Wanted],
-    data_dir: str,
-    n_connections: int,
-    timeout: float,
-    verbose: int,
+    wanted: list[Wanted], data_dir: str, options: dict[str, Any]
 ) -> dict[Wanted, dict[str, Any]]:
     """List the bucket, and keep the listings."""
     here, kept = bucket.bucket_url(), kept_root(data_dir)
@@ -244,37 +229,33 @@ def _list(
         _refuse_mixing(data_dir, None)
     elif _ROOT not in asked and not (kept and kept["bucket"] == here):
         asked.append(_ROOT)
-    found = bucket.list_prefixes(
-        asked, n_connections=n_connections, timeout=timeout, verbose=verbose
-    )
+    found = bucket.list_prefixes(asked, **options)
     listings = {(each["prefix"], each["delimiter"]): each for each in found}
     # The top first: it says whose data are all that is kept after it.
     for each in sorted(listings, key=lambda each: each != _ROOT):
         if each == _ROOT:
             _refuse_mixing(data_dir, listings[each])
+        _date_as_before(listings[each]["objects"], kept_listing(data_dir, each))
         _keep(data_dir, listings[each])
     return {each: listings[each] for each in wanted}
 
 
-def _keep(data_dir: str, listing: dict[str, Any]) -> None:
-    """Keep a listing; where that is not possible, do without.
+def _date_as_before(objects: list[Object], kept: dict[str, Any] | None) -> None:
+    """Let objects with the ETag and size of the listing before keep its earlier date.
 
-    An object with the ETag and size of the listing before keeps its earlier date, so
-    that a mirror, which dates its copies later, makes no file look outdated.
+    So a mirror, which dates its copies later, makes no file look outdated.
     """
-    wanted = listing["prefix"], listing["delimiter"]
-    before = kept_listing(data_dir, wanted)
-    earlier = {each.key: each for each in before["objects"]} if before else {}
-    for number, each in enumerate(listing["objects"]):
+    earlier = {each.key: each for each in kept["objects"]} if kept else {}
+    for number, each in enumerate(objects):
         other = earlier.get(each.key)
-        if other and each.etag and (other.size, other.etag) == (each.size, each.etag):
+        if other and other != each and each.etag and other[:3] == each[:3]:
             then, now = timestamp(other.last_modified), timestamp(each.last_modified)
             if then is not None and now is not None and then < now:
-                listing["objects"][number] = other
-    _write(data_dir, listing)
+                objects[number] = other
 
 
-def _write(data_dir: str, listing: dict[str, Any]) -> None:
+def _keep(data_dir: str, listing: dict[str, Any]) -> None:
+    """Keep a listing; where that is not possible, do without."""
     file = _listing_file(data_dir, listing["prefix"], listing["delimiter"])
     with contextlib.suppress(OSError):
         write_atomically(file, json.dumps(listing).encode())

@@ -14,7 +14,6 @@ from laion_fmri_fetchers.exceptions import (
     BucketError,
     DownloadError,
     HeldOutSessionError,
-    NotCachedError,
 )
 from laion_fmri_fetchers.layout.keys import Record, is_held_out
 from laion_fmri_fetchers.messages import counted, listed, readable_size, tell, warn
@@ -144,17 +143,12 @@ def obtain(
         If files failed otherwise; none of these errors with ``allow_missing``.
     """
     settings = inventory.settings
-    if not planned:
-        return Outcome()
     files = {item.record["id"]: item.record for item in planned}
     needed = [path for path in files if path not in optional]
-    if inventory.error and not needed:
+    if not planned or (inventory.error and not needed):
         return Outcome()
-    if inventory.error and not set(files) <= set(sources):
-        raise BucketError(
-            f"{inventory.error} Missing in {settings.data_dir}: {listed(needed)}. "
-            "mode='offline' returns what is on disk."
-        )
+    if inventory.error and not files.keys() <= sources.keys():
+        raise _unreachable(inventory, needed)
     if not (quiet or is_announced):
         size = planned_size(planned)
         tell(
@@ -169,19 +163,18 @@ def obtain(
     if accept:
         accept(settings.data_dir)
     verbose = 0 if quiet and settings.verbose < 2 else settings.verbose
-    failures = download(files.values(), settings, sources, verbose)
+    failures = download(files.values(), settings._replace(verbose=verbose), sources)
     failed = tuple({**files[path], **failures[path]} for path in failures)
-    if not settings.allow_missing:
-        lost = [rec for rec in failed if rec["id"] not in optional]
-        _raise_if_any(lost, len(files), settings)
-    return Outcome(frozenset(set(files) - set(failures)), failed)
+    lost = [rec for rec in failed if rec["id"] not in optional]
+    if lost and not settings.allow_missing:
+        raise _explain_failures(lost, len(files), settings)
+    return Outcome(frozenset(files.keys() - failures.keys()), failed)
 
 
 def download(
     records: Iterable[Record],
     settings: Settings,
     sources: Mapping[str, Source] = MappingProxyType({}),
-    verbose: int | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Download files.
 
@@ -194,8 +187,6 @@ def download(
         With the mode ``"overwrite"``, files on disk are replaced.
     sources : mapping of str to Source, optional
         Where gated files are, by id.
-    verbose : int, optional
-        Instead of that of the settings.
 
     Returns
     -------
@@ -205,35 +196,30 @@ def download(
     from laion_fmri_fetchers.remote.download import Download, download_files
 
     by_id = {rec["id"]: rec for rec in records}
-    changed: dict[str, Download] = {}
     downloads = []
     for path, rec in by_id.items():
-        source = sources.get(path)
         target = Path(rec["absolute_path"])
-        if source:
-            gated = Download(
-                path, source.url, target, source.size, sha256=source.sha256
-            )
-            downloads.append(gated)
+        if source := sources.get(path):
+            url, size, sha256 = source
+            downloads.append(Download(path, url, target, size, sha256=sha256))
         else:
-            url = object_url(rec["key"])
             listed_as = rec["size"], rec["etag"], None, timestamp(rec["last_modified"])
-            downloads.append(Download(path, url, target, *listed_as))
+            downloads.append(Download(path, object_url(rec["key"]), target, *listed_as))
+    changed: dict[str, Download] = {}
     failures = download_files(
         downloads,
         partial_dir=partial_dir(settings.data_dir),
         overwrite=settings.overwrites,
         n_connections=settings.n_connections,
         timeout=settings.timeout,
-        verbose=settings.verbose if verbose is None else verbose,
+        verbose=settings.verbose,
         changed=changed,
     )
-    failed = {failure.id: failure._asdict() for failure in failures}
-    for path, version in changed.items():
-        date = iso_date(version.last_modified)
-        by_id[path].update(size=version.size, etag=version.etag, last_modified=date)
+    for path, new in changed.items():
+        by_id[path] |= {"size": new.size, "etag": new.etag}
+        by_id[path]["last_modified"] = iso_date(new.last_modified)
     correct_listings(settings.data_dir, [by_id[path] for path in changed])
-    return failed
+    return {failure.id: failure._asdict() for failure in failures}
 
 
 def fetch_public(
@@ -273,29 +259,25 @@ def fetch_public(
         inventory = inventory._replace(settings=settings)
     absent = [path for path in ids if path not in by_id or path in inventory.absent]
     if absent and inventory.error:
-        raise BucketError(
-            f"{inventory.error} Missing in {settings.data_dir}: {listed(absent)}. "
-            "mode='offline' returns what is on disk."
-        )
+        raise _unreachable(inventory, absent)
     where = "on disk" if inventory.is_cut_off else "in the bucket"
-    failed = [{"id": path, "reason": f"it is not {where}"} for path in absent]
-    text = "; ".join(f"{each['id']}: {each['reason']}" for each in failed)
-    if failed and not settings.allow_missing and inventory.is_cut_off:
-        raise NotCachedError(f"{text}, in {settings.data_dir}. {settings.how_to_fetch}")
+    reasons = dict.fromkeys(absent, f"it is not {where}")
+    failed = [{"id": path, "reason": reasons[path]} for path in absent]
     if failed and not settings.allow_missing:
+        text = "; ".join(f"{path}: {reason}" for path, reason in reasons.items())
+        settings.refuse_offline(f"{text}, in {settings.data_dir}.")
         raise DownloadError(f"Could not be downloaded: {text}.", failed=failed)
-    records = [by_id[path] for path in ids if path not in absent]
+    records = [by_id[path] for path in ids if path not in reasons]
     outcome = obtain(plan(records, inventory, again=lambda _: True), inventory)
     if inventory.error:
         warn(f"{inventory.error} Everything asked for is on disk; continuing offline.")
-    failed += [{"id": rec["id"], "reason": rec["reason"]} for rec in outcome.failed]
-    if failed:
-        texts = [f"{each['id']}: {each['reason']}" for each in failed]
+    reasons |= {rec["id"]: rec["reason"] for rec in outcome.failed}
+    if reasons:
+        texts = [f"{path}: {reason}" for path, reason in reasons.items()]
         warn(f"Left out: {'; '.join(texts)}")
-    lost = {each["id"] for each in failed}
-    records = [rec for rec in records if rec["id"] not in lost]
+    records = [rec for rec in records if rec["id"] not in reasons]
     report_versions(records, inventory, outcome.fetched)
-    return records, failed
+    return records, [{"id": p, "reason": reason} for p, reason in reasons.items()]
 
 
 def planned_size(planned: Iterable[Planned]) -> int:
@@ -303,25 +285,32 @@ def planned_size(planned: Iterable[Planned]) -> int:
     return sum(item.record["size"] or 0 for item in planned)
 
 
-def _raise_if_any(failed: list[Record], n_files: int, settings: Settings) -> None:
-    if not failed:
-        return
+def _unreachable(inventory: Inventory, missing: list[str]) -> BucketError:
+    return BucketError(
+        f"{inventory.error} Missing in {inventory.settings.data_dir}: "
+        f"{listed(missing)}. mode='offline' returns what is on disk."
+    )
+
+
+def _explain_failures(
+    failed: list[Record], n_files: int, settings: Settings
+) -> HeldOutSessionError | DownloadError:
+    """Return the error of files that failed, with the reason of each."""
     held_out = dict.fromkeys(
         f"{rec['session']} of {rec['subject']}"
         for rec in sorted(failed, key=lambda rec: rec["id"])
         if rec["status"] == 403 and is_held_out(rec)
     )
     if held_out:
-        raise HeldOutSessionError(
+        return HeldOutSessionError(
             f"{listed(list(held_out))}: files held out for evaluation, which the "
             "bucket denies (status 403). Leave these out of sessions."
         )
-    reasons = [f"  {rec['id']}: {rec['reason']}" for rec in failed]
+    reasons = "".join(f"\n  {rec['id']}: {rec['reason']}" for rec in failed)
     can_be_left_out = settings.allow_missing is not None
     advice = "; allow_missing=True leaves the others out" if can_be_left_out else ""
-    raise DownloadError(
+    return DownloadError(
         f"{len(failed)} of {counted(n_files, 'file')} could not be downloaded. Files "
-        f"that arrived stay, and the same call resumes from there{advice}.\n"
-        + "\n".join(reasons),
+        f"that arrived stay, and the same call resumes from there{advice}.{reasons}",
         failed=failed,
     )

@@ -6,18 +6,17 @@ import errno
 import os
 from typing import Any, NamedTuple
 
-from laion_fmri_fetchers.exceptions import NotCachedError
+from laion_fmri_fetchers.exceptions import InvalidQueryError, NotCachedError
 from laion_fmri_fetchers.messages import warn
 from laion_fmri_fetchers.query.arguments import (
     check_mode,
     check_positive,
     check_timeout,
     check_verbose,
-    refuse_offline,
 )
 from laion_fmri_fetchers.remote.disks import existing_parent, folder_error
 
-from .data_dir import get_data_dir, is_writable, make_data_dir
+from .data_dir import get_data_dir, is_writable
 from .state import partial_dir
 
 
@@ -55,7 +54,8 @@ class Settings(NamedTuple):
 
     def refuse_offline(self, problem: str) -> None:
         """Raise offline, as what is missing cannot be downloaded."""
-        refuse_offline(self.mode, NotCachedError(f"{problem} {self.how_to_fetch}"))
+        if self.mode == "offline":
+            raise NotCachedError(f"{problem} {self.how_to_fetch}")
 
 
 def make_settings(
@@ -88,28 +88,29 @@ def make_settings(
     """
     settings = Settings(
         check_mode(mode),
-        data_dir="",
+        get_data_dir(data_dir),
         n_connections=check_positive(n_connections, "n_connections", whole=True),
         timeout=check_timeout(timeout),
         verbose=check_verbose(verbose),
         allow_missing=None if allow_missing is None else bool(allow_missing),
         dry_run=bool(dry_run),
     )
-    folder = get_data_dir(data_dir)
-    settings = settings._replace(data_dir=folder)
+    folder = settings.data_dir
     if settings.mode == "offline":
         return settings
-    make_data_dir(folder)
-    if is_writable(folder):
-        state = existing_parent(str(partial_dir(folder)))
-        if not os.path.isdir(state):
-            error = OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-            raise folder_error(error, state)
-        if is_writable(state):
-            return settings
-        locked = f"folder {state}"
-    else:
-        locked = f"data directory {folder}"
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        raise InvalidQueryError(
+            f"The data directory {folder} cannot be made ({error.strerror}). Name "
+            "another data_dir."
+        ) from None
+    state = existing_parent(str(partial_dir(folder)))
+    if not os.path.isdir(state):
+        raise folder_error(OSError(errno.ENOTDIR, ""), state)
+    if is_writable(folder) and is_writable(state):
+        return settings
+    locked = f"folder {state}" if is_writable(folder) else f"data directory {folder}"
     warn(
         f"The {locked} cannot be written: working offline with what is on disk. Name "
         "another data_dir to download; mode='offline' does without this warning."

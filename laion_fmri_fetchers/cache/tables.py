@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import operator
 import os
 import re
-from collections.abc import Iterable, Set
+from collections.abc import Set
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,18 +33,6 @@ class Flaw(NamedTuple):
     text: str
 
 
-class _Table(NamedTuple):
-    """A table of tab-separated values: names and cells of its columns, as text."""
-
-    names: list[str]
-    columns: list[list[str]]
-    flaws: list[Flaw]
-
-    def column(self, name: str) -> list[str]:
-        """Return the cells of a column."""
-        return self.columns[self.names.index(name)]
-
-
 class SessionTrials(NamedTuple):
     """The columns of a trial table, in the order of volumes."""
 
@@ -63,39 +50,41 @@ def decoded(content: bytes) -> str:
         return content.decode("latin-1")
 
 
-def _read_tsv(file: str) -> _Table:
-    """Read a table; blanks and quotation marks around cells are no part of them."""
+def _read_tsv(file: str) -> tuple[dict[str, list[str]], list[Flaw]]:
+    """Return the columns of a table of tab-separated values, and what is wrong in it.
+
+    Blanks and quotation marks around cells are no part of them. Of a name that several
+    columns have, there is none.
+    """
     text = decoded(Path(file).read_bytes()).replace("\r\n", "\n").replace("\r", "\n")
     if any(edge in text for edge in ('"', " \t", "\t ", " \n", "\n ")):
         text = re.sub('[ "]*([\t\n])[ "]*', r"\1", text)
     header, *lines = text.strip('\n "').split("\n")
-    names = header.split("\t")
+    names, rows = header.split("\t"), [line.split("\t") for line in lines]
     flaws = []
     twice = frozenset(name for name in names if name and names.count(name) > 1)
     if twice:
         flaws.append(Flaw(1, twice, f"several columns are {listed(sorted(twice))}"))
     # Most tables are whole, and 150 of them are read in a call.
-    n_tabs = set(map(operator.methodcaller("count", "\t"), lines))
-    if "\0" in text or n_tabs - {len(names) - 1}:
-        for number, line in enumerate(lines, 2):
-            row = line.split("\t")
-            absent = frozenset(names[len(row) :]) - {""}
-            while len(row) > len(names) and not row[-1]:
-                row.pop()
-            if len(row) > len(names):
-                words = f"it has more cells than columns, {len(row)} cells"
-                flaws.append(Flaw(number, None, words))
-                del row[len(names) :]
-            elif absent:
-                flaws.append(Flaw(number, absent, "it ends early"))
-            row += [""] * (len(names) - len(row))
-            damaged = {n for n, cell in zip(names, row, strict=True) if "\0" in cell}
-            if damaged:
-                flaws.append(Flaw(number, frozenset(damaged), "it has a NUL byte"))
-            lines[number - 2] = "\t".join(row)
-    cells = "\t".join(lines).split("\t") if lines else []
-    columns = [cells[start :: len(names)] for start in range(len(names))]
-    return _Table(names, columns, flaws)
+    is_whole = "\0" not in text and {*map(len, rows)} <= {len(names)}
+    for number, row in enumerate([] if is_whole else rows, 2):
+        while len(row) > len(names) and not row[-1]:
+            row.pop()
+        if len(row) > len(names):
+            found = f"it has more cells than columns, {len(row)} cells"
+            flaws.append(Flaw(number, None, found))
+        elif absent := frozenset(names[len(row) :]) - {""}:
+            flaws.append(Flaw(number, absent, "it ends early"))
+        row[len(names) :] = [""] * (len(names) - len(row))
+        damaged = {n for n, cell in zip(names, row, strict=True) if "\0" in cell}
+        if damaged:
+            flaws.append(Flaw(number, frozenset(damaged), "it has a NUL byte"))
+    columns = {
+        name: [row[place] for row in rows]
+        for place, name in enumerate(names)
+        if name and name not in twice
+    }
+    return columns, flaws
 
 
 def _value(text: str) -> str | int | float | None:
@@ -133,106 +122,90 @@ def read_trials(data_dir: str, ids: list[str]) -> pd.DataFrame:
         If a table cannot be read.
     """
     asked = {path: number for number, path in enumerate(ids)}
-    counted = {*_tables_to_count(data_dir, ids)}
-    # Tables of earlier sessions are read, too, as repetitions are counted over them.
-    sessions = [
-        read_trial_table(data_dir, path) for path in sorted(counted | asked.keys())
-    ]
-    own = [name for name in TRIAL_FIELDS if name not in (*LABEL_FIELDS, "repetition")]
-    columns: dict[str, list[Any]] = {name: [] for name in (*own, "counted")}
-    for session in sessions:
-        rec, n = session.record, len(session.label)
-        columns["subject"] += [rec["subject"]] * n
-        columns["session"] += [rec["session"]] * n
-        columns["run"] += session.run
-        columns["beta_index"] += session.beta_index
-        columns["label"] += session.label
-        columns["image_index"] += [asked.get(rec["id"], -1)] * n
-        columns["counted"] += [rec["id"] in counted] * n
-    codes, labels = pd.factorize(np.array(columns["label"], dtype=object))
-    fields = [label_values(label) for label in labels]
+    # Repetitions are counted over all earlier sessions, whose tables are read, too.
+    needed = {path: _tables_until(path) for path in ids}
+    missing = {
+        path
+        for path in set().union(*needed.values())
+        if not os.path.isfile(local_path(data_dir, path))
+    }
+    complete = {path: n for path, n in needed.items() if missing.isdisjoint(n)}
+    names = "subject", "session", "run", "beta_index", "label", "image_index", "known"
+    columns: dict[str, list[Any]] = {name: [] for name in names}
+    for path in sorted(asked.keys() | set().union(*complete.values())):
+        rec, indices, runs, labels = read_trial_table(data_dir, path)
+        columns["subject"] += [rec["subject"]] * len(labels)
+        columns["session"] += [rec["session"]] * len(labels)
+        columns["run"] += runs
+        columns["beta_index"] += indices
+        columns["label"] += labels
+        columns["image_index"] += [asked.get(path, -1)] * len(labels)
+        columns["known"] += [path in complete] * len(labels)
     # Of type object, as pandas else has texts of another type by its version.
     frame = pd.DataFrame({k: pd.Series(v, dtype=object) for k, v in columns.items()})
-    for number, name in enumerate(LABEL_FIELDS):
-        kind = "Int64" if name == "n_reps" else object
-        values = pd.Series([of_label[number] for of_label in fields], dtype=kind)
-        frame[name] = values.take(codes).array
-    whole = ["beta_index", "image_index"]
-    if all(type(run) is int for session in sessions for run in {*session.run}):
-        whole.append("run")
-    frame = frame.astype(dict.fromkeys(whole, np.int64))
+    kinds = {"beta_index": np.int64, "image_index": np.int64, "known": bool}
+    if {*map(type, columns["run"])} <= {int}:
+        kinds["run"] = np.int64
+    frame = frame.astype(kinds)
+    codes, distinct = pd.factorize(frame["label"].to_numpy())
+    of_labels = pd.DataFrame(
+        map(label_values, distinct), columns=LABEL_FIELDS, dtype=object
+    )
+    of_labels = of_labels.astype({"n_reps": "Int64"}).take(codes)
+    frame[[*LABEL_FIELDS]] = of_labels.set_axis(frame.index)
     shown = frame.groupby([frame["subject"], codes], sort=False).cumcount() + 1
-    frame["repetition"] = shown.astype("Int64").where(frame["counted"].astype(bool))
+    frame["repetition"] = shown.astype("Int64").where(frame["known"])
     frame = frame.loc[frame["image_index"] >= 0, [*TRIAL_FIELDS]]
     return frame.sort_values("image_index", kind="stable", ignore_index=True)
 
 
-def _tables_to_count(data_dir: str, ids: Iterable[str]) -> Iterable[str]:
-    """Yield the tables of each subject from the first session on, as far as on disk."""
-    last: dict[str, int] = {}
-    for rec in map(record_of, ids):
-        number = int(rec["session"].removeprefix("ses-"))
-        last[rec["subject"]] = max(number, last.get(rec["subject"], 0))
-    for subject, n_sessions in last.items():
-        for number in range(1, n_sessions + 1):
-            session = clean_session(number)
-            path = trials_id({"subject": subject, "session": session})
-            if not os.path.isfile(local_path(data_dir, path)):
-                break
-            yield path
+def _tables_until(path: str) -> list[str]:
+    """Return the trial tables of a subject up to the one with an id."""
+    rec = record_of(path)
+    numbers = range(1, int(rec["session"].removeprefix("ses-")) + 1)
+    return [trials_id(rec | {"session": clean_session(n)}) for n in numbers]
 
 
 def read_trial_table(data_dir: str, path: str) -> SessionTrials:
     """Return the trial table of a session, in the order of volumes."""
     file = local_path(data_dir, path)
-    table = _read_tsv(file)
-    needed = {"run", "beta_index", "label"}
-    flaws = [f for f in table.flaws if f.columns is None or f.columns & needed]
-    if absent := sorted(needed - {*table.names}):
-        flaws.insert(0, Flaw(1, None, f"it has no column {listed(absent)}"))
-    elif not table.columns[0]:
+    columns, flaws = _read_tsv(file)
+    needed = ("beta_index", "run", "label")
+    flaws = [f for f in flaws if f.columns is None or not f.columns.isdisjoint(needed)]
+    if absent := [name for name in needed if name not in columns]:
+        flaws.append(Flaw(1, None, f"it has no column {listed(absent)}"))
+    indices, runs, labels = (columns.get(name, []) for name in needed)
+    if not labels:
         flaws.append(Flaw(1, None, "it has a header, but no trials"))
-    if not flaws:
-        indices, labels = table.column("beta_index"), table.column("label")
-        # Most tables have a row per volume in order, which is seen at once.
-        is_in_order = indices == [*map(str, range(len(indices)))]
-        if not (is_in_order and all(labels)):
-            flaws = _flaws_of_trials(indices, labels)
+    lines: dict[int, int] = {}
+    are_numbers = all(map(str.isdecimal, indices))
+    is_right = are_numbers and len({*map(int, indices)}) == len(indices) and all(labels)
+    rows = [] if is_right else zip(indices, labels, strict=False)
+    for line, (index, label) in enumerate(rows, 2):
+        if not index.isdecimal():
+            found = "beta_index", f"{index!r} is not a whole number"
+        elif lines.setdefault(int(index), line) != line:
+            found = "beta_index", f"{index} is in line {lines[int(index)]}, too"
+        elif not label:
+            found = "label", "it is missing"
+        else:
+            continue
+        flaws.append(Flaw(line, frozenset({found[0]}), found[1]))
     if flaws:
-        line, named, text = flaws[0]
-        column = f", column {min(named & needed)}" if named else ""
+        line, named, text = min(flaws, key=lambda flaw: flaw.line)
+        column = f", column {min(named.intersection(needed))}" if named else ""
         raise CorruptImageError(
             f"The trial table {file} is broken (line {line}{column}: {text}). Fetch it "
             "again with mode='overwrite', or delete it."
         )
-    runs = table.column("run")
     values = {run: _value(run) for run in {*runs}}
-    columns: list[list[Any]] = [
-        [*map(int, indices)],
-        [values[run] for run in runs],
-        labels,
-    ]
-    if not is_in_order:
-        order = np.argsort(columns[0], kind="stable")
-        columns = [[column[row] for row in order] for column in columns]
-    return SessionTrials(record_of(path), *columns)
-
-
-def _flaws_of_trials(indices: list[str], labels: list[str]) -> list[Flaw]:
-    """Return the first row that is not that of a trial, if there is one."""
-    lines: dict[str, int] = {}
-    for line, (index, label) in enumerate(zip(indices, labels, strict=True), 2):
-        column = "beta_index"
-        if not (index.isascii() and index.isdigit()):
-            text = f"{index!r} is not a whole number"
-        elif lines.setdefault(index, line) != line:
-            text = f"{index} is in line {lines[index]}, too"
-        elif not label:
-            column, text = "label", "it is missing"
-        else:
-            continue
-        return [Flaw(line, frozenset({column}), text)]
-    return []
+    trials = sorted(zip(map(int, indices), runs, labels, strict=True))
+    return SessionTrials(
+        record_of(path),
+        [index for index, _, _ in trials],
+        [values[run] for _, run, _ in trials],
+        [label for _, _, label in trials],
+    )
 
 
 def read_participants(file: str) -> tuple[dict[str, dict[str, Any]], list[Flaw]]:
@@ -252,30 +225,31 @@ def read_participants(file: str) -> tuple[dict[str, dict[str, Any]], list[Flaw]]
     flaws : list of Flaw
         What is wrong; the values that it concerns are None.
     """
-    names, columns, flaws = _read_tsv(file)
-    if names.count("participant_id") != 1:
+    columns, flaws = _read_tsv(file)
+    if "participant_id" not in columns:
         return {}, [Flaw(1, None, "it has no single column participant_id")]
-    null = {(flaw.line, name) for flaw in flaws for name in flaw.columns or names}
-    twice = {name for line, name in null if line == 1}
     participants: dict[str, dict[str, Any]] = {}
-    first: dict[str, tuple[int, tuple[str, ...]]] = {}
-    for line, row in enumerate(zip(*columns, strict=True), 2):
-        cells = dict(zip(names, row, strict=True))
-        subject = cells["participant_id"]
-        subject = clean_subject(subject) or subject
-        number, same = first.setdefault(subject, (line, row))
-        if not any(row) or (number < line and same == row):
+    first: dict[str, int] = {}
+    names = columns.pop("participant_id")
+    for line, (name, *cells) in enumerate(
+        zip(names, *columns.values(), strict=True), 2
+    ):
+        if not any((name, *cells)):
             continue
-        if number < line:
-            flaws.append(Flaw(line, None, f"{subject} is in line {number}, too"))
-            null |= {(line, name) for name in names}
-        participants[subject] = {
-            f"participants_{name}" if name in OWN_FIELDS else name: (
-                None if name in twice or (line, name) in null else _value(cell)
+        wrong = [flaw.columns or columns.keys() for flaw in flaws if flaw.line == line]
+        null = set().union(*wrong)
+        described = {
+            f"participants_{field}" if field in OWN_FIELDS else field: (
+                None if field in null else _value(cell)
             )
-            for name, cell in cells.items()
-            if name not in ("", "participant_id")
+            for field, cell in zip(columns, cells, strict=True)
         }
+        subject = clean_subject(name) or name
+        if participants.setdefault(subject, described) != described:
+            found = f"{subject} is in line {first[subject]}, too"
+            flaws.append(Flaw(line, None, found))
+            participants[subject] = dict.fromkeys(described)
+        first.setdefault(subject, line)
     return participants, flaws
 
 

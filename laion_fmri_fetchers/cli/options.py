@@ -8,7 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 from laion_fmri_fetchers.exceptions import InvalidQueryError
 from laion_fmri_fetchers.layout.keys import record_of
@@ -21,29 +21,18 @@ Options = argparse.Namespace
 Run = Callable[[Options], "int | None"]
 
 
-class Option(NamedTuple):
-    """What ``add_argument`` of a parser takes."""
+# What ``add_argument`` of a parser takes: names, and the rest.
+Option = tuple[tuple[str, ...], dict[str, Any]]
 
-    names: tuple[str, ...]
-    how: dict[str, Any]
-
-
-class Command(NamedTuple):
-    """A command: its options, and what runs it; its docstring is the help."""
-
-    options: tuple[Option, ...]
-    run: Run
-
-
-COMMANDS: dict[str, Command] = {}
-"""In the order of the help."""
+COMMANDS: dict[str, tuple[tuple[Option, ...], Run]] = {}
+"""Options of a command and what runs it, in the order of the help."""
 
 
 def command(name: str, *options: Option) -> Callable[[Run], Run]:
-    """Make a function a command with these options."""
+    """Make a function a command with these options; its docstring is the help."""
 
     def register(run: Run) -> Run:
-        COMMANDS[name] = Command(options, run)
+        COMMANDS[name] = options, run
         return run
 
     return register
@@ -51,7 +40,7 @@ def command(name: str, *options: Option) -> Callable[[Run], Run]:
 
 def option(name: str, help_text: str, *other_names: str, **how: Any) -> Option:
     """Return an option, or an argument without hyphens."""
-    return Option((*other_names, name), {**how, "help": help_text})
+    return (*other_names, name), {**how, "help": help_text}
 
 
 def flag(name: str, help_text: str, *other_names: str) -> Option:
@@ -111,7 +100,12 @@ def convert(options: Options) -> None:
     for name in {"where", "image_where"} & given.keys():
         given[name] = parse_terms(given[name])
     if "sessions" in given:
-        given["sessions"] = [s for name in given["sessions"] for s in _sessions(name)]
+        sessions = []
+        for name in given["sessions"]:
+            ends = re.fullmatch(r"(?:ses-)?(\d+)-(?:ses-)?(\d+)", name)
+            numbers = range(int(ends[1]), int(ends[2]) + 1) if ends else ()
+            sessions += [str(number) for number in numbers] or [name]
+        given["sessions"] = sessions
     if given.get("output") is not None:
         given["output"] = user_path(given["output"], "--output")
         folder = os.path.dirname(os.path.abspath(given["output"]))
@@ -119,13 +113,6 @@ def convert(options: Options) -> None:
             raise InvalidQueryError(f"There is no folder {folder} for --output.")
     if given.get("quiet"):
         given["verbose"] = 0
-
-
-def _sessions(name: str) -> Iterable[str]:
-    """Return the sessions of a range such as ``1-4``; of anything else, itself."""
-    ends = re.fullmatch(r"(?:ses-)?(\d+)-(?:ses-)?(\d+)", name)
-    numbers = range(int(ends[1]), int(ends[2]) + 1) if ends else ()
-    return [str(number) for number in numbers] or [name]
 
 
 def call(function: Callable[..., Any], options: Options, **arguments: Any) -> Any:
@@ -139,18 +126,15 @@ def print_files(options: Options, data: Any, paths: Iterable[str | None]) -> Non
     """Print the paths of files, or the plan of a dry run: at a terminal, in short."""
     given = vars(options)
     is_short = is_terminal(sys.stdout) and not given.get("paths")
-    if not given.get("dry_run"):
-        lines = [] if is_short else [path for path in paths if path]
-    elif not is_short:
-        rows = data.plan.itertuples()
-        lines = [f"{row.size}\t{row.reason}\t{row.id}" for row in rows]
-    else:
+    lines = [path for path in paths if path and not is_short]
+    if given.get("dry_run"):
         plan = data.plan
-        kinds = [record_of(path)["image_type"] for path in plan["id"]]
-        sizes = plan.groupby(kinds)["size"].agg(["count", "sum"])
-        lines = [f"{'kind':<24}{'files':>8}{'size':>10}"]
-        total = ("total", len(plan), plan["size"].sum())
-        for kind, n, size in (*sizes.itertuples(), total):
-            lines.append(f"{kind:<24}{n:>8,}{readable_size(size):>10}")
-    for line in lines:
-        print(line)
+        lines = [f"{row.size}\t{row.reason}\t{row.id}" for row in plan.itertuples()]
+        if is_short:
+            kinds = [record_of(path)["image_type"] for path in plan["id"]]
+            sizes = plan.groupby(kinds)["size"].agg(["count", "sum"])
+            sizes.loc["total"] = len(plan), plan["size"].sum()
+            lines = [f"{'kind':<24}{'files':>8}{'size':>10}"]
+            for kind, n, size in sizes.itertuples():
+                lines.append(f"{kind:<24}{n:>8,}{readable_size(size):>10}")
+    print(*lines, sep="\n", end="\n" * bool(lines))

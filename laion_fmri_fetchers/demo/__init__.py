@@ -2,30 +2,23 @@
 
     run_demo            a walk through the package on synthetic data     walkthrough
     serve_demo          calls of the package go there for a while        environment
-      ├▶ build_bucket   the dataset as files                             build
-      │    ├ trial_tables, content_category, image_fields           labels, facts
-      │    ├ functional_brain ─▶ session_files, model_file          brain, glm, model
-      │    ├ cortex ─▶ surfaces and the regions on them                       cortex
-      │    ├ roi_files, anatomical_files, freesurfer_files          anatomy
-      │    ├ localizer_files, raw_files, tedana_files       localizers, timeseries
-      │    └ stimuli_files                                          pictures
-      ├▶ serve_bucket   an S3 server: Server                             server
-      ├▶ serve_access   the access service: AccessServer                 service
-      └▶ serve_splits   train/test splits of the images: SplitServer     splits
-    LocalServer         how these speak HTTP                             web
+      ├▶ build_bucket   the dataset as files: anatomy, glm, runs, stimuli      build
+      │                 of what is in                         brain, labels, facts
+      ├▶ serve_bucket   an S3 server                                          server
+      ├▶ serve_access   the access service                                   service
+      └▶ serve_splits   train/test splits of the images                       splits
 
 >>> from laion_fmri_fetchers.demo import build_bucket, serve_bucket
 >>> with serve_bucket(build_bucket("demo_bucket")) as server:  # doctest: +SKIP
 ...     print(server.url)
 http://127.0.0.1:40123/laion-fmri
 
-Nothing in the library imports this wing; what it offers is handed out here.
+Nothing in the library imports this.
 """
 
 from .build import build_bucket
 from .environment import Demo, serve_demo
 from .labels import CONTENT, content_category
-from .model import model_file
 from .server import Server, serve_bucket
 from .service import AccessServer, serve_access
 from .splits import SplitServer, serve_splits
@@ -38,7 +31,6 @@ __all__ = [
     "SplitServer",
     "build_bucket",
     "content_category",
-    "model_file",
     "serve_access",
     "serve_bucket",
     "serve_demo",

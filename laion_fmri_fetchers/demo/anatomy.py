@@ -1,56 +1,111 @@
-"""ROI masks, anatomical images and FreeSurfer's files of a synthetic subject."""
+"""Anatomy of a synthetic subject: ROI masks, T1w and T2w, and FreeSurfer's surfaces.
+
+The cortex is that of fsaverage5, which nilearn ships, on meshes of the subjects' own:
+points spread over a sphere are ``sphere.reg``; the other shapes are where fsaverage
+has its vertex nearest to each.
+"""
 
 from __future__ import annotations
 
+import functools
+import gzip
+import io
+from typing import NamedTuple
+
 import numpy as np
 
-from .brain import (
-    ROIS,
-    Brain,
-    anatomical_grid,
-    localizer_grid,
-    regions_of_grid,
-    resample,
-    responses,
-)
-from .cortex import SIDES, centre_of_volume, cortex
-from .formats import (
-    Files,
-    freesurfer_label,
-    freesurfer_map,
-    freesurfer_surface,
-    gifti_bytes,
-    mgz_bytes,
-    nifti_bytes,
-)
+from .brain import FITTED, ROIS, Brain, Grid, brain_grid, resample, responses
+from .facts import PARTICIPANTS
+from .formats import Files, freesurfer_label, freesurfer_surface
+
+SIDES = {"L": -1, "R": 1}
+"""Hemispheres, and the sign of their x coordinate."""
+
+N_VERTICES = 1200
+"""About as many a hemisphere; real ones have 150,000 or so."""
 
 _CONFORMED = 32, 8.0
 """Voxels on a side of FreeSurfer's volumes, and their size (mm); really 256 of 1 mm."""
 
 
+class Cortex(NamedTuple):
+    """A hemisphere; surfaces are arrays of shape (vertices, 3)."""
+
+    white: np.ndarray  # mm, scanner coordinates
+    pial: np.ndarray  # mm, scanner coordinates
+    inflated: np.ndarray
+    sphere: np.ndarray
+    sulc: np.ndarray  # (vertices,): sulcal depth
+    faces: np.ndarray  # (faces, 3)
+
+    @property
+    def middle(self) -> np.ndarray:
+        """Half way between white and pial, where responses are."""
+        return (self.white + self.pial) / 2
+
+
+def centre_of_volume(subject: str) -> np.ndarray:
+    """Return scanner coordinates (mm) of the centre of FreeSurfer's volumes: c_ras.
+
+    FreeSurfer writes the vertices of white and pial relative to it.
+    """
+    i = PARTICIPANTS.index(subject)
+    return np.array([2.5 + i, -17.25 - i, 11.5 + i / 2])
+
+
+@functools.cache
+def cortex(subject: str, side: int) -> Cortex:
+    """Return a hemisphere of a subject: side -1 is the left one."""
+    from nilearn.datasets import fetch_surf_fsaverage
+    from nilearn.surface import load_surf_data, load_surf_mesh
+    from scipy.spatial import ConvexHull, KDTree
+
+    # Points spread evenly over a sphere, and the triangles between them, facing out;
+    # number and places differ by subject.
+    i = PARTICIPANTS.index(subject)
+    n = N_VERTICES + 10 * i + 3 * side
+    height = 1 - (2 * np.arange(n) + 1) / n
+    around = np.pi * (3 - np.sqrt(5)) * np.arange(n) + i
+    radius = np.sqrt(1 - height**2)
+    points = np.stack([radius * np.cos(around), radius * np.sin(around), height], 1)
+    faces = ConvexHull(points).simplices.copy()
+    is_inwards = np.linalg.det(points[faces]) < 0
+    faces[is_inwards] = faces[is_inwards][:, ::-1]
+
+    files = fetch_surf_fsaverage("fsaverage5")
+    hemisphere = "left" if side < 0 else "right"
+    sphere = load_surf_mesh(files[f"sphere_{hemisphere}"]).coordinates
+    nearest = KDTree(sphere).query(100 * points)[1]
+    white, pial, inflated = (
+        np.asarray(load_surf_mesh(files[f"{kind}_{hemisphere}"]).coordinates[nearest])
+        for kind in ("white", "pial", "infl")
+    )
+    sulc = load_surf_data(files[f"sulc_{hemisphere}"])[nearest]
+    return Cortex(white, pial, inflated, 100 * points, sulc, faces)
+
+
 def roi_files(subject: str, brain: Brain, resolution: float) -> Files:
     """Yield the masks of volumes, on two grids, and of surfaces."""
-    fine = localizer_grid(subject, resolution)
-    fine_rois = regions_of_grid(subject, fine.affine, fine.mask)
-    surfaces = {}
-    for side in SIDES.values():
-        surface = cortex(subject, side)
-        vertices = surface.white - centre_of_volume(subject)
-        rois = responses(subject, surface.middle, (side,)).rois
-        surfaces["L" if side < 0 else "R"] = vertices, rois
-    for name in brain.rois:
+    fine = brain_grid(subject, resolution * 1.5 / 1.778, FITTED)
+    grids = {
+        res: (grid, responses(subject, grid.points()).rois)
+        for res, grid in (("1pt8", brain.grid), ("1pt5", fine))
+    }
+    surfaces = {
+        hemi: responses(subject, cortex(subject, side).middle, (side,)).rois
+        for hemi, side in SIDES.items()
+    }
+    for name in grids["1pt8"][1]:
         stem = f"derivatives/rois/{subject}/{ROIS[name].category}/{subject}"
         label = f"label-{ROIS[name].label}_mask"
-        for res, voxels, affine in (
-            ("1pt8", brain.rois[name], brain.affine),
-            ("1pt5", fine_rois[name], fine.affine),
-        ):
-            volume = nifti_bytes(voxels.astype(np.uint8), affine)
-            yield f"{stem}_space-T1w_res-{res}_{label}.nii.gz", volume
-        for hemi, (vertices, rois) in surfaces.items():
-            mask = f"{stem}_hemi-{hemi}_space-fsnative_{label}"
-            yield f"{mask}.func.gii", gifti_bytes(rois[name])
-            yield f"{mask}.label", freesurfer_label(subject, vertices, rois[name])
+        for res, (grid, rois) in grids.items():
+            mask = grid.image(rois[name].astype(np.uint8))
+            yield f"{stem}_space-T1w_res-{res}_{label}.nii.gz", mask
+        for hemi, rois in surfaces.items():
+            vertices = cortex(subject, SIDES[hemi]).white - centre_of_volume(subject)
+            key = f"{stem}_hemi-{hemi}_space-fsnative_{label}"
+            yield f"{key}.func.gii", rois[name]
+            yield f"{key}.label", freesurfer_label(subject, vertices, rois[name])
 
 
 def anatomical_files(subject: str, brain: Brain, resolution: float) -> Files:
@@ -59,52 +114,39 @@ def anatomical_files(subject: str, brain: Brain, resolution: float) -> Files:
         f"derivatives/anatomical/{subject}/ses-PrismaAnat/anat/"
         f"{subject}_ses-PrismaAnat_space-T1w"
     )
-    fine = anatomical_grid(subject, resolution * 2 / 3)
-    for space, grid in ((stem, fine), (f"{stem}_res-1pt8", brain)):
+    fine = brain_grid(subject, resolution * 2 / 3)
+    for space, grid in ((stem, fine), (f"{stem}_res-1pt8", brain.grid)):
         level = np.clip(grid.t1, 0, 1) * 250
-        contrast = np.where(grid.mask, 300 - level, 0)
         for name, volume in (
             ("T1w", level.astype(np.uint8)),
-            ("T2w", contrast.astype(np.int16)),
+            ("T2w", np.where(grid.mask, 300 - level, 0).astype(np.int16)),
             ("desc-brain_mask", grid.mask.astype(np.uint8)),
         ):
-            yield f"{space}_{name}.nii.gz", nifti_bytes(volume, grid.affine)
+            yield f"{space}_{name}.nii.gz", (volume, grid.affine)
 
 
 def freesurfer_files(subject: str, brain: Brain) -> Files:
-    """Yield a handful of FreeSurfer's files."""
-    stem = f"derivatives/freesurfer/{subject}"
-    level = (np.clip(brain.t1, 0, 1) * 110).astype(np.uint8)
-    yield f"{stem}/mri/brain.mgz", mgz_bytes(level, brain.affine)
-    parcels = np.where(brain.mask, np.where(brain.t1 > 0.7, 2, 1001), 0)
-    aseg = mgz_bytes(parcels.astype(np.int32), brain.affine)
-    yield f"{stem}/mri/aparc+aseg.mgz", aseg
+    """Yield the files of FreeSurfer that surfaces and their projections need."""
+    from nibabel import MGHImage
+    from nibabel.freesurfer import write_morph_data
 
     # The T1w image as FreeSurfer stores it: left, inferior, anterior.
+    stem = f"derivatives/freesurfer/{subject}"
     n, zoom = _CONFORMED
     centre = centre_of_volume(subject)
     affine = np.eye(4)
     affine[:3, :3] = zoom * np.array([[-1, 0, 0], [0, 0, 1], [0, -1, 0]])
     affine[:3, 3] = centre - affine[:3, :3] @ np.full(3, n / 2)
-    t1 = resample(brain.t1, brain.affine, affine, (n, n, n))
-    orig = (np.clip(t1, 0, 1) * 110).astype(np.uint8)
-    yield f"{stem}/mri/orig.mgz", mgz_bytes(orig, affine)
-
-    # The transform to MNI space is the identity, in FreeSurfer's two formats.
-    rows = [" ".join(f"{value:.6f}" for value in row) for row in np.eye(4)]
+    conformed = Grid(affine, *np.zeros((2, n, n, n)))
+    t1 = resample(brain.grid.t1, brain.grid.affine, conformed)
+    orig = MGHImage((np.clip(t1, 0, 1) * 110).astype(np.uint8), affine)
+    yield f"{stem}/mri/orig.mgz", gzip.compress(orig.to_bytes(), 1, mtime=0)
     yield (
-        f"{stem}/mri/transforms/talairach.xfm",
-        "MNI Transform File\n% made by laion_fmri_fetchers.demo\n\n"
-        "Transform_Type = Linear;\nLinear_Transform =\n{}\n{}\n{};\n".format(
-            *rows[:3]
-        ).encode(),
+        f"{stem}/mri/transforms/talairach.xfm",  # the brain is that of MNI space
+        b"MNI Transform File\n% made by laion_fmri_fetchers.demo\n\n"
+        b"Transform_Type = Linear;\nLinear_Transform =\n"
+        b"1.0 0.0 0.0 0.0\n0.0 1.0 0.0 0.0\n0.0 0.0 1.0 0.0;\n",
     )
-    yield (
-        f"{stem}/mri/transforms/talairach.lta",
-        "type      = 1\nnxforms   = 1\nmean      = 0.0 0.0 0.0\nsigma     = 1.0\n"
-        "1 4 4\n{}\n{}\n{}\n{}\n".format(*rows).encode(),
-    )
-
     for hemi, side in SIDES.items():
         surface = cortex(subject, side)
         # FreeSurfer's vertices of the brain itself are relative to the volume's centre.
@@ -112,16 +154,10 @@ def freesurfer_files(subject: str, brain: Brain) -> Files:
             ("white", surface.white - centre),
             ("pial", surface.pial - centre),
             ("inflated", surface.inflated),
-            ("sphere.reg", surface.sphere_reg),
+            ("sphere.reg", surface.sphere),
         ):
-            geometry = freesurfer_surface(vertices, surface.faces, orig, affine)
-            yield f"{stem}/surf/{hemi}.{name}", geometry
-        yield f"{stem}/surf/{hemi}.sulc", freesurfer_map(surface.sulc)
-        is_cortex = np.abs(surface.white[:, 0]) > 8
-        label = freesurfer_label(subject, surface.white - centre, is_cortex)
-        yield f"{stem}/label/{hemi}.cortex.label", label
-    yield (
-        f"{stem}/stats/aseg.stats",
-        f"# subjectname {subject}\n# ColHeaders  Index SegId NVoxels\n"
-        f"  1   2  {int((parcels == 2).sum())}\n".encode(),
-    )
+            geometry = freesurfer_surface(vertices, surface.faces, orig)
+            yield f"{stem}/surf/{hemi.lower()}h.{name}", geometry
+        sulc = io.BytesIO()
+        write_morph_data(sulc, surface.sulc)
+        yield f"{stem}/surf/{hemi.lower()}h.sulc", sulc.getvalue()

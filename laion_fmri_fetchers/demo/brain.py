@@ -10,12 +10,12 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from .facts import PARTICIPANTS
-from .labels import CONTENT, rng_of
+from .labels import CONTENT, CONTENT_OF, rng_of
 
 
 class Roi(NamedTuple):
@@ -83,7 +83,7 @@ ROIS = {
     "VO1": Roi("retinotopy", "VO1", (28, -67, -11), 7),
     "VO2": Roi("retinotopy", "VO2", (27, -58, -9), 7),
     "hV4": Roi("retinotopy", "hV4", (30, -77, -15), 7),
-    "EVC": Roi("retinotopy", "EVC", (0, 0, 0), 0),  # the union of V1 to V3
+    "EVC": Roi("retinotopy", "EVC", (0, 0, 0), 1),  # the union of V1 to V3
 }
 """Every published region by its clean name."""
 
@@ -96,20 +96,13 @@ LACKING = {
 }
 """Regions that a subject does not have."""
 
-# What a region of a category responds to: its own content most.
-PREFERENCES = {
-    "body": {"body": 1.0, "face": 0.3},
-    "character": {"word": 1.0, "object": 0.2},
-    "face": {"face": 1.0, "body": 0.3},
-    "motion": {"motion": 1.0, "body": 0.2},
-    "object": {"object": 1.0, "word": 0.3, "body": 0.2},
-    "place": {"place": 1.0, "motion": 0.1},
-}
-
 SELECTIVITY = 0.6  # response to what a region prefers, in units of the noise
 
-# The box (mm) of the volumetric localizer fits: all regions, but not all of the brain.
-_FITTED_BOX = ((-78, -118, -52), (78, 26, 72))
+Box = tuple[tuple[int, int, int], tuple[int, int, int]]  # its corners, mm
+HEAD: Box = ((-96, -132, -78), (96, 92, 114))
+FITTED: Box = ((-78, -118, -52), (78, 26, 72))
+"""What the volumetric localizer fits cover: all regions, but not all of the brain."""
+
 _N_UNFITTED = 8  # voxels at the bottom of the brain without a fit, for loss of signal
 
 
@@ -119,6 +112,16 @@ class Grid(NamedTuple):
     affine: np.ndarray  # (4, 4), mm
     t1: np.ndarray  # (x, y, z), 0 to 1
     mask: np.ndarray  # (x, y, z) bool
+
+    def points(self) -> np.ndarray:
+        """Return the positions (mm) of the voxels of the mask."""
+        return np.argwhere(self.mask) @ self.affine[:3, :3] + self.affine[:3, 3]
+
+    def image(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return a volume of values per voxel of the mask, 0 elsewhere; and affine."""
+        volume = np.zeros(self.mask.shape + values.shape[1:], values.dtype)
+        volume[self.mask] = values
+        return volume, self.affine
 
 
 class Responses(NamedTuple):
@@ -132,11 +135,8 @@ class Responses(NamedTuple):
 class Brain(NamedTuple):
     """The functional grid of a subject and what lies on it."""
 
-    affine: np.ndarray  # (4, 4), mm
-    t1: np.ndarray  # (x, y, z), 0 to 1
-    mask: np.ndarray  # (x, y, z) bool: the anatomical brain mask
-    fitted: np.ndarray  # (x, y, z) bool: voxels with a fit, those of `tuning` on
-    rois: dict[str, np.ndarray]  # clean name -> (x, y, z) bool
+    grid: Grid  # of the anatomical brain mask
+    fitted: Grid  # of the voxels with a fit, those of `tuning` on
     tuning: np.ndarray  # (voxels, contents)
     visual: np.ndarray  # (voxels,), 0 to 1
     edge: np.ndarray  # indices of voxels at the mask's edge
@@ -146,51 +146,34 @@ def functional_brain(subject: str, resolution: float, seed: int) -> Brain:
     """Return the brain of a subject on the grid of its betas."""
     from scipy.ndimage import binary_erosion
 
-    affine, t1, mask = anatomical_grid(subject, resolution)
-    rois = regions_of_grid(subject, affine, mask)
-    small = np.any([rois[n] for n in rois if ROIS[n].category != "laion"], axis=0)
-    is_edge = mask & ~binary_erosion(mask) & ~small
+    grid = brain_grid(subject, resolution)
+    rois = responses(subject, grid.points()).rois
+    is_small = np.any([rois[n] for n in rois if ROIS[n].category != "laion"], axis=0)
+    is_edge = grid.mask & ~binary_erosion(grid.mask) & ~grid.image(is_small)[0]
     lowest = np.argwhere(is_edge)
     lowest = lowest[np.argsort(lowest[:, 2], kind="stable")[:_N_UNFITTED]]
-    fitted = mask.copy()
-    fitted[tuple(lowest.T)] = False
+    is_fitted = grid.mask.copy()
+    is_fitted[tuple(lowest.T)] = False
+    fitted = grid._replace(mask=is_fitted)
 
-    _, tuning, visual = responses(subject, points_of_grid(affine, fitted))
+    _, tuning, visual = responses(subject, fitted.points())
     rng = rng_of(seed, subject, "tuning")
     tuning *= rng.uniform(0.7, 1.3, (len(tuning), 1))
     tuning += rng.normal(0, 0.05, tuning.shape)
-    edge = np.flatnonzero(is_edge[fitted])
-    return Brain(affine, t1, mask, fitted, rois, tuning, visual, edge)
-
-
-def anatomical_grid(subject: str, resolution: float) -> Grid:
-    """Return a grid of the whole head; its origin differs by subject."""
-    n = int(np.ceil(228 / resolution))
-    shape = (int(np.ceil(192 / resolution)) + 1, n, n - 4)
-    return _grid(subject, resolution, (-96, -132, -78), shape)
-
-
-def localizer_grid(subject: str, resolution: float) -> Grid:
-    """Return the finer grid of the volumetric localizer fits."""
-    fine = resolution * 1.5 / 1.778
-    low, high = _FITTED_BOX
-    shape = np.ceil(np.subtract(high, low) / fine).astype(int) + 1
-    return _grid(subject, fine, low, tuple(shape))
+    return Brain(grid, fitted, tuning, visual, np.flatnonzero(is_edge[is_fitted]))
 
 
 @functools.lru_cache(maxsize=8)
-def _grid(
-    subject: str,
-    resolution: float,
-    origin: tuple[float, ...],
-    shape: tuple[int, ...],
-) -> Grid:
+def brain_grid(subject: str, resolution: float, box: Box = HEAD) -> Grid:
+    """Return a grid of voxels in a box; its origin differs by subject."""
     from scipy.ndimage import binary_fill_holes
 
+    shape = np.ceil(np.subtract(*box[::-1]) / resolution).astype(int) + 1
     shift = 0.75 * PARTICIPANTS.index(subject)
     affine = np.diag([resolution, resolution, resolution, 1.0])
-    affine[:3, 3] = np.add(origin, (shift, -shift, shift))
-    t1 = resample(*_template(), affine, shape)
+    affine[:3, 3] = np.add(box[0], (shift, -shift, shift))
+    empty = Grid(affine, np.zeros(shape), np.zeros(shape, bool))
+    t1 = resample(*_template(), empty)
     return Grid(affine, t1, binary_fill_holes(t1 > 0.2))
 
 
@@ -206,35 +189,16 @@ def _template() -> tuple[np.ndarray, np.ndarray]:
 def resample(
     volume: np.ndarray,
     affine: np.ndarray,
-    target: np.ndarray,
-    shape: tuple[int, ...],
-    **options: Any,
+    target: Grid,
+    order: int = 1,
+    cval: float = 0,
 ) -> np.ndarray:
-    """Return a volume on another grid; linear unless options of SciPy say otherwise."""
+    """Return a volume on another grid."""
     from scipy.ndimage import affine_transform
 
-    to_voxel = np.linalg.inv(affine) @ target
-    options = {"order": 1, "output_shape": shape, **options}
-    return affine_transform(volume, to_voxel[:3, :3], to_voxel[:3, 3], **options)
-
-
-# Regions
-
-
-def points_of_grid(affine: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Return the positions (mm) of the voxels of a mask."""
-    return np.argwhere(mask) @ affine[:3, :3] + affine[:3, 3]
-
-
-def regions_of_grid(
-    subject: str, affine: np.ndarray, mask: np.ndarray
-) -> dict[str, np.ndarray]:
-    """Return the regions of a subject on a grid, by clean name."""
-    rois = {}
-    for name, inside in responses(subject, points_of_grid(affine, mask)).rois.items():
-        rois[name] = np.zeros_like(mask)
-        rois[name][mask] = inside
-    return rois
+    matrix = np.linalg.inv(affine) @ target.affine
+    shape = target.mask.shape
+    return affine_transform(volume, matrix, output_shape=shape, order=order, cval=cval)
 
 
 def responses(
@@ -246,8 +210,6 @@ def responses(
     """
     distances = {}
     for name, roi in ROIS.items():
-        if name == "EVC":
-            continue
         centres = np.multiply(roi.centre, [(side, 1, 1) for side in sides])
         of_sides = np.linalg.norm(points - centres[:, None], axis=2)
         # A region has a point or more on each side of every grid.
@@ -258,11 +220,12 @@ def responses(
     rois["EVC"] = np.any(early, axis=0)
     rois = {name: rois[name] for name in rois if name not in LACKING[subject]}
 
-    selective = [name for name in rois if ROIS[name].category in PREFERENCES]
+    # A region of a category responds to content of its name.
+    selective = [name for name in rois if ROIS[name].category in CONTENT_OF]
     nearest = np.array([distances[name] for name in selective])
-    preferences = [PREFERENCES[ROIS[name].category] for name in selective]
-    of_roi = np.array([[each.get(c, 0) for c in CONTENT] for each in preferences])
-    tuning = SELECTIVITY * of_roi[nearest.argmin(axis=0)]
+    preferred = [CONTENT_OF[ROIS[name].category] for name in selective]
+    contents = np.array([CONTENT.index(content) for content in preferred])
+    tuning = SELECTIVITY * np.eye(len(CONTENT))[contents[nearest.argmin(axis=0)]]
     tuning *= (nearest.min(axis=0) <= 1)[:, None]
     maps = np.sum([rois[name] for name in rois if name != "EVC"], axis=0)
     return Responses(rois, tuning, np.minimum(0.1 + 0.3 * maps, 1))

@@ -1,16 +1,7 @@
 """A small synthetic LAION-fMRI, written in the real layout and formats.
 
-`build_bucket` joins what a few generators yield, each ``(key, bytes)``:
-
-    _root_files                             the dataset's own files
-    per subject   roi_files                 masks of volumes and surfaces
-                  anatomical_files          T1w, T2w, brain masks
-                  freesurfer_files          a handful of FreeSurfer's files
-                  localizer_files           contrasts and effects
-                  subject_files             noise ceilings, mean R2
-      per session session_files             trial table, betas, model, maps, figures
-    first subject tedana_files, raw_files   two runs of one session, cut short
-    stimuli_files                           images shown, and what derives from them
+`build_bucket` writes what a few generators yield, each with its key, which tells the
+format.
 """
 
 from __future__ import annotations
@@ -24,12 +15,11 @@ from laion_fmri_fetchers.query.arguments import user_path
 from .anatomy import anatomical_files, freesurfer_files, roi_files
 from .brain import functional_brain
 from .facts import HELD_OUT, PARTICIPANTS
-from .formats import Files, json_bytes, table_bytes
+from .formats import Files, encode
 from .glm import session_files, subject_files
-from .labels import content_category, trial_tables
-from .localizers import localizer_files
-from .pictures import stimuli_files
-from .timeseries import raw_files, tedana_files
+from .labels import trial_tables
+from .runs import localizer_files, raw_files, tedana_files
+from .stimuli import stimuli_files
 
 
 def build_bucket(
@@ -41,7 +31,6 @@ def build_bucket(
     n_trials: int = 64,
     resolution: float = 8.0,
     seed: int = 0,
-    model: Mapping[str, str] | None = None,
 ) -> Path:
     """Write a small synthetic LAION-fMRI.
 
@@ -68,11 +57,6 @@ def build_bucket(
         as 1.5 mm are than 1.778 mm.
     seed : int, default=0
         Seed of everything random.
-    model : dict of str to str, optional
-        How ``…_model.h5`` are written: arguments ``shape``, ``layout``, ``dtype``,
-        ``order`` and ``rows`` of `laion_fmri_fetchers.demo.model.model_file`, and
-        ``voxels``, which of them have a row: ``"fitted"`` (R2 is not 0; the default)
-        or ``"brain"`` (the anatomical brain mask).
 
     Returns
     -------
@@ -84,8 +68,8 @@ def build_bucket(
     FileExistsError
         When the folder holds something.
     ValueError
-        When a subject is not of the dataset, a session not held out there, a session
-        has no trials, or an option of the model is unknown.
+        When a subject is not of the dataset, a session not held out there, or a session
+        has no trials.
 
     Notes
     -----
@@ -94,8 +78,8 @@ def build_bucket(
     held out. Shared images shown four times are spread over the main sessions, at most
     once in each, so all repeats need four sessions. As in the real dataset, some were
     shown once less than planned: here one image per subject, where there are four
-    main sessions or more (`laion_fmri_fetchers.demo.labels.MISSED`). The last main
-    session of sub-01 has one trial with a label outside the grammar (``ODD_LABEL``).
+    main sessions or more. The last main session of sub-01 has one trial with a label
+    outside the grammar (``ODD_LABEL``).
     Which regions a subject lacks is in `laion_fmri_fetchers.demo.brain.LACKING`.
 
     Localizers have the effects of their first two runs. The runs of the first subject
@@ -111,12 +95,11 @@ def build_bucket(
     ['ses-01', 'ses-31', 'ses-32']
     """
     folder = Path(user_path(folder, "folder"))
-    for names, published, kind in (
-        (subjects, PARTICIPANTS, "subjects"),
-        (held_out, HELD_OUT, "held-out sessions"),
-    ):
-        if unknown := [name for name in names if name not in published]:
-            raise ValueError(f"{unknown} not among the {kind} {list(published)}.")
+    if unknown := {*subjects, *held_out}.difference(PARTICIPANTS, HELD_OUT):
+        raise ValueError(
+            f"{sorted(unknown)} not among the subjects {PARTICIPANTS} and the held-out "
+            f"sessions {HELD_OUT}."
+        )
     if n_trials < 1:
         raise ValueError(f"n_trials={n_trials}: a session takes one trial or more.")
     folder.mkdir(parents=True, exist_ok=True)
@@ -124,10 +107,10 @@ def build_bucket(
         raise FileExistsError(f"{folder} is not empty.")
 
     def write(files: Files) -> None:
-        for key, data in files:
+        for key, value in files:
             path = folder / key
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(data)
+            path.write_bytes(encode(key, value))
 
     write(_root_files())
     shown: set[str] = set()
@@ -141,28 +124,23 @@ def build_bucket(
         write(localizer_files(subject, brain, resolution, seed))
         write(subject_files(subject, brain, list(tables), seed))
         for session, labels in tables.items():
-            write(session_files(subject, session, labels, brain, seed, model or {}))
+            write(session_files(subject, session, labels, brain, seed))
             shown.update(labels)
             if subject == subjects[0] and session in ("ses-01", *held_out[:1]):
                 # Of a held-out session one file is enough: nobody can read it.
                 n_files = None if session == "ses-01" else 1
                 runs = tedana_files(subject, session, brain, seed)
                 write(islice(runs, n_files))
-                runs = raw_files(subject, session, labels, resolution, seed)
+                runs = raw_files(subject, session, labels, resolution)
                 write(islice(runs, n_files))
-    write(stimuli_files(sorted(shown), content_category, seed=seed))
+    write(stimuli_files(sorted(shown), seed))
     return folder
 
 
 def _root_files() -> Files:
-    about = {
-        "Name": "LAION-fMRI (synthetic)",
-        "BIDSVersion": "1.10.0",
-        "DatasetType": "raw",
-        "License": "CC0",
-        "Authors": ["laion_fmri_fetchers.demo"],
-    }
-    yield "dataset_description.json", json_bytes(about)
+    about = {"BIDSVersion": "1.10.0", "DatasetType": "raw", "License": "CC0"}
+    about["Name"] = "LAION-fMRI (synthetic)"
+    yield "dataset_description.json", about
     yield "DEMO", b"Synthetic data: not to be mixed with those of LAION-fMRI.\n"
     yield "README", b"A synthetic stand-in for LAION-fMRI; nothing was measured.\n"
     rows = [
@@ -173,10 +151,5 @@ def _root_files() -> Files:
         ("sub-06", "27.5", "M", "left"),
         ("sub-07", "22", "F", "right"),
     ]
-    yield "participants.tsv", table_bytes(rows)
-    columns = {
-        "age": {"Description": "Age at the first session", "Units": "year"},
-        "sex": {"Levels": {"F": "female", "M": "male"}},
-        "handedness": {"Levels": {"left": "left", "right": "right"}},
-    }
-    yield "participants.json", json_bytes(columns)
+    yield "participants.tsv", rows
+    yield "participants.json", {"age": {"Units": "year"}}

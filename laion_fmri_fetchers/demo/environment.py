@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import os
 import shlex
 import signal
@@ -13,6 +12,8 @@ import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 from laion_fmri_fetchers.cache.listings import read_catalog
 
@@ -47,8 +48,7 @@ class Demo:
             self.data_dir = str(data_dir or folder / "laion_fmri")
             self.bucket = stack.enter_context(serve_bucket(files))
             self.access = stack.enter_context(serve_access(self.bucket))
-            with open(files / STIMULUS_TABLE, encoding="utf-8", newline="") as stream:
-                labels = [row["image_name"] for row in csv.DictReader(stream)]
+            labels = pd.read_csv(files / STIMULUS_TABLE)["image_name"]
             self.splits = stack.enter_context(serve_splits(labels))
             # The terms of the real data are not touched: what is fetched is made up.
             self.variables = {
@@ -89,7 +89,6 @@ def serve_demo(
     n_trials: int = 64,
     resolution: float = 8.0,
     seed: int = 0,
-    model: Mapping[str, str] | None = None,
 ) -> Demo:
     """Let calls of the package go to a synthetic LAION-fMRI on this machine.
 
@@ -112,8 +111,6 @@ def serve_demo(
         Voxel size of the functional grid in mm.
     seed : int, default=0
         Seed of everything random.
-    model : dict of str to str, optional
-        How the files of the GLMsingle model are written; see `build_bucket`.
 
     Returns
     -------
@@ -123,8 +120,8 @@ def serve_demo(
     Raises
     ------
     ValueError
-        When a subject or a held-out session is not of the dataset, a session has no
-        trials, or an option of the model is unknown.
+        When a subject or a held-out session is not of the dataset, or a session has no
+        trials.
 
     Examples
     --------
@@ -140,7 +137,6 @@ def serve_demo(
         n_trials=n_trials,
         resolution=resolution,
         seed=seed,
-        model=model,
     )
 
 
@@ -166,19 +162,16 @@ def serve_until_stopped(**options: Any) -> None:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    def say(text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
-
     # Job schedulers end a process by SIGTERM.
     before = signal.signal(signal.SIGTERM, interrupt)
     try:
-        say("Building a synthetic LAION-fMRI ...")
+        print("Building a synthetic LAION-fMRI ...", file=sys.stderr)
         with serve_demo(**options) as demo:
-            say("\nIn another terminal, let calls of the package go to it by:\n")
+            print("\nIn another terminal, send calls to it by:\n", file=sys.stderr)
             for name, value in sorted(demo.variables.items()):
                 print(f"export {name}={shlex.quote(value)}")
             sys.stdout.flush()
-            say("\nCtrl-C ends it and removes its data.")
+            print("\nCtrl-C ends it and removes its data.", file=sys.stderr)
             threading.Event().wait()
     except KeyboardInterrupt:
         pass

@@ -9,17 +9,9 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-import numpy as np
-
 PARTICIPANTS = ("sub-01", "sub-03", "sub-05", "sub-06", "sub-07")
 
-LABEL_NUMBER = {
-    "sub-01": "01",
-    "sub-03": "04",
-    "sub-05": "03",
-    "sub-06": "02",
-    "sub-07": "05",
-}
+LABEL_NUMBER = dict(zip(PARTICIPANTS, ("01", "04", "03", "02", "05"), strict=True))
 """Number of a subject's acquisition: ``p<NN>`` in the labels of its own images."""
 
 HELD_OUT = ("ses-31", "ses-32", "ses-33", "ses-34")
@@ -43,45 +35,26 @@ INVERSE_REPEATS = {
 """Mean of 1/n over the images of a noise ceiling map, n the repeats as planned."""
 
 
-class Localizer(NamedTuple):
-    """A localizer as published."""
-
-    session: str
-    tasks: tuple[str, ...]
-    n_runs: int
-    conditions: tuple[str, ...]
-    contrasts: tuple[str, ...]
-
-
-_CATEGORIES = ("face", "body", "place", "object", "character")
-
-LOCALIZERS = (
-    Localizer(
-        session="ses-4BarScreenfLoc",
-        tasks=("floc",),
-        n_runs=8,
-        conditions=_CATEGORIES,
-        contrasts=(
-            *(f"{name}VsOthers" for name in _CATEGORIES),
-            *(f"{name}VsBaseline" for name in _CATEGORIES),
-            *("faceVsObject", "bodyVsObject", "placeVsObject", "characterVsFace"),
-        ),
+# Tasks, conditions and contrasts of localizers, by session. MotionLoc pools the others.
+LOCALIZERS = {
+    "ses-4BarScreenfLoc": (
+        "floc",
+        "face body place object character",
+        "faceVsOthers bodyVsOthers placeVsOthers objectVsOthers characterVsOthers "
+        "faceVsBaseline bodyVsBaseline placeVsBaseline objectVsBaseline "
+        "characterVsBaseline faceVsObject bodyVsObject placeVsObject characterVsFace",
     ),
-    Localizer(
-        session="ses-31",
-        tasks=("oloc",),
-        n_runs=4,
-        conditions=("object", "scrambled"),
-        contrasts=("objectVsScrambled", "objectVsBaseline", "scrambledVsBaseline"),
+    "ses-31": (
+        "oloc",
+        "object scrambled",
+        "objectVsScrambled objectVsBaseline scrambledVsBaseline",
     ),
-    Localizer(
-        session="ses-MotionLocBarsSML",
-        tasks=("MotionLoc", "MotionLeft", "MotionRight"),  # MotionLoc pools the others
-        n_runs=4,
-        conditions=("moving", "static"),
-        contrasts=("movingVsStatic", "movingVsBaseline", "staticVsBaseline"),
+    "ses-MotionLocBarsSML": (
+        "MotionLoc MotionLeft MotionRight",
+        "moving static",
+        "movingVsStatic movingVsBaseline staticVsBaseline",
     ),
-)
+}
 
 _SHARED = re.compile(r"shared_(12|4)rep_(LAION|NSD|THINGS\+|OOD)_.+\.(?:jpg|png)")
 _UNIQUE = re.compile(r"unique_(LAION|THINGS\+?)_.+_p(\d\d)\.jpg")
@@ -98,17 +71,7 @@ class ImageFields(NamedTuple):
 
 
 def image_fields(label: str) -> ImageFields:
-    """Return the fields of the label of an image.
-
-    Parameters
-    ----------
-    label : str
-        Stimulus file name, as in the trial tables.
-
-    Returns
-    -------
-    ImageFields
-        All None for a label outside the grammar.
+    """Return the fields of the label of an image: all None outside the grammar.
 
     Examples
     --------
@@ -122,21 +85,3 @@ def image_fields(label: str) -> ImageFields:
     if unique := _UNIQUE.fullmatch(label):
         return ImageFields(unique[1], "unique", 4, _SUBJECT_OF.get(unique[2]))
     return ImageFields()
-
-
-def noise_ceiling(ncsnr: np.ndarray, inverse_repeats: float) -> np.ndarray:
-    """Return a noise ceiling in percent.
-
-    Parameters
-    ----------
-    ncsnr : array
-        Standard deviation of the signal over that of the noise.
-    inverse_repeats : float
-        Mean of 1/n over images, n the repeats that are averaged.
-
-    Examples
-    --------
-    >>> noise_ceiling(np.array([0.5, 1.0]), 1 / 4)
-    array([50., 80.])
-    """
-    return 100 * ncsnr**2 / (ncsnr**2 + inverse_repeats)

@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 
-Files = Iterator[tuple[str, bytes]]
-"""Keys of the bucket, each with the content of its file."""
+Files = Iterator[tuple[str, Any]]
+"""Keys of the bucket, each with what `encode` makes its file of."""
 
 
-def with_sidecar(stem: str, data: bytes, sidecar: dict[str, Any]) -> Files:
+def with_sidecar(stem: str, image: Any, **fields: Any) -> Files:
     """Yield an image and its sidecar."""
-    yield f"{stem}.nii.gz", data
-    yield f"{stem}.json", json_bytes(sidecar)
+    yield f"{stem}.nii.gz", image
+    yield f"{stem}.json", fields
 
 
 def json_bytes(value: Any) -> bytes:
@@ -43,14 +43,6 @@ def nifti_bytes(data: np.ndarray, affine: np.ndarray, tr: float | None = None) -
     image.header.set_xyzt_units("mm", "sec")
     if tr is not None:
         image.header["pixdim"][4] = tr
-    return gzip.compress(image.to_bytes(), compresslevel=1, mtime=0)
-
-
-def mgz_bytes(data: np.ndarray, affine: np.ndarray) -> bytes:
-    """Return a volume in FreeSurfer's format."""
-    import nibabel
-
-    image = nibabel.MGHImage(data, affine)
     return gzip.compress(image.to_bytes(), compresslevel=1, mtime=0)
 
 
@@ -85,22 +77,19 @@ def freesurfer_label(subject: str, vertices: np.ndarray, inside: np.ndarray) -> 
     return ("\n".join(lines) + "\n").encode()
 
 
-def freesurfer_surface(
-    vertices: np.ndarray, faces: np.ndarray, volume: np.ndarray, affine: np.ndarray
-) -> bytes:
-    """Return a FreeSurfer triangle file, with the geometry of its volume."""
+def freesurfer_surface(vertices: np.ndarray, faces: np.ndarray, volume: Any) -> bytes:
+    """Return a FreeSurfer triangle file, with the geometry of an MGHImage."""
     from nibabel.freesurfer import write_geometry
 
-    zooms = np.linalg.norm(affine[:3, :3], axis=0)
-    axes = (affine[:3, :3] / zooms).T
+    header = volume.header
     about = {
         "head": [2, 0, 20],
         "valid": "1  # volume info valid",
         "filename": "../mri/orig.mgz",
-        "volume": volume.shape,
-        "voxelsize": zooms,
-        **dict(zip(("xras", "yras", "zras"), axes, strict=True)),
-        "cras": affine[:3, :3] @ np.divide(volume.shape, 2) + affine[:3, 3],
+        "volume": header["dims"][:3],
+        "voxelsize": header["delta"],
+        **dict(zip(("xras", "yras", "zras"), header["Mdc"], strict=True)),
+        "cras": header["Pxyz_c"],
     }
     stamp = "created by laion_fmri_fetchers.demo"
     with tempfile.TemporaryDirectory() as folder:  # nibabel writes to files only
@@ -109,21 +98,19 @@ def freesurfer_surface(
         return file.read_bytes()
 
 
-def freesurfer_map(values: np.ndarray) -> bytes:
-    """Return a FreeSurfer file of a value per vertex, such as ``lh.sulc``."""
-    from nibabel.freesurfer import write_morph_data
+def encode(key: str, value: Any) -> bytes:
+    """Return the content of a file in the format that its name tells.
 
-    buffer = io.BytesIO()
-    write_morph_data(buffer, values)
-    return buffer.getvalue()
-
-
-def png_bytes(values: np.ndarray) -> bytes:
-    """Return a picture of a slice of percentages, four pixels per voxel."""
-    from PIL import Image
-
-    grey = np.clip(values * 2.5, 0, 255).astype(np.uint8)
-    image = Image.fromarray(grey).resize((4 * grey.shape[1], 4 * grey.shape[0]))
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()
+    Volumes are tuples, arguments of `nifti_bytes`; bytes are taken as they are.
+    """
+    if isinstance(value, bytes):
+        return value
+    if key.endswith(".nii.gz"):
+        return nifti_bytes(*value)
+    if key.endswith(".csv"):
+        return table_bytes(value, ",")
+    if key.endswith(".tsv"):
+        return table_bytes(value)
+    if key.endswith(".json"):
+        return json_bytes(value)
+    return gifti_bytes(value) if key.endswith(".gii") else hdf5_bytes(value)

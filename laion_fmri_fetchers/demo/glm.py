@@ -7,23 +7,16 @@ ones: they follow from the same ratio of signal to noise that the betas are draw
 
 from __future__ import annotations
 
+import io
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from .brain import Brain
-from .facts import INVERSE_REPEATS, noise_ceiling
-from .formats import (
-    Files,
-    json_bytes,
-    nifti_bytes,
-    png_bytes,
-    table_bytes,
-    with_sidecar,
-)
+from .facts import INVERSE_REPEATS
+from .formats import Files, with_sidecar
 from .labels import CONTENT, content_category, rng_of
-from .model import model_file
 
 BETA_STEP = 0.25  # of beta values; keeps noise small on disk
 PATTERN = 0.6  # standard deviation of images' own patterns, in units of the noise
@@ -37,73 +30,55 @@ def subject_files(
     rsquare = [_rsquare(subject, session, brain, seed) for session in sessions]
     maps = {"stat-rsquare_desc-R2mean": np.mean(rsquare, axis=0)}
     for repeats, inverse in INVERSE_REPEATS.items():
-        ceiling = noise_ceiling(_signal_to_noise(brain), inverse).astype(np.float32)
-        maps[f"desc-Noiseceiling{repeats}"] = ceiling
+        maps[f"desc-Noiseceiling{repeats}"] = _noise_ceiling(brain, inverse)
     for name, values in maps.items():
-        image = nifti_bytes(_in_brain(brain, values), brain.affine)
-        about = {"Description": name, "Units": "percent"}
-        yield from with_sidecar(f"{stem}_space-T1w_{name}_statmap", image, about)
-    summary = {"subject": subject, "n_sessions": len(sessions), "sessions": [*sessions]}
-    yield f"{stem}_desc-GLMsingle_summary.json", json_bytes(summary)
+        key = f"{stem}_space-T1w_{name}_statmap"
+        yield from with_sidecar(key, brain.fitted.image(values), Units="percent")
+    yield f"{stem}_desc-GLMsingle_summary.json", {"sessions": list(sessions)}
 
 
 def session_files(
-    subject: str,
-    session: str,
-    labels: Sequence[str],
-    brain: Brain,
-    seed: int,
-    model: Mapping[str, str],
+    subject: str, session: str, labels: Sequence[str], brain: Brain, seed: int
 ) -> Files:
-    """Yield trial table, betas, model, maps, summary and figures of a session."""
+    """Yield trial table, betas, model, maps, summary and a figure of a session."""
+    from PIL import Image
+
     folder = f"derivatives/glmsingle-tedana/{subject}/{session}/func"
     stem = f"{folder}/{subject}_{session}_task-images"
-    n_trials = len(labels)
+    n_trials, n_voxels = len(labels), len(brain.tuning)
     rows = [(session, 1 + 4 * i // n_trials, i, x) for i, x in enumerate(labels)]
-    table = table_bytes([("session", "run", "beta_index", "label"), *rows])
-    columns = {"beta_index": {"Description": "Volume of the beta image, from 0"}}
+    table = [("session", "run", "beta_index", "label"), *rows]
+    about = {"beta_index": {"Description": "Volume of the beta image, from 0"}}
     yield f"{stem}_desc-SingletrialBetas_trials.tsv", table
-    yield f"{stem}_desc-SingletrialBetas_trials.json", json_bytes(columns)
+    yield f"{stem}_desc-SingletrialBetas_trials.json", about
+    yield f"{stem}_desc-GLMsingle_summary.json", {"n_trials": n_trials}
 
-    betas = _in_brain(brain, _betas(subject, session, labels, brain, seed))
-    yield from with_sidecar(
-        f"{stem}_space-T1w_stat-effect_desc-SingletrialBetas_statmap",
-        nifti_bytes(betas, brain.affine),
-        {"Description": "Single-trial response amplitudes", "NumberOfTrials": n_trials},
-    )
-    maps = _maps(subject, session, labels, brain, seed)
-    for name, result, description in (
-        ("stat-rsquare_desc-R2_statmap", "R2", "R2 in percent"),
-        ("desc-Noiseceiling_statmap", "noiseceiling", "Noise ceiling in percent"),
-        ("desc-HRFindex_dseg", "HRFindex", "Index of the chosen HRF"),
-        ("desc-Fracridge_statmap", "FRACvalue", "Fraction of ridge regression"),
-    ):
-        image = nifti_bytes(maps[result], brain.affine)
-        about = {"Description": description}
-        yield from with_sidecar(f"{stem}_space-T1w_{name}", image, about)
-    options = dict(model)
-    voxels = options.pop("voxels", "fitted")
-    masks = {"fitted": brain.fitted, "brain": brain.mask}
-    if voxels not in masks:
-        raise ValueError(f"voxels={voxels!r} is not one of {tuple(masks)}.")
-    results = {name: maps[name] for name in maps if name != "noiseceiling"}
-    content = model_file(betas, masks[voxels], results, **options)
-    yield f"{stem}_space-T1w_desc-GLMsingle_model.h5", content
-    about = {"Description": "Full GLMsingle output"}
-    yield f"{stem}_space-T1w_desc-GLMsingle_model.json", json_bytes(about)
-    summary = {
-        "subject": subject,
-        "session": session,
-        "n_runs": 4,
-        "n_trials": n_trials,
-        "n_images": len(set(labels)),
-        "median_rsquare": float(np.median(maps["R2"][brain.fitted])),
+    rng = rng_of(seed, subject, session, "maps")
+    results = {
+        "betasmd": _betas(subject, session, labels, brain, seed),
+        "R2": _rsquare(subject, session, brain, seed),
+        "HRFindex": rng.integers(1, 21, n_voxels, dtype=np.int16),
+        "FRACvalue": (rng.integers(1, 21, n_voxels) * 0.05).astype(np.float32),
+        "meanvol": rng.integers(800, 1200, n_voxels).astype(np.float32),
     }
-    yield f"{stem}_desc-GLMsingle_summary.json", json_bytes(summary)
-    figure = f"{folder}/figures/{subject}_{session}_task-images_desc-R2"
-    x, _, z = np.array(brain.mask.shape) // 2
-    yield f"{figure}_axial.png", png_bytes(maps["R2"][:, :, z].T[::-1])
-    yield f"{figure}_sagittal.png", png_bytes(maps["R2"][x].T[::-1])
+    yield f"{stem}_space-T1w_desc-GLMsingle_model.h5", results
+    yield f"{stem}_space-T1w_desc-GLMsingle_model.json", {}
+    inverse = float(np.mean([1 / n for n in Counter(labels).values()]))
+    ceiling = _noise_ceiling(brain, inverse * rng.uniform(0.9, 1.1, n_voxels))
+    for name, values in (
+        ("stat-effect_desc-SingletrialBetas_statmap", results["betasmd"]),
+        ("stat-rsquare_desc-R2_statmap", results["R2"]),
+        ("desc-Noiseceiling_statmap", ceiling),
+        ("desc-HRFindex_dseg", results["HRFindex"]),
+        ("desc-Fracridge_statmap", results["FRACvalue"]),
+    ):
+        key, image = f"{stem}_space-T1w_{name}", brain.fitted.image(values)
+        yield from with_sidecar(key, image, Description=f"{name} of {session}")
+    figure = io.BytesIO()
+    axial = brain.fitted.image(results["R2"])[0][:, :, brain.grid.mask.shape[2] // 2]
+    Image.fromarray(axial.T[::-1].astype(np.uint8)).save(figure, "PNG")
+    key = f"{folder}/figures/{subject}_{session}_task-images_desc-R2_axial.png"
+    yield key, figure.getvalue()
 
 
 def _betas(
@@ -131,32 +106,11 @@ def _betas(
     return betas
 
 
-def _signal_to_noise(brain: Brain) -> np.ndarray:
-    """Return standard deviation of signal over that of noise, by voxel of `_betas`."""
-    return np.sqrt(brain.tuning.var(axis=1) + (PATTERN * brain.visual) ** 2)
-
-
-def _maps(
-    subject: str, session: str, labels: Sequence[str], brain: Brain, seed: int
-) -> dict[str, np.ndarray]:
-    """Return the per-voxel results of a session, volumes by GLMsingle's names."""
-    rng = rng_of(seed, subject, session, "maps")
-    n_voxels = len(brain.tuning)
-    inverse = float(np.mean([1 / n for n in Counter(labels).values()]))
-    ncsnr = _signal_to_noise(brain) * rng.uniform(0.9, 1.1, n_voxels)
-    rsquare = _rsquare(subject, session, brain, seed)
-    ceiling = np.round(noise_ceiling(ncsnr, inverse), 1)
-    results = {
-        "R2": rsquare,
-        "noiseceiling": np.maximum(ceiling, 0.1).astype(np.float32),
-        "HRFindex": rng.integers(1, 21, n_voxels, dtype=np.int16),
-        "FRACvalue": (rng.integers(1, 21, n_voxels) * 0.05).astype(np.float32),
-        "rrbadness": -rsquare,
-        "glmbadness": -rsquare * np.float32(0.9),
-        "meanvol": rng.integers(800, 1200, n_voxels).astype(np.float32),
-        "noisepool": rsquare < 5,
-    }
-    return {name: _in_brain(brain, values) for name, values in results.items()}
+def _noise_ceiling(brain: Brain, inverse_repeats: float | np.ndarray) -> np.ndarray:
+    """Return the noise ceiling of `_betas` in percent, for a mean of 1 / repeats."""
+    ncsnr_squared = brain.tuning.var(axis=1) + (PATTERN * brain.visual) ** 2
+    ceiling = 100 * ncsnr_squared / (ncsnr_squared + inverse_repeats)
+    return ceiling.astype(np.float32)
 
 
 def _rsquare(subject: str, session: str, brain: Brain, seed: int) -> np.ndarray:
@@ -164,10 +118,3 @@ def _rsquare(subject: str, session: str, brain: Brain, seed: int) -> np.ndarray:
     rng = rng_of(seed, subject, session, "R2")
     values = 45 * brain.visual * rng.uniform(0.6, 1.2, len(brain.visual))
     return np.clip(np.round(values * 4) / 4, 0.25, 100).astype(np.float32)
-
-
-def _in_brain(brain: Brain, values: np.ndarray) -> np.ndarray:
-    """Return a volume of values per fitted voxel, 0 elsewhere."""
-    volume = np.zeros(brain.mask.shape + values.shape[1:], values.dtype)
-    volume[brain.fitted] = values
-    return volume

@@ -10,9 +10,6 @@ import numpy as np
 
 from .facts import LABEL_NUMBER, PARTICIPANTS
 
-CONTENT = ("face", "body", "place", "object", "word", "motion")
-"""What the images show; see `content_category`."""
-
 CONCEPTS = {
     "face": ("mask", "doll", "clown", "baby", "portrait", "bust"),
     "body": ("dancer", "mannequin", "hand", "gymnast", "glove", "leg"),
@@ -23,11 +20,20 @@ CONCEPTS = {
 }
 """THINGS-like concept names, by what the images show."""
 
-_CONTENT_OF = {name: content for content in CONTENT for name in CONCEPTS[content]}
-_CONCEPT = re.compile(
-    rf"(?:^|[_+ -])({'|'.join(sorted(_CONTENT_OF, key=len, reverse=True))})"
-    r"\d*(?=[_+. -]|$)"
-)
+CONTENT = tuple(CONCEPTS)
+"""What the images show; see `content_category`."""
+
+CONTENT_OF = {name: name for name in CONTENT} | {
+    "character": "word",
+    "moving": "motion",
+}
+"""What regions of a category, and conditions of localizers, have to do with."""
+
+_SHOWN_BY = {
+    name.rpartition("_")[2]: content
+    for content, names in CONCEPTS.items()
+    for name in names
+}
 
 SHARED_12REP = (
     "shared_12rep_LAION_cluster_1003_i0.jpg",
@@ -35,7 +41,9 @@ SHARED_12REP = (
     "shared_12rep_THINGS+_kmeans_17_baby.jpg",
 )
 
-OOD_LABELS = (
+SHARED_4REP = (
+    *(f"shared_4rep_NSD_special1000_{n}.jpg" for n in (100, 217, 4, 999)),
+    # Out-of-distribution images, one of each type.
     "shared_4rep_OOD_cropped_portrait_02.jpg",
     "shared_4rep_OOD_gabor_sf4.0_ori45.png",
     "shared_4rep_OOD_gaudy_street+night.jpg",
@@ -46,21 +54,6 @@ OOD_LABELS = (
     "shared_4rep_OOD_shape_blob_round-01.png",
     "shared_4rep_OOD_unusual_Screenshot 2024-05-06 at 14.45.09.jpg",
 )
-"""Out-of-distribution images, one of each type."""
-
-SHARED_4REP = (
-    *(f"shared_4rep_NSD_special1000_{n}.jpg" for n in (100, 217, 4, 999)),
-    *OOD_LABELS,
-)
-
-MISSED = {
-    "sub-01": "shared_4rep_NSD_special1000_999.jpg",
-    "sub-03": "shared_4rep_NSD_special1000_4.jpg",
-    "sub-05": "shared_4rep_NSD_special1000_217.jpg",
-    "sub-06": "shared_4rep_NSD_special1000_100.jpg",
-    "sub-07": "shared_4rep_OOD_selfmade_kitchen.jpg",
-}
-"""The image of which a subject missed the fourth repeat."""
 
 ODD_LABEL = "fixation test (old) v2.final.jpg"
 """A label outside the grammar: one trial of the last main session of sub-01."""
@@ -92,8 +85,9 @@ def content_category(label: str) -> str:
     >>> content_category("shared_4rep_OOD_selfmade_kitchen.jpg")
     'place'
     """
-    if concept := _CONCEPT.search(label):
-        return _CONTENT_OF[concept[1]]
+    for word in re.findall("[a-z]+", label):
+        if word in _SHOWN_BY:
+            return _SHOWN_BY[word]
     return CONTENT[zlib.crc32(label.encode()) % len(CONTENT)]
 
 
@@ -106,66 +100,45 @@ def trial_tables(
     read it.
     """
     main = [f"ses-{i:02d}" for i in range(1, n_main + 1)]
-    shared = _shared_labels(subject, main)
-    n_held_out = -(-n_trials // 4)
-    return {
-        **_filled(subject, "main", shared, n_trials, seed),
-        **_filled(subject, "held-out", {s: [] for s in held_out}, n_held_out, seed),
-    }
-
-
-def _shared_labels(subject: str, main: Sequence[str]) -> dict[str, list[str]]:
-    """Return the shared images that each main session shows."""
-    n_main = len(main)
     shared: dict[str, list[str]] = {session: [] for session in main}
+    n_planned = min(4, n_main)
+    position = PARTICIPANTS.index(subject)
     for i, label in enumerate(SHARED_4REP):
-        n_planned = min(4, n_main)
-        is_missed = label == MISSED[subject] and n_planned == 4
+        is_missed = i == position and n_planned == 4
         for repeat in range(n_planned - is_missed):
             shared[main[(i + repeat * n_main // n_planned) % n_main]].append(label)
-    parity = PARTICIPANTS.index(subject) % 2
-    with_12rep = [session for i, session in enumerate(main) if i % 2 == parity]
-    for i, label in enumerate(SHARED_12REP):
-        for repeat in range(12 if with_12rep else 0):
+    with_12rep = main[position % 2 :: 2]
+    for i, label in enumerate(SHARED_12REP if with_12rep else ()):
+        for repeat in range(12):
             shared[with_12rep[(i + repeat) % len(with_12rep)]].append(label)
     if subject == "sub-01" and main:
         shared[main[-1]].append(ODD_LABEL)
-    return shared
 
-
-def _filled(
-    subject: str, name: str, shared: dict[str, list[str]], n_trials: int, seed: int
-) -> dict[str, list[str]]:
-    """Return sessions filled up with images of the subject's own, in random order."""
-    n_free = [max(n_trials - len(labels), 0) for labels in shared.values()]
-    unique = _unique_labels(subject, name, -(-sum(n_free) // 4))
-    rng = rng_of(seed, subject, name, "trials")
-    to_show = list(rng.permutation(np.repeat(unique, 4)))
     tables = {}
-    for (session, common), n in zip(shared.items(), n_free, strict=True):
-        unique_here = [str(to_show.pop()) for _ in range(n)]
-        labels = [*common, *unique_here][:n_trials]
-        tables[session] = [labels[i] for i in rng.permutation(n_trials)]
+    for first, common, n in (
+        (0, shared, n_trials),
+        (10_000, {session: [] for session in held_out}, -(-n_trials // 4)),
+    ):
+        # Sessions are filled up with images of the subject's own, in random order.
+        n_free = sum(max(n - len(labels), 0) for labels in common.values())
+        rng = rng_of(seed, subject, str(first), "trials")
+        unique = _unique_labels(subject, first, -(-n_free // 4))
+        to_show = rng.permutation(np.repeat(unique, 4)).tolist()
+        for session, labels in common.items():
+            shown = [*labels, *(to_show.pop() for _ in range(n - len(labels)))][:n]
+            tables[session] = [shown[i] for i in rng.permutation(n)]
     return tables
 
 
-def _unique_labels(subject: str, purpose: str, n: int) -> list[str]:
+def _unique_labels(subject: str, first: int, n: int) -> list[str]:
     """Return labels unique to a subject, their contents about equally frequent."""
-    rng = rng_of(0, subject, purpose, "unique")
-    number = LABEL_NUMBER[subject]
-    labels: dict[str, None] = {}
-    while len(labels) < n:
-        content = CONTENT[len(labels) % len(CONTENT)]
-        source = ("LAION", "THINGS", "THINGS+")[len(labels) // len(CONTENT) % 3]
-        concept = rng.choice(CONCEPTS[content])
-        image = {
-            "LAION": f"initial_cluster_{rng.integers(5000)}_i{rng.integers(9)}",
-            "THINGS": concept,
-            "THINGS+": f"kmeans_{rng.integers(999)}_{concept}",
-        }[source]
-        label = f"unique_{source}_{image}_p{number}.jpg"
-        if label in labels:
-            label = f"unique_{source}_{image}{rng.integers(2, 10_000)}_p{number}.jpg"
-        if content_category(label) == content:
-            labels[label] = None
-    return list(labels)
+    labels = []
+    for i in range(first, first + n):
+        concept = CONCEPTS[CONTENT[i % 6]][i // 18 % 6]
+        image = (
+            f"LAION_initial_cluster_{i}_i{i % 9}",
+            f"THINGS_{concept}{i}",
+            f"THINGS+_kmeans_{i}_{concept}",
+        )[i // 6 % 3]
+        labels.append(f"unique_{image}_p{LABEL_NUMBER[subject]}.jpg")
+    return labels

@@ -2,24 +2,30 @@
 
 It answers as S3 does what anonymous readers ask: listings (version 2), GET and HEAD of
 objects, ranges and conditions. The tests compare its answers with those of moto.
+`LocalServer` is how it and the demo's other servers speak HTTP.
 """
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import hashlib
+import http.server
+import io
 import re
-from collections.abc import Callable
-from email.utils import format_datetime, parsedate_to_datetime
+import socket
+import socketserver
+import threading
+from collections.abc import Callable, Iterable
+from email.utils import format_datetime
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import parse_qsl, quote, quote_plus, unquote_plus
+from urllib.parse import parse_qsl, quote_plus, unquote, unquote_plus
 from xml.sax.saxutils import escape
 
 from laion_fmri_fetchers.query.arguments import user_path
 
 from .facts import DENIED
-from .web import Answer, LocalServer
 
 PART_SIZE = 8 * 2**20
 """Files of this size (bytes) or larger are stored in parts, as S3 clients do."""
@@ -27,8 +33,112 @@ PART_SIZE = 8 * 2**20
 UPLOADED = dt.datetime(2025, 6, 1, 12, tzinfo=dt.timezone.utc)
 """Last-Modified of the files that a server starts with."""
 
+NAME = "laion-fmri"
+"""Name of the bucket."""
+
 PAGE = 1000
 """Most keys on a page of a listing."""
+
+Answer = tuple[int, dict[str, str], "bytes | Iterable[bytes]"]
+"""Status, headers and body."""
+
+
+class LocalServer(socketserver.ThreadingTCPServer):
+    """A web server on 127.0.0.1, which runs until `stop` or the end of a ``with``.
+
+    The standard library's server speaks HTTP/1.1, a thread a connection. A kind of
+    server says what it answers in its method ``respond(environ)``, of a WSGI environ.
+
+    Parameters
+    ----------
+    port : int, default=0
+        Its port; 0 takes a free one.
+
+    Raises
+    ------
+    OSError
+        When the port is taken.
+    """
+
+    allow_reuse_address = True
+    daemon_threads = True
+    request_queue_size = 512
+
+    def __init__(self, port: int = 0) -> None:
+        self.connections: set[socket.socket] = set()
+        super().__init__(("127.0.0.1", port), _Connection)
+        self.url = f"http://127.0.0.1:{self.server_address[1]}"
+        self._thread = threading.Thread(
+            target=self.serve_forever, args=[0.02], name=self.url, daemon=True
+        )
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Close the port and every connection."""
+        if self._thread.is_alive():
+            self.shutdown()
+            self._thread.join()
+            self.server_close()
+            for connection in list(self.connections):
+                with contextlib.suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
+
+    def respond(self, environ: dict[str, Any]) -> Answer:
+        """Return the answer to a request."""
+        raise NotImplementedError
+
+
+class _Connection(http.server.BaseHTTPRequestHandler):
+    """A connection: its requests one after the other, until one side closes it."""
+
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    wbufsize = 2**16
+    server: LocalServer
+
+    def handle(self) -> None:
+        self.server.connections.add(self.connection)
+        # Clients that break off are what the tests of a downloader are about.
+        with contextlib.suppress(OSError):
+            super().handle()
+
+    def finish(self) -> None:
+        self.server.connections.discard(self.connection)
+        with contextlib.suppress(OSError):
+            super().finish()
+
+    def log_message(self, *_: Any) -> None:
+        """Write nothing."""
+
+    def _answer(self) -> None:
+        path, _, query = self.path.partition("?")
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        environ: dict[str, Any] = {
+            "REQUEST_METHOD": self.command,
+            "RAW_URI": self.path,
+            "PATH_INFO": unquote(path),
+            "QUERY_STRING": query,
+            "wsgi.input": io.BytesIO(body),
+        }
+        for name, value in self.headers.items():
+            environ[f"HTTP_{name.upper().replace('-', '_')}"] = value
+        status, headers, content = self.server.respond(environ)
+        if isinstance(content, bytes):
+            headers = {"Content-Length": str(len(content)), **headers}
+            content = [content]
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD" and status not in (204, 304):
+            for chunk in content:
+                self.wfile.write(chunk)
+                self.wfile.flush()
+
+    do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = _answer  # noqa: N815
 
 
 class StoredObject(NamedTuple):
@@ -47,9 +157,6 @@ class Server(LocalServer):
     folder : path, optional
         What the bucket holds: a file's path below it is its key. By default the
         bucket is empty.
-    name : str, default="laion-fmri"
-        Name of the bucket. Servers running at once may share it; they do not see
-        each other's objects.
     port : int, default=0
         Port on 127.0.0.1; 0 takes a free one.
     denied : pattern or None, default=`DENIED`
@@ -96,11 +203,9 @@ class Server(LocalServer):
         self,
         folder: str | Path | None = None,
         *,
-        name: str = "laion-fmri",
         port: int = 0,
         denied: re.Pattern[str] | str | None = DENIED,
     ) -> None:
-        self.name = name
         self.objects: dict[str, StoredObject] = {}
         self.requests: list[tuple[str, str, str]] = []
         self.faults: dict[str, Answer | Callable[[dict], Answer | None]] = {}
@@ -114,7 +219,8 @@ class Server(LocalServer):
                 if path.is_file():
                     key = path.relative_to(folder).as_posix()
                     self.put(key, path.read_bytes(), last_modified=UPLOADED)
-        super().__init__(port, f"/{quote(name)}")
+        super().__init__(port)
+        self.url += f"/{NAME}"
 
     def put(
         self,
@@ -161,10 +267,7 @@ class Server(LocalServer):
         method, query = environ["REQUEST_METHOD"], environ["QUERY_STRING"]
         # As in S3, a plus sign in a path that is not percent-encoded is a space.
         path = unquote_plus(environ["RAW_URI"].partition("?")[0])
-        bucket, _, key = path.removeprefix("/").partition("/")
-        if bucket != self.name:
-            self.requests.append((method, path, query))
-            return s3_error(404, "NoSuchBucket", "The specified bucket does not exist")
+        key = path.removeprefix(f"/{NAME}").removeprefix("/")
         self.requests.append((method, key, query))
         fault = self.faults.get(key)
         answer = fault(environ) if callable(fault) else fault
@@ -190,19 +293,10 @@ class Server(LocalServer):
             "Last-Modified": format_datetime(stored.last_modified, usegmt=True),
             "Accept-Ranges": "bytes",
         }
-        # Of both kinds of conditions the ETag goes before the time.
-        match = environ.get("HTTP_IF_MATCH", stored.etag).strip('"')
+        match = environ.get("HTTP_IF_MATCH", "*").strip('"')
         if match not in ("*", stored.etag):
             message = "At least one of the pre-conditions you specified did not hold"
             return s3_error(412, "PreconditionFailed", message, Condition="If-Match")
-        known, since = (
-            environ.get(f"HTTP_IF_{name}") for name in ("NONE_MATCH", "MODIFIED_SINCE")
-        )
-        if known and known.strip('"') in ("*", stored.etag):
-            return 304, headers, b""
-        is_newer = since and stored.last_modified > parsedate_to_datetime(since)
-        if since and not (known or is_newer):
-            return 304, headers, b""
         headers["Content-Type"] = "binary/octet-stream"
         data, size = stored.value, len(stored.value)
         asked = environ.get("HTTP_RANGE", "")
@@ -223,82 +317,77 @@ class Server(LocalServer):
     def _list_objects(self, query: str) -> Answer:
         """Return a page of a listing (ListObjectsV2)."""
         options = dict(parse_qsl(query, keep_blank_values=True))
-        try:
-            max_keys = min(int(options.get("max-keys", PAGE)), PAGE)
-            shown, following = self._page(options, max_keys)
-        except ValueError:
-            message = "max-keys or continuation-token is not valid"
-            return s3_error(400, "InvalidArgument", message)
-        is_encoded = options.get("encoding-type") == "url"
-
-        def encode(text: str) -> str:
-            return quote_plus(text, safe="/") if is_encoded else text
-
-        fields = {
-            "Name": self.name,
-            "Prefix": encode(options.get("prefix", "")),
-            "MaxKeys": str(max_keys),
-            "KeyCount": str(len(shown)),
-            "IsTruncated": str(bool(following)).lower(),
-            "Delimiter": encode(options.get("delimiter", "")),
-            "StartAfter": encode(options.get("start-after", "")),
-            "EncodingType": "url" if is_encoded else "",
-            "ContinuationToken": options.get("continuation-token", ""),
-            "NextContinuationToken": following,
-        }
-        fields = {name: x for name, x in fields.items() if x or name == "Prefix"}
-        parts = []
-        for entry, stored in shown.items():
-            if stored is None:
-                parts.append(_xml("CommonPrefixes", {"Prefix": encode(entry)}))
-                continue
-            about = {
-                "Key": encode(entry),
-                "LastModified": f"{stored.last_modified:%Y-%m-%dT%H:%M:%S.000Z}",
-                "ETag": f'"{stored.etag}"',
-                "Size": str(len(stored.value)),
-                "StorageClass": "STANDARD",
-            }
-            parts.append(_xml("Contents", about))
-        space = ' xmlns="http://s3.amazonaws.com/doc/2006-03-01/"'
-        return _document(200, _xml("ListBucketResult", fields, "".join(parts), space))
-
-    def _page(
-        self, options: dict[str, str], max_keys: int
-    ) -> tuple[dict[str, StoredObject | None], str]:
-        """Return keys, common prefixes (None) and the token of the next page."""
         prefix, delimiter = options.get("prefix", ""), options.get("delimiter", "")
-        last = bytes.fromhex(options.get("continuation-token", "")).decode()
+        max_keys = min(int(options.get("max-keys", PAGE)), PAGE)
+        token = options.get("continuation-token", "")
+        last = bytes.fromhex(token).decode()
+
+        # Keys with their objects, common prefixes with None.
         page: dict[str, StoredObject | None] = {}
-        for key, stored in sorted(self.objects.items()):
-            if not key.startswith(prefix) or key <= options.get("start-after", ""):
+        following = ""
+        for key in sorted(self.objects):
+            if not key.startswith(prefix):
                 continue
             head, cut, _ = key[len(prefix) :].partition(delimiter or "\0")
             entry = prefix + head + cut
             if entry <= last or entry in page:
                 continue
-            if len(page) == max_keys:
-                return page, list(page)[-1].encode().hex() if page else ""
-            page[entry] = None if cut else stored
-        return page, ""
+            if len(page) >= max_keys:
+                following = max(page, default="").encode().hex()
+                break
+            page[entry] = None if cut else self.objects[key]
+
+        is_encoded = options.get("encoding-type") == "url"
+
+        def encode(text: str) -> str:
+            return quote_plus(text, safe="/") if is_encoded else text
+
+        result: list[tuple[str, Any]] = [
+            ("Name", NAME),
+            ("Prefix", encode(prefix)),
+            ("MaxKeys", str(max_keys)),
+            ("KeyCount", str(len(page))),
+            ("IsTruncated", str(bool(following)).lower()),
+            ("Delimiter", encode(delimiter)),
+            ("EncodingType", "url" if is_encoded else ""),
+            ("ContinuationToken", token),
+            ("NextContinuationToken", following),
+        ]
+        for entry, stored in page.items():
+            if stored is None:
+                result.append(("CommonPrefixes", [("Prefix", encode(entry))]))
+                continue
+            about = [
+                ("Key", encode(entry)),
+                ("LastModified", f"{stored.last_modified:%Y-%m-%dT%H:%M:%S.000Z}"),
+                ("ETag", f'"{stored.etag}"'),
+                ("Size", str(len(stored.value))),
+                ("StorageClass", "STANDARD"),
+            ]
+            result.append(("Contents", about))
+        return _xml_answer(200, "ListBucketResult", result)
 
 
 serve_bucket = Server
 
 
-def _xml(tag: str, fields: dict[str, str], more: str = "", attributes: str = "") -> str:
-    inside = "".join(f"<{name}>{escape(x)}</{name}>" for name, x in fields.items())
-    return f"<{tag}{attributes}>{inside}{more}</{tag}>"
-
-
-def _document(status: int, xml: str) -> Answer:
-    body = f'<?xml version="1.0" encoding="UTF-8"?>\n{xml}'.encode()
-    return status, {"Content-Type": "application/xml"}, body
-
-
 def s3_error(status: int, code: str, message: str, **fields: str) -> Answer:
     """Return an error as S3 words it."""
     about = {"Code": code, "Message": message, **fields}
-    return _document(
-        status, _xml("Error", {**about, "RequestId": "DEMO", "HostId": "demo"})
+    about |= {"RequestId": "DEMO", "HostId": "demo"}
+    return _xml_answer(status, "Error", list(about.items()))
+
+
+def _xml_answer(status: int, tag: str, fields: list[tuple[str, Any]]) -> Answer:
+    def xml(value: str | list[tuple[str, Any]]) -> str:
+        if isinstance(value, str):
+            return escape(value)
+        # What is empty is left out, but for the prefix of a listing.
+        shown = [(name, x) for name, x in value if x or name == "Prefix"]
+        return "".join(f"<{name}>{xml(x)}</{name}>" for name, x in shown)
+
+    space = ' xmlns="http://s3.amazonaws.com/doc/2006-03-01/"' * (tag != "Error")
+    body = (
+        f'<?xml version="1.0" encoding="UTF-8"?>\n<{tag}{space}>{xml(fields)}</{tag}>'
     )
+    return status, {"Content-Type": "application/xml"}, body.encode()

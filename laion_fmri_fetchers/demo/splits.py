@@ -11,34 +11,12 @@ from typing import Any
 
 from .facts import PARTICIPANTS, image_fields
 from .formats import json_bytes
-from .web import Answer, LocalServer
+from .server import Answer, LocalServer
 
 N_FOLDS = 5
 
 REGULAR = {(12, "LAION"), (12, "THINGS+"), (4, "NSD")}
 """Repetitions and source of shared images that are split; others came later."""
-
-
-def pools(labels: Iterable[str]) -> dict[str, list[str]]:
-    """Return the images of each pool, in alphabetical order.
-
-    Examples
-    --------
-    >>> pools(["unique_THINGS_barn_p04.jpg", "shared_4rep_NSD_a.jpg"])["sub-03"]
-    ['shared_4rep_NSD_a.jpg', 'unique_THINGS_barn_p04.jpg']
-    """
-    pooled = {}
-    for label in sorted(labels):
-        fields = image_fields(label)
-        if fields.subject or (fields.n_reps, fields.dataset) in REGULAR:
-            pooled[label] = fields.subject
-    by_subject = {
-        subject: [label for label in pooled if pooled[label] in (None, subject)]
-        for subject in PARTICIPANTS
-        if subject in pooled.values()
-    }
-    shared = [label for label in pooled if pooled[label] is None]
-    return {"shared": shared, **by_subject, "pooled": list(pooled)}
 
 
 def splits_files(labels: Iterable[str]) -> Iterator[tuple[str, bytes]]:
@@ -55,36 +33,43 @@ def splits_files(labels: Iterable[str]) -> Iterator[tuple[str, bytes]]:
     >>> [path for path, _ in splits_files(labels)][-1]
     'pooled/tau.json'
     """
-    labels = list(labels)
-    ood = [label for label in labels if image_fields(label).dataset == "OOD"]
-    for pool, images in pools(labels).items():
+    fields = {label: image_fields(label) for label in sorted(labels)}
+    ood = [label for label in fields if fields[label].dataset == "OOD"]
+    shared = [x for x, f in fields.items() if (f.n_reps, f.dataset) in REGULAR]
+    pools = {"shared": {*shared}}
+    for subject in PARTICIPANTS:
+        unique = {x for x, f in fields.items() if f.subject == subject}
+        if unique:
+            pools[subject] = pools["shared"] | unique
+    pools["pooled"] = set().union(*pools.values())
+    for pool, images in pools.items():
         if len(images) < N_FOLDS:
             continue
-        # By family of splits: parameters and test images.
-        families: dict[str, tuple[dict[str, Any], list[str]]] = {}
+        n = len(images)
         shuffled, clustered, tau = (
             sorted(images, key=lambda label: zlib.crc32(f"{name} {label}".encode()))
             for name in ("shuffle", "cluster", "tau")
         )
-        # Clusters differ in size, as those of k-means do: 1, 2, 3, ... parts of 15.
-        ends = [max(i, len(images) * i * (i + 1) // 30) for i in range(N_FOLDS + 1)]
+        # Parameters and test images of each split.
+        splits: dict[str, tuple[dict[str, Any], list[str]]] = {}
         for i in range(N_FOLDS):
-            params = {"method": "shuffled_5fold_cv", "k": 5, "seed": 42, "fold": i}
-            if pool not in ("shared", "pooled"):
-                params["revision"] = 2
-            families[f"random_{i}"] = params, shuffled[i::N_FOLDS]
+            # Clusters differ in size, as those of k-means do: 1, 2, 3, ... parts of 15.
+            start, end = (max(k, n * k * (k + 1) // 30) for k in (i, i + 1))
             params = {"method": "kmeans_clip_k5_holdout", "held_out_cluster": i}
-            families[f"cluster_k5_{i}"] = params, clustered[ends[i] : ends[i + 1]]
-        families["ood"] = {"method": "ood_dataset_holdout"}, ood
-        families["tau"] = {"method": "min_nn_filter"}, tau[: max(1, len(images) // 5)]
-        for name, (params, test) in families.items():
-            if pool == "pooled" and not name.startswith(("cluster", "tau")):
-                continue
-            train = sorted(set(images) - set(test))
+            splits[f"cluster_k5_{i}"] = params, clustered[start:end]
+        splits["tau"] = {"method": "min_nn_filter"}, tau[: max(1, n // 5)]
+        if pool != "pooled":
+            splits["ood"] = {"method": "ood_dataset_holdout"}, ood
+            for i in range(N_FOLDS):
+                params = {"method": "shuffled_5fold_cv", "k": 5, "seed": 42, "fold": i}
+                params |= {} if pool == "shared" else {"revision": 2}
+                splits[f"random_{i}"] = params, shuffled[i::N_FOLDS]
+        for name, (params, test) in splits.items():
+            train = sorted(images.difference(test))
             variant = {"variant_id": 0, "train_ids": train, "test_ids": sorted(test)}
             content = {
                 "name": name,
-                "pool": f"synthetic {pool} ({len(images)} images)",
+                "pool": f"synthetic {pool} ({n} images)",
                 "splitter": "demo",
                 "params": params,
                 "n_train": len(train),
@@ -101,8 +86,6 @@ class SplitServer(LocalServer):
     ----------
     labels : iterable of str
         Labels of all images.
-    port : int, default=0
-        Port on 127.0.0.1; 0 takes a free one.
 
     Attributes
     ----------
@@ -122,15 +105,15 @@ class SplitServer(LocalServer):
     ...     os.environ["LAION_FMRI_SPLITS_URL"] = server.url
     """
 
-    def __init__(self, labels: Iterable[str], *, port: int = 0) -> None:
+    def __init__(self, labels: Iterable[str]) -> None:
         self.files = dict(splits_files(labels))
         self.requests: list[str] = []
         self.answers: dict[str, Any] = {}
-        super().__init__(port, "/splits")
+        super().__init__()
 
     def respond(self, environ: dict[str, Any]) -> Answer:
         """Return the answer to a request."""
-        path = environ["PATH_INFO"].removeprefix("/splits/")
+        path = environ["PATH_INFO"].removeprefix("/")
         self.requests.append(path)
         answer = self.answers.get(path)
         answer = answer() if callable(answer) else answer

@@ -2,8 +2,8 @@
 
 ::
 
-    arguments ─▶ Selection, Settings ─▶ Inventory ─▶ images, trials
-              ─▶ masks, maps, tables      obtain: small files only
+    arguments ─▶ Selection, Settings ─▶ Inventory ─▶ images
+              ─▶ trials, masks, maps      fetch_chosen: small files only
               ─▶ voxels                   find_voxels
               ─▶ what the store lacks     missing_voxels, plan_sources, fill_store
               ─▶ Bunch                    load_voxels, which reads from the store
@@ -17,10 +17,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from sklearn.utils import Bunch
 
-from laion_fmri_fetchers.access.licence import accept_license
+from laion_fmri_fetchers.betas import sources
 from laion_fmri_fetchers.betas.fill import (
     FillOptions,
     fill_from_images,
@@ -35,18 +34,11 @@ from laion_fmri_fetchers.betas.load import (
     subjects_in,
 )
 from laion_fmri_fetchers.betas.rows import trial_tables, trials_of, warn_of_order
-from laion_fmri_fetchers.betas.sources import (
-    MissingVoxels,
-    learn_versions,
-    missing_voxels,
-    plan_sources,
-)
 from laion_fmri_fetchers.betas.store import DamagedPartError, session_folder
 from laion_fmri_fetchers.betas.voxels import VoxelChoice, find_voxels
 from laion_fmri_fetchers.cache.bunch import Result
 from laion_fmri_fetchers.cache.data_dir import is_writable
 from laion_fmri_fetchers.cache.inventory import Inventory, take_inventory_of_subjects
-from laion_fmri_fetchers.cache.obtain import obtain
 from laion_fmri_fetchers.cache.settings import make_settings
 from laion_fmri_fetchers.exceptions import (
     BucketError,
@@ -55,22 +47,16 @@ from laion_fmri_fetchers.exceptions import (
     did_you_mean,
 )
 from laion_fmri_fetchers.layout.grids import is_resampled
+from laion_fmri_fetchers.layout.keys import Record
 from laion_fmri_fetchers.messages import counted, listed, readable_size, tell, warn
 from laion_fmri_fetchers.query.arguments import only_its_arguments
 from laion_fmri_fetchers.query.selection import Selection, is_one_name, select
 from laion_fmri_fetchers.query.shared_docs import documented
 from laion_fmri_fetchers.volumes import read_header
 
-from .bunch import Chosen, make_bunch, plan_files
-from .choose import (
-    choose_companions,
-    choose_images,
-    choose_rois,
-    describe_subjects,
-    roi_names,
-)
+from .bunch import as_plan, fetch_chosen, warn_if_down
+from .choose import choose_images, describe_subjects, names_of
 from .subjects import check_names, check_subjects
-from .trials import choose_by_trials
 
 _SOURCES = ("auto", "model", "images")
 
@@ -240,46 +226,76 @@ def fetch_laion_betas(  # noqa: C901 - its steps, in order
     if source not in _SOURCES:
         hint = did_you_mean(source, list(_SOURCES))
         raise InvalidQueryError(f"source is {source!r}; {hint}")
+    if rois is None:
+        raise InvalidQueryError(
+            "rois is None; give names of ROIs or categories, 'all', or 'brain' for all "
+            "voxels"
+        )
     options = check_options(standardize, average_repeats, dtype)
-    selection = select(
-        subjects,
-        _fetched_rois(rois),
-        sessions,
-        None,
-        None,
-        roi_filter,
-        trial_filter,
-        None,
-        {},
-        inspect.signature(fetch_laion_betas).parameters,
-    )
-    settings = make_settings(**locals())
+    # Small files are fetched for a plan too: without masks and maps, nobody knows how
+    # many voxels there are.
+    settings = make_settings(**{**locals(), "dry_run": False})
+    is_one = isinstance(rois, str) or not isinstance(rois, Iterable)
+    named = [rois] if is_one else [*rois]
+    arguments = inspect.signature(fetch_laion_betas).parameters
+    of_masks = [name for name in named if name != "brain"] or "all"
+    selection = select(**{**locals(), "rois": of_masks})
     names, inventory = take_inventory_of_subjects(selection, settings)
-    check_subjects(names, inventory, named=True)
-    check_names(inventory.records, names, inventory, selection)
-    choice = VoxelChoice(rois, mask_img, nc_threshold, noise_ceiling)
+    records = [rec for rec in inventory.records if rec["subject"] in names]
+    check_subjects(selection, inventory)
+    check_names(records, names, inventory, selection)
+    data = fetch_chosen(
+        choose_images(records, selection),
+        records,
+        describe_subjects(names, records, {}),
+        inventory,
+        selection,
+        labels=labels,
+        with_images=False,
+    )
+    data.query = {name: data.query[name] for name in data.query if name in arguments}
+
     how = FillOptions(source, bool(keep_images), n_jobs)
-    workers = Workers(n_jobs, settings.verbose, bool(as_dask))
-    results = {}
+    existing, results = names_of(records), {}
     for name in selection.subjects or names:
-        own_choice = _rois_of_subject(choice, name, inventory, selection)
-        if own_choice is None:
-            continue
-        data, tables = _fetch_small_files(name, inventory, selection, labels)
+        # It was warned of ROIs that only others have.
+        own_rois = rois
+        if selection.rois:
+            own_rois = [roi for roi in selection.rois if roi in existing.get(name, ())]
+            own_rois += [roi for roi in named if roi == "brain"]
+            if not own_rois:
+                continue
+        if name not in data.brain_masks:
+            inventory.refuse(
+                f"The bucket has no brain mask of {name} on the grid of the betas, so "
+                "it cannot be told which voxels there are. Fetch images with "
+                "fetch_laion_fmri, and give load_betas a mask_img.",
+                f"There is no brain mask of {name} on the grid of the betas on disk.",
+            )
         grid = read_header(data.brain_masks[name])
-        voxels = find_voxels(data, name, own_choice, grid)
-        learn_versions(data.images_meta, settings.data_dir, inventory)
+        choice = VoxelChoice(own_rois, mask_img, nc_threshold, noise_ceiling)
+        voxels = find_voxels(data, name, choice, grid)
+        metas = [meta for meta in data.images_meta if meta["subject"] == name]
+        tables = trial_tables(settings.data_dir, metas)
+        sources.learn_versions(metas, settings.data_dir, inventory)
         for n_left in reversed(range(_TRIES)):
-            missing = missing_voxels(
-                data.images_meta, tables, voxels.mask, settings.data_dir, inventory
+            missing = sources.missing_voxels(
+                metas, tables, voxels.mask, settings.data_dir, inventory
             )
             if inventory.is_cut_off:
-                data, missing = _without_lost(data, missing, inventory, selection)
-            plan = plan_sources(missing, source, grid, inventory)
+                lost = _lost_sessions(missing, metas, inventory, selection)
+                missing = [m for m in missing if m.record["session"] not in lost]
+                is_lost = data.trials["session"].isin(lost)
+                is_lost &= data.trials["subject"] == name
+                data.trials = data.trials[~is_lost]
+            plan = sources.plan_sources(missing, source, grid, inventory)
             if dry_run:
-                results[name] = _planned(plan.files, plan.sizes, settings.verbose)
+                results[name] = _describe_plan(plan, settings.verbose)
                 break
             fill_store(plan, how, inventory)
+            # What was just shown to be read is read from the store in no time.
+            verbose_of_load = 0 if missing else settings.verbose
+            workers = Workers(n_jobs, verbose_of_load, bool(as_dask))
             try:
                 results[name] = load_voxels(
                     data, name, voxels, labels, options, workers, tables
@@ -290,13 +306,12 @@ def fetch_laion_betas(  # noqa: C901 - its steps, in order
                 if inventory.is_cut_off or not n_left:
                     raise
         if not (dry_run or inventory.is_cut_off):
-            folders = (
+            folders = [
                 session_folder(settings.data_dir, name, meta["session"])
-                for meta in data.images_meta
-            )
+                for meta in metas
+            ]
             remove_fetched(folders, min_age=_FORGOTTEN)
-    if inventory.error:
-        warn(f"{inventory.error} Everything selected is on disk; continuing offline.")
+    warn_if_down(inventory)
     if is_one_name(subjects):
         return next(iter(results.values()))
     if not dry_run:
@@ -304,88 +319,13 @@ def fetch_laion_betas(  # noqa: C901 - its steps, in order
     return Result(**results)
 
 
-def _fetched_rois(rois: Any) -> Any:
-    """Return the ROIs whose masks are fetched; of the whole brain, all of them."""
-    if rois is None:
-        raise InvalidQueryError(
-            "rois is None; give names of ROIs or categories, 'all', or 'brain' for all "
-            "voxels"
-        )
-    if isinstance(rois, str) or not isinstance(rois, Iterable):
-        return "all" if rois == "brain" else rois
-    return [name for name in rois if name != "brain"] or "all"
-
-
-def _rois_of_subject(
-    choice: VoxelChoice, subject: str, inventory: Inventory, selection: Selection
-) -> VoxelChoice | None:
-    """Return a choice without ROIs that a subject lacks; None if no ROI is left.
-
-    It was warned of them; where no subject has one, that was an error.
-    """
-    rois = selection.rois or ()
-    existing = roi_names(inventory.records).get(subject, set())
-    own = [name for name in rois if name in existing]
-    if len(own) == len(rois):
-        return choice
-    is_brain = not isinstance(choice.rois, str) and "brain" in choice.rois
-    own += ["brain"] * is_brain
-    return choice._replace(rois=own) if own else None
-
-
-def _fetch_small_files(
-    subject: str, inventory: Inventory, selection: Selection, labels: Any
-) -> tuple[Bunch, dict[str, Any]]:
-    """Fetch a subject's masks, noise ceilings and trial tables.
-
-    Without masks and maps, nobody knows how many voxels there are, so that a dry run
-    fetches them too.
-
-    Returns
-    -------
-    data : Bunch
-        As of `fetch_laion_fmri`, with images that need not be on disk.
-    tables : dict
-        Session -> its trial table.
-    """
-    settings = inventory.settings
-    records = [rec for rec in inventory.records if rec["subject"] == subject]
-    images, trials, outcome = choose_by_trials(
-        choose_images(records, selection), inventory, selection, labels
-    )
-    chosen = Chosen(
-        [],
-        choose_rois(records, selection),
-        choose_companions(records, [subject], inventory.absent),
-        trials,
-        describe_subjects([subject], records, {}),
-    ).without_absent(inventory, selection.is_named, leave_out="")
-    planned = plan_files(chosen, inventory, selection.is_newer, outcome, None)
-    outcome += obtain(planned, inventory, accept=accept_license, quiet=True)
-    on_disk = inventory._replace(settings=settings._replace(dry_run=False))
-    arguments = inspect.signature(fetch_laion_betas).parameters
-    query = {k: v for k, v in selection.as_query().items() if k in arguments}
-    data = make_bunch(chosen._replace(images=images), on_disk, query, outcome, None)
-    if subject not in data.brain_masks:
-        problem = f"brain mask of {subject} on the grid of the betas"
-        if inventory.is_cut_off:
-            raise NotCachedError(
-                f"There is no {problem} on disk. {settings.how_to_fetch}"
-            )
-        raise InvalidQueryError(
-            f"The bucket has no {problem}, so it cannot be told which voxels there "
-            "are. Fetch images with fetch_laion_fmri, and give load_betas a mask_img."
-        )
-    return data, trial_tables(settings.data_dir, images)
-
-
-def _without_lost(
-    data: Bunch,
-    missing: list[MissingVoxels],
+def _lost_sessions(
+    missing: list[sources.MissingVoxels],
+    metas: list[Record],
     inventory: Inventory,
     selection: Selection,
-) -> tuple[Bunch, list[MissingVoxels]]:
-    """Return data and missing voxels without sessions that are unavailable offline.
+) -> list[str]:
+    """Return the sessions of a subject that are unavailable offline, with a warning.
 
     Raises
     ------
@@ -396,44 +336,31 @@ def _without_lost(
     """
     lost = [each.record["session"] for each in missing if not each.is_on_disk]
     if not lost:
-        return data, missing
+        return []
     settings = inventory.settings
     problem = (
-        f"Voxels of {counted(len(lost), 'session')} of "
-        f"{missing[0].record['subject']} are not in the voxel store, and the images "
-        f"are not in {settings.data_dir}: {listed(lost)}."
+        f"Voxels of {counted(len(lost), 'session')} of {metas[0]['subject']} are not "
+        f"in the voxel store, and the images are not in {settings.data_dir}: "
+        f"{listed(lost)}."
     )
     if inventory.error:
         raise BucketError(f"{inventory.error} {problem}")
-    is_left = np.array([meta["session"] not in lost for meta in data.images_meta])
-    if selection.sessions is not None or not is_left.any():
+    if selection.sessions is not None or len(lost) == len(metas):
         raise NotCachedError(f"{problem} {settings.how_to_fetch}")
     warn(f"{problem} They are left out. {settings.how_to_fetch}")
-    index = data.trials["image_index"].to_numpy(np.intp)
-    trials = data.trials[is_left[index]]
-    new_index = (np.cumsum(is_left) - 1)[trials["image_index"].to_numpy(np.intp)]
-    left = {
-        key: [each for each, kept in zip(data[key], is_left, strict=True) if kept]
-        for key in ("images", "images_meta", "sample_masks")
-    }
-    trials = trials.assign(image_index=new_index).reset_index(drop=True)
-    on_disk = [each for each in missing if each.is_on_disk]
-    return Result(**{**data, **left, "trials": trials}), on_disk
+    return lost
 
 
-def _planned(
-    rows: list[tuple[str, int, str, str]], sizes: dict[str, int], verbose: int
-) -> Bunch:
+def _describe_plan(plan: sources.SourcePlan, verbose: int) -> Bunch:
     """Return what a dry run returns."""
-    plan = pd.DataFrame(rows, columns=["id", "size", "reason", "source"])
-    size = int(plan["size"].sum())
+    bunch = Result(**as_plan(plan.files, "id size reason source"), sizes=plan.sizes)
+    by_model, by_images = (readable_size(plan.sizes[w]) for w in ("model", "images"))
     tell(
-        f"About {readable_size(size)} of {counted(len(plan), 'file')} would be "
-        f"downloaded; by model files {readable_size(sizes['model'])}, by images "
-        f"{readable_size(sizes['images'])}",
+        f"About {readable_size(bunch.plan_size)} of {counted(len(plan.files), 'file')} "
+        f"would be downloaded; by model files {by_model}, by images {by_images}",
         verbose,
     )
-    return Result(plan=plan, plan_size=size, sizes=sizes)
+    return bunch
 
 
 @only_its_arguments
@@ -519,7 +446,7 @@ def pack_betas(
 
 def _not_packed(
     data: Bunch, subject: str, choice: VoxelChoice
-) -> tuple[int, list[MissingVoxels]]:
+) -> tuple[int, list[sources.MissingVoxels]]:
     """Return the number of voxels chosen, and what the store lacks of them."""
     metas = [
         {**meta, "absolute_path": file}
@@ -529,7 +456,7 @@ def _not_packed(
     grid = grid_of(data, subject)
     mask = find_voxels(data, subject, choice, grid).mask
     tables = trial_tables(data.data_dir, metas)
-    missing = missing_voxels(metas, tables, mask, data.data_dir)
+    missing = sources.missing_voxels(metas, tables, mask, data.data_dir)
     return int(np.count_nonzero(mask)), missing
 
 

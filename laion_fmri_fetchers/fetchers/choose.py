@@ -1,18 +1,16 @@
 """Which subjects, images, trials and masks are selected: records in, records out.
 
-Nothing here reads a file, asks a server or knows a mode. Records are those of all files
-known; which of them are available is decided last, by `leave_out_absent`.
+Nothing here reads a file, asks a server or knows a mode.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Container, Iterable
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from laion_fmri_fetchers.exceptions import NotCachedError
 from laion_fmri_fetchers.layout.keys import (
     Record,
     is_functional_brain_mask,
@@ -20,34 +18,20 @@ from laion_fmri_fetchers.layout.keys import (
     is_of_trials,
 )
 from laion_fmri_fetchers.layout.trees import GLM, HELD_OUT, IMAGE_TYPES
-from laion_fmri_fetchers.messages import counted, listed, warn
-from laion_fmri_fetchers.query.filters import ResultFilter, admits, fields
+from laion_fmri_fetchers.query.filters import admits, fields
 from laion_fmri_fetchers.query.selection import Selection
-from laion_fmri_fetchers.query.term_checks import check_fields, check_terms
-
-# A subject and one of its sessions.
-Session = tuple[str, str]
+from laion_fmri_fetchers.query.term_checks import check_terms
 
 
-# --- Subjects --------------------------------------------------------------------
-
-
-def session_names(records: Iterable[Record]) -> dict[str, set[str]]:
-    """Return the sessions of each subject, whichever their files."""
+def names_of(records: Iterable[Record]) -> dict[str, set[str]]:
+    """Return the sessions, ROIs and ROI categories of each subject."""
     names: dict[str, set[str]] = {}
     for rec in records:
-        if is_of_session(rec):
-            names.setdefault(rec["subject"], set()).add(rec["session"])
-    return names
-
-
-def roi_names(records: Iterable[Record]) -> dict[str, set[str]]:
-    """Return the ROIs and ROI categories of each subject."""
-    names: dict[str, set[str]] = {}
-    for rec in records:
+        of_subject = names.setdefault(rec["subject"], set())
         if rec["roi"]:
-            of_subject = names.setdefault(rec["subject"], set())
             of_subject |= {rec["roi"], rec["roi_category"]}
+        elif is_of_session(rec):
+            of_subject.add(rec["session"])
     return names
 
 
@@ -57,40 +41,15 @@ def describe_subjects(
     participants: dict[str, dict[str, Any]],
 ) -> list[dict[str, Any]]:
     """Return a description of each subject: participant, sessions and ROIs."""
-    sessions: dict[str, set[str]] = {subject: set() for subject in subjects}
-    rois: dict[str, set[str]] = {subject: set() for subject in sessions}
-    for rec in records:
-        subject = rec["subject"]
-        if subject not in sessions:
-            continue
-        if rec["roi"]:
-            rois[subject].add(rec["roi"])
-        elif rec["id"].startswith(GLM) and is_of_trials(rec):
-            sessions[subject].add(rec["session"])
-    return [
-        {
-            "subject": subject,
-            **participants.get(subject, {}),
-            "sessions": sorted(sessions[subject] - HELD_OUT),
-            "rois": sorted(rois[subject]),
-        }
-        for subject in sessions
-    ]
-
-
-def choose_subjects(
-    described: list[dict[str, Any]], subject_filter: ResultFilter
-) -> list[dict[str, Any]]:
-    """Return the subjects that pass the filter."""
-    if described:
-        names = {name for meta in described for name in meta}
-        check_fields(subject_filter, "subject_filter", names)
-    chosen = [meta for meta in described if subject_filter(meta)]
-    check_terms("subject_filter", subject_filter, described, len(chosen))
-    return chosen
-
-
-# --- Images ----------------------------------------------------------------------
+    described = []
+    for subject in subjects:
+        own = [rec for rec in records if rec["subject"] == subject]
+        images = [r for r in own if r["id"].startswith(GLM) and is_of_trials(r)]
+        sessions = {rec["session"] for rec in images} - HELD_OUT
+        rois = {rec["roi"] for rec in own} - {None}
+        names = {"sessions": sorted(sessions), "rois": sorted(rois)}
+        described.append({"subject": subject, **participants.get(subject, {}), **names})
+    return described
 
 
 def choose_images(records: Iterable[Record], selection: Selection) -> list[Record]:
@@ -115,12 +74,10 @@ def limit_images(
     first available ones are returned.
     """
     limit = selection.max_images
-    if limit is None:
-        return images
-    if selection.sessions is None:
-        present = [rec for rec in images if rec["id"] not in absent]
-        return present[:limit] if len(present) >= limit else images
-    return images[:limit]
+    if limit is None or selection.sessions:
+        return images[:limit]
+    present = [rec for rec in images if rec["id"] not in absent]
+    return present[:limit] if len(present) >= limit else images
 
 
 def tables_to_update(records: Iterable[Record], selection: Selection) -> list[Record]:
@@ -142,45 +99,25 @@ def tables_to_update(records: Iterable[Record], selection: Selection) -> list[Re
     ]
 
 
-# --- Trials ----------------------------------------------------------------------
-
-
-def session_of(rec: Record) -> Session:
-    """Return subject and session of a record."""
-    return rec["subject"], rec["session"]
-
-
-def rows_of_sessions(trials: pd.DataFrame) -> dict[Session, slice]:
-    """Return the rows of each session of a trial table."""
-    _, starts = np.unique(trials["image_index"], return_index=True)
-    first = trials.iloc[starts]
-    sessions = zip(first["subject"], first["session"], strict=True)
-    rows = map(slice, starts, [*starts[1:], len(trials)])
-    return dict(zip(sessions, rows, strict=True))
-
-
 def align_trials(
     trials: pd.DataFrame, images: list[Record]
 ) -> tuple[pd.DataFrame, list[np.ndarray | None]]:
     """Return the trials in the order of images, and the volumes of each image."""
-    rows = rows_of_sessions(trials)
-    volumes = trials["beta_index"].to_numpy()
-    sample_masks: list[np.ndarray | None] = []
-    order = [np.empty(0, dtype=np.intp)]
-    for rec in images:
-        of_image = rows.get(session_of(rec)) if rec["image_type"] == "betas" else None
-        if of_image is None:
-            sample_masks.append(None)
-        else:
-            sample_masks.append(volumes[of_image].copy())
-            order.append(np.arange(of_image.start, of_image.stop))
-    frame = trials.iloc[np.concatenate(order)].reset_index(drop=True)
-    sizes = [0 if mask is None else len(mask) for mask in sample_masks]
-    frame["image_index"] = np.repeat(np.arange(len(images)), sizes)
+    place = {
+        (rec["subject"], rec["session"]): number
+        for number, rec in enumerate(images)
+        if rec["image_type"] == "betas"
+    }
+    sessions = zip(trials["subject"], trials["session"], strict=True)
+    index = np.array([place.get(each, -1) for each in sessions], dtype=np.int64)
+    frame = trials.assign(image_index=index)[index >= 0]
+    frame = frame.sort_values("image_index", kind="stable", ignore_index=True)
+    volumes = dict(iter(frame.groupby("image_index")["beta_index"]))
+    sample_masks = [
+        volumes[number].to_numpy(copy=True) if number in volumes else None
+        for number in range(len(images))
+    ]
     return frame, sample_masks
-
-
-# --- Masks and maps --------------------------------------------------------------
 
 
 def choose_rois(records: Iterable[Record], selection: Selection) -> list[Record]:
@@ -206,91 +143,17 @@ def choose_rois(records: Iterable[Record], selection: Selection) -> list[Record]
     return passed
 
 
-def choose_companions(
-    records: Iterable[Record], subjects: Container[str], absent: Container[str]
+def choose_brain_masks(
+    records: Iterable[Record], absent: Container[str]
 ) -> list[Record]:
-    """Return the files that go with images: a brain mask per subject, noise ceilings.
-
-    Where a subject has no mask, it is the map of mean R2, to derive one from.
-
-    Parameters
-    ----------
-    records : iterable of dict
-        Records of all files.
-    subjects : container of str
-        Whose.
-    absent : container of str
-        Ids of files that are unavailable.
-    """
+    """Return a brain mask per subject, or else a map of mean R2 to derive one from."""
     masks: dict[str, Record] = {}
     means: dict[str, Record] = {}
-    ceilings = []
     for rec in records:
-        subject = rec["subject"]
-        if subject not in subjects:
+        if rec["id"] in absent:
             continue
-        if rec["image_type"] == "subject_noise_ceiling":
-            ceilings.append(rec)
-        elif rec["id"] in absent:
-            continue
-        elif is_functional_brain_mask(rec):
-            masks.setdefault(subject, rec)
+        if is_functional_brain_mask(rec):
+            masks.setdefault(rec["subject"], rec)
         elif rec["image_type"] == "mean_rsquare":
-            means.setdefault(subject, rec)
-    return [*{**means, **masks}.values(), *ceilings]
-
-
-# --- Files that are unavailable --------------------------------------------------
-
-
-def leave_out_absent(
-    kind: str,
-    chosen: list[Record],
-    absent: Container[str],
-    *,
-    is_named: Callable[[Record], bool],
-    advice: str,
-    leave_out: str = "allow_missing=True leaves such files out.",
-) -> list[Record]:
-    """Return the available files; never leave one out without a warning.
-
-    Parameters
-    ----------
-    kind : str
-        What the files are, in the plural.
-    chosen : list of dict
-        Records of selected files.
-    absent : container of str
-        Ids of files that are unavailable.
-    is_named : callable
-        Whether a record's file, its session or ROI was named: then it is an error.
-    advice : str
-        What to do, to end the message with.
-    leave_out : str, optional
-        What to do to go on without files that were named.
-
-    Raises
-    ------
-    NotCachedError
-        If a file that was named is unavailable.
-    """
-    missing = [rec for rec in chosen if rec["id"] in absent]
-    if not missing:
-        return chosen
-    named = [rec["id"] for rec in missing if is_named(rec)]
-    if named:
-        raise NotCachedError(
-            f"{counted(len(named), 'file')} of the selection "
-            f"{'is' if len(named) == 1 else 'are'} not on disk: {listed(named)}. "
-            f"{advice} {leave_out}"
-        )
-    names = [
-        f"{rec['roi'] or rec['session'] or rec['id'].rpartition('/')[2]} of "
-        f"{rec['subject']}"
-        for rec in missing
-    ]
-    warn(
-        f"{len(missing)} of {len(chosen)} {kind} are in the saved listing but not on "
-        f"disk, and are left out: {listed([*dict.fromkeys(names)])}. {advice}"
-    )
-    return [rec for rec in chosen if rec["id"] not in absent]
+            means.setdefault(rec["subject"], rec)
+    return [*{**means, **masks}.values()]

@@ -10,19 +10,9 @@ from laion_fmri_fetchers.cache.data_dir import get_data_dir
 from laion_fmri_fetchers.cache.files import local_path
 from laion_fmri_fetchers.cache.listings import Catalog, Wanted, read_catalog
 from laion_fmri_fetchers.exceptions import BucketError, InvalidQueryError, did_you_mean
+from laion_fmri_fetchers.layout import trees
 from laion_fmri_fetchers.layout.keys import Record, is_of_trials, record_of
 from laion_fmri_fetchers.layout.names import subjects_among
-from laion_fmri_fetchers.layout.trees import (
-    ANATOMICAL,
-    DERIVATIVES,
-    GLM,
-    HELD_OUT,
-    ROIS,
-    TREES,
-    listing_of,
-    listings_of,
-    unknown_trees,
-)
 from laion_fmri_fetchers.messages import listed, readable_size, show, warn
 from laion_fmri_fetchers.query.arguments import (
     check_mode,
@@ -33,7 +23,7 @@ from laion_fmri_fetchers.query.selection import subject_names
 from laion_fmri_fetchers.query.shared_docs import documented
 from laion_fmri_fetchers.remote.bucket import Object, bucket_url, key_of
 
-_DESCRIBED = (GLM, ROIS, ANATOMICAL)
+_DESCRIBED = (trees.GLM, trees.ROIS, trees.ANATOMICAL)
 
 
 @only_its_arguments
@@ -65,7 +55,8 @@ def get_subjects(
         >>> get_subjects()  # doctest: +SKIP
         ['sub-01', 'sub-03', 'sub-05', 'sub-06', 'sub-07']
     """
-    return _subjects(get_data_dir(data_dir), timeout)[0]
+    subjects, _ = _subjects(get_data_dir(data_dir), timeout)
+    return subjects
 
 
 @only_its_arguments
@@ -109,27 +100,25 @@ def get_rois(
         ['MPA', 'OPA', 'PPA']
     """
     folder = get_data_dir(data_dir)
-    names = None if subjects is None else subject_names(subjects)
-    if names is None:
-        found = _look([(ROIS, "/")], folder, timeout)
-        prefixes = sorted(found.folders)
-    else:
-        found = None
-        prefixes = [f"{ROIS}{name}/" for name in names]
-    found = _look([(prefix, "") for prefix in prefixes], folder, timeout, found)
-    recs = [rec for rec in map(record_of, found.objects) if rec["roi"]]
-    without = sorted({*(names or ())} - {rec["subject"] for rec in recs})
+    named = None if subjects is None else subject_names(subjects)
+    existing, mode = _subjects(folder, timeout)
+    wanted = [
+        w for name in named or existing for w in trees.listings_of(name, [trees.ROIS])
+    ]
+    masks = _records(_look(wanted, folder, timeout, mode))
+    without = sorted({*(named or ())} - {rec["subject"] for rec in masks if rec["roi"]})
     if without:
-        existing, _ = _subjects(folder, timeout, found)
         raise InvalidQueryError(
             f"Unknown subject {without[0]!r}, or one without ROIs; available: "
             f"{listed(existing)}."
         )
-    rois = _rois_by_category(recs)
+    rois = _rois_by_category(masks)
     if category is not None and category not in rois:
         hint = did_you_mean(category, rois)
         raise InvalidQueryError(f"There is no ROI category {category!r}; {hint}")
-    return sorted(set().union(*(v for c, v in rois.items() if category in (None, c))))
+    return sorted(
+        set().union(*(rois.values() if category is None else [rois[category]]))
+    )
 
 
 @only_its_arguments
@@ -159,20 +148,17 @@ def describe(
     show(f"LAION-fMRI in {bucket_url()}")
     exists = os.path.isdir(folder)
     show(f"Data directory: {folder}{'' if exists else ', which does not exist yet'}\n")
-    subjects, top = _subjects(folder, timeout)
-    wanted = [w for subject in subjects for w in listings_of(subject, _DESCRIBED)]
-    found = _look(wanted, folder, timeout, top)
-    recs = [record_of(one) for one in found.objects]
+    subjects, mode = _subjects(folder, timeout)
+    wanted = [w for subject in subjects for w in trees.listings_of(subject, _DESCRIBED)]
+    found = _look(wanted, folder, timeout, mode)
+    recs = _records(found)
     show("subject  sessions  held out    betas      ROIs  on disk")
     for subject in subjects:
         own = [rec for rec in recs if rec["subject"] == subject]
         sessions = {rec["session"] for rec in own if is_of_trials(rec)}
-        held_out = sessions & HELD_OUT
-        size = sum(
-            found.objects[rec["id"]].size
-            for rec in own
-            if rec["image_type"] == "betas" and rec["session"] not in held_out
-        )
+        held_out = sessions & trees.HELD_OUT
+        betas = [rec for rec in own if rec["image_type"] == "betas"]
+        size = sum(rec["size"] for rec in betas if rec["session"] not in trees.HELD_OUT)
         n_rois = len({rec["roi"] for rec in own} - {None})
         n_disk = sum(rec["id"] in found.on_disk for rec in own)
         show(
@@ -217,26 +203,21 @@ def inspect_bucket(
     """
     prefix = key_of(prefix)
     prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
-    found = _look([listing_of(prefix)], get_data_dir(data_dir), timeout)
-    folders = {f for f in found.folders if f.startswith(prefix)} - {prefix}
-    files = []
-    for each in found.objects.values():
-        if each.key.startswith(prefix):
-            folder, slash, _ = each.key[len(prefix) :].partition("/")
-            if slash:
-                folders.add(f"{prefix}{folder}/")
-            else:
-                files.append(each)
-    if not folders and not files:
+    found = _look([trees.listing_of(prefix)], get_data_dir(data_dir), timeout)
+    shown: dict[str, str] = {}  # the size of files, in the order of their names
+    sizes = {each.key: readable_size(each.size) for each in found.objects.values()}
+    for key in sorted({*found.folders, *sizes}):
+        name, slash, _ = key.removeprefix(prefix).partition("/")
+        if key.startswith(prefix) and key != prefix:
+            shown[name + slash] = "folder" if slash else sizes[key]
+    if not shown:
         raise InvalidQueryError(
             f"There is nothing in {prefix!r} of {bucket_url()}; begin with "
             "inspect_bucket()."
         )
     show(f"{bucket_url()}/{prefix}")
-    for folder in sorted(folders):
-        show(f"  {'folder':>10}  {folder[len(prefix) :]}")
-    for each in sorted(files):
-        show(f"  {readable_size(each.size):>10}  {each.key[len(prefix) :]}")
+    for name in sorted(shown, key=lambda name: not name.endswith("/")):
+        show(f"  {shown[name]:>10}  {name}")
 
 
 def _rois_by_category(records: Iterable[Record]) -> dict[str, set[str]]:
@@ -247,32 +228,30 @@ def _rois_by_category(records: Iterable[Record]) -> dict[str, set[str]]:
     return rois
 
 
-def _subjects(
-    data_dir: str, timeout: float, before: Catalog | None = None
-) -> tuple[list[str], Catalog]:
-    """Return the subjects that any tree has, and the catalog with them."""
-    levels: list[Wanted] = [(tree, "/") for tree in (*TREES, DERIVATIVES)]
-    found = _look(levels, data_dir, timeout, before)
-    folders = found.folders
-    unknown: list[Wanted] = [(tree, "/") for tree in unknown_trees(folders)]
-    if unknown:
-        folders = folders | _look(unknown, data_dir, timeout, found).folders
-    return list(subjects_among(folders)), found
+def _records(found: Catalog) -> list[Record]:
+    return [record_of(*each) for each in found.objects.values()]
+
+
+def _subjects(data_dir: str, timeout: float) -> tuple[list[str], str | None]:
+    """Return the subjects that any tree has, and the mode in which to look further.
+
+    A bucket that did not answer is not asked, and waited for, again.
+    """
+    levels = [(tree, "/") for tree in (*trees.TREES, trees.DERIVATIVES)]
+    found = _look(levels, data_dir, timeout)
+    mode = "offline" if found.error else None
+    others = [(tree, "/") for tree in trees.unknown_trees(found.folders)]
+    more = _look(others, data_dir, timeout, mode)
+    return [*subjects_among(found.folders | more.folders)], mode
 
 
 def _look(
-    wanted: Iterable[Wanted],
-    data_dir: str,
-    timeout: float,
-    before: Catalog | None = None,
+    wanted: list[Wanted], data_dir: str, timeout: float, mode: str | None = None
 ) -> Catalog:
-    """Look at the bucket; at saved listings and the disk where it does not answer.
-
-    A bucket that did not answer ``before`` is not asked, and waited for, again.
-    """
-    is_down = before is not None and before.error is not None
-    mode = "offline" if is_down else check_mode(None)
-    found = read_catalog(wanted, data_dir, mode=mode, timeout=check_timeout(timeout))
+    """Look at the bucket; at saved listings and the disk where it does not answer."""
+    found = read_catalog(
+        wanted, data_dir, mode=check_mode(mode), timeout=check_timeout(timeout)
+    )
     if found.error:
         prefixes = tuple(prefix for prefix, _ in wanted)
         below = {f for f in found.folders if f.startswith(prefixes)} - {*prefixes}
@@ -283,8 +262,6 @@ def _look(
             )
         shown = "what is on disk" if found.unlisted else "a listing saved earlier"
         warn(f"{found.error} Showing {shown}.")
-    if before is not None and before.error:
-        found = found._replace(error=before.error)
     if found.unlisted:
         on_disk = {
             path: Object(file, os.path.getsize(local_path(data_dir, file)))

@@ -4,12 +4,9 @@ The way through, with no step back::
 
     arguments -> Selection, Settings, Grid   select, make_settings, make_grid
               -> Inventory                   bucket or kept listings, and the disk
-              -> subjects                    choose_subjects, by subject_filter
+              -> subjects                    describe_subjects, by subject_filter
               -> images                      choose_images, by sessions and image_filter
-              -> trials                      choose_by_trials, by trial_filter
-              -> masks and maps              choose_rois, choose_companions
-              -> files                       obtain
-              -> Bunch                       make_bunch
+              -> trials, masks, files, Bunch fetch_chosen
 
 Filters cut metadata at each step, before bytes move: of the bucket, nothing but
 listings and small tables is read until the plan stands.
@@ -38,21 +35,14 @@ from laion_fmri_fetchers.messages import counted, tell
 from laion_fmri_fetchers.query.arguments import only_its_arguments
 from laion_fmri_fetchers.query.selection import Selection, select
 from laion_fmri_fetchers.query.shared_docs import documented
+from laion_fmri_fetchers.query.term_checks import check_fields, check_terms
 from laion_fmri_fetchers.query.values import in_order
 from laion_fmri_fetchers.remote.bucket import key_of
 
-from .bunch import Chosen, fetch_chosen
-from .choose import (
-    choose_companions,
-    choose_images,
-    choose_rois,
-    choose_subjects,
-    describe_subjects,
-    tables_to_update,
-)
+from .bunch import fetch_chosen
+from .choose import choose_images, describe_subjects
 from .resample import find_resampled, make_grid
-from .subjects import check_names, check_subjects, is_on_disk, participants
-from .trials import choose_by_trials
+from .subjects import check_names, check_subjects, leave_out_absent, participants
 
 
 @documented
@@ -221,46 +211,38 @@ callable, optional
         newest = max(m["last_modified"] for m in data.images_meta)
         fetch_laion_fmri(mode="overwrite", last_modified=GreaterThan(newest))
     """
-    given = dict(locals())
-    selection = select(
-        subjects,
-        rois,
-        sessions,
-        subject_filter,
-        image_filter,
-        roi_filter,
-        trial_filter,
-        max_images,
-        image_terms,
-        inspect.signature(fetch_laion_fmri).parameters,
-    )
-    settings = make_settings(**given)
+    settings = make_settings(**locals())
+    arguments = inspect.signature(fetch_laion_fmri).parameters
+    selection = select(**locals())
     grid = make_grid(resolution, interpolation, keep_original, settings.data_dir)
     resampled = find_resampled(grid) if grid else {}
     names, inventory = take_inventory_of_subjects(selection, settings, resampled)
-    is_named = selection.subjects is not None
-    check_subjects(names, inventory, named=is_named, may_be_left_out=True)
+    check_subjects(selection, inventory, may_be_left_out=True)
 
-    table = participants(inventory, selection.subject_filter, selection.is_updated)
-    subjects_meta = choose_subjects(
-        describe_subjects(names, inventory.records, table), selection.subject_filter
-    )
+    # Subjects, and their images by metadata; trials then cut these.
+    table = participants(inventory, selection)
+    described = describe_subjects(names, inventory.records, table)
+    passes = selection.subject_filter
+    if described:
+        check_fields(passes, "subject_filter", {n for each in described for n in each})
+    subjects_meta = [meta for meta in described if passes(meta)]
+    check_terms("subject_filter", passes, described, len(subjects_meta))
     selected = {meta["subject"] for meta in subjects_meta}
     records = [rec for rec in inventory.records if rec["subject"] in selected]
     check_names(records, selected, inventory, selection)
     images = choose_images(records, selection)
-    images, trials, tables = choose_by_trials(images, inventory, selection)
-    chosen = Chosen(
-        images,
-        choose_rois(records, selection),
-        choose_companions(records, selected, inventory.absent),
-        trials,
-        [meta for meta in subjects_meta if is_on_disk(meta["subject"], inventory)],
-        tables_to_update(records, selection) if settings.overwrites else (),
-    ).without_absent(inventory, selection.is_named)
 
-    query = selection.as_query() | (grid.as_query() if grid else {})
-    return fetch_chosen(chosen, inventory, query, selection.is_updated, tables, grid)
+    # Offline, subjects of whom nothing is on disk are not shown.
+    on_disk = {r["subject"] for r in records if r["id"] not in inventory.absent}
+    gone = {rec["subject"] for rec in records} - on_disk
+    subjects_meta = [meta for meta in subjects_meta if meta["subject"] not in gone]
+    bunch = fetch_chosen(
+        images, records, subjects_meta, inventory, selection, grid=grid
+    )
+    if grid:
+        bunch.query["resolution"] = grid.resolution
+        bunch.query["interpolation"] = grid.interpolation
+    return bunch
 
 
 @only_its_arguments
@@ -327,27 +309,23 @@ def fetch_laion_fmri_ids(
         maps = fetch_laion_fmri_ids("derivatives/retinotopy/sub-01/")
     """
     settings = make_settings(**locals())
-    ids, prefixes = _parse_ids(image_ids)
-    names, inventory = _take_inventory_of_named(ids, prefixes, settings)
-    images = _choose_named(ids, prefixes, inventory)
+    names = _parse_ids(image_ids)
+    subjects, inventory = _take_inventory_of_named(names, settings)
+    images = _choose_named(names, inventory)
+    images = leave_out_absent("images", images, inventory, is_named=lambda _: True)
     everything = Selection(rois=())
-    table = participants(inventory, everything.subject_filter, everything.is_newer)
-    images, trials, tables = choose_by_trials(images, inventory, everything)
+    table = participants(inventory, everything)
     with_betas = {rec["subject"] for rec in images if rec["image_type"] == "betas"}
-    shown = sorted(names & {rec["subject"] for rec in images})
-    chosen = Chosen(
-        images,
-        [],
-        choose_companions(inventory.records, with_betas, inventory.absent),
-        trials,
-        describe_subjects(shown, inventory.records, table),
-    ).without_absent(inventory, is_named=lambda _: True)
-    query = {"image_ids": [*ids, *prefixes]}
-    return fetch_chosen(chosen, inventory, query, everything.is_newer, tables)
+    records = [rec for rec in inventory.records if rec["subject"] in with_betas]
+    shown = sorted(subjects & {rec["subject"] for rec in images})
+    subjects_meta = describe_subjects(shown, inventory.records, table)
+    bunch = fetch_chosen(images, records, subjects_meta, inventory, everything)
+    bunch.query = {"image_ids": names}
+    return bunch
 
 
-def _parse_ids(image_ids: object) -> tuple[list[str], list[str]]:
-    """Return ids and prefixes that were named, each once, in their order.
+def _parse_ids(image_ids: Any) -> list[str]:
+    """Return ids, and behind them prefixes, that were named, each once.
 
     Raises
     ------
@@ -356,12 +334,10 @@ def _parse_ids(image_ids: object) -> tuple[list[str], list[str]]:
     UnsafeKeyError
         If one would leave the data directory.
     """
-    given = [image_ids] if isinstance(image_ids, str) else image_ids
-    if isinstance(given, bytes) or not isinstance(given, Iterable):
+    if isinstance(image_ids, bytes) or not isinstance(image_ids, Iterable):
         raise InvalidQueryError(f"image_ids is {image_ids!r}; give ids or keys, as str")
-    ids: dict[str, None] = {}
-    prefixes: dict[str, None] = {}
-    for name in in_order(given):
+    names: dict[str, None] = {}
+    for name in [image_ids] if isinstance(image_ids, str) else in_order(image_ids):
         if not isinstance(name, str):
             raise InvalidQueryError(
                 f"image_ids holds {name!r}; give ids or keys, as str"
@@ -372,25 +348,23 @@ def _parse_ids(image_ids: object) -> tuple[list[str], list[str]]:
                 "record, which begins below the data directory: "
                 "[meta['id'] for meta in data.images_meta]"
             )
-        name = key_of(name)
-        if name.strip("/") == "" or not name.endswith("/"):
-            ids[clean_key(name)] = None
-        else:
-            prefixes[f"{clean_key(name.rstrip('/'))}/"] = None
-    for gated in GATED & set(ids):
+        path = key_of(name)
+        is_prefix = path.endswith("/") and path.strip("/")
+        names[f"{clean_key(path[:-1])}/" if is_prefix else clean_key(path)] = None
+    for gated in GATED & names.keys():
         raise InvalidQueryError(
             f"{gated!r} is gated by a Data Use Agreement; use fetch_laion_stimuli."
         )
-    return [*ids], [*prefixes]
+    return sorted(names, key=lambda name: name.endswith("/"))
 
 
 def _take_inventory_of_named(
-    ids: list[str], prefixes: list[str], settings: Settings
+    names: list[str], settings: Settings
 ) -> tuple[set[str], Inventory]:
     """Return the subjects of named files, and an inventory of all their files."""
-    below = tuple(prefixes)
-    wanted = {("", "/"), *map(listing_of, ids), *map(listing_of, prefixes)}
-    subjects = {subject for _, subject in map(place_of, (*ids, *prefixes)) if subject}
+    below = tuple(name for name in names if name.endswith("/"))
+    wanted = {("", "/"), *map(listing_of, names)}
+    subjects = {subject for _, subject in map(place_of, names) if subject}
     while True:
         for subject in subjects:
             wanted |= {*listings_of(subject, SUBJECT_TREES)}
@@ -398,47 +372,38 @@ def _take_inventory_of_named(
         named = [rec for rec in inventory.records if rec["id"].startswith(below)]
         found = subjects | {rec["subject"] for rec in named if rec["subject"]}
         # A prefix may lie above what is listed whole, such as that of a tree.
-        inside = [f for f in inventory.folders if f.startswith(below)]
-        more = set(map(listing_of, inside))
+        more = {listing_of(f) for f in inventory.folders if f.startswith(below)}
         if found == subjects and more <= wanted:
             return subjects, inventory
         subjects, wanted = found, wanted | more
 
 
-def _choose_named(
-    ids: list[str], prefixes: list[str], inventory: Inventory
-) -> list[Record]:
+def _choose_named(names: list[str], inventory: Inventory) -> list[Record]:
     """Return the records of named files, in the order of their names.
 
-    Files below prefixes come last. A name without a file is an error.
+    A name without a file is an error.
     """
     settings, by_id = inventory.settings, inventory.by_id
-    for path in ids:
-        if path not in by_id:
-            hint = did_you_mean(path, by_id)
+    chosen: dict[str, Record] = {}
+    for name in names:
+        if name in by_id:
+            chosen[name] = by_id[name]
+            continue
+        below = [rec for rec in inventory.records if rec["id"].startswith(name)]
+        if not (below and name.endswith("/")):
+            what, hint = "No file", did_you_mean(name, by_id)
+            if name.endswith("/"):
+                what, hint = "Nothing below", "inspect_bucket() shows its folders."
             inventory.refuse(
-                f"There is no file {path!r} in the bucket; {hint}",
-                f"{path} is not on disk in {settings.data_dir}; {hint}",
+                f"There is {what.lower()} {name!r} in the bucket; {hint}",
+                f"{what} {name} is on disk in {settings.data_dir}; {hint}",
             )
-    chosen = dict.fromkeys(ids)
-    for prefix in prefixes:
-        below = [rec for rec in inventory.records if rec["id"].startswith(prefix)]
-        if not below:
-            inventory.refuse(
-                f"There is nothing below {prefix!r} in the bucket; inspect_bucket() "
-                "shows its folders.",
-                f"Nothing below {prefix} is on disk in {settings.data_dir}.",
-            )
-        public = [
-            rec["id"]
-            for rec in below
-            if not is_held_out(rec) and rec["id"] not in GATED
-        ]
+        public = [r for r in below if not is_held_out(r) and r["id"] not in GATED]
         if len(public) < len(below):
             tell(
-                f"Below {prefix}, {counted(len(below) - len(public), 'file')} held out "
+                f"Below {name}, {counted(len(below) - len(public), 'file')} held out "
                 "for evaluation or gated by the Data Use Agreement are left out",
                 settings.verbose,
             )
-        chosen |= dict.fromkeys(public)
-    return [by_id[path] for path in chosen]
+        chosen |= {rec["id"]: rec for rec in public}
+    return [*chosen.values()]

@@ -13,6 +13,7 @@ import gzip
 import itertools
 import json
 import os
+import re
 import warnings
 import zlib
 from collections.abc import Iterable, Iterator
@@ -23,7 +24,7 @@ import nibabel as nib
 import numpy as np
 from joblib import Parallel, delayed
 
-from laion_fmri_fetchers import __version__
+from laion_fmri_fetchers import __version__, volumes
 from laion_fmri_fetchers.cache.files import (
     files_on_disk,
     local_path,
@@ -33,26 +34,10 @@ from laion_fmri_fetchers.cache.files import (
 )
 from laion_fmri_fetchers.cache.inventory import size_on_disk
 from laion_fmri_fetchers.exceptions import InvalidQueryError
-from laion_fmri_fetchers.layout.grids import (
-    can_be_resampled,
-    interpolation_for,
-    resampled_path,
-    resolution_label,
-)
+from laion_fmri_fetchers.layout import grids
 from laion_fmri_fetchers.layout.keys import Record, record_of, record_of_path
 from laion_fmri_fetchers.layout.trees import MADE_HERE, brain_mask_name
 from laion_fmri_fetchers.messages import counted, listed, warn
-from laion_fmri_fetchers.volumes import (
-    Header,
-    iter_volumes,
-    read_header,
-    scaled,
-    write_volumes,
-)
-
-# Voxel size in mm below which a resolution is likely in cm: the finest images,
-# anatomical ones, have 0.8 mm.
-_FINEST = 0.5
 
 # How the description in the header of a resampled image begins.
 _MARK = "resampled: "
@@ -72,17 +57,13 @@ class Grid(NamedTuple):
     keep_original: bool
     data_dir: str
 
-    def as_query(self) -> dict[str, Any]:
-        """Return the arguments that matter for what is returned."""
-        return {"resolution": self.resolution, "interpolation": self.interpolation}
-
     def target(self, path: str) -> str:
         """Return the path of the resampled image of a file, by its id."""
-        return local_path(self.data_dir, resampled_path(path, self.resolution))
+        return local_path(self.data_dir, grids.resampled_path(path, self.resolution))
 
     def method(self, rec: Record) -> str:
         """Return how the description of a file's resampled image begins."""
-        interpolation = interpolation_for(rec, self.interpolation)
+        interpolation = grids.interpolation_for(rec, self.interpolation)
         return f"{_MARK}{self.resolution:g} mm, {interpolation}, "
 
     def has(self, rec: Record) -> bool:
@@ -90,32 +71,28 @@ class Grid(NamedTuple):
 
         One made in another way does not, nor one of another version of the original.
         """
-        if not can_be_resampled(rec):
+        if not grids.can_be_resampled(rec):
             return False
-        description = description_of(self.target(rec["id"]))
-        if not description.startswith(self.method(rec)):
-            return False
-        file = rec["absolute_path"]
-        return not os.path.isfile(file) or description.endswith(origin(file))
+        text, file = description_of(self.target(rec["id"])), rec["absolute_path"]
+        is_of_version = not os.path.isfile(file) or text.endswith(origin(file))
+        return text.startswith(self.method(rec)) and is_of_version
 
 
 def make_grid(
     resolution: float | None, interpolation: str, keep_original: bool, data_dir: str
 ) -> Grid | None:
     """Check the grid that images are to be resampled to; None for none."""
-    interpolation_for({"suffix": None}, interpolation)
+    grids.interpolation_for({"suffix": None}, interpolation)
     if resolution is None:
-        given = {"interpolation": interpolation, "keep_original": keep_original}
-        defaults = {"interpolation": "continuous", "keep_original": True}
-        for name, value in given.items():
-            if value != defaults[name]:
-                raise InvalidQueryError(
-                    f"{name} is {value!r}, but nothing is resampled: give resolution "
-                    f"too, or leave {name} out"
-                )
+        if interpolation != "continuous" or keep_original is not True:
+            raise InvalidQueryError(
+                f"interpolation is {interpolation!r} and keep_original is "
+                f"{keep_original!r}, but nothing is resampled: give resolution too, or "
+                "leave them out"
+            )
         return None
-    resolution_label(resolution)
-    if resolution < _FINEST:
+    grids.resolution_label(resolution)
+    if resolution < 0.5:  # likely in cm: the finest images have 0.8 mm
         warn(
             f"resolution is {resolution:g} mm, finer than any image of the dataset; "
             f"did you mean {10 * resolution:g}?"
@@ -124,16 +101,25 @@ def make_grid(
 
 
 def check_targets(files: Iterable[Record], grid: Grid) -> None:
-    """Raise where two files would be resampled to one."""
+    """Raise where two files would be resampled to one; warn of those that cannot be."""
     originals: dict[str, str] = {}
-    for rec in filter(can_be_resampled, files):
-        path = resampled_path(rec["id"], grid.resolution)
+    others = []
+    for rec in files:
+        if not grids.can_be_resampled(rec):
+            others.append(rec["id"])
+            continue
+        path = grids.resampled_path(rec["id"], grid.resolution)
         other = originals.setdefault(path, rec["id"])
         if other != rec["id"]:
             raise InvalidQueryError(
                 f"{other} and {rec['id']} are one image on two grids, and would be one "
                 "file when resampled. Choose one grid by a term, such as res='1pt8'."
             )
+    if others:
+        warn(
+            "resolution is for volumes in NIfTI files; returned as published: "
+            f"{listed(others)}."
+        )
 
 
 # --- What a derived image is of --------------------------------------------------
@@ -166,7 +152,7 @@ def origin(file: str) -> str:
 def find_resampled(grid: Grid) -> dict[str, str]:
     """Return the resampled images on disk, by the id of their original."""
     files, _ = files_on_disk(grid.data_dir, [(MADE_HERE, "")])
-    entity = f"_res-{resolution_label(grid.resolution)}"
+    entity = f"_res-{grids.resolution_label(grid.resolution)}"
     found = {}
     for path in files:
         if not path.endswith(".json") or entity not in path.rpartition("/")[2]:
@@ -202,16 +188,16 @@ def resample_files(files: Iterable[Record], grid: Grid) -> None:
     UserWarning
         If images that were made with another interpolation are replaced.
     """
-    folder_description = {
-        "Name": "LAION-fMRI, resampled",
-        "BIDSVersion": "1.10.0",
-        "DatasetType": "derivative",  # BIDS requires this file of derivatives
-        "GeneratedBy": [{"Name": "laion_fmri_fetchers", "Version": __version__}],
-    }
     file = local_path(grid.data_dir, f"{MADE_HERE}dataset_description.json")
     if not os.path.exists(file):
-        _write_json(file, folder_description)
-    wanted = {rec["id"]: rec for rec in files if can_be_resampled(rec)}
+        description = {
+            "Name": "LAION-fMRI, resampled",
+            "BIDSVersion": "1.10.0",
+            "DatasetType": "derivative",  # BIDS requires this file of derivatives
+            "GeneratedBy": [{"Name": "laion_fmri_fetchers", "Version": __version__}],
+        }
+        _write_json(file, description)
+    wanted = {rec["id"]: rec for rec in files if grids.can_be_resampled(rec)}
     missing = [rec for rec in wanted.values() if not grid.has(rec)]
     replaced = []
     for rec in missing:
@@ -240,10 +226,10 @@ def resample_file(rec: Record, grid: Grid) -> None:
         If the disk is full, or the folder cannot be written.
     """
     file, target = rec["absolute_path"], grid.target(rec["id"])
-    source = read_header(file)
+    source = volumes.read_header(file)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "NaNs or infinite", RuntimeWarning)
-        interpolation = interpolation_for(rec, grid.interpolation)
+        interpolation = grids.interpolation_for(rec, grid.interpolation)
         images = _resampled_volumes(source, grid, interpolation)
         first = next(images)
         zooms = source.nifti.get_zooms()
@@ -255,24 +241,25 @@ def resample_file(rec: Record, grid: Grid) -> None:
         header.set_sform(first.affine, int(source.nifti["sform_code"]) or 1)
         header["descrip"] = (grid.method(rec) + origin(file)).encode("latin-1")
         images = itertools.chain([first], images)
-        write_volumes(target, (np.asanyarray(im.dataobj) for im in images), header)
+        volumes.write_volumes(
+            target, (np.asanyarray(im.dataobj) for im in images), header
+        )
     # It stands for the original where that is removed, so it has its date.
     with contextlib.suppress(OSError):  # some mounts keep no times
         date = os.stat(file)
         os.utime(target, ns=(date.st_atime_ns, date.st_mtime_ns))
     # Behind the image: where the disk fills, no sidecar of an image is left without it.
-    folder, name = os.path.split(target)
     method = grid.method(rec).removeprefix(_MARK).removesuffix(", ")
     sidecar = {
         "Description": f"Resampled to {method}",
         "Resolution": f"{grid.resolution:g} mm isotropic",
         "Sources": [f"bids::{rec['id']}"],
     }
-    _write_json(os.path.join(folder, f"{name.partition('.')[0]}.json"), sidecar)
+    _write_json(re.sub(r"\.nii(\.gz)?$", ".json", target), sidecar)
 
 
 def _resampled_volumes(
-    source: Header, grid: Grid, interpolation: str
+    source: volumes.Header, grid: Grid, interpolation: str
 ) -> Iterator[nib.Nifti1Image]:
     """Yield the volumes of an image on the grid, whose axes are those of the space."""
     from nilearn.image import resample_img
@@ -280,8 +267,8 @@ def _resampled_volumes(
     is_scaled = (source.slope, source.inter) != (1, 0)
     keeps_type = interpolation == "nearest" and not is_scaled
     affine, shape = np.diag([grid.resolution] * 3), None
-    for volume in iter_volumes(source):
-        values = scaled(source, volume, None if keeps_type else "float32")
+    for volume in volumes.iter_volumes(source):
+        values = volumes.scaled(source, volume, None if keeps_type else "float32")
         values = values.reshape(source.shape, order="F").copy("F")
         image = resample_img(
             nib.Nifti1Image(values, source.affine, dtype=values.dtype),
@@ -307,12 +294,12 @@ def on_grid(records: Iterable[Record], grid: Grid) -> list[Record]:
     return [
         {
             **rec,
-            "relative_path": resampled_path(rec["id"], grid.resolution),
+            "relative_path": grids.resampled_path(rec["id"], grid.resolution),
             "absolute_path": grid.target(rec["id"]),
-            "res": resolution_label(grid.resolution),
+            "res": grids.resolution_label(grid.resolution),
             "size": size_on_disk({"absolute_path": grid.target(rec["id"])}),
         }
-        if can_be_resampled(rec)
+        if grids.can_be_resampled(rec)
         else rec
         for rec in records
     ]
@@ -322,8 +309,10 @@ def warn_of_empty_rois(records: Iterable[Record], grid: Grid) -> None:
     """Warn of ROIs that are smaller than a voxel, so that none is left of them."""
     empty = []
     for rec in records:
-        if rec["roi"] and can_be_resampled(rec):
-            (mask,) = iter_volumes(read_header(rec["absolute_path"]), [0])
+        if rec["roi"] and grids.can_be_resampled(rec):
+            (mask,) = volumes.iter_volumes(
+                volumes.read_header(rec["absolute_path"]), [0]
+            )
             if not mask.any():
                 empty.append(f"{rec['roi']} of {rec['subject']}")
     if empty:
@@ -335,14 +324,6 @@ def warn_of_empty_rois(records: Iterable[Record], grid: Grid) -> None:
 
 def remove_originals(records: Iterable[Record]) -> None:
     """Delete files that were resampled."""
-    kept = []
-    for rec in filter(can_be_resampled, records):
-        with contextlib.suppress(OSError):  # another process may remove it, too
+    for rec in filter(grids.can_be_resampled, records):
+        with contextlib.suppress(FileNotFoundError):  # another process removes it, too
             os.unlink(rec["absolute_path"])
-        if os.path.lexists(rec["absolute_path"]):
-            kept.append(rec["id"])
-    if kept:
-        warn(
-            f"{counted(len(kept), 'original')} could not be deleted, such as "
-            f"{kept[0]}: the folder cannot be written."
-        )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from importlib import resources
 from typing import Any
 
 import numpy as np
@@ -19,21 +18,15 @@ from laion_fmri_fetchers.access.gate import open_gate, published_archive
 from laion_fmri_fetchers.cache.bunch import Result
 from laion_fmri_fetchers.cache.inventory import Inventory, take_inventory_of_stimuli
 from laion_fmri_fetchers.cache.obtain import fetch_public
-from laion_fmri_fetchers.cache.settings import make_settings
+from laion_fmri_fetchers.cache.settings import Settings, make_settings
+from laion_fmri_fetchers.layout import trees
 from laion_fmri_fetchers.layout.keys import Record
 from laion_fmri_fetchers.layout.labels import stimulus_fields
-from laion_fmri_fetchers.layout.trees import (
-    ARCHIVE,
-    CAPTIONS,
-    SEGMENTATIONS,
-    SEGMENTATIONS_TABLE,
-    STIMULUS_TABLE,
-    embeddings_id,
-)
 from laion_fmri_fetchers.messages import counted, listed, readable_size, tell, warn
 from laion_fmri_fetchers.query.arguments import as_limit, only_its_arguments
-from laion_fmri_fetchers.query.filters import ResultFilter, is_empty
+from laion_fmri_fetchers.query.filters import ResultFilter
 from laion_fmri_fetchers.query.shared_docs import documented
+from laion_fmri_fetchers.stimuli import features
 from laion_fmri_fetchers.stimuli.align import warn_of_invalid
 from laion_fmri_fetchers.stimuli.archive import (
     archive_record,
@@ -42,15 +35,6 @@ from laion_fmri_fetchers.stimuli.archive import (
     download_archive,
     extract_images,
 )
-from laion_fmri_fetchers.stimuli.features import (
-    count_nouns,
-    embedded_images,
-    model_names,
-    read_captions,
-    read_embeddings,
-    read_segmentations,
-    select_by_image,
-)
 from laion_fmri_fetchers.stimuli.table import (
     combine,
     find_images,
@@ -58,6 +42,8 @@ from laion_fmri_fetchers.stimuli.table import (
     read_stimuli,
     select_rows,
 )
+
+from .bunch import as_plan, description
 
 
 @documented
@@ -166,64 +152,52 @@ def fetch_laion_stimuli(
     limit = as_limit(max_images)
     wanted = image_labels(labels)
     filt = combine(stimulus_filter, "stimulus_filter", stimulus_terms)
-    settings = make_settings(
-        mode,
-        data_dir,
-        allow_missing=allow_missing,
-        n_connections=n_connections,
-        timeout=timeout,
-        verbose=verbose,
-    )
-    gate = None
-    if not dry_run:
-        gate = open_gate(settings.data_dir, settings.mode, settings.timeout)
+    settings = make_settings(**locals())
+    folder = settings.data_dir
+    gate = None if dry_run else open_gate(folder, settings.mode, settings.timeout)
     inventory = take_inventory_of_stimuli(settings)
     table_record, table, metadata = _fetch_table(wanted, filt, inventory)
     metadata = metadata.iloc[:limit]
 
     # The archive is downloaded whole, but only if an image is selected.
-    record, reason = archive_record(inventory), ""
-    if len(metadata) and ARCHIVE not in inventory.on_disk:
-        settings.refuse_offline(f"{ARCHIVE} is not on disk in {settings.data_dir}.")
+    reason, failed = "", []
+    if len(metadata) and trees.ARCHIVE not in inventory.on_disk:
+        settings.refuse_offline(f"{trees.ARCHIVE} is not on disk in {folder}.")
         reason = "missing"
     elif len(metadata) and settings.overwrites:
         reason = "overwrite"
-    failed, is_fresh = [], False
     if reason and gate:
         failed = download_archive(gate, inventory, reason, table)
-        is_fresh = not failed
-    archive = record["absolute_path"]
-    is_on_disk = os.path.exists(archive) and not failed
+    record = archive_record(inventory)
+    is_on_disk = os.path.exists(record["absolute_path"]) and not failed
+    archive = record["absolute_path"] if is_on_disk else None
 
-    images = []
-    if is_on_disk and gate and len(metadata):
-        check_archive(archive, table, settings.data_dir)
+    images: list[str] = []
+    if archive and gate and len(metadata):
+        check_archive(archive, table, folder)
         if extract or settings.overwrites:  # of a new archive, all that was extracted
             names = list(metadata.index) if extract else []
-            renew = settings.overwrites
-            images = extract_images(archive, table, names, settings.data_dir, renew)
+            images = extract_images(archive, table, names, folder, settings.overwrites)
 
     bunch = Result(
         metadata=metadata,
         images=images,
-        archive=archive if is_on_disk else None,
+        archive=archive,
         metadata_file=table_record["absolute_path"],
         files_meta=[table_record],
         failed=failed,
-        data_dir=settings.data_dir,
-        query={**_query(wanted, stimulus_filter=filt), "max_images": limit},
-        description=_description(),
+        **_in_common(settings, wanted, stimulus_filter=filt),
     )
-    if is_on_disk:
+    bunch.query["max_images"] = limit
+    if archive:
+        is_fresh = bool(reason and gate)
         bunch.files_meta.append(describe_archive(inventory, is_fresh))
-    line = f"{counted(len(metadata), 'stimulus image')} in {settings.data_dir}"
+    line = f"{counted(len(metadata), 'stimulus image')} in {folder}"
     if dry_run:
-        size = 0
-        if reason:
-            size = record["size"] or published_archive(settings.timeout).size
-        rows = [(ARCHIVE, size, reason)] if reason else []
-        bunch.plan = pd.DataFrame(rows, columns=["id", "size", "reason"])
-        bunch.plan_size = size
+        size = record["size"] if reason else 0
+        if size is None:
+            size = published_archive(settings.timeout).size
+        bunch.update(as_plan([(trees.ARCHIVE, size, reason)] if reason else []))
         line += f"; {readable_size(size)} would be downloaded"
     tell(line, settings.verbose)
     return bunch
@@ -309,19 +283,14 @@ def fetch_laion_stimulus_metadata(
     settings = make_settings(**locals())
     inventory = take_inventory_of_stimuli(settings)
     record, _, metadata = _fetch_table(wanted, filt, inventory)
-    tell(
-        f"Metadata of {counted(len(metadata), 'stimulus image')} in "
-        f"{settings.data_dir}",
-        settings.verbose,
-    )
+    images = counted(len(metadata), "stimulus image")
+    tell(f"Metadata of {images} in {settings.data_dir}", settings.verbose)
     return Result(
         metadata=metadata,
         metadata_file=record["absolute_path"],
         files_meta=[record],
         failed=[],
-        data_dir=settings.data_dir,
-        query=_query(wanted, stimulus_filter=filt),
-        description=_description(),
+        **_in_common(settings, wanted, stimulus_filter=filt),
     )
 
 
@@ -398,25 +367,24 @@ def fetch_laion_captions(
     filt = combine(caption_filter, "caption_filter", caption_terms)
     settings = make_settings(**locals())
     inventory = take_inventory_of_stimuli(settings)
-    (record,), failed = fetch_public([CAPTIONS], inventory, required=True)
-    table = read_captions(record["absolute_path"], filt)
+    (record,), _ = fetch_public([trees.CAPTIONS], inventory, required=True)
+    table = features.read_captions(record["absolute_path"], filt)
     if wanted is not None:
         known = table["image_name"].unique()
-        source = "the table of captions"
-        wanted = list(known[find_images(wanted, known, source, allow_missing)])
-    captions, names = select_by_image(
+        rows = find_images(wanted, known, "the table of captions", allow_missing)
+        wanted = list(known[rows])
+    captions, names = features.select_by_image(
         table, wanted, filt, "caption_filter", "caption_idx"
     )
-    tell(f"{counted(len(captions), 'caption')} of {_stimuli(names)}", settings.verbose)
+    images = counted(len(names), "stimulus image")
+    tell(f"{counted(len(captions), 'caption')} of {images}", settings.verbose)
     return Result(
         captions=captions,
         image_names=names,
         captions_file=record["absolute_path"],
         files_meta=[record],
-        failed=failed,
-        data_dir=settings.data_dir,
-        query=_query(wanted, caption_filter=filt),
-        description=_description(),
+        failed=[],
+        **_in_common(settings, wanted, caption_filter=filt),
     )
 
 
@@ -491,15 +459,15 @@ def fetch_laion_embeddings(
         row = pd.Index(clip.image_names).get_indexer(data.trials["label"])
         X = clip.embeddings["CLIP"][row]
     """
-    chosen = model_names(models)
+    chosen = features.model_names(models)
     wanted = image_labels(labels)
     settings = make_settings(**locals())
     inventory = take_inventory_of_stimuli(settings)
-    models_by_id = {embeddings_id(model): model for model in chosen}
+    models_by_id = {trees.embeddings_id(model): model for model in chosen}
     records, failed = fetch_public(models_by_id, inventory)
     files = {models_by_id[rec["id"]]: rec["absolute_path"] for rec in records}
     # Only images that all of the models have, as rows of the models correspond.
-    names_of = {model: embedded_images(file) for model, file in files.items()}
+    names_of = {model: features.embedded_images(file) for model, file in files.items()}
     names = wanted
     if names is None:
         names = list(dict.fromkeys(name for each in names_of.values() for name in each))
@@ -509,8 +477,9 @@ def fetch_laion_embeddings(
     embeddings, valid = {}, {}
     for model, file in files.items():
         rows = names_of[model].get_indexer(pd.Index(names, dtype=object))
-        embeddings[model], valid[model] = read_embeddings(file, rows)
-    tell(f"{listed(list(files))} of {_stimuli(names)}", settings.verbose)
+        embeddings[model], valid[model] = features.read_embeddings(file, rows)
+    images = counted(len(names), "stimulus image")
+    tell(f"{listed(list(files))} of {images}", settings.verbose)
     bunch = Result(
         embeddings=embeddings,
         valid=valid,
@@ -518,10 +487,9 @@ def fetch_laion_embeddings(
         files=files,
         files_meta=records,
         failed=failed,
-        data_dir=settings.data_dir,
-        query={**_query(wanted), "models": chosen},
-        description=_description(),
+        **_in_common(settings, wanted),
     )
+    bunch.query["models"] = chosen
     for model in embeddings:
         warn_of_invalid(bunch, model, np.arange(len(names)))
     return bunch
@@ -616,40 +584,37 @@ def fetch_laion_segmentations(
     filt = combine(segmentation_filter, "segmentation_filter", segmentation_terms)
     settings = make_settings(**locals())
     inventory = take_inventory_of_stimuli(settings)
-    records, failed = fetch_public([SEGMENTATIONS_TABLE], inventory, required=True)
+    records, failed = fetch_public(
+        [trees.SEGMENTATIONS_TABLE], inventory, required=True
+    )
     file = records[0]["absolute_path"]
-    table = read_segmentations(file, filt)
+    table = features.read_segmentations(file, filt)
     without = [
         repr(name)
-        for name in dict.fromkeys(wanted or ()).keys() - {*table["image_name"]}
+        for name in {*(wanted or ())} - {*table["image_name"]}
         if stimulus_fields(name)["unique_or_shared"] != "unique"
     ]
     if without:
         warn(f"The table of segmentations has no masks of {listed(sorted(without))}.")
-    segmentations, names = select_by_image(
+    segmentations, names = features.select_by_image(
         table, wanted, filt, "segmentation_filter", "mask_row"
     )
-    masks_file = None
+    of_masks: list[Record] = []
     if masks and len(segmentations):
-        of_masks, failed = fetch_public([SEGMENTATIONS], inventory)
-        records += of_masks
-        masks_file = of_masks[0]["absolute_path"] if of_masks else None
+        of_masks, failed = fetch_public([trees.SEGMENTATIONS], inventory)
     bunch = Result(
         segmentations=segmentations,
         image_names=names,
-        masks_file=masks_file,
+        masks_file=of_masks[0]["absolute_path"] if of_masks else None,
         segmentations_file=file,
-        files_meta=records,
+        files_meta=records + of_masks,
         failed=failed,
-        data_dir=settings.data_dir,
-        query=_query(wanted, segmentation_filter=filt),
-        description=_description(),
+        **_in_common(settings, wanted, segmentation_filter=filt),
     )
     if vectorize_nouns:
-        bunch.noun_counts, bunch.vocabulary = count_nouns(segmentations, names)
-    tell(
-        f"{counted(len(segmentations), 'mask')} of {_stimuli(names)}", settings.verbose
-    )
+        bunch.noun_counts, bunch.vocabulary = features.count_nouns(segmentations, names)
+    images = counted(len(names), "stimulus image")
+    tell(f"{counted(len(segmentations), 'mask')} of {images}", settings.verbose)
     return bunch
 
 
@@ -657,29 +622,21 @@ def _fetch_table(
     wanted: list[str] | None, filt: ResultFilter, inventory: Inventory
 ) -> tuple[Record, pd.DataFrame, pd.DataFrame]:
     """Fetch the table of images; return its record, the table, and rows selected."""
-    (record,), _ = fetch_public([STIMULUS_TABLE], inventory, required=True)
+    (record,), _ = fetch_public([trees.STIMULUS_TABLE], inventory, required=True)
     table = read_stimuli(record["absolute_path"], filt)
     named = table
     if wanted is not None:
-        known, source = table["image_name"], "the table of stimuli"
         may_miss = bool(inventory.settings.allow_missing)
-        rows = find_images(wanted, known, source, may_miss)
-        named = table.iloc[rows]
+        known, source = table["image_name"], "the table of stimuli"
+        named = table.iloc[find_images(wanted, known, source, may_miss)]
     selected = select_rows(named, filt, "stimulus_filter")
     return record, table, selected.set_index("image_name")
 
 
-def _query(wanted: list[str] | None, **filters: ResultFilter) -> dict[str, Any]:
-    """Return what was asked for as plain, readable values."""
-    shown = {n: None if is_empty(f) else f.to_dict() for n, f in filters.items()}
-    return {"labels": wanted, **shown}
-
-
-def _stimuli(names: list[str]) -> str:
-    return counted(len(names), "stimulus image")
-
-
-def _description() -> str:
-    """Return the text on the stimuli."""
-    file = resources.files(__package__).joinpath("laion_stimuli.rst")
-    return file.read_text("utf-8")
+def _in_common(
+    settings: Settings, labels: list[str] | None, **filters: ResultFilter
+) -> dict[str, Any]:
+    """Return what Bunches of stimuli have in common."""
+    query = {"labels": labels, **{n: f.to_dict() or None for n, f in filters.items()}}
+    text = description()
+    return {"data_dir": settings.data_dir, "query": query, "description": text}

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from importlib import resources
 from typing import Any
 
 import numpy as np
 from sklearn.utils import Bunch
 
-from laion_fmri_fetchers.access.licence import accept_license
 from laion_fmri_fetchers.cache.bunch import Result
 from laion_fmri_fetchers.cache.inventory import (
     Inventory,
@@ -18,30 +16,17 @@ from laion_fmri_fetchers.cache.inventory import (
     report_versions,
     take_inventory,
 )
-from laion_fmri_fetchers.cache.obtain import Outcome, obtain, plan
+from laion_fmri_fetchers.cache.obtain import Outcome
 from laion_fmri_fetchers.cache.settings import make_settings
-from laion_fmri_fetchers.exceptions import (
-    CorruptImageError,
-    DownloadError,
-    NotCachedError,
-)
+from laion_fmri_fetchers.exceptions import CorruptImageError, NotCachedError
+from laion_fmri_fetchers.layout import trees
 from laion_fmri_fetchers.layout.keys import GIFTI_EXTENSION, HEMISPHERE_OF, Record
-from laion_fmri_fetchers.layout.trees import (
-    FREESURFER,
-    HEMISPHERES,
-    ROIS,
-    ROOT_FILES,
-    SURFACES,
-    listings_of,
-    surface_id,
-)
 from laion_fmri_fetchers.messages import counted, listed, tell, warn
 from laion_fmri_fetchers.query.arguments import only_its_arguments
 from laion_fmri_fetchers.query.selection import is_one_name, select
 from laion_fmri_fetchers.query.shared_docs import documented
 from laion_fmri_fetchers.surfaces.files import (
     IN_SCANNER,
-    Surface,
     make_meshes,
     read_orientation,
     read_surface,
@@ -49,9 +34,9 @@ from laion_fmri_fetchers.surfaces.files import (
     read_values,
 )
 
-from .bunch import with_root_files
-from .choose import choose_rois, leave_out_absent
-from .subjects import check_names, check_subjects
+from .bunch import description, obtain_files, plan_files, warn_if_down, without_status
+from .choose import choose_rois
+from .subjects import check_names, check_subjects, leave_out_absent
 
 _ON_SURFACE = {"space": "fsnative", "extension": GIFTI_EXTENSION}
 
@@ -154,39 +139,38 @@ def fetch_laion_surfaces(
         surfaces.pial.parts["right"].coordinates[inside]
     """
     given = dict(locals())
-    selection = select(
-        subjects, rois, "all", None, None, _ON_SURFACE, None, None, {}, ()
-    )
-    settings = make_settings(**locals())
+    settings = make_settings(**given)
+    selection = select(subjects, rois, roi_filter=_ON_SURFACE)
     if not is_one_name(subjects):
         each = selection.subjects or find_subjects(settings)[0]
         return Result(
             **{n: fetch_laion_surfaces(**{**given, "subjects": n}) for n in each}
         )
     (name,) = selection.subjects or ()
-    wanted = [("", "/"), *listings_of(name, (FREESURFER, ROIS))]
+    wanted = [("", "/"), *trees.listings_of(name, (trees.FREESURFER, trees.ROIS))]
     inventory = take_inventory(wanted, settings)
-    check_subjects([name], inventory, named=True)
+    check_subjects(selection, inventory)
     by_id = inventory.by_id
 
     # The surfaces, which are all needed; where the bucket has them, the depth of sulci
     # and the transform to MNI305.
-    ids = [surface_id(name, h, surface) for surface in SURFACES for h in HEMISPHERES]
-    sulc_ids = {h: surface_id(name, h, "sulc") for h in HEMISPHERES}
-    has_sulc = all(path in by_id for path in sulc_ids.values())
-    if has_sulc:
-        ids += sulc_ids.values()
-    talairach = f"{FREESURFER}{name}/mri/transforms/talairach.xfm"
-    if talairach in by_id:
-        ids.append(talairach)
-    missing = [path for path in ids if path not in by_id or path in inventory.absent]
-    if missing:
+    ids = {
+        surface: {h: trees.surface_id(name, h, surface) for h in trees.HEMISPHERES}
+        for surface in (*trees.SURFACES, "sulc")
+    }
+    if not by_id.keys() >= {*ids["sulc"].values()}:
+        del ids["sulc"]
+    needed = [path for of_surface in ids.values() for path in of_surface.values()]
+    talairach = by_id.get(f"{trees.FREESURFER}{name}/mri/transforms/talairach.xfm")
+    if talairach:
+        needed.append(talairach["id"])
+    if missing := [p for p in needed if p not in by_id or p in inventory.absent]:
+        names = listed(missing, len(missing))
         inventory.refuse(
-            f"The bucket lacks surfaces of {name}: {listed(missing, len(ids))}.",
-            f"Surfaces of {name} are not on disk in {settings.data_dir}: "
-            f"{listed(missing, len(ids))}.",
+            f"The bucket lacks surfaces of {name}: {names}.",
+            f"Surfaces of {name} are not on disk in {settings.data_dir}: {names}.",
         )
-    geometry = [by_id[path] for path in ids]
+    geometry = [by_id[path] for path in needed]
 
     # The masks of ROIs.
     on_surface = [
@@ -196,14 +180,9 @@ def fetch_laion_surfaces(
     ]
     check_names(on_surface, [name], inventory, selection)
     chosen = choose_rois(on_surface, selection)
-    masks = leave_out_absent(
-        "ROI masks",
-        chosen,
-        inventory.absent,
-        is_named=lambda rec: selection.is_named(rec) and not settings.allow_missing,
-        advice=settings.how_to_fetch,
-    )
-    outcome = _download([*geometry, *masks], geometry, inventory)
+    masks = leave_out_absent("ROI masks", chosen, inventory, selection.is_named)
+    may_fail = [rec["id"] for rec in masks] if settings.allow_missing else []
+    outcome = _download([*geometry, *masks], inventory, may_fail)
     failed = {rec["roi"] for rec in outcome.failed}
     if failed:
         warn(
@@ -215,106 +194,83 @@ def fetch_laion_surfaces(
     masks = [rec for rec in masks if rec["roi"] not in failed]
 
     # Where they lie, by the surfaces themselves or by a volume.
-    surfaces = {
-        surface: {
-            h: read_surface(by_id[surface_id(name, h, surface)]["absolute_path"])
-            for h in HEMISPHERES
-        }
-        for surface in SURFACES
+    files = {
+        surface: {h: by_id[path]["absolute_path"] for h, path in of_surface.items()}
+        for surface, of_surface in ids.items()
     }
-    volume = _find_volume(name, surfaces, inventory)
-    outcome += _download(volume, volume, inventory)
-    if inventory.error:
-        warn(f"{inventory.error} Everything selected is on disk; continuing offline.")
-    files = [*geometry, *volume, *masks]
-    report_versions(files, inventory, outcome.fetched)
+    surfaces = {
+        surface: {h: read_surface(file) for h, file in files[surface].items()}
+        for surface in trees.SURFACES
+    }
+    without = [
+        surface.file
+        for part in IN_SCANNER
+        for surface in surfaces[part].values()
+        if surface.to_scanner is None
+    ]
+    volume = [_find_volume(name, without, inventory)] if without else []
+    outcome += _download(volume, inventory)
     orientation = read_orientation(volume[0]["absolute_path"]) if volume else None
+    warn_if_down(inventory)
+    records = [*geometry, *volume, *masks]
+    report_versions(records, inventory, outcome.fetched)
+
     meshes = make_meshes(surfaces, orientation)
     pial = meshes["pial"]
-    sulc = None
-    if has_sulc:
-        depth = {h: by_id[path]["absolute_path"] for h, path in sulc_ids.items()}
-        sulc = _read_image(depth, pial)
-    to_mni305 = None
-    if talairach in by_id:
-        to_mni305 = read_talairach(by_id[talairach]["absolute_path"])
     files_of: dict[str, dict[str, str]] = {}
     for rec in masks:
         of_roi = files_of.setdefault(rec["roi"], {})
         of_roi[HEMISPHERE_OF[rec["hemi"]]] = rec["absolute_path"]
-    roi_masks = {
-        roi: _read_image(of_roi, pial, is_mask=True) for roi, of_roi in files_of.items()
-    }
     n_vertices = " + ".join(f"{len(p.coordinates):,}" for p in pial.parts.values())
     tell(
         f"Surfaces of {name}, {n_vertices} vertices, and "
-        f"{counted(len(roi_masks), 'ROI')} in {settings.data_dir}",
+        f"{counted(len(files_of), 'ROI')} in {settings.data_dir}",
         settings.verbose,
     )
     return Result(
         **{surface.replace(".", "_"): mesh for surface, mesh in meshes.items()},
-        sulc=sulc,
-        to_mni305=to_mni305,
-        roi_masks=roi_masks,
+        sulc=_read_image(files["sulc"], pial) if "sulc" in files else None,
+        to_mni305=read_talairach(talairach["absolute_path"]) if talairach else None,
+        roi_masks={n: _read_image(f, pial, is_mask=True) for n, f in files_of.items()},
         subject=name,
-        files=[rec["absolute_path"] for rec in files],
-        files_meta=files,
-        failed=[{k: v for k, v in r.items() if k != "status"} for r in outcome.failed],
+        files=[rec["absolute_path"] for rec in records],
+        files_meta=records,
+        failed=without_status(outcome.failed),
         data_dir=settings.data_dir,
         query={key: selection.as_query()[key] for key in ("subjects", "rois")},
-        description=resources.files(__package__)
-        .joinpath("laion_fmri.rst")
-        .read_text("utf-8"),
+        description=description(),
     )
 
 
 def _download(
-    files: list[Record], needed: list[Record], inventory: Inventory
+    files: list[Record], inventory: Inventory, may_fail: Iterable[str] = ()
 ) -> Outcome:
-    """Download files that are not on disk; raise where one that is needed failed."""
-    outcome = obtain(
-        with_root_files(plan(files, inventory, again=lambda _: True), inventory),
-        inventory,
-        accept=accept_license,
-        optional=ROOT_FILES,
-    )
-    ids = {rec["id"] for rec in needed}
-    lost = [rec for rec in outcome.failed if rec["id"] in ids]
-    if lost:
-        reasons = "; ".join(f"{rec['id']}: {rec['reason']}" for rec in lost)
-        raise DownloadError(f"Could not be downloaded: {reasons}.", failed=lost)
-    failed = tuple(rec for rec in outcome.failed if rec["id"] not in ROOT_FILES)
-    return outcome._replace(failed=failed)
+    """Download files that are not on disk; but for some, none may fail."""
+    settings = inventory.settings._replace(allow_missing=False)
+    planned = plan_files(files, inventory, again=lambda _: True)
+    strict = inventory._replace(settings=settings)
+    return obtain_files(planned, strict, optional=may_fail)
 
 
-def _find_volume(
-    subject: str, surfaces: dict[str, dict[str, Surface]], inventory: Inventory
-) -> list[Record]:
-    """Return the volume that says where surfaces lie, if one of them does not.
+def _find_volume(subject: str, without: list[str], inventory: Inventory) -> Record:
+    """Return the volume that says where surfaces lie that do not say it themselves.
 
     Raises
     ------
     NotCachedError, CorruptImageError
-        If it is needed and unavailable.
+        If it is unavailable.
     """
-    without = [
-        surface.file
-        for name in IN_SCANNER
-        for surface in surfaces[name].values()
-        if surface.to_scanner is None
-    ]
-    if not without:
-        return []
-    path = f"{FREESURFER}{subject}/mri/orig.mgz"
+    path = f"{trees.FREESURFER}{subject}/mri/orig.mgz"
     volume = inventory.by_id.get(path)
     if volume and path not in inventory.absent:
-        return [volume]
-    settings, names = inventory.settings, listed(without, len(without))
-    problem = f"{names} lack c_ras, by which they lie in the scanner"
+        return volume
+    problem = (
+        f"{listed(without, len(without))} lack c_ras, by which they lie in the scanner"
+    )
     if volume or inventory.is_cut_off:
         raise NotCachedError(
             f"{problem}; it is read from {path} then, which is not on disk in "
-            f"{settings.data_dir}. {settings.how_to_fetch}"
+            f"{inventory.settings.data_dir}. {inventory.settings.how_to_fetch}"
         )
     raise CorruptImageError(
         f"{problem}, and the bucket has no {path} to read it from. If the files are "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from typing import Any
 
 import pandas as pd
@@ -15,14 +14,10 @@ from laion_fmri_fetchers.access.gate import (
     saved_archive,
 )
 from laion_fmri_fetchers.access.licence import accept_license
-from laion_fmri_fetchers.betas.store import (
-    check_session,
-    remove_part,
-    stored_sessions,
-)
+from laion_fmri_fetchers.betas.store import check_session, remove_part, stored_sessions
 from laion_fmri_fetchers.cache.data_dir import get_data_dir
 from laion_fmri_fetchers.cache.files import files_on_disk, hidden_on_disk, local_path
-from laion_fmri_fetchers.cache.inventory import SAME_TIME
+from laion_fmri_fetchers.cache.inventory import SAME_TIME, size_on_disk
 from laion_fmri_fetchers.cache.listings import (
     keep_demo_apart,
     kept_objects,
@@ -38,18 +33,10 @@ from laion_fmri_fetchers.exceptions import (
     LaionFmriError,
     NotCachedError,
 )
+from laion_fmri_fetchers.layout import trees
 from laion_fmri_fetchers.layout.keys import is_nifti_name, record_of
-from laion_fmri_fetchers.layout.trees import (
-    ARCHIVE,
-    GATED,
-    MADE_HERE,
-    STIMULUS_IMAGES,
-    listing_of,
-    trials_id,
-)
 from laion_fmri_fetchers.messages import (
     can_draw,
-    counted,
     listed,
     progress_bar,
     readable_size,
@@ -62,14 +49,14 @@ from laion_fmri_fetchers.remote.checksums import check_file
 from laion_fmri_fetchers.volumes import iter_volumes, read_header
 
 # Where files are that this package made: resampled, and extracted from the archive.
-_MADE = (MADE_HERE, STIMULUS_IMAGES)
+_MADE = (trees.MADE_HERE, trees.STIMULUS_IMAGES)
 
-# States of files that need no repair.
-_NOT_BAD = ("ok", "unknown", "outdated", "repaired")
+# States of files that are repaired.
+_BAD = ("missing", "truncated", "altered", "unreadable")
 
 
 @documented
-def verify_cache(
+def verify_cache(  # noqa: C901 - its steps, in order
     *,
     data_dir: str | os.PathLike | None = None,
     repair: bool = False,
@@ -126,7 +113,6 @@ def verify_cache(
     >>> verify_cache(data_dir=tempfile.mkdtemp(), verbose=0).empty
     True
     """
-    given = dict(locals())
     folder = get_data_dir(data_dir)
     if not os.path.isdir(folder):
         raise NotCachedError(
@@ -136,38 +122,62 @@ def verify_cache(
 
     # What there is, and what it is compared with.
     files, _ = files_on_disk(folder, [("", "")])
+    archive = saved_archive(folder)
+    how: dict[str, Any] = {
+        "n_connections": n_connections,
+        "timeout": timeout,
+        "verbose": verbose,
+    }
     if online:
-        wanted = {listing_of(path) for path in files if not path.startswith(_MADE)}
-        found = read_catalog(
-            wanted,
-            folder,
-            n_connections=n_connections,
-            timeout=timeout,
-            verbose=verbose,
-        )
+        wanted = {
+            trees.listing_of(path) for path in files if not path.startswith(_MADE)
+        }
+        found = read_catalog(wanted, folder, **how)
         if found.error:
             raise found.error
         objects = found.objects
     else:
         objects = kept_objects(folder)
-    files |= {path: path for path in hidden_on_disk(folder, objects)}
-    archive = saved_archive(folder)
-    if online and ARCHIVE in files:
+    if online and trees.ARCHIVE in files:
         try:
             archive = published_archive(timeout)
         except AccessServiceError as error:
             warn(f"{error} It is compared with the version noted at its download.")
+    files |= {path: path for path in hidden_on_disk(folder, objects)}
     images = [rec for rec in map(record_of, files) if rec["image_type"] == "betas"]
-    needed = {path for path in map(trials_id, images) if path in objects}
-    if archive:
-        needed.add(ARCHIVE)
+    needed = {path for path in map(trees.trials_id, images) if path in objects}
+    needed |= {trees.ARCHIVE} if archive else set()
     paths = {
         path: local_path(folder, files.get(path, path))
         for path in sorted(files.keys() | needed)
     }
+    sizes = {path: _size(file) for path, file in paths.items()}
+    total, stored = sum(filter(None, sizes.values())), stored_sessions(folder)
+    tell(f"Checking {len(paths)} files, {readable_size(total)}, in {folder}", verbose)
 
-    rows = _check_files(folder, paths, objects, archive, n_jobs, verbose)
-    rows += _check_store(folder, repair)
+    # Files, then parts of the voxel store.
+    rows: list[tuple[Any, ...]] = []
+    is_hidden = verbose != 1 or not can_draw()
+    with progress_bar(total=total, unit="B", unit_scale=True, disable=is_hidden) as bar:
+        checks = Parallel(n_jobs, "threading", return_as="generator")(
+            delayed(_check)(path, file, sizes[path], objects.get(path), archive)
+            for path, file in paths.items()
+        )
+        for path, (status, reason) in zip(paths, checks, strict=True):
+            rows.append((path, status, sizes[path], reason))
+            bar.update(sizes[path] or 0)
+            tell(f"{status:<10} {path}", verbose, 2)
+    for session in stored:
+        for file, wrong in check_session(session):
+            status, reason = "altered" if wrong else "ok", wrong
+            if repair and wrong:
+                remove_part(file)
+            if repair and wrong and not file.exists():
+                status = "repaired"
+                reason = "it was damaged and is removed; a call stores it again"
+            path = file.relative_to(folder).as_posix()
+            rows.append((path, status, _size(file), reason))
+
     report = pd.DataFrame(rows, columns=["id", "status", "size", "reason"])
     report["size"] = report["size"].astype("Int64")
     counts = report["status"].value_counts()
@@ -182,42 +192,8 @@ def verify_cache(
         )
     tell("\n".join(lines), verbose)
     if repair:
-        _repair(report, paths, objects, given | {"data_dir": folder})
+        _repair(report, paths, objects, {**how, "data_dir": folder})
     return report
-
-
-def _check_files(
-    data_dir: str,
-    paths: dict[str, str],
-    objects: dict[str, Object],
-    archive: ArchiveVersion | None,
-    n_jobs: int,
-    verbose: int,
-) -> list[tuple[Any, ...]]:
-    """Return id, status, size and reason of each file, and show the progress."""
-    sizes = {path: _size(file) for path, file in paths.items()}
-    total = sum(size or 0 for size in sizes.values())
-    stored = len(stored_sessions(data_dir))
-    more = f" and {counted(stored, 'session')} of the voxel store" if stored else ""
-    size = readable_size(total)
-    tell(f"Checking {len(paths)} files, {size},{more} in {data_dir}", verbose)
-    rows = []
-    is_drawn = bool(verbose) and can_draw()
-    with progress_bar(
-        total=total, unit="B", unit_scale=True, disable=not is_drawn
-    ) as bar:
-        checks = Parallel(n_jobs, "threading", return_as="generator")(
-            delayed(_check)(path, file, sizes[path], objects.get(path), archive)
-            for path, file in paths.items()
-        )
-        for path, (status, reason) in zip(paths, checks, strict=True):
-            rows.append((path, status, sizes[path], reason))
-            bar.update(sizes[path] or 0)
-            if is_drawn and verbose >= 2:
-                bar.write(f"{status:<10} {path}", sys.stderr)
-            else:
-                tell(f"{status:<10} {path}", verbose, 2)
-    return rows
 
 
 def _check(
@@ -235,7 +211,7 @@ def _check(
             for _ in iter_volumes(read_header(file)) if is_nifti_name(file) else ():
                 pass
             return "ok", None
-        if path == ARCHIVE and archive:
+        if path == trees.ARCHIVE and archive:
             right = archive.size
             wrong = check_file(file, size=right, sha256=archive.sha256)
         elif in_bucket is None:
@@ -257,69 +233,46 @@ def _check(
     return "ok", None
 
 
-def _check_store(data_dir: str, repair: bool) -> list[tuple[Any, ...]]:
-    """Return a row for each part of the voxel store; a repair removes damaged ones."""
-    rows: list[tuple[Any, ...]] = []
-    for session in stored_sessions(data_dir):
-        for file, wrong in check_session(session):
-            path = file.relative_to(data_dir).as_posix()
-            if repair and wrong:
-                remove_part(file)
-            if repair and wrong and not file.exists():
-                removed = "it was damaged and is removed; a call stores it again"
-                rows.append((path, "repaired", None, removed))
-            else:
-                rows.append((path, "altered" if wrong else "ok", _size(file), wrong))
-    return rows
-
-
 def _size(file: str | os.PathLike) -> int | None:
-    try:
-        return os.stat(file).st_size if os.path.isfile(file) else None
-    except OSError:
-        return None
+    return size_on_disk({"absolute_path": file})
 
 
 def _repair(
     report: pd.DataFrame,
     paths: dict[str, str],
     objects: dict[str, Object],
-    given: dict[str, Any],
+    how: dict[str, Any],
 ) -> None:
     """Download damaged files again, and note it in the report.
 
-    ``given`` are the arguments of the call.
+    ``how`` are the arguments of the call that say how to download.
     """
-    data_dir = given["data_dir"]
+    data_dir = how["data_dir"]
     made = report["id"].str.startswith(_MADE)
-    bad = report[~report["status"].isin(_NOT_BAD) & ~made]
-    for path in GATED & {*bad["id"]}:
+    bad = report[report["status"].isin(_BAD) & ~made]
+    for path in trees.GATED & {*bad["id"]}:
         raise LaionFmriError(
             f"{path} is damaged, and gated: fetch it again with "
             "fetch_laion_stimuli(mode='overwrite')."
         )
-    unlisted = sorted({*bad["id"]} - objects.keys())
-    if unlisted:
+    is_listed = bad["id"].isin(objects.keys())
+    if not is_listed.all():
         warn(
-            f"{listed(unlisted)} cannot be repaired, as the bucket has no such file. "
-            "Delete it, or let the user do so whose it is."
+            f"{listed(sorted(bad['id'][~is_listed]))} cannot be repaired, as the "
+            "bucket has no such file. Delete it, or let the user do so whose it is."
         )
-    bad = bad[bad["id"].isin(objects.keys())]
+    bad = bad[is_listed]
     if bad.empty:
         return
-    keep_demo_apart(data_dir, given["timeout"])
+    keep_demo_apart(data_dir, how["timeout"])
     accept_license(data_dir)
-    settings = make_settings(**given, mode="overwrite")
+    settings = make_settings(**how, mode="overwrite")
     if settings.is_read_only:
         raise InvalidQueryError(
             f"The data directory {data_dir} cannot be written, so nothing was repaired."
         )
     records = [
-        {
-            **record_of(*objects[path]),
-            "relative_path": os.path.relpath(paths[path], data_dir),
-            "absolute_path": paths[path],
-        }
+        {**record_of(*objects[path]), "absolute_path": paths[path]}
         for path in bad["id"]
     ]
     failed = download(records, settings)

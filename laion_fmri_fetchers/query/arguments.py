@@ -95,17 +95,6 @@ def user_path(given: Any, name: str) -> str:
     return expanded
 
 
-def refuse_offline(mode: str, error: Exception) -> None:
-    """Raise an error where a mode opens no socket, so that what it says is final.
-
-    Examples
-    --------
-    >>> refuse_offline("download_new", OSError("fsaverage6 is not on this machine"))
-    """
-    if mode == "offline":
-        raise error
-
-
 def check_positive(value: Any, name: str, whole: bool = False) -> Any:
     """Return a positive number, as an int if ``whole``; else InvalidQueryError."""
     number: Any = as_integer(value) if whole else value

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import keyword
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from functools import reduce
@@ -155,30 +155,7 @@ class ResultFilter:
         for field, term in terms_of(self):
             if isinstance(term, OrderComparison):
                 check_comparison(term, field, values_of(field, df))
-        return self.unchecked_mask(df)
-
-    def unchecked_mask(self, df: pd.DataFrame) -> np.ndarray:
-        """Return which rows pass; a test is asked for rows that passed all before."""
-        import numpy as np
-
-        rows = np.ones(len(df), dtype=bool)
-        for field, term in self.query_terms_.items():
-            rows &= _matches(term, field, df)
-        for test in self.callable_filters_:
-            left = df if rows.all() else df[rows]
-            if isinstance(test, (ResultFilter, Combination)):
-                rows[rows] = test.unchecked_mask(left)
-            else:
-                # By column: to box and check each cell takes five times as long.
-                columns = [
-                    left[name].astype(object).where(left[name].notna(), None).tolist()
-                    for name in left
-                ]
-                records = zip(*columns, strict=True) if columns else [()] * len(left)
-                rows[rows] = [
-                    bool(test(dict(zip(left, cells, strict=True)))) for cells in records
-                ]
-        return rows
+        return _mask(self, df)
 
     def AND(self, other_filter: Any) -> ResultFilter:  # noqa: N802
         """Return a filter of what both pass; the other may be a dict or a function."""
@@ -196,16 +173,10 @@ class ResultFilter:
         """Return a filter of what this one does not pass."""
         return _combined("NOT", self)
 
-    __and__, __or__, __xor__, __invert__ = AND, OR, XOR, NOT
-
-    def __rand__(self, other: Any) -> ResultFilter:
-        return _combined("AND", other, self)
-
-    def __ror__(self, other: Any) -> ResultFilter:
-        return _combined("OR", other, self)
-
-    def __rxor__(self, other: Any) -> ResultFilter:
-        return _combined("XOR", other, self)
+    __and__ = __rand__ = AND
+    __or__ = __ror__ = OR
+    __xor__ = __rxor__ = XOR
+    __invert__ = NOT
 
     def __getitem__(self, item: str) -> Any:
         return self.query_terms_[item]
@@ -267,7 +238,7 @@ class ResultFilter:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, ResultFilter):
             return NotImplemented
-        mine, theirs = requirements(self), requirements(other)
+        mine, theirs = ([*parts_of(f, is_deep=False)] for f in (self, other))
         return _are_among(mine, theirs) and _are_among(theirs, mine)
 
     def __bool__(self) -> bool:
@@ -294,16 +265,6 @@ class Combination:
             return any(answers)
         return sum(answers) == (1 if self.word == "XOR" else 0)
 
-    def unchecked_mask(self, df: pd.DataFrame) -> np.ndarray:
-        """Return which rows pass; OR asks the last filter for those that are left."""
-        hits, last = self.operands[0].unchecked_mask(df), self.operands[-1]
-        if self.word == "NOT":
-            return ~hits
-        if self.word == "OR":
-            hits[~hits] = last.unchecked_mask(df[~hits])
-            return hits
-        return hits ^ last.unchecked_mask(df)
-
 
 def _combined(word: str, *operands: Any) -> ResultFilter:
     """Return a filter that combines copies of its operands."""
@@ -314,6 +275,36 @@ def _combined(word: str, *operands: Any) -> ResultFilter:
         filters if word == "AND" else [Combination(word, tuple(filters))]
     )
     return new
+
+
+def _mask(test: Test, df: pd.DataFrame) -> np.ndarray:
+    """Return which rows pass a test, each asked for what those before it left open."""
+    import numpy as np
+
+    rows = np.ones(len(df), dtype=bool)
+    if isinstance(test, ResultFilter):
+        for field, term in test.query_terms_.items():
+            rows &= _matches(term, field, df)
+        for each in test.callable_filters_:
+            rows[rows] = _mask(each, df if rows.all() else df[rows])
+    elif isinstance(test, Combination):
+        last = test.operands[-1]
+        rows = _mask(test.operands[0], df)
+        if test.word == "NOT":
+            rows = ~rows
+        elif test.word == "OR":
+            rows[~rows] = _mask(last, df[~rows])
+        else:
+            rows ^= _mask(last, df)
+    else:
+        # By column: to box and check each cell takes five times as long.
+        columns = [
+            df[name].astype(object).where(df[name].notna(), None).tolist()
+            for name in df
+        ]
+        records = zip(*columns, strict=True) if columns else [()] * len(df)
+        rows[:] = [bool(test(dict(zip(df, cells, strict=True)))) for cells in records]
+    return rows
 
 
 def _matches(term: Any, field: str, df: pd.DataFrame) -> Any:
@@ -342,38 +333,48 @@ def _distinct(df: pd.DataFrame, field: str) -> tuple[Sequence, dict[Any, Any]]:
     return range(len(df)), {row: null_as_none(value) for row, value in values}
 
 
-def check_comparison(term: Any, field: str, values: list) -> None:
+def check_comparison(term: Any, field: str, values: Iterable) -> None:
     """Raise InvalidQueryError for a bound that no value of its field compares with."""
-    values = [value for value in values if value is not None]
     # A user's own comparison may compare in another way.
     is_own = type(term) in SPECIAL_VALUES.values()
-    if not (values and is_own and isinstance(term, OrderComparison)):
+    if not (is_own and isinstance(term, OrderComparison)):
         return
-    bound, first = term.arguments[0], values[0]
+    values = [value for value in values if value is not None]
+    (bound,) = term.arguments
     # The beginning of an ISO date, such as a year, compares as text does.
     is_odd_text = isinstance(bound, str) and not re.match(r"\d{4}(-|$)", bound)
-    if is_odd_text and all(as_utc(value) for value in values):
+    if values and is_odd_text and all(map(as_utc, values)):
         raise InvalidQueryError(
-            f"{field} is a date, such as {first!r}, and is compared with {bound!r}; "
-            "write the date as in '2026-09-28'"
+            f"{field} is a date, such as {values[0]!r}, and is compared with "
+            f"{bound!r}; write the date as in '2026-09-28'"
         )
-    if all(term.accepts(value) is None for value in values):
+    if values and all(term.accepts(value) is None for value in values):
         raise InvalidQueryError(
-            f"{field} cannot be compared with {term!r}: it is {type(first).__name__}, "
-            f"such as {first!r}, and the bound is {type(bound).__name__}"
+            f"{field} cannot be compared with {term!r}: it is "
+            f"{type(values[0]).__name__}, such as {values[0]!r}, and the bound is "
+            f"{type(bound).__name__}"
         )
 
 
-def requirements(test: Test) -> list[Any]:
-    """Return terms, as pairs, and tests, through all that must be fulfilled."""
-    if not isinstance(test, ResultFilter):
-        return [test]
-    tests = [each for t in test.callable_filters_ for each in requirements(t)]
-    return [*test.query_terms_.items(), *tests]
+def parts_of(test: Test, *, is_deep: bool = True) -> Iterator[Any]:
+    """Yield the terms of a filter, as pairs, and its functions.
+
+    Those of its combinations, too, or if not ``is_deep`` these as they are: then all
+    that is yielded must be fulfilled.
+    """
+    if isinstance(test, ResultFilter):
+        yield from test.query_terms_.items()
+        for each in test.callable_filters_:
+            yield from parts_of(each, is_deep=is_deep)
+    elif is_deep and isinstance(test, Combination):
+        for operand in test.operands:
+            yield from parts_of(operand)
+    else:
+        yield test
 
 
-def _are_among(requirements: list, others: list) -> bool:
-    return all(any(are_same(each, other) for other in others) for each in requirements)
+def _are_among(parts: list, others: list) -> bool:
+    return all(any(are_same(part, other) for other in others) for part in parts)
 
 
 def _tree(test: Test, leaf: Callable[[Any], Any]) -> dict[str, Any]:
@@ -407,21 +408,6 @@ def _source(tree: dict[str, Any], is_nested: bool = False) -> str:
         return f"~{texts[0]}"
     text = f" {_SYMBOLS[word]} ".join(texts)
     return f"({text})" if is_nested else text
-
-
-def _from_plain(given: Mapping[str, Any], name: str) -> ResultFilter:
-    """Return a filter of terms, or of what `ResultFilter.to_dict` returned."""
-    word, content = next(iter(given.items()), ("", None))
-    if len(given) == 1 and word == _FUNCTION:
-        raise InvalidQueryError(
-            f"{name} was saved with the name of the function {content} alone; pass "
-            "the function itself."
-        )
-    if len(given) == 1 and word in _SYMBOLS and isinstance(content, list) and content:
-        first, *others = [as_filter(part, name) for part in content]
-        combine = getattr(ResultFilter, word)
-        return combine(first) if word == "NOT" else reduce(combine, others, first)
-    return ResultFilter({field: from_plain(term) for field, term in given.items()})
 
 
 def as_filter(value: Any, name: str = "filter") -> ResultFilter:
@@ -459,23 +445,24 @@ def as_filter(value: Any, name: str = "filter") -> ResultFilter:
                 new.add_filter(test)
         return new
     if value is None or isinstance(value, Mapping):
-        return _from_plain(value or {}, name)
+        terms = dict(value or {})
+        word, content = next(iter(terms.items())) if len(terms) == 1 else ("", None)
+        if word == _FUNCTION:
+            raise InvalidQueryError(
+                f"{name} was saved with the name of the function {content} alone; pass "
+                "the function itself."
+            )
+        if word in _SYMBOLS and isinstance(content, list) and content:
+            first, *others = [as_filter(part, name) for part in content]
+            combine = getattr(ResultFilter, word)
+            return ~first if word == "NOT" else reduce(combine, others, first)
+        return ResultFilter({f: from_plain(term) for f, term in terms.items()})
     if callable(value):
         return ResultFilter(callable_filter=value)
     raise InvalidQueryError(
         f"{name} must be a dict of terms (field -> value), a ResultFilter, a function "
         f"of one record, or None, not {value!r}."
     )
-
-
-def _leaves(test: Test) -> Iterator[Any]:
-    """Yield terms, as pairs, and functions of a filter, of its combinations too."""
-    for each in requirements(test):
-        if isinstance(each, Combination):
-            for operand in each.operands:
-                yield from _leaves(operand)
-        else:
-            yield each
 
 
 def terms_of(filt: ResultFilter) -> list[tuple[str, Any]]:
@@ -486,7 +473,7 @@ def terms_of(filt: ResultFilter) -> list[tuple[str, Any]]:
     >>> terms_of(ResultFilter(roi="FFA1") | ~ResultFilter(hemi="L"))
     [('roi', 'FFA1'), ('hemi', 'L')]
     """
-    return [leaf for leaf in _leaves(filt) if isinstance(leaf, tuple)]
+    return [part for part in parts_of(filt) if isinstance(part, tuple)]
 
 
 def fields(filt: ResultFilter) -> set[str]:
@@ -502,7 +489,7 @@ def has_functions(filt: ResultFilter) -> bool:
     >>> has_functions(ResultFilter(run=1)), has_functions(~as_filter(bool))
     (False, True)
     """
-    return not all(isinstance(leaf, tuple) for leaf in _leaves(filt))
+    return not all(isinstance(part, tuple) for part in parts_of(filt))
 
 
 def is_empty(filt: ResultFilter) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from laion_fmri_fetchers.exceptions import InvalidQueryError, did_you_mean
@@ -114,52 +115,55 @@ class Selection(NamedTuple):
         Of functions among the filters, only the names are kept, and a query with these
         cannot be asked again.
         """
-        names = dict(zip(("subjects", "sessions", "rois"), self[:3], strict=True))
-        return {
-            **{name: "all" if v is None else [*v] for name, v in names.items()},
-            "subject_filter": self.subject_filter.to_dict() or None,
-            "image_filter": self.image_filter.to_dict() or None,
-            "roi_filter": self.roi_filter.to_dict() or None,
-            "trial_filter": self.trial_filter.to_dict() or None,
-            "max_images": self.max_images,
-        }
+        query: dict[str, Any] = self._asdict()
+        for name, value in query.items():
+            if isinstance(value, ResultFilter):
+                query[name] = value.to_dict() or None
+            elif name != "max_images":
+                query[name] = "all" if value is None else [*value]
+        return query
 
 
 def select(
     subjects: object,
-    rois: object,
-    sessions: object,
-    subject_filter: object,
-    image_filter: object,
-    roi_filter: object,
-    trial_filter: object,
-    max_images: object,
-    image_terms: dict[str, Any],
-    arguments: Iterable[str],
+    rois: object = "all",
+    sessions: object = "all",
+    subject_filter: object = None,
+    image_filter: object = None,
+    roi_filter: object = None,
+    trial_filter: object = None,
+    max_images: object = None,
+    image_terms: Mapping[str, Any] = MappingProxyType({}),
+    arguments: Iterable[str] = (),
+    **_: object,
 ) -> Selection:
     """Check the arguments of a fetcher and bring them to one form.
+
+    Others that say how to fetch are passed over, so that all of a call's can be given,
+    ``**locals()``; ``arguments`` are their names.
 
     Raises
     ------
     InvalidQueryError
         If one is not valid; the message names it.
     """
-    of_images = as_filter(image_filter, "image_filter")
-    terms = _image_terms(image_terms, arguments)
-    of_rois, roi_terms = as_filter(roi_filter, "roi_filter"), basic_roi_terms()
-    if not admits(of_rois, "space", roi_terms["space"]):
+    roi_terms = basic_roi_terms()
+    if not admits(as_filter(roi_filter, "roi_filter"), "space", roi_terms["space"]):
         del roi_terms["res"]  # another space has grids of its own
-    of_trials = as_filter(trial_filter, "trial_filter")
-    check_fields(of_trials, "trial_filter", [*{*TRIAL_FIELDS} - {"image_index"}])
+    terms = _image_terms(image_terms, arguments)
+    trials = as_filter(trial_filter, "trial_filter")
+    check_fields(trials, "trial_filter", [*{*TRIAL_FIELDS} - {"image_index"}])
     examples = "'ses-01', '01', 1 or a name such as '4BarScreenfLoc'"
     return Selection(
         subjects=subject_names(subjects),
         sessions=_names(sessions, "sessions", clean_session, examples),
         rois=_roi_names(rois),
         subject_filter=as_filter(subject_filter, "subject_filter"),
-        image_filter=_with_terms(of_images, "image_filter", basic_image_terms(), terms),
-        roi_filter=_with_terms(of_rois, "roi_filter", roi_terms, {}),
-        trial_filter=of_trials,
+        image_filter=_with_terms(
+            image_filter, "image_filter", basic_image_terms(), terms
+        ),
+        roi_filter=_with_terms(roi_filter, "roi_filter", roi_terms, {}),
+        trial_filter=trials,
         max_images=as_limit(max_images),
     )
 
@@ -213,7 +217,7 @@ def is_one_name(given: object) -> bool:
     return not is_all and (isinstance(given, str) or not isinstance(given, Iterable))
 
 
-def _image_terms(given: dict[str, Any], arguments: Iterable[str]) -> dict[str, Any]:
+def _image_terms(given: Mapping[str, Any], arguments: Iterable[str]) -> dict[str, Any]:
     """Return the terms on images, given as keywords or, as in nilearn, in one dict."""
     terms = dict(given)
     nested = terms.pop("image_terms", None)
@@ -233,23 +237,23 @@ def _image_terms(given: dict[str, Any], arguments: Iterable[str]) -> dict[str, A
 
 
 def _with_terms(
-    filt: ResultFilter, name: str, defaults: dict[str, Any], terms: dict[str, Any]
+    given: object, name: str, defaults: dict[str, Any], terms: dict[str, Any]
 ) -> ResultFilter:
     """Return a filter with terms, and with default terms on fields it lacks."""
+    filt = as_filter(given, name)
     check_fields(filt, name, RECORD_FIELDS)
-    lacking = defaults.keys() - fields(filt)
-    base = ResultFilter(
-        {**{n: v for n, v in defaults.items() if n in lacking}, **terms}
-    )
-    for given in (base, filt):
-        term = given.query_terms_.get("image_type")
+    for field in fields(filt):
+        defaults.pop(field, None)
+    base = ResultFilter(defaults | terms)
+    for each in (base, filt):
+        term = each.query_terms_.get("image_type")
         for value in term.arguments if isinstance(term, IsIn) else [term]:
             if isinstance(value, str) and value not in IMAGE_TYPES:
                 hint = did_you_mean(value, IMAGE_TYPES)
                 raise InvalidQueryError(f"There is no image_type {value!r}; {hint}")
-    if is_empty(base):
-        return filt
-    return base if is_empty(filt) else base & filt
+    if is_empty(base) or is_empty(filt):
+        return base if is_empty(filt) else filt
+    return base & filt
 
 
 def _roi_names(given: object) -> tuple[str, ...] | None:

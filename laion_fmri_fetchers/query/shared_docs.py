@@ -22,9 +22,6 @@ mode : {"download_new", "overwrite", "offline"}, optional
     "data_dir": """\
 data_dir : str or path, optional
     The data directory, see `.get_data_dir`.""",
-    "wanted": """\
-wanted : iterable of (prefix, delimiter)
-    What to list, as `listing_of` gives it.""",
     "n_connections": """\
 n_connections : int, default=64
     HTTP connections at once.""",

@@ -22,7 +22,7 @@ from .filters import (
     check_comparison,
     fields,
     has_functions,
-    requirements,
+    parts_of,
     terms_of,
     values_of,
 )
@@ -105,7 +105,8 @@ def _asks_for_versions(field: str, term: Any) -> bool:
 
 def _is_up_to_date(given: ResultFilter, among: Any) -> bool:
     """Return whether records fail a filter only by terms that ask for new files."""
-    terms = [each for each in requirements(given) if isinstance(each, tuple)]
+    parts = parts_of(given, is_deep=False)
+    terms = [part for part in parts if isinstance(part, tuple)]
     others = [each for each in terms if not _asks_for_versions(*each)]
     if len(others) == len(terms):
         return False

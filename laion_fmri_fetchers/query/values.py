@@ -194,9 +194,6 @@ class _Membership(_Several):
             return value in self._texts or value in self._others
         return value in self.arguments
 
-    def __reduce__(self) -> tuple:
-        return type(self), self.arguments
-
 
 class IsNull(SpecialValue):
     """Equal to every null: falsy values (0 and "" too), NaN, NaT and pandas.NA.

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
-from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import nibabel as nib
@@ -21,9 +20,10 @@ from laion_fmri_fetchers.layout.trees import ANATOMICAL, listings_of
 from laion_fmri_fetchers.query.rows import check_rows
 from laion_fmri_fetchers.volumes import iter_volumes, read_header, scaled
 
-# The values of an image, and its affine; of a surface, None for that.
+# Values are read when they are needed: from a file, or per voxel of a mask image.
+Source = str | tuple[np.ndarray, Any]
+# The values of an image and its affine; of a surface, None for that.
 Volume = tuple[np.ndarray, Any]
-Reader = Callable[[], Volume]
 
 OTHER_SOURCE = "other"
 
@@ -35,17 +35,18 @@ class Roi(NamedTuple):
     category: str
     name: str
     unit: str  # "voxels" or "vertices"
-    read: Reader | None  # None where the mask is not on disk
+    source: Source
 
 
-class Contents(NamedTuple):
-    """What a Bunch holds; images are read when they are needed."""
+@dataclasses.dataclass
+class Contents:
+    """What a Bunch holds."""
 
     subjects: list[str]
     trials: pd.DataFrame
     rois: list[Roi]
-    ceilings: dict[str, dict[str, Reader | None]]  # of subjects, by name
-    brains: dict[str, tuple[str, Reader]]  # what ROIs are drawn on, and its name
+    ceilings: dict[str, dict[str, Source]]  # of subjects, by name
+    brains: dict[str, tuple[str, Source]]  # what ROIs are drawn on, and its name
 
 
 def contents_of(data: Any) -> Contents:
@@ -58,22 +59,41 @@ def contents_of(data: Any) -> Contents:
     """
     if isinstance(data, dict) and "subjects_meta" in data:
         return _contents_of_files(data)
-    if isinstance(data, dict) and "roi_masks" in data:
-        return _contents_of_betas(data)
-    each = list(data.values()) if isinstance(data, dict) else []
-    if not each or not all(hasattr(betas, "roi_masks") for betas in each):
+    parts = parts_of(data)
+    if not all(isinstance(betas, dict) and "roi_masks" in betas for betas in parts):
         raise InvalidQueryError(
             f"data is a {type(data).__name__} without subjects_meta or roi_masks; it "
             "must be what fetch_laion_fmri, fetch_laion_betas or load_betas returned"
         )
-    parts = [_contents_of_betas(betas) for betas in each]
-    return Contents(
-        [name for part in parts for name in part.subjects],
-        pd.concat([part.trials for part in parts], ignore_index=True),
-        [roi for part in parts for roi in part.rois],
-        {name: maps for part in parts for name, maps in part.ceilings.items()},
-        {name: brain for part in parts for name, brain in part.brains.items()},
-    )
+    contents = Contents([], parts[0].trials, [], {}, {})
+    contents.trials = pd.concat([betas.trials for betas in parts], ignore_index=True)
+    for betas in parts:
+        check_rows(betas)
+        subject, image = betas.trials["subject"].iloc[0], betas.mask_img
+        contents.subjects.append(subject)
+        # ROIs that were asked for; of the whole brain, those whose masks are on disk.
+        names = list(betas.roi_masks) or [
+            name
+            for name, files in betas.roi_files.items()
+            if all(map(os.path.exists, files))
+        ]
+        contents.rois += [
+            Roi(subject, category, name, "voxels", (betas.roi_mask(name), image))
+            for category, name in sorted((betas.roi_categories[n], n) for n in names)
+        ]
+        ceilings = betas.noise_ceilings.items()
+        contents.ceilings[subject] = {name: (map_, image) for name, map_ in ceilings}
+        ones = np.ones(betas.data.shape[1], np.float32)
+        contents.brains[subject] = "voxels of betas", (ones, image)
+        if "data_dir" in betas:
+            contents.brains |= _anatomies(betas.data_dir, [subject])
+    return contents
+
+
+def parts_of(data: Any) -> list[Any]:
+    """Return the Bunches of subjects in betas of several, else only what is given."""
+    is_of_several = isinstance(data, dict) and data and "trials" not in data
+    return list(data.values()) if is_of_several else [data]
 
 
 def _contents_of_files(data: Bunch) -> Contents:
@@ -86,81 +106,49 @@ def _contents_of_files(data: Bunch) -> Contents:
             rec["roi_category"],
             " ".join(filter(None, (rec["roi"], rec["hemi"]))),
             "voxels" if is_nifti(rec) else "vertices",
-            _reader(rec["absolute_path"]),
+            rec["absolute_path"],
         )
         for rec in records.values()
         if rec["roi"]
     ]
-    ceilings = {
-        subject: {name: _reader(file) for name, file in maps.items()}
-        for subject, maps in data.noise_ceilings.items()
-    }
     brains = {
-        subject: ("brain mask", reader)
+        subject: ("brain mask", file)
         for subject, file in data.brain_masks.items()
-        if (reader := _reader(file))
+        if os.path.exists(file)
     }
     brains |= _anatomies(data.data_dir, subjects)
-    return Contents(
-        subjects, trials, sorted(rois, key=lambda r: r[:3]), ceilings, brains
-    )
+    rois.sort(key=lambda roi: roi[:3])
+    return Contents(subjects, trials, rois, data.noise_ceilings, brains)
 
 
-def _contents_of_betas(betas: Bunch) -> Contents:
-    check_rows(betas)
-    subject = betas.trials["subject"].iloc[0]
-    inside = np.asarray(betas.mask_img.dataobj) > 0
-    affine = betas.mask_img.affine
-
-    def on_grid(values: np.ndarray) -> Volume:
-        volume = np.zeros(inside.shape, dtype=values.dtype)
-        volume[inside] = values
-        return volume, affine
-
-    # ROIs that were asked for; of the whole brain, those whose masks are on disk.
-    names = list(betas.roi_masks) or [
-        name
-        for name, files in betas.roi_files.items()
-        if all(map(os.path.exists, files))
-    ]
-    rois = [
-        Roi(subject, category, name, "voxels", partial(on_grid, betas.roi_mask(name)))
-        for category, name in sorted((betas.roi_categories[n], n) for n in names)
-    ]
-    ceilings: dict[str, Any] = {
-        name: partial(on_grid, values) for name, values in betas.noise_ceilings.items()
-    }
-    voxels = partial(on_grid, np.ones(int(inside.sum()), np.float32))
-    brains: dict[str, Any] = {subject: ("voxels of betas", voxels)}
-    if "data_dir" in betas:
-        brains |= _anatomies(betas.data_dir, [subject])
-    return Contents([subject], betas.trials, rois, {subject: ceilings}, brains)
-
-
-def _anatomies(data_dir: str, subjects: list[str]) -> dict[str, tuple[str, Reader]]:
+def _anatomies(data_dir: str, subjects: list[str]) -> dict[str, tuple[str, Source]]:
     """Return the anatomy on disk of each subject: T1w before T2w, and the sharpest."""
     wanted = [each for name in subjects for each in listings_of(name, [ANATOMICAL])]
     catalog = read_catalog(wanted, data_dir, mode="offline")
     files = catalog.records(catalog.on_disk, data_dir)
     files.sort(key=lambda rec: (rec["suffix"] == "T1w", rec["res"] is None))
     return {
-        rec["subject"]: ("anatomy", partial(_read_image, rec["absolute_path"]))
+        rec["subject"]: ("anatomy", rec["absolute_path"])
         for rec in files
         if rec["image_type"] == "anatomical"
     }
 
 
-def _reader(file: str) -> Reader | None:
-    is_known = file.endswith((*NIFTI_EXTENSIONS, GIFTI_EXTENSION))
-    return partial(_read_image, file) if is_known and os.path.exists(file) else None
-
-
-def _read_image(file: str) -> Volume:
-    """Return the values of an image and its affine; of a surface, None for that."""
-    if file.endswith(GIFTI_EXTENSION):
-        gifti: Any = nib.load(file)
+def read(source: Source) -> Volume | None:
+    """Return the values of a source and their affine, None where it is not on disk."""
+    if not isinstance(source, str):
+        values, image = source
+        inside = np.asarray(image.dataobj) > 0
+        volume = np.zeros(inside.shape, values.dtype)
+        volume[inside] = values
+        return volume, image.affine
+    is_known = source.endswith((*NIFTI_EXTENSIONS, GIFTI_EXTENSION))
+    if not (is_known and os.path.exists(source)):
+        return None
+    if source.endswith(GIFTI_EXTENSION):
+        gifti: Any = nib.load(source)
         return gifti.darrays[0].data, None
-    header = read_header(file)
+    header = read_header(source)
     # A volume is valid until the next step, which compares the checksum.
     (values,) = [scaled(header, v, np.float32).copy() for v in iter_volumes(header)]
     return values.reshape(header.shape, order="F"), header.affine
@@ -195,28 +183,27 @@ def roi_table(contents: Contents, ceiling: str) -> pd.DataFrame:
         If a mask or map on disk is damaged.
     """
     maps = {
-        subject: read()[0]
-        for subject, readers in contents.ceilings.items()
-        if (read := readers.get(ceiling))
+        subject: volume[0]
+        for subject, sources in contents.ceilings.items()
+        if ceiling in sources and (volume := read(sources[ceiling]))
     }
     rows = []
     for roi in contents.rois:
-        n, values = None, np.empty(0)
-        if roi.read:
-            mask = roi.read()[0] > 0
-            n = int(mask.sum())
+        n, values, mask = None, np.empty(0), read(roi.source)
+        if mask:
+            inside = mask[0] > 0
+            n = int(inside.sum())
             # Masks of surfaces, and of the localizers' grid, are of another shape.
-            if mask.shape == getattr(maps.get(roi.subject), "shape", None):
-                values = maps[roi.subject][mask]
+            if inside.shape == getattr(maps.get(roi.subject), "shape", None):
+                values = maps[roi.subject][inside]
         values = values[np.isfinite(values)]
         quartiles = (
             np.quantile(values, (0.25, 0.5, 0.75)) if len(values) else [None] * 3
         )
         rows.append((*roi[:4], n, *quartiles))
     columns = ["subject", "category", "name", "unit", "n", "low", "median", "high"]
-    return pd.DataFrame(rows, columns=columns).astype(
-        {"n": "Int64", "low": float, "median": float, "high": float}
-    )
+    types: Any = {"n": "Int64", "low": float, "median": float, "high": float}
+    return pd.DataFrame(rows, columns=columns).astype(types)
 
 
 def trial_counts(trials: pd.DataFrame, by: str) -> pd.DataFrame:

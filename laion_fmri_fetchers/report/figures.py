@@ -24,6 +24,7 @@ from .contents import (
     Volume,
     contents_of,
     default_ceiling,
+    read,
     roi_table,
     trial_counts,
 )
@@ -88,10 +89,11 @@ def plot_rois(
     axes = _axes(axes, (7.2, 5.4), facecolor="black")
     axes.set(xticks=[], yticks=[], facecolor="black")
     axes.spines[:].set_visible(False)
-    masks, brain = _masks(contents, subject), contents.brains.get(subject)
+    masks = _masks(contents, subject)
+    brain = read(contents.brains[subject][1]) if subject in contents.brains else None
     if not (masks or brain):
         return _say(axes, "Neither ROIs nor the brain are on disk.", color="white")
-    volume, affine = brain[1]() if brain else next(iter(masks.values()))
+    volume, affine = brain or next(iter(masks.values()))
     volume = volume.astype(np.float32)
     bright = np.quantile(volume, 0.99)
 
@@ -132,8 +134,12 @@ def _masks(contents: Contents, subject: str) -> dict[tuple[str, bytes], Volume]:
     """Return the union of masks of each category, and of each grid."""
     masks: dict[tuple[str, bytes], Volume] = {}
     for roi in contents.rois:
-        if roi.subject == subject and roi.unit == "voxels" and roi.read:
-            values, affine = roi.read()
+        if (
+            roi.subject == subject
+            and roi.unit == "voxels"
+            and (mask := read(roi.source))
+        ):
+            values, affine = mask
             if (values > 0).any():
                 key = roi.category, affine.tobytes()
                 union, _ = masks.setdefault(key, (values > 0, affine))
@@ -309,7 +315,7 @@ def draw_noise_ceiling(table: pd.DataFrame, ceiling: str, axes: Axes | None) -> 
     return _finish(axes)
 
 
-def plot_availability(table: pd.DataFrame, axes: Axes) -> Axes:
+def plot_states(table: pd.DataFrame, axes: Axes) -> Axes:
     """Plot the state of each session: a row per subject, a mark per session.
 
     Parameters

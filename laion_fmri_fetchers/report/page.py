@@ -16,12 +16,11 @@ import pprint
 import tempfile
 import time
 import webbrowser
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from functools import partial
 from importlib import resources
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 from sklearn.utils import Bunch
@@ -34,11 +33,18 @@ from laion_fmri_fetchers.messages import listed, readable_size
 from laion_fmri_fetchers.query.arguments import user_path
 from laion_fmri_fetchers.remote.bucket import bucket_url
 
-from .contents import Contents, contents_of, default_ceiling, roi_table, trial_counts
+from .contents import (
+    Contents,
+    contents_of,
+    default_ceiling,
+    parts_of,
+    roi_table,
+    trial_counts,
+)
 from .figures import (
     draw_noise_ceiling,
-    plot_availability,
     plot_rois,
+    plot_states,
     plot_trials,
     require_extra,
 )
@@ -48,14 +54,9 @@ _SOFTWARE = (
     *("scikit-learn", "matplotlib"),
 )
 
-
-class Section(NamedTuple):
-    """A section of the page."""
-
-    title: str
-    pictures: Sequence[tuple[str, str]] = ()  # address and caption
-    tables: Mapping[str, pd.DataFrame] = MappingProxyType({})  # by caption
-    text: str = ""
+# Address and caption of pictures; tables by caption.
+Pictures = list[tuple[str, str]]
+Tables = dict[str, pd.DataFrame]
 
 
 class Report:
@@ -154,54 +155,47 @@ def make_report(data: Bunch, title: str | None = None) -> Report:
     import jinja2
     import matplotlib as mpl
 
-    contents = contents_of(data)
-    parts = [data] if "trials" in data else [*data.values()]
+    contents, parts = contents_of(data), parts_of(data)
     first, ceiling = parts[0], default_ceiling(contents)
+    is_of_files = "images" in first
     # Names in figures are shown as they are, also with $; tables show long names whole.
     with (
         mpl.rc_context({"text.parse_math": False, "font.size": 11}),
         pd.option_context("display.max_colwidth", None),
     ):
         rois = roi_table(contents, ceiling)
-        content = _files(first) if "images" in first else _betas(parts)
-        title = title or f"LAION-fMRI: {content.title.lower()}"
+        heading = "Files to fetch" if "plan" in first else "Fetched files"
+        methods = [part.methods() for part in parts if hasattr(part, "methods")]
         versions = [(name, importlib.metadata.version(name)) for name in _SOFTWARE]
         versions.append(("Python", platform.python_version()))
         software = pd.DataFrame(versions, columns=["software", "version"])
-        methods = [part.methods() for part in parts if hasattr(part, "methods")]
         sections = [
-            content,
-            _rois(data, contents, rois),
-            _trials(data, contents.trials),
-            _noise_ceiling(rois, ceiling),
-            Section(
-                "Licence and citation",
-                text="\n\n".join([*methods, first.get("description", "")]),
-            ),
-            Section("Versions", tables={"Software that made this page": software}),
-        ]
-        is_of_ids = "image_ids" in first.get("query", ())
-        function = "fetch_laion_fmri_ids" if is_of_ids else "fetch_laion_fmri"
-        queries = [
-            pprint.pformat(part.query, width=84, sort_dicts=False)
-            for part in parts
-            if "query" in part
+            (heading, *_files(first)) if is_of_files else ("Betas", [], _betas(parts)),
+            ("ROIs", *_rois(data, contents, rois)),
+            ("Trials", *_trials(data, contents.trials)),
+            ("Noise ceiling", _noise_ceilings(rois, ceiling), {}),
+            ("Licence and citation", [], {}),
+            ("Versions", [], {"Software that made this page": software}),
         ]
         template = resources.files(__package__).joinpath("page.html")
         environment = jinja2.Environment(autoescape=True)
+        queries = [part.query for part in parts if "query" in part]
+        is_of_ids = any("image_ids" in query for query in queries)
+        function = "fetch_laion_fmri_ids" if is_of_ids else "fetch_laion_fmri"
         page = environment.from_string(template.read_text("utf-8")).render(
-            title=title,
+            title=title or f"LAION-fMRI: {sections[0][0].lower()}",
             subjects=listed(contents.subjects),
             data_dir=first.get("data_dir"),
             bucket=bucket_url(),
-            queries=queries,
-            function=function if "images" in first else "",
+            queries=[pprint.pformat(q, width=84, sort_dicts=False) for q in queries],
+            function=function if is_of_files else "",
             sections=sections,
+            citation="\n\n".join([*methods, first.get("description", "")]),
         )
     return Report(page)
 
 
-def _files(data: Bunch) -> Section:
+def _files(data: Bunch) -> tuple[Pictures, Tables]:
     """Show how much was selected, what failed or is planned, versions and sessions."""
     files = {rec["id"]: rec for rec in [*data.images_meta, *data.rois_meta]}.values()
     masks = [rec for rec in files if rec["roi"]]
@@ -215,19 +209,16 @@ def _files(data: Bunch) -> Section:
         amounts.append(("To fetch", len(data.plan), readable_size(data.plan_size)))
     sessions, note = _sessions(data)
     height = 1.6 + 0.36 * sessions["subject"].nunique()
-    draw = partial(plot_availability, sessions)
+    draw = partial(plot_states, sessions)
+    pictures = [_picture(draw, (5.6, height), note)] if len(sessions) else []
     columns = ["id", "last_modified", "etag", "size"]
-    return Section(
-        "Files to fetch" if "plan" in data else "Fetched files",
-        [_picture(draw, (5.6, height), note)] if len(sessions) else [],
-        {
-            "Selected": pd.DataFrame(amounts, columns=["", "number", "size"]),
-            "Files that failed": pd.DataFrame(data.failed, columns=["id", "reason"]),
-            "Files to fetch, sizes in bytes": data.get("plan", pd.DataFrame()),
-            "State and size of sessions": sessions,
-            "Versions of files, sizes in bytes": pd.DataFrame(files, columns=columns),
-        },
-    )
+    return pictures, {
+        "Selected": pd.DataFrame(amounts, columns=["", "number", "size"]),
+        "Files that failed": pd.DataFrame(data.failed, columns=["id", "reason"]),
+        "Files to fetch, sizes in bytes": data.get("plan", pd.DataFrame()),
+        "State and size of sessions": sessions,
+        "Versions of files, sizes in bytes": pd.DataFrame(files, columns=columns),
+    }
 
 
 def _sessions(data: Bunch) -> tuple[pd.DataFrame, str]:
@@ -239,22 +230,23 @@ def _sessions(data: Bunch) -> tuple[pd.DataFrame, str]:
     wanted = [each for name in subjects for each in listings_of(name, trees)]
     catalog = read_catalog(wanted, data.data_dir, mode="offline")
     known = catalog.records({*catalog.objects, *catalog.on_disk}, data.data_dir)
-    sessions: dict[tuple[str, str], dict[str, Any]] = {}
-    # Chosen files come first: of those that were lost since, there may be no listing.
-    for rec in [*chosen.values(), *filter(is_of_trials, known)]:
-        files = sessions.setdefault((rec["subject"], rec["session"]), {})
+    # Chosen files are among them: of those that are lost, there may be no listing.
+    files = {rec["id"]: rec for rec in known if is_of_trials(rec)} | chosen
+    sessions: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for rec in files.values():
         if rec["image_type"] in types:
-            files[rec["id"]] = rec
+            sessions.setdefault((rec["subject"], rec["session"]), []).append(rec)
     rows = []
-    for (subject, session), files in sorted(sessions.items()):
-        on_disk, selected = files.keys() & catalog.on_disk, files.keys() & chosen
+    for (subject, session), records in sorted(sessions.items()):
+        ids = {rec["id"] for rec in records}
+        on_disk, selected = ids & catalog.on_disk.keys(), ids & chosen.keys()
         if selected:
             state = f"selected, {'' if selected <= on_disk else 'not '}on disk"
         elif on_disk:
-            state = "on disk" if len(on_disk) == len(files) else "partly on disk"
+            state = "on disk" if on_disk == ids else "partly on disk"
         else:
             state = "held out" if session in HELD_OUT else "in the bucket"
-        rows.append((subject, session, state, _size([*files.values()])))
+        rows.append((subject, session, state, _size(records)))
     when = "no listing of the bucket is saved, so only the disk is known"
     if catalog.listed_at is not None:
         day = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(catalog.listed_at))
@@ -263,20 +255,18 @@ def _sessions(data: Bunch) -> tuple[pd.DataFrame, str]:
     return pd.DataFrame(rows, columns=["subject", "session", "state", "size"]), note
 
 
-def _betas(parts: list[Bunch]) -> Section:
-    rows = [
-        (
-            part.trials["subject"].iloc[0],
-            *part.data.shape,
-            part.trials["label"].nunique(),
-        )
-        for part in parts
-    ]
-    shapes = pd.DataFrame(rows, columns=["subject", "rows", "voxels", "stimuli"])
-    return Section("Betas", tables={"Shape of data": shapes})
+def _betas(parts: list[Bunch]) -> Tables:
+    rows = []
+    for part in parts:
+        subject, labels = part.trials["subject"].iloc[0], part.trials["label"]
+        rows.append((subject, *part.data.shape, labels.nunique()))
+    columns = ["subject", "rows", "voxels", "stimuli"]
+    return {"Shape of data": pd.DataFrame(rows, columns=columns)}
 
 
-def _rois(data: Bunch, contents: Contents, rois: pd.DataFrame) -> Section:
+def _rois(
+    data: Bunch, contents: Contents, rois: pd.DataFrame
+) -> tuple[Pictures, Tables]:
     pictures = []
     volumes = rois[(rois["unit"] == "voxels") & rois["n"].notna()]
     for subject, n_rois in volumes["subject"].value_counts(sort=False).items():
@@ -286,31 +276,26 @@ def _rois(data: Bunch, contents: Contents, rois: pd.DataFrame) -> Section:
         pictures.append(_picture(draw, (6, 4.5), caption, facecolor="black"))
     caption = "Sizes of ROIs, and quartiles of their noise ceilings in percent"
     counts = rois["n"].astype(object).where(rois["n"].notna(), "not on disk")
-    table = rois.assign(n=counts)
-    return Section("ROIs", pictures, {caption: table})
+    return pictures, {caption: rois.assign(n=counts)}
 
 
-def _trials(data: Bunch, trials: pd.DataFrame) -> Section:
+def _trials(data: Bunch, trials: pd.DataFrame) -> tuple[Pictures, Tables]:
     counts = trial_counts(trials, "subject")
-    pictures = [
-        _picture(
-            partial(plot_trials, data, str(subject)),
-            (5.6, 4.2),
-            f"{subject}: {counts[subject].sum():,} trials by session.",
-        )
-        for subject in counts
-    ]
+    pictures = []
+    for subject in counts:
+        caption = f"{subject}: {counts[subject].sum():,} trials by session."
+        draw = partial(plot_trials, data, str(subject))
+        pictures.append(_picture(draw, (5.6, 4.2), caption))
     table = counts.rename_axis(index=["source", "shown"], columns=None).reset_index()
-    return Section("Trials", pictures, {"Trials by the source of images": table})
+    return pictures, {"Trials by the source of images": table}
 
 
-def _noise_ceiling(rois: pd.DataFrame, ceiling: str) -> Section:
+def _noise_ceilings(rois: pd.DataFrame, ceiling: str) -> Pictures:
     rois = rois.dropna(subset="median")
     height = 1.4 + 0.22 * len(rois.groupby(["category", "name"]))
     caption = f"Map {ceiling}: median and quartiles over the voxels of each ROI."
     draw = partial(draw_noise_ceiling, rois, ceiling)
-    pictures = [] if rois.empty else [_picture(draw, (5.6, height), caption)]
-    return Section("Noise ceiling", pictures)
+    return [] if rois.empty else [_picture(draw, (5.6, height), caption)]
 
 
 def _picture(

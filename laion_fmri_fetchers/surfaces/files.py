@@ -27,7 +27,7 @@ from laion_fmri_fetchers.exceptions import (
     NotCachedError,
 )
 from laion_fmri_fetchers.layout.trees import HEMISPHERES, surface_name
-from laion_fmri_fetchers.query.arguments import refuse_offline, user_path
+from laion_fmri_fetchers.query.arguments import user_path
 
 # Surfaces whose vertices lie in the head; inflated ones and spheres lie nowhere.
 IN_SCANNER = ("white", "pial")
@@ -263,13 +263,14 @@ def _in_nilearn(name: str, mode: str) -> dict[str, Any]:
         files = {key: os.path.join(folder, name, f"{key}.gii.gz") for key in names}
         if all(map(os.path.isfile, files.values())):
             return files
-    missing = NotCachedError(
-        f"{name} is not on this machine, and mode='offline' downloads nothing. Let "
-        f"SUBJECTS_DIR name a folder of FreeSurfer's that holds {name}; or let nilearn "
-        f"download it, online: nilearn.datasets.fetch_surf_fsaverage({name!r}). "
-        f"target={SHIPPED!r} needs neither."
-    )
-    refuse_offline(mode, missing)
+    if mode == "offline":
+        raise NotCachedError(
+            f"{name} is not on this machine, and mode='offline' downloads nothing. Let "
+            f"SUBJECTS_DIR name a folder of FreeSurfer's that holds {name}; or let "
+            "nilearn download it, online: "
+            f"nilearn.datasets.fetch_surf_fsaverage({name!r}). target={SHIPPED!r} "
+            "needs neither."
+        )
     try:
         return fetch_surf_fsaverage(name)
     except (OSError, RuntimeError, ValueError) as error:

@@ -9,10 +9,10 @@ import nibabel as nib
 import numpy as np
 from sklearn.utils import Bunch
 
-from laion_fmri_fetchers.exceptions import InvalidQueryError, did_you_mean
+from laion_fmri_fetchers.exceptions import InvalidQueryError
 from laion_fmri_fetchers.messages import warn
 
-from .projection import open_image
+from .projection import check_choice, check_surfaces, open_image
 
 # From MNI305 to MNI152 coordinates, as FreeSurfer's documentation has it
 # (https://surfer.nmr.mgh.harvard.edu/fswiki/CoordinateSystems).
@@ -92,19 +92,9 @@ def project_to_mni(
         ceiling = data.noise_ceilings["sub-01"]["Allrep"]
         plot_stat_map(project_to_mni(ceiling, surfaces))
     """
-    if not (hasattr(surfaces, "to_mni305") and hasattr(surfaces, "subject")):
-        raise InvalidQueryError(
-            f"surfaces is a {type(surfaces).__name__}; it must be the Bunch that "
-            "fetch_laion_surfaces returned for a subject"
-        )
-    for name, value, valid in (
-        ("target", target, ("MNI152", "MNI305")),
-        ("interpolation", interpolation, ("linear", "nearest")),
-    ):
-        if value not in valid:
-            raise InvalidQueryError(
-                f"{name} is {value!r}; {did_you_mean(value, valid).rstrip('.')}"
-            )
+    check_surfaces(surfaces)
+    check_choice("target", target, ("MNI152", "MNI305"))
+    check_choice("interpolation", interpolation, ("linear", "nearest"))
     if surfaces.to_mni305 is None:
         raise InvalidQueryError(
             f"The bucket has no mri/transforms/talairach.xfm of {surfaces.subject}, by "

@@ -141,19 +141,9 @@ def project_to_surface(
             surfaces = fetch_laion_surfaces(subject, rois=None)
             maps.append(project_to_surface(ceiling, surfaces, target="fsaverage5"))
     """
-    if not (hasattr(surfaces, "sphere_reg") and hasattr(surfaces, "subject")):
-        raise InvalidQueryError(
-            f"surfaces is a {type(surfaces).__name__}; it must be the Bunch that "
-            "fetch_laion_surfaces returned"
-        )
-    for name, value, valid in (
-        ("target", target, ("fsnative", *TEMPLATES)),
-        ("interpolation", interpolation, ("linear", "nearest_most_frequent")),
-    ):
-        if value not in valid:
-            raise InvalidQueryError(
-                f"{name} is {value!r}; {did_you_mean(value, valid).rstrip('.')}"
-            )
+    check_surfaces(surfaces)
+    check_choice("target", target, ("fsnative", *TEMPLATES))
+    check_choice("interpolation", interpolation, ("linear", "nearest_most_frequent"))
     mode, verbose = check_mode(mode), check_verbose(verbose)
 
     from nilearn.surface import SurfaceImage
@@ -186,6 +176,26 @@ def project_to_surface(
     return SurfaceImage(mesh, values)
 
 
+def check_surfaces(surfaces: Any) -> None:
+    """Raise unless surfaces are those of one subject."""
+    if not (hasattr(surfaces, "sphere_reg") and hasattr(surfaces, "subject")):
+        advice = ""
+        if isinstance(surfaces, Bunch) and surfaces:
+            advice = f"; of several subjects, surfaces[{next(iter(surfaces))!r}]"
+        raise InvalidQueryError(
+            f"surfaces is a {type(surfaces).__name__}; it must be the Bunch that "
+            f"fetch_laion_surfaces returned for a subject{advice}"
+        )
+
+
+def check_choice(name: str, value: str, valid: tuple[str, ...]) -> None:
+    """Raise unless an argument is one of its valid values."""
+    if value not in valid:
+        raise InvalidQueryError(
+            f"{name} is {value!r}; {did_you_mean(value, valid).rstrip('.')}"
+        )
+
+
 def _check_mesh(img: SurfaceImage, surfaces: Bunch, target: str) -> None:
     """Raise unless values lie on the subject's surface and fsaverage is the target."""
     if target == "fsnative":
@@ -209,7 +219,7 @@ def open_image(img: Any, subject: str) -> OpenImage:
     if not is_path and not isinstance(img, nib.spatialimages.SpatialImage):
         raise InvalidQueryError(
             f"img is a {type(img).__name__}; give the path of a NIfTI file or an image "
-            "of nibabel, such as nilearn's functions return"
+            "of nibabel, such as betas.to_img(values) and nilearn's functions return"
         )
     file = user_path(img, "img") if is_path else img.get_filename() or ""
     extra = {} if is_path else img.extra  # what to_img of betas says of them
