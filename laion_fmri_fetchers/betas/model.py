@@ -18,7 +18,7 @@ import json
 import math
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import nibabel as nib
 import numpy as np
@@ -377,7 +377,8 @@ def _fit(
         if any(np.array_equal(mask, other) for other in tried):
             continue
         tried.append(mask)
-        for order in "CF":
+        orders: tuple[Literal["C", "F"], ...] = ("C", "F")
+        for order in orders:
             places = np.flatnonzero(mask.ravel(order=order))
             axes = np.unravel_index(places[rows], first.shape, order=order)
             if _are_equal(column, first[axes]).all():
