@@ -1,7 +1,7 @@
-"""A small S3-like server on a raw socket, which fails in the ways that networks do.
+"""A small S3-like server, which fails in the ways that servers and networks do.
 
-``FaultServer.faults[key]`` is a list of faults: each answer to a GET of the key takes
-the next, and the last one stays if it is wrapped in `always`. A fault is a function of
+``FaultServer.faults[key]`` is a list of faults: each answer to a request of the key
+takes the next, and stays with one that is wrapped in `always`. A fault is a function of
 the `Reply` that would be right; it changes the reply, or what becomes of it.
 """
 
@@ -9,35 +9,53 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
+import http.server
 import re
 import socket
+import socketserver
 import ssl
 import struct
+import subprocess
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from urllib.parse import unquote, urlsplit
-
-PART = 8 * 2**20
 
 
 @dataclasses.dataclass
 class Reply:
-    """An answer, and how it is sent: by default all of it, then the next."""
+    """An answer, and how it is sent: by default whole, and the connection stays."""
 
     status: int
     headers: dict[str, str]
     body: bytes
-    data: bytes
-    stop_after: int | None = None
+    data: bytes  # all of the object
+    query: str = ""  # of the request
+    stop_after: int | None = None  # bytes of the body, after which it ends by `then`
     then: str = "close"
-    rate: float = 0.0
-    piece: int = 2**16
-    delay: float = 0.0
+    rate: float = 0.0  # bytes a second
+    delay: float = 0.0  # seconds before the first byte
 
 
 Fault = Callable[[Reply], None]
+
+
+def _changing(**values: object) -> Fault:
+    return lambda reply: vars(reply).update(values)
+
+
+def fine(reply: Reply) -> None:
+    """Let a reply be right."""
+
+
+def always(fault: Fault) -> Fault:
+    """Let a fault happen from now on."""
+    lasting = functools.partial(fault)
+    lasting.lasts = True  # type: ignore[attr-defined]
+    return lasting
 
 
 def status(code: int, **headers: str) -> Fault:
@@ -45,8 +63,7 @@ def status(code: int, **headers: str) -> Fault:
 
     def fault(reply: Reply) -> None:
         reply.status, reply.body = code, b"<Error><Code>Some</Code></Error>"
-        reply.headers.clear()
-        reply.headers["Content-Length"] = str(len(reply.body))
+        reply.headers = {"Content-Length": str(len(reply.body))}
         reply.headers |= {name.replace("_", "-"): v for name, v in headers.items()}
 
     return fault
@@ -54,38 +71,32 @@ def status(code: int, **headers: str) -> Fault:
 
 def reset(after: int = 0) -> Fault:
     """Reset the connection after some bytes of the body."""
-    return lambda reply: _change(reply, stop_after=after, then="reset")
+    return _changing(stop_after=after, then="reset")
 
 
 def short(after: int) -> Fault:
     """Close the connection after some bytes of the body."""
-    return lambda reply: _change(reply, stop_after=after)
+    return _changing(stop_after=after)
 
 
 def stall(after: int = 0) -> Fault:
     """Send some bytes of the body, then nothing."""
-    return lambda reply: _change(reply, stop_after=after, then="stall")
-
-
-def drip(rate: float) -> Fault:
-    """Send the body a byte at a time."""
-    return lambda reply: _change(reply, rate=rate, piece=1)
+    return _changing(stop_after=after, then="stall")
 
 
 def slow(rate: float) -> Fault:
     """Send so many bytes a second."""
-    return lambda reply: _change(reply, rate=rate, piece=max(1, int(rate / 50)))
+    return _changing(rate=rate)
 
 
 def wait(seconds: float) -> Fault:
     """Send nothing at first."""
-    return lambda reply: _change(reply, delay=seconds)
+    return _changing(delay=seconds)
 
 
 def wrong_bytes(reply: Reply) -> None:
     """Send a byte that is not the object's."""
-    if reply.body:
-        reply.body = reply.body[:-1] + bytes([reply.body[-1] ^ 1])
+    reply.body = reply.body[:-1] + bytes([reply.body[-1] ^ 1])
 
 
 def wrong_length(difference: int) -> Fault:
@@ -98,9 +109,8 @@ def wrong_length(difference: int) -> Fault:
 
 
 def ignore_range(reply: Reply) -> None:
-    """Send all of the object."""
+    """Send all of the object, whatever is asked for."""
     reply.status, reply.body = 200, reply.data
-    reply.headers.pop("Content-Range", None)
     reply.headers["Content-Length"] = str(len(reply.body))
 
 
@@ -117,7 +127,7 @@ def no_range(reply: Reply) -> None:
 
 def no_length(reply: Reply) -> None:
     """Send the body without its length, and close the connection behind it."""
-    reply.headers.pop("Content-Length", None)
+    del reply.headers["Content-Length"]
     reply.stop_after = len(reply.body)
 
 
@@ -125,47 +135,38 @@ def chunked(reply: Reply) -> None:
     """Send the body without its length, in chunks."""
     del reply.headers["Content-Length"]
     reply.headers["Transfer-Encoding"] = "chunked"
-    pieces = [f"{len(reply.body):x}\r\n".encode(), reply.body, b"\r\n"]
-    reply.body = b"".join([*(pieces if reply.body else []), b"0\r\n\r\n"])
+    reply.body = b"%x\r\n%b\r\n0\r\n\r\n" % (len(reply.body), reply.body)
 
 
 def headers(**values: str) -> Fault:
     """Add headers."""
-    return lambda reply: reply.headers.update(
-        {name.replace("_", "-"): value for name, value in values.items()}
-    )
-
-
-def always(fault: Fault) -> Fault:
-    """Let a fault happen from now on."""
-
-    def lasting(reply: Reply) -> None:
-        fault(reply)
-
-    lasting.lasts = True  # type: ignore[attr-defined]
-    return lasting
-
-
-def fine(reply: Reply) -> None:
-    """Let a reply be right."""
-
-
-def _change(reply: Reply, **values: object) -> None:
-    for name, value in values.items():
-        setattr(reply, name, value)
+    named = {name.replace("_", "-"): value for name, value in values.items()}
+    return lambda reply: reply.headers.update(named)
 
 
 def etag_of(data: bytes, part: int | None = None) -> str:
     """Return the ETag of an object put in one part, or in parts of a size."""
     if part is None:
         return hashlib.md5(data).hexdigest()
-    digests = [
-        hashlib.md5(data[a : a + part]).digest() for a in range(0, len(data), part)
-    ]
-    return f"{hashlib.md5(b''.join(digests)).hexdigest()}-{len(digests)}"
+    starts = range(0, len(data), part)
+    digests = b"".join(hashlib.md5(data[a : a + part]).digest() for a in starts)
+    return f"{hashlib.md5(digests).hexdigest()}-{len(starts)}"
 
 
-class FaultServer:
+def make_certificate(folder: Path) -> tuple[str, ssl.SSLContext]:
+    """Make a certificate of this machine; return its file, and a server's context."""
+    certificate, key = folder / "certificate.pem", folder / "key.pem"
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes "
+    command += f"-keyout {key} -out {certificate} -subj /CN=test -days 9 "
+    command += "-addext subjectAltName=IP:127.0.0.1,DNS:localhost "
+    command += "-addext keyUsage=critical,digitalSignature,keyCertSign"
+    subprocess.run(command.split(), check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    return str(certificate), context
+
+
+class FaultServer(socketserver.ThreadingTCPServer):
     """A running server; a context manager.
 
     Attributes
@@ -178,7 +179,7 @@ class FaultServer:
         Key -> (content, ETag).
     faults : dict
         Key -> faults of the next answers.
-    on_request : callable or None
+    on_request : callable
         Called with the key before each answer.
     requests : list of tuple
         Key and headers (names in lower case) of every request so far.
@@ -186,40 +187,29 @@ class FaultServer:
         Bytes of bodies sent so far, the piece under way included.
     """
 
+    daemon_threads, allow_reuse_address, request_queue_size = True, True, 512
+
     def __init__(self, tls: ssl.SSLContext | None = None, port: int = 0) -> None:
-        self._tls = tls
         self.objects: dict[str, tuple[bytes, str | None]] = {}
         self.faults: dict[str, list[Fault]] = {}
-        self.on_request: Callable[[str], object] | None = None
+        self.on_request: Callable[[str], object] = lambda key: None
         self.requests: list[tuple[str, dict[str, str]]] = []
-        self.sent = 0
-        self._lock = threading.Lock()
-        self._stopped = threading.Event()
-        self._clients: set[socket.socket] = set()
-        self._threads: list[threading.Thread] = []
-        self._listener = socket.create_server(("127.0.0.1", port), backlog=512)
-        scheme = "https" if tls else "http"
-        self.port = self._listener.getsockname()[1]
-        self.url = f"{scheme}://127.0.0.1:{self.port}"
-        self._accepting = threading.Thread(target=self._accept, daemon=True)
-        self._accepting.start()
-
-    def __enter__(self) -> FaultServer:
-        return self
+        self.sent, self.lock, self.stopped = 0, threading.Lock(), threading.Event()
+        self._tls, self._clients = tls, set[socket.socket]()
+        super().__init__(("127.0.0.1", port), _Connection)
+        self.port = self.server_address[1]
+        self.url = f"http{'s' if tls else ''}://127.0.0.1:{self.port}"
+        self._thread = threading.Thread(target=self.serve_forever, args=(0.02,))
+        self._thread.start()
 
     def __exit__(self, *_: object) -> None:
-        self._stopped.set()
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        self._accepting.join()
-        with self._lock:
-            clients = list(self._clients)
-        for client in clients:
+        self.stopped.set()
+        self.shutdown()
+        self._thread.join()
+        self.server_close()
+        for client in list(self._clients):
             with contextlib.suppress(OSError):
                 socket.socket.shutdown(client, socket.SHUT_RDWR)
-        for thread in self._threads:
-            thread.join()
 
     def put(self, key: str, data: bytes, part: int | None = None) -> str:
         """Store an object; return its ETag."""
@@ -231,111 +221,88 @@ class FaultServer:
         """Return the number of requests for a key."""
         return sum(asked == key for asked, _ in self.requests)
 
-    def _accept(self) -> None:
-        while True:
-            try:
-                client, _ = self._listener.accept()
-            except OSError:
-                return
-            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            thread = threading.Thread(target=self._serve, args=(client,), daemon=True)
-            with self._lock:
-                self._threads.append(thread)
-            thread.start()
+    def get_request(self) -> tuple[socket.socket, tuple]:
+        """Accept a connection."""
+        client, address = super().get_request()
+        if self._tls:  # hands are shaken by the connection's own thread
+            options = {"server_side": True, "do_handshake_on_connect": False}
+            client = self._tls.wrap_socket(client, **options)
+        self._clients.add(client)
+        return client, address
 
-    def _serve(self, client: socket.socket) -> None:
-        received = b""
-        if self._tls:
-            try:
-                client = self._tls.wrap_socket(client, server_side=True)
-            except OSError:
-                client.close()
-                return
-        with self._lock:
-            self._clients.add(client)
-        with contextlib.suppress(OSError), client:
-            while not self._stopped.is_set():
-                head, found, rest = received.partition(b"\r\n\r\n")
-                if found:
-                    received = rest
-                    if not self._answer(client, head.decode("latin-1")):
-                        break
-                    continue
-                data = client.recv(65536)
-                if not data:
-                    break
-                received += data
-        with self._lock:
-            self._clients.discard(client)
+    def shutdown_request(self, request: socket.socket) -> None:  # type: ignore[override]
+        """Close a connection; one that is reset sends no farewell."""
+        self._clients.discard(request)
+        request.close()
 
-    def _answer(self, client: socket.socket, head: str) -> bool:
-        """Answer a request; tell whether the connection stays."""
-        first, *lines = head.split("\r\n")
-        fields = dict(line.split(": ", 1) for line in lines)
-        asked = {name.lower(): value for name, value in fields.items()}
-        key = unquote(urlsplit(first.split(" ")[1]).path).lstrip("/")
-        with self._lock:
-            self.requests.append((key, asked))
-        if self.on_request:
-            self.on_request(key)
-        reply = self._right(key, asked)
-        self._next_fault(key)(reply)
-        return self._send(client, reply)
+    def handle_error(self, *_: object) -> None:
+        """Pass over clients that break off."""
 
-    def _right(self, key: str, asked: dict[str, str]) -> Reply:
+    def next_fault(self, key: str) -> Fault:
+        """Return what is to happen to the next answer."""
+        with self.lock:
+            waiting = self.faults.get(key) or [fine]
+            return waiting[0] if hasattr(waiting[0], "lasts") else waiting.pop(0)
+
+
+class _Connection(http.server.BaseHTTPRequestHandler):
+    protocol_version, disable_nagle_algorithm = "HTTP/1.1", True
+    server: FaultServer
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        address = urlsplit(self.path)
+        key = unquote(address.path).lstrip("/")
+        asked = {name.lower(): value for name, value in self.headers.items()}
+        self.server.requests.append((key, asked))
+        self.server.on_request(key)
+        reply = self.right_reply(key, asked)
+        reply.query = address.query
+        self.server.next_fault(key)(reply)
+        self.send(reply)
+
+    do_CONNECT = do_GET  # noqa: N815
+
+    def right_reply(self, key: str, asked: dict[str, str]) -> Reply:
         """Return what a server without faults would answer."""
-        if key not in self.objects:
-            reply = Reply(404, {}, b"", b"")
-            status(404)(reply)
-            return reply
-        data, etag = self.objects[key]
-        if etag and asked.get("if-match", f'"{etag}"') != f'"{etag}"':
-            reply = Reply(412, {}, b"", data)
-            status(412)(reply)
-            return reply
+        data, etag = self.server.objects.get(key, (b"", None))
         reply = Reply(200, {"ETag": f'"{etag}"'} if etag else {}, data, data)
-        wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", asked.get("range", ""))
-        if wanted:
-            start, stop = int(wanted[1]), min(int(wanted[2]) + 1, len(data))
-            if start >= len(data):
-                status(416)(reply)
-                return reply
+        span = re.fullmatch(r"bytes=(\d+)-(\d+)", asked.get("range", ""))
+        if key not in self.server.objects:
+            status(404)(reply)
+        elif etag and asked.get("if-match", f'"{etag}"') != f'"{etag}"':
+            status(412)(reply)
+        elif span and int(span[1]) >= len(data):
+            status(416)(reply)
+        elif span:
+            start, stop = int(span[1]), min(int(span[2]) + 1, len(data))
             reply.status, reply.body = 206, data[start:stop]
             reply.headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(data)}"
         reply.headers["Content-Length"] = str(len(reply.body))
         return reply
 
-    def _next_fault(self, key: str) -> Fault:
-        with self._lock:
-            waiting = self.faults.get(key)
-            if not waiting:
-                return fine
-            if getattr(waiting[0], "lasts", False):
-                return waiting[0]
-            return waiting.pop(0)
-
-    def _send(self, client: socket.socket, reply: Reply) -> bool:
-        self._stopped.wait(reply.delay)
+    def send(self, reply: Reply) -> None:
+        self.server.stopped.wait(reply.delay)
         lines = [f"HTTP/1.1 {reply.status} Some", "Server: fault"]
         lines += [f"{name}: {value}" for name, value in reply.headers.items()]
-        client.sendall("\r\n".join([*lines, "", ""]).encode("latin-1"))
-        stop = len(reply.body) if reply.stop_after is None else reply.stop_after
-        began = time.monotonic()
-        for at in range(0, min(stop, len(reply.body)), reply.piece):
-            piece = reply.body[at : min(at + reply.piece, stop)]
-            with self._lock:
-                self.sent += len(piece)
-            client.sendall(piece)
-            if reply.rate:
-                due = began + (at + len(piece)) / reply.rate
-                if self._stopped.wait(max(0.0, due - time.monotonic())):
-                    return False
+        self.wfile.write("\r\n".join([*lines, "", ""]).encode("latin-1"))
+        body, began = reply.body[: reply.stop_after], time.monotonic()
+        step = max(1, int(reply.rate / 50)) if reply.rate else 2**16
+        for start in range(0, len(body), step):
+            piece = body[start : start + step]
+            with self.server.lock:
+                self.server.sent += len(piece)
+            self.wfile.write(piece)
+            due = began + (start + len(piece)) / reply.rate if reply.rate else 0.0
+            if self.server.stopped.wait(max(0.0, due - time.monotonic())):
+                raise ConnectionAbortedError
         if reply.stop_after is None:
-            return True
+            return
+        self.close_connection = True
         if reply.then == "stall":
-            client.recv(1)
-        if reply.then == "reset":
-            client.setsockopt(
-                socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
-            )
-        return False
+            self.connection.recv(1)
+        elif reply.then == "reset":
+            linger = struct.pack("ii", 1, 0)
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)

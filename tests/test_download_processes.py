@@ -1,23 +1,18 @@
-"""Many processes, one directory: with locks that work or do not, and killed.
+"""Many processes, one directory: with locks that work or do not, killed, and forked.
 
-A watcher hashes every file when it appears under its final name.
+A watcher hashes each file when it appears under its name.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fcntl
 import hashlib
 import multiprocessing
 import os
 import random
-import select
-import struct
-import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
 from fault_server import FaultServer, always, slow
@@ -26,85 +21,25 @@ from laion_fmri_fetchers.remote import download as downloading
 from laion_fmri_fetchers.remote import partial
 from laion_fmri_fetchers.remote.download import Download, download_files
 
-pytestmark = pytest.mark.skipif(
-    not sys.platform.startswith("linux"), reason="watches files with inotify"
+N_PROCESSES = 6
+BLOCK = 2**18
+SIZES = [*range(1000, 30_000, 2000), 2**18, *range(300_000, 3_000_000, 300_000)]
+CONTEXT = multiprocessing.get_context("forkserver")
+with_and_without_locks = pytest.mark.parametrize(
+    "locks_work", [True, False], ids=["locks", "no locks"]
 )
 
-N_PROCESSES = 16
-RANGE = 2**18
-SIZES = [
-    *range(1000, 30_000, 1000),
-    100_000,
-    2**18,
-    *range(300_000, 3_000_000, 300_000),
-]
 
-CONTEXT = multiprocessing.get_context("forkserver")
-
-
-def fetch_all(downloads, partial_dir, locks_work, ready):
+def fetch_all(downloads, partial_dir, locks_work, ready=None):
     """Run in a process of its own."""
-    partial.BLOCK, partial.PART_SIZES = RANGE, range(RANGE, 2**24)
+    partial.BLOCK, partial.PART_SIZES = BLOCK, range(BLOCK, 2**24)
     downloading.SMALL, downloading.POLL = 0, 0.02  # a lock for every file
     if not locks_work:
         fcntl.flock = fcntl.lockf = lambda *args: None
     if ready:
         ready.wait()
-    failed = download_files(
-        downloads, partial_dir=partial_dir, n_connections=4, timeout=10.0, verbose=0
-    )
-    assert failed == [], failed
-
-
-class Watcher:
-    """Hashes files when they appear, in a thread; a context manager.
-
-    Attributes
-    ----------
-    seen : list of tuple
-        Name and SHA-256 of each file at the moment it appeared.
-    """
-
-    MOVED_TO, CREATE, CLOSE_WRITE = 0x80, 0x100, 0x8
-
-    def __init__(self, folder: Path):
-        self.folder, self.seen = folder, []
-        libc = ctypes.CDLL(None, use_errno=True)
-        self.descriptor = libc.inotify_init1(os.O_CLOEXEC)
-        events = self.MOVED_TO | self.CREATE | self.CLOSE_WRITE
-        libc.inotify_add_watch(self.descriptor, os.fsencode(folder), events)
-        self.end, self.told = os.pipe()
-        self.thread = threading.Thread(target=self._watch)
-
-    def __enter__(self):
-        self.thread.start()
-        return self
-
-    def __exit__(self, *args):
-        os.write(self.told, b"x")
-        self.thread.join()
-        for descriptor in (self.descriptor, self.end, self.told):
-            os.close(descriptor)
-
-    def _watch(self):
-        while True:
-            readable, _, _ = select.select([self.descriptor, self.end], [], [])
-            if self.descriptor in readable:
-                self._hash(os.read(self.descriptor, 2**16))
-            elif self.end in readable:
-                return
-
-    def _hash(self, events):
-        at = 0
-        while at < len(events):
-            _, _, _, length = struct.unpack_from("iIII", events, at)
-            name = events[at + 16 : at + 16 + length].rstrip(b"\0").decode()
-            at += 16 + length
-            # Without locks, what another process began anew may be renamed, and is
-            # removed at once by whoever did so.
-            with contextlib.suppress(FileNotFoundError):
-                content = (self.folder / name).read_bytes()
-                self.seen.append((name, hashlib.sha256(content).hexdigest()))
+    options = {"n_connections": 4, "timeout": 30.0, "verbose": 0}
+    assert download_files(downloads, partial_dir=partial_dir, **options) == []
 
 
 @pytest.fixture
@@ -125,109 +60,95 @@ def downloads(server, tmp_path):
 
 
 @pytest.fixture
-def watcher(tmp_path):
-    (tmp_path / "files").mkdir()
-    with Watcher(tmp_path / "files") as running:
-        yield running
+def start(downloads, tmp_path):
+    """Return a function that starts a process which fetches all files."""
+
+    def start(locks_work, ready=None):
+        arguments = downloads, tmp_path / "partial", locks_work, ready
+        process = CONTEXT.Process(target=fetch_all, args=arguments, daemon=True)
+        process.start()
+        return process
+
+    return start
 
 
-def start(downloads, tmp_path, locks_work, ready):
-    args = (downloads, tmp_path / "partial", locks_work, ready)
-    process = CONTEXT.Process(target=fetch_all, args=args)
-    process.start()
-    return process
+def digest(data):
+    return hashlib.sha256(data).digest()
 
 
-def assert_all_well(server, downloads, watcher, tmp_path):
-    """Check what is there at the end, and all that was there before."""
-    expected = {
-        key: hashlib.sha256(data).hexdigest()
-        for key, (data, _) in server.objects.items()
-    }
-    for download in downloads:
-        digest = hashlib.sha256(download.path.read_bytes()).hexdigest()
-        assert digest == expected[download.id]
-    for _ in range(100):
-        if {name for name, _ in watcher.seen} == set(expected):
-            break
-        time.sleep(0.05)
-    assert {name for name, _ in watcher.seen} == set(expected)
-    assert all(digest == expected[name] for name, digest in watcher.seen)
-    assert sorted(os.listdir(tmp_path / "files")) == sorted(expected)
+@pytest.fixture
+def watched(server, tmp_path):
+    """Check each file when it appears, and at the end that all are there, alone."""
+    expected = {key: digest(data) for key, (data, _) in server.objects.items()}
+    folder, seen, is_over = tmp_path / "files", {}, threading.Event()
+    folder.mkdir()
+
+    def watch():
+        while not is_over.wait(0.001):
+            for name in set(os.listdir(folder)) - seen.keys():
+                seen[name] = digest((folder / name).read_bytes())
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    yield
+    is_over.set()
+    watching.join()
+    assert {p.name: digest(p.read_bytes()) for p in folder.iterdir()} == expected
+    assert seen.items() <= expected.items()
     assert os.listdir(tmp_path / "partial") == []
 
 
-@pytest.mark.parametrize("locks_work", [True, False])
-def test_processes_that_fetch_the_same_files(
-    server, downloads, watcher, tmp_path, locks_work
-):
+@with_and_without_locks
+@pytest.mark.usefixtures("watched")
+def test_processes_that_fetch_the_same_files(server, start, locks_work):
     ready = CONTEXT.Barrier(N_PROCESSES)
-    processes = [
-        start(downloads, tmp_path, locks_work, ready) for _ in range(N_PROCESSES)
-    ]
+    processes = [start(locks_work, ready) for _ in range(N_PROCESSES)]
     for process in processes:
         process.join(240)
         assert process.exitcode == 0
-    assert_all_well(server, downloads, watcher, tmp_path)
-    if locks_work:
-        assert server.sent <= 1.2 * sum(SIZES)
-    else:
-        assert server.sent > 1.2 * sum(SIZES)
+    assert (server.sent <= 1.2 * sum(SIZES)) == locks_work
 
 
-@pytest.mark.parametrize("locks_work", [True, False])
-def test_processes_that_are_killed(server, downloads, watcher, tmp_path, locks_work):
-    def held(reply):
+@with_and_without_locks
+@pytest.mark.usefixtures("watched")
+def test_processes_that_are_killed(server, downloads, start, locks_work):
+    def hold(reply):
         have_been_killed.wait(60)
         slow(1e6)(reply)
 
-    chance = random.Random(0)
-    have_been_killed = threading.Event()
-    for key in server.objects:
-        server.faults[key] = [always(slow(1e6))]
-    server.faults[key] = [always(held)]
-    processes = [start(downloads, tmp_path, locks_work, None) for _ in range(6)]
-    n_killed = 0
+    chance, have_been_killed, n_killed = random.Random(0), threading.Event(), 0
+    server.faults = {key: [always(slow(1e6))] for key in server.objects}
+    server.faults[downloads[-1].id] = [always(hold)]
+    processes = [start(locks_work) for _ in range(N_PROCESSES)]
     while not all(download.path.exists() for download in downloads):
         due = server.sent + chance.randrange(2_000_000)
         for _ in range(200):
             if server.sent >= due or not any(map(CONTEXT.Process.is_alive, processes)):
                 break
             time.sleep(0.01)
-        victim = chance.randrange(len(processes))
+        victim = chance.randrange(N_PROCESSES)
         processes[victim].kill()
         processes[victim].join()
-        processes[victim] = start(downloads, tmp_path, locks_work, None)
+        processes[victim] = start(locks_work)
         n_killed += 1
         if n_killed > 10:
             have_been_killed.set()
-    processes.append(start(downloads, tmp_path, locks_work, None))
-    for process in processes:
+    for process in [*processes, start(locks_work)]:
         process.join(240)
         assert process.exitcode == 0
-    assert_all_well(server, downloads, watcher, tmp_path)
 
 
-def test_forked_processes_download_after_their_parent_has(server, downloads, tmp_path):
+@pytest.mark.usefixtures("watched")
+def test_forked_processes_download_after_their_parent_has(downloads, tmp_path):
     """Nothing of a call, such as threads and connections, is kept for the next one."""
-
-    def fetch(files):
-        folder = tmp_path / "partial"
-        options = {"n_connections": 4, "timeout": 10.0, "verbose": 0}
-        assert download_files(files, partial_dir=folder, **options) == []
-
-    first, second = downloads[::2], downloads[1::2]
-    fetch(first)
+    options = {"partial_dir": tmp_path / "partial", "timeout": 30.0, "verbose": 0}
+    assert download_files(downloads[::2], **options) == []
     children = []
     for _ in range(2):
         child = os.fork()
         if not child:
             with contextlib.suppress(BaseException):
-                fetch(second)
-                os._exit(0)
+                os._exit(len(download_files(downloads[1::2], **options)))
             os._exit(1)
         children.append(child)
     assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
-    for download in downloads:
-        content, _ = server.objects[download.id]
-        assert download.path.read_bytes() == content

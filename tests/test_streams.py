@@ -50,13 +50,18 @@ any_stream = pytest.mark.parametrize("kind", STREAMS)
 
 
 @any_stream
-def test_any_stderr_works(kind, server, data_dir, tmp_path, monkeypatch):
+def test_any_streams_work(kind, server, data_dir, tmp_path, monkeypatch):
+    """In a call, and on the command line, which says if nobody reads what it prints."""
     monkeypatch.setattr(sys, "stderr", STREAMS[kind]())
-    folder = tmp_path / "données"
-    data = fetch_laion_fmri("sub-01", "PPA", 1, data_dir=folder, verbose=2)
-    assert len(data.images) == 1
-    report = verify_cache(data_dir=folder, verbose=2)
-    assert set(report["status"]) == {"ok"}
+    folder = tmp_path / "donn\u00e9es"
+    assert fetch_laion_fmri("sub-01", "PPA", 1, data_dir=folder, verbose=2).images
+    assert set(verify_cache(data_dir=folder, verbose=2)["status"]) == {"ok"}
+    monkeypatch.setattr(sys, "stdout", STREAMS[kind]())
+    is_broken = kind == "broken pipe"
+    assert main(["fetch", "--rois", "PPA", "--sessions", "1"]) == int(is_broken)
+    assert len(list(data_dir.rglob("*Betas_statmap.nii.gz"))) == 1
+    assert main(["fetch", "--rois", "PPX"]) == 2
+    assert main(["describe"]) == main(["status"]) == int(is_broken)
 
 
 def test_warnings_to_any_stderr_are_no_error(server, data_dir):
@@ -71,44 +76,35 @@ def test_warnings_to_any_stderr_are_no_error(server, data_dir):
     assert done.stdout == b"done"
 
 
-@any_stream
-def test_command_line_works_with_any_streams(kind, server, data_dir, monkeypatch):
-    for name in ("stdout", "stderr"):
-        monkeypatch.setattr(sys, name, STREAMS[kind]())
-    is_broken = kind == "broken pipe"
-    assert main(["fetch", "--rois", "PPA", "--sessions", "1"]) == int(is_broken)
-    assert len(list(data_dir.rglob("*Betas_statmap.nii.gz"))) == 1
-    assert main(["fetch", "--rois", "PPX"]) == 2
-    assert main(["describe"]) == main(["status"]) == int(is_broken)
+@pytest.mark.parametrize(
+    ("words", "out"),
+    [
+        ("status <&- >&- 2>&-", b""),
+        ("get-rois | head -n 1", b"AFP1\n"),
+        ("fetch-splits --names ood --json 2>&-", None),
+    ],
+    ids=["no streams", "closed pipe", "json without stderr"],
+)
+def test_a_shell_that_closes_streams(server, data_dir, words, out):
+    """Not even where stderr is missing do messages go to stdout."""
+    shell = f"{sys.executable} -m laion_fmri_fetchers {words}"
+    done = subprocess.run(shell, shell=True, capture_output=True, check=True)
+    assert done.stderr == b""
+    assert json.loads(done.stdout) if out is None else done.stdout == out
 
 
-def test_command_line_works_without_streams_and_with_a_closed_pipe(server, data_dir):
-    command = f"{sys.executable} -m laion_fmri_fetchers"
-    shell = f"{command} status <&- >&- 2>&-"
-    assert subprocess.run(shell, shell=True).returncode == 0
-    shell = f"{command} get-rois | head -n 1"
-    done = subprocess.run(shell, shell=True, capture_output=True)
-    assert (done.stdout, done.stderr) == (b"AFP1\n", b"")
-
-
-def test_json_is_alone_on_stdout(server, data_dir, tmp_path):
-    """Not even where stderr is missing do messages go there."""
-    with open(tmp_path / "out.json", "w") as out:
-        shell = f"{sys.executable} -m laion_fmri_fetchers doctor --json 2>&-"
-        subprocess.run(shell, shell=True, stdout=out)
-    assert json.loads((tmp_path / "out.json").read_text())
-
-
-def test_characters_that_a_terminal_lacks_are_escaped(server, data_dir, tmp_path):
+@pytest.mark.parametrize(
+    "words", [("initialize", "{}/\u30c7\u30fc"), ("fetch", "--where", "label=\u03b1")]
+)
+def test_characters_that_a_terminal_lacks_are_escaped(
+    server, data_dir, tmp_path, words
+):
     settings = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
-    for command in (
-        ["initialize", str(tmp_path / "\u30c7\u30fc\u30bf")],
-        ["fetch", "--sessions", "1", "--where", "label=\u03b1"],
-    ):
-        words = [sys.executable, "-m", "laion_fmri_fetchers", *command]
-        done = subprocess.run(words, env=settings, capture_output=True, check=True)
-        assert b"\\u" in done.stdout + done.stderr
-        assert b"Traceback" not in done.stderr
+    words = [word.replace("{}", str(tmp_path)) for word in words]
+    command = [sys.executable, "-m", "laion_fmri_fetchers", *words]
+    done = subprocess.run(command, env=settings, capture_output=True, check=True)
+    assert b"\\u" in done.stdout + done.stderr
+    assert b"Traceback" not in done.stderr
 
 
 @pytest.fixture

@@ -52,6 +52,10 @@ def bucket(bucket_folder, monkeypatch):
         yield server
 
 
+def state_of(path, **options):
+    return verify_cache(verbose=0, **options).set_index("id").loc[path, "status"]
+
+
 def test_downloaded_files_have_the_dates_of_their_objects(bucket, data_dir):
     data = fetch()
     for meta in data.images_meta:
@@ -59,13 +63,18 @@ def test_downloaded_files_have_the_dates_of_their_objects(bucket, data_dir):
         assert Path(meta["absolute_path"]).stat().st_mtime == date.timestamp()
 
 
-def test_a_table_replaced_at_its_key_with_the_same_size(bucket, cached, bucket_folder):
+@pytest.mark.parametrize("is_listed", [True, False])
+def test_a_table_replaced_at_its_key_with_the_same_size(
+    bucket, cached, bucket_folder, is_listed
+):
     old = fetch().trials
+    if not is_listed:  # then a later date alone would do
+        shutil.rmtree(cached / ".laion_fmri/listings")
     bucket.put(TABLE, swap_labels((bucket_folder / TABLE).read_bytes()))
     with pytest.warns(UserWarning, match="another version of 1 file.*trials"):
         again = fetch()
     assert again.trials["label"].equals(old["label"])
-    assert verify_cache(verbose=0).set_index("id").loc[TABLE, "status"] == "outdated"
+    assert state_of(TABLE) == "outdated"
     new = fetch(mode="overwrite")
     assert new.trials["label"][0] != old["label"][0]
     assert fetch_quietly().trials["label"].equals(new.trials["label"])
@@ -76,12 +85,10 @@ def test_a_file_that_was_cut_short_is_downloaded_again(
     bucket, cached, bucket_folder, n_bytes, capsys
 ):
     os.truncate(cached / TABLE, n_bytes)
-    verify = verify_cache(verbose=0).set_index("id")
-    assert verify.loc[TABLE, "status"] == "truncated"
+    assert state_of(TABLE) == "truncated"
     assert fetch_quietly(verbose=1).trials.shape[0]
-    assert (
-        f"Not whole on disk, and downloaded again: {TABLE}" in capsys.readouterr().err
-    )
+    said = f"Not whole on disk, and downloaded again: {TABLE}"
+    assert said in capsys.readouterr().err
     assert (cached / TABLE).read_bytes() == (bucket_folder / TABLE).read_bytes()
 
 
@@ -95,15 +102,15 @@ def test_a_directory_copied_with_its_times(bucket, cached, tmp_path):
 def test_a_directory_copied_without_its_times_is_verified_by_checksums(
     bucket, cached, tmp_path, bucket_folder
 ):
-    copy = tmp_path / "copy"
+    options = {"data_dir": tmp_path / "copy", "online": True, "verbose": 0}
     bucket.put(TABLE, swap_labels((bucket_folder / TABLE).read_bytes()))
-    shutil.copytree(cached, copy, copy_function=shutil.copyfile)
-    report = verify_cache(data_dir=copy, online=True, verbose=0).set_index("id")
-    assert report.loc[TABLE, "status"] == "altered"
-    assert set(report["status"].drop(TABLE)) == {"ok"}
-    repaired = verify_cache(data_dir=copy, online=True, repair=True, verbose=0)
+    shutil.copytree(cached, options["data_dir"], copy_function=shutil.copyfile)
+    report = verify_cache(**options)
+    assert list(report["id"][report["status"] == "altered"]) == [TABLE]
+    assert set(report["status"]) == {"ok", "altered"}
+    repaired = verify_cache(repair=True, **options)
     assert (repaired["status"] == "repaired").sum() == 1
-    assert fetch_quietly(data_dir=copy).trials.shape[0]
+    assert fetch_quietly(data_dir=options["data_dir"]).trials.shape[0]
 
 
 def test_a_directory_filled_by_other_tools(bucket, data_dir, bucket_folder):
@@ -111,9 +118,8 @@ def test_a_directory_filled_by_other_tools(bucket, data_dir, bucket_folder):
     shutil.copytree(bucket_folder, data_dir, dirs_exist_ok=True)
     for file in data_dir.rglob("*"):
         os.utime(file, (PUBLISHED, PUBLISHED))
-    data = fetch_quietly()
-    assert not data.images_meta[0]["outdated"]
-    assert [key for _, key, _ in bucket.requests if key] == []
+    assert not fetch_quietly().images_meta[0]["outdated"]
+    assert {key for _, key, _ in bucket.requests} == {""}
 
 
 def test_a_mirror_with_later_dates(bucket, cached, bucket_folder, monkeypatch):
@@ -123,27 +129,16 @@ def test_a_mirror_with_later_dates(bucket, cached, bucket_folder, monkeypatch):
         for key in (image["key"], TABLE):
             mirror.put(key, (bucket_folder / key).read_bytes())
         monkeypatch.setenv("LAION_FMRI_BUCKET_URL", mirror.url)
-        again = fetch_quietly().images_meta[0]
-    assert again == image
+        assert fetch_quietly().images_meta[0] == image
 
 
-def test_a_later_date_of_an_object_of_which_no_listing_was_kept(
-    bucket, cached, bucket_folder
-):
-    shutil.rmtree(cached / ".laion_fmri/listings")
-    bucket.put(TABLE, (bucket_folder / TABLE).read_bytes())
-    with pytest.warns(UserWarning, match="another version of 1 file.*trials"):
-        fetch()
-
-
-@pytest.mark.parametrize(("change", "is_outdated"), [(-0.9, 0), (-2, 0), (-2.1, 1)])
+@pytest.mark.parametrize(("change", "state"), [(-2, "ok"), (-2.1, "outdated")])
 def test_times_of_coarse_disks_and_listings_in_milliseconds(
-    bucket, cached, change, is_outdated
+    bucket, cached, change, state
 ):
     time = (cached / TABLE).stat().st_mtime + change
     os.utime(cached / TABLE, (time, time))
-    report = verify_cache(verbose=0).set_index("id")
-    assert (report.loc[TABLE, "status"] == "outdated") == is_outdated
+    assert state_of(TABLE) == state
 
 
 def test_an_object_without_a_date_is_told_by_its_size(cached, no_network):
@@ -155,8 +150,7 @@ def test_an_object_without_a_date_is_told_by_its_size(cached, no_network):
     os.utime(cached / TABLE, (1.0, 1.0))
     assert not fetch_quietly(mode="offline").images_meta[0]["outdated"]
     os.truncate(cached / TABLE, 10)
-    report = verify_cache(verbose=0).set_index("id")
-    assert report.loc[TABLE, "status"] == "truncated"
+    assert state_of(TABLE) == "truncated"
 
 
 def test_a_brain_mask_is_derived_anew_from_another_map(bucket, data_dir, bucket_folder):
