@@ -132,7 +132,7 @@ def version_on_disk(
     >>> version_on_disk("", "", {"id": "a.tsv", "etag": "d41d8cd9"})
     ('a.tsv', 'd41d8cd9')
     """
-    if record and record["etag"]:
+    if record and record.get("etag"):
         return record["id"], record["etag"]
     path = os.path.relpath(file, data_dir).replace(os.sep, "/") if file else ""
     name = record["id"] if record else file if path.startswith("..") else path

@@ -43,9 +43,9 @@ SAMPLE, SAMPLE_BLOCKS = 128, 8
 _LEAST_TELLING = 0.5
 
 # Bytes of a model file that are fetched at once for h5py, at most so often. Files as
-# GLMsingle writes them take two blocks, the first and one behind their values.
+# GLMsingle writes them take one or two: the first, and one behind their values.
 _BLOCK = 2**15
-STRUCTURE = 2 * _BLOCK
+STRUCTURE = _BLOCK
 _MOST_ROUNDS = 32
 
 # Volumes of a session differ in size by some percent, compressed.
@@ -328,6 +328,8 @@ def prove(
     is_grid = tuple(row_shape) == first.shape
     # Most voxels of the grid are outside of the brain, and tell nothing.
     rows = _spread(np.flatnonzero(support) if is_grid else np.arange(n_rows))
+    if not len(rows):
+        raise ModelError("the values of its first trial tell nothing")
     sample = np.empty((len(rows), n_columns), "<f4")
     read_rows(reader, model, offset, rows, sample, np.arange(len(rows)))
 
