@@ -132,7 +132,7 @@ def version_on_disk(
     >>> version_on_disk("", "", {"id": "a.tsv", "etag": "d41d8cd9"})
     ('a.tsv', 'd41d8cd9')
     """
-    about: dict[str, Any] = record or {}
+    about: Record = record or {}
     path = os.path.relpath(file, data_dir).replace(os.sep, "/") if file else ""
     name = about.get("id") or (file if path.startswith("..") else path)
     if about.get("etag"):
