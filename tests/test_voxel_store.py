@@ -265,8 +265,9 @@ def test_status_shows_the_store(server, capsys):
     fetch(sessions=[1, 2])
     status()
     shown = capsys.readouterr().out
-    assert "voxel store  sessions  voxels       size" in shown
-    assert shown.splitlines()[-1].split()[:3] == ["sub-01", "2", "4"]
+    assert shown.splitlines()[-2].split() == "voxel store sessions voxels size".split()
+    line = shown.splitlines()[-1].split()
+    assert line[:3] == ["sub-01", "2", "4"]
 
 
 @pytest.fixture

@@ -39,7 +39,7 @@ from laion_fmri_fetchers.messages import counted, listed, readable_size, tell, w
 from laion_fmri_fetchers.remote import retry
 from laion_fmri_fetchers.remote.objects import Fault
 from laion_fmri_fetchers.remote.progress import Progress
-from laion_fmri_fetchers.volumes import iter_volumes, read_header, scaled
+from laion_fmri_fetchers.volumes import read_header
 
 from . import store
 from .model import (
@@ -50,8 +50,8 @@ from .model import (
     save_mapping,
 )
 from .ranges import read_rows
+from .session import read_voxels
 from .sources import MissingVoxels, SourcePlan, read_version
-from .voxels import offsets_of
 
 if TYPE_CHECKING:
     from laion_fmri_fetchers.remote.objects import RemoteObject
@@ -389,21 +389,16 @@ def _extract(
                 f"{record['subject']} are {shape}."
             )
         table.check(n_volumes - 1, header)
-        # A file has the first axis varying fastest, a part the last.
-        offsets = offsets_of(voxels, shape)
-        n_gathered = max(1, min(n_volumes, _GATHERED // (4 * len(offsets))))
-        gathered = np.empty((n_gathered, len(offsets)), np.float32)
-        picked = np.empty(len(offsets), dtype=header.dtype)
-        store.note_etag(
-            folder, version, record["etag"] if version.size == record["size"] else None
-        )
+        etag = record["etag"] if version.size == record["size"] else None
+        store.note_etag(folder, version, etag)
+        n_gathered = max(1, min(n_volumes, _GATHERED // (4 * len(voxels))))
+        gathered = np.empty((n_gathered, len(voxels)), np.float32)
+        indices = range(n_volumes)
         with store.new_part(folder / str(version), voxels, n_volumes) as values:
-            for i, volume in enumerate(iter_volumes(header)):
+            for i, picked in enumerate(read_voxels(header, voxels, indices, "float32")):
                 if stop.is_set():
                     raise InterruptedError("the work was given up")
-                # numpy buffers `out` in its default mode; here offsets are in range.
-                np.take(volume, offsets, out=picked, mode="clip")
-                gathered[i % n_gathered] = scaled(header, picked, "float32")
+                gathered[i % n_gathered] = picked
                 n = i % n_gathered + 1
                 if n == n_gathered or i + 1 == n_volumes:
                     values[:, i + 1 - n : i + 1] = gathered[:n].T

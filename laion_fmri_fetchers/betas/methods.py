@@ -132,15 +132,16 @@ def version_on_disk(
     >>> version_on_disk("", "", {"id": "a.tsv", "etag": "d41d8cd9"})
     ('a.tsv', 'd41d8cd9')
     """
-    if record and record["etag"]:
-        return record["id"], record["etag"]
+    about: Record = record or {}
     path = os.path.relpath(file, data_dir).replace(os.sep, "/") if file else ""
-    name = record["id"] if record else file if path.startswith("..") else path
+    name = about.get("id") or (file if path.startswith("..") else path)
+    if about.get("etag"):
+        return name, about["etag"]
     if os.path.exists(file):
         stat = os.stat(file)
         return name, f"{stat.st_size} bytes, {iso_date(stat.st_mtime)}"
-    if record:
-        return name, f"{record['size']} bytes, {record['last_modified']}"
+    if about.get("size") and about.get("last_modified"):
+        return name, f"{about['size']} bytes, {about['last_modified']}"
     return name, None
 
 

@@ -18,7 +18,7 @@ import json
 import math
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import nibabel as nib
 import numpy as np
@@ -43,9 +43,9 @@ SAMPLE, SAMPLE_BLOCKS = 128, 8
 _LEAST_TELLING = 0.5
 
 # Bytes of a model file that are fetched at once for h5py, at most so often. Files as
-# GLMsingle writes them take two blocks, the first and one behind their values.
+# GLMsingle writes them take one or two: the first, and one behind their values.
 _BLOCK = 2**15
-STRUCTURE = 2 * _BLOCK
+STRUCTURE = _BLOCK
 _MOST_ROUNDS = 32
 
 # Volumes of a session differ in size by some percent, compressed.
@@ -208,10 +208,13 @@ def read_volume(
     reader: RangeReader,
     image: RemoteObject,
     name: str,
+    n_axes: int,
     n_volumes: int,
     decoders: Executor,
 ) -> tuple[np.ndarray, int]:
     """Read the first of about so many volumes, and no more of the file than it takes.
+
+    The image must have so many axes: 4, or 3 of a map.
 
     Returns
     -------
@@ -233,7 +236,7 @@ def read_volume(
     while True:
         content += reader.read_bytes(image, len(content), min(wanted, most))
         try:
-            return decoders.submit(_decode, content).result()
+            return decoders.submit(_decode, content, n_axes).result()
         except EOFError:
             wanted = int(1.25 * len(content)) + 2**14
             problem = f"its first {readable_size(most)} lack its first volume"
@@ -248,21 +251,26 @@ def read_volume(
             raise ModelError(f"of {name}, {problem}")
 
 
-def _decode(content: bytearray) -> tuple[np.ndarray, int]:
+def _decode(content: bytearray, n_axes: int) -> tuple[np.ndarray, int]:
     """Return the first volume of a ``.nii.gz``; raise EOFError if bytes are too few."""
     with igzip.IGzipFile(fileobj=io.BytesIO(content)) as stream:
         start = stream.read(nib.Nifti2Header.sizeof_hdr)
+        if len(start) < nib.Nifti1Header.sizeof_hdr:
+            raise EOFError
         stream.seek(0)
         is_nifti2 = nib.Nifti2Header.may_contain_header(start)
         image: Any = (nib.Nifti2Image if is_nifti2 else nib.Nifti1Image).from_stream(
             stream
         )
         shape, dtype = image.shape, image.get_data_dtype()
-        if len(shape) not in (3, 4) or dtype.kind not in "iuf" or min(shape) < 1:
+        if len(shape) != n_axes or dtype.kind not in "iuf" or min(shape) < 1:
             raise ModelError(f"it is {dtype} of shape {shape}")
         if image.dataobj.offset + math.prod(shape[:3]) * 8 > _LARGEST_VOLUME:
             raise ModelError("its header is not that of betas")
-        volume = image.dataobj[..., 0] if len(shape) == 4 else image.dataobj[...]
+        try:
+            volume = image.dataobj[..., 0] if n_axes == 4 else image.dataobj[...]
+        except ValueError as error:  # of nibabel, where the stream ends too early
+            raise EOFError from error
         return np.ascontiguousarray(volume, np.float32), math.prod(shape[3:])
 
 
@@ -307,7 +315,7 @@ def prove(
     """
     # At the same time, as each takes some round trips.
     with ThreadPoolExecutor(1) as pool:
-        wanted = reader, image, f"the image {image.id}", n_volumes, decoders
+        wanted = reader, image, f"the image {image.id}", 4, n_volumes, decoders
         coming = pool.submit(read_volume, *wanted)
         offset, (*row_shape, n_columns) = read_layout(reader, model)
         first, n_volumes = coming.result()
@@ -320,6 +328,8 @@ def prove(
     is_grid = tuple(row_shape) == first.shape
     # Most voxels of the grid are outside of the brain, and tell nothing.
     rows = _spread(np.flatnonzero(support) if is_grid else np.arange(n_rows))
+    if not len(rows):
+        raise ModelError("the values of its first trial tell nothing")
     sample = np.empty((len(rows), n_columns), "<f4")
     read_rows(reader, model, offset, rows, sample, np.arange(len(rows)))
 
@@ -332,7 +342,7 @@ def prove(
         masks = {"the grid": np.ones_like(support)}
     for name, mask in masks.items():
         if isinstance(mask, RemoteObject):
-            volume, _ = read_volume(reader, mask, name, 1, decoders)
+            volume, _ = read_volume(reader, mask, name, 3, 1, decoders)
             masks[name] = mask = (volume != 0) & np.isfinite(volume)
         if mask is not None and mask.shape != first.shape:
             raise ModelError(f"the image is {first.shape}, {name} {mask.shape}")
@@ -369,7 +379,8 @@ def _fit(
         if any(np.array_equal(mask, other) for other in tried):
             continue
         tried.append(mask)
-        for order in "CF":
+        orders: tuple[Literal["C", "F"], ...] = ("C", "F")
+        for order in orders:
             places = np.flatnonzero(mask.ravel(order=order))
             axes = np.unravel_index(places[rows], first.shape, order=order)
             if _are_equal(column, first[axes]).all():

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from laion_fmri_fetchers.exceptions import InvalidQueryError
-from laion_fmri_fetchers.volumes import iter_volumes, read_header, scaled
+from laion_fmri_fetchers.volumes import Header, iter_volumes, read_header, scaled
 
 from .store import read_blocks
 from .voxels import offsets_of
@@ -80,8 +80,16 @@ def read_session(
                 shifted = [position + columns.start for position in positions]
                 holes.setdefault(row, []).extend(shifted)
         return holes
-    picked = _picked_volumes(source, voxels, volumes, options)
-    return _add_volumes(picked, volumes, rows, options, out)
+    header = read_header(source)
+    # All of them, where statistics are.
+    indices = (
+        [*range(header.n_volumes)]
+        if options.standardize
+        else np.unique(volumes).tolist()
+    )
+    picked = read_voxels(header, voxels, indices, options.dtype)
+    indexed = zip(indices, picked, strict=True)
+    return _add_volumes(indexed, volumes, rows, options, out)
 
 
 def _copy_stored(
@@ -106,19 +114,30 @@ def _copy_stored(
         out[target, columns] = block.T
 
 
-def _picked_volumes(
-    file: str, voxels: np.ndarray, volumes: np.ndarray, options: RowOptions
-) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield index and values of an image's volumes; of all, where statistics are."""
-    header = read_header(file)
+def read_voxels(
+    header: Header, voxels: np.ndarray, indices: Sequence[int], dtype: str
+) -> Iterator[np.ndarray]:
+    """Yield the values of voxels in volumes of an image, in one pass.
+
+    Each is valid until the next one is read.
+
+    Parameters
+    ----------
+    header : Header
+        Of the image.
+    voxels : numpy.ndarray of int
+        Positions in a flat volume, the last axis varying fastest.
+    indices : sequence of int
+        The volumes, increasing.
+    dtype : str
+        A floating point type.
+    """
     offsets = offsets_of(voxels, header.shape)
-    needed = np.unique(volumes).tolist()
-    indices = range(header.n_volumes) if options.standardize else needed
     picked = np.empty(len(offsets), dtype=header.dtype)
-    for index, volume in zip(indices, iter_volumes(header, indices), strict=True):
+    for volume in iter_volumes(header, indices):
         # In its default mode, numpy would copy `out`; the offsets are in range.
         np.take(volume, offsets, out=picked, mode="clip")
-        yield index, scaled(header, picked, options.dtype)
+        yield scaled(header, picked, dtype)
 
 
 def _add_volumes(
