@@ -57,7 +57,7 @@ UPDATE = "Update this package, or report this to its developers."
 ADDRESS = "Check LAION_FMRI_BUCKET_URL, if you set it, and the network."
 CERTIFICATES = (
     "If your institute signs connections with a CA of its own, name its certificates "
-    "by REQUESTS_CA_BUNDLE ({}). Else check the clock of this machine."
+    "by REQUESTS_CA_BUNDLE ({}). Otherwise, check the clock of this machine."
 )
 PROXY = (
     "Check HTTPS_PROXY, HTTP_PROXY and ALL_PROXY. Ask your institute to let the proxy "

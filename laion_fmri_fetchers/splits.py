@@ -317,7 +317,7 @@ def _check_names(names: Any, ood_types: Any, pool: str) -> tuple[list[str], list
     if ood_types is None:
         return list(asked), sorted(OOD_TYPES)
     if "ood" not in asked:
-        raise InvalidQueryError("ood_types is given, but names lacks 'ood'")
+        raise InvalidQueryError("ood_types is given, but 'ood' is not among names")
     types = sorted({*_strings(ood_types, "ood_types")})
     for ood_type in types:
         _check_known(ood_type, OOD_TYPES, f"OOD type {ood_type!r}")
@@ -333,7 +333,7 @@ def _strings(given: Any, argument: str, nulls: bool = False) -> list[str]:
     for text in strings:
         if not (isinstance(text, str) or (nulls and is_null(text))):
             raise InvalidQueryError(
-                f"{argument} holds {_shown(text)}, which is no name"
+                f"{argument} holds {_shown(text)}, which is not a name"
             )
     return strings
 
@@ -404,8 +404,8 @@ def sources() -> Iterator[Source]:
         place = user_path(given, PLACE_VARIABLE)
         if not (os.path.isdir(place) or zipfile.is_zipfile(place)):
             raise InvalidQueryError(
-                f"{PLACE_VARIABLE} is {given!r}, which is no folder or zip archive; "
-                "name one that holds shared/tau.json and others"
+                f"{PLACE_VARIABLE} is {given!r}, which is neither a folder nor a zip "
+                "archive; name one that holds shared/tau.json and others"
             )
         yield Source("variable", place)
     url = (os.environ.get(URL_VARIABLE) or REPOSITORY_URL).rstrip("/")

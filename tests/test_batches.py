@@ -222,7 +222,7 @@ def test_what_is_no_dataset_is_named(betas, sources, tmp_path):
     captions = package.fetch_laion_captions(betas.trials, source="ai", verbose=0)
     stimuli = sources["stimuli"]
     for given, options, words in (
-        (betas, {"captions": captions}, "none by a person"),
+        (betas, {"captions": captions}, "no human caption"),
         (betas, {"stimuli": sources["embeddings"]}, "in place of stimuli"),
         ({"sub-01": betas}, {}, r"betas\['sub-01'\]"),
         (betas.trials, {}, "without data and trials"),

@@ -593,7 +593,7 @@ def test_faults_that_pass(server, quick, betas_folder, eba, name):
 @pytest.mark.parametrize("name", [*FAULTS][:3])
 def test_faults_that_last_and_go_on_from_there(server, quick, betas_folder, face, name):
     answers(server, model_key("ses-02"), FAULTS[name], always=True)
-    words = r"ses-02 of sub-01.*goes on from there"
+    words = r"ses-02 of sub-01.*resumes"
     for source in ("model", "auto"):
         fails(errors.DownloadError, words, fetch, sessions="all", source=source)
     server.faults.clear()

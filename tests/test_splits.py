@@ -401,7 +401,7 @@ def test_names_may_be_families_and_only_these_are_read(web, data_dir):
         ({"pool": "sub-02"}, "There is no pool 'sub-02'"),
         ({"pool": "sub-07"}, "no images of pool 'sub-07'"),
         ({"ood_types": "shapes"}, "did you mean 'shape'"),
-        ({"names": "tau", "ood_types": "shape"}, "names lacks 'ood'"),
+        ({"names": "tau", "ood_types": "shape"}, "'ood' is not among names"),
     ],
 )
 def test_wrong_arguments_are_named(arguments, words, bucket_alone):
@@ -669,7 +669,7 @@ def test_permutations_within_images_are_told(name, of_demo, tau):
     [
         (None, r"pass groups=trials\['label'\]"),
         (["a", "b"], "X has 3 rows, groups 2 labels"),
-        ([0, 1, 2], "groups holds 0, which is no name"),
+        ([0, 1, 2], "groups holds 0, which is not a name"),
         (np.zeros(3, int), r"groups holds (np.int64\()?0"),
         (["b", "b", "c"], "None of the 3 rows shows a train image of <StimulusSplit"),
     ],
@@ -776,7 +776,7 @@ def test_a_place_that_has_no_splits_is_named(
     if content:
         (tmp_path / "place").write_bytes(content)
     monkeypatch.setenv("LAION_FMRI_SPLITS", str(tmp_path / "place"))
-    with pytest.raises(InvalidQueryError, match="place.*no folder or zip archive"):
+    with pytest.raises(InvalidQueryError, match="place.*neither a folder nor"):
         splits("tau")
 
 

@@ -223,7 +223,7 @@ def _fill_from_model(
             if may_pass and not fault.remedy:
                 raise DownloadError(
                     f"Voxels of {session.name} could not be read: {fault.reason}. "
-                    "Sessions that arrived stay, and the same call goes on from there."
+                    "Sessions that arrived are kept, and the same call resumes."
                 ) from None
             raise ModelError(fault.reason) from fault
         session.record.update(size=image.size, etag=image.etag)

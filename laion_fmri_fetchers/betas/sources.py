@@ -297,7 +297,7 @@ def _check_model(session: MissingVoxels) -> None:
     if session.is_on_disk and (session.record["outdated"] or not is_same_size):
         raise InvalidQueryError(
             f"The image of {session.name} on disk is another version than the bucket "
-            "has, and what is on disk counts. Use source='images' with "
+            "has, and the file on disk takes precedence. Use source='images' with "
             "mode='overwrite', or remove it."
         )
 

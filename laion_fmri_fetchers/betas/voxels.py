@@ -113,7 +113,7 @@ def find_voxels(data: Bunch, subject: str, choice: VoxelChoice, grid: Header) ->
     offsets = offsets_of(np.flatnonzero(mask), grid.shape)
     if not len(offsets):
         raise InvalidQueryError(
-            f"No voxel of {subject} fulfils all of the criteria: the brain mask, rois, "
+            f"No voxel of {subject} meets all criteria: the brain mask, rois, "
             "mask_img and nc_threshold."
         )
     roi_masks = {roi: np.isin(offsets, within) for roi, within in in_rois.items()}
@@ -128,7 +128,7 @@ def find_voxels(data: Bunch, subject: str, choice: VoxelChoice, grid: Header) ->
             )
     elif empty:
         warn(
-            f"No voxel of {listed(empty)} of {subject} is left, by the brain mask, "
+            f"No voxel of {listed(empty)} of {subject} remains after the brain mask, "
             "mask_img and nc_threshold; on a coarse grid, a small ROI may have none."
         )
     ceilings = {name: _read_map(file, grid)[offsets] for name, file in maps.items()}

@@ -129,7 +129,7 @@ def read_catalog(
         if root and is_demo(root) and root["bucket"] != here:
             _warn_of_demo(data_dir)
         # Kept listings of another address may stand in for it, as mirrors move, unless
-        # the bucket that the user names was asked in vain.
+        # the bucket that the user names did not answer.
         is_bound = error is not None and bool(os.environ.get("LAION_FMRI_BUCKET_URL"))
         for each in wanted:
             kept = kept_listing(data_dir, each)

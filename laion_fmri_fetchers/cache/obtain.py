@@ -311,6 +311,6 @@ def _explain_failures(
     advice = "; allow_missing=True leaves the others out" if can_be_left_out else ""
     return DownloadError(
         f"{len(failed)} of {counted(n_files, 'file')} could not be downloaded. Files "
-        f"that arrived stay, and the same call resumes from there{advice}.{reasons}",
+        f"that arrived are kept, and the same call resumes{advice}.{reasons}",
         failed=failed,
     )

@@ -194,7 +194,7 @@ def list_prefixes(
     except Fault as fault:
         text = f"The bucket {url} cannot be listed: {fault.reason}. {ADVICE}"
         if fault.tries > 1:
-            raise UnreachableError(f"{text} Else check the network.") from None
+            raise UnreachableError(f"{text} Otherwise, check the network.") from None
         raise BucketError(text) from None
 
 

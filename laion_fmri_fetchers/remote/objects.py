@@ -30,7 +30,7 @@ class Fault(Exception):  # noqa: N818 - not an error until all tries have failed
     has_progressed : bool
         Whether so much arrived that tries are counted from the beginning.
     is_silent : bool
-        Whether a server that has never answered was waited for in vain.
+        Whether a server that has never answered kept silent.
     """
 
     reason: str

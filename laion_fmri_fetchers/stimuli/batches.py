@@ -186,7 +186,7 @@ def _human_captions(captions: pd.DataFrame, labels: np.ndarray) -> list[str]:
     missing = sorted({repr(label) for label in labels if label not in text})
     if missing:
         raise InvalidQueryError(
-            f"captions hold none by a person of {counted(len(missing), 'image')}: "
+            f"captions have no human caption of {counted(len(missing), 'image')}: "
             f"{listed(missing, 3)}"
         )
     return [text[label] for label in labels]
