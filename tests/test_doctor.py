@@ -54,7 +54,8 @@ def bucket(bucket_folder, monkeypatch, data_dir):
 @pytest.fixture
 def service(bucket, monkeypatch):
     """The access service in force, with a manifest that a test may change."""
-    with serve_access(bucket, terms_version="2026-05-12") as server:
+    with serve_access(bucket) as server:
+        server.terms_version = "2026-05-12"
         server.manifest = requests.get(f"{server.url}/api/v1/manifest").json()
         server.answers["/api/v1/manifest"] = lambda _: (200, {}, server.manifest)
         server.requests.clear()
