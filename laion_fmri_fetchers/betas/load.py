@@ -29,7 +29,7 @@ from .methods import version_on_disk
 from .result import make_betas, read_betas
 from .rows import TrialTable, average_trials, trial_tables, trials_of, warn_of_order
 from .session import Holes, RowOptions, count_finite, lazy_rows, read_session
-from .store import find_stored
+from .store import find_stored, session_folder
 from .voxels import VoxelChoice, Voxels, cached_header, find_voxels, on_grid
 
 
@@ -361,13 +361,12 @@ def grid_of(data: Bunch, subject: str) -> Header:
 
     Where the voxel store stands for the images, it is that of a mask.
     """
-    images = [
-        file
-        for file, meta in zip(data.images, data.images_meta, strict=True)
-        if meta["image_type"] == "betas" and meta["subject"] == subject
-    ]
-    on_disk = [file for file in images if os.path.exists(file)]
-    return cached_header((on_disk or [data.brain_masks.get(subject, images[0])])[0])
+    for file, meta in zip(data.images, data.images_meta, strict=True):
+        if meta["image_type"] == "betas" and meta["subject"] == subject:
+            store = session_folder(data.data_dir, subject, meta["session"])
+            if os.path.exists(file) or is_resampled(meta) or not store.exists():
+                return cached_header(file)
+    return cached_header(data.brain_masks[subject])
 
 
 def _find_sessions(
