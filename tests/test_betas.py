@@ -335,7 +335,7 @@ def test_what_is_not_on_disk_or_disagrees(cached, no_network):
     data.trials.loc[3, "beta_index"] = last + 1
     fails(CorruptImageError, "trial table has", load, data)
     data.trials.loc[3, "beta_index"] = beta_index
-    for file, name in ((data.images[0], "SingletrialBetas"), (data.rois[0], "FFA1")):
+    for file, name in ((data.rois[0], "FFA1"), (data.images[0], "SingletrialBetas")):
         os.unlink(file)
         fails(NotCachedError, name, load, data)
     without = fetch_laion_fmri("sub-03", None, **here)

@@ -168,7 +168,6 @@ DAMAGES = {
     "index gone": lambda part, index: index.unlink(),
     "index of others": lambda part, index: np.savez(index, voxels=[0, 1, 2]),
     "index of an array": lambda part, index: index.write_bytes(part.read_bytes()),
-    "no version": lambda part, index: (part.parent / "version.json").write_text("{}"),
 }
 
 

@@ -97,7 +97,8 @@ def _total(sizes: pd.Series) -> str:
 def _unfinished(data_dir: str) -> str:
     """Return number, size and place of unfinished downloads."""
     folder, sizes = partial_dir(data_dir), []
-    for file in folder.glob("*.part"):
+    # Path.glob raises where this user may not look.
+    for file in folder.glob("*.part") if os.path.isdir(folder) else ():
         with contextlib.suppress(OSError):  # it was finished meanwhile
             stat = file.stat()
             # Blocks are written at their places, so the file may be sparse.
