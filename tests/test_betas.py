@@ -165,7 +165,7 @@ def test_a_roi_of_which_nothing_is_left_is_a_warning(data):
     best = {roi: ceiling[inside].max() for roi, inside in betas.roi_masks.items()}
     low, *_, high = sorted(best, key=best.get)
     chosen = {"rois": [low, high], "nc_threshold": (best[low] + best[high]) / 2}
-    warned(f"No voxel of {low} of sub-01 is left", load, data, **chosen)
+    warned(f"No voxel of {low} of sub-01 remains", load, data, **chosen)
 
 
 @pytest.mark.parametrize("call", [fetch_laion_betas, load])
