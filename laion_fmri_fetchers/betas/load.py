@@ -157,7 +157,7 @@ def load_betas(
         - ``noise_ceiling(n_repeats, noise_ceiling="Allrep")``: percent per voxel, for
           averages of any number of trials, or (``"averaged"``) for those in ``data``;
           derived from the published map.
-        - ``to_xarray()``: an :class:`xarray.DataArray` of trials x voxels, with the
+        - ``to_xarray()``: an ``xarray.DataArray`` of trials x voxels, with the
           columns of ``trials``, coordinates, ROI masks and noise ceilings.
         - ``methods()``: a paragraph for a paper, on what this is and what to cite.
         - ``save(path)``: all of these keys in one file, for ``load_betas(path)``.
