@@ -329,7 +329,8 @@ def _distinct(df: pd.DataFrame, field: str) -> tuple[Sequence, dict[Any, Any]]:
         keys: Sequence = df[field].tolist()
         return keys, {key: null_as_none(key) for key in dict.fromkeys(keys)}
     # Each row by itself: lists have no hash, and 1, 1.0 and True have one.
-    values = enumerate(df[[field]].to_dict("list")[field])
+    # As objects, or pandas before 3 gives timedelta64, whose 0 equals False.
+    values = enumerate(df[[field]].astype(object).to_dict("list")[field])
     return range(len(df)), {row: null_as_none(value) for row, value in values}
 
 
