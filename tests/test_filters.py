@@ -621,3 +621,8 @@ def test_functions_get_plain_dicts_with_none_for_null():
         {"i": 1, "f": None, "t": pd.Timestamp("2024-05-06"), "s": "x"},
         {"i": None, "f": 2.5, "t": None, "s": None},
     ]
+
+
+def test_no_duration_is_not_false():
+    frame = pd.DataFrame({"a": pd.to_timedelta([0], unit="s")})
+    assert not ResultFilter(a=False).mask(frame).any()
