@@ -151,6 +151,12 @@ def test_of_several_models_one_is_chosen(betas, sources):
     fails(InvalidQueryError, "cut all keys alike", align, clip.image_names, clip)
 
 
+def test_of_an_image_that_is_named_twice_the_first_row_counts():
+    table = pd.DataFrame({"x": [1, 2, 3]}, index=["a.jpg", "b.jpg", "a.jpg"])
+    aligned = align(["b.jpg", "a.jpg"], Bunch(metadata=table))
+    assert aligned["x"].tolist() == [2, 1]
+
+
 def test_what_cannot_be_aligned_is_named():
     captions = Bunch(captions=pd.DataFrame({"image_name": []}), image_names=[])
     for trials, source, message in (
