@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
-from checks import fails, warned
+from checks import fails, no_warnings, warned
 from PIL import Image
 from sklearn.utils import Bunch
 
@@ -141,11 +141,20 @@ def test_of_several_models_one_is_chosen(betas, sources):
         fails(InvalidQueryError, "SigLIP2", align, betas.trials, source, **options)
     fails(InvalidQueryError, "single one", LaionDataset, betas, embeddings=source)
     clip = sources["embeddings"]
-    clip.valid["CLIP"][clip.image_names.index(betas.trials["label"].iloc[0])] = False
+    first = betas.trials["label"].iloc[0]
+    clip.valid["CLIP"][clip.image_names.index(first)] = False
     for use in (align, lambda trials, source: LaionDataset(betas, embeddings=source)):
         warned("no valid embedding of 1 image", use, betas.trials, clip)
+    with no_warnings():
+        align(betas.trials[betas.trials["label"] != first], clip)
     clip.image_names = clip.image_names[1:]
     fails(InvalidQueryError, "cut all keys alike", align, clip.image_names, clip)
+
+
+def test_of_an_image_that_is_named_twice_the_first_row_counts():
+    table = pd.DataFrame({"x": [1, 2, 3]}, index=["a.jpg", "b.jpg", "a.jpg"])
+    aligned = align(["b.jpg", "a.jpg"], Bunch(metadata=table))
+    assert aligned["x"].tolist() == [2, 1]
 
 
 def test_what_cannot_be_aligned_is_named():

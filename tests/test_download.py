@@ -715,6 +715,28 @@ def test_who_holds_the_lock_is_waited_for(server, folder, locked):
     assert left(folder) == []
 
 
+def test_a_holder_that_writes_is_waited_for_longer(server, folder, locked, monkeypatch):
+    monkeypatch.setattr(downloading, "PATIENCE", 1.5)
+    (download, lock), place = locked, folder / "partial"
+    part = place / f"{partial.part_name(str(place), download)}.part"
+
+    def write():
+        for _ in range(50):
+            part.write_bytes(b"a part of it")
+            time.sleep(0.05)
+        download.path.parent.mkdir(exist_ok=True)
+        download.path.write_bytes(server.objects["file"][0])
+        Path(lock.lock_file).unlink()
+        lock.release()
+
+    writing = threading.Thread(target=write)
+    writing.start()
+    assert fetch(download, folder, timeout=0.05) == []
+    writing.join()
+    assert server.count("file") == 0
+    assert_whole(server, download)
+
+
 @pytest.mark.parametrize("is_failing", [False, True])
 def test_a_lock_of_no_use_is_not_waited_for(
     server, folder, locked, is_failing, monkeypatch

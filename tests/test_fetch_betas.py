@@ -491,6 +491,14 @@ def test_images_that_disagree_with_masks_or_trials(server, values, axis):
         fails(CorruptImageError, "ses-01", fetch, source=source)
 
 
+def test_models_that_disagree_with_trials(server, store, betas_folder):
+    """Also where their image lacks the same trial."""
+    bucket.put_session(server, betas_folder, lambda values: values[..., 1:])
+    words = "39 columns, but the trial table 40 trials"
+    fails(CorruptImageError, words, fetch, source="model")
+    assert not [*store.rglob("*.npy")]
+
+
 FORMS = {
     "AFNI's extension": (nib.Nifti1Image, "<f4", (1, 0)),
     "NIfTI-2 with AFNI's extension": (nib.Nifti2Image, "<f8", (1, 0)),

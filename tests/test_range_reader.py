@@ -99,6 +99,17 @@ def test_a_fault_that_lasts(server, target, reader, fault, status, remedy, reaso
     assert reader.read_bytes(other, 0, 100) == CONTENT[:100]
 
 
+def test_tries_are_counted_from_the_last_progress(server, target, reader):
+    """That of an earlier try does not let a server that fails be asked for ever."""
+    content = bytes(2**21)
+    server.put("model", content)
+    target = target._replace(size=2**21, etag=faults.etag_of(content))
+    server.faults["model"] = [faults.short(3 * 2**19), *9 * [faults.status(503)]]
+    with pytest.raises(Fault, match="503"):
+        reader.read_bytes(target, 0, 2**21)
+    assert server.count("model") == 4
+
+
 def test_an_object_of_another_size(server, target, reader):
     with pytest.raises(Fault, match="300000 bytes of it instead of 300001"):
         reader.read_bytes(target._replace(size=300_001), 1, 200)

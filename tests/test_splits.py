@@ -46,7 +46,7 @@ from laion_fmri_fetchers.exceptions import (
     InvalidQueryError,
     NotCachedError,
 )
-from laion_fmri_fetchers.splits import StimulusSplit
+from laion_fmri_fetchers.splits import StimulusFolds, StimulusSplit
 
 PUBLISHED = Path(
     os.environ.get("LAION_FMRI_TEST_SPLITS")
@@ -471,6 +471,13 @@ def test_images_of_later_sessions_and_nulls_are_in_neither_set():
         train, test = split.masks(["a", None, float("nan"), "b"])
     assert train.tolist() == [True, False, False, False]
     assert test.tolist() == [False, False, False, True]
+
+
+def test_rows_that_any_split_of_a_family_has_are_not_left_out():
+    halves = StimulusSplit(["a"], ["b"], "own_0"), StimulusSplit(["b"], ["c"], "own_1")
+    with no_warning():
+        found = [*StimulusFolds(halves).split("abc", groups=["a", "b", "c"])]
+    assert [(*train, *test) for train, test in found] == [(0, 1), (1, 2)]
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from calls import warnings_of
 
 from laion_fmri_fetchers import fetch_laion_fmri, verify_cache
 from laion_fmri_fetchers.demo import serve_bucket
@@ -139,6 +140,17 @@ def test_times_of_coarse_disks_and_listings_in_milliseconds(
     time = (cached / TABLE).stat().st_mtime + change
     os.utime(cached / TABLE, (time, time))
     assert state_of(TABLE) == state
+    told = ["another version" in text for text in warnings_of(fetch)]
+    assert told == [True] * (state == "outdated")
+
+
+def test_without_etags_a_later_date_is_another_version(bucket, cached, bucket_folder):
+    bucket.objects[TABLE] = bucket.objects[TABLE]._replace(etag="")
+    fetch_quietly()
+    bucket.put(TABLE, swap_labels((bucket_folder / TABLE).read_bytes()))
+    bucket.objects[TABLE] = bucket.objects[TABLE]._replace(etag="")
+    with pytest.warns(UserWarning, match="another version of 1 file.*trials"):
+        fetch()
 
 
 def test_an_object_without_a_date_is_told_by_its_size(cached, no_network):

@@ -219,6 +219,15 @@ def test_a_damaged_mapping_is_proved_again(server, log, store, betas_folder):
     assert log.keys == {MODEL}
 
 
+def test_a_model_is_proved_anew_for_a_new_image(server, betas_folder):
+    fetch(source="model")
+    model = server.objects[MODEL].value
+    put_session(server, betas_folder, 2)
+    server.put(MODEL, model)
+    words = "its rows are not the voxels"
+    fails(errors.CorruptImageError, words, fetch, "EBA", source="model")
+
+
 # Places
 
 
