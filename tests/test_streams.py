@@ -53,7 +53,7 @@ any_stream = pytest.mark.parametrize("kind", STREAMS)
 def test_any_streams_work(kind, server, data_dir, tmp_path, monkeypatch):
     """In a call, and on the command line, which says if nobody reads what it prints."""
     monkeypatch.setattr(sys, "stderr", STREAMS[kind]())
-    folder = tmp_path / "donn\u00e9es"
+    folder = tmp_path / "données"
     assert fetch_laion_fmri("sub-01", "PPA", 1, data_dir=folder, verbose=2).images
     assert set(verify_cache(data_dir=folder, verbose=2)["status"]) == {"ok"}
     monkeypatch.setattr(sys, "stdout", STREAMS[kind]())
