@@ -268,3 +268,31 @@ def test_torch_is_not_imported():
     code = "import sys; from laion_fmri_fetchers import LaionDataset; "
     code += "sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def with_mean(item):
+    """Be a transform that spawned workers can import."""
+    return {**item, "mean": float(item["betas"].mean())}
+
+
+@pytest.mark.parametrize("method", [None, "fork", "spawn"])
+def test_the_data_loader_of_torch(betas, sources, method):
+    data = pytest.importorskip("torch.utils.data")
+    given = {kind: sources[kind] for kind in ("stimuli", "embeddings", "captions")}
+    dataset = LaionDataset(betas, **given, transform=with_mean, size=32)
+    loader = data.DataLoader(
+        dataset,
+        batch_size=16,
+        num_workers=2 if method else 0,
+        multiprocessing_context=method,
+        persistent_workers=bool(method),
+    )
+    for _ in range(2):  # epochs
+        batches = list(loader)
+        assert [len(batch["label"]) for batch in batches] == [16, 16, 8]
+        for name in ("betas", "embedding", "image", "repetition", "mean"):
+            values = np.concatenate([batch[name].numpy() for batch in batches])
+            assert np.array_equal(values, [dataset[i][name] for i in range(40)]), name
+        for name in ("label", "caption", "subject", "session"):
+            values = [text for batch in batches for text in batch[name]]
+            assert values == [dataset[i][name] for i in range(40)]
