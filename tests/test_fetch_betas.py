@@ -705,7 +705,9 @@ def test_what_is_announced_is_what_is_read(server, capsys, rois):
         fetch(wanted, "all", source=source, verbose=1)
         assert 0.8 * log.n_bytes() <= planned <= 1.2 * log.n_bytes()
         said = f"Reading about {readable_size(planned)} of 3 model files"
-        assert said in capsys.readouterr().err
+        shown = capsys.readouterr().err
+        assert said in shown
+        assert " 0 sessions" not in shown
 
 
 # Selections of trials

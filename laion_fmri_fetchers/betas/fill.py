@@ -322,6 +322,8 @@ def fill_from_images(
     NotCachedError
         If an image is not on disk.
     """
+    if not sessions:  # no line on nothing
+        return
     n_threads = max(1, joblib.effective_n_jobs(n_jobs))
     stop = threading.Event()
     waiting: deque[tuple[MissingVoxels, futures.Future[None]]] = deque()

@@ -67,7 +67,8 @@ class Catalog(NamedTuple):
 def _gc_paused() -> Iterator[None]:
     """Let Python not look for cycles, of which objects of listings have none.
 
-    Else it walks again and again over half a million of them: half of the time.
+    Otherwise it walks half a million of them again and again, which takes as long as to
+    parse them.
     """
     was_enabled = gc.isenabled()
     gc.disable()

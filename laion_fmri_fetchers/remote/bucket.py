@@ -8,13 +8,11 @@ path-style addresses both fit that.
 
 from __future__ import annotations
 
-import functools
 import os
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from datetime import datetime, timezone
-from html import unescape
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote, unquote, unquote_plus, urlencode, urlsplit
 from xml.etree import ElementTree as ET
@@ -26,7 +24,7 @@ from laion_fmri_fetchers.exceptions import (
 )
 
 if TYPE_CHECKING:
-    from concurrent.futures import Future
+    from .client import Client
 
 PUBLIC_BUCKET = "s3://laion-fmri"
 DEFAULT_BUCKET_URL = "https://laion-fmri.s3.us-west-2.amazonaws.com"
@@ -36,8 +34,6 @@ ADVICE = (
 )
 # Bytes of a page: S3's have 1,000 keys, of 1 kB each at most, with 0.5 kB about it.
 _LARGEST_PAGE = 2**23
-# What the next page is asked for with.
-_TOKEN = re.compile(rb"<NextContinuationToken>\s*([^<\s]+)\s*<")
 # Connections for documents; a web server gives no more to one client.
 _N_DOCUMENTS = 8
 
@@ -183,13 +179,8 @@ def list_prefixes(
 
     url = bucket_url()
     try:
-        with (
-            Client(n_connections, timeout) as client,
-            Threads(n_connections) as pages,
-            Threads(n_connections) as pool,
-        ):
-            fetch = functools.partial(pages.submit, client.retrying, client.fetch)
-            listings = [pool.submit(_list_all, fetch, url, *each) for each in wanted]
+        with Client(n_connections, timeout) as client, Threads(n_connections) as pool:
+            listings = [pool.submit(_list_all, client, url, *each) for each in wanted]
             return gather(listings, f"{url} to list its files", verbose)
     except Fault as fault:
         text = f"The bucket {url} cannot be listed: {fault.reason}. {ADVICE}"
@@ -199,9 +190,9 @@ def list_prefixes(
 
 
 def _list_all(
-    fetch: Callable[[str, int], Future], bucket: str, prefix: str, delimiter: str
+    client: Client, bucket: str, prefix: str, delimiter: str
 ) -> dict[str, Any]:
-    """Return a listing, page by page; by a thread. ``fetch`` is done by another."""
+    """Return a listing, page by page; by a thread."""
     listing: dict[str, Any] = {"prefix": prefix, "delimiter": delimiter}
     listing |= {"bucket": bucket, "listed_at": time.time(), "n_pages": 0, "n_bytes": 0}
     listing |= {"objects": [], "prefixes": []}
@@ -209,20 +200,16 @@ def _list_all(
     if delimiter:
         query["delimiter"] = delimiter
     what = f"the listing of {repr(prefix) if prefix else 'the top level'} in {bucket}"
-    coming, last_name = fetch(f"{bucket}/?{urlencode(query)}", _LARGEST_PAGE), ""
+    last_name = ""
     while True:
-        answer = coming.result()
+        url = f"{bucket}/?{urlencode(query)}"
+        answer = client.retrying(client.fetch, url, _LARGEST_PAGE)
         if answer.status != 200:
             words = {403: "The server denies", 404: "No such bucket; it should have"}
             reason = f"{words.get(answer.status, 'The server does not send')} {what}"
             raise BucketError(f"{reason} (status {answer.status}). {ADVICE}")
-        # The next page comes while this one is parsed, which takes as long.
-        token = _TOKEN.search(answer.body)
-        if token:
-            query["continuation-token"] = unescape(token[1].decode(errors="replace"))
-            coming = fetch(f"{bucket}/?{urlencode(query)}", _LARGEST_PAGE)
         try:
-            objects, prefixes, is_last = _parse_page(answer.body)
+            objects, prefixes, token = _parse_page(answer.body)
         except (ET.ParseError, ValueError, LookupError) as error:
             text = f"The answer to {what} is not a listing: {error}. {ADVICE}"
             raise BucketError(text) from None
@@ -231,7 +218,7 @@ def _list_all(
         listing["prefixes"] += prefixes
         listing["n_pages"] += 1
         listing["n_bytes"] += len(answer.body)
-        if is_last:
+        if token is None:
             return listing
         before = last_name
         last_name = max([*prefixes, *(each.key for each in objects)], default="")
@@ -240,10 +227,11 @@ def _list_all(
                 f"The server breaks off {what}, or repeats it, without saying how to "
                 f"continue. {ADVICE}"
             )
+        query["continuation-token"] = token
 
 
-def _parse_page(content: bytes) -> tuple[list[Object], list[str], bool]:
-    """Return objects, prefixes, and whether this is the last page.
+def _parse_page(content: bytes) -> tuple[list[Object], list[str], str | None]:
+    """Return objects, prefixes and the token of the next page; None after the last.
 
     Raises
     ------
@@ -265,7 +253,9 @@ def _parse_page(content: bytes) -> tuple[list[Object], list[str], bool]:
         objects.append(Object(decode(key), int(size), etag, date))
     found = root.iterfind("CommonPrefixes/Prefix")
     prefixes = [decode(element.text or "") for element in found]
-    return objects, prefixes, root.findtext("IsTruncated") != "true"
+    if root.findtext("IsTruncated") != "true":
+        return objects, prefixes, None
+    return objects, prefixes, root.findtext("NextContinuationToken") or ""
 
 
 def read_documents(

@@ -14,7 +14,6 @@ import queue
 import re
 import ssl
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_EXCEPTION, CancelledError, Future, wait
 from email.utils import mktime_tz, parsedate_tz
@@ -135,7 +134,6 @@ class Client(contextlib.AbstractContextManager["Client"]):
             self.n_connections = max(1, min(n_connections, n_free // 5))
         # Takes a line that says what will be tried again, and when; from any thread.
         self.told: Callable[[str], object] = lambda _: None
-        self.latency = 0.0  # seconds from the last request to its answer
         self.is_closed = threading.Event()
         first = min(timeout, CONNECT_TIMEOUT)
         self._timeout = urllib3.Timeout(connect=first, read=timeout)
@@ -338,7 +336,6 @@ class Client(contextlib.AbstractContextManager["Client"]):
     ) -> urllib3.BaseHTTPResponse:
         """Send a request, and follow redirects."""
         for _ in range(_REDIRECTS):
-            began = time.monotonic()
             response = self._manager(url).urlopen(
                 method,
                 url,
@@ -349,7 +346,7 @@ class Client(contextlib.AbstractContextManager["Client"]):
                 preload_content=False,
                 timeout=self._timeout,
             )
-            self._has_answered, self.latency = True, time.monotonic() - began
+            self._has_answered = True
             location = response.get_redirect_location()
             if not (follow and location):
                 return response
