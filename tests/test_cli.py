@@ -331,6 +331,6 @@ def test_demo_walks_through_the_package(tmp_path, run, monkeypatch):
     n_announced = re.search(r"Downloading (\d+) files", err)[1]
     for words in (
         *("access is granted", "offline", "256 trials x 4 voxels of 4 sessions"),
-        f"8 tables of trials and {n_announced} other files",
+        f"8 trial tables and {n_announced} other files",
     ):
         assert words in out

@@ -63,14 +63,15 @@ def run_demo(output: str | os.PathLike | None = None) -> Path:
             "rois": ["face", "place", "body", "motion", "retinotopy"],
             "trial_filter": {"n_reps": 12},
         }
-        print(f'\nfetch_laion_fmri("all", **{query})', flush=True)
+        arguments = ", ".join(f"{name}={value}" for name, value in query.items())
+        print(f'\nfetch_laion_fmri("all", {arguments})', flush=True)
         demo.bucket.requests.clear()
         data = package.fetch_laion_fmri("all", **query)
         keys = {key for _, key, _ in demo.bucket.requests if key}
         n_tables = sum(key.endswith("_trials.tsv") for key in keys)
         n_others = len(keys) - n_tables
-        print(f"  {len(data.images)} sessions with {len(data.trials)} trials;")
-        print(f"  {n_tables} tables of trials and {n_others} other files downloaded")
+        print(f"  {len(data.images)} sessions with {len(data.trials)} trials")
+        print(f"  {n_tables} trial tables and {n_others} other files downloaded")
 
         print('\nThe same, offline: mode="offline"', flush=True)
         again = package.fetch_laion_fmri("all", **query, mode="offline", verbose=0)
